@@ -1,0 +1,88 @@
+"""Every file zoo writes goes through :func:`publish`: the old content or the new, never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from zoo.spec import DiskError
+
+
+def publish(path: Path, write: Callable[[Path], object], verify: Callable[[Path], object] | None = None) -> None:
+    """Call ``write(temporary)``, then ``verify(temporary)``, and put the result in place of ``path`` in one step.
+
+    The temporary file lies in the same folder and carries the same suffix, is fsynced before the rename and removed when
+    anything fails, so ``path`` keeps its old content until the new one is whole on disk.
+
+    Raises:
+        DiskError: no space, no permission or a read-only disk, with needed and free bytes where they are known.
+    """
+    path = Path(path)
+    with telling_disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            if verify is not None:
+                verify(temporary)
+            os.chmod(temporary, 0o666 & ~_umask())
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def publish_text(path: Path, text: str) -> None:
+    """:func:`publish` for a string, as UTF-8."""
+    publish(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def telling_disk_faults(path: Path) -> Iterator[None]:
+    """Turn an operating system's refusal, also one hidden in another error's context, into a :class:`DiskError`."""
+    try:
+        yield
+    except Exception as error:
+        number = _errno(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(_existing(path)).free
+            raise DiskError(f"no space left ({path}, {free / 1e6:.1f} MB free); free some space or choose another --out") from error
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO):
+            raise DiskError(f"cannot write ({path}, {os.strerror(number)}); choose another --out") from error
+        raise
+
+
+def _errno(error: BaseException | None) -> int | None:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

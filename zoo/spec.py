@@ -1,0 +1,176 @@
+"""What a registry entry is, what a data set is, and how a person's mistake is told (no torch here).
+
+Every file below ``models``, ``losses``, ``data`` and ``export`` ends in a table of these records; see
+:mod:`zoo.registry` for how they are read without importing the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class ZooError(Exception):
+    """A fault that a person can mend; ``code`` is the exit code of the command that met it."""
+
+    code = 1
+
+
+class UsageError(ZooError):
+    """A wrong option, name or recipe."""
+
+    code = 2
+
+
+class DataError(ZooError):
+    """Missing, damaged or contradictory data."""
+
+    code = 3
+
+
+class FileError(ZooError):
+    """A checkpoint or model file that cannot be used."""
+
+    code = 4
+
+
+class DivergedError(ZooError):
+    """Training met a non-finite loss."""
+
+    code = 5
+
+
+class DiskError(ZooError):
+    """No space, no permission, or not enough memory on the device."""
+
+    code = 6
+
+
+class BusyError(ZooError):
+    """A folder or file is in use or would be overwritten."""
+
+    code = 7
+
+
+class DisagreeError(ZooError):
+    """Two computations of the same numbers differ (export, bench)."""
+
+    code = 8
+
+
+def did_you_mean(word: str, known: Iterable[str], n: int = 3) -> str:
+    """`` (did you mean a, b?)`` with up to ``n`` near names, or an empty string.
+
+    >>> did_you_mean("resnet23", ["resnet32", "alexnet"])
+    ' (did you mean resnet32?)'
+    """
+    near = difflib.get_close_matches(word, list(known), n=n, cutoff=0.5)
+    return f" (did you mean {', '.join(near)}?)" if near else ""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One architecture.
+
+    ``build(classes)`` returns a freshly initialised ``nn.Module`` mapping float (N, \\*input) to logits (N, classes).
+    """
+
+    build: Callable[..., Any]
+    input: tuple[int, int, int]
+    """Channels, height, width of one sample."""
+    params: int
+    """Number of parameters with ``classes`` outputs."""
+    paper: str
+    head: str
+    """Name of the module that holds the classifier layers, by ``named_modules``."""
+    new_head: str = ""
+    """Name of the last linear layer, replaced for another number of classes (default: ``head``)."""
+    classes: int = 10
+    macs: int = 0
+    """Multiply-accumulates of one sample."""
+    data: tuple[str, ...] = ()
+    """Data sets it suits; the first is the one that ``zoo train MODEL`` takes."""
+    weights: tuple[str, ...] = ()
+    """Names of downloadable weights; the first is ``default``."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """Recipe values that ``zoo train MODEL`` starts from, by dotted key, e.g. ``{"optim.lr": 0.1}``."""
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """One loss; ``build(**options)`` returns a module mapping (logits (N, C), target (N,)) to a scalar."""
+
+    build: Callable[..., Any]
+    reference: Callable[..., Any]
+    """The plain formula, same arguments as the module's call plus its options, used by the tests in float64."""
+    paper: str
+    options: tuple[str, ...] = ()
+    """Keys of the recipe's ``[loss]`` table that ``build`` takes, e.g. ``("focal_gamma",)``; ``weight`` is passed besides."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples held in memory (or memory-mapped): ``images`` (N, H, W, 3) uint8, ``targets`` (N,) int64."""
+
+    images: np.ndarray
+    targets: np.ndarray
+    files: Sequence[str]
+    """One name a sample, for messages: a path or ``train[17]``."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set with its three disjoint splits; ``val`` is carved from the training images (may be empty)."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    mean: tuple[float, float, float]
+    """Channel means of images scaled to [0, 1]."""
+    std: tuple[float, float, float]
+    digest: str
+    """sha256 over images and targets of all splits, in order."""
+    notes: tuple[str, ...] = ()
+    """What was decided while loading, one line each."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """One data set; ``build(folder, *, size, val, seed)`` returns a :class:`DataSet`.
+
+    ``folder`` is the user's ``--data-dir`` or None, ``size`` the wanted height and width in pixels, ``val`` the share
+    of the training images set apart for validation in [0, 1).
+    """
+
+    build: Callable[..., DataSet]
+    classes: int
+    """Number of classes; 0: known once read."""
+    shape: tuple[int, int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    counts: tuple[int, int]
+    """Training (before ``val`` is carved) and test samples; (0, 0): known once read."""
+    source: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """Recipe values that suit this data set, by dotted key."""
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """One export format."""
+
+    suffix: str
+    tolerance: float
+    """Largest absolute difference of class probabilities or normalised logits that passes."""
+    needs: tuple[str, ...] = ()
+    """Packages that must be installed besides torch."""
