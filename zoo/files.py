@@ -54,7 +54,9 @@ def telling_disk_faults(path: Path) -> Iterator[None]:
         number = _errno(error)
         if number in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(_existing(path)).free
-            raise DiskError(f"no space left ({path}, {free / 1e6:.1f} MB free); free some space or choose another --out") from error
+            raise DiskError(
+                f"no space left ({path}, {free / 1e6:.1f} MB free); free some space or choose another --out"
+            ) from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO):
             raise DiskError(f"cannot write ({path}, {os.strerror(number)}); choose another --out") from error
         raise

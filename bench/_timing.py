@@ -1,0 +1,206 @@
+"""The one clock: contenders take turns in shuffled rounds, and a figure carries its interval and where it was taken."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from zoo import host
+from zoo.files import publish
+
+TURN_NS = 5_000_000
+"""A turn repeats its contender until this much time is measured (one call at least)."""
+SETTLE_NS = 2_000_000
+"""Untimed calls that open a turn: caches are warmed and idle threads of the previous contender stop spinning."""
+LONG_NS = 20 * SETTLE_NS
+"""A turn whose first call takes longer than this is that one call: what settles in 2 ms does not matter to it."""
+SHORTEST_NS = 10_000
+"""Calls shorter than this are timed in groups, since reading the clock takes 50 ns or so."""
+RESAMPLES = 1000
+SPREAD, DRIFT = 0.15, 0.10
+"""Above this interquartile range, or change from the first to the second half, over the median, a sample is noisy."""
+FEWEST, MOST = 3, 2000
+"""Rounds when a time budget is given."""
+
+ENVIRONMENT = ("device", "cpu", "cores", "zoo", "python", "torch", "onnxruntime", "commit", "date", "command")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Measured times of one contender: one array of nanoseconds per call for each round."""
+
+    turns: tuple[np.ndarray, ...]
+
+    @property
+    def rounds(self) -> int:
+        return len(self.turns)
+
+    @cached_property
+    def medians(self) -> np.ndarray:
+        """(rounds,) median time of each round's turn, in ns."""
+        return np.array([np.median(turn) for turn in self.turns])
+
+    @property
+    def median(self) -> float:
+        """Median over rounds, in ns."""
+        return float(np.median(self.medians))
+
+    def quantile(self, q: float) -> float:
+        """Quantile over all timed calls, in ns; where calls were timed in groups, of the group means."""
+        return float(np.quantile(np.concatenate(self.turns), q))
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """95 % bootstrap interval of :attr:`median`, in ns; rounds are resampled, as calls of one turn are not independent."""
+        return bootstrap(self.medians)
+
+    @property
+    def noisy(self) -> bool:
+        """The rounds spread or drift so much that the figure should not be relied on."""
+        low, high = np.quantile(self.medians, [0.25, 0.75])
+        first, second = (
+            (np.median(half) for half in np.array_split(self.medians, 2) if len(half)) if self.rounds > 1 else (1, 1)
+        )
+        return bool((high - low) / self.median > SPREAD or abs(second / first - 1) > DRIFT)
+
+
+def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the median of ``values`` (n,) (Efron 1979); the same seed gives the same."""
+    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(np.median(values[draws], axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def ratio(base: Sample, other: Sample) -> float:
+    """How many times as fast ``other`` is: the median of base time over other time, taken round by round."""
+    return float(np.median(base.medians / other.medians))
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int | None = None,
+    seconds: float | None = None,
+    warmup: int = 2,
+    sync: Callable[[], object] | None = None,
+    seed: int = 0,
+) -> dict[str, Sample]:
+    """Time ``contenders`` against each other: in each round every one takes one turn, in a new shuffled order.
+
+    Slow drifts of the machine (heat, neighbours) so meet all alike. Give the number of ``rounds``, or the ``seconds`` that
+    all rounds together may take. ``warmup`` calls of each come first, untimed. ``sync`` waits for the device; it is called
+    before the clock is read.
+    """
+    if (rounds is None) == (seconds is None):
+        raise ValueError("give either rounds or seconds")
+    wait = sync or (lambda: None)
+    for call in contenders.values():
+        for _ in range(warmup):
+            call()
+        wait()
+    group = {name: max(1, -(-SHORTEST_NS // _once(call, wait))) for name, call in contenders.items()}
+    turns: dict[str, list[np.ndarray]] = {name: [] for name in contenders}
+    order, rng = list(contenders), np.random.default_rng(seed)
+    with _no_collection():
+        start = time.perf_counter()
+        for done in range(rounds or MOST):
+            if seconds is not None and done >= FEWEST and time.perf_counter() - start > seconds:
+                break
+            rng.shuffle(order)
+            for name in order:
+                turns[name].append(_turn(contenders[name], group[name], wait))
+    return {name: Sample(tuple(times)) for name, times in turns.items()}
+
+
+def _once(call: Callable[[], object], wait: Callable[[], object]) -> int:
+    start = time.perf_counter_ns()
+    call()
+    wait()
+    return max(1, time.perf_counter_ns() - start)
+
+
+def _turn(call: Callable[[], object], group: int, wait: Callable[[], object]) -> np.ndarray:
+    settled = _once(call, wait)
+    if settled > LONG_NS:
+        return np.array([settled], float)
+    while settled < SETTLE_NS:
+        settled += _once(call, wait)
+    times: list[float] = []
+    clock = time.perf_counter_ns
+    total = 0
+    while total < TURN_NS:
+        start = clock()
+        for _ in range(group):
+            call()
+        wait()
+        taken = clock() - start
+        total += taken
+        times.append(taken / group)
+    return np.array(times)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def environment(where: torch.device | None = None) -> dict[str, str]:
+    """Where and by what a figure was made: the columns :data:`ENVIRONMENT`, to end each row."""
+    facts = host.facts(where or torch.device("cpu")) | {
+        "cores": host.cores(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "command": _command(),
+    }
+    return {name: str(facts[name]) for name in ENVIRONMENT}
+
+
+def _command() -> str:
+    """The command line without the machine's own folders, which mean nothing elsewhere."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.stem == "__main__" else program.stem
+    return shlex.join([name, *(Path(word).name if word.startswith("/") else word for word in sys.argv[1:])])
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Publish ``rows``, which must not be empty and must have the same columns; returns ``path``."""
+    if not rows:
+        raise ValueError(f"no rows for {path.name}")
+    columns = list(rows[0])
+    for row in rows:
+        if list(row) != columns:
+            raise ValueError(f"columns differ: {columns} and {list(row)}")
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    publish(path, write)
+    return path
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV written by :func:`write_csv`, as text."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

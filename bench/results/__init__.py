@@ -1,0 +1,1 @@
+"""Measured tables (CSV), written by commands only."""

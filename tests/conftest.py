@@ -1,0 +1,52 @@
+"""Shared fixtures: a clean place for runs and caches, one small trained run, and real images where they are at hand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+TINY = ["epochs=1", "batch_size=250", "data.name=synthetic", "data.imbalance=exp:0.05", "device=cpu"]
+
+
+def zoo_command(*words: str, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``zoo`` in a fresh process, as a user would."""
+    command = [sys.executable, "-m", "zoo", *words]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **environment}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_places(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Caches and runs of the tests stay out of the user's folders."""
+    os.environ["ZOO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["ZOO_RUNS"] = str(tmp_path_factory.mktemp("runs"))
+    os.environ.setdefault("NO_COLOR", "1")
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two short epochs on the built-in images."""
+    from zoo import recipe, run
+
+    overrides = dict(recipe.parse_override(text) for text in TINY) | {"epochs": 2, "data.augment": ["crop"]}
+    return run.train(recipe.resolve("cnn_small", overrides), out=tmp_path_factory.mktemp("run") / "small")
+
+
+@pytest.fixture(scope="session")
+def real_cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every 50th image of the real CIFAR-10 (1,200), or a skip that says what is missing."""
+    archive = SHARED / "cifar10.tar.gz"
+    if not archive.is_file():
+        pytest.skip("real images are not here (shared/data/cifar10.tar.gz beside the checkout)")
+    folder = tmp_path_factory.mktemp("real")
+    with tarfile.open(archive) as tar:
+        files = [member for member in tar if member.isfile()]
+        tar.extractall(folder, members=files[::50], filter="data")
+    return folder / "cifar10"

@@ -1,0 +1,156 @@
+"""The command line as a user meets it: help, results on stdout, faults in one line with their exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import zoo_command
+from zoo.cli import cli
+
+COMMANDS = sorted(cli.commands)
+ROOT = Path(__file__).resolve().parent.parent
+FAST = ("cnn_small", "epochs=1", "data=synthetic", "device=cpu", "batch_size=500")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_two_examples(command: str) -> None:
+    text = cli.commands[command].help or ""
+    assert len(re.findall(r"^(?:zoo|eval \"\$\(zoo) ?", text, re.M)) >= 2, text
+    readme = (ROOT / "README.md").read_text()
+    assert f"zoo {command}" in readme, f"zoo {command} is not in the README"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_runs(command: str, tmp_path: Path) -> None:
+    ran = zoo_command(command, "--help", cwd=tmp_path)
+    assert ran.returncode == 0
+    assert ran.stdout.startswith(f"Usage: zoo {command}")
+    assert ran.stderr == ""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with things that go wrong."""
+    folder = tmp_path_factory.mktemp("faults")
+    (folder / "typo.toml").write_text("epochs = 1\n[optim]\nlearning_rate = 0.1\n")
+    (folder / "twice.toml").write_text("seed = 1\nseed = 2\n")
+    (folder / "text.toml").write_text("[optim]\nlr = 'abc'\n")
+    (folder / "recipe.yaml").write_text("lr: 1e-3\n")
+    (folder / "full").mkdir()
+    (folder / "full" / "something.txt").write_text("mine")
+    (folder / "empty").mkdir()
+    (folder / "afile").write_text("x")
+    (folder / "page.png").write_text("<html></html>")
+    (folder / "zero.png").write_bytes(b"")
+    return folder
+
+
+FAULTS = [
+    ("unknown model", "train resnet23", 2, ["no model 'resnet23'", "did you mean", "zoo models"]),
+    ("unknown command", "trian", 2, ["No such command", "train"]),
+    ("unknown option", "train demo --epoch 3", 2, ["--epoch", "--epochs"]),
+    ("unknown key", "train typo.toml", 2, ["optim.learning_rate", "line 3"]),
+    ("unknown key on the line", "train demo optim.lrr=1", 2, ["optim.lrr", "optim.lr"]),
+    ("duplicate key", "train twice.toml", 2, ["twice.toml", "line 2"]),
+    ("text for a number", "train text.toml", 2, ["optim.lr = 'abc'", "line 2", "expected float"]),
+    ("a YAML file", "train recipe.yaml", 2, ["no model 'recipe.yaml'"]),
+    ("missing file", "train nowhere.toml", 2, ["nowhere.toml", "zoo recipes"]),
+    ("batch 0", "train demo --batch-size 0", 2, ["batch_size = 0", ">= 1"]),
+    ("negative epochs", "train demo --epochs -1", 2, ["epochs = -1", ">= 1"]),
+    ("nan lr", "train demo lr=nan", 2, ["optim.lr = nan", "finite"]),
+    ("negative gamma", "train demo --focal-gamma -1", 2, ["loss.focal_gamma = -1.0", ">= 0"]),
+    ("beta 1", "train demo --beta 1", 2, ["loss.beta = 1.0", "< 1"]),
+    ("unknown loss", "train demo --loss focl", 2, ["no loss 'focl'", "focal"]),
+    ("unknown data", "train demo --data cifar11", 2, ["no data set 'cifar11'", "cifar10"]),
+    ("bad imbalance", "train demo --imbalance exq:0.1", 2, ["exq:0.1", "exp"]),
+    ("bad augmentation", "train demo data.augment=['crap']", 2, ["crap", "crop"]),
+    ("missing data folder", "train demo --data cifar10 --data-dir gone", 3, ["gone"]),
+    ("empty data folder", "train demo --data folder --data-dir empty", 3, ["empty"]),
+    ("data folder is a file", "train demo --data folder --data-dir afile", 3, ["afile"]),
+    ("no GPU", "train demo --device cuda:7", 2, ["cuda:7", "CUDA devices found"]),
+    ("unknown device", "train demo --device gpu", 2, ["'gpu'", "cpu"]),
+    ("fp16 on the CPU", "train demo --device cpu --precision fp16", 2, ["fp16", "bf16"]),
+    ("folder in use", "train demo --out full", 7, ["--resume", "--force"]),
+    ("output is a file", "train demo --out afile", 2, ["afile", "--out"]),
+    ("nothing to resume", "train demo --resume --out gone", 4, ["no run to resume"]),
+    ("no run yet", "export --onnx", 4, ["no run yet", "zoo train"]),
+    ("no such run", "eval nothing", 2, ["no run 'nothing'"]),
+    ("not a run folder", "report empty", 4, ["not a run folder"]),
+    ("mixup with focal", "train demo mixup=0.2", 2, ["mixup", "cross_entropy"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "code", "says"), [row[1:] for row in FAULTS], ids=[row[0] for row in FAULTS])
+def test_faults(place: Path, words: str, code: int, says: list[str], tmp_path: Path) -> None:
+    before = sorted(path.name for path in place.iterdir())
+    ran = zoo_command(*words.split(), cwd=place, ZOO_RUNS=str(tmp_path / "runs"))
+    line = ran.stderr.strip().splitlines()[-1]
+    assert (ran.returncode, "Traceback" in ran.stderr) == (code, False), ran.stderr
+    assert line.startswith("zoo"), ran.stderr
+    assert all(part in line for part in says), line
+    assert len(line) <= 200 + len(str(place)) + len(str(tmp_path)), len(line)
+    assert ran.stdout == ""
+    assert sorted(path.name for path in place.iterdir()) == before
+    assert not list((tmp_path / "runs").glob("*/weights.safetensors"))
+
+
+def test_bad_images_are_named_and_the_rest_go_on(small_run: Path, place: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (40, 50), (200, 10, 10)).save(place.parent / "good.png")
+    files = [str(place / "page.png"), str(place.parent / "good.png"), str(place / "zero.png"), str(place / "gone.png")]
+    ran = zoo_command("predict", *files, "--run", str(small_run), "--json", cwd=place)
+    assert ran.returncode == 3
+    answers = json.loads(ran.stdout)
+    assert ["error" in answer for answer in answers] == [True, False, True, True]
+    assert len(answers[1]["top"]) == 3
+    assert all(name in ran.stderr for name in ("page.png", "zero.png", "gone.png"))
+
+
+def test_json_on_stdout_and_progress_on_stderr(small_run: Path, tmp_path: Path) -> None:
+    ran = zoo_command("eval", str(small_run), "--json", cwd=tmp_path)
+    answer = json.loads(ran.stdout)
+    assert answer["n"] == 1000
+    assert len(answer["classes"]) == 10
+    assert str(small_run) in ran.stderr
+
+
+def test_a_pipe_closed_early_is_no_error(tmp_path: Path) -> None:
+    shell = f"{sys.executable} -m zoo models --json | head -c 5"
+    ran = subprocess.run(["bash", "-o", "pipefail", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode in (0, 141)
+    assert "Traceback" not in ran.stderr
+
+
+def test_the_latest_run_is_taken_and_named(small_run: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "mine").symlink_to(small_run)
+    ran = zoo_command("report", cwd=tmp_path, ZOO_RUNS=str(runs))
+    assert ran.returncode == 0, ran.stderr
+    assert "mine" in ran.stderr
+    assert "report.html" in ran.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_tells_how_to_go_on(tmp_path: Path, number: int, code: int) -> None:
+    command = [sys.executable, "-m", "zoo", "train", *FAST, "epochs=50", "--out", "run"]
+    import os
+
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(number)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == code, err
+    assert "resume with: zoo train --resume --out run" in err
+    assert list((tmp_path / "run" / "last").glob("state-*.safetensors"))

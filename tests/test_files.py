@@ -1,0 +1,83 @@
+"""publish: the old content or the new, never half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from zoo import files
+from zoo.spec import DiskError
+
+
+def test_publish_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "a.txt"
+    files.publish_text(path, "one")
+    files.publish_text(path, "two")
+    assert path.read_text() == "two"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_failing_writer_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    files.publish_text(path, "old")
+
+    def half(temporary: Path) -> None:
+        temporary.write_text("ne")
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        files.publish(path, half)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_failing_check_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    files.publish_text(path, "old")
+    with pytest.raises(ValueError, match="no good"):
+        files.publish(path, lambda t: t.write_text("new"), verify=lambda t: (_ for _ in ()).throw(ValueError("no good")))
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_full_disk_is_told_even_when_hidden_in_a_context(tmp_path: Path, number: int) -> None:
+    def write(temporary: Path) -> None:
+        try:
+            raise OSError(number, os.strerror(number))
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904 - as torch.save does
+
+    with pytest.raises(DiskError) as caught:
+        files.publish(tmp_path / "a.txt", write)
+    assert caught.value.code == 6
+    assert str(tmp_path) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_kill_9_never_leaves_a_torn_file(tmp_path: Path) -> None:
+    path = tmp_path / "big.bin"
+    code = (
+        "import sys; from pathlib import Path; from zoo.files import publish\n"
+        "n = 0\n"
+        "while True:\n"
+        "    n += 1\n"
+        "    publish(Path(sys.argv[1]), lambda t: t.write_bytes(bytes([n % 251]) * 3_000_000))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parent.parent)}
+    for pause in (0.15, 0.22, 0.31, 0.4):
+        child = subprocess.Popen([sys.executable, "-c", code, str(path)], env=env)
+        time.sleep(pause)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        if path.exists():
+            content = path.read_bytes()
+            assert len(content) == 3_000_000
+            assert content == content[:1] * 3_000_000
+    assert path.exists()

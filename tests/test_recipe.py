@@ -1,0 +1,111 @@
+"""Recipes: typed, frozen, every mistake named with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zoo import recipe as recipes
+from zoo import registry
+from zoo.recipe import Recipe
+from zoo.spec import UsageError
+
+
+def test_shipped_recipes_read_and_their_names_resolve() -> None:
+    shipped = recipes.shipped()
+    assert len(shipped) >= 3
+    for name, path in shipped.items():
+        recipe = recipes.resolve(name, {})
+        assert recipe.model in registry.names("models")
+        assert recipe.data.name in registry.names("data")
+        assert recipe.loss.name in registry.names("losses")
+        assert path.read_text().startswith("# ")
+
+
+def test_dump_reads_back_the_same(tmp_path: Path) -> None:
+    recipe = recipes.resolve("demo", {"lr": 0.25, "seed": 7})
+    (tmp_path / "r.toml").write_text(recipes.dump(recipe))
+    assert recipes.read(tmp_path / "r.toml") == recipe
+    assert recipes.resolve(str(tmp_path / "r.toml"), {}) == recipe
+
+
+@given(lr=st.floats(1e-6, 10), epochs=st.integers(1, 10**6), imbalance=st.text(max_size=20), steps=st.lists(st.integers(1, 99)))
+def test_any_values_survive_the_file(lr: float, epochs: int, imbalance: str, steps: list[int]) -> None:
+    import tomllib
+
+    import msgspec
+
+    values = {"optim": {"lr": lr}, "epochs": epochs, "data": {"imbalance": imbalance}, "schedule": {"steps": steps}}
+    recipe = msgspec.convert(values, Recipe)
+    assert msgspec.convert(tomllib.loads(recipes.dump(recipe)), Recipe) == recipe
+
+
+def test_the_order_of_authority() -> None:
+    model_default = recipes.resolve("resnet32", {})
+    assert model_default.data.name == "cifar10"
+    assert recipes.resolve("resnet32", {"optim.lr": 0.5}).optim.lr == 0.5
+    assert recipes.resolve("cifar10_resnet32_ce", {"model": "resnet20"}).model == "resnet20"
+    assert recipes.resolve("cifar10_resnet32_ce", {}).epochs == 60
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("lr=1e-3", "optim.lr", 1e-3),
+        ("data=cifar10", "data.name", "cifar10"),
+        ("steps=[3,5]", "schedule.steps", [3, 5]),
+        ("model=a b", "model", "a b"),
+    ],
+)
+def test_overrides(text: str, key: str, value: object) -> None:
+    assert recipes.parse_override(text) == (key, value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("epochs = 0", ["epochs = 0", "line 1", ">= 1"]),
+        ("epochs = -1", ["epochs = -1", ">= 1"]),
+        ("batch_size = 0", ["batch_size = 0", ">= 1"]),
+        ("epohcs = 3", ["'epohcs'", "line 1", "did you mean epochs"]),
+        ("[optim]\nlr = 'abc'", ["optim.lr = 'abc'", "line 2", "expected float"]),
+        ("[optim]\nlr = nan", ["optim.lr = nan", "line 2", "finite"]),
+        ("[optim]\nlr = -1.0", ["optim.lr = -1.0", "> 0"]),
+        ("[optim]\nlr = 0.0", ["optim.lr = 0.0", "> 0"]),
+        ("[loss]\nfocal_gamma = -1.0", ["loss.focal_gamma", ">= 0"]),
+        ("[loss]\nbeta = 1.0", ["loss.beta", "< 1"]),
+        ("[loss]\nclass_weights = 'efective'", ["loss.class_weights", "effective"]),
+        ("[losss]\nbeta = 0.5", ["'losss.beta'", "line 2", "did you mean loss.beta"]),
+        ("seed = 1\nseed = 2", ["TOML", "line 2"]),
+        ("model = ", ["TOML", "line 1"]),
+        ("precision = 'fp8'", ["precision", "fp32"]),
+    ],
+)
+def test_bad_recipes_are_named(tmp_path: Path, text: str, says: list[str]) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        recipes.read(path)
+    message = str(caught.value)
+    assert all(part in message for part in says), message
+    assert "\n" not in message
+    assert len(message.replace(str(path), "")) <= 200
+
+
+def test_a_huge_recipe_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "big.toml"
+    path.write_text("#" * (recipes.MAX_BYTES + 1))
+    with pytest.raises(UsageError, match="too large"):
+        recipes.read(path)
+
+
+def test_unknown_model_names_three_near_ones() -> None:
+    with pytest.raises(UsageError, match=r"no model 'resnet23' \(did you mean .*resnet32.*list them with: zoo models"):
+        recipes.resolve("resnet23", {})
+
+
+def test_differences() -> None:
+    assert recipes.differences(Recipe(), recipes.Recipe(epochs=3)) == ["epochs: 10 -> 3"]

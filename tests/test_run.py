@@ -1,0 +1,166 @@
+"""A run from recipe to folder and back: exact resume, signals, divergence, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests_support import resolve
+from zoo import checkpoint, metrics, run
+from zoo.spec import BusyError, DataError, DivergedError, FileError, UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def weights_of(folder: Path) -> dict[str, str]:
+    _, meta = checkpoint.load_tensors(checkpoint.states(folder)[0])
+    return meta["digests"]
+
+
+def test_the_folder_holds_everything(small_run: Path) -> None:
+    expected = (
+        "README.md recipe.toml env.json weights.safetensors metrics.jsonl per_class.csv confusion.csv predictions.csv "
+        "curves.png confusion.png per_class.png report.html result.json tensorboard last"
+    )
+    assert {path.name for path in small_run.iterdir()} >= set(expected.split())
+    rows = checkpoint.read_rows(small_run)
+    assert [(row["epoch"], row["split"]) for row in rows[:4]] == [(1, "train"), (1, "val"), (2, "train"), (2, "val")]
+    assert [row["split"] for row in rows].count("test") == 1
+    env = json.loads((small_run / "env.json").read_text())
+    assert {"torch", "cpu", "threads", "precision", "layout", "allocator", "kernel", "data_digest"} <= set(env)
+    assert not list(small_run.glob("**/.*.tmp*"))
+
+
+def test_learning_lowers_the_loss(small_run: Path) -> None:
+    losses = [row["loss"] for row in checkpoint.read_rows(small_run) if row["split"] == "train"]
+    assert losses[1] < losses[0]
+
+
+def test_a_loaded_run_gives_the_recorded_result(small_run: Path) -> None:
+    loaded = run.load(small_run)
+    assert not loaded.model.training
+    result, logits, targets = run.evaluate(loaded)
+    recorded = next(row for row in loaded.metrics if row["split"] == "test")
+    assert result.accuracy == pytest.approx(recorded["accuracy"])
+    assert metrics.evaluate(logits, targets).n == recorded["n"] == 1000
+
+
+@pytest.mark.parametrize("settings", ["", "optim.name=adamw lr=0.001 ema=0.9", "mixup=0.2 cutmix=1.0 data.augment=['crop','flip','cutout:8']"])
+def test_resume_after_a_stop_in_mid_epoch_ends_on_the_same_bits(tmp_path: Path, settings: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = resolve("cnn_small", "epochs=2", *settings.split())
+    whole = run.train(recipe, out=tmp_path / "whole")
+    stops = iter([6, 17])
+
+    def stopping(*arguments: Any, **options: Any) -> Any:
+        at, inner, done = next(stops, None), options.pop("watch"), [0]
+
+        def watch(number: int, totals: Any) -> None:
+            done[0] += 1
+            if at is not None and done[0] == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            inner(number, totals)
+
+        return real(*arguments, watch=watch, **options)
+
+    real = run.train_epoch
+    monkeypatch.setattr(run, "train_epoch", stopping)
+    for resume in (False, True):
+        with pytest.raises(run.Interrupted) as caught:
+            run.train(recipe, out=tmp_path / "parts", resume=resume)
+        assert caught.value.code == 143
+    run.train(recipe, out=tmp_path / "parts", resume=True)
+    assert weights_of(tmp_path / "parts") == weights_of(whole)
+    same = [[{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in checkpoint.read_rows(f)] for f in (whole, tmp_path / "parts")]
+    assert same[0] == same[1]
+
+
+def test_kill_9_then_resume_ends_on_the_same_bits(tmp_path: Path) -> None:
+    settings = ["cnn_small", "epochs=3", "batch_size=250", "data=synthetic", "device=cpu"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "zoo", "train", *settings, "--out", str(out), *more]
+        return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait(200) == 0
+    killed = start(tmp_path / "killed")
+    deadline = time.monotonic() + 100
+    while len(checkpoint.read_rows(tmp_path / "killed")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert start(tmp_path / "killed", "--resume").wait(200) == 0
+    assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "whole")
+
+
+def test_a_complete_run_has_nothing_to_resume(small_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = weights_of(small_run)
+    from zoo import recipe
+
+    run.train(recipe.read(small_run / "recipe.toml"), out=small_run, resume=True)
+    assert "nothing to do" in capsys.readouterr().err
+    assert weights_of(small_run) == before
+
+
+def test_refusals_touch_nothing(small_run: Path, tmp_path: Path) -> None:
+    from zoo import recipe
+
+    mine = recipe.read(small_run / "recipe.toml")
+    before = {path: path.stat().st_mtime_ns for path in small_run.iterdir() if path.is_file() and path.name != ".lock"}
+    with pytest.raises(BusyError, match="--resume"):
+        run.train(mine, out=small_run)
+    with pytest.raises(UsageError, match=r"optim\.lr: .* -> 0\.5"):
+        run.train(resolve("cnn_small", "epochs=2", "lr=0.5"), out=small_run, resume=True)
+    with pytest.raises(FileError, match="no run to resume"):
+        run.train(mine, out=tmp_path / "nothing", resume=True)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_non_finite_loss_stops_with_the_step_and_keeps_the_good_state(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"epoch 1, step \d+, lr"):
+        run.train(resolve("cnn_small", "lr=1e30", "schedule=constant"), out=tmp_path / "bad")
+    report = json.loads((tmp_path / "bad" / "bad_batch.json").read_text())
+    assert len(report["files"]) == 250
+    tensors, meta, _ = checkpoint.load_state(tmp_path / "bad")
+    assert meta["epoch"] == 0
+    assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point())
+    assert not (tmp_path / "bad" / "weights.safetensors").exists()
+
+
+def test_an_empty_class_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no training image"):
+        run.train(resolve("cnn_small", "data.imbalance=exp:0.0001"), out=tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path) -> None:
+    folders = [run.train(resolve("cnn_small", f"seed={seed}"), out=tmp_path / name) for name, seed in (("a", 3), ("b", 3), ("c", 4))]
+    a, b, c = (weights_of(folder) for folder in folders)
+    assert a == b
+    assert a != c
+
+
+def test_batches_do_not_depend_on_how_they_are_cut() -> None:
+    from zoo import registry
+    from zoo.train import Batches
+
+    data = registry.find("data", "synthetic").build(None, size=32, val=0.1, seed=0)
+    index = np.arange(500)
+
+    def images(size: int, skip: int = 0) -> torch.Tensor:
+        made = Batches(data.train, index, size, torch.device("cpu"), data.mean, data.std, 32, augment=("crop", "flip"), seed=5)
+        return torch.cat([inputs for inputs, *_ in made.epoch(2, skip)])
+
+    assert torch.equal(images(100), images(37))
+    assert torch.equal(images(100)[300:], images(100, skip=3))

@@ -1,0 +1,53 @@
+"""zoo: train image classifiers on imbalanced data, export them to ONNX with proof, and benchmark them honestly.
+
+Nothing here imports torch until it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from zoo import bench, export, losses
+    from zoo.recipe import Recipe
+    from zoo.run import create_model, load, train
+    from zoo.sampling import class_counts, effective_weights, long_tail
+
+_ATTRIBUTES = {
+    "create_model": "zoo.run",
+    "load": "zoo.run",
+    "train": "zoo.run",
+    "Recipe": "zoo.recipe",
+    "class_counts": "zoo.sampling",
+    "effective_weights": "zoo.sampling",
+    "long_tail": "zoo.sampling",
+}
+_MODULES = ("bench", "export", "losses")
+
+__all__ = [
+    "Recipe",
+    "bench",
+    "class_counts",
+    "create_model",
+    "effective_weights",
+    "export",
+    "load",
+    "long_tail",
+    "losses",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ATTRIBUTES:
+        return getattr(importlib.import_module(_ATTRIBUTES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"zoo.{name}")
+    raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,258 @@
+"""A recipe is everything a run is: typed, frozen, read from TOML, overridden by ``key=value``, stored with the run.
+
+Later sources win: the defaults here, what the data set suggests, what the model suggests, the recipe file, the command line.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import tomli_w
+
+from zoo import registry
+from zoo.spec import UsageError, did_you_mean
+
+Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+
+MAX_BYTES = 1 << 20
+
+
+class Data(msgspec.Struct, frozen=True):
+    """``[data]``: which images, how they are split, thinned and augmented."""
+
+    name: str = "synthetic"
+    dir: str = ""
+    val: Share = 0.1
+    imbalance: str = "none"
+    augment: list[str] = msgspec.field(default_factory=lambda: ["crop", "flip"])
+
+
+class Loss(msgspec.Struct, frozen=True):
+    """``[loss]``: the loss, its options, and class weights from the training counts."""
+
+    name: str = "cross_entropy"
+    focal_gamma: NotNegative = 2.0
+    label_smoothing: Share = 0.0
+    class_weights: Literal["none", "effective", "inverse", "sqrt_inverse"] = "none"
+    beta: Share = 0.9999
+
+
+class Optim(msgspec.Struct, frozen=True):
+    """``[optim]``: the optimizer; ``clip`` is the largest gradient norm, 0 for none."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.1
+    momentum: Share = 0.9
+    nesterov: bool = True
+    weight_decay: NotNegative = 5e-4
+    clip: NotNegative = 0.0
+
+
+class Schedule(msgspec.Struct, frozen=True):
+    """``[schedule]``: the learning rate over the run; ``warmup`` in epochs, ``steps`` the epochs at which it is multiplied."""
+
+    name: Literal["constant", "step", "multistep", "cosine", "onecycle"] = "cosine"
+    warmup: NotNegative = 0.0
+    steps: list[AtLeastOne] = msgspec.field(default_factory=list)
+    step_size: AtLeastOne = 30
+    lr_gamma: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
+
+
+class Recipe(msgspec.Struct, frozen=True):
+    """One run. ``patience`` is the number of epochs without a better validation accuracy before stopping, 0 for never."""
+
+    model: str = "cnn_small"
+    weights: str = "none"
+    epochs: AtLeastOne = 10
+    batch_size: AtLeastOne = 128
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    ema: Share = 0.0
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
+    patience: Annotated[int, msgspec.Meta(ge=0)] = 0
+    data: Data = msgspec.field(default_factory=Data)
+    loss: Loss = msgspec.field(default_factory=Loss)
+    optim: Optim = msgspec.field(default_factory=Optim)
+    schedule: Schedule = msgspec.field(default_factory=Schedule)
+
+
+def keys() -> list[str]:
+    """Every dotted key of a recipe, e.g. ``optim.lr``."""
+    return list(_flatten(msgspec.to_builtins(Recipe())))
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with zoo, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
+
+
+def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe for ``zoo train WHAT``: a file, a shipped recipe, or a model with the defaults that suit it.
+
+    ``overrides`` are dotted keys or leaf names that only one table has (``lr`` for ``optim.lr``); ``data``, ``loss``,
+    ``optim`` and ``schedule`` alone stand for their ``name``.
+
+    Raises:
+        UsageError: unknown name, key, type or range, naming the nearest names and the line of the file.
+    """
+    values = {full_key(key): value for key, value in overrides.items()}
+    if what is None:
+        what = values.get("model", "demo")
+    path = Path(what)
+    if what in shipped():
+        path = shipped()[what]
+    if path.suffix == ".toml" or what in shipped():
+        text, written = read_text(path)
+        base = _suited(values.get("model", written.get("model", Recipe().model)), written | values)
+        return _typed(base | written | values, path, text)
+    if not what.startswith("timm/") and what not in registry.names("models"):
+        names = [*registry.names("models"), *shipped()]
+        raise UsageError(f"no model {what!r}{did_you_mean(what, names)}; list them with: zoo models")
+    values["model"] = what
+    return _typed(_suited(what, values) | values)
+
+
+def read(path: Path) -> Recipe:
+    """The recipe in a file, exactly as it stands (missing keys take the defaults of :class:`Recipe`)."""
+    text, written = read_text(path)
+    return _typed(written, path, text)
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as TOML text with every key."""
+    return tomli_w.dumps(msgspec.to_builtins(recipe))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``lr=0.1`` as a full key and a TOML value; what is no TOML value is a string.
+
+    >>> parse_override("lr=1e-3")
+    ('optim.lr', 0.001)
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"cannot read {text!r}; write settings as key=value, e.g. optim.lr=0.1")
+    try:
+        return full_key(key.strip()), tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        return full_key(key.strip()), value.strip()
+
+
+def full_key(key: str) -> str:
+    """``lr`` to ``optim.lr``, ``data`` to ``data.name``; UsageError with the nearest keys if there is none."""
+    known = keys()
+    if key in known:
+        return key
+    leaf = [name for name in known if name.endswith(f".{key}") and name.count(".") == 1 and key != "name"]
+    if f"{key}.name" in known:
+        return f"{key}.name"
+    if len(leaf) == 1:
+        return leaf[0]
+    near = did_you_mean(key, [*known, *(name.rpartition(".")[2] for name in known)])
+    raise UsageError(f"no setting {key!r}{near}; settings are {', '.join(known[:6])} ...: zoo train --help lists them")
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Lines ``key: old -> new`` for every key that differs."""
+    before, after = (_flatten(msgspec.to_builtins(recipe)) for recipe in (old, new))
+    return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
+
+
+def read_text(path: Path) -> tuple[str, dict[str, Any]]:
+    """The text of a recipe file and its flat dotted keys, unknown ones refused with their line."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"recipe is too large ({path}, {path.stat().st_size:,} bytes); a recipe is a few lines of TOML")
+        text = path.read_text(encoding="utf-8")
+        tree = tomllib.loads(text)
+    except FileNotFoundError as error:
+        raise UsageError(f"no recipe file ({path.absolute()}); list the ones that come with zoo: zoo recipes") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read recipe ({path}, {error}); it must be a TOML text file") from error
+    except tomllib.TOMLDecodeError as error:
+        place = str(error).replace("at end of document", f"at line {len(text.splitlines())}")
+        raise UsageError(f"not a TOML recipe ({path}, {place}); for one that works see: zoo recipes demo --show") from error
+    flat = _flatten(tree)
+    known = keys()
+    for key in flat:
+        if key not in known:
+            near = did_you_mean(key, known) or did_you_mean(key.rpartition(".")[2], [k.rpartition(".")[2] for k in known])
+            raise UsageError(f"no setting {key!r} ({path}, line {_line(text, key)}){near}")
+    return text, flat
+
+
+def _suited(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model and its data set suggest; ``values`` are already decided."""
+    entry: dict[str, Any] = {} if model.startswith("timm/") else registry.entry("models", model)
+    suits = entry.get("data") or ("caltech101" if model.startswith("timm/") else "cifar10",)
+    name = values.get("data.name", suits[0])
+    name = name if name in registry.table("data") else "folder"
+    return registry.entry("data", name).get("recipe", {}) | entry.get("recipe", {}) | {"data.name": suits[0], "model": model}
+
+
+def _typed(flat: Mapping[str, Any], path: Path | None = None, text: str = "") -> Recipe:
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        table, _, leaf = key.rpartition(".")
+        (tree.setdefault(table, {}) if table else tree)[leaf] = value
+    for key, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{key} = {value}{_where(path, text, key)} is not a finite number")
+    try:
+        return msgspec.convert(tree, Recipe)
+    except msgspec.ValidationError as error:
+        expected, _, place = str(error).partition(" - at ")
+        key = place.strip("`$.").partition("[")[0]
+        expected = expected.replace("`", "").replace("Expected", "expected")
+        if "Invalid enum" in expected:
+            expected = "expected one of " + ", ".join(_choices(key))
+        raise UsageError(f"{key} = {flat.get(key)!r}{_where(path, text, key)} is not allowed: {expected}") from error
+
+
+def _choices(key: str) -> Iterator[str]:
+    struct: Any = Recipe
+    *tables, leaf = key.split(".")
+    for table in tables:
+        struct = {field.name: field.type for field in msgspec.structs.fields(struct)}[table]
+    for field in msgspec.structs.fields(struct):
+        if field.name == leaf:
+            yield from (str(choice) for choice in getattr(field.type, "__args__", ()))
+
+
+def _where(path: Path | None, text: str, key: str) -> str:
+    line = _line(text, key)
+    return f" ({path}, line {line})" if path and line else ""
+
+
+def _line(text: str, key: str) -> int:
+    """The line of a dotted key in a TOML text, 0 if it isn't there."""
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[([^\]]+)\]", line):
+            table = header[1].strip() + "."
+            if key.startswith(table) and table.count(".") > 1:
+                return number
+        elif (found := re.match(r"\s*[\"']?([\w.\-]+)[\"']?\s*=", line)) and table + found[1] == key:
+            return number
+    return 0
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

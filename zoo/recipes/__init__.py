@@ -1,0 +1,1 @@
+"""Recipes that come with zoo, one TOML file a run."""

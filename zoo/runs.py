@@ -1,0 +1,67 @@
+"""Run folders by name: where they are, how a new one is called, which is the latest (no torch here)."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import string
+from pathlib import Path
+
+from zoo.recipe import Recipe
+from zoo.spec import FileError, UsageError, did_you_mean
+
+
+def root() -> Path:
+    """The folder of all runs: ``$ZOO_RUNS`` or ``runs`` in the current folder."""
+    return Path(os.environ.get("ZOO_RUNS", "runs"))
+
+
+def all_runs() -> list[Path]:
+    """Run folders, the most recently started or resumed first."""
+    folders = [path for path in root().glob("*/") if (path / "recipe.toml").is_file()]
+    return sorted(
+        folders, key=lambda path: (path / "env.json").stat().st_mtime if (path / "env.json").is_file() else 0, reverse=True
+    )
+
+
+def find(name: str | Path | None) -> Path:
+    """The folder of a run: a path, a name, a unique prefix of one, or the latest for None and ``latest``.
+
+    Raises:
+        FileError: no run yet, or a folder that is none. UsageError: no such name, or several that begin so.
+    """
+    known = all_runs()
+    if name is None or str(name) == "latest":
+        if not known:
+            raise FileError(f"no run yet ({root().absolute()}); make one with: zoo train, or zoo demo")
+        return known[0]
+    path = Path(name)
+    if (path / "recipe.toml").is_file():
+        return path
+    if path.is_dir():
+        raise FileError(f"not a run folder ({path.absolute()}, no recipe.toml in it); make one with: zoo train")
+    exact = [run for run in known if run.name == str(name)]
+    begin = exact or [run for run in known if run.name.startswith(str(name))]
+    if len(begin) == 1:
+        return begin[0]
+    names = [run.name for run in known]
+    if begin:
+        raise UsageError(
+            f"{len(begin)} runs begin with {str(name)!r} ({', '.join(run.name for run in begin[:3])}); type more of the name"
+        )
+    raise UsageError(f"no run {str(name)!r}{did_you_mean(str(name), names)}; list them with: ls {root()}")
+
+
+def new_name(recipe: Recipe, when: datetime.date | None = None) -> str:
+    """A name that no run has yet: data, model, loss, seed, month and day, and a letter.
+
+    >>> new_name(Recipe(), datetime.date(2026, 11, 23))
+    'synthetic-cnn_small-cross_entropy-s0-1123a'
+    """
+    when = when or datetime.date.today()
+    data = Path(recipe.data.dir).name if recipe.data.name == "folder" and recipe.data.dir else recipe.data.name
+    stem = f"{data}-{recipe.model}-{recipe.loss.name}-s{recipe.seed}-{when:%m%d}"
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
+    letters = [*string.ascii_lowercase, *(a + b for a in string.ascii_lowercase for b in string.ascii_lowercase)]
+    return next(stem + letter for letter in letters if not (root() / (stem + letter)).exists())

@@ -1,0 +1,216 @@
+"""The training loop: model, loss, batches and optimizer in; totals of an epoch out.
+
+Sample order, augmentation and dropout are functions of (seed, epoch, sample) and (seed, step), so a run that stops after
+any step goes on with the same bits.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo import sampling
+from zoo.data import _augment
+from zoo.spec import DivergedError, Split
+
+RESIDENT_BYTES = 8 << 30
+"""Image sets up to this size are copied to the GPU as a whole."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Totals:
+    """Running sums over the samples seen so far in an epoch."""
+
+    loss: float = 0.0
+    correct: int = 0
+    seen: int = 0
+
+    @property
+    def row(self) -> dict[str, float]:
+        """Mean loss and accuracy in [0, 1]."""
+        return {"loss": self.loss / max(self.seen, 1), "accuracy": self.correct / max(self.seen, 1)}
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Augmented batches of one split, on the device.
+
+    ``index`` are the positions in ``split`` that are used (a long-tailed subset, say). With ``augment=None`` the samples
+    come in order and are only normalised.
+    """
+
+    split: Split
+    index: np.ndarray
+    batch_size: int
+    device: torch.device
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: int
+    """Height and width of the network's input, in pixels."""
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+    augment: Sequence[str] | None = None
+    _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return -(-len(self.index) // self.batch_size)
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor, np.ndarray, np.ndarray]]:
+        """Yield inputs (N, 3, H, W), targets (N,), positions in the split (N,) and random draws (N, K), from batch ``skip`` on."""
+        order, draws = self.index, np.zeros((len(self.split), 0), np.float32)
+        if self.augment is not None:
+            order = order[sampling.order(self.seed, epoch, len(order))]
+            draws = sampling.uniforms(self.seed, epoch, len(self.split), _augment.DRAWS)
+        for start in range(skip * self.batch_size, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            yield *self._load(chosen, draws[chosen]), chosen, draws[chosen]
+
+    def _load(self, chosen: np.ndarray, draws: np.ndarray) -> tuple[Tensor, Tensor]:
+        where = torch.from_numpy(chosen).to(self._images.device)
+        images = self._images[where].to(self.device, non_blocking=True)
+        targets = self._targets[where].to(self.device, non_blocking=True)
+        if self.augment is None:
+            return _augment.normalise(images, self.mean, self.std, self.dtype, size=self.size), targets
+        uniform = torch.from_numpy(draws).to(self.device)
+        return _augment.augment(images, uniform, self.augment, self.mean, self.std, self.dtype), targets
+
+    @property
+    def _images(self) -> Tensor:
+        if "images" not in self._cache:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a read-only memory map: nothing here writes to it
+                images = torch.from_numpy(np.asarray(self.split.images))
+            fits = self.device.type == "cuda" and images.nbytes <= RESIDENT_BYTES
+            self._cache["images"] = images.to(self.device) if fits else images
+        return self._cache["images"]
+
+    @property
+    def _targets(self) -> Tensor:
+        if "targets" not in self._cache:
+            self._cache["targets"] = torch.from_numpy(np.array(self.split.targets, np.int64)).to(self._images.device)
+        return self._cache["targets"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """How one step is taken, besides model, loss and data."""
+
+    optimizer: torch.optim.Optimizer
+    lr: Callable[[int], float]
+    """Learning rate of a global step, counted from 0."""
+    device: torch.device
+    precision: str = "fp32"
+    clip: float = 0.0
+    seed: int = 0
+    after: Callable[[nn.Module], None] | None = None
+    """Called with the model after each update (weight averaging)."""
+    mix: Callable[[Tensor, Tensor, np.ndarray], tuple[Tensor, Tensor]] | None = None
+    """Blends inputs (N, 3, H, W) and targets (N,) to soft targets (N, C) with the batch's draws (mixup, cutmix)."""
+    scaler: Any = None
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The autocast context of a precision; fp32 has none."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def train_epoch(
+    model: nn.Module,
+    loss: nn.Module,
+    batches: Batches,
+    step: Step,
+    *,
+    epoch: int,
+    skip: int = 0,
+    totals: Totals | None = None,
+    watch: Callable[[int, Totals], None] = lambda done, totals: None,
+) -> Totals:
+    """Train for the batches ``skip`` .. of one epoch (counted from 0); ``watch(batches done, totals)`` runs after each.
+
+    Raises:
+        DivergedError: the loss is not finite; the weights are those before that step. It has ``position``, the samples
+            of the batch in the split.
+    """
+    totals = totals or Totals()
+    model.train()
+    for number, (inputs, targets, chosen, draws) in enumerate(batches.epoch(epoch, skip), skip):
+        at = epoch * len(batches) + number
+        value, correct = _update(model, loss, step, at, inputs, targets, draws)
+        if value is None:
+            raise _diverged(epoch, number, step.lr(at), chosen)
+        totals.loss += value * len(targets)
+        totals.correct += correct
+        totals.seen += len(targets)
+        watch(number + 1, totals)
+    return totals
+
+
+def _update(
+    model: nn.Module, loss: nn.Module, step: Step, at: int, inputs: Tensor, targets: Tensor, draws: np.ndarray
+) -> tuple[float | None, int]:
+    rate = step.lr(at)
+    for group in step.optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+    torch.manual_seed(step.seed * 1_000_003 + at)  # dropout of this step, whatever ran before it
+    wanted = targets
+    if step.mix is not None:
+        inputs, wanted = step.mix(inputs, targets, draws)
+    with autocast(step.device, step.precision):
+        logits = model(inputs)
+    logits = logits.float()
+    value = loss(logits, wanted)
+    number = value.item()
+    if not np.isfinite(number):
+        return None, 0
+    step.optimizer.zero_grad(set_to_none=True)
+    _backward(model, value, step)
+    if step.after is not None:
+        step.after(model)
+    return number, int((logits.detach().argmax(1) == targets).sum())
+
+
+def _backward(model: nn.Module, value: Tensor, step: Step) -> None:
+    if step.scaler is None:
+        value.backward()
+    else:
+        step.scaler.scale(value).backward()
+        step.scaler.unscale_(step.optimizer)
+    if step.clip > 0:
+        nn.utils.clip_grad_norm_(model.parameters(), step.clip)
+    if step.scaler is None:
+        step.optimizer.step()
+    else:
+        step.scaler.step(step.optimizer)
+        step.scaler.update()
+
+
+def _diverged(epoch: int, number: int, rate: float, chosen: np.ndarray) -> DivergedError:
+    error = DivergedError(
+        f"loss is not finite (epoch {epoch + 1}, step {number + 1}, lr {rate:.3g}); lower optim.lr or set optim.clip=1"
+    )
+    error.position = chosen  # type: ignore[attr-defined]
+    return error
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, batches: Batches, precision: str = "fp32", poll: Callable[[], None] = lambda: None
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) float32 and targets (N,) of a whole split, on the CPU, in order; ``poll`` runs after each batch."""
+    model.eval()
+    logits, targets = [], []
+    for inputs, wanted, _, _ in batches.epoch(0):
+        with autocast(batches.device, precision):
+            logits.append(model(inputs).float().cpu())
+        targets.append(wanted.cpu())
+        poll()
+    return torch.cat(logits), torch.cat(targets)
