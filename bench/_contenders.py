@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,3 +114,23 @@ def _bound(session: Any, inputs: Tensor) -> Call:
         return outputs
 
     return call
+
+
+def takes_normalised(path: Path) -> bool:
+    """An exported file whose input is what the PyTorch model takes, by its metadata and its input's type."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    written = {entry.key: entry.value for entry in model.metadata_props}
+    return written.get("preprocess", "none") == "none" and written.get("softmax", "false").lower() in ("false", "no", "0", "")
+
+
+def write_onnx(model: nn.Module, shape: tuple[int, int, int], path: Path) -> None:
+    """Export a model that has no run: one file, any batch size (traced at 2, since a batch of 1 may be specialised)."""
+    inputs = torch.zeros(2, *shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, (inputs,), path, dynamo=True, external_data=False, optimize=True, verbose=False, input_names=["input"],
+            output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )  # fmt: skip

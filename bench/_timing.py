@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zoo import host
+from zoo import host, runs
 from zoo.files import publish
 
 TURN_NS = 5_000_000
@@ -179,6 +179,18 @@ def _command() -> str:
     program = Path(sys.argv[0])
     name = program.parent.name if program.stem == "__main__" else program.stem
     return shlex.join([name, *(Path(word).name if word.startswith("/") else word for word in sys.argv[1:])])
+
+
+def rounded(value: Any) -> Any:
+    """Floats to four significant digits, which is more than any timing deserves; anything else as it is."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def default_out(name: str, *, quick: bool) -> Path:
+    """``bench/results/NAME.csv`` of a checkout, whose tables are kept; for a quick look, or where installed, ``runs/bench``."""
+    checkout = Path(__file__).resolve().parent.parent
+    kept = (checkout / ".git").exists() and not quick
+    return (checkout / "bench" / "results" if kept else runs.root() / "bench") / f"{name.replace('/', '-')}.csv"
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

@@ -148,9 +148,9 @@ def _overrides(settings: tuple[str, ...], flags: dict[str, Any]) -> dict[str, An
 
 def show_result(folder: Path) -> None:
     """Print the test line and the per-class table of a run folder."""
-    from zoo import console
+    from zoo import show
 
-    console.show_result(folder)
+    show.result(folder)
 
 
 def _headline() -> None:
@@ -175,11 +175,12 @@ def eval(run: str | None, split: str, as_json: bool) -> None:
     zoo eval
     zoo eval cifar10-resnet32 --split val --json
     """
-    from zoo import console, runs
-    from zoo import run as engine
+    from zoo import console, runs, show
 
     folder = runs.find(run)
     console.say(f"run      {folder}")
+    from zoo import run as engine
+
     loaded = engine.load(folder)
     result, _, _ = engine.evaluate(loaded, split)
     if as_json:
@@ -190,7 +191,7 @@ def eval(run: str | None, split: str, as_json: bool) -> None:
         overall = {key: getattr(result, key) for key in ("n", "accuracy", "low", "high", "macro", "loss", "ece")}
         click.echo(json.dumps({"run": str(folder), "split": split, **overall, "classes": per_class}))
     else:
-        console.show_evaluation(split, loaded.classes, result)
+        show.evaluation(split, loaded.classes, result)
 
 
 @cli.command()
@@ -206,7 +207,7 @@ def predict(images: tuple[Path, ...], run: str | None, onnx: Path | None, top: i
     zoo predict cat.jpg dog.png
     zoo predict --onnx model.onnx *.png --json
     """
-    from zoo import console
+    from zoo import console, show
 
     if onnx is not None:
         from zoo import predictor
@@ -219,7 +220,7 @@ def predict(images: tuple[Path, ...], run: str | None, onnx: Path | None, top: i
         folder = runs.find(run)
         console.say(f"run      {folder}")
         answers = engine.predict_files(engine.load(folder), images, top=top)
-    console.show_predictions(answers, as_json=as_json)
+    show.predictions(answers, as_json=as_json)
 
 
 @cli.command()
@@ -299,13 +300,13 @@ def report(runs: tuple[str, ...], out: Path | None) -> None:
 def _listing(kind: str, pattern: str, as_json: bool) -> None:
     from fnmatch import fnmatch
 
-    from zoo import console, registry
+    from zoo import registry, show
 
     rows = {name: entry for name, entry in registry.table(kind).items() if fnmatch(name, f"*{pattern}*")}
     if as_json:
         click.echo(json.dumps(rows))
     else:
-        console.show_listing(kind, rows)
+        show.listing(kind, rows)
 
 
 @cli.command()
@@ -367,17 +368,17 @@ def recipes(pattern: str, show: bool) -> None:
             click.echo(text if show else f"{name:28} {text.splitlines()[0].lstrip('# ')}")
 
 
-@cli.command()
-def doctor() -> None:
+@cli.command("doctor")
+def doctor_() -> None:
     """Say what is live on this machine, what is not, why, and the line that mends it.
 
     \b
     zoo doctor
     zoo --debug doctor
     """
-    from zoo import console, doctor
+    from zoo import doctor, show
 
-    console.show_doctor(doctor.report())
+    show.doctor(doctor.report())
 
 
 @cli.command()

@@ -9,9 +9,9 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,37 @@ def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tupl
     logits, targets = predict(run.model.to(where, memory_format=torch.channels_last), batches, how)
     run.model.to("cpu")
     return metrics.evaluate(logits, targets), logits, targets
+
+
+def predict_files(run: Run, paths: Sequence[Path], *, top: int = 3) -> list[dict[str, Any]]:
+    """For each image file ``{"file", "top": [(class, probability), ...]}``, or ``{"file", "error"}`` if it can't be read."""
+    from zoo.data._image import read_image
+
+    size = run.input[1]
+    answers: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            image = fit_image(read_image(path), size)
+        except DataError as error:
+            answers.append({"file": str(path), "error": str(error)})
+            continue
+        with torch.inference_mode():
+            inputs = _augment.normalise(torch.from_numpy(image)[None], run.mean, run.std, torch.float32, size=size)
+            shares = run.model(inputs).float().softmax(1)[0]
+        best = shares.topk(min(top, len(run.classes)))
+        answers.append({"file": str(path), "top": [(run.classes[i], round(p, 6)) for p, i in zip(best.values.tolist(), best.indices.tolist())]})
+    return answers
+
+
+def fit_image(image: np.ndarray, size: int) -> np.ndarray:
+    """An (H, W, 3) uint8 image with its shorter side resized to ``size`` (antialiased bilinear) and its centre cut out."""
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    scale = size / min(height, width)
+    picture = Image.fromarray(image).resize((max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BILINEAR)
+    left, upper = (picture.width - size) // 2, (picture.height - size) // 2
+    return np.array(picture.crop((left, upper, left + size, upper + size)))
 
 
 @dataclass

@@ -1,0 +1,218 @@
+"""Which runtime, precision and batch to deploy: PyTorch eager and compiled against onnxruntime on the same inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from zoo import host, registry, run as runs
+from zoo.bench import _contenders, _picture, _timing
+from zoo.bench._contenders import BASE, Call, Contender
+from zoo.console import say
+from zoo.files import publish
+from zoo.spec import DisagreeError, UsageError
+
+BATCHES, QUICK_BATCHES = (1, 8, 64, 256), (1, 8, 64)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is benchmarked: a float32 model in eval mode and the run it is of, if any."""
+
+    name: str
+    model: nn.Module
+    input: tuple[int, int, int]
+    run: runs.Run | None = None
+
+
+def main(
+    quick: bool = False,
+    target: str | Path | runs.Run | None = None,
+    *,
+    out: Path | None = None,
+    batches: Sequence[int] = (),
+    device: str = "auto",
+    threads: int = 0,
+    seconds: float = 0.0,
+) -> Path:
+    """Benchmark a run (default: the latest) or a model by name; returns the CSV, with a picture of the same name beside it.
+
+    ``threads`` 0 is all cores that are really available; ``seconds`` are those of measuring at one batch size. ``auto``
+    is the CPU, and the GPU besides where there is one.
+
+    Raises:
+        UsageError: a device or runtime that is not there. DisagreeError: outputs differ; nothing is written.
+    """
+    batches = tuple(sorted(set(batches))) or (QUICK_BATCHES if quick else BATCHES)
+    if batches[0] < 1:
+        raise UsageError(f"batch size {batches[0]} is not allowed; give positive numbers, e.g. --batches 1,8,64")
+    subject = _subject(target)
+    out = out or (subject.run.path / "bench.csv" if subject.run else _timing.default_out(subject.name, quick=True))
+    places = [host.device(device)] if device != "auto" else [torch.device("cpu"), *_gpu()]
+    rows: list[dict[str, Any]] = []
+    with _settings(threads or host.cores()) as used, _model_file(subject) as file:
+        for place in places:
+            contenders = _gather(subject, file, place, used, compiled=not quick, must=device != "auto")
+            for batch in batches:
+                rows += _measure(subject, contenders, place, batch, used, seconds or (1.5 if quick else 15.0))
+    _timing.write_csv(out, rows)
+    publish(out.with_suffix(".png"), lambda temporary: figure(rows, temporary))
+    return out
+
+
+def _subject(target: str | Path | runs.Run | None) -> Subject:
+    if isinstance(target, str) and (target in registry.names("models") or target.startswith("timm/")):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return Subject(target, runs.create_model(target).eval(), runs.model_spec(target).input)
+    found = target if isinstance(target, runs.Run) else runs.load(target)
+    return Subject(found.recipe.model, found.model.eval(), found.input, found)
+
+
+def _gpu() -> list[torch.device]:
+    return [torch.device("cuda")] if torch.cuda.is_available() else []
+
+
+@contextlib.contextmanager
+def _settings(threads: int) -> Iterator[int]:
+    """``threads`` for PyTorch, no TF32 (onnxruntime is given none either), no gradients; all as before afterwards."""
+    before, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.inference_mode():
+            yield threads
+    finally:
+        torch.set_num_threads(before)
+        torch.backends.cudnn.allow_tf32 = tf32
+
+
+@contextlib.contextmanager
+def _model_file(subject: Subject) -> Iterator[Path]:
+    """The run's own model.onnx where it takes normalised images, else a new one that is gone afterwards."""
+    own = subject.run.path / "model.onnx" if subject.run else None
+    if own and own.is_file() and _contenders.takes_normalised(own):
+        yield own
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        with torch.inference_mode(False):
+            _contenders.write_onnx(subject.model, subject.input, path)
+        yield path
+
+
+def _gather(subject: Subject, file: Path, place: torch.device, threads: int, *, compiled: bool, must: bool) -> list[Contender]:
+    found = _contenders.of_pytorch(subject.model, place, compiled=compiled)
+    if not compiled:
+        say("skipped  torch.compile (quick)")
+    try:
+        found += _contenders.of_onnxruntime(file, place, threads)
+    except UsageError as error:
+        if must:
+            raise
+        say(f"skipped  onnxruntime {place.type}: {error}")
+    except ImportError:
+        say("skipped  onnxruntime: not installed; pip install onnxruntime")
+    return found
+
+
+def _measure(
+    subject: Subject, contenders: Sequence[Contender], place: torch.device, batch: int, threads: int, seconds: float
+) -> list[dict[str, Any]]:
+    inputs = _inputs(batch, subject.input).to(place)
+    calls = _agreeing(contenders, inputs)
+    sync = torch.cuda.synchronize if place.type == "cuda" else None
+    samples = _timing.interleave(calls, seconds=seconds, sync=sync)
+    environment = _timing.environment(place)
+    precision = {each.name: each.precision for each in contenders}
+    rows = []
+    for name, sample in samples.items():
+        slow, fast = (batch / time * 1e9 for time in reversed(sample.interval))
+        row = {
+            "model": subject.name, "contender": name, "batch": batch, "threads": threads, "precision": precision[name],
+            "median_ms": sample.median / 1e6, "p95_ms": sample.quantile(0.95) / 1e6, "p99_ms": sample.quantile(0.99) / 1e6,
+            "images_per_s": batch / sample.median * 1e9, "low": slow, "high": fast, "ratio": _timing.ratio(samples[BASE], sample),
+            "noisy": "yes" if sample.noisy else "no", "rounds": sample.rounds,
+        }  # fmt: skip
+        rows.append({key: _timing.rounded(value) for key, value in row.items()} | environment)
+    return rows
+
+
+def _inputs(batch: int, shape: tuple[int, int, int]) -> Tensor:
+    """The same (N, C, H, W) float32 images for every contender and every run: seeded noise of unit variance."""
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32))
+
+
+def _agreeing(contenders: Sequence[Contender], inputs: Tensor) -> dict[str, Call]:
+    """One call for each contender that can run, its answer held against eager float32 first."""
+    calls: dict[str, Call] = {}
+    truth = torch.empty(0)
+    for each in contenders:
+        try:
+            call = each.prepare(inputs)
+            answer = torch.as_tensor(call()).float().cpu()
+        except Exception as error:
+            if each.name != "torch.compile":
+                raise
+            say(f"skipped  torch.compile: {str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__}")
+            continue
+        if each.name == BASE:
+            truth = answer
+        allowed = each.tolerance * max(1.0, float(truth.abs().max()))
+        worst = float((answer - truth).abs().max()) if answer.shape == truth.shape else float("inf")
+        if not worst <= allowed:  # also when it is nan
+            raise DisagreeError(
+                f"{each.name} and {BASE} disagree (batch {len(inputs)}, largest difference {worst:.2g}, allowed {allowed:.2g});"
+                " nothing written. If the model changed, export again: zoo export --onnx --force"
+            )
+        calls[each.name] = call
+    return calls
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows for a terminal, 80 columns wide; the fastest of each batch in bold."""
+    found = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("contender", "batch", "img/s", "95 % interval", "ratio", "median ms", "p95 ms"):
+        found.add_column(column, justify="left" if column == "contender" else "right", no_wrap=True)
+    best = {row["batch"]: max(float(other["images_per_s"]) for other in rows if other["batch"] == row["batch"]) for row in rows}
+    for number, row in enumerate(rows):
+        speed = float(row["images_per_s"])
+        found.add_row(
+            f"{row['contender']}{' (noisy)' if row['noisy'] == 'yes' else ''}",
+            str(row["batch"]),
+            f"{speed:,.0f}",
+            f"{float(row['low']):,.0f}-{float(row['high']):,.0f}",
+            f"{float(row['ratio']):.2f}",
+            f"{float(row['median_ms']):.3g}",
+            f"{float(row['p95_ms']):.3g}",
+            style="bold" if speed == best[row["batch"]] else None,
+            end_section=number + 1 < len(rows) and rows[number + 1]["batch"] != row["batch"],
+        )
+    return found
+
+
+def figure(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw throughput (band: 95 % interval) and latency against batch, one line a contender, as PNG."""
+    devices = sorted({str(row["device"]) for row in rows})
+    title = f"{rows[0]['model']}: inference on {' and '.join(d if d != 'cpu' else rows[0]['cpu'] for d in devices)}"
+    lines = [line for name in dict.fromkeys(row["contender"] for row in rows) for device in devices if (line := _line(rows, name, device))]
+    if len(devices) > 1:
+        lines = [replace(line, name=f"{line.name} ({line.device})") for line in lines]
+    note = f"{rows[0]['threads']} threads, torch {rows[0]['torch']}, onnxruntime {rows[0]['onnxruntime']}, {rows[0]['date']}"
+    _picture.draw(path, title, note, lines)
+
+
+def _line(rows: Sequence[Mapping[str, Any]], name: str, device: str) -> _picture.Line | None:
+    own = [row for row in rows if row["contender"] == name and row["device"] == device]
+    numbers = {key: [float(row[key]) for row in own] for key in ("batch", "images_per_s", "low", "high", "median_ms", "p95_ms")}
+    noisy = [row["noisy"] == "yes" for row in own]
+    return _picture.Line(name, device, numbers, noisy) if own else None
