@@ -25,9 +25,10 @@ def command(
     as_json: bool = False,
 ) -> Path:
     """``zoo bench``: measure a run (None: the latest), a model, or a part of zoo by name; print the table, say where the files are."""
-    from zoo import runs
-    from zoo.bench import _tables, _timing, inference
     from zoo.console import say
+
+    from zoo import runs, show
+    from zoo.bench import _timing, inference
 
     if what in names():
         if batches or device:
@@ -45,7 +46,7 @@ def command(
         json.dump(rows, sys.stdout, indent=1)
         print()
     else:
-        _tables.show(module.table(rows))
+        show.out().print(module.table(rows))
         picture = path.with_suffix(".png")
         say(f"bench    {path}" + (f"  {picture.name}" if picture.is_file() else ""))
     return path

@@ -63,8 +63,8 @@ def draw(path: Path, title: str, note: str, lines: Sequence[Line]) -> None:
         right.plot(batch, line.columns["p95_ms"], color=look["color"], linestyle="", marker="_", markersize=7)
         _hollow(left, batch, line.columns["images_per_s"], line.noisy, look)
         _hollow(right, batch, line.columns["median_ms"], line.noisy, look)
-    left.set_title("throughput (band: 95 % interval)", fontsize=9)
-    right.set_title("latency of a batch (bar: 95th percentile)", fontsize=9)
+    left.set_title("throughput (band: 95 % interval)")
+    right.set_title("latency of a batch (bar: 95th percentile)")
     left.set_ylabel("images/s")
     right.set_ylabel("ms")
     for axes in (left, right):
@@ -84,6 +84,7 @@ def finish(figure: Figure, path: Path, title: str, note: str) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
+        axes.title.set_fontsize(9)
         axes.yaxis.set_major_formatter(FuncFormatter(_plain))
         low, high = axes.get_ylim()
         axes.yaxis.set_minor_formatter(FuncFormatter(_minor) if high / low < 30 else NullFormatter())

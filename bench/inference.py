@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor, nn
+from zoo.console import say
 
-from zoo import host, registry, run as runs
+from zoo import host, registry, show
+from zoo import run as runs
 from zoo.bench import _contenders, _picture, _timing
 from zoo.bench._contenders import BASE, Call, Contender
-from zoo.console import say
 from zoo.files import publish
 from zoo.spec import DisagreeError, UsageError
 
@@ -163,7 +164,9 @@ def _agreeing(contenders: Sequence[Contender], inputs: Tensor) -> dict[str, Call
         except Exception as error:
             if each.name != "torch.compile":
                 raise
-            say(f"skipped  torch.compile: {str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__}")
+            say(
+                f"skipped  torch.compile: {str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__}"
+            )
             continue
         if each.name == BASE:
             truth = answer
@@ -180,31 +183,31 @@ def _agreeing(contenders: Sequence[Contender], inputs: Tensor) -> dict[str, Call
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows for a terminal, 80 columns wide; the fastest of each batch in bold."""
-    found = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("contender", "batch", "img/s", "95 % interval", "ratio", "median ms", "p95 ms"):
-        found.add_column(column, justify="left" if column == "contender" else "right", no_wrap=True)
-    best = {row["batch"]: max(float(other["images_per_s"]) for other in rows if other["batch"] == row["batch"]) for row in rows}
-    for number, row in enumerate(rows):
-        speed = float(row["images_per_s"])
-        found.add_row(
-            f"{row['contender']}{' (noisy)' if row['noisy'] == 'yes' else ''}",
-            str(row["batch"]),
-            f"{speed:,.0f}",
-            f"{float(row['low']):,.0f}-{float(row['high']):,.0f}",
-            f"{float(row['ratio']):.2f}",
-            f"{float(row['median_ms']):.3g}",
-            f"{float(row['p95_ms']):.3g}",
-            style="bold" if speed == best[row["batch"]] else None,
-            end_section=number + 1 < len(rows) and rows[number + 1]["batch"] != row["batch"],
-        )
+    found = show.make(("contender", ">batch", ">img/s", ">95 % interval", ">ratio", ">p50 ms", ">p95 ms"), [])
+    for row in rows:
+        fastest = max(float(other["images_per_s"]) for other in rows if other["batch"] == row["batch"])
+        found.add_row(*_cells(row), style="bold" if float(row["images_per_s"]) == fastest else None)
     return found
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    speed, low, high, ratio, median, p95 = (
+        float(row[key]) for key in ("images_per_s", "low", "high", "ratio", "median_ms", "p95_ms")
+    )
+    name = f"{row['contender']}{' (noisy)' if row['noisy'] == 'yes' else ''}"
+    return name, str(row["batch"]), f"{speed:,.0f}", f"{low:,.0f}-{high:,.0f}", f"{ratio:.2f}", f"{median:.3g}", f"{p95:.3g}"
 
 
 def figure(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw throughput (band: 95 % interval) and latency against batch, one line a contender, as PNG."""
     devices = sorted({str(row["device"]) for row in rows})
     title = f"{rows[0]['model']}: inference on {' and '.join(d if d != 'cpu' else rows[0]['cpu'] for d in devices)}"
-    lines = [line for name in dict.fromkeys(row["contender"] for row in rows) for device in devices if (line := _line(rows, name, device))]
+    lines = [
+        line
+        for name in dict.fromkeys(row["contender"] for row in rows)
+        for device in devices
+        if (line := _line(rows, name, device))
+    ]
     if len(devices) > 1:
         lines = [replace(line, name=f"{line.name} ({line.device})") for line in lines]
     note = f"{rows[0]['threads']} threads, torch {rows[0]['torch']}, onnxruntime {rows[0]['onnxruntime']}, {rows[0]['date']}"

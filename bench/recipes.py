@@ -13,7 +13,8 @@ from typing import Any
 
 from rich.table import Table
 
-from zoo import checkpoint, recipe as recipes, run, runs, show
+from zoo import checkpoint, run, runs, show
+from zoo import recipe as recipes
 from zoo.bench import _timing
 from zoo.spec import FileError
 
@@ -66,8 +67,22 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One line a recipe: mean and standard deviation over seeds, and the interval of the images where there is one seed."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[key] for key in ("data", "imbalance", "model", "loss", "class_weights", "epochs")), []).append(row)
-    columns = ("data", "imbalance", "model", "loss", "class weights", ">epochs", ">seeds", ">test %", "spread", ">images/s", ">minutes")
+        groups.setdefault(
+            tuple(row[key] for key in ("data", "imbalance", "model", "loss", "class_weights", "epochs")), []
+        ).append(row)
+    columns = (
+        "data",
+        "imbalance",
+        "model",
+        "loss",
+        "class weights",
+        ">epochs",
+        ">seeds",
+        ">test %",
+        "spread",
+        ">images/s",
+        ">minutes",
+    )
     return show.make(columns, [(*key, len(group), *_spread(group)) for key, group in groups.items()])
 
 

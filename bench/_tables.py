@@ -1,0 +1,83 @@
+"""The README's tables, made from the CSV files of the benchmarks.
+
+``python -m zoo.bench._tables README.md`` writes again what stands between markers such as
+``<!-- table:inference batch=64 contender images_per_s ratio -->`` and ``<!-- /table:inference -->``: the named columns of the rows of
+``bench/results/inference.csv`` that have these values.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from zoo.bench import _timing
+from zoo.files import publish_text
+
+RESULTS = Path(__file__).parent / "results"
+_MARKED = re.compile(r"(<!-- table:([\w-]+)([^>\n]*?) -->\n).*?(<!-- /table:\2 -->)", re.DOTALL)
+
+
+def render(path: Path, columns: Sequence[str] = (), where: dict[str, str] | None = None) -> str:
+    """Markdown of a CSV: ``columns`` (default: all but the environment) of the rows that match ``where``, and one line that
+    says on what and by which command they were made.
+
+    Raises:
+        ValueError: no such column, or no row left.
+    """
+    rows = [row for row in _timing.read_csv(path) if all(row.get(key) == value for key, value in (where or {}).items())]
+    if not rows:
+        raise ValueError(f"{path.name} has no rows with {where}")
+    columns = columns or [name for name in rows[0] if name not in _timing.ENVIRONMENT]
+    if missing := [name for name in columns if name not in rows[0]]:
+        raise ValueError(f"{path.name} has no column {missing[0]!r}; it has {', '.join(rows[0])}")
+    number = [all(_is_number(row[name]) for row in rows if row[name]) for name in columns]
+    lines = [" | ".join(name.replace("_", " ") for name in columns), " | ".join("---:" if right else "---" for right in number)]
+    lines += [" | ".join(_cell(row[name]) for name in columns) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines) + f"\n\n{_source(rows[0])}\n"
+
+
+def _source(row: dict[str, str]) -> str:
+    facts = {key: row.get(key, "") for key in _timing.ENVIRONMENT}
+    place = facts["cpu"] if facts["device"] == "cpu" else facts["device"]
+    parts = [place, facts["cores"] and f"{facts['cores']} cores"]
+    parts += [facts[name] and f"{name} {facts[name]}" for name in ("python", "torch", "onnxruntime", "zoo", "commit")]
+    return f"<sub>{', '.join(filter(None, [*parts, facts['date']]))}: `{facts['command']}`</sub>"
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", text) is not None
+
+
+def _cell(text: str) -> str:
+    """Three significant digits; thousands separated.
+
+    >>> _cell("1234.5"), _cell("0.01234"), _cell("eager")
+    ('1,234', '0.0123', 'eager')
+    """
+    if not _is_number(text):
+        return text
+    value = float(text)
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def updated(text: str, results: Path = RESULTS) -> str:
+    """``text`` with every marked table made anew from ``results/NAME.csv``; nothing stands where there is no such file."""
+
+    def again(found: re.Match[str]) -> str:
+        path, words = results / f"{found[2]}.csv", found[3].split()
+        where = dict(word.split("=", 1) for word in words if "=" in word)
+        columns = [word for word in words if "=" not in word]
+        return found[1] + (render(path, columns, where) if path.is_file() else "") + found[4]
+
+    return _MARKED.sub(again, text)
+
+
+def update_readme(path: Path, results: Path = RESULTS) -> None:
+    """Write the marked tables of a Markdown file again."""
+    publish_text(path, updated(path.read_text(encoding="utf-8"), results))
+
+
+if __name__ == "__main__":
+    update_readme(Path(sys.argv[1]))

@@ -1,0 +1,135 @@
+"""How fast is training: images/s of ResNet-32 steps, the usual trainer against zoo's settings, on the same images."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from zoo import host, show
+from zoo import run as runs
+from zoo.bench import _timing
+from zoo.spec import Split
+from zoo.train import Batches, Step, train_epoch
+
+BASE = "usual trainer"
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+class PerImage(Dataset[tuple[Tensor, int]]):
+    """Images one by one through torchvision's transforms, as most CIFAR scripts do it."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+        self.transform = v2.Compose([
+            v2.RandomCrop(32, padding=4, padding_mode="reflect"), v2.RandomHorizontalFlip(), v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD),
+        ])  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.split.images[number])), int(self.split.targets[number])
+
+
+def main(
+    quick: bool = False, *, out: Path | None = None, model: str = "resnet32", batch: int = 128, steps: int = 0, rounds: int = 0
+) -> Path:
+    """Time ``steps`` training steps a turn; returns the CSV.
+
+    glibc keeps freed memory in every contender here, since the setting holds for the whole process; it favours the usual
+    trainer, which does not set it.
+    """
+    out = out or _timing.default_out("training", quick=quick)
+    where = host.device("auto")
+    steps = steps or (5 if quick else 20)
+    before, allocator = torch.get_num_threads(), host.keep_memory()
+    torch.set_num_threads(host.cores())
+    try:
+        split = _images(batch * steps)
+        best = host.precision("auto", where)
+        calls = {BASE: _usual(model, split, batch, where), "zoo fp32": _zoo(model, split, batch, where, "fp32")}
+        if best != "fp32":
+            calls[f"zoo {best}"] = _zoo(model, split, batch, where, best)
+        sync = torch.cuda.synchronize if where.type == "cuda" else None
+        samples = _timing.interleave(calls, rounds=rounds or (2 if quick else 10), warmup=1, sync=sync)
+        rows = [_row(name, samples, model, batch, steps, allocator) | _timing.environment(where) for name in samples]
+    finally:
+        torch.set_num_threads(before)
+    return _timing.write_csv(out, rows)
+
+
+def _images(count: int) -> Split:
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    return Split(images, draw.integers(0, 10, count), [f"noise[{number}]" for number in range(count)])
+
+
+def _fresh(model: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return runs.create_model(model, 10)
+
+
+def _usual(model: str, split: Split, batch: int, where: torch.device) -> Callable[[], object]:
+    """float32, NCHW, a DataLoader with a worker a core that starts anew each epoch (so it is idle in the others' turns)."""
+    net = _fresh(model).to(where).train()
+    loss = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    loader = DataLoader(PerImage(split), batch, shuffle=True, num_workers=host.cores(), pin_memory=where.type == "cuda")
+
+    def epoch() -> None:
+        for images, targets in loader:
+            optimizer.zero_grad()
+            value = loss(net(images.to(where, non_blocking=True)), targets.to(where, non_blocking=True))
+            value.backward()
+            optimizer.step()
+            value.item()
+
+    return epoch
+
+
+def _zoo(model: str, split: Split, batch: int, where: torch.device, precision: str) -> Callable[[], object]:
+    """The loop of ``zoo train``: batched augmentation on uint8 images in memory, channels_last, ``precision``."""
+    net = _fresh(model).to(where, memory_format=torch.channels_last)
+    loss = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    batches = Batches(split, np.arange(len(split)), batch, where, MEAN, STD, 32, augment=["crop", "flip"])
+    step = Step(optimizer, lambda _: 0.01, where, precision)
+    epochs = itertools.count()
+    return lambda: train_epoch(net, loss, batches, step, epoch=next(epochs))
+
+
+def _row(
+    name: str, samples: Mapping[str, _timing.Sample], model: str, batch: int, steps: int, allocator: str
+) -> dict[str, Any]:
+    sample = samples[name]
+    count = batch * steps * 1e9
+    slow, fast = (count / time for time in reversed(sample.interval))
+    row = {
+        "model": model, "contender": name, "batch": batch, "steps": steps, "threads": torch.get_num_threads(), "allocator": allocator,
+        "step_ms": sample.median / 1e6 / steps, "images_per_s": count / sample.median, "low": slow, "high": fast,
+        "ratio": _timing.ratio(samples[BASE], sample), "noisy": "yes" if sample.noisy else "no", "rounds": sample.rounds,
+    }  # fmt: skip
+    return {key: _timing.rounded(value) for key, value in row.items()}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows for a terminal."""
+    return show.make(("contender", ">img/s", ">95 % interval", ">ratio", ">step ms"), map(_cells, rows))
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    speed, low, high, ratio, step = (float(row[key]) for key in ("images_per_s", "low", "high", "ratio", "step_ms"))
+    mark = " (noisy)" if row["noisy"] == "yes" else ""
+    return f"{row['contender']}{mark}", f"{speed:,.0f}", f"{low:,.0f}-{high:,.0f}", f"{ratio:.2f}", f"{step:,.0f}"

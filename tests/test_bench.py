@@ -1,0 +1,246 @@
+"""Each benchmark runs and writes whole rows; wrong answers and absent devices end it; tables and pictures come from the CSV."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+import zoo.bench
+from zoo.bench import _contenders, _losses, _tables, _timing, focal_loss, inference
+from zoo.spec import DisagreeError, UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted(path.stem for path in (ROOT / "bench").glob("[a-z]*.py"))
+TINY: dict[str, dict[str, Any]] = {
+    "focal_loss": {"sizes": [(16, 4), (32, 40)], "seconds": 0.01},
+    "inference": {"target": "cnn_small", "batches": [1, 2], "seconds": 0.01},
+    "startup": {"rounds": 1},
+    "training": {"model": "cnn_small", "batch": 8, "steps": 2, "rounds": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The CSV of each benchmark, tiny."""
+    folder = tmp_path_factory.mktemp("bench")
+    return {
+        name: importlib.import_module(f"zoo.bench.{name}").main(True, out=folder / f"{name}.csv", **TINY.get(name, {}))
+        for name in FILES
+    }
+
+
+def test_there_are_benchmarks() -> None:
+    assert {"focal_loss", "inference", "startup", "training"} <= set(FILES)
+    assert set(zoo.bench.names()) == set(FILES) - {"inference"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_quick_writes_rows_with_every_column(tables: dict[str, Path], name: str) -> None:
+    rows = _timing.read_csv(tables[name])
+    assert rows
+    empty_allowed = {"onnxruntime", "commit", "formula", "loss_error", "grad_error"}
+    for row in rows:
+        assert {"cpu", "device", "torch", "zoo", "commit", "command"} <= set(row)
+        assert not {key for key, value in row.items() if value == ""} - empty_allowed
+        if "contender" in row:
+            assert row["noisy"] in ("yes", "no")
+            assert int(row["rounds"]) >= 1
+            assert tuple(row)[-len(_timing.ENVIRONMENT) :] == _timing.ENVIRONMENT
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_table_has_the_rows_and_fits(tables: dict[str, Path], name: str) -> None:
+    rows = _timing.read_csv(tables[name])
+    console = Console(width=110, record=True, file=io.StringIO())
+    console.print(importlib.import_module(f"zoo.bench.{name}").table(rows))
+    text = console.export_text()
+    assert "…" not in text
+    for contender in {row["contender"] for row in rows if "contender" in row}:
+        assert contender in text
+
+
+def test_inference_rows(tables: dict[str, Path]) -> None:
+    rows = _timing.read_csv(tables["inference"])
+    names = [row["contender"] for row in rows if row["batch"] == "1"]
+    assert names[:2] == ["pytorch eager", "pytorch channels_last"]
+    assert "onnxruntime cpu" in names
+    assert {row["batch"] for row in rows} == {"1", "2"}
+    for row in rows:
+        speed = int(row["batch"]) / float(row["median_ms"]) * 1e3
+        assert float(row["images_per_s"]) == pytest.approx(speed, rel=2e-3)
+        assert float(row["low"]) <= float(row["images_per_s"]) * 1.001
+        assert float(row["high"]) >= float(row["images_per_s"]) * 0.999
+        assert float(row["p99_ms"]) >= float(row["p95_ms"]) >= 0
+        assert row["contender"] != "pytorch eager" or float(row["ratio"]) == 1.0
+
+
+@pytest.mark.parametrize("name", ["inference", "focal_loss"])
+def test_picture_is_drawn(tables: dict[str, Path], name: str) -> None:
+    with Image.open(tables[name].with_suffix(".png")) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert pixels.shape == (840, 1600, 3)
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_unequal_answers_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(path: Path, where: torch.device, threads: int) -> list[_contenders.Contender]:
+        return [
+            _contenders.Contender("onnxruntime cpu", "fp32", lambda inputs: lambda: np.zeros((len(inputs), 10), np.float32))
+        ]
+
+    monkeypatch.setattr(_contenders, "of_onnxruntime", wrong)
+    with pytest.raises(DisagreeError, match=r"onnxruntime cpu and pytorch eager disagree \(batch 1, .*nothing written"):
+        inference.main(True, "cnn_small", out=tmp_path / "x.csv", batches=[1], seconds=0.01)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("answer", [torch.full((2, 3), torch.nan), torch.zeros(2, 4), torch.full((2, 3), 1.01)])
+def test_nan_shape_and_small_differences_are_seen(answer: torch.Tensor) -> None:
+    truth = _contenders.Contender(_contenders.BASE, "fp32", lambda inputs: lambda: torch.ones(2, 3))
+    other = _contenders.Contender("other", "fp32", lambda inputs: lambda: answer)
+    with pytest.raises(DisagreeError):
+        inference._agreeing([truth, other], torch.zeros(2, 1))
+    assert set(inference._agreeing([truth, dataclasses.replace(truth, name="same")], torch.zeros(2, 1))) == {
+        _contenders.BASE,
+        "same",
+    }
+
+
+def test_own_model_onnx_with_other_weights_is_seen(tmp_path: Path) -> None:
+    run = inference._subject("cnn_small")
+    path = tmp_path / "model.onnx"
+    other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10)).eval()
+    _contenders.write_onnx(other, (3, 32, 32), path)
+    found = _contenders.of_pytorch(run.model, torch.device("cpu"), compiled=False)
+    found += _contenders.of_onnxruntime(path, torch.device("cpu"), 1)
+    with torch.inference_mode(), pytest.raises(DisagreeError, match="onnxruntime cpu"):
+        inference._agreeing(found, inference._inputs(2, (3, 32, 32)))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_absent_device_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cuda") as told:
+        inference.main(True, "cnn_small", out=tmp_path / "x.csv", device="cuda")
+    assert "found" in str(told.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_onnxruntime_does_not_fall_back_to_the_cpu(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "model.onnx"
+    _contenders.write_onnx(inference._subject("cnn_small").model, (3, 32, 32), path)
+    with pytest.raises(UsageError, match="onnxruntime cannot run on the GPU"):
+        _contenders.open_session(path, torch.device("cuda"), 1)
+
+
+@pytest.mark.parametrize("batches", [[0], [-1, 8]])
+def test_bad_batches_are_refused(batches: list[int], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="batch size"):
+        inference.main(True, "cnn_small", out=tmp_path / "x.csv", batches=batches)
+
+
+def test_threads_and_gradients_are_as_before(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    inference.main(True, "cnn_small", out=tmp_path / "x.csv", batches=[1], threads=1, seconds=0.01)
+    assert torch.get_num_threads() == threads
+    assert torch.is_grad_enabled()
+    assert {row["threads"] for row in _timing.read_csv(tmp_path / "x.csv")} == {"1"}
+
+
+def test_focal_truth_by_hand() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0]])
+    p = np.exp([2.0, 0.0, -1.0]) / np.exp([2.0, 0.0, -1.0]).sum()
+    loss, grad = _losses.truth("focal", logits, torch.tensor([0]), torch.tensor([1.5, 1.0, 1.0]))
+    assert float(loss) == pytest.approx(-1.5 * (1 - p[0]) ** 2 * np.log(p[0]), rel=1e-12)
+    slope = 1.5 * ((1 - p[0]) ** 2 - 2 * p[0] * (1 - p[0]) * np.log(p[0]))  # minus dl/d(log p_t)
+    expected = [-slope * (1 - p[0]), slope * p[1], slope * p[2]]
+    assert grad[0].tolist() == pytest.approx(expected, rel=1e-10)
+
+
+def test_focal_rows_hold_errors_and_the_copy(tables: dict[str, Path]) -> None:
+    rows = _timing.read_csv(tables["focal_loss"])
+    assert {row["pass"] for row in rows} == {"forward", "forward+backward"}
+    assert {"eager textbook", "eager stable", "F.cross_entropy", "torchvision sigmoid", "zoo", "copy"} <= {
+        row["contender"] for row in rows
+    }
+    for row in rows:
+        if row["contender"] == "copy":
+            assert float(row["times_copy"]) == 1.0
+        elif row["contender"] != "zoo kernel":
+            assert 0 <= float(row["loss_error"]) < 1e-4
+            assert 0 <= float(row["grad_error"]) < 1e-4
+
+
+def test_a_wrong_loss_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def off(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return _losses.stable(logits, target, weight) * 1.001
+
+    monkeypatch.setattr(_losses, "own", off)
+    with pytest.raises(DisagreeError, match="focal loss is off"):
+        focal_loss.main(True, out=tmp_path / "x.csv", sizes=[(8, 4)], seconds=0.01)
+    assert not list(tmp_path.iterdir())
+
+
+def test_copy_moves_the_bytes_of_the_loss() -> None:
+    logits, target = torch.zeros(64, 10), torch.zeros(64, dtype=torch.int64)
+    moved = {backward: 2 * _losses.copy_of(logits, target, backward=backward)().nbytes for backward in (False, True)}  # type: ignore[attr-defined]
+    assert moved == {False: 64 * 40 + 64 * 8, True: 64 * 80 + 64 * 8}
+
+
+def test_peak_memory_counts_blocks() -> None:
+    assert focal_loss._peak(lambda: torch.empty(1_000_000).fill_(1)) == pytest.approx(4.0, rel=0.01)
+
+
+def test_command_prints_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = zoo.bench.command("cnn_small", quick=True, batches="1,2", out=tmp_path / "x.csv", as_json=True)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == _timing.read_csv(path)
+    with pytest.raises(UsageError, match="--batches"):
+        zoo.bench.command("cnn_small", batches="1,x")
+    with pytest.raises(UsageError, match="neither --batches nor --device"):
+        zoo.bench.command("startup", batches="1")
+
+
+def test_markdown(tmp_path: Path) -> None:
+    environment = dict.fromkeys(_timing.ENVIRONMENT, "") | {
+        "device": "cpu",
+        "cpu": "A chip",
+        "cores": "2",
+        "command": "zoo bench",
+    }
+    rows = [
+        {"contender": name, "batch": 1, "images_per_s": speed, "ratio": 1.2345} | environment
+        for name, speed in (("a", 1234.5), ("b", 0.5))
+    ]
+    _timing.write_csv(tmp_path / "t.csv", rows)
+    text = "before\n<!-- table:t contender=a contender images_per_s ratio -->\nold\n<!-- /table:t -->\nafter <!-- table:none -->\nx<!-- /table:none -->"
+    made = _tables.updated(text, tmp_path)
+    assert "| contender | images per s | ratio |\n| --- | ---: | ---: |\n| a | 1,234 | 1.23 |\n" in made
+    assert "<sub>A chip, 2 cores: `zoo bench`</sub>" in made
+    assert "old" not in made
+    assert "| b |" not in made
+    assert made.startswith("before\n")
+    assert made.endswith("after <!-- table:none -->\n<!-- /table:none -->")
+    assert _tables.updated(made, tmp_path) == made
+    with pytest.raises(ValueError, match="no column 'speed'"):
+        _tables.render(tmp_path / "t.csv", ["speed"])
+    with pytest.raises(ValueError, match="no rows"):
+        _tables.render(tmp_path / "t.csv", where={"contender": "z"})
+
+
+def test_readme_tables_are_those_of_the_results() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    if "<!-- table:" not in text:
+        pytest.skip("README has no table markers")
+    assert _tables.updated(text) == text, "run: python -m zoo.bench._tables README.md"

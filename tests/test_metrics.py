@@ -1,0 +1,137 @@
+"""Numbers of an evaluation against values worked out by hand or by another formula."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zoo import metrics
+from zoo.spec import DataError, DivergedError
+
+
+def certain(predicted: list[int], classes: int) -> torch.Tensor:
+    """Logits (N, C) whose largest entry is the predicted class."""
+    return 9.0 * torch.eye(classes)[predicted]
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """Wilson 1927 in closed form."""
+    z, p = 1.959963984540054, correct / n
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+
+
+def test_a_small_evaluation() -> None:
+    targets = torch.tensor([0, 0, 0, 0, 1, 1, 2])
+    result = metrics.evaluate(certain([0, 0, 0, 1, 1, 0, 2], 4), targets)
+    assert result.confusion.tolist() == [[3, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    assert result.confusion.dtype == np.int64
+    assert (result.n, result.accuracy) == (7, 5 / 7)
+    assert result.macro == pytest.approx((3 / 4 + 1 / 2 + 1) / 3), "a class without images has no part in the mean"
+    assert (result.low, result.high) == pytest.approx(wilson(5, 7))
+    assert result.per_class[0] == pytest.approx((4, 3, 0.75, *wilson(3, 4)))
+    assert result.per_class[3] == (0, 0, None, None, None)
+    assert result.worst_pairs() == [(0, 1, 2)], "both directions count, pairs that were never confused do not"
+    wrong, right = math.log(math.exp(9) + 3), math.log(math.exp(9) + 3) - 9
+    assert result.loss == pytest.approx((2 * wrong + 5 * right) / 7)
+
+
+def test_worst_pairs_are_sorted() -> None:
+    confusion = np.array([[9, 1, 4], [2, 9, 0], [4, 1, 9]])
+    assert metrics.worst_pairs(confusion, 2) == [(0, 2, 8), (0, 1, 3)]
+    assert metrics.worst_pairs(confusion, 9)[2:] == [(1, 2, 1)]
+
+
+@given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_interval_is_wilsons(pair: tuple[int, int]) -> None:
+    correct, n = pair
+    _, _, share, low, high = metrics.class_row(n, correct)
+    assert share is not None
+    assert low is not None
+    assert high is not None
+    assert (low, high) == pytest.approx(wilson(correct, n), abs=1e-9)
+    assert 0 <= low <= share + 1e-12
+    assert share - 1e-12 <= high <= 1
+
+
+def test_nothing_to_evaluate() -> None:
+    with pytest.raises(DataError, match=r"nothing to evaluate \(0 images\)"):
+        metrics.evaluate(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_outputs_that_are_not_finite(bad: float) -> None:
+    logits = torch.zeros(5, 3)
+    logits[2, 1] = bad
+    with pytest.raises(DivergedError, match="1 of 5 images"):
+        metrics.evaluate(logits, torch.zeros(5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("targets", [[0, 3], [-1, 0], [0], [[0, 1]]])
+def test_targets_that_do_not_fit(targets: list) -> None:
+    with pytest.raises(ValueError, match="targets"):
+        metrics.evaluate(torch.zeros(2, 3), torch.tensor(targets))
+
+
+def test_half_precision_logits() -> None:
+    logits, targets = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)).bfloat16(), torch.arange(64) % 10
+    assert metrics.evaluate(logits, targets).loss == pytest.approx(metrics.evaluate(logits.float(), targets).loss, abs=1e-12)
+
+
+def test_calibration_error_by_hand() -> None:
+    # two images at confidence 0.9 (one right), two at 0.6 (both right): (|1 - 1.8| + |2 - 1.2|) / 4
+    logits = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]]).log()
+    assert metrics.calibration_error(logits, torch.tensor([0, 1, 0, 0])) == pytest.approx((0.8 + 0.8) / 4)
+
+
+def test_calibrated_outputs_have_little_error() -> None:
+    chance = torch.Generator().manual_seed(1)
+    logits = 2 * torch.randn(20000, 5, generator=chance)
+    drawn = torch.multinomial(logits.softmax(1), 1, generator=chance)[:, 0]
+    assert metrics.calibration_error(logits, drawn) < 0.02
+    assert metrics.calibration_error(4 * logits, drawn) > 0.15, "the same predictions, too sure"
+
+
+def test_shots_follow_the_training_counts() -> None:
+    rows = [metrics.class_row(10, right) for right in (9, 8, 7, 6, 5, 4)]
+    many, medium, few = metrics.shots(rows, [5000, 101, 100, 20, 19, 0])
+    assert [(s.name, s.classes, s.n, s.correct) for s in (many, medium, few)] == [
+        ("many", 2, 20, 17), ("medium", 2, 20, 13), ("few", 2, 20, 9),
+    ]  # fmt: skip
+    assert many.macro == pytest.approx(0.85)
+    assert (many.low, many.high) == pytest.approx(wilson(17, 20))
+
+
+def test_shots_of_a_test_set_that_is_not_balanced() -> None:
+    (many,) = metrics.shots([metrics.class_row(30, 30), metrics.class_row(10, 0), metrics.class_row(0, 0)], [500, 500, 500])
+    assert (many.accuracy, many.macro) == (0.75, 0.5)
+    (empty,) = metrics.shots([metrics.class_row(0, 0)], [3])
+    assert (empty.name, empty.accuracy, empty.low, empty.macro) == ("few", None, None, None)
+
+
+def test_shots_need_a_count_a_class() -> None:
+    with pytest.raises(ValueError, match="2 classes, 1 training"):
+        metrics.shots([metrics.class_row(1, 1)] * 2, [5])
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    a = np.array([True] * 12 + [False] * 3 + [True] * 50 + [False] * 5)
+    b = np.array([False] * 12 + [True] * 3 + [True] * 50 + [False] * 5)
+    only_a, only_b, p = metrics.mcnemar(a, b)
+    assert (only_a, only_b) == (12, 3)
+    assert p == pytest.approx(2 * sum(math.comb(15, k) for k in range(4)) / 2**15)
+    assert metrics.mcnemar(b, a) == (3, 12, p)
+
+
+def test_mcnemar_of_a_model_with_itself() -> None:
+    assert metrics.mcnemar([True, False], [True, False]) == (0, 0, 1.0)
+
+
+def test_mcnemar_needs_the_same_images() -> None:
+    with pytest.raises(ValueError, match="same images"):
+        metrics.mcnemar([True], [True, False])

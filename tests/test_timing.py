@@ -1,0 +1,136 @@
+"""The clock: turns, intervals, marks, and what a row says about its origin."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from zoo.bench import _timing
+from zoo.bench._timing import Sample
+
+
+def sample(*medians: float) -> Sample:
+    return Sample(tuple(np.array([value]) for value in medians))
+
+
+def test_every_round_times_everyone_in_changing_order() -> None:
+    seen: list[str] = []
+
+    def wait(name: str) -> None:
+        time.sleep(0.05)
+        seen.append(name)
+
+    found = _timing.interleave({name: lambda name=name: wait(name) for name in "abc"}, rounds=6, warmup=2)
+    assert [found[name].rounds for name in "abc"] == [6, 6, 6]
+    turns = seen[9:]  # after two warm-up calls and one that sizes the groups, for each of the three
+    orders = ["".join(turns[start : start + 3]) for start in range(0, len(turns), 3)]
+    assert len(orders) == 6
+    assert {"".join(sorted(order)) for order in orders} == {"abc"}
+    assert len(set(orders)) > 1
+
+
+def test_times_and_ratio_are_right() -> None:
+    calls = {"long": lambda: time.sleep(0.004), "short": lambda: time.sleep(0.002)}
+    found = _timing.interleave(calls, rounds=8)
+    assert 2.0e6 <= found["short"].median < 3.5e6
+    assert 1.4 < _timing.ratio(found["long"], found["short"]) < 2.2
+    low, high = found["short"].interval
+    assert low <= found["short"].median <= high
+
+
+def test_short_calls_are_timed_in_groups() -> None:
+    found = _timing.interleave({"nothing": lambda: None}, rounds=3)
+    assert found["nothing"].median < 2_000, "a call of nanoseconds must not show the cost of reading the clock"
+
+
+def test_sync_is_called_before_the_clock_is_read() -> None:
+    pending: list[int] = []
+
+    def sync() -> None:
+        time.sleep(0.003 * len(pending))
+        pending.clear()
+
+    found = _timing.interleave({"queued": lambda: pending.append(1)}, rounds=3, sync=sync)
+    assert found["queued"].median >= 2.9e6, "work that is only queued must be waited for"
+
+
+def test_seconds_end_the_rounds() -> None:
+    start = time.perf_counter()
+    found = _timing.interleave({"a": lambda: time.sleep(0.05)}, seconds=0.3)
+    assert _timing.FEWEST <= found["a"].rounds <= 8
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("limits", [{}, {"rounds": 1, "seconds": 1.0}])
+def test_one_limit_is_needed(limits: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="rounds or seconds"):
+        _timing.interleave({"a": lambda: None}, **limits)  # type: ignore[arg-type]
+
+
+def test_interval_covers_the_true_median() -> None:
+    draw = np.random.default_rng(1)
+    hits = 0
+    for _ in range(100):
+        low, high = _timing.bootstrap(draw.lognormal(size=60))
+        hits += low <= 1.0 <= high
+    assert 88 <= hits <= 100
+
+
+def test_bootstrap_is_seeded() -> None:
+    values = np.random.default_rng(0).normal(size=30)
+    assert _timing.bootstrap(values) == _timing.bootstrap(values) != _timing.bootstrap(values, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("medians", "noisy"),
+    [
+        ([100.0] * 8, False),
+        ([100, 101, 99, 100, 102, 98, 100, 101], False),
+        ([100, 100, 100, 100, 140, 140, 140, 140], True),
+        ([100, 160, 100, 160, 100, 160, 100, 160], True),
+        ([100, 100, 100, 101, 112, 113, 112, 112], True),
+        ([100.0], False),
+    ],
+)
+def test_noise_is_marked(medians: list[float], noisy: bool) -> None:
+    assert sample(*medians).noisy is noisy
+
+
+def test_ratio_is_taken_round_by_round() -> None:
+    assert _timing.ratio(sample(10, 20, 40), sample(5, 10, 20)) == pytest.approx(2.0)
+    assert _timing.ratio(sample(10, 20, 1000), sample(5, 10, 1)) == pytest.approx(2.0)
+
+
+def test_environment_names_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/zoo", "bench", "--out", "/home/someone/x.csv"])
+    found = _timing.environment()
+    assert tuple(found) == _timing.ENVIRONMENT
+    assert found["torch"] == torch.__version__
+    assert int(found["cores"]) >= 1
+    assert all(found[key] for key in ("device", "cpu", "cores", "zoo", "python", "date"))
+    assert found["command"] == "zoo bench --out x.csv"
+
+
+def test_csv_round_trip_and_unequal_columns(tmp_path: Path) -> None:
+    rows = [{"a": 1, "b": "x,y"}, {"a": 2.5, "b": ""}]
+    path = _timing.write_csv(tmp_path / "t.csv", rows)
+    assert _timing.read_csv(path) == [{"a": "1", "b": "x,y"}, {"a": "2.5", "b": ""}]
+    with pytest.raises(ValueError, match="columns differ"):
+        _timing.write_csv(path, [{"a": 1}, {"b": 1}])
+    with pytest.raises(ValueError, match="no rows"):
+        _timing.write_csv(path, [])
+    assert len(_timing.read_csv(path)) == 2
+
+
+def test_default_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ZOO_RUNS", str(tmp_path))
+    assert _timing.default_out("timm/x", quick=True) == tmp_path / "bench" / "timm-x.csv"
+
+
+def test_rounding() -> None:
+    assert [_timing.rounded(value) for value in (1234.5678, 0.000123456, 7, "x")] == [1235.0, 0.0001235, 7, "x"]

@@ -1,0 +1,131 @@
+"""From logits and targets to the numbers a report needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import binomtest
+from torch import Tensor
+
+from zoo.spec import DataError, DivergedError
+
+Row = tuple[int, int, float | None, float | None, float | None]
+"""n, correct, accuracy in [0, 1] and its 95 % interval; None where n is 0."""
+
+SHOTS: Mapping[str, tuple[float, float]] = {"many": (101, np.inf), "medium": (20, 100), "few": (0, 19)}
+"""Training images of a class, first and last, of Liu et al. 2019's splits (section 4.1: above 100, 20 to 100, below 20)."""
+
+
+class Shot(NamedTuple):
+    """The classes of one many/medium/few-shot split, their test images taken together."""
+
+    name: str
+    classes: int
+    n: int
+    correct: int
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    macro: float | None
+    """Mean of the accuracies of its classes, which is what papers print; equals ``accuracy`` on a balanced test set."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation. Accuracies and interval ends are shares in [0, 1]; ``confusion`` is (C, C) int64, rows the true class."""
+
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    macro: float
+    """Mean of the accuracies of the classes that occur."""
+    loss: float
+    """Mean cross entropy, nats."""
+    ece: float
+    """Expected calibration error over 15 equal bins of confidence (Guo et al. 2017, eq. 3)."""
+    confusion: np.ndarray
+    per_class: list[Row]
+
+    def worst_pairs(self, k: int = 3) -> list[tuple[int, int, int]]:
+        """Pairs (a, b, images of a taken for b plus of b taken for a), most confused first; pairs never confused are left out."""
+        return worst_pairs(self.confusion, k)
+
+
+def evaluate(logits: Tensor, targets: Tensor) -> Result:
+    """Result of logits (N, C) and targets (N,) int64, on any device.
+
+    Raises:
+        DataError: N is 0. DivergedError: a logit is NaN or infinite. ValueError: shapes or classes do not fit.
+    """
+    if logits.dim() != 2 or targets.shape != logits.shape[:1]:
+        raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}; (N, C) and (N,) are needed")
+    (n, classes), logits, targets = logits.shape, logits.detach().cpu().double(), targets.cpu().long()
+    if not n:
+        raise DataError("nothing to evaluate (0 images); choose a split that has some")
+    if targets.min() < 0 or targets.max() >= classes:
+        raise ValueError(f"targets from {targets.min()} to {targets.max()}; 0 to {classes - 1} are possible")
+    if bad := int((~logits.isfinite()).any(1).sum()):
+        raise DivergedError(
+            f"the model's output is not finite ({bad:,} of {n:,} images); lower the learning rate or use precision=fp32"
+        )
+    pairs = torch.bincount(targets * classes + logits.argmax(1), minlength=classes * classes)
+    confusion = pairs.reshape(classes, classes).numpy()
+    rows = [class_row(int(count), int(right)) for count, right in zip(confusion.sum(1), confusion.diagonal())]
+    _, _, share, low, high = class_row(n, int(confusion.trace()))
+    assert share is not None and low is not None and high is not None
+    macro = float(np.mean([row[2] for row in rows if row[2] is not None]))
+    loss = F.cross_entropy(logits, targets).item()
+    return Result(n, share, low, high, macro, loss, calibration_error(logits, targets), confusion, rows)
+
+
+def worst_pairs(confusion: np.ndarray, k: int = 3) -> list[tuple[int, int, int]]:
+    """Up to ``k`` pairs (a, b, count both ways), a < b, of a confusion matrix (C, C), most confused first."""
+    both = np.triu(confusion + confusion.T, 1)
+    order = np.argsort(-both, axis=None, kind="stable")[:k]
+    return [(int(a), int(b), int(both[a, b])) for a, b in zip(*np.unravel_index(order, both.shape)) if both[a, b]]
+
+
+def class_row(n: int, correct: int) -> Row:
+    """Accuracy of ``correct`` of ``n`` with Wilson's 95 % interval (Wilson 1927)."""
+    if not n:
+        return 0, 0, None, None, None
+    interval = binomtest(correct, n).proportion_ci(method="wilson")
+    return n, correct, correct / n, float(interval.low), float(interval.high)
+
+
+def shots(rows: Sequence[Row], counts: Sequence[int]) -> list[Shot]:
+    """Many-, medium- and few-shot accuracy of the classes' rows, given each class's training images; empty splits are left out."""
+    if len(rows) != len(counts):
+        raise ValueError(f"{len(rows)} classes, {len(counts)} training counts; one count a class is needed")
+    found = []
+    for name, (first, last) in SHOTS.items():
+        members = [row for row, count in zip(rows, counts) if first <= count <= last]
+        shares = [row[2] for row in members if row[2] is not None]
+        if members:
+            pooled = class_row(sum(row[0] for row in members), sum(row[1] for row in members))
+            found.append(Shot(name, len(members), *pooled, float(np.mean(shares)) if shares else None))
+    return found
+
+
+def calibration_error(logits: Tensor, targets: Tensor, bins: int = 15) -> float:
+    """Mean distance of confidence and accuracy over equal bins of confidence, weighted by their images (Guo et al. 2017, eq. 3)."""
+    confidence, predicted = logits.double().softmax(1).max(1)
+    gap = (predicted == targets).double() - confidence
+    where = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)  # bin m is ((m - 1) / bins, m / bins]
+    sums = torch.zeros(bins, dtype=torch.float64, device=logits.device).index_add_(0, where, gap)
+    return float(sums.abs().sum() / len(targets))
+
+
+def mcnemar(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> tuple[int, int, float]:
+    """Images only the first got right, only the second, and the exact two-sided p (McNemar 1947) of two models on the same images."""
+    a, b = np.asarray(first, bool), np.asarray(second, bool)
+    if a.shape != b.shape:
+        raise ValueError(f"the two are of {a.shape} and {b.shape} images; McNemar's test needs the same images")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return only_a, only_b, float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0

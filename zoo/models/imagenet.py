@@ -1,0 +1,42 @@
+"""Networks for 224x224 images, built by torchvision: AlexNet (Krizhevsky 2014, "One weird trick") and ResNet-50 (He et al. 2015)."""
+
+from __future__ import annotations
+
+import torchvision
+from torch import nn
+
+from zoo.spec import ModelSpec
+
+
+def alexnet(classes: int = 101) -> nn.Module:
+    """torchvision's AlexNet, freshly initialised: (N, 3, 224, 224) to (N, classes)."""
+    return torchvision.models.alexnet(weights=None, num_classes=classes)
+
+
+def resnet50(classes: int = 101) -> nn.Module:
+    """torchvision's ResNet-50 (v1.5: stride in the 3x3 convolution), freshly initialised."""
+    return torchvision.models.resnet50(weights=None, num_classes=classes)
+
+
+INPUT = (3, 224, 224)
+SUITS = ("caltech101", "folder")
+WEIGHTS = ("default",)
+SCRATCH = {
+    "epochs": 30, "batch_size": 64, "optim.lr": 0.01, "optim.weight_decay": 5e-5, "optim.nesterov": False,
+    "schedule.name": "step", "schedule.step_size": 15, "data.augment": ["rcrop:224", "flip"],
+}  # fmt: skip
+TRANSFER = {
+    "epochs": 30, "batch_size": 64, "optim.lr": 0.01, "optim.weight_decay": 5e-5, "optim.nesterov": False, "weights": "default",
+    "schedule.name": "step", "schedule.step_size": 15, "data.augment": ["rcrop:224", "flip"],
+}  # fmt: skip
+
+SPECS = {
+    "alexnet": ModelSpec(
+        build=alexnet, input=INPUT, classes=101, params=57_417_637, macs=710_506_176, paper="Krizhevsky 2014, arXiv:1404.5997",
+        head="classifier", new_head="classifier.6", data=SUITS, weights=WEIGHTS, recipe=SCRATCH,
+    ),
+    "resnet50": ModelSpec(
+        build=resnet50, input=INPUT, classes=101, params=23_714_981, macs=4_087_343_104, paper="He et al. 2015, arXiv:1512.03385",
+        head="fc", data=SUITS, weights=WEIGHTS, recipe=TRANSFER,
+    ),
+}  # fmt: skip

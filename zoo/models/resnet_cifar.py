@@ -1,0 +1,92 @@
+"""ResNets for 32x32 images: He et al. 2015, "Deep residual learning for image recognition", section 4.2.
+
+Three stages of n blocks with 16, 32, 64 channels (depth 6n + 2); shortcuts of option A have no parameters: every second pixel,
+missing channels filled with zeros. Parameter names are those of the common public implementations (conv1, bn1,
+layer1.0.conv1, ..., linear), so their state dicts load.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.spec import ModelSpec
+
+
+class Block(nn.Module):
+    """conv-BN-ReLU-conv-BN plus the shortcut, then ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride = stride
+        self.missing = outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.missing:
+            half = self.missing // 2
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.missing - half))
+        return F.relu(out + x)
+
+
+class ResNet(nn.Module):
+    """(N, 3, 32, 32) to logits (N, classes)."""
+
+    def __init__(self, blocks: int, classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(16, 16, blocks, 1)
+        self.layer2 = _stage(16, 32, blocks, 2)
+        self.layer3 = _stage(32, 64, blocks, 2)
+        self.linear = nn.Linear(64, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)  # He et al. 2015, "Delving deep into rectifiers"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes)."""
+        out = F.relu(self.bn1(self.conv1(images)))
+        out = self.layer3(self.layer2(self.layer1(out)))
+        return self.linear(out.mean((2, 3)))
+
+
+def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(Block(inputs, outputs, stride), *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
+
+
+def resnet(depth: int, classes: int = 10) -> ResNet:
+    """The net of ``depth`` = 6n + 2 layers."""
+    return ResNet((depth - 2) // 6, classes)
+
+
+PAPER = "He et al. 2015, arXiv:1512.03385"
+SUITS = ("cifar10", "cifar100", "synthetic")
+RECIPE = {"epochs": 60, "batch_size": 128, "optim.lr": 0.1, "optim.weight_decay": 0.0005, "schedule.name": "cosine", "schedule.warmup": 1.0}
+INPUT = (3, 32, 32)
+
+SPECS = {
+    "resnet20": ModelSpec(
+        build=partial(resnet, 20), input=INPUT, params=269_722, macs=40_551_040, paper=PAPER, head="linear", data=SUITS, recipe=RECIPE
+    ),
+    "resnet32": ModelSpec(
+        build=partial(resnet, 32), input=INPUT, params=464_154, macs=68_862_592, paper=PAPER, head="linear", data=SUITS, recipe=RECIPE
+    ),
+    "resnet44": ModelSpec(
+        build=partial(resnet, 44), input=INPUT, params=658_586, macs=97_174_144, paper=PAPER, head="linear", data=SUITS, recipe=RECIPE
+    ),
+    "resnet56": ModelSpec(
+        build=partial(resnet, 56), input=INPUT, params=853_018, macs=125_485_696, paper=PAPER, head="linear", data=SUITS, recipe=RECIPE
+    ),
+    "resnet110": ModelSpec(
+        build=partial(resnet, 110), input=INPUT, params=1_727_962, macs=252_887_680, paper=PAPER, head="linear", data=SUITS, recipe=RECIPE
+    ),
+}

@@ -1,0 +1,140 @@
+"""Which samples, in which order, with which weights: pure functions on arrays (numpy only).
+
+Random numbers come from Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), keyed by seed and epoch,
+so they never depend on workers, batch size or what ran before. They are made from the generator's raw 64-bit words, whose
+values numpy keeps stable, unlike those of its ``permutation`` or ``normal``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from zoo.spec import UsageError
+
+DRAWS, ORDER, CARVE, TAIL = range(4)
+"""Purposes, so that no two uses of one seed share a stream."""
+
+
+def words(seed: int, epoch: int, n: int, purpose: int = DRAWS, column: int = 0) -> np.ndarray:
+    """(n,) uint64; word i depends on the key and i only, not on n.
+
+    Raises:
+        ValueError: a key that does not fit (seed < 2^64, epoch < 2^48, column < 2^12).
+    """
+    if not (0 <= seed < 2**64 and 0 <= epoch < 2**48 and 0 <= column < 2**12):
+        raise ValueError(f"random key out of range (seed {seed}, epoch {epoch}, column {column})")
+    key = np.array([seed, epoch | column << 48 | purpose << 60], np.uint64)
+    return np.random.Philox(key=key).random_raw(n)
+
+
+def uniforms(seed: int, epoch: int, n: int, k: int) -> np.ndarray:
+    """(n, k) float32 in [0, 1); element (i, j) depends on (seed, epoch, i, j) only, not on n or k."""
+    drawn = np.empty((n, k), np.float32)
+    for column in range(k):
+        drawn[:, column] = (words(seed, epoch, n, DRAWS, column) >> np.uint64(40)).astype(np.float32)
+    drawn *= np.float32(2.0**-24)
+    return drawn
+
+
+def order(seed: int, epoch: int, n: int) -> np.ndarray:
+    """A permutation of 0 .. n-1 for one epoch, (n,) int64."""
+    return np.argsort(words(seed, epoch, n, ORDER), kind="stable")
+
+
+def class_counts(targets: np.ndarray, classes: int) -> np.ndarray:
+    """Samples of each class, (classes,) int64."""
+    return np.bincount(targets, minlength=classes)
+
+
+def carve(targets: np.ndarray, val: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions for training and for validation, disjoint and sorted; the second are round(val n), stratified by class.
+
+    Each class gives the whole part of its share; the classes with the largest remainders give one more until the total is
+    met. Every class keeps a training sample, and where that forbids it the total falls short.
+
+    Raises:
+        ValueError: ``val`` outside [0, 1).
+    """
+    if not 0 <= val < 1:
+        raise ValueError(f"val = {val} is not in [0, 1)")
+    targets = np.asarray(targets, np.int64)
+    counts = np.bincount(targets)
+    take = np.floor(val * counts).astype(np.int64)
+    remainder = np.where(take + 1 < counts, val * counts - take, -1.0)
+    more = min(round(val * len(targets)) - int(take.sum()), int((remainder > 0).sum()))
+    take[np.argsort(-remainder, kind="stable")[: max(more, 0)]] += 1
+    held = _rank(targets, words(seed, 0, len(targets), CARVE)) < take[targets]
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def long_tail(targets: np.ndarray, imbalance: str, seed: int) -> np.ndarray:
+    """Positions of a long-tailed subset, sorted.
+
+    ``exp:f`` keeps int(n_max f^(i/(C-1))) samples of class i, ``step:f`` n_max of the first half of the classes and
+    int(n_max f) of the rest (Cui et al. 2019, "Class-balanced loss", section 5.1; Cao et al. 2019, "LDAM", section 4); n_max
+    is the mean number of samples a class. ``none`` keeps all. A larger f keeps all samples of a smaller one.
+
+    Raises:
+        UsageError: another form, or f outside (0, 1].
+    """
+    targets = np.asarray(targets, np.int64)
+    if imbalance == "none" or not len(targets):
+        return np.arange(len(targets))
+    kind, factor = _imbalance(imbalance)
+    classes = int(targets.max()) + 1
+    ranks = np.arange(classes)
+    shares = factor ** (ranks / max(classes - 1, 1)) if kind == "exp" else np.where(ranks < classes // 2, 1.0, factor)
+    keep = (len(targets) / classes * shares).astype(np.int64)
+    return np.flatnonzero(_rank(targets, words(seed, 0, len(targets), TAIL)) < keep[targets])
+
+
+def _imbalance(text: str) -> tuple[str, float]:
+    kind, _, number = text.partition(":")
+    try:
+        factor = float(number)
+    except ValueError:
+        factor = -1.0
+    if kind not in ("exp", "step") or not 0 < factor <= 1:
+        raise UsageError(
+            f"data.imbalance = {text[:40]!r} is not allowed; use none, exp:F or step:F with F in (0, 1], e.g. exp:0.01"
+        )
+    return kind, factor
+
+
+def _rank(targets: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """(n,) int64: the place of each sample within its class when sorted by ``keys``."""
+    by_class = np.lexsort((keys, targets))
+    counts = np.bincount(targets)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    rank = np.empty(len(targets), np.int64)
+    rank[by_class] = np.arange(len(targets)) - first
+    return rank
+
+
+def effective_weights(counts: np.ndarray, beta: float) -> np.ndarray:
+    """(1 - beta) / (1 - beta^n_c), scaled to sum to the number of classes, (C,) float64 (Cui et al. 2019, eq. 2 and 4).
+
+    Raises:
+        ValueError: beta outside [0, 1) or a class without samples.
+    """
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta = {beta} is not in [0, 1)")
+    counts = _populated(counts)
+    # expm1 keeps 1 - beta^n exact for beta near 1, where beta^n rounds to 1
+    return _scaled(1 / -np.expm1(counts * np.log(beta)) if beta else np.ones(len(counts)))
+
+
+def inverse_weights(counts: np.ndarray, power: float = 1.0) -> np.ndarray:
+    """n_c^-power, scaled to sum to the number of classes, (C,) float64; ValueError for a class without samples."""
+    return _scaled(_populated(counts) ** -power)
+
+
+def _populated(counts: np.ndarray) -> np.ndarray:
+    counts = np.asarray(counts, np.float64)
+    if not (counts > 0).all():
+        raise ValueError(f"class {int(np.argmin(counts))} has no samples, so it has no weight")
+    return counts
+
+
+def _scaled(weights: np.ndarray) -> np.ndarray:
+    return weights * len(weights) / weights.sum()
