@@ -35,7 +35,7 @@ class Contender:
 def of_pytorch(model: nn.Module, where: torch.device, *, compiled: bool) -> list[Contender]:
     """PyTorch's ways to run ``model`` on ``where``, eager float32 first."""
     eager = copy.deepcopy(model).to(where)
-    last = copy.deepcopy(model).to(where, memory_format=torch.channels_last)
+    last = copy.deepcopy(model).to(where).to(memory_format=torch.channels_last)
     found = [
         Contender(BASE, "fp32", lambda inputs: lambda: eager(inputs)),
         Contender("pytorch channels_last", "fp32", lambda inputs: _channels_last(last, inputs)),

@@ -120,8 +120,8 @@ def _call(contender: Contender, logits: Tensor, target: Tensor, weight: Tensor, 
     leaf = logits.detach().requires_grad_()
 
     def both() -> None:
-        leaf.grad = None
         contender.call(leaf, goal, weight).backward()
+        leaf.grad = None
 
     return both
 

@@ -101,7 +101,7 @@ def _usual(model: str, split: Split, batch: int, where: torch.device) -> Callabl
 
 def _zoo(model: str, split: Split, batch: int, where: torch.device, precision: str) -> Callable[[], object]:
     """The loop of ``zoo train``: batched augmentation on uint8 images in memory, channels_last, ``precision``."""
-    net = _fresh(model).to(where, memory_format=torch.channels_last)
+    net = _fresh(model).to(where).to(memory_format=torch.channels_last)
     loss = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
     batches = Batches(split, np.arange(len(split)), batch, where, MEAN, STD, 32, augment=["crop", "flip"])

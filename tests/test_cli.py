@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import zoo_command
+
 from zoo.cli import cli
 
 COMMANDS = sorted(cli.commands)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from tests_support import resolve
+
 from zoo import checkpoint, metrics, run
 from zoo.spec import BusyError, DataError, DivergedError, FileError, UsageError
 
@@ -55,8 +55,12 @@ def test_a_loaded_run_gives_the_recorded_result(small_run: Path) -> None:
     assert metrics.evaluate(logits, targets).n == recorded["n"] == 1000
 
 
-@pytest.mark.parametrize("settings", ["", "optim.name=adamw lr=0.001 ema=0.9", "mixup=0.2 cutmix=1.0 data.augment=['crop','flip','cutout:8']"])
-def test_resume_after_a_stop_in_mid_epoch_ends_on_the_same_bits(tmp_path: Path, settings: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "settings", ["", "optim.name=adamw lr=0.001 ema=0.9", "mixup=0.2 cutmix=1.0 data.augment=['crop','flip','cutout:8']"]
+)
+def test_resume_after_a_stop_in_mid_epoch_ends_on_the_same_bits(
+    tmp_path: Path, settings: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = resolve("cnn_small", "epochs=2", *settings.split())
     whole = run.train(recipe, out=tmp_path / "whole")
     stops = iter([6, 17])
@@ -80,7 +84,10 @@ def test_resume_after_a_stop_in_mid_epoch_ends_on_the_same_bits(tmp_path: Path, 
         assert caught.value.code == 143
     run.train(recipe, out=tmp_path / "parts", resume=True)
     assert weights_of(tmp_path / "parts") == weights_of(whole)
-    same = [[{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in checkpoint.read_rows(f)] for f in (whole, tmp_path / "parts")]
+    same = [
+        [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in checkpoint.read_rows(f)]
+        for f in (whole, tmp_path / "parts")
+    ]
     assert same[0] == same[1]
 
 
@@ -145,7 +152,9 @@ def test_an_empty_class_is_named(tmp_path: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path) -> None:
-    folders = [run.train(resolve("cnn_small", f"seed={seed}"), out=tmp_path / name) for name, seed in (("a", 3), ("b", 3), ("c", 4))]
+    folders = [
+        run.train(resolve("cnn_small", f"seed={seed}"), out=tmp_path / name) for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    ]
     a, b, c = (weights_of(folder) for folder in folders)
     assert a == b
     assert a != c

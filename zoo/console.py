@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 QUIET_SECONDS = 10.0
+BAR = 15
+"""Width of the bar in characters."""
 
 
 def say(line: str) -> None:
@@ -17,23 +20,29 @@ def say(line: str) -> None:
 
 
 class Progress:
-    """Progress of a training run of ``epochs`` epochs, each of ``steps`` steps over ``images`` images."""
+    """Progress of a training run of ``epochs`` epochs, each of ``steps`` steps over ``images`` images.
+
+    On a terminal a live bar (without colours where NO_COLOR is set) with a line above it for each finished epoch;
+    elsewhere these lines, and one in between whenever nothing has been said for :data:`QUIET_SECONDS`.
+    """
 
     def __init__(self, epochs: int, steps: int, images: int) -> None:
         self.epochs, self.steps, self.images = epochs, steps, images
         self.began = self.told = time.monotonic()
-        self.first: float | None = None
+        self.first: int | None = None
+        self.at_epoch = (0, 0, self.began)
+        self.val: float | None = None
         self.bar: Any = None
         self.task: Any = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("train   "), BarColumn(24), TextColumn("{task.description}"))
-            self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            columns = (TextColumn("train   "), BarColumn(BAR), TextColumn("{task.description}", markup=False))
+            self.bar = Bar(*columns, console=Console(stderr=True, highlight=False), transient=True)
             self.bar.start()
             self.task = self.bar.add_task("starting", total=self.epochs * self.steps)
         return self
@@ -43,31 +52,62 @@ class Progress:
             self.bar.stop()
 
     def step(self, epoch: int, done: int, loss: float) -> None:
-        """After a step: ``done`` of the epoch's steps (epochs counted from 1), mean loss so far."""
+        """After a step: ``done`` of the epoch's steps (epochs counted from 1), mean loss of the epoch so far."""
         now, at = time.monotonic(), (epoch - 1) * self.steps + done
         if self.first is None:
             self.first, self.began = at, now
-        rate = (at - self.first) / (now - self.began) if now > self.began else 0.0
-        left = (self.epochs * self.steps - at) / rate if rate else 0.0
-        text = f"epoch {epoch}/{self.epochs} · {rate * self.images / self.steps:,.0f} img/s · loss {loss:.3f} · left {clock(left)}"
+        if epoch != self.at_epoch[0]:
+            self.at_epoch = (epoch, at, now)
         if self.bar is not None:
-            self.bar.update(self.task, completed=at, description=text)
-        elif now - self.told > QUIET_SECONDS:
+            self.bar.update(self.task, completed=at, description=fit(self._parts(epoch, at, now, loss), self._room(BAR + 2)))
+        elif now - self.told >= QUIET_SECONDS:
             self.told = now
-            say(f"train    {text}")
+            say("train    " + fit(self._parts(epoch, at, now, loss), self._room()))
 
     def epoch(self, number: int, train: Mapping[str, Any], val: Mapping[str, Any] | None) -> None:
-        """After an epoch: its line."""
+        """After an epoch: its line, from the rows of ``metrics.jsonl``."""
         self.told = time.monotonic()
-        checked = f" · val {100 * val['accuracy']:.1f} %" if val else ""
-        line = (
-            f"train    epoch {number}/{self.epochs} · {train['images_per_s']:,.0f} img/s · loss {train['loss']:.3f} · "
-            f"train {100 * train['accuracy']:.1f} %{checked} · {clock(train['seconds'])}"
-        )
-        if self.bar is None:
-            say(line)
-        else:
-            self.bar.console.print(line, highlight=False)
+        self.val = val["accuracy"] if val else None
+        parts = [
+            (0, f"epoch {number}/{self.epochs}"),
+            (3, f"{train['images_per_s']:,.0f} img/s"),
+            (1, f"loss {train['loss']:.3f}"),
+            (2, f"train {100 * train['accuracy']:.1f} %"),
+            (0, f"val {100 * self.val:.1f} %" if self.val is not None else ""),
+            (4, clock(train["seconds"])),
+        ]
+        say("train    " + fit(parts, self._room()))
+
+    def _parts(self, epoch: int, at: int, now: float, loss: float) -> list[tuple[int, str]]:
+        _, epoch_first, epoch_began = self.at_epoch
+        assert self.first is not None
+        done, took = at - self.first, now - self.began
+        speed = (at - epoch_first) * self.images / self.steps / max(now - epoch_began, 1e-9)
+        left = (self.epochs * self.steps - at) * took / done if done else None
+        return [
+            (0, f"epoch {epoch}/{self.epochs}"),
+            (3, f"{speed:,.0f} img/s" if at > epoch_first else ""),
+            (1, f"loss {loss:.3f}"),
+            (2, f"val {100 * self.val:.1f} %" if self.val is not None else ""),
+            (4, clock(took)),
+            (0, f"left {clock(left)}" if left is not None else ""),
+        ]
+
+    def _room(self, taken: int = 0) -> int:
+        """Characters that a line has after its first word; a log's lines have all they want."""
+        return self.bar.console.width - len("train    ") - taken if self.bar is not None else 1000
+
+
+def fit(parts: Sequence[tuple[int, str]], width: int) -> str:
+    """The texts joined by dots, those with the highest rank left out until they fit into ``width`` characters.
+
+    >>> fit([(0, "epoch 1/6"), (2, "901 img/s"), (1, "loss 2.303")], 25)
+    'epoch 1/6 · loss 2.303'
+    """
+    kept = [part for part in parts if part[1]]
+    while len(line := " · ".join(text for _, text in kept)) > width and len(kept) > 1:
+        kept.remove(max(kept, key=lambda part: part[0]))
+    return line
 
 
 def clock(seconds: float) -> str:

@@ -76,12 +76,11 @@ def evaluate(logits: Tensor, targets: Tensor) -> Result:
         )
     pairs = torch.bincount(targets * classes + logits.argmax(1), minlength=classes * classes)
     confusion = pairs.reshape(classes, classes).numpy()
-    rows = [class_row(int(count), int(right)) for count, right in zip(confusion.sum(1), confusion.diagonal())]
-    _, _, share, low, high = class_row(n, int(confusion.trace()))
-    assert share is not None and low is not None and high is not None
+    rows = [class_row(int(count), int(hit)) for count, hit in zip(confusion.sum(1), confusion.diagonal())]
+    right = int(confusion.trace())
     macro = float(np.mean([row[2] for row in rows if row[2] is not None]))
     loss = F.cross_entropy(logits, targets).item()
-    return Result(n, share, low, high, macro, loss, calibration_error(logits, targets), confusion, rows)
+    return Result(n, right / n, *wilson(right, n), macro, loss, calibration_error(logits, targets), confusion, rows)
 
 
 def worst_pairs(confusion: np.ndarray, k: int = 3) -> list[tuple[int, int, int]]:
@@ -91,12 +90,15 @@ def worst_pairs(confusion: np.ndarray, k: int = 3) -> list[tuple[int, int, int]]
     return [(int(a), int(b), int(both[a, b])) for a, b in zip(*np.unravel_index(order, both.shape)) if both[a, b]]
 
 
-def class_row(n: int, correct: int) -> Row:
-    """Accuracy of ``correct`` of ``n`` with Wilson's 95 % interval (Wilson 1927)."""
-    if not n:
-        return 0, 0, None, None, None
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share of ``n`` > 0 (Wilson 1927)."""
     interval = binomtest(correct, n).proportion_ci(method="wilson")
-    return n, correct, correct / n, float(interval.low), float(interval.high)
+    return float(interval.low), float(interval.high)
+
+
+def class_row(n: int, correct: int) -> Row:
+    """Accuracy of ``correct`` of ``n`` with its interval; None where there are no images, never nan."""
+    return (n, correct, correct / n, *wilson(correct, n)) if n else (0, 0, None, None, None)
 
 
 def shots(rows: Sequence[Row], counts: Sequence[int]) -> list[Shot]:

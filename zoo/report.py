@@ -88,7 +88,9 @@ def _curves(runs: Sequence[Folder]) -> Figure:
     several = len(runs) > 1
     for color, run in zip(CYCLE, runs):
         for split, style, tint in (("train", "--", color if several else BLUE), ("val", "-", color if several else ORANGE)):
-            label = f"{run.path.name[:40]} {split}" if several else {"train": "training (augmented)", "val": "validation"}[split]
+            label = (
+                f"{run.path.name[:40]} {split}" if several else {"train": "training (augmented)", "val": "validation"}[split]
+            )
             epochs, values = run.curve(split, "accuracy")
             accuracy.plot(epochs, [100 * value for value in values], style, color=tint, label=label)
             loss.plot(*run.curve(split, "loss"), style, color=tint)
@@ -119,7 +121,15 @@ def _confusion(run: Folder) -> Figure:
         axes.set_yticks(range(count), run.classes, fontsize=8)
         for (row, column), number in np.ndenumerate(run.confusion):
             if number:
-                axes.text(column, row, f"{number:,}", ha="center", va="center", fontsize=7, color="white" if share[row, column] > 0.55 else "black")
+                axes.text(
+                    column,
+                    row,
+                    f"{number:,}",
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="white" if share[row, column] > 0.55 else "black",
+                )
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     axes.set_title(f"{run.what}: {run.test['n']:,} test images, counts in cells", fontsize=10)
@@ -139,13 +149,17 @@ def _per_class(runs: Sequence[Folder]) -> Figure:
         errors = np.abs(ends - shares)
         axes.bar(at, shares, width * 0.9, yerr=errors, color=color, ecolor="#333333", capsize=2, label=run.path.name[:40])
     names = [f"{classes[i]}\n{counts[i]:,}" if counts and len(order) <= 12 else classes[i] for i in order]
-    axes.set_xticks(range(len(order)), names, rotation=0 if len(order) <= 10 and max(map(len, classes)) < 11 else 60, fontsize=8)
+    axes.set_xticks(
+        range(len(order)), names, rotation=0 if len(order) <= 10 and max(map(len, classes)) < 11 else 60, fontsize=8
+    )
     axes.set_ylim(0, 100)
     axes.set_ylabel("test accuracy, %")
     axes.set_xlabel("class, and its training images" if counts and len(order) <= 12 else "class, most training images first")
     if len(runs) > 1:
         axes.legend(frameon=False, fontsize=8)
-    axes.set_title(f"{runs[0].what}: accuracy of each class, bars are 95 % intervals (Wilson), n = {runs[0].test['n']:,}", fontsize=10)
+    axes.set_title(
+        f"{runs[0].what}: accuracy of each class, bars are 95 % intervals (Wilson), n = {runs[0].test['n']:,}", fontsize=10
+    )
     return figure
 
 
@@ -165,8 +179,10 @@ def _summary_lines(run: Folder) -> Iterator[str]:
         f"**Test accuracy {100 * test['accuracy']:.2f} %** (95 % interval {100 * test['low']:.2f} to {100 * test['high']:.2f}, n = {test['n']:,}), "
         f"mean over classes {100 * test['macro']:.2f} %, calibration error {100 * test['ece']:.1f} %, weights of epoch {test['epoch']}.\n"
     )
-    yield "The test images were used once, after training; weights were chosen on validation images.\n" if env.get("data_val") else (
-        "The test images were used once, after training; without validation images the last epoch's weights are kept.\n"
+    yield (
+        "The test images were used once, after training; weights were chosen on validation images.\n"
+        if env.get("data_val")
+        else ("The test images were used once, after training; without validation images the last epoch's weights are kept.\n")
     )
     yield f"Repeat: `zoo train {run.path}/recipe.toml`\n"
     yield from (f"![{name}]({name})\n" for name in PICTURES)
@@ -181,7 +197,10 @@ def page(path: Path) -> Path:
     """Write ``report.html`` of a run: one file with the pictures inside."""
     run = read(path)
     headline = f"{run.what}: test {_share(run)}"
-    parts = [*(_picture(path / name) for name in PICTURES), _table(("made with", ""), [(k, v) for k, v in run.env.items() if k != "counts"])]
+    parts = [
+        *(_picture(path / name) for name in PICTURES),
+        _table(("made with", ""), [(k, v) for k, v in run.env.items() if k != "counts"]),
+    ]
     publish_text(path / "report.html", _html(run.path.name, headline, parts))
     return path / "report.html"
 
@@ -191,7 +210,10 @@ def compare(paths: Sequence[Path], out: Path) -> Path:
     runs = [read(path) for path in paths]
     rows = [(run.path.name, _share(run), f"{100 * run.test['macro']:.2f}", _against(runs[0], run)) for run in runs]
     parts = [_table(("run", "test %", "macro %", f"against {runs[0].path.name}"), rows)]
-    for name, figure in (("curves", _curves(runs)), ("classes", _per_class(runs) if len({tuple(r.classes) for r in runs}) == 1 else None)):
+    for name, figure in (
+        ("curves", _curves(runs)),
+        ("classes", _per_class(runs) if len({tuple(r.classes) for r in runs}) == 1 else None),
+    ):
         if figure is not None:
             picture = out.with_name(f".{out.stem}-{name}.png")
             parts.append(_picture(_save(figure, picture)))

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import checkpoint, host, metrics, optim, ops, recipe as recipes, registry, report, runs, sampling
+from zoo import checkpoint, host, metrics, ops, optim, registry, report, runs, sampling
+from zoo import recipe as recipes
 from zoo.console import Progress, say
 from zoo.data import _augment
 from zoo.files import publish, publish_text
@@ -145,7 +146,12 @@ def predict_files(run: Run, paths: Sequence[Path], *, top: int = 3) -> list[dict
             inputs = _augment.normalise(torch.from_numpy(image)[None], run.mean, run.std, torch.float32, size=size)
             shares = run.model(inputs).float().softmax(1)[0]
         best = shares.topk(min(top, len(run.classes)))
-        answers.append({"file": str(path), "top": [(run.classes[i], round(p, 6)) for p, i in zip(best.values.tolist(), best.indices.tolist())]})
+        answers.append(
+            {
+                "file": str(path),
+                "top": [(run.classes[i], round(p, 6)) for p, i in zip(best.values.tolist(), best.indices.tolist())],
+            }
+        )
     return answers
 
 
@@ -155,7 +161,9 @@ def fit_image(image: np.ndarray, size: int) -> np.ndarray:
 
     height, width = image.shape[:2]
     scale = size / min(height, width)
-    picture = Image.fromarray(image).resize((max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BILINEAR)
+    picture = Image.fromarray(image).resize(
+        (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BILINEAR
+    )
     left, upper = (picture.width - size) // 2, (picture.height - size) // 2
     return np.array(picture.crop((left, upper, left + size, upper + size)))
 

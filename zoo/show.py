@@ -19,7 +19,11 @@ from zoo.spec import DataError
 
 def out() -> Console:
     """A console on stdout; NO_COLOR and pipes are respected by rich."""
-    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", 0)) or max(shutil.get_terminal_size((100, 24)).columns, 80)
+    width = (
+        None
+        if sys.stdout.isatty()
+        else int(os.environ.get("COLUMNS", 0)) or max(shutil.get_terminal_size((100, 24)).columns, 80)
+    )
     return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
 
 
@@ -30,7 +34,9 @@ def percent(share: float | None) -> str:
 
 def make(columns: Iterable[str], rows: Iterable[Sequence[Any]], title: str = "") -> Table:
     """A table whose columns starting with ``>`` are aligned right."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(
+        title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0)
+    )
     for column in columns:
         table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     for row in rows:
@@ -52,7 +58,12 @@ def result(folder: Path) -> None:
         return
     with (folder / "per_class.csv").open(newline="", encoding="utf-8") as file:
         rows = [
-            (r["class"], int(r["n"]), int(r["correct"]), *(float(r[key]) if r[key] else None for key in ("accuracy", "low", "high")))
+            (
+                r["class"],
+                int(r["n"]),
+                int(r["correct"]),
+                *(float(r[key]) if r[key] else None for key in ("accuracy", "low", "high")),
+            )
             for r in csv.DictReader(file)
         ]
     with (folder / "confusion.csv").open(newline="", encoding="utf-8") as file:
@@ -63,14 +74,19 @@ def result(folder: Path) -> None:
     _evaluation("test", json.loads(path.read_text(encoding="utf-8")), rows, pairs)
 
 
-def _evaluation(split: str, overall: Mapping[str, Any], rows: Sequence[Sequence[Any]], pairs: Sequence[tuple[str, str, int]]) -> None:
+def _evaluation(
+    split: str, overall: Mapping[str, Any], rows: Sequence[Sequence[Any]], pairs: Sequence[tuple[str, str, int]]
+) -> None:
     console = out()
     console.print(
         f"{split:9} {percent(overall['accuracy'])} % [{percent(overall['low'])}, {percent(overall['high'])}] of {overall['n']:,} images"
         f" · macro {percent(overall['macro'])} %"
     )
     shown = rows if len(rows) <= 20 else sorted((row for row in rows if row[3] is not None), key=lambda row: row[3])[:20]
-    cells = [(name, f"{n:,}", f"{right:,}", percent(share), f"{percent(low)} to {percent(high)}") for name, n, right, share, low, high in shown]
+    cells = [
+        (name, f"{n:,}", f"{right:,}", percent(share), f"{percent(low)} to {percent(high)}")
+        for name, n, right, share, low, high in shown
+    ]
     console.print(make(("class", ">n", ">correct", ">%", "95 % interval"), cells))
     if len(rows) > len(shown):
         console.print(f"the 20 weakest of {len(rows)} classes; all are in per_class.csv")

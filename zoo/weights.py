@@ -26,13 +26,25 @@ def load_weights(model: nn.Module, source: str, spec: ModelSpec) -> list[str]:
     tensors = _default(spec) if source == "default" else read(Path(source).expanduser())
     own = model.state_dict()
     head = spec.new_head or spec.head
-    fresh = [name for name, value in own.items() if name.startswith(head + ".") and (name not in tensors or tensors[name].shape != value.shape)]
+    fresh = [
+        name
+        for name, value in own.items()
+        if name.startswith(head + ".") and (name not in tensors or tensors[name].shape != value.shape)
+    ]
     usable = {name: value for name, value in tensors.items() if name not in fresh}
     missing = [name for name in own if name not in usable and name not in fresh]
     extra = [name for name in usable if name not in own]
-    wrong = [f"{name} {tuple(value.shape)} is {tuple(own[name].shape)} here" for name, value in usable.items() if name in own and value.shape != own[name].shape]
+    wrong = [
+        f"{name} {tuple(value.shape)} is {tuple(own[name].shape)} here"
+        for name, value in usable.items()
+        if name in own and value.shape != own[name].shape
+    ]
     if missing or extra or wrong:
-        sides = [f"{what} {', '.join(names[:3])}" for what, names in (("missing", missing), ("unknown", extra), ("shape of", wrong)) if names]
+        sides = [
+            f"{what} {', '.join(names[:3])}"
+            for what, names in (("missing", missing), ("unknown", extra), ("shape of", wrong))
+            if names
+        ]
         raise FileError(f"weights are of another model ({source}: {'; '.join(sides)}); choose the model they are of")
     model.load_state_dict(usable, strict=False)
     notes = [f"{source}: {len(usable)} of {len(own)} tensors"]
@@ -48,7 +60,9 @@ def read(path: Path) -> dict[str, Tensor]:
     if path.suffix not in SUFFIXES:
         raise FileError(f"not a weights file ({path}); use one that ends in {', '.join(SUFFIXES)}")
     try:
-        found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        found: Any = (
+            load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except Exception as error:  # one boundary around the parsers: they raise many types, some without a text
         raise FileError(f"cannot read weights ({path}, {type(error).__name__}); use a file of tensors only") from error
     for level in ("state_dict", "model"):
@@ -70,4 +84,6 @@ def _default(spec: ModelSpec) -> dict[str, Tensor]:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
     except Exception as error:  # URLError, HTTPError, RuntimeError for a wrong hash, OSError for a full disk
         place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
-        raise FileError(f"cannot download weights ({weights.url}, {type(error).__name__}); put the file at {place}, or use weights=none") from error
+        raise FileError(
+            f"cannot download weights ({weights.url}, {type(error).__name__}); put the file at {place}, or use weights=none"
+        ) from error

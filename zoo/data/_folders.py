@@ -66,7 +66,11 @@ def scan(folder: Path, classes: Sequence[str]) -> tuple[Listing, list[str]]:
     found: Listing = []
     other: list[str] = []
     for number, name in enumerate(classes):
-        inside = sorted(path for path in (folder / name).iterdir() if not path.name.startswith(".")) if (folder / name).is_dir() else []
+        inside = (
+            sorted(path for path in (folder / name).iterdir() if not path.name.startswith("."))
+            if (folder / name).is_dir()
+            else []
+        )
         images = [path for path in inside if path.suffix.lower() in SUFFIXES]
         other += [str(path.relative_to(folder)) for path in inside if path.suffix.lower() not in SUFFIXES]
         if not images:
@@ -95,7 +99,9 @@ def load(listing: Listing, side: int, name: str, tell: Callable[[str], None] = l
     key = hashlib.sha256(str(side).encode())
     for path, _ in listing:
         state = path.stat() if path.exists() else None
-        key.update(f"{path.absolute()}|{state and state.st_size}|{state and state.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        key.update(
+            f"{path.absolute()}|{state and state.st_size}|{state and state.st_mtime_ns}\n".encode("utf-8", "surrogateescape")
+        )
     cached = cache_folder() / "images" / f"{name}-{side}-{key.hexdigest()[:16]}.npy"
     if not cached.is_file():
         tell(f"decoding {len(listing):,} images of {name} once")
@@ -117,7 +123,9 @@ def _decode(paths: Sequence[Path], side: int, target: Path) -> None:
         list(pool.map(one, range(len(paths)), chunksize=64))
     images.flush()
     if bad:
-        raise DataError(f"{len(bad)} of {len(paths)} images cannot be read: {'; '.join(sorted(bad)[:3])}; replace or remove them")
+        raise DataError(
+            f"{len(bad)} of {len(paths)} images cannot be read: {'; '.join(sorted(bad)[:3])}; replace or remove them"
+        )
 
 
 def assemble(

@@ -29,7 +29,9 @@ def read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"image too large ({str(path)!r}, {image.width} x {image.height}); at most {MAX_PIXELS:,} pixels")
+                raise DataError(
+                    f"image too large ({str(path)!r}, {image.width} x {image.height}); at most {MAX_PIXELS:,} pixels"
+                )
             image.load()
             return np.asarray(_rgb(ImageOps.exif_transpose(image)))
     except DataError:

@@ -28,10 +28,14 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
             break
     else:
         where = folder.absolute() if folder else _folders.cache_folder() / "data" / "caltech101"
-        raise DataError(f"no Caltech-101 ({where}, 101_ObjectCategories/ is missing); get it from data.caltech.edu and name the folder with --data-dir")
+        raise DataError(
+            f"no Caltech-101 ({where}, 101_ObjectCategories/ is missing); get it from data.caltech.edu and name the folder with --data-dir"
+        )
     classes = [name for name in _folders.class_names(images) if name != BACKGROUND]
     listed = (place / "train.txt").is_file() and (place / "test.txt").is_file()
-    listings = [_listed(place / f"{split}.txt", images, classes) for split in ("train", "test")] if listed else _drawn(images, classes)
+    listings = (
+        [_listed(place / f"{split}.txt", images, classes) for split in ("train", "test")] if listed else _drawn(images, classes)
+    )
     parts = []
     for split, listing in zip(("train", "test"), listings):
         stored = _folders.load(listing, stored_side(size), f"caltech101-{split}", lambda line: say(f"data     {line}"))

@@ -35,10 +35,14 @@ def build(name: str, folder: Path | None, *, size: int, val: float, seed: int) -
             break
     else:
         if folder is not None:
-            raise DataError(f"no {name} in the folder ({folder.absolute()}); it needs {STEMS[name]}/ or train/ and test/ with class folders")
+            raise DataError(
+                f"no {name} in the folder ({folder.absolute()}); it needs {STEMS[name]}/ or train/ and test/ with class folders"
+            )
         classes, parts = _official(name, _folders.cache_folder() / "data" / name, download=True)
     if size > 32 and parts[0][0].shape[1] != size:
-        raise DataError(f"{name} from its archive is 32x32 and the model wants {size}x{size}; use class folders or another model")
+        raise DataError(
+            f"{name} from its archive is 32x32 and the model wants {size}x{size}; use class folders or another model"
+        )
     return _folders.assemble(name, classes, *parts, mean=spec.mean, std=spec.std, val=val, seed=seed)
 
 
@@ -70,9 +74,13 @@ def _official(name: str, place: Path, *, download: bool) -> tuple[list[str], lis
         except Exception as error:  # one boundary around the reader: network, archive and pickle faults have many types
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             what = "cannot be downloaded" if download else "is damaged"
-            raise DataError(f"{name} {what} ({place}, {why[:80]}); put {STEMS[name]} or class folders in a folder and name it with --data-dir") from error
+            raise DataError(
+                f"{name} {what} ({place}, {why[:80]}); put {STEMS[name]} or class folders in a folder and name it with --data-dir"
+            ) from error
         classes = list(read.classes)
-        parts.append((np.asarray(read.data), np.array(read.targets, np.int64), [f"{split}[{i}]" for i in range(len(read.targets))]))
+        parts.append(
+            (np.asarray(read.data), np.array(read.targets, np.int64), [f"{split}[{i}]" for i in range(len(read.targets))])
+        )
     return classes, parts
 
 

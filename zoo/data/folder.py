@@ -30,11 +30,15 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
     source = folder / "train" if split else folder
     classes = _folders.class_names(source)
     if len(classes) < 2:
-        raise DataError(f"not a folder of class folders ({source.absolute()}, {len(classes)} class folders); see the README, Data")
+        raise DataError(
+            f"not a folder of class folders ({source.absolute()}, {len(classes)} class folders); see the README, Data"
+        )
     listing, notes = _folders.scan(source, classes)
     if split:
         if extra := sorted(set(_folders.class_names(folder / "test")) - set(classes)):
-            raise DataError(f"class in test but not in train ({(folder / 'test' / extra[0]).absolute()}); add training images or remove it")
+            raise DataError(
+                f"class in test but not in train ({(folder / 'test' / extra[0]).absolute()}); add training images or remove it"
+            )
         test, more = _folders.scan(folder / "test", classes)
         notes += more
     else:

@@ -26,7 +26,10 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
     train, test = (make(n, key, side) for n, key in ((TRAIN, 1), (TEST, 2)))
     name = "synthetic"
     spec = SPECS[name]
-    parts = [(images, targets, [f"{split}[{i}]" for i in range(len(targets))]) for split, (images, targets) in (("train", train), ("test", test))]
+    parts = [
+        (images, targets, [f"{split}[{i}]" for i in range(len(targets))])
+        for split, (images, targets) in (("train", train), ("test", test))
+    ]
     return _folders.assemble(name, CLASSES, *parts, mean=spec.mean, std=spec.std, val=val, seed=seed)
 
 
@@ -64,7 +67,9 @@ def _paint(targets: np.ndarray, u: np.ndarray, side: int) -> np.ndarray:
     slope = at(16) * np.float32(np.pi)
     wave = np.sin((x * np.cos(slope) + y * np.sin(slope)) * np.float32(17.0) + at(17) * 6.28)
     striped = ((targets % len(TEXTURES)) == 1)[:, None, None] & (wave > 0)
-    ground = (0.5 * u[:, 10:13] + 0.25)[:, None, None, :] * (0.8 + 0.2 * (x * (at(18) * 2 - 1) + y * (at(19) * 2 - 1)))[..., None]
+    ground = (0.5 * u[:, 10:13] + 0.25)[:, None, None, :] * (0.8 + 0.2 * (x * (at(18) * 2 - 1) + y * (at(19) * 2 - 1)))[
+        ..., None
+    ]
     bar = np.abs(x * np.sin(at(13) * 6.28) - y * np.cos(at(13) * 6.28) - (at(14) * 2 - 1)) < 0.06 + 0.06 * at(15)
     image = np.where(bar[..., None], 1 - ground, ground)
     image = np.where(inside[..., None], fill, image)

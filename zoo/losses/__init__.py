@@ -1,1 +1,1 @@
-"""Losses, one file a loss; see :mod:`zoo.registry`."""
+"""Losses: one file a loss, each ending in ``SPECS``."""

@@ -1,7 +1,8 @@
-"""Softmax focal loss (Lin et al. 2017, "Focal loss for dense object detection", eq. 4), class-balanced by a weight."""
+"""Class-balanced softmax focal loss: the module around :func:`zoo.ops.focal_loss`, and its plain formula."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from zoo import ops
@@ -9,21 +10,69 @@ from zoo.spec import LossSpec
 
 
 class FocalLoss(nn.Module):
-    """Mean of -w_y (1 - p_y)^gamma log p_y over logits (N, C) and target (N,)."""
+    """l = -w_y (1 - p_t)^gamma log p_t over logits (N, C) or (N, C, d1, ...); see :func:`zoo.ops.focal_loss`.
 
-    def __init__(self, gamma: float = 2.0, weight: Tensor | None = None) -> None:
+    Example:
+        >>> loss = FocalLoss(gamma=2.0)
+        >>> round(loss(torch.zeros(1, 2), torch.tensor([0])).item(), 4)  # 0.5^2 log 2
+        0.1733
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+        scale: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.gamma = gamma
         self.register_buffer("weight", weight)
+        self.gamma = gamma
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.reduction = reduction
+        self.scale = scale
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """A scalar."""
-        return ops.focal_loss(logits, target, self.gamma, self.weight)  # type: ignore[arg-type]
+        return ops.focal_loss(logits, target, **self._options())
+
+    def with_stats(self, logits: Tensor, target: Tensor) -> ops.WithStats:
+        """The loss, p_t of each row and the mean modulating factor."""
+        return ops.focal_loss_with_stats(logits, target, **self._options())
+
+    def _options(self) -> dict:
+        names = ("gamma", "weight", "ignore_index", "label_smoothing", "reduction", "scale")
+        return {name: getattr(self, name) for name in names}
+
+    def extra_repr(self) -> str:
+        return f"gamma={self.gamma}, label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
 
 
-def build(weight: Tensor | None = None, focal_gamma: float = 2.0) -> nn.Module:
-    """From the recipe's options."""
-    return FocalLoss(focal_gamma, weight)
+def build(weight: Tensor | None = None, focal_gamma: float = 2.0, label_smoothing: float = 0.0) -> FocalLoss:
+    """The module from a recipe's options; ``weight`` (C,)."""
+    return FocalLoss(focal_gamma, weight, label_smoothing=label_smoothing)
 
 
-SPECS = {"focal": LossSpec(build=build, reference=ops.focal_loss, paper="Lin et al. 2017, arXiv:1708.02002", options=("focal_gamma",))}
+def reference(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, focal_gamma: float = 2.0, label_smoothing: float = 0.0
+) -> Tensor:
+    """The mean over rows by autograd, from logits (N, C) that are not extreme (Lin et al. 2017; Mukhoti et al. 2020)."""
+    classes = logits.shape[1]
+    log_p = logits.log_softmax(1)
+    smoothed = (1 - label_smoothing) * nn.functional.one_hot(target, classes) + label_smoothing / classes  # (N, C)
+    w = torch.ones(classes, dtype=logits.dtype) if weight is None else weight.to(logits.dtype)
+    return -(w * smoothed * (-torch.expm1(log_p)) ** focal_gamma * log_p).sum(1).mean()
+
+
+SPECS = {
+    "focal": LossSpec(
+        build=build,
+        reference=reference,
+        paper="Lin et al. 2017, arXiv:1708.02002; class-balanced: Cui et al. 2019, arXiv:1901.05555",
+        options=("focal_gamma", "label_smoothing"),
+    ),
+}

@@ -72,7 +72,10 @@ def s3_cnn(classes: int = 10) -> nn.Module:
     layers: list[nn.Module] = []
     for inputs, outputs in ((3, 64), (64, 128), (128, 256)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
-    return Cnn(nn.Sequential(*layers), nn.Sequential(nn.Linear(4096, 1024), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(1024, classes)))
+    return Cnn(
+        nn.Sequential(*layers),
+        nn.Sequential(nn.Linear(4096, 1024), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(1024, classes)),
+    )
 
 
 SUITS = ("synthetic", "cifar10", "cifar100")

@@ -1,0 +1,215 @@
+"""The pictures of one run: learning curves, confusion matrix, accuracy of each class."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoo import metrics
+from zoo.files import publish
+from zoo.report._read import Folder, percent, shown
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, safe for the common colour blindnesses (Wong 2011, Nature Methods 8:441)
+BLUE, ORANGE, GREEN, RED, PINK, SKY, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000"
+GREY, FAINT = "#666666", "#dddddd"
+SHOT_COLOURS = {"many": BLUE, "medium": ORANGE, "few": RED}
+WIDTH, DPI = 8.0, 160
+"""Inches and dots an inch: 1280 pixels, sharp when shown 800 wide."""
+TEXT_UP_TO, BARS_UP_TO = 20, 120
+"""Most classes whose counts are written into the confusion matrix, and whose bars are drawn."""
+WIDE = 30
+"""A span of more than this makes an axis logarithmic."""
+
+
+def canvas(height: float) -> Figure:
+    """An empty figure that belongs to nobody's pyplot."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Publish a figure in the format of the path's suffix; the same numbers give the same bytes."""
+    import matplotlib as mpl
+
+    empty = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": "zoo"}):
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a script that the font lacks is drawn as boxes
+        publish(path, lambda temporary: figure.savefig(temporary, metadata=empty))
+    return path
+
+
+def tidy(axes: Axes, grid: str = "y") -> None:
+    """Light grid behind the data, no frame above and right."""
+    axes.grid(True, axis=grid, color=FAINT, linewidth=0.6)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def curves(run: Folder) -> Figure:
+    """Loss, accuracy and learning rate of each epoch, train and validation, with the test result as a point."""
+    figure = canvas(6.4)
+    loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=[4, 4, 1.6])
+    train, val = run.split("train"), run.split("val")
+    marker = "o" if len(train) <= 30 else ""
+    same = (
+        run.recipe.loss.name == "cross_entropy"
+        and run.recipe.loss.class_weights == "none"
+        and not run.recipe.loss.label_smoothing
+    )
+    names = ("train", "validation") if same else (f"train ({run.loss})", "validation (plain cross entropy)")
+    for axes, key, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
+        for rows, colour, name in ((train, BLUE, names[0]), (val, ORANGE, names[1])):
+            label = name if axes is loss else name.partition(" ")[0]
+            xs = [row["epoch"] for row in rows]
+            if rows:
+                axes.plot(
+                    xs,
+                    [scale * row[key] for row in rows],
+                    color=colour,
+                    label=label,
+                    marker=marker,
+                    markersize=3,
+                    linewidth=1.6,
+                )
+    if (n := run.env.get("data_val")) and val:
+        ends = np.array([metrics.wilson(round(row["accuracy"] * n), n) for row in val])
+        accuracy.fill_between([row["epoch"] for row in val], *(100 * ends.T), color=ORANGE, alpha=0.2, linewidth=0)
+    _test_point(accuracy, run)
+    rate.plot(
+        [row["epoch"] for row in train], [row["lr"] for row in train], color=GREEN, marker=marker, markersize=3, linewidth=1.6
+    )
+    for axes, name, key in ((loss, "loss (nats)", "loss"), (accuracy, "accuracy (%)", ""), (rate, "learning rate", "lr")):
+        axes.set_ylabel(name, fontsize=9)
+        spanned = [row[key] for row in train + val if row.get(key, 0) > 0]
+        if spanned and max(spanned) > WIDE * min(spanned):
+            axes.set_yscale("log")
+        tidy(axes)
+    for axes in (loss, accuracy):
+        axes.legend(fontsize=8, frameon=False, loc="best")
+    rate.set_xlabel("epoch (train: mean over the epoch, on augmented images; band and bar: 95 % interval)", fontsize=9)
+    rate.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(f"{shown(run.headline, 90)}\n{_sizes(run)}", fontsize=10)
+    return figure
+
+
+def _test_point(axes: Axes, run: Folder) -> None:
+    if not run.test:
+        return
+    at, share = run.test["epoch"], 100 * run.test["accuracy"]
+    ends = [[share - 100 * run.test["low"]], [100 * run.test["high"] - share]]
+    look: dict[str, Any] = {"color": BLACK, "marker": "D", "markersize": 5, "capsize": 3, "linestyle": ""}
+    axes.errorbar([at], [share], ends, label=f"test, weights of epoch {at}: {share:.1f} %", zorder=5, **look)
+
+
+def _sizes(run: Folder) -> str:
+    env = run.env
+    sizes = [f"{env[f'data_{key}']:,} {key}" for key in ("train", "val", "test") if env.get(f"data_{key}")]
+    return " · ".join([*sizes, f"seed {run.recipe.seed}"])
+
+
+def _result(run: Folder) -> str:
+    test = run.test
+    return f"{percent(test['accuracy'])} % [{percent(test['low'])}, {percent(test['high'])}] of n = {test['n']:,} test images"
+
+
+def confusion(run: Folder) -> Figure:
+    """Counts of true against predicted class; the colour is the share of the row."""
+    from matplotlib.colors import PowerNorm
+
+    counts = run.confusion
+    assert counts is not None
+    classes, sums = len(counts), counts.sum(1, keepdims=True)
+    share = np.divide(counts, sums, out=np.full(counts.shape, np.nan), where=sums > 0)
+    figure = canvas(min(8.4, 3.4 + 0.36 * classes))
+    axes = figure.subplots()
+    axes.set_facecolor(FAINT)  # rows without images stay grey
+    picture = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto", interpolation="nearest")
+    size = 8.5 if classes <= TEXT_UP_TO else max(4.0, 8.5 - 0.045 * classes)
+    names = [shown(name, 18) for name in run.classes]
+    axes.set_xticks(range(classes), names, rotation=90 if classes > 6 else 0, fontsize=size)
+    axes.set_yticks(range(classes), names, fontsize=size)
+    if classes <= TEXT_UP_TO:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if share[row, column] > 0.4 else "black"
+                axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8 if classes <= 12 else 6, color=colour)
+    axes.set_xlabel("predicted class", fontsize=9)
+    axes.set_ylabel("true class", fontsize=9)
+    bar = figure.colorbar(picture, ax=axes, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1], fraction=0.04, pad=0.01)
+    bar.ax.set_yticklabels(["0", "1", "5", "10", "25", "50", "100"], fontsize=8)
+    bar.set_label("% of the true class's images", fontsize=9)
+    figure.suptitle(f"{shown(run.headline, 90)}\n{_result(run)}", fontsize=10)
+    return figure
+
+
+def order(run: Folder) -> list[int]:
+    """Classes in the order of the bars: most training images first, or as they come; the weakest if there are too many."""
+    found = list(range(len(run.classes)))
+    if len(found) > BARS_UP_TO:
+        found = sorted(found, key=lambda i: (run.per_class[i][2] is None, run.per_class[i][2]))[:BARS_UP_TO]
+    return sorted(found, key=lambda i: -run.counts[i]) if run.counts else sorted(found)
+
+
+def per_class(run: Folder) -> Figure:
+    """Accuracy of each class with its 95 % interval, most training images first, coloured by many, medium and few shots."""
+    chosen, counts = order(run), run.counts
+    figure = canvas(1.5 + (0.27 if len(chosen) <= TEXT_UP_TO else 0.14) * max(len(chosen), 3))
+    axes = figure.subplots()
+    bars(
+        axes,
+        [run.per_class[i] for i in chosen],
+        np.arange(len(chosen)),
+        0.72,
+        [_colour(counts[i]) if counts else BLUE for i in chosen],
+    )
+    names = [shown(run.classes[i]) + (f"  {counts[i]:,}" if counts else "") for i in chosen]
+    class_axis(axes, names)
+    axes.set_ylabel("class, training images" if counts else "class", fontsize=9)
+    axes.axvline(100 * run.test["accuracy"], color=BLACK, linewidth=1, linestyle="--", label="all test images")
+    for shot in run.shots if len(run.shots) > 1 else []:
+        first, last = metrics.SHOTS[shot.name]
+        span = f"{first} to {last}" if last < np.inf and first else f"over {first - 1}" if first else f"under {last + 1}"
+        axes.bar(0, 0, color=SHOT_COLOURS[shot.name], label=f"{shot.name} ({span} training images): {percent(shot.macro)} %")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    cut = f", the {len(chosen)} weakest of {len(run.classes)} classes" if len(chosen) < len(run.classes) else ""
+    figure.suptitle(f"{shown(run.headline, 90)}\n{_result(run)}{cut}", fontsize=10)
+    return figure
+
+
+def _colour(count: int) -> str:
+    return next(SHOT_COLOURS[name] for name, (first, last) in metrics.SHOTS.items() if first <= count <= last)
+
+
+def bars(axes: Axes, rows: Sequence[metrics.Row], at: np.ndarray, height: float, colour: Any, label: str = "") -> None:
+    """Horizontal bars in per cent with interval whiskers; a class without images has none."""
+    values = np.array([[100 * (value or 0) for value in row[2:]] for row in rows]).reshape(-1, 3)
+    axes.barh(at, values[:, 0], height, color=colour, label=label or None)
+    drawn = np.array([row[0] > 0 for row in rows], bool)
+    middle, low, high = values[drawn].T
+    whiskers = [np.maximum(middle - low, 0), np.maximum(high - middle, 0)]
+    axes.errorbar(
+        middle, at[drawn], xerr=whiskers, linestyle="", color="#222222", linewidth=0.9, capsize=1.5 if height > 0.3 else 0
+    )
+    for y in at[~drawn]:
+        axes.text(0.5, y, "no test image", va="center", fontsize=7, color=GREY)
+
+
+def class_axis(axes: Axes, names: Sequence[str]) -> None:
+    """Names down the left, per cent along the bottom."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("accuracy (%), whisker: 95 % Wilson interval", fontsize=9)
+    tidy(axes, "x")
+    axes.tick_params(axis="y", labelsize=8.5 if len(names) <= TEXT_UP_TO else 6.5, length=0)

@@ -1,0 +1,166 @@
+"""What a run folder says, read once and checked; the words and numbers that pictures and pages share."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+
+from zoo import checkpoint, metrics
+from zoo import recipe as recipes
+from zoo.recipe import Recipe
+from zoo.spec import DataError, FileError
+
+T = TypeVar("T")
+NAME = 26
+"""Longest class or run name in a picture, in characters."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A run folder's contents; ``test`` and what follows are empty until the run is finished."""
+
+    path: Path
+    recipe: Recipe
+    env: dict[str, Any]
+    rows: list[dict[str, Any]]
+    """``metrics.jsonl``."""
+    test: dict[str, Any]
+    """Its row of the test split: n, accuracy, low, high, macro, loss, ece, epoch."""
+    classes: tuple[str, ...]
+    per_class: list[metrics.Row]
+    confusion: np.ndarray | None
+    """Counts (C, C), rows the true class."""
+    predictions: list[dict[str, str]]
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.absolute().name
+
+    @property
+    def counts(self) -> list[int]:
+        """Training images a class, or an empty list where they were not kept."""
+        counts = self.env.get("counts") or []
+        return list(counts) if len(counts) == len(self.classes) else []
+
+    @property
+    def shots(self) -> list[metrics.Shot]:
+        """Many-, medium- and few-shot accuracies; empty without counts."""
+        return metrics.shots(self.per_class, self.counts) if self.counts else []
+
+    @property
+    def right(self) -> list[bool]:
+        """For each row of ``predictions.csv`` whether it is right."""
+        return [row["target"] == row["predicted"] for row in self.predictions]
+
+    def split(self, name: str) -> list[dict[str, Any]]:
+        """Rows of one split, in order of epochs."""
+        return [row for row in self.rows if row["split"] == name]
+
+    @property
+    def seconds(self) -> float:
+        """Time of training, without evaluation."""
+        return sum(row.get("seconds", 0.0) for row in self.split("train"))
+
+    @property
+    def data(self) -> str:
+        """``cifar10 (long tail exp:0.01)``."""
+        thinned = self.recipe.data.imbalance
+        return self.recipe.data.name + (f" (long tail {thinned})" if thinned != "none" else "")
+
+    @property
+    def loss(self) -> str:
+        """``focal, effective weights``, the loss that was trained with."""
+        weights = self.recipe.loss.class_weights
+        return self.recipe.loss.name.replace("_", " ") + (f", {weights.replace('_', ' ')} weights" if weights != "none" else "")
+
+    @property
+    def headline(self) -> str:
+        """Data, model and loss in one line."""
+        return f"{self.data}, {self.recipe.model}, {self.loss}"
+
+
+def read(path: Path) -> Folder:
+    """The contents of a run folder.
+
+    Raises:
+        FileError: no run folder, or a file of it is damaged. DataError: no epoch is finished yet.
+    """
+    path = Path(path)
+    if not (path / "recipe.toml").is_file():
+        raise FileError(f"not a run folder ({path.absolute()}, no recipe.toml in it); make one with: zoo train")
+    rows = checkpoint.read_rows(path)
+    if not rows:
+        raise DataError(f"no finished epoch ({path}, metrics.jsonl is empty); go on with: zoo train --resume --out {path}")
+    test = next((row for row in reversed(rows) if row.get("split") == "test"), {})
+    env = _parsed(path / "env.json", lambda text: dict(json.loads(text)), dict)
+    classes, per_class = _parsed(path / "per_class.csv", _per_class, lambda: ((), []))
+    confusion = _parsed(path / "confusion.csv", _confusion, lambda: None)
+    if confusion is not None and confusion.shape != (len(classes), len(classes)):
+        raise FileError(
+            f"per_class.csv has {len(classes)} classes, confusion.csv {confusion.shape} counts ({path}); run: zoo eval"
+        )
+    predictions = _parsed(path / "predictions.csv", _predictions, list)
+    return Folder(path, recipes.read(path / "recipe.toml"), env, rows, test, classes, per_class, confusion, predictions)
+
+
+def _parsed(path: Path, parse: Callable[[str], T], absent: Callable[[], Any]) -> T:
+    if not path.is_file():
+        return absent()
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise FileError(f"damaged file ({path}, {str(error)[:80]}); write it again with: zoo eval") from error
+
+
+def _table(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines(keepends=True), strict=True))
+
+
+def _per_class(text: str) -> tuple[tuple[str, ...], list[metrics.Row]]:
+    rows = _table(text)
+    return tuple(row["class"] for row in rows), [metrics.class_row(int(row["n"]), int(row["correct"])) for row in rows]
+
+
+def _confusion(text: str) -> np.ndarray:
+    rows = list(csv.reader(text.splitlines(keepends=True), strict=True))
+    return np.array([[int(cell) for cell in row[1:]] for row in rows[1:]], np.int64)
+
+
+def _predictions(text: str) -> list[dict[str, str]]:
+    rows = _table(text)
+    if rows and not {"file", "target", "predicted"} <= set(rows[0]):
+        raise ValueError("columns file, target and predicted are needed")
+    return rows
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's values by dotted key."""
+    values: dict[str, Any] = {}
+    for key, value in msgspec.to_builtins(recipe).items():
+        values |= {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
+    return values
+
+
+def percent(share: float | None) -> str:
+    """0.9412 as ``94.1``; nothing for None."""
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """``93.9 to 94.3``; nothing for None."""
+    return "" if low is None else f"{percent(low)} to {percent(high)}"
+
+
+def shown(name: str, longest: int = NAME) -> str:
+    """A name fit for a picture: one line, valid Unicode, not too long, no mathematical markup."""
+    name = re.sub(r"[\x00-\x1f\x7f]+", " ", name.encode("utf-8", "replace").decode())
+    return (name if len(name) <= longest else name[: longest - 1] + "…").replace("$", r"\$")
