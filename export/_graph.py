@@ -22,8 +22,8 @@ class Exported(nn.Module):
         super().__init__()
         self.model = model
         self.size, self.preprocess, self.softmax = size, preprocess, softmax
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.mean = nn.Buffer(torch.tensor(mean).view(1, 3, 1, 1))
+        self.std = nn.Buffer(torch.tensor(std).view(1, 3, 1, 1))
         self.eval()
 
     def train(self, mode: bool = True) -> Exported:

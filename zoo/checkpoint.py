@@ -78,7 +78,7 @@ def states(folder: Path) -> list[Path]:
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
     """The newest state that is whole, with one warning for each newer one that isn't; FileError if there is none."""
-    warnings = []
+    warnings: list[str] = []
     for path in states(folder):
         try:
             return *load_tensors(path), warnings

@@ -104,7 +104,7 @@ def train(
     from zoo import runs
 
     if what and "=" in what:
-        what, settings = None, (what, *settings)
+        settings, what = (what, *settings), None
     overrides = _overrides(settings, flags)
     if resume and what is None and out is None:
         out = runs.find(None)

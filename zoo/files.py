@@ -32,9 +32,9 @@ def publish(path: Path, write: Callable[[Path], object], verify: Callable[[Path]
             write(temporary)
             if verify is not None:
                 verify(temporary)
-            os.chmod(temporary, 0o666 & ~_umask())
+            temporary.chmod(0o666 & ~_umask())
             _sync(temporary)
-            os.replace(temporary, path)
+            temporary.replace(path)
             _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)

@@ -373,7 +373,8 @@ def _reason() -> str:
     record = Path(__file__).with_name("_build.json")
     if not record.is_file():
         return "extension not built: pip install ."
-    return json.loads(record.read_text(encoding="utf-8")).get("reasons", {}).get("zoo._C") or "extension not built"
+    reasons = json.loads(record.read_text(encoding="utf-8")).get("reasons", {})
+    return reasons.get("_C") or reasons.get("all") or "extension not built: pip install ."
 
 
 _library.impl("focal_loss", _formula, "CompositeExplicitAutograd")

@@ -64,7 +64,7 @@ def _specs(tree: ast.Module) -> dict[str, dict[str, Any]]:
             continue
         if target.id == "SPECS" and isinstance(value, ast.Dict):
             for key, call in zip(value.keys, value.values, strict=True):
-                if isinstance(key, ast.Constant) and isinstance(call, ast.Call):
+                if isinstance(key, ast.Constant) and isinstance(key.value, str) and isinstance(call, ast.Call):
                     specs[key.value] = _fields(call, constants)
         else:
             constants.update(_literal(target.id, value, constants))

@@ -125,7 +125,7 @@ def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tupl
     where = host.device(run.recipe.device if run.recipe.device != "cuda" else "auto")
     how = host.precision(run.recipe.precision, where)
     batches = _eval_batches(part, data, where, run.input[1], how)
-    logits, targets = predict(run.model.to(where, memory_format=torch.channels_last), batches, how)
+    logits, targets = predict(run.model.to(where).to(memory_format=torch.channels_last), batches, how)
     run.model.to("cpu")
     return metrics.evaluate(logits, targets), logits, targets
 
@@ -288,7 +288,7 @@ def _build(recipe: Recipe, folder: Path, where: torch.device, how: str) -> Train
             f"{len(empty)} classes have no training image ({data.name}, {', '.join(empty[:3])}); lower the imbalance or remove them"
         )
     torch.manual_seed(recipe.seed)
-    model = create_model(recipe.model, len(data.classes), recipe.weights).to(where, memory_format=torch.channels_last)
+    model = create_model(recipe.model, len(data.classes), recipe.weights).to(where).to(memory_format=torch.channels_last)
     dtype = DTYPES[how]
     batches = Batches(
         data.train,

@@ -143,8 +143,8 @@ def assemble(
     """A data set from (images, targets, file names) of training and test; validation is carved from training."""
     kept, held = sampling.carve(train[1], val, seed)
     parts = [(train[0][where], train[1][where], [train[2][i] for i in where]) for where in (kept, held)]
-    splits = [Split(images, targets, files) for images, targets, files in (*parts, test)]
-    return DataSet(name, tuple(classes), *splits, mean, std, digest(train[0], train[1], test[0], test[1]), tuple(notes))
+    first, second, third = (Split(images, targets, files) for images, targets, files in (*parts, test))
+    return DataSet(name, tuple(classes), first, second, third, mean, std, digest(train[0], train[1], test[0], test[1]), tuple(notes))
 
 
 def digest(*arrays: np.ndarray) -> str:
