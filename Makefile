@@ -1,5 +1,7 @@
-# make demo   set up, train, export, benchmark      make test   set up, lint, run the default tests
-# Both work offline once .venv is complete. PYTHON=... chooses the interpreter.
+# make demo   set up, train on built-in images, export, benchmark
+# make test   set up, check style and types, run the default tests
+# make lint · make slow · make gpu   parts of it;  make clean   remove what was built
+# The first run fetches about 6 GB of packages into .venv; later ones need no network. PYTHON=... chooses the interpreter.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -8,9 +10,17 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/complete
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+unexport PYTHONPATH PYTHONHOME
+
+# an environment that was moved with its checkout, or whose Python is gone, is made again
+ifneq ($(wildcard $(STAMP)),)
+ifneq ($(shell [ "$$(cat .venv/place 2>/dev/null)" = "$$PWD/.venv" ] && $(BIN)/python -c "print(1)" 2>/dev/null),1)
+$(shell rm -f $(STAMP))
+endif
+endif
 
 help:
-	@sed -n '1,2s/^# //p' Makefile
+	@sed -n '/^# /s/^# //p' Makefile | head -n 4
 
 demo: $(STAMP)
 	@$(BIN)/zoo demo

@@ -1,13 +1,17 @@
 """Builds the extension where it can be built; everything else stands in pyproject.toml.
 
 Three libraries, so that a missing CUDA runtime never takes the CPU kernel with it: ``zoo._C`` (CPU kernels, LibTorch's stable
-ABI), ``zoo._C_cuda`` (CUDA kernels) and ``zoo._native`` (pybind11, no torch). A part that cannot be built is left out, the reason
-kept in ``zoo/_build.json`` for ``zoo doctor``; ``ZOO_EXT=require`` makes that an error, ``ZOO_EXT=off`` builds nothing, ``ZOO_CUDA=off``
-no CUDA.
+ABI), ``zoo._C_cuda`` (CUDA kernels) and ``zoo._native`` (pybind11, no torch). A part that cannot be built is left out, and the
+reason kept in ``zoo/_build.json`` for ``zoo doctor``.
+
+Environment: ``ZOO_EXT=require`` makes a part that is left out an error, ``ZOO_EXT=off`` builds nothing, ``ZOO_CUDA=off`` no CUDA
+and ``ZOO_CUDA=require`` makes a missing nvcc an error too.
 """
 
 from __future__ import annotations
 
+import atexit
+import importlib.util
 import json
 import os
 import re
@@ -17,166 +21,224 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+from typing import Any, ClassVar
 
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-MODE = os.environ.get("ZOO_EXT", "auto")
-FLAGS = ["-O3", "-std=c++17", "-fno-trapping-math", "-fno-math-errno", "-fvisibility=hidden", f"-ffile-prefix-map={ROOT}=."]
-STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-PROBE = '#include <string_view>\nint main() { if constexpr (true) return int(std::string_view("").size()); }\n'
+EXT, CUDA = os.environ.get("ZOO_EXT", "auto"), os.environ.get("ZOO_CUDA", "auto")
+PARTS = ("_C", "_C_cuda", "_native")
+# AVX2 is not used at all without the two -fno; sources are named relative to the root in error messages
+FLAGS = ["-O3", "-g0", "-std=c++17", "-fno-trapping-math", "-fno-math-errno", f"-ffile-prefix-map={ROOT}=."]
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # runs on torch 2.10 and later, whichever of them built it
+ARCHITECTURES = "7.5;8.0;9.0+PTX"  # where no GPU is visible to ask
+BUILDING = bool({"build", "build_ext", "bdist_wheel", "editable_wheel", "install", "develop"} & set(sys.argv))
+PROBES = {  # tried in this order: each says what is missing if it is the first that does not compile
+    '#include <string_view>\nint f() { if constexpr (true) return int(std::string_view("").size()); }\n': "{} cannot compile "
+    "C++17; install a newer g++ or clang and reinstall",
+    "#include <Python.h>\n": "Python.h is missing; install Python's headers (apt install python3-dev) and reinstall",
+}
 reasons: dict[str, str] = {}
 
 
 def sources() -> dict[str, list[str]]:
     """Library names and their source files, from csrc/sources.txt (shared with CMake)."""
     listing = ROOT / "csrc" / "sources.txt"
-    lines = listing.read_text().splitlines() if listing.is_file() else []
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
     pairs = [line.split(":", 1) for line in lines if ":" in line and not line.startswith("#")]
     return {name.strip(): files.split() for name, files in pairs}
 
 
 def compiler() -> str:
-    """Why no C++17 compiler can be used, or an empty string."""
-    command = (os.environ.get("CXX") or "c++").split()
-    if shutil.which(command[0]) is None:
-        return f"no C++ compiler ({command[0]}); install g++ or clang and reinstall"
+    """Choose the C++ compiler and set CXX (and CC, where Python's own is not here); why there is none, or an empty string."""
+    named = os.environ.get("CXX")
+    known = [named] if named else [sysconfig.get_config_var("CXX") or "c++", "c++", "g++", "clang++"]
+    found = next((name for name in known if shutil.which(name.split()[0])), None)
+    if found is None:
+        return f"no C++ compiler ({named or 'c++, g++ or clang++'}); install g++ or clang and reinstall"
     with tempfile.TemporaryDirectory() as folder:
-        probe = Path(folder) / "probe.cpp"
-        probe.write_text(PROBE)
-        ran = subprocess.run(
-            [*command, "-std=c++17", "-c", str(probe), "-o", str(probe) + ".o"], capture_output=True, text=True
-        )
-    return "" if ran.returncode == 0 else f"{command[0]} cannot compile C++17; install a newer one and reinstall"
-
-
-def find_torch() -> bool:
-    """Whether torch can be imported, also from the environment that an isolated build will install into."""
-    try:
-        import torch
-
-        return True
-    except ImportError:
-        sys.path.append(sysconfig.get_paths()["purelib"])
-    try:
-        import torch  # noqa: F401
-
-        return True
-    except ImportError:
-        return False
-
-
-def cuda() -> str:
-    """Why the CUDA part is left out, or an empty string; sets CUDA_HOME."""
-    import torch
-
-    if os.environ.get("ZOO_CUDA") == "off":
-        return "switched off by ZOO_CUDA=off"
-    if torch.version.cuda is None:
-        return "torch is a build without CUDA"
-    nvcc = shutil.which("nvcc") or str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvcc")
-    if not Path(nvcc).exists():
-        return f"no nvcc; install CUDA {torch.version.cuda.split('.')[0]} and reinstall for the GPU kernel"
-    shown = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
-    top = re.search(r"TOP=(\S+)", shown)
-    version = re.search(r"release (\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
-    if not top or not version or version[1] != torch.version.cuda.split(".")[0]:
-        return f"nvcc is of CUDA {version[1] if version else '?'} and torch of {torch.version.cuda}; install a matching one and reinstall"
-    os.environ["CUDA_HOME"] = str(Path(top[1]).resolve())
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+        source = Path(folder) / "probe.cpp"
+        include = sysconfig.get_paths()["include"]
+        for text, why in PROBES.items():
+            source.write_text(text, encoding="utf-8")
+            command = [*found.split(), "-std=c++17", f"-I{include}", "-c", str(source), "-o", str(source) + ".o"]
+            if subprocess.run(command, capture_output=True).returncode:
+                return why.format(found)
+    os.environ["CXX"] = found
+    if not shutil.which((os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]):
+        os.environ["CC"] = found
     return ""
 
 
-def extensions() -> list[Extension]:
-    """The libraries that can be tried here; why others are not goes into :data:`reasons`."""
-    listed = sources()
-    if MODE == "off" or not listed:
-        reasons["all"] = "switched off by ZOO_EXT=off" if listed else "no sources"
-        return []
-    if why := compiler():
-        reasons["all"] = why
-        return []
-    made = [
-        Extension(
-            "zoo._native", listed["_native"], include_dirs=[_pybind11(), "csrc"], extra_compile_args=FLAGS, language="c++"
-        )
-    ]
-    if not find_torch():
-        reasons["_C"] = "torch was not there at build time; reinstall with: pip install --no-build-isolation ."
-        return made
-    no_cuda = cuda()
-    from torch.utils import cpp_extension
+def torch_is_here() -> bool:
+    """Whether torch is on sys.path, or in the environment that an isolated build installs into: that is appended then."""
+    if importlib.util.find_spec("torch") is None:
+        sys.path.append(sysconfig.get_paths()["purelib"])
+    return importlib.util.find_spec("torch") is not None
 
-    common = {"include_dirs": [str(ROOT / "csrc")], "py_limited_api": True}
-    made.append(cpp_extension.CppExtension("zoo._C", listed["_C"], extra_compile_args=[*FLAGS, STABLE_ABI], **common))
-    if no_cuda:
-        reasons["_C_cuda"] = no_cuda
-    elif "_C_cuda" in listed:
-        nvcc = ["-O3", "-std=c++17", STABLE_ABI, "-DUSE_CUDA"]
-        args = {"cxx": [*FLAGS, STABLE_ABI, "-DUSE_CUDA"], "nvcc": nvcc}
-        made.append(cpp_extension.CUDAExtension("zoo._C_cuda", listed["_C_cuda"], extra_compile_args=args, **common))
+
+def no_cuda() -> str:
+    """Why the CUDA part is left out, or an empty string; sets CUDA_HOME, which must precede torch.utils.cpp_extension."""
+    import torch
+
+    if CUDA == "off":
+        return "switched off by ZOO_CUDA=off"
+    if torch.version.cuda is None:
+        return "torch is a build without CUDA"
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    nvcc = shutil.which("nvcc", path=f"{home / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
+    major = torch.version.cuda.split(".")[0]
+    if nvcc is None:
+        return f"no nvcc; install the CUDA {major} toolkit and reinstall for the GPU kernel"
+    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    top = re.search(r"TOP=(.+)", dry)  # nvcc on PATH may be a wrapper script
+    version = re.search(r"release (\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
+    if not top or not version or version[1] != major:
+        return f"nvcc is of CUDA {version[1] if version else '?'}, torch of {torch.version.cuda}; install the CUDA {major} toolkit and reinstall"
+    os.environ["CUDA_HOME"] = str(Path(top[1].strip()).resolve())
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+    return ""
+
+
+def plan() -> list[Extension]:
+    """The libraries to try here; why others are not tried goes into :data:`reasons`."""
+    listed = sources()
+    for part in PARTS:
+        absent = [name for name in listed.get(part, ["csrc/sources.txt"]) if not (ROOT / name).is_file()]
+        if absent or part not in listed:
+            reasons[part] = f"its source is not here: {absent[0] if absent else part}"
+    why = "switched off by ZOO_EXT=off" if EXT == "off" else compiler()
+    if why:
+        reasons.update(dict.fromkeys(PARTS, why))
+        return []
+    made = [*_native(listed), *_torch(listed)]
+    return [extension for extension in made if extension.name.removeprefix("zoo.") not in reasons]
+
+
+def _native(listed: dict[str, list[str]]) -> list[Extension]:
+    try:
+        import pybind11
+    except ImportError:
+        reasons["_native"] = "pybind11 is missing; pip install pybind11 and reinstall"
+        return []
+    flags = [*FLAGS, "-fvisibility=hidden"]
+    include = [pybind11.get_include(), "csrc"]
+    return [Extension("zoo._native", listed.get("_native", []), include_dirs=include, extra_compile_args=flags, language="c++")]
+
+
+def _torch(listed: dict[str, list[str]]) -> list[Extension]:
+    try:
+        if not torch_is_here():
+            raise ImportError("it is not installed")
+        cuda = no_cuda()
+        from torch.utils import cpp_extension
+    except (ImportError, OSError) as error:
+        why = f"torch could not be imported while building ({str(error).splitlines()[0]}); pip install torch and reinstall"
+        reasons.update(dict.fromkeys(("_C", "_C_cuda"), why))
+        return []
+    common: dict[str, Any] = {"include_dirs": ["csrc"], "py_limited_api": True}
+    cxx = [*FLAGS, STABLE_ABI]
+    made = [cpp_extension.CppExtension("zoo._C", listed.get("_C", []), extra_compile_args={"cxx": cxx}, **common)]
+    if cuda:
+        reasons["_C_cuda"] = cuda
+    else:
+        args = {"cxx": [*cxx, "-DUSE_CUDA"], "nvcc": ["-O3", "-std=c++17", STABLE_ABI, "-DUSE_CUDA"]}
+        made.append(cpp_extension.CUDAExtension("zoo._C_cuda", listed.get("_C_cuda", []), extra_compile_args=args, **common))
     return made
 
 
-def _pybind11() -> str:
-    import pybind11
+class Build(build):
+    """Builds in a folder of its own, so that nothing old gets into a wheel and two builds at once don't meet; always notes."""
 
-    return pybind11.get_include()
+    sub_commands: ClassVar = [
+        ("build_py", None),
+        ("build_ext", None),
+    ]  # build_ext also where no library is tried: it writes the note
 
-
-def builder(base: type[build_ext]) -> type[build_ext]:
-    """``base`` that leaves out a part that fails, deletes old outputs first, and writes down what happened."""
-
-    class Build(base):  # type: ignore[misc, valid-type]
-        def build_extension(self, extension: Extension) -> None:
-            Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
-            try:
-                if extension.name == "zoo._native":
-                    build_ext.build_extension(self, extension)
-                else:
-                    super().build_extension(extension)
-            except Exception as error:
-                if MODE == "require":
-                    raise
-                reasons[extension.name.removeprefix("zoo.")] = (
-                    f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-                )
-
-        def run(self) -> None:
-            super().run()
-            if MODE == "require" and reasons.keys() - {"_C_cuda"}:
-                raise SystemExit(f"ZOO_EXT=require, but: {reasons}")
-            text = (
-                json.dumps({"reasons": reasons, "python": sys.version.split()[0], "torch": _torch_version()}, indent=1) + "\n"
-            )
-            for folder in {Path(self.build_lib) / "zoo", *([ROOT / "zoo"] if self.inplace or self.editable_mode else [])}:
-                if folder.is_dir():
-                    (folder / "_build.json").write_text(text)
-            for part, why in reasons.items():
-                print(f"zoo: {'the extension' if part == 'all' else part} is not built: {why}", file=sys.stderr)
-
-    return Build
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.build_base = tempfile.mkdtemp(prefix="zoo-build-")
+        atexit.register(shutil.rmtree, self.build_base, ignore_errors=True)
 
 
-def _torch_version() -> str:
-    try:
-        import torch
+class Degrade:
+    """For a ``build_ext``: leaves out a part that fails, deletes old outputs first, writes down what happened."""
 
-        return torch.__version__
-    except ImportError:
-        return ""
+    def run(self) -> None:
+        inplace = getattr(self, "inplace", False) or getattr(self, "editable_mode", False)
+        self.folders = [Path(self.build_lib) / "zoo", *([ROOT / "zoo"] if inplace else [])]  # type: ignore[attr-defined]
+        for folder in self.folders:
+            for old in [path for part in PARTS for path in folder.glob(f"{part}.*") if path.suffix in (".so", ".dylib")]:
+                old.unlink(missing_ok=True)
+        if EXT == "require" and (missing := {part: why for part, why in reasons.items() if _required(part)}):
+            raise SystemExit(f"zoo: ZOO_EXT=require, but {'; '.join(f'{part}: {why}' for part, why in missing.items())}")
+        super().run()  # type: ignore[misc]
+        self.note()
+
+    def build_extensions(self) -> None:
+        """torch checks the compilers before it builds anything, and a nvcc that refuses this g++ must not cost the CPU parts."""
+        try:
+            super().build_extensions()  # type: ignore[misc]
+        except RuntimeError as error:
+            self.extensions: list[Extension] = [each for each in self.extensions if each.name != "zoo._C_cuda"]
+            self.left_out("_C_cuda", error)
+            super().build_extensions()  # type: ignore[misc]
+
+    def build_extension(self, extension: Extension) -> None:
+        try:
+            super().build_extension(extension)  # type: ignore[misc]
+        except Exception as error:
+            self.left_out(extension.name.removeprefix("zoo."), error)
+
+    def left_out(self, part: str, error: Exception) -> None:
+        """Keep the reason, or raise where every part is required."""
+        if EXT == "require":
+            raise error
+        print(f"zoo: {part}: {error}", file=sys.stderr)
+        what = str(error).splitlines()[0][:120] if isinstance(error, RuntimeError) else "it did not compile or link"
+        reasons[part] = f"{what}; see why with: pip install -v --no-build-isolation --no-deps ."
+
+    def copy_extensions_to_source(self) -> None:
+        """Into the checkout of an editable install, each in one step: another process sees the old file, none, or the new one."""
+        for built in self.folders[0].glob("*.so"):
+            fresh = ROOT / "zoo" / f".{built.name}.{os.getpid()}.tmp"
+            shutil.copy2(built, fresh)
+            fresh.replace(ROOT / "zoo" / built.name)
+
+    def note(self) -> None:
+        """Write zoo/_build.json and warn in one line."""
+        torch = sys.modules.get("torch")
+        facts = {"reasons": reasons, "python": sys.version.split()[0], "torch": str(getattr(torch, "__version__", ""))}
+        for folder in [folder for folder in self.folders if folder.is_dir()]:
+            fresh = folder / f"._build.json.{os.getpid()}.tmp"
+            fresh.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            fresh.replace(folder / "_build.json")
+        for why in dict.fromkeys(reasons.values()):
+            parts = ", ".join(part for part in reasons if reasons[part] == why)
+            print(f"zoo: without {parts}: {why}", file=sys.stderr)
+
+
+def _required(part: str) -> bool:
+    """Under ZOO_EXT=require: nvcc is asked for by ZOO_CUDA=require alone."""
+    return part != "_C_cuda" or CUDA == "require"
 
 
 def main() -> None:
-    found = extensions()
-    base: type[build_ext] = build_ext
-    if any(extension.name != "zoo._native" for extension in found):
-        from torch.utils.cpp_extension import BuildExtension
-
-        base = BuildExtension.with_options(no_python_abi_suffix=True)
-    needs = ["torch>=2.11"] if reasons.get("_C") and "egg_info" in sys.argv and MODE == "require" else []
-    setup(ext_modules=found, cmdclass={"build_ext": builder(base)}, setup_requires=needs)
+    """Declare the libraries when something is built; otherwise say whether the build will need torch."""
+    extensions = plan() if BUILDING else []
+    base: type = build_ext
+    if "torch.utils.cpp_extension" in sys.modules:
+        # without ninja: three files gain nothing by it, and it would have to be on PATH
+        base = sys.modules["torch.utils.cpp_extension"].BuildExtension.with_options(use_ninja=False)
+    asks = "egg_info" in sys.argv and EXT != "off" and not torch_is_here() and not compiler()
+    setup(
+        ext_modules=extensions,
+        cmdclass={"build": Build, "build_ext": type("BuildExt", (Degrade, base), {})},
+        setup_requires=["torch>=2.11"] if asks else [],
+    )
 
 
 main()

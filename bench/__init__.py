@@ -9,6 +9,9 @@ from pathlib import Path
 
 from zoo.spec import UsageError
 
+BUSY = 0.25
+"""Cores in use by others above which a benchmark warns: threads that wait for each other then wait for the scheduler."""
+
 
 def names() -> list[str]:
     """The benchmarks of zoo's own parts, ``inference`` aside, which is what a run or model gets."""
@@ -25,11 +28,12 @@ def command(
     as_json: bool = False,
 ) -> Path:
     """``zoo bench``: measure a run (None: the latest), a model, or a part of zoo by name; print the table, say where the files are."""
-    from zoo.console import say
-
     from zoo import runs, show
     from zoo.bench import _timing, inference
+    from zoo.console import say
 
+    if (taken := _timing.busy()) > BUSY:
+        say(f"warning  other processes keep {taken:.1f} cores busy: figures will be off, by 10 times or more at small batches")
     if what in names():
         if batches or device:
             raise UsageError(f"bench {what} takes neither --batches nor --device; leave them out")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 
 from zoo import host
-from zoo.spec import UsageError
+from zoo.export import _session
 
 BASE = "pytorch eager"
 FP32_TOLERANCE, HALF_TOLERANCE = 1e-4, 0.05
@@ -64,35 +64,11 @@ def of_onnxruntime(path: Path, where: torch.device, threads: int) -> list[Conten
     """onnxruntime on the CPU, or on the GPU with inputs and outputs that stay there.
 
     Raises:
-        UsageError: the CUDA provider cannot start (onnxruntime would otherwise run on the CPU in silence).
+        UsageError: onnxruntime is missing or cannot run on ``where`` (alone it would take the CPU in silence).
     """
-    opened = open_session(path, where, threads)
+    opened = _session.open_session(path, str(where), threads=threads)
     prepare = _bound if where.type == "cuda" else _run
     return [Contender(f"onnxruntime {where.type}", "fp32", lambda inputs: prepare(opened, inputs))]
-
-
-def open_session(path: Path, where: torch.device, threads: int) -> Any:
-    """An ``InferenceSession`` that runs on ``where`` and nowhere else."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # else its idle threads hold the others' cores
-    if where.type == "cpu":
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    provider = ("CUDAExecutionProvider", {"device_id": where.index or 0, "use_tf32": 0})
-    try:
-        onnxruntime.preload_dlls()
-        session = onnxruntime.InferenceSession(path, options, providers=[provider])
-        live = session.get_providers()[0]
-    except Exception as error:  # onnxruntime raises its own types, RuntimeError and ValueError
-        live = str(error).splitlines()[0][:80]
-    if live != provider[0]:
-        raise UsageError(f"onnxruntime cannot run on the GPU ({live}; live: CPU); use --device cpu, or see zoo doctor")
-    return session
 
 
 def _run(session: Any, inputs: Tensor) -> Call:
@@ -116,21 +92,8 @@ def _bound(session: Any, inputs: Tensor) -> Call:
     return call
 
 
-def takes_normalised(path: Path) -> bool:
-    """An exported file whose input is what the PyTorch model takes, by its metadata and its input's type."""
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
-    written = {entry.key: entry.value for entry in model.metadata_props}
-    return written.get("preprocess", "none") == "none" and written.get("softmax", "false").lower() in ("false", "no", "0", "")
-
-
-def write_onnx(model: nn.Module, shape: tuple[int, int, int], path: Path) -> None:
-    """Export a model that has no run: one file, any batch size (traced at 2, since a batch of 1 may be specialised)."""
-    inputs = torch.zeros(2, *shape)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model, (inputs,), path, dynamo=True, external_data=False, optimize=True, verbose=False, input_names=["input"],
-            output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )  # fmt: skip
+def own_preprocessing(path: Path) -> tuple[str, bool]:
+    """What an exported file does besides the model, by its metadata: ``none``, ``normalize`` or ``full``; softmax or not."""
+    properties = onnx.load(path, load_external_data=False).metadata_props
+    written = {entry.key: entry.value for entry in properties}
+    return written.get("preprocess", "none"), written.get("softmax", "false") == "true"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import os
 import shlex
 import sys
 import time
@@ -162,6 +163,27 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def busy(seconds: float = 0.3) -> float:
+    """Cores that others keep busy while this process sleeps for ``seconds``; 0 where the system does not tell (proc(5))."""
+    before = _idle()
+    start = time.perf_counter()
+    time.sleep(seconds)
+    if before is None or (after := _idle()) is None:
+        return 0.0
+    total, idle = (new - old for new, old in zip(after, before))
+    taken = (total - idle) / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - start)
+    return max(0.0, taken)
+
+
+def _idle() -> tuple[int, int] | None:
+    """Clock ticks since boot over all cores, and those of them that were idle."""
+    path = Path("/proc/stat")
+    if not path.is_file():
+        return None
+    ticks = [int(word) for word in path.read_text().splitlines()[0].split()[1:9]]
+    return sum(ticks), ticks[3] + ticks[4]
 
 
 def environment(where: torch.device | None = None) -> dict[str, str]:

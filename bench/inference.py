@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from rich.table import Table
-from torch import Tensor, nn
-from zoo.console import say
+from torch import Tensor
 
 from zoo import host, registry, show
 from zoo import run as runs
 from zoo.bench import _contenders, _picture, _timing
 from zoo.bench._contenders import BASE, Call, Contender
+from zoo.console import say
+from zoo.export import _graph, onnx_fp32
 from zoo.files import publish
 from zoo.spec import DisagreeError, UsageError
 
@@ -27,12 +28,13 @@ BATCHES, QUICK_BATCHES = (1, 8, 64, 256), (1, 8, 64)
 
 @dataclass(frozen=True)
 class Subject:
-    """What is benchmarked: a float32 model in eval mode and the run it is of, if any."""
+    """What is benchmarked: a float32 model, as its ONNX file has it, and where the run and that file are, if any."""
 
     name: str
-    model: nn.Module
+    model: _graph.Exported
     input: tuple[int, int, int]
-    run: runs.Run | None = None
+    folder: Path | None = None
+    file: Path | None = None
 
 
 def main(
@@ -57,7 +59,7 @@ def main(
     if batches[0] < 1:
         raise UsageError(f"batch size {batches[0]} is not allowed; give positive numbers, e.g. --batches 1,8,64")
     subject = _subject(target)
-    out = out or (subject.run.path / "bench.csv" if subject.run else _timing.default_out(subject.name, quick=True))
+    out = out or (subject.folder / "bench.csv" if subject.folder else _timing.default_out(subject.name, quick=True))
     places = [host.device(device)] if device != "auto" else [torch.device("cpu"), *_gpu()]
     rows: list[dict[str, Any]] = []
     with _settings(threads or host.cores()) as used, _model_file(subject) as file:
@@ -74,9 +76,21 @@ def _subject(target: str | Path | runs.Run | None) -> Subject:
     if isinstance(target, str) and (target in registry.names("models") or target.startswith("timm/")):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return Subject(target, runs.create_model(target).eval(), runs.model_spec(target).input)
-    found = target if isinstance(target, runs.Run) else runs.load(target)
-    return Subject(found.recipe.model, found.model.eval(), found.input, found)
+            model, shape = runs.create_model(target), runs.model_spec(target).input
+        return Subject(
+            target, _graph.Exported(model, (0, 0, 0), (1, 1, 1), size=shape[1], stored=shape[1], preprocess="none"), shape
+        )
+    run = target if isinstance(target, runs.Run) else runs.load(target)
+    mode, softmax = "none", False
+    file = run.path / "model.onnx" if (run.path / "model.onnx").is_file() else None
+    if file:
+        mode, softmax = _contenders.own_preprocessing(file)
+    if mode == "full":  # takes images of any size as bytes, which PyTorch's contenders are not given
+        mode, softmax, file = "none", False, None
+        say("onnx     model.onnx resizes images itself; the network alone is measured")
+    size = run.input[1]
+    wrapped = _graph.Exported(run.model, run.mean, run.std, size=size, stored=size, preprocess=mode, softmax=softmax)
+    return Subject(run.recipe.model, wrapped, run.input, run.path, file)
 
 
 def _gpu() -> list[torch.device]:
@@ -99,15 +113,14 @@ def _settings(threads: int) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _model_file(subject: Subject) -> Iterator[Path]:
-    """The run's own model.onnx where it takes normalised images, else a new one that is gone afterwards."""
-    own = subject.run.path / "model.onnx" if subject.run else None
-    if own and own.is_file() and _contenders.takes_normalised(own):
-        yield own
+    """The run's own model.onnx, else a new one that is gone afterwards."""
+    if subject.file:
+        yield subject.file
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         with torch.inference_mode(False):
-            _contenders.write_onnx(subject.model, subject.input, path)
+            onnx_fp32.write(subject.model, path)
         yield path
 
 
@@ -121,8 +134,6 @@ def _gather(subject: Subject, file: Path, place: torch.device, threads: int, *, 
         if must:
             raise
         say(f"skipped  onnxruntime {place.type}: {error}")
-    except ImportError:
-        say("skipped  onnxruntime: not installed; pip install onnxruntime")
     return found
 
 

@@ -1,43 +1,53 @@
-"""Export a run and prove that the file answers as PyTorch does; a file that doesn't is never published."""
+"""Export a run and prove that the file answers as PyTorch does; a file that does not is never published."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.spec import BusyError, DataError, FileError
+from zoo.spec import BusyError, DataError, DisagreeError, FileError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+    from onnx import ModelProto
 
+    from zoo.export._graph import Exported
+    from zoo.export._parity import Case, Parity
     from zoo.run import Run
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Receipt:
     """What was exported and how it was checked."""
 
     path: Path
     bytes: int
     opset: int
+    ir_version: int
     preprocess: str
     batches: tuple[int, ...]
-    n: int
+    """Batch sizes the file was run at."""
     agree: int
-    largest: float
-    """Largest difference from PyTorch's outputs, in standard deviations of those outputs."""
+    """Of ``n`` images, those that the file and PyTorch put in the same class."""
+    n: int
+    ties: int
+    """Images with another class because PyTorch itself is undecided."""
+    max_abs: float
+    """Largest |difference| from PyTorch: of logits in standard deviations of PyTorch's logits, or of probabilities."""
     images: str
+    """Which images these were."""
     seconds: float
 
     def line(self) -> str:
         """The receipt in one line."""
-        batches = ", ".join(map(str, self.batches))
+        ties = f" ({self.ties} undecided)" if self.ties else ""
         return (
-            f"{self.path}  1 file {self.bytes / 1e6:.2f} MB · opset {self.opset} · preprocess {self.preprocess} · batch {batches} agree: "
-            f"{self.agree:,}/{self.n:,} classes, max |difference| {self.largest:.1e} on {self.images}"
+            f"{self.path}  1 file {self.bytes / 1e6:.1f} MB · opset {self.opset} · batch {', '.join(map(str, self.batches))} agree: "
+            f"{self.agree:,}/{self.n:,} classes{ties}, max |difference| {self.max_abs:.1e} · {self.images}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -55,99 +65,143 @@ def onnx(
     force: bool = False,
     images: int = 1000,
 ) -> Receipt:
-    """Write a run's model as one ONNX file and return the receipt; ``images`` test images are compared.
+    """Write a run's model as one ONNX file (default: ``model.onnx`` in its folder); ``images`` test images are compared.
 
     Raises:
-        BusyError: the file exists and ``force`` is not set. FileError: weights are not finite. UsageError: unsupported opset.
-        DisagreeError: the file and PyTorch differ; nothing is published.
+        BusyError: the file exists and ``force`` is not set. UsageError: opset or preprocess that there is not.
+        FileError: a weight is not finite, or the model too large. DisagreeError: the file and PyTorch differ.
+        DiskError: the file cannot be written. In each case nothing is published and an old file stays as it was.
     """
     from zoo import files
     from zoo.export import _graph, _parity, _session, onnx_fp32
 
     began = time.monotonic()
     target = Path(path) if path else run.path / "model.onnx"
-    if target.exists() and not force:
-        raise BusyError(f"file exists ({target}); use --force to replace it, or another --out")
-    for name, value in run.model.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise FileError(f"weights are not finite (tensor {name}); train again, or use an earlier checkpoint")
-    wrapped = _graph.Exported(run.model, run.mean, run.std, run.input[1], preprocess, softmax)
-    groups, source = _images(run, preprocess, images)
-    chosen = opset or 20
-    found: list[_parity.Parity] = []
-
-    def verify(temporary: Path) -> None:
-        session = _session.open_session(temporary)
-        name = session.get_inputs()[0].name
-        found.append(
-            _parity.check(wrapped, lambda batch: session.run(None, {name: batch})[0], groups, onnx_fp32.TARGET.tolerance)
-        )
-
-    metadata = _metadata(run, preprocess, softmax, chosen, source)
-    files.publish(target, lambda temporary: onnx_fp32.write(wrapped, temporary, opset=chosen, metadata=metadata), verify)
-    parity = found[0]
+    if preprocess not in _graph.PREPROCESS:
+        known = ", ".join(_graph.PREPROCESS)
+        raise UsageError(f"no preprocess {preprocess!r}{did_you_mean(preprocess, _graph.PREPROCESS)}; use one of {known}")
+    chosen = onnx_fp32.check_opset(opset)
+    _check_free(target, force=force)
+    _check_finite(run)
+    pixels, stored, source = _images(run, images)
+    exported = _graph.Exported(
+        run.model, run.mean, run.std, size=run.input[1], stored=stored, preprocess=preprocess, softmax=softmax
+    )
+    graph = onnx_fp32.trace(exported, opset=chosen)
+    parity = _checked(run, exported, graph, pixels)
+    known_facts = _graph.metadata(run, exported, opset=chosen)
+    parity_text = json.dumps(parity.as_dict() | {"images": source})
+    files.publish(
+        target,
+        lambda temporary: onnx_fp32.save(graph, temporary, known_facts | {"parity": parity_text}),
+        lambda temporary: _session.open_session(temporary),
+    )
     return Receipt(
-        target, target.stat().st_size, chosen, preprocess, parity.batches, parity.n, parity.agree, parity.largest, source,
-        round(time.monotonic() - began, 2),
+        target, target.stat().st_size, chosen, graph.ir_version, preprocess, _parity.BATCHES, parity.agree, parity.n, parity.ties,
+        parity.max_abs, source, round(time.monotonic() - began, 2),
     )  # fmt: skip
 
 
-def _metadata(run: Run, preprocess: str, softmax: bool, opset: int, source: str) -> dict[str, str]:
+def _check_free(target: Path, *, force: bool) -> None:
+    if target.is_dir():
+        raise UsageError(f"output is a folder ({target.absolute()}); name a file, e.g. --out {target / 'model.onnx'}")
+    if target.exists() and not force:
+        raise BusyError(f"file exists ({target}); use --force to replace it, or another --out")
+
+
+def _check_finite(run: Run) -> None:
+    for name, value in run.model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise FileError(f"weights are not finite ({run.path}, tensor {name}); train again, or use an earlier checkpoint")
+
+
+def _checked(run: Run, exported: Exported, graph: ModelProto, pixels: np.ndarray) -> Parity:
+    """The parity of a graph; DisagreeError with the first node that differs if it does not hold."""
     import torch
 
-    import zoo
-    from zoo import checkpoint, recipe
-    from zoo.export._graph import PREPROCESS
+    from zoo.export import _parity, _session, onnx_fp32
 
-    shape = {
-        "mean": run.mean,
-        "std": run.std,
-        "input": run.input,
-        "mode": preprocess,
-        "takes": PREPROCESS[preprocess],
-        "softmax": softmax,
-    }
-    digests = {name: checkpoint.digest(value) for name, value in run.model.state_dict().items()}
-    import hashlib
-
-    return {
-        "zoo.version": zoo.__version__,
-        "zoo.model": run.recipe.model,
-        "zoo.classes": json.dumps(run.classes),
-        "zoo.preprocessing": json.dumps(shape),
-        "zoo.recipe": recipe.dump(run.recipe),
-        "zoo.weights": hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
-        "zoo.data": json.dumps({"name": run.recipe.data.name, "digest": run.env.get("data_digest", "")}),
-        "zoo.torch": torch.__version__,
-        "zoo.opset": str(opset),
-        "zoo.parity": json.dumps({"batches": [1, 2, 7], "images": source, "tolerance": 1e-4}),
-    }
+    session = _session.open_session(graph.SerializeToString())
+    name = session.get_inputs()[0].name
+    parity = _parity.check(
+        _cases(run, exported, pixels),
+        lambda part: session.run(None, {name: _fed(part, run, exported)})[0],
+        tolerance=onnx_fp32.TARGET.tolerance,
+        probabilities=exported.softmax,
+    )
+    if not parity.holds:
+        fed = _fed(parity.worst, run, exported)
+        inputs = _normalised(parity.worst, run) if parity.worst.shape[1:3] == pixels.shape[1:3] else exported.prepare(torch.from_numpy(fed))
+        where = _parity.first_difference(graph, fed, run.model, inputs, onnx_fp32.TARGET.tolerance)
+        raise DisagreeError(
+            f"exported model differs from PyTorch (max |difference| {parity.max_abs:.2g}, allowed {parity.tolerance:.0e}, other "
+            f"class {parity.wrong:,} times; first node that differs: {where}); nothing published"
+        )
+    return parity
 
 
-def _images(run: Run, preprocess: str, count: int) -> tuple[list[torch.Tensor], str]:
-    """Groups of inputs to compare on: test images (noise, said so, where the data isn't here), all black, all white, one colour."""
+def _images(run: Run, count: int) -> tuple[np.ndarray, int, str]:
+    """Up to ``count`` test images (N, stored, stored, 3) uint8 spread over the set, their side, and what they are."""
     import numpy as np
+
+    from zoo.data.folder import stored_side
+
+    try:
+        found = run.dataset().test.images
+    except (DataError, UsageError):
+        side = stored_side(run.input[1]) if run.recipe.data.name in ("folder", "caltech101") else run.input[1]
+        noise = np.random.default_rng(0).integers(0, 256, (min(count, 64), side, side, 3), np.uint8)
+        return noise, side, "images: synthetic noise (the run's data is not here)"
+    where = np.linspace(0, len(found) - 1, min(count, len(found))).astype(np.int64)
+    return np.asarray(found[where]), found.shape[1], f"test images of {run.recipe.data.name}"
+
+
+def _cases(run: Run, exported: Exported, pixels: np.ndarray) -> list[Case]:
+    """Real, saturated and constant images, right being what evaluation does with them; for ``full`` also other sizes."""
+    import numpy as np
+    import torch
+
+    from zoo.export._parity import Case
+
+    model, side = exported.model, pixels.shape[1]
+
+    def truth(part: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            logits = model(_normalised(part, run))
+            return (logits.softmax(1) if exported.softmax else logits).numpy()
+
+    def own_truth(part: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return exported(torch.from_numpy(part)).numpy()
+
+    colours = np.array([(0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 0, 0), (0, 255, 0), (0, 0, 255)], np.uint8)
+    flat = np.broadcast_to(colours[:, None, None], (len(colours), side, side, 3))
+    extreme = np.where(pixels[:6] > 127, 255, 0).astype(np.uint8)
+    cases = [Case(pixels, truth), Case(np.concatenate([flat, extreme]), truth, counted=False)]
+    if exported.preprocess == "full":
+        shapes = ((2 * side + 1, side + 9), (side // 2 + 1, side), (1, 1))
+        rng = np.random.default_rng(1)
+        cases += [Case(rng.integers(0, 256, (2, *shape, 3), np.uint8), own_truth, counted=False) for shape in shapes]
+    return cases
+
+
+def _normalised(part: np.ndarray, run: Run) -> Any:
+    """Images as evaluation gives them to the model, by the code of evaluation: (N, 3, size, size) float32."""
     import torch
 
     from zoo.data import _augment
 
-    size = run.input[1]
-    try:
-        test = run.dataset().test
-        pixels = np.asarray(test.images[np.linspace(0, len(test) - 1, min(count, len(test))).astype(int)])
-        source = f"{len(pixels):,} test images of {run.recipe.data.name}"
-    except DataError:
-        pixels = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), np.uint8)
-        source = "64 images of noise (the data set is not here)"
-    flat = np.stack([np.full(pixels.shape[1:], value, np.uint8) for value in (0, 255, 128)])
-    groups = []
-    for part in (pixels, flat):
-        images = torch.from_numpy(np.ascontiguousarray(part))
-        if preprocess == "none":
-            images = _augment.normalise(images, run.mean, run.std, size=size).contiguous()
-        elif preprocess == "normalize":
-            images = _augment.normalise(images, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), size=size).contiguous()
-        groups.append(images)
-    if preprocess == "full":  # sizes that the graph must bring to its own
-        groups += [torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, size * 2 + 1, size + 9, 3), np.uint8))]
-    return groups, source
+    return _augment.normalise(torch.from_numpy(part.copy()), run.mean, run.std, size=run.input[1]).contiguous()
+
+
+def _fed(part: np.ndarray, run: Run, exported: Exported) -> np.ndarray:
+    """Images as the file takes them."""
+    import numpy as np
+
+    if exported.preprocess == "full":
+        return np.ascontiguousarray(part)
+    if exported.preprocess == "none":
+        return _normalised(part, run).numpy()
+    edge = (part.shape[1] - exported.size) // 2
+    cut = part[:, edge : edge + exported.size, edge : edge + exported.size]
+    return np.ascontiguousarray(cut.transpose(0, 3, 1, 2), np.float32) / np.float32(255)

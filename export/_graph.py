@@ -1,42 +1,131 @@
-"""What goes into an exported graph besides the model: preprocessing, and what a reader of the file must know."""
+"""What goes into an exported graph besides the model: preprocessing in front, softmax behind, facts for its reader."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from zoo.run import Run
+
 PREPROCESS = {
-    "none": "float32 NCHW, already normalised with the mean and std given here",
-    "normalize": "float32 NCHW RGB in 0..1 at the input size; normalisation is in the graph",
-    "full": "uint8 NHWC RGB of any size; scaling, antialiased resize, centre crop and normalisation are in the graph",
+    "none": "float32 (N, 3, H, W) RGB, resized, cut and normalised",
+    "normalize": "float32 (N, 3, H, W) RGB in 0..1, resized and cut",
+    "full": "uint8 (N, any height, any width, 3) RGB",
 }
+"""What the exported file takes, by ``--preprocess``."""
 
 
 class Exported(nn.Module):
-    """A model with its preprocessing in front and, if wanted, softmax behind; always in eval mode."""
+    """A float32 copy of a model in eval mode, which it never leaves, with preprocessing in front and maybe softmax behind.
+
+    Args:
+        mean, std: channel statistics of images in 0..1.
+        size: side of the model's input in pixels. stored: what the shorter side of an image is resized to before its
+            centre of ``size`` is cut out.
+    """
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(
-        self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], size: int, preprocess: str, softmax: bool
-    ) -> None:
+        self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], *, size: int, stored: int, preprocess: str,
+        softmax: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.model = model
-        self.size, self.preprocess, self.softmax = size, preprocess, softmax
-        self.mean = nn.Buffer(torch.tensor(mean).view(1, 3, 1, 1))
-        self.std = nn.Buffer(torch.tensor(std).view(1, 3, 1, 1))
-        self.eval()
+        self.model = copy.deepcopy(model).float().cpu()
+        self.size, self.stored, self.preprocess, self.softmax = size, stored, preprocess, softmax
+        unit = 255 if preprocess == "full" else 1
+        self.register_buffer("scale", torch.tensor([1 / (unit * s) for s in std]).view(1, 3, 1, 1))
+        self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(mean, std)]).view(1, 3, 1, 1))
+        self.train()
 
     def train(self, mode: bool = True) -> Exported:
-        """An exported model never trains: dropout off, BatchNorm on its running statistics."""
+        """Nothing: dropout stays off and BatchNorm on its running statistics."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, size, size) float32, or (N, H, W, 3) uint8 for ``full``, to (N, classes)."""
-        x = images
-        if self.preprocess == "full":
-            x = images.permute(0, 3, 1, 2).to(torch.float32) / 255
-            x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
-        if self.preprocess != "none":
-            x = (x - self.mean) / self.std
-        logits = self.model(x)
+        """Images as :data:`PREPROCESS` says to logits or probabilities (N, classes)."""
+        logits = self.model(self.prepare(images))
         return logits.softmax(1) if self.softmax else logits
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images as :data:`PREPROCESS` says to what the model takes, (N, 3, size, size) normalised."""
+        inputs = fit(images, self.stored, self.size) if self.preprocess == "full" else images
+        return inputs if self.preprocess == "none" else inputs * self.scale + self.shift
+
+
+def fit(images: Tensor, stored: int, size: int) -> Tensor:
+    """uint8 (N, H, W, 3) to float32 (N, 3, size, size) in 0..255: shorter side to ``stored``, centre cut, as Pillow does it.
+
+    Two matrix products instead of ONNX's Resize: every runtime has them, they compute only the pixels that are kept, and
+    differ from Pillow's antialiased bilinear only by its rounding to whole numbers.
+    """
+    count, height, width, _ = images.shape
+    rows = _taps(height, width, stored, size)  # (size, H)
+    columns = _taps(width, height, stored, size)  # (size, W)
+    lines = rows @ images.float().reshape(count, height, width * 3)  # (N, size, W * 3)
+    return lines.reshape(count, size, width, 3).permute(0, 3, 1, 2) @ columns.T
+
+
+def _taps(length: int, other: int, stored: int, size: int) -> Tensor:
+    """(size, length) weights of the pixels of one axis in each pixel kept; ``other`` is the other axis' length.
+
+    The triangle filter of Pillow's BILINEAR: as wide as the reduction, at least one pixel, cut off at the border.
+    """
+    given = torch.full((), length, dtype=torch.float64)
+    shorter = torch.minimum(given, torch.full((), other, dtype=torch.float64))
+    resized = (given * (torch.full((), stored, dtype=torch.float64) / shorter)).round().clamp(min=stored)
+    step = given / resized
+    kept = torch.arange(size, dtype=torch.float64) + ((resized - size) / 2).floor()
+    centres = (kept + 0.5) * step
+    pixels = torch.arange(length, dtype=torch.float64) + 0.5
+    weights = (1 - (pixels - centres[:, None]).abs() / step.clamp(min=1)).clamp(min=0)
+    return (weights / weights.sum(1, keepdim=True)).float()
+
+
+def metadata(run: Run, exported: Exported, *, opset: int) -> dict[str, str]:
+    """What a reader of the file must know, as ONNX's metadata_props; no path of this machine is in it."""
+    import onnx
+
+    import zoo
+    from zoo import recipe
+
+    data = msgspec.structs.replace(run.recipe.data, dir="")
+    steps = {
+        "mode": exported.preprocess, "takes": PREPROCESS[exported.preprocess], "size": exported.size, "resize": exported.stored,
+        "mean": run.mean, "std": run.std,
+    }  # fmt: skip
+    facts: dict[str, Any] = {
+        "zoo.version": zoo.__version__,
+        "model": run.recipe.model,
+        "classes": json.dumps(run.classes, ensure_ascii=False),
+        "preprocess": exported.preprocess,
+        "preprocessing": json.dumps(steps),
+        "softmax": json.dumps(exported.softmax),
+        "recipe": recipe.dump(msgspec.structs.replace(run.recipe, data=data)),
+        "weights_sha256": weights_sha256(run.model),
+        "data": run.recipe.data.name,
+        "data_sha256": run.env.get("data_digest", ""),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "opset": opset,
+    }
+    if tested := [row for row in run.metrics if row.get("split") == "test"]:
+        facts["test"] = json.dumps({key: tested[-1].get(key) for key in ("n", "accuracy", "low", "high", "macro")})
+    return {key: str(value) for key, value in facts.items()}
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """sha256 over names, types, shapes and bytes of all parameters and buffers, by name."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

@@ -1,50 +1,77 @@
-"""onnxruntime sessions as zoo opens them: every optimisation, the cores really there, no silent change of provider."""
+"""onnxruntime sessions as zoo opens them: every optimisation, the cores really there, never a silent change of device.
+
+Not here: torch, so that ``zoo predict --onnx`` needs onnxruntime, numpy and Pillow alone.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from zoo import host
 from zoo.spec import FileError, UsageError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def open_session(path: Path | bytes, device: str = "cpu", threads: int | None = None) -> Any:
-    """An InferenceSession on exactly this device.
+def cores() -> int:
+    """Cores this process may use: its affinity and its cgroup's share (onnxruntime counts the machine's and then collapses)."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        limit, period = quota.read_text().split()
+        if limit != "max":
+            count = min(count, max(1, round(int(limit) / int(period))))
+    return count
+
+
+def open_session(model: Path | bytes, device: str = "cpu", *, threads: int = 0, optimise: bool = True) -> Any:
+    """An ``InferenceSession`` on ``device`` ("cpu", "cuda" or "cuda:1") and nowhere else; ``threads`` 0 is all cores there are.
+
+    TF32 is off on the GPU, so that float32 is float32. ``optimise`` False keeps the graph as it is written.
 
     Raises:
-        UsageError: the device's provider isn't live (onnxruntime alone would fall back to the CPU without a word), or
-            onnxruntime isn't installed. FileError: the file cannot be loaded.
+        UsageError: onnxruntime is missing, or cannot run on ``device`` (alone it would take the CPU in silence).
+        FileError: the file is missing or no model that it can run.
     """
     try:
-        import onnxruntime as ort
+        import onnxruntime
     except ImportError as error:
-        raise UsageError(
-            "onnxruntime is not installed; install it with: pip install onnxruntime-gpu (or onnxruntime)"
-        ) from error
-    wanted = PROVIDERS[device]
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = threads or host.cores()
-    options.log_severity_level = 3
-    if device != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    if wanted not in ort.get_available_providers():
-        raise UsageError(
-            f"onnxruntime has no {wanted} (there are: {', '.join(ort.get_available_providers())}); choose another --device"
-        )
+        raise UsageError("onnxruntime is not installed; install it: pip install onnxruntime-gpu (or onnxruntime)") from error
+    if isinstance(model, Path) and not model.is_file():
+        raise FileError(f"no model file ({model.absolute()}); make one with: zoo export --onnx")
+    kind, _, number = device.partition(":")
+    level = onnxruntime.GraphOptimizationLevel
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads or cores(), 1
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    source = model if isinstance(model, bytes) else str(model)
+    if kind == "cpu":
+        return _open(onnxruntime, source, options, [PROVIDERS["cpu"]])
+    live = onnxruntime.get_available_providers()
+    wanted = PROVIDERS.get(kind)
+    if wanted is None or wanted not in live:
+        raise UsageError(f"onnxruntime has no device {device!r} (providers here: {', '.join(live)}); use --device cpu")
+    _open(onnxruntime, source, options, [PROVIDERS["cpu"]])  # a damaged file is told as one, not as a missing GPU
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    where = {"device_id": int(number or 0), "use_tf32": 0}
     try:
-        session = ort.InferenceSession(path if isinstance(path, bytes) else str(path), options, providers=[wanted])
-    except Exception as error:  # one boundary around the runtime: its errors share no type
-        if device != "cpu":
-            raise UsageError(
-                f"onnxruntime cannot start {wanted} ({str(error).splitlines()[0][:90]}); choose another --device"
-            ) from error
-        raise FileError(
-            f"onnxruntime cannot load the model ({path if isinstance(path, Path) else 'graph'}, {str(error)[:90]!r}); export it again"
-        ) from error
-    if session.get_providers()[0] != wanted:
-        raise UsageError(f"onnxruntime fell back to {session.get_providers()[0]} from {wanted}; choose another --device")
+        if hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()
+        session = onnxruntime.InferenceSession(source, options, providers=[(wanted, where)])
+        first = session.get_providers()[0]
+    except Exception as error:  # onnxruntime raises its own types, RuntimeError and ValueError
+        first = str(error).strip().splitlines()[0][:60] if str(error).strip() else type(error).__name__
+    if first != wanted:
+        raise UsageError(f"onnxruntime cannot start {wanted} ({first}; live here: {PROVIDERS['cpu']}); use --device cpu")
     return session
+
+
+def _open(onnxruntime: Any, source: str | bytes, options: Any, providers: list[str]) -> Any:
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=providers)
+    except Exception as error:  # one boundary around the parser: it raises many types
+        why = " ".join(str(error).split())[:80] or type(error).__name__
+        name = source if isinstance(source, str) else "graph in memory"
+        raise FileError(f"not a model that onnxruntime can run ({name}, {why}); export it again") from error

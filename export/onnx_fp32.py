@@ -1,4 +1,4 @@
-"""ONNX in float32: one file, dynamic batch, traced at batch 2 by torch's exporter."""
+"""ONNX in float32: one file, any batch size, by torch's exporter."""
 
 from __future__ import annotations
 
@@ -14,47 +14,85 @@ import torch
 from onnx import ModelProto
 
 from zoo.export._graph import Exported
-from zoo.spec import TargetSpec, UsageError
+from zoo.spec import FileError, TargetSpec, UsageError
 
 TARGET = TargetSpec(suffix=".onnx", tolerance=1e-4, needs=("onnx", "onnxscript", "onnxruntime"))
 OPSETS = range(18, 24)
-ONE_FILE_BYTES = 2_000_000_000
+"""torch's exporter gives 18 for less, without a word; 23 is the newest that all torch versions zoo runs on can write."""
+OPSET = 20
+LIMIT = 2_000_000_000
+"""Bytes that protobuf can hold in one file."""
 
 
-def write(model: Exported, path: Path, *, opset: int = 20, metadata: Mapping[str, str] = {}) -> None:
-    """Trace ``model``, keep the names and facts a reader needs, and write one file (weights beside it only from 2 GB)."""
-    if opset not in OPSETS:
-        raise UsageError(f"opset {opset} is not supported; use {OPSETS[0]} to {OPSETS[-1]}")
-    graph = _trace(model, opset)
-    del graph.metadata_props[:]
-    for key, value in metadata.items():
-        entry = graph.metadata_props.add()
-        entry.key, entry.value = key, value
-    _drop_unused_imports(graph)
-    onnx.checker.check_model(graph, full_check=True)
-    onnx.save_model(graph, str(path), save_as_external_data=graph.ByteSize() > ONE_FILE_BYTES)
+def check_opset(opset: int | None) -> int:
+    """The opset to use; UsageError with the range if the one asked for is outside."""
+    if opset is not None and opset not in OPSETS:
+        raise UsageError(f"opset {opset} is not supported; use one from {OPSETS[0]} to {OPSETS[-1]}")
+    return opset or OPSET
 
 
-def _trace(model: Exported, opset: int) -> ModelProto:
-    size = model.size
-    full = model.preprocess == "full"
+def write(model: Exported, path: Path, *, opset: int = OPSET, metadata: Mapping[str, str] | None = None) -> None:
+    """:func:`trace` and :func:`save` in one call."""
+    save(trace(model, opset=opset), path, metadata or {})
+
+
+def trace(model: Exported, *, opset: int = OPSET) -> ModelProto:
+    """The graph: input ``image``, output ``logits`` or ``probabilities``, first dimension ``batch``.
+
+    Raises:
+        FileError: too large for one file.
+    """
+    needed = sum(value.nbytes for value in model.state_dict().values())
+    if needed > LIMIT:
+        raise FileError(f"model is too large for one ONNX file ({needed / 1e9:.1f} GB, limit 2 GB); use a smaller model")
+    full, size = model.preprocess == "full", model.size
+    # traced at 2, since a batch of 1 may be taken for a constant; sides differ, lest they are taken for one
     example = torch.zeros(2, size + 3, size + 5, 3, dtype=torch.uint8) if full else torch.zeros(2, 3, size, size)
-    batch = torch.export.Dim("batch", min=1)
-    moving = {0: batch, 1: torch.export.Dim("height", min=1), 2: torch.export.Dim("width", min=1)} if full else {0: batch}
-    output = "probabilities" if model.softmax else "logits"
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    free = {axis: torch.export.Dim(name, min=1) for axis, name in enumerate(("batch", "height", "width")[: 3 if full else 1])}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
-            model, (example,), dynamo=True, opset_version=opset, external_data=False, verbose=False,
-            input_names=["image"], output_names=[output], dynamic_shapes={"images": moving},
+            model, (example,), dynamo=True, opset_version=opset, external_data=False, optimize=True, verbose=False,
+            input_names=["image"], output_names=["probabilities" if model.softmax else "logits"], dynamic_shapes=(free,),
         )  # fmt: skip
     assert program is not None
-    return program.model_proto
+    graph = program.model_proto
+    _clean(graph)
+    return graph
 
 
-def _drop_unused_imports(graph: ModelProto) -> None:
-    used = {node.domain for node in graph.graph.node} | {node.domain for function in graph.functions for node in function.node}
-    kept = [entry for entry in graph.opset_import if entry.domain in used or entry.domain == ""]
+@contextlib.contextmanager
+def _quiet(*names: str):  # type: ignore[no-untyped-def]
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before):
+            logger.setLevel(level)
+
+
+def _clean(graph: ModelProto) -> None:
+    """Take out what the exporter leaves for its own debugging (stack traces with paths of this machine) and unused imports."""
+    inside = [*graph.graph.node, *graph.graph.value_info, *graph.graph.input, *graph.graph.output, *graph.graph.initializer]
+    for part in [graph, graph.graph, *inside, *graph.functions]:
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+    used = {node.domain for node in graph.graph.node} | {node.domain for each in graph.functions for node in each.node}
+    imports = [entry for entry in graph.opset_import if entry.domain in used]
     del graph.opset_import[:]
-    graph.opset_import.extend(kept)
+    graph.opset_import.extend(imports)
+    # the oldest format that has these operators, so that older runtimes read it; 8 came with opset 17
+    graph.ir_version = max(8, onnx.helper.find_min_ir_version_for(imports))
+
+
+def save(graph: ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write one file with these metadata_props, after onnx's full check."""
+    import zoo
+
+    graph.producer_name, graph.producer_version = "zoo", zoo.__version__
+    onnx.helper.set_model_props(graph, dict(metadata))
+    onnx.checker.check_model(graph, full_check=True)
+    path.write_bytes(graph.SerializeToString(deterministic=True))

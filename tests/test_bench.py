@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+import zoo
 import zoo.bench
 from zoo.bench import _contenders, _losses, _tables, _timing, focal_loss, inference
 from zoo.spec import DisagreeError, UsageError
@@ -116,15 +118,23 @@ def test_nan_shape_and_small_differences_are_seen(answer: torch.Tensor) -> None:
     }
 
 
-def test_own_model_onnx_with_other_weights_is_seen(tmp_path: Path) -> None:
-    run = inference._subject("cnn_small")
-    path = tmp_path / "model.onnx"
-    other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10)).eval()
-    _contenders.write_onnx(other, (3, 32, 32), path)
-    found = _contenders.of_pytorch(run.model, torch.device("cpu"), compiled=False)
-    found += _contenders.of_onnxruntime(path, torch.device("cpu"), 1)
-    with torch.inference_mode(), pytest.raises(DisagreeError, match="onnxruntime cpu"):
-        inference._agreeing(found, inference._inputs(2, (3, 32, 32)))
+@pytest.mark.parametrize("preprocess", ["none", "normalize", "full"])
+def test_run_with_its_own_file(small_run: Path, tmp_path: Path, preprocess: str) -> None:
+    folder = Path(shutil.copytree(small_run, tmp_path / "run"))
+    zoo.export.onnx(zoo.load(folder), folder / "model.onnx", preprocess=preprocess)
+    assert inference.main(True, str(folder), batches=[2], seconds=0.01) == folder / "bench.csv"
+    assert (folder / "bench.png").is_file()
+
+
+def test_run_whose_weights_changed_since_export(small_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small_run, tmp_path / "run"))
+    run = zoo.load(folder)
+    with torch.no_grad():
+        next(iter(run.model.parameters())).mul_(1.1)
+    zoo.export.onnx(run, folder / "model.onnx")
+    with pytest.raises(DisagreeError, match="zoo export --onnx --force"):
+        inference.main(True, str(folder), batches=[2], seconds=0.01)
+    assert not (folder / "bench.csv").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
@@ -138,10 +148,11 @@ def test_absent_device_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_onnxruntime_does_not_fall_back_to_the_cpu(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    path = tmp_path / "model.onnx"
-    _contenders.write_onnx(inference._subject("cnn_small").model, (3, 32, 32), path)
-    with pytest.raises(UsageError, match="onnxruntime cannot run on the GPU"):
-        _contenders.open_session(path, torch.device("cuda"), 1)
+    with (
+        inference._model_file(inference._subject("cnn_small")) as path,
+        pytest.raises(UsageError, match="CPUExecutionProvider"),
+    ):
+        _contenders.of_onnxruntime(path, torch.device("cuda"), 1)
 
 
 @pytest.mark.parametrize("batches", [[0], [-1, 8]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -134,3 +135,14 @@ def test_default_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_rounding() -> None:
     assert [_timing.rounded(value) for value in (1234.5678, 0.000123456, 7, "x")] == [1235.0, 0.0001235, 7, "x"]
+
+
+@pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="needs Linux's /proc/stat")
+def test_busy_sees_another_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            time.sleep(0.3)
+            found = _timing.busy(1.0)
+        finally:
+            other.kill()
+    assert found > 0.4

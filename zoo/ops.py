@@ -95,7 +95,7 @@ def kernel() -> str:
         return _broken
     served = []
     if _C is not None:
-        served.append(f"C++ {_C.capability()}")
+        served.append(f"C++ {_C.capability(None)}")
     if _C_cuda is not None and torch.cuda.is_available():
         served.append("CUDA")
     return ", ".join(served) or f"PyTorch ({_reason()})"

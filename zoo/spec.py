@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
 
@@ -74,6 +76,17 @@ def did_you_mean(word: str, known: Iterable[str], n: int = 3) -> str:
 
 
 @dataclass(frozen=True)
+class Download:
+    """A published weights file."""
+
+    url: str
+    file: str
+    """Its name in torch hub's ``checkpoints`` folder."""
+    read: Callable[[Path], dict[str, Any]] | None = None
+    """Turns the file into a state dict of the model (default: the file holds one)."""
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """One architecture.
 
@@ -87,16 +100,20 @@ class ModelSpec:
     """Number of parameters with ``classes`` outputs."""
     paper: str
     head: str
-    """Name of the module that holds the classifier layers, by ``named_modules``."""
+    """Name of the module that holds the classifier layers, by ``named_modules`` (two heads: both, with a space between)."""
     new_head: str = ""
     """Name of the last linear layer, replaced for another number of classes (default: ``head``)."""
+    stages: tuple[tuple[str, ...], ...] = ()
+    """Modules and parameters of each stage from the input on, the stem being stage 0; for ``freeze=stage<=N``."""
     classes: int = 10
     macs: int = 0
     """Multiply-accumulates of one sample."""
     data: tuple[str, ...] = ()
     """Data sets it suits; the first is the one that ``zoo train MODEL`` takes."""
     weights: tuple[str, ...] = ()
-    """Names of downloadable weights; the first is ``default``."""
+    """Names of downloadable weights; the first is what ``default`` means."""
+    download: Callable[[str], Download] | None = None
+    """Where the weights of a name in ``weights`` come from."""
     recipe: dict[str, Any] = field(default_factory=dict)
     """Recipe values that ``zoo train MODEL`` starts from, by dotted key, e.g. ``{"optim.lr": 0.1}``."""
 

@@ -1,89 +1,184 @@
-"""Weights to start from: a zoo run, a .safetensors or .pth file, or torchvision's and timm's downloads."""
+"""Weights to start from: a zoo run, a .safetensors or .pth file, or what torchvision and timm publish."""
 
 from __future__ import annotations
 
+import hashlib
+import re
+import sys
+import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from zoo.spec import FileError, ModelSpec, UsageError
+from zoo import checkpoint
+from zoo.spec import Download, FileError, ModelSpec, UsageError, did_you_mean
 
-SUFFIXES = (".safetensors", ".pth", ".pt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+LEVELS = ("state_dict", "model", "model_state_dict", "net")
+"""Keys under which training programs put a state dict."""
+PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every name."""
 
 
-def load_weights(model: nn.Module, source: str, spec: ModelSpec) -> list[str]:
-    """Load ``source`` ("default", or a file or run folder) into ``model``; the head stays fresh where its size differs.
+class Notes(list[str]):
+    """What was decided, one line each; ``fresh`` are the tensors that stayed random."""
 
-    Returns what was done, one line each.
+    fresh: tuple[str, ...] = ()
+
+
+def load_weights(model: nn.Module, source: str, spec: ModelSpec) -> Notes:
+    """Load ``source`` into ``model``: "default", a name in ``spec.weights``, a file or a run folder.
+
+    The last linear layer stays fresh where its size differs (another number of classes).
 
     Raises:
         UsageError: no such download for this model. FileError: missing, unreadable or of another model, naming the first
             three keys on each side.
     """
-    tensors = _default(spec) if source == "default" else read(Path(source).expanduser())
+    notes = Notes()
+    if source == "default" or source in spec.weights:
+        tensors = _published(source, spec, notes)
+    else:
+        tensors = read(Path(source).expanduser(), spec)
     own = model.state_dict()
-    head = spec.new_head or spec.head
-    fresh = [
-        name
-        for name, value in own.items()
-        if name.startswith(head + ".") and (name not in tensors or tensors[name].shape != value.shape)
-    ]
+    fresh = [name for name in tensors if name in own and _in_head(name, spec) and tensors[name].shape != own[name].shape]
+    _check_fit(own, {name: value for name, value in tensors.items() if name not in fresh}, fresh, source)
     usable = {name: value for name, value in tensors.items() if name not in fresh}
-    missing = [name for name in own if name not in usable and name not in fresh]
-    extra = [name for name in usable if name not in own]
-    wrong = [
-        f"{name} {tuple(value.shape)} is {tuple(own[name].shape)} here"
-        for name, value in usable.items()
-        if name in own and value.shape != own[name].shape
-    ]
-    if missing or extra or wrong:
+    model.load_state_dict(usable, strict=False)
+    notes.append(f"{source}: {len(usable)} of {len(own)} tensors")
+    if fresh:
+        sizes = ", ".join(f"{name} {_size(tensors[name])} there, {_size(own[name])} here" for name in fresh[:2])
+        notes.append(f"left fresh: {sizes}")
+    notes.fresh = tuple(fresh)
+    return notes
+
+
+def read(path: Path, spec: ModelSpec | None = None) -> dict[str, Tensor]:
+    """Tensors by name from a file, or from ``weights.safetensors`` in a run folder.
+
+    A level named ``state_dict`` or ``model`` and the prefix ``module.`` are taken off. Nothing but tensors is unpickled.
+
+    Raises:
+        FileError: no such file, damaged, or it holds no state dict.
+    """
+    path = path / "weights.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        known = f" or one of {', '.join(spec.weights)}" if spec and spec.weights else ""
+        near = did_you_mean(str(path), spec.weights) if spec else ""
+        raise FileError(f"no weights file ({path.absolute()}){near}; name a file or run folder, default{known}")
+    if path.suffix not in SUFFIXES:
+        raise FileError(f"not a weights file ({path}); use one that ends in {', '.join(SUFFIXES[:2])}, or a run folder")
+    found = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    for level in LEVELS:
+        if isinstance(found, Mapping) and isinstance(found.get(level), Mapping):
+            found = found[level]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise FileError(f"no state dict in the file ({path}); write one with torch.save(model.state_dict(), ...)")
+    tensors = dict(found)
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            ours = "zoo" in (file.metadata() or {})
+        if not ours:
+            return load_file(path)
+    except Exception as error:  # one boundary around the parser: it raises many types, some without a text
+        raise FileError(f"cannot read weights ({path}, {type(error).__name__}); the file is damaged, get it again") from error
+    return checkpoint.load_tensors(path)[0]  # checks the digest of each tensor
+
+
+def _pickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # one boundary around the parser: a damaged file shows a dozen types
+        raise FileError(
+            f"cannot read weights ({path}, {type(error).__name__}); it is damaged or holds more than tensors: use a state dict"
+        ) from error
+
+
+def _in_head(name: str, spec: ModelSpec) -> bool:
+    return any(name.startswith(f"{head}.") for head in (spec.new_head or spec.head).split())
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], fresh: list[str], source: str) -> None:
+    extra = [name for name in tensors if name not in own]
+    missing = [name for name in own if name not in tensors and name not in fresh]
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # files from before torch 0.4.1 lack it
+    if extra or missing:
         sides = [
-            f"{what} {', '.join(names[:3])}"
-            for what, names in (("missing", missing), ("unknown", extra), ("shape of", wrong))
+            f"only {side}: {', '.join(names[:3])}"
+            for side, names in (("in the file", extra), ("in the model", missing))
             if names
         ]
-        raise FileError(f"weights are of another model ({source}: {'; '.join(sides)}); choose the model they are of")
-    model.load_state_dict(usable, strict=False)
-    notes = [f"{source}: {len(usable)} of {len(own)} tensors"]
-    return notes + ([f"fresh: {', '.join(fresh)} (another number of classes)"] if fresh else [])
+        raise FileError(f"weights are of another model ({source}, {'; '.join(sides)}); choose the model they are of")
+    wrong = [name for name, value in tensors.items() if value.shape != own[name].shape]
+    if wrong:
+        there = ", ".join(f"{name} {_size(tensors[name])}" for name in wrong[:3])
+        here = ", ".join(_size(own[name]) for name in wrong[:3])
+        raise FileError(f"weights are of another model ({source}, file: {there}; model: {here}); choose the model they are of")
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file, or of ``weights.safetensors`` in a run folder; ``module.`` prefixes and a ``state_dict`` level go."""
-    if path.is_dir():
-        path = path / "weights.safetensors"
-    if not path.is_file():
-        raise FileError(f"no weights file ({path.absolute()}); check weights=")
-    if path.suffix not in SUFFIXES:
-        raise FileError(f"not a weights file ({path}); use one that ends in {', '.join(SUFFIXES)}")
-    try:
-        found: Any = (
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # one boundary around the parsers: they raise many types, some without a text
-        raise FileError(f"cannot read weights ({path}, {type(error).__name__}); use a file of tensors only") from error
-    for level in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(level), dict):
-            found = found[level]
-    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise FileError(f"no state dict in the file ({path}); save model.state_dict()")
-    return {name.removeprefix("module."): value for name, value in found.items()}
-
-
-def _default(spec: ModelSpec) -> dict[str, Tensor]:
-    if "default" not in spec.weights:
+def _published(source: str, spec: ModelSpec, notes: Notes) -> dict[str, Tensor]:
+    if not spec.weights or spec.download is None:
         raise UsageError("this model has no weights to download; use weights=none or weights=FILE")
-    import torchvision
-
-    name = getattr(spec.build, "__name__", "")
-    weights = torchvision.models.get_model_weights(name).DEFAULT
+    place = spec.download(spec.weights[0] if source == "default" else source)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / place.file
+    if path.is_file():
+        wanted = _hash_in_name(place.file)
+        if wanted and not _sha256(path).startswith(wanted):
+            notes.append(f"{path} is not the published file: its sha256 does not begin with {wanted}")
+    else:
+        _fetch(place, path)
+    if place.read is None:
+        return read(path)
     try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except Exception as error:  # URLError, HTTPError, RuntimeError for a wrong hash, OSError for a full disk
-        place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+        return place.read(path)
+    except Exception as error:  # timm's own reading: any type
         raise FileError(
-            f"cannot download weights ({weights.url}, {type(error).__name__}); put the file at {place}, or use weights=none"
+            f"cannot read weights ({path}, {type(error).__name__}); delete the file to download it again"
         ) from error
+
+
+def _fetch(place: Download, path: Path) -> None:
+    """Download to ``path``, which appears only when its sha256 is the published one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(place.url, str(path), _hash(place), progress=sys.stderr.isatty())
+    except Exception as error:  # URLError, HTTPError, OSError, RuntimeError for another hash, ...
+        why = "its sha256 is not the published one" if "invalid hash value" in str(error) else type(error).__name__
+        raise FileError(
+            f"cannot download {place.url} ({why}); save it as {path}, or use weights=FILE or weights=none"
+        ) from error
+
+
+def _hash(place: Download) -> str | None:
+    """The published sha256: in full from the hub's pointer file, or the first digits in the file's name."""
+    if "/resolve/" not in place.url:
+        return _hash_in_name(place.file)
+    with urllib.request.urlopen(place.url.replace("/resolve/", "/raw/"), timeout=30) as answer:
+        found = re.search(rb"oid sha256:([0-9a-f]{64})", answer.read(1024))
+    return found[1].decode() if found else None
+
+
+def _hash_in_name(file: str) -> str | None:
+    found = re.search(r"-([0-9a-f]{8,64})\.", file)
+    return found[1] if found else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

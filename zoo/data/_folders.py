@@ -3,28 +3,56 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import stat
+import time
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from zoo import sampling
-from zoo.data._image import SUFFIXES, read_image
-from zoo.files import publish, publish_text
-from zoo.spec import DataError, DataSet, Split
+from zoo.console import QUIET_SECONDS, clock, say
+from zoo.data._image import SUFFIXES, decode, shown
+from zoo.files import publish
+from zoo.spec import DataError, DataSet, DiskError, Split
 
-Listing = list[tuple[Path, int]]
-"""Files with their class number."""
+BLOCK = 128
+"""Images a thread decodes before it reports."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Image files with their class numbers (n,) int64; ``states`` are (size, modification time) for the cache's key."""
+
+    paths: Sequence[str]
+    targets: np.ndarray
+    states: Sequence[tuple[int, int]]
+
+    def take(self, where: np.ndarray) -> Listing:
+        """The files at these positions."""
+        return Listing([self.paths[i] for i in where], self.targets[where], [self.states[i] for i in where])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Decoded images (n, side, side, 3) uint8, targets (n,) int64, a name and 16 bytes of blake2b for each image."""
+
+    images: np.ndarray
+    targets: np.ndarray
+    files: Sequence[str]
+    prints: np.ndarray
 
 
 def cache_folder() -> Path:
     """``$ZOO_CACHE``, else ``$XDG_CACHE_HOME/zoo``, else ``~/.cache/zoo``."""
     if found := os.environ.get("ZOO_CACHE"):
-        return Path(found)
+        return Path(found).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo"
 
 
@@ -38,128 +66,243 @@ def places(folder: Path | None, name: str) -> list[Path]:
         check_folder(folder)
         return [folder / name, folder]
     given = os.environ.get("ZOO_DATA_DIR")
-    return [*([Path(given) / name, Path(given)] if given else []), cache_folder() / "data" / name]
+    return [*([Path(given).expanduser() / name] if given else []), download_folder(name)]
+
+
+def download_folder(name: str) -> Path:
+    """Where a data set is downloaded to."""
+    return cache_folder() / "data" / name
 
 
 def check_folder(folder: Path) -> None:
-    """DataError unless ``folder`` is a folder with something in it."""
-    full = folder.absolute()
+    """DataError unless ``folder`` is a folder with something in it that may be read."""
+    full = shown(folder.absolute())
     if not folder.exists():
         raise DataError(f"no data folder ({full}); check --data-dir")
     if not folder.is_dir():
         raise DataError(f"data folder is a file ({full}); give the folder that holds the images with --data-dir")
-    if not any(folder.iterdir()):
+    try:
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"cannot read the data folder ({full}, {error.strerror}); check its permissions") from error
+    if empty:
         raise DataError(f"data folder is empty ({full}); check --data-dir")
 
 
 def class_names(folder: Path) -> list[str]:
-    """Names of the class folders, sorted; hidden ones are none."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    """Names of the class folders, sorted; hidden ones (.git, .ipynb_checkpoints) and __MACOSX are none."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 
-def scan(folder: Path, classes: Sequence[str]) -> tuple[Listing, list[str]]:
-    """Image files of each class in sorted order, and notes on files that are none.
+def scan(folder: Path, classes: Sequence[str], *, may_lack: bool = False) -> tuple[Listing, list[str]]:
+    """Image files of each class, sorted by class and name, and a note that counts and names the files that are none.
 
     Raises:
-        DataError: a class without an image.
+        DataError: a class without an image (unless ``may_lack``), or an image name that is not a regular file.
     """
-    found: Listing = []
-    other: list[str] = []
+    paths: list[str] = []
+    labels: list[int] = []
+    states: list[tuple[int, int]] = []
+    other = [entry.name for entry in os.scandir(folder) if not entry.is_dir() or entry.name.startswith((".", "__"))]
     for number, name in enumerate(classes):
-        inside = (
-            sorted(path for path in (folder / name).iterdir() if not path.name.startswith("."))
-            if (folder / name).is_dir()
-            else []
-        )
-        images = [path for path in inside if path.suffix.lower() in SUFFIXES]
-        other += [str(path.relative_to(folder)) for path in inside if path.suffix.lower() not in SUFFIXES]
-        if not images:
-            raise DataError(f"class has no images ({(folder / name).absolute()}); add some or remove the folder")
-        found += [(path, number) for path in images]
-    return found, [f"{len(other)} files are no images and were left out ({', '.join(other[:3])})"] if other else []
+        found, strange = _images(folder / name)
+        other += [f"{name}/{file}" for file in strange]
+        if not found and not may_lack:
+            raise DataError(f"class has no images ({shown((folder / name).absolute())}); add some or remove the folder")
+        paths += [path for path, _ in found]
+        states += [state for _, state in found]
+        labels += [number] * len(found)
+    return Listing(paths, np.array(labels, np.int64), states), _note(folder, other)
+
+
+def _images(folder: Path) -> tuple[list[tuple[str, tuple[int, int]]], list[str]]:
+    found, other = [], []
+    if not folder.is_dir():
+        return [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or not entry.name.lower().endswith(SUFFIXES):
+                other.append(entry.name)
+            else:
+                found.append((entry.path, state_of(entry)))
+    return sorted(found), sorted(other)
+
+
+def state_of(file: os.DirEntry[str] | Path) -> tuple[int, int]:
+    """Size and modification time of an image file; DataError unless it is a regular file that is there."""
+    path = shown(os.fspath(file))
+    try:
+        state = file.stat()
+    except OSError as error:
+        link = " (dangling link)" if file.is_symlink() else ""
+        raise DataError(f"cannot read image ({path}, {error.strerror}{link}); restore or remove it") from error
+    if not stat.S_ISREG(state.st_mode):
+        raise DataError(f"image is not a regular file ({path}); remove or rename it")
+    return state.st_size, state.st_mtime_ns
+
+
+def _note(folder: Path, other: Sequence[str]) -> list[str]:
+    if not other:
+        return []
+    kinds = Counter(
+        Path(name).name if Path(name).name.startswith((".", "__")) else Path(name).suffix or "no suffix" for name in other
+    )
+    listed = ", ".join(f"{shown(kind)} {count}" for kind, count in kinds.most_common(4))
+    return [f"{len(other)} entries of {shown(folder)} are no images ({listed}; e.g. {shown(other[0])}): left out"]
 
 
 def square(image: np.ndarray, side: int) -> np.ndarray:
     """(H, W, 3) resized so that the shorter side is ``side`` (antialiased bilinear), centre cut: (side, side, 3)."""
     height, width = image.shape[:2]
-    if (height, width) != (side, side):
-        scale = side / min(height, width)
-        size = max(side, round(width * scale)), max(side, round(height * scale))
-        picture = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        image = np.asarray(picture.crop((left, top, left + side, top + side)))
-    return image
+    if (height, width) == (side, side):
+        return image
+    scale = side / min(height, width)
+    size = max(side, round(width * scale)), max(side, round(height * scale))
+    # only the part that stays is resized: a 10,000 x 1 image would else become a million pixels wide
+    left, top = (size[0] - side) / 2 / size[0] * width, (size[1] - side) / 2 / size[1] * height
+    box = left, top, left + side / size[0] * width, top + side / size[1] * height
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR, box=box))
 
 
-def load(listing: Listing, side: int, name: str, tell: Callable[[str], None] = lambda line: None) -> np.ndarray:
-    """(N, side, side, 3) uint8, memory-mapped from the cache; decoded into it first if it isn't there.
+def load(listing: Listing, side: int, name: str) -> Part:
+    """The images at (side, side) pixels, memory-mapped from the cache; decoded into it first if they aren't there.
 
-    The cache is keyed by paths, sizes and modification times. DataError names each image that cannot be read (up to 3).
+    The cache is keyed by the paths, sizes and modification times of all files. Where it can't be written, the images stay
+    in memory.
+
+    Raises:
+        DataError: images that cannot be read, with their number and the first three.
     """
-    key = hashlib.sha256(str(side).encode())
-    for path, _ in listing:
-        state = path.stat() if path.exists() else None
-        key.update(
-            f"{path.absolute()}|{state and state.st_size}|{state and state.st_mtime_ns}\n".encode("utf-8", "surrogateescape")
-        )
-    cached = cache_folder() / "images" / f"{name}-{side}-{key.hexdigest()[:16]}.npy"
-    if not cached.is_file():
-        tell(f"decoding {len(listing):,} images of {name} once")
-        publish(cached, lambda temporary: _decode([path for path, _ in listing], side, temporary))
-    return np.load(cached, mmap_mode="c")
-
-
-def _decode(paths: Sequence[Path], side: int, target: Path) -> None:
-    images = np.lib.format.open_memmap(target, "w+", np.uint8, (len(paths), side, side, 3))
-    bad: list[str] = []
-
-    def one(number: int) -> None:
+    key = hashlib.sha256(repr((side, listing.paths, listing.states)).encode("utf-8", "surrogateescape"))
+    pixels = cache_folder() / "images" / f"{name}-{side}-{key.hexdigest()[:16]}.npy"
+    prints = pixels.with_suffix(".prints.npy")
+    if not (pixels.is_file() and prints.is_file()):
+        images = None
         try:
-            images[number] = square(read_image(paths[number]), side)
+            publish(pixels, lambda temporary: _decode(listing.paths, _mapped(temporary, len(listing.paths), side), name))
+        except DiskError as error:
+            say(f"data     not cached: {error}")
+            images = np.empty((len(listing.paths), side, side, 3), np.uint8)
+            _decode(listing.paths, images, name)
+            return part(images, listing.targets, listing.paths)
+        found = fingerprints(np.load(pixels, mmap_mode="r"))
+        publish(prints, lambda temporary: np.save(temporary, found))
+    return Part(np.load(pixels, mmap_mode="r"), listing.targets, [shown(path) for path in listing.paths], np.load(prints))
+
+
+def part(images: np.ndarray, targets: np.ndarray, files: Sequence[str]) -> Part:
+    """A part that is held in memory."""
+    return Part(images, targets, [shown(file) for file in files], fingerprints(images))
+
+
+def fingerprints(images: np.ndarray) -> np.ndarray:
+    """blake2b of each image's bytes, (n, 16) uint8."""
+    joined = b"".join(hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images)
+    return np.frombuffer(joined, np.uint8).reshape(len(images), 16)
+
+
+def _mapped(path: Path, n: int, side: int) -> np.ndarray:
+    """A new array in a file, its space claimed first: writing into a hole of a full disk would kill the process."""
+    images = np.lib.format.open_memmap(path, "w+", np.uint8, (n, side, side, 3))
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return images
+
+
+def _decode(paths: Sequence[str], images: np.ndarray, name: str) -> None:
+    """Fill ``images`` from the files, two threads or more: Pillow decodes and resizes outside the interpreter lock."""
+    say(f"data     decoding {len(paths):,} images of {shown(name)} (once)")
+    Image.init()  # the readers are registered here, not by several threads at a time
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            blocks = [pool.submit(_fill, paths, images, start) for start in range(0, len(paths), BLOCK)]
+            bad = _watch(blocks, len(paths))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise DataError(
+            f"{len(bad)} of {len(paths):,} images cannot be read: {'; '.join(bad[:3])}{more}; replace or remove them"
+        )
+
+
+def _fill(paths: Sequence[str], images: np.ndarray, start: int) -> list[str]:
+    bad = []
+    for number in range(start, min(start + BLOCK, len(paths))):
+        try:
+            images[number] = square(decode(paths[number]), images.shape[1])
         except DataError as error:
             bad.append(str(error))
+    return bad
 
-    with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside the interpreter lock
-        list(pool.map(one, range(len(paths)), chunksize=64))
-    images.flush()
-    if bad:
-        raise DataError(
-            f"{len(bad)} of {len(paths)} images cannot be read: {'; '.join(sorted(bad)[:3])}; replace or remove them"
-        )
+
+def _watch(blocks: Sequence[Future[list[str]]], n: int) -> list[str]:
+    """Wait for all blocks, telling every ten seconds how far they are; the faults in the order of the files."""
+    began = told = time.monotonic()
+    for done, block in enumerate(as_completed(blocks), 1):
+        block.result()
+        now = time.monotonic()
+        if now - told > QUIET_SECONDS:
+            told = now
+            left = (now - began) / done * (len(blocks) - done)
+            say(f"data     decoded {min(done * BLOCK, n):,} of {n:,} · left {clock(left)}")
+    return [fault for block in blocks for fault in block.result()]
 
 
 def assemble(
     name: str,
     classes: Sequence[str],
-    train: tuple[np.ndarray, np.ndarray, Sequence[str]],
-    test: tuple[np.ndarray, np.ndarray, Sequence[str]],
+    train: Part,
+    test: Part,
     *,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
-    val: float,
+    val: float | Part,
     seed: int,
     notes: Sequence[str] = (),
 ) -> DataSet:
-    """A data set from (images, targets, file names) of training and test; validation is carved from training."""
-    kept, held = sampling.carve(train[1], val, seed)
-    parts = [(train[0][where], train[1][where], [train[2][i] for i in where]) for where in (kept, held)]
-    first, second, third = (Split(images, targets, files) for images, targets, files in (*parts, test))
-    return DataSet(name, tuple(classes), first, second, third, mean, std, digest(train[0], train[1], test[0], test[1]), tuple(notes))
+    """A data set of training and test parts; validation is carved from training, or a part of its own.
+
+    The digest covers the pixels, targets and class names of all images in file order, so it is the same for every split.
+    """
+    parts = [train, test]
+    if isinstance(val, Part):
+        parts.append(val)
+        splits = [Split(train.images, train.targets, train.files), Split(val.images, val.targets, val.files)]
+    else:
+        splits = [_pick(train, where) for where in sampling.carve(train.targets, val, seed)]
+    found = hashlib.sha256("\n".join(classes).encode("utf-8", "surrogateescape"))
+    for each in parts:
+        found.update(np.ascontiguousarray(each.prints))
+        found.update(each.targets.astype("<i8"))
+    test_split = Split(test.images, test.targets, test.files)
+    return DataSet(
+        name,
+        tuple(shown(c) for c in classes),
+        *splits,
+        test_split,
+        mean,
+        std,
+        found.hexdigest(),
+        (*notes, *_leaks(train, test)),
+    )
 
 
-def digest(*arrays: np.ndarray) -> str:
-    """sha256 over the bytes of arrays; kept beside a cached file so that it is computed once."""
-    source = getattr(arrays[0], "filename", None)
-    beside = Path(source).with_suffix(".json") if source else None
-    sizes = [list(array.shape) for array in arrays] + [int(array.sum()) for array in arrays if array.ndim == 1]
-    if beside and beside.is_file():
-        kept = json.loads(beside.read_text(encoding="utf-8"))
-        if kept["sizes"] == sizes:
-            return kept["sha256"]
-    found = hashlib.sha256()
-    for array in arrays:
-        for start in range(0, len(array), 4096):
-            found.update(np.ascontiguousarray(array[start : start + 4096]).tobytes())
-    if beside:
-        publish_text(beside, json.dumps({"sizes": sizes, "sha256": found.hexdigest()}))
-    return found.hexdigest()
+def _pick(source: Part, where: np.ndarray) -> Split:
+    images = source.images if len(where) == len(source.targets) else source.images[where]
+    return Split(images, source.targets[where], [source.files[i] for i in where])
+
+
+def _leaks(train: Part, test: Part) -> list[str]:
+    """A note on test images that are, pixel by pixel, also training images."""
+    first, second = (np.ascontiguousarray(each.prints[:, :8]).view(np.uint64)[:, 0] for each in (train, test))
+    _, where, there = np.intersect1d(first, second, return_indices=True)
+    twice = [(i, j) for i, j in zip(there, where) if (test.prints[i] == train.prints[j]).all()]
+    if not twice:
+        return []
+    listed = ", ".join(f"{Path(test.files[i]).name} = {Path(train.files[j]).name}" for i, j in twice[:3])
+    return [f"warning: {len(twice)} test images are also training images ({listed})"]

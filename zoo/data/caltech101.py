@@ -1,11 +1,12 @@
-"""Caltech-101 (Fei-Fei, Fergus and Perona 2004): a folder with ``101_ObjectCategories/`` and the lists train.txt and test.txt.
+"""Caltech-101 (Fei-Fei, Fergus and Perona 2004): ``101_ObjectCategories/`` with the lists train.txt and test.txt beside it.
 
 The lists name 5,784 training images, of which half are the validation set by default, and 2,893 test images; the background
-class is left out. Without lists the same numbers are drawn from the official archive by a fixed seed.
+class is left out. Without lists the same numbers are drawn from the official archive, always the same images.
 """
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -13,65 +14,112 @@ import numpy as np
 from zoo import sampling
 from zoo.console import say
 from zoo.data import _folders
+from zoo.data._image import SUFFIXES, shown
 from zoo.data.folder import MEAN, STD, stored_side
 from zoo.spec import DataError, DataSet, DataSpec
 
-BACKGROUND = "BACKGROUND_Google"
-TEST_SHARE = 1 / 3
+IMAGES, BACKGROUND = "101_ObjectCategories", "BACKGROUND_Google"
+TEST_SHARE = 2_893 / 8_677
+PATIENCE = 20.0
+"""Seconds without an answer after which a download has failed."""
 
 
 def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
-    """Read the set at ``size`` pixels (kept an eighth larger for cropping)."""
-    for place in _folders.places(folder, "caltech101"):
-        images = place / "101_ObjectCategories"
-        if images.is_dir():
-            break
-    else:
-        where = folder.absolute() if folder else _folders.cache_folder() / "data" / "caltech101"
-        raise DataError(
-            f"no Caltech-101 ({where}, 101_ObjectCategories/ is missing); get it from data.caltech.edu and name the folder with --data-dir"
-        )
+    """Read the set, kept an eighth larger than ``size`` for random crops.
+
+    Raises:
+        DataError: missing, damaged, or lists that name an image twice or one that isn't there.
+    """
+    place = _place(folder)
+    images = place / IMAGES
     classes = [name for name in _folders.class_names(images) if name != BACKGROUND]
-    listed = (place / "train.txt").is_file() and (place / "test.txt").is_file()
-    listings = (
-        [_listed(place / f"{split}.txt", images, classes) for split in ("train", "test")] if listed else _drawn(images, classes)
-    )
-    parts = []
-    for split, listing in zip(("train", "test"), listings):
-        stored = _folders.load(listing, stored_side(size), f"caltech101-{split}", lambda line: say(f"data     {line}"))
-        parts.append((stored, np.array([label for _, label in listing], np.int64), [str(path) for path, _ in listing]))
-    notes = [] if listed else ["no train.txt and test.txt: a third of each class, seed 0, is the test set"]
+    if len(classes) < 2:
+        raise DataError(f"no class folders ({shown(images.absolute())}); unpack the archive again")
+    if (place / "train.txt").is_file() and (place / "test.txt").is_file():
+        listings, notes = _listed(place, classes), []
+    else:
+        listing, notes = _folders.scan(images, classes)
+        listings = [listing.take(where) for where in sampling.carve(listing.targets, TEST_SHARE, 0)]
+        notes.append(f"no train.txt and test.txt: {len(listings[1].targets):,} images, always the same, are the test set")
+    parts = [_folders.load(each, stored_side(size), f"caltech101-{split}") for split, each in zip(("train", "test"), listings)]
     return _folders.assemble("caltech101", classes, *parts, mean=MEAN, std=STD, val=val, seed=seed, notes=notes)
 
 
-def _listed(path: Path, images: Path, classes: list[str]) -> _folders.Listing:
-    number = {name: i for i, name in enumerate(classes)}
-    found: _folders.Listing = []
-    for line in path.read_text(encoding="utf-8").split():
-        name, _, file = line.partition("/")
-        if name == BACKGROUND:
-            continue
-        if name not in number:
-            raise DataError(f"class of the list has no folder ({path}, {line!r}); restore {images / name}")
-        chosen = images / name / file
-        if not chosen.is_file():  # the lists say .jpg; other formats of the same picture will do
-            chosen = next((other for other in chosen.parent.glob(f"{chosen.stem}.*")), chosen)
-        if not chosen.is_file():
-            raise DataError(f"image of the list is missing ({chosen.absolute()}); restore it")
-        found.append((chosen, number[name]))
-    return found
+def _place(folder: Path | None) -> Path:
+    for place in _folders.places(folder, "caltech101"):
+        for inner in (place, place / "caltech101"):  # torchvision unpacks into a child of that name
+            if (inner / IMAGES).is_dir():
+                return inner
+    if folder is not None:
+        raise DataError(f"no Caltech-101 here ({shown(folder.absolute())}, {IMAGES}/ is missing); check --data-dir")
+    return _download()
 
 
-def _drawn(images: Path, classes: list[str]) -> list[_folders.Listing]:
-    listing, _ = _folders.scan(images, classes)
-    kept, held = sampling.carve(np.array([label for _, label in listing]), TEST_SHARE, 0)
-    return [[listing[i] for i in where] for where in (kept, held)]
+def _download() -> Path:
+    from torchvision.datasets import Caltech101
+
+    target = _folders.download_folder("caltech101")
+    say(f"data     downloading caltech101 to {target}")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        Caltech101(str(target.parent), download=True)  # its folder is caltech101; the archive's md5 is checked
+    except Exception as error:  # one boundary around network, archive and disk, whose faults have many types
+        why = shown(str(error).strip().partition("\n")[0] or type(error).__name__)[:70]
+        raise DataError(
+            f"cannot download caltech101 ({target}, {why}); name a folder that holds {IMAGES}/ with --data-dir"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+    return target
+
+
+def _listed(place: Path, classes: list[str]) -> list[_folders.Listing]:
+    """The files of train.txt and test.txt, lines such as ``accordion/image_0001.jpg``."""
+    listings = []
+    seen: dict[str, str] = {}
+    for split in ("train", "test"):
+        paths: list[Path] = []
+        labels: list[int] = []
+        for number, line in enumerate((place / f"{split}.txt").read_text(encoding="utf-8").splitlines(), 1):
+            at = f"{split}.txt line {number}"
+            name, _, file = line.strip().partition("/")
+            if name in ("", BACKGROUND):
+                continue
+            if name not in classes or not file or "/" in file or file.startswith("."):
+                raise DataError(f"no image of a class ({shown(place / at)}, {shown(line[:60])}); write class/image_0001.jpg")
+            if line.strip() in seen:
+                raise DataError(
+                    f"image listed twice ({shown(place / at)}, {shown(line[:60])}, also {seen[line.strip()]}); remove one"
+                )
+            seen[line.strip()] = at
+            paths.append(_file(place / IMAGES / name / file))
+            labels.append(classes.index(name))
+        if not paths:
+            raise DataError(f"list is empty ({shown(place / split)}.txt); restore it")
+        listings.append(
+            _folders.Listing([str(path) for path in paths], np.array(labels), [_folders.state_of(path) for path in paths])
+        )
+    return listings
+
+
+def _file(path: Path) -> Path:
+    """The file itself, or the same picture in another format: the lists say .jpg."""
+    if not path.is_file():
+        return next((other for suffix in SUFFIXES if (other := path.with_suffix(suffix)).is_file()), path)
+    return path
 
 
 SPECS = {
     "caltech101": DataSpec(
-        build=build, classes=101, shape=(3, 224, 224), mean=MEAN, std=STD, counts=(5_784, 2_893),
+        build=build,
+        classes=101,
+        shape=(3, 224, 224),
+        mean=MEAN,
+        std=STD,
+        counts=(5_784, 2_893),
         source="Fei-Fei, Fergus and Perona 2004, data.caltech.edu/records/mzrjq-6wc02",
-        recipe={"data.val": 0.5, "data.augment": ["rcrop:224", "flip"]},
+        recipe={"data.val": 0.5, "data.augment": ["rcrop", "flip"]},
     ),
-}  # fmt: skip
+}

@@ -6,93 +6,156 @@ From the official archive (``cifar-10-batches-py``, checked and if need be downl
 
 from __future__ import annotations
 
+import socket
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from zoo.console import say
 from zoo.data import _folders
-from zoo.spec import DataError, DataSet, DataSpec
+from zoo.data._image import shown
+from zoo.spec import DataError, DataSet, DataSpec, UsageError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-MEAN10, STD10 = (0.4914, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)
-MEAN100, STD100 = (0.50708, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615)
 STEMS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
-
-Part = tuple[np.ndarray, np.ndarray, list[str]]
+SIDE = 32
+MAX_BYTES = 4 << 30
+"""Resized images of an archive are held in memory up to this size."""
+PATIENCE = 20.0
+"""Seconds without an answer after which a download has failed."""
 
 
 def build(name: str, folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
-    """Read, or download, one of the two sets; images are 32x32 whatever ``size`` unless it is larger."""
+    """Read, or download, one of the two sets; for a ``size`` other than 32 the images are resized.
+
+    Raises:
+        DataError: missing, damaged, or not the set it is named for.
+    """
     spec = SPECS[name]
     for place in _folders.places(folder, name):
         if (place / "train").is_dir() and (place / "test").is_dir():
-            classes, parts = _from_folders(name, place, max(size, 32))
+            classes, parts, notes = _from_folders(name, place, size)
             break
-        if (place / STEMS[name]).is_dir():
-            classes, parts = _official(name, place, download=False)
+        if (place / STEMS[name]).is_dir() or (place.name == STEMS[name] and place.is_dir()):
+            root = place if (place / STEMS[name]).is_dir() else place.parent
+            classes, parts, notes = _official(name, root, size)
             break
     else:
         if folder is not None:
-            raise DataError(
-                f"no {name} in the folder ({folder.absolute()}); it needs {STEMS[name]}/ or train/ and test/ with class folders"
-            )
-        classes, parts = _official(name, _folders.cache_folder() / "data" / name, download=True)
-    if size > 32 and parts[0][0].shape[1] != size:
-        raise DataError(
-            f"{name} from its archive is 32x32 and the model wants {size}x{size}; use class folders or another model"
-        )
-    return _folders.assemble(name, classes, *parts, mean=spec.mean, std=spec.std, val=val, seed=seed)
+            where = shown(folder.absolute())
+            raise DataError(f"no {name} here ({where}); it needs {STEMS[name]}/, or train/ and test/ with class folders")
+        classes, parts, notes = _official(name, _download(name), size)
+    return _folders.assemble(name, classes, *parts, mean=spec.mean, std=spec.std, val=val, seed=seed, notes=notes)
 
 
-def _from_folders(name: str, place: Path, size: int) -> tuple[list[str], list[Part]]:
-    found = _folders.class_names(place / "train")
-    classes = list(CLASSES) if name == "cifar10" and sorted(found) == sorted(CLASSES) else found
-    if len(classes) != SPECS[name].classes:
-        raise DataError(f"{name} has {SPECS[name].classes} classes, the folder {len(classes)} ({(place / 'train').absolute()})")
-    parts = []
+def _from_folders(name: str, place: Path, size: int) -> tuple[list[str], list[_folders.Part], list[str]]:
+    classes = _checked_classes(name, place)
+    parts, notes = [], []
     for split in ("train", "test"):
-        listing, _ = _folders.scan(place / split, classes)
-        images = _folders.load(listing, size, f"{name}-{split}", lambda line: say(f"data     {line}"))
-        parts.append((images, np.array([label for _, label in listing], np.int64), [str(path) for path, _ in listing]))
-    return classes, parts
+        listing, more = _folders.scan(place / split, classes)
+        parts.append(_folders.load(listing, size, f"{name}-{split}"))
+        notes += more
+    for split, loaded, expected in zip(("training", "test"), parts, SPECS[name].counts):
+        if len(loaded.targets) != expected:
+            notes.append(f"{len(loaded.targets):,} {split} images, where {name} has {expected:,}")
+    return classes, parts, notes
 
 
-def _official(name: str, place: Path, *, download: bool) -> tuple[list[str], list[Part]]:
+def _checked_classes(name: str, place: Path) -> list[str]:
+    """Classes in the official order, which for CIFAR-100 is alphabetical."""
+    found = {split: _folders.class_names(place / split) for split in ("train", "test")}
+    if extra := sorted(set(found["test"]) - set(found["train"])):
+        raise DataError(
+            f"class in test but not in train ({shown((place / 'test' / extra[0]).absolute())}); add training images"
+        )
+    if len(found["train"]) != SPECS[name].classes or (name == "cifar10" and set(found["train"]) != set(CLASSES)):
+        where = shown((place / "train").absolute())
+        raise DataError(f"classes are not those of {name} ({where}, {len(found['train'])} folders); other sets: --data FOLDER")
+    return list(CLASSES) if name == "cifar10" else found["train"]
+
+
+def _reader(name: str) -> Any:
     from torchvision import datasets
 
-    kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-    parts = []
+    return datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+
+
+def _official(name: str, root: Path, size: int) -> tuple[list[str], list[_folders.Part], list[str]]:
+    from torchvision.datasets.utils import check_integrity
+
+    kind, stem = _reader(name), STEMS[name]
+    # The files are pickles: none is opened before all have their published checksums.
+    for file, digest in (*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])):
+        path = root / stem / file
+        if not check_integrity(str(path), digest):
+            what = "differs from its published checksum" if path.is_file() else "is missing"
+            raise DataError(f"{name} is damaged: {file} {what} ({shown(path.absolute())}); remove {stem} and download it again")
     classes: list[str] = []
+    parts, notes = [], []
     for split in ("train", "test"):
-        try:
-            if download:
-                say(f"data     downloading {name} to {place}")
-                place.mkdir(parents=True, exist_ok=True)
-            read = kind(str(place), train=split == "train", download=download)
-        except Exception as error:  # one boundary around the reader: network, archive and pickle faults have many types
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            what = "cannot be downloaded" if download else "is damaged"
-            raise DataError(
-                f"{name} {what} ({place}, {why[:80]}); put {STEMS[name]} or class folders in a folder and name it with --data-dir"
-            ) from error
+        read = kind(str(root), train=split == "train", download=False)
         classes = list(read.classes)
-        parts.append(
-            (np.asarray(read.data), np.array(read.targets, np.int64), [f"{split}[{i}]" for i in range(len(read.targets))])
+        files = [f"{split}[{i}]" for i in range(len(read.targets))]
+        parts.append(_folders.part(_resized(np.ascontiguousarray(read.data), size), np.array(read.targets, np.int64), files))
+    if size != SIDE:
+        notes.append(f"images resized from {SIDE} to {size} pixels")
+    return classes, parts, notes
+
+
+def _resized(images: np.ndarray, size: int) -> np.ndarray:
+    if images.shape[1] == size:
+        return images
+    if len(images) * size * size * 3 > MAX_BYTES:
+        raise UsageError(
+            f"{len(images):,} images at {size} pixels are too many for memory; use class folders, which are cached on disk"
         )
-    return classes, parts
+    larger = np.empty((len(images), size, size, 3), np.uint8)
+    for number, image in enumerate(images):
+        larger[number] = _folders.square(image, size)
+    return larger
+
+
+def _download(name: str) -> Path:
+    target = _folders.download_folder(name)
+    say(f"data     downloading {name} to {target}")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        _reader(name)(str(target), train=True, download=True)
+    except Exception as error:  # one boundary around network, archive and disk, whose faults have many types
+        why = shown(str(error).strip().partition("\n")[0] or type(error).__name__)[:70]
+        wanted = f"put {STEMS[name]} or class folders into a folder and name it with --data-dir"
+        raise DataError(f"cannot download {name} ({target}, {why}); {wanted}") from error
+    finally:
+        socket.setdefaulttimeout(before)
+    return target
 
 
 RECIPE = {"data.augment": ["crop", "flip"]}
+SOURCE = "Krizhevsky 2009, www.cs.toronto.edu/~kriz/cifar.html"
 
 SPECS = {
     "cifar10": DataSpec(
-        build=partial(build, "cifar10"), classes=10, shape=(3, 32, 32), mean=MEAN10, std=STD10, counts=(50_000, 10_000),
-        source="Krizhevsky 2009, www.cs.toronto.edu/~kriz/cifar.html", recipe=RECIPE,
+        build=partial(build, "cifar10"),
+        classes=10,
+        shape=(3, 32, 32),
+        mean=(0.4914, 0.48216, 0.44653),
+        std=(0.24703, 0.24349, 0.26159),
+        counts=(50_000, 10_000),
+        source=SOURCE,
+        recipe=RECIPE,
     ),
     "cifar100": DataSpec(
-        build=partial(build, "cifar100"), classes=100, shape=(3, 32, 32), mean=MEAN100, std=STD100, counts=(50_000, 10_000),
-        source="Krizhevsky 2009, www.cs.toronto.edu/~kriz/cifar.html", recipe=RECIPE,
+        build=partial(build, "cifar100"),
+        classes=100,
+        shape=(3, 32, 32),
+        mean=(0.50708, 0.48655, 0.44092),
+        std=(0.26733, 0.25644, 0.27615),
+        counts=(50_000, 10_000),
+        source=SOURCE,
+        recipe=RECIPE,
     ),
-}  # fmt: skip
+}

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from zoo import sampling
-from zoo.console import say
 from zoo.data import _folders
+from zoo.data._image import shown
 from zoo.spec import DataError, DataSet, DataSpec, UsageError
 
 MEAN = (0.485, 0.456, 0.406)
@@ -16,47 +14,89 @@ STD = (0.229, 0.224, 0.225)
 TEST_SHARE = 0.2
 
 
-def stored_side(size: int) -> int:
-    """Images for large inputs are kept an eighth larger, to be cropped in training: 256 for 224; small ones as they are."""
-    return size if size < 64 else round(size * 8 / 7)
-
-
 def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
-    """Read class folders; without a ``test`` folder a fifth of each class, chosen by the seed 0, is the test set."""
+    """Read class folders, kept an eighth larger than ``size`` for random crops.
+
+    A folder ``val`` beside ``train`` and ``test`` is the validation set. Without ``test``, ``val`` is the test set; without
+    both, a fifth of each class, always the same.
+
+    Raises:
+        DataError: missing, damaged, or with a class in test that training lacks.
+    """
     if folder is None:
-        raise UsageError("data folder needs a place; say where with --data-dir FOLDER, or --data FOLDER")
+        raise UsageError("which folder? name the folder of class folders with --data FOLDER")
     _folders.check_folder(folder)
-    split = (folder / "train").is_dir() and (folder / "test").is_dir()
-    source = folder / "train" if split else folder
+    name = shown(folder.absolute().name)
+    side = stored_side(size)
+    listings, classes, notes = _listings(folder)
+    parts = {split: _folders.load(listing, side, f"{_plain(name)}-{split}") for split, listing in listings.items()}
+    held = parts.get("val", val)
+    return _folders.assemble(
+        name, classes, parts["train"], parts["test"], mean=MEAN, std=STD, val=held, seed=seed, notes=notes
+    )  # fmt: skip
+
+
+def stored_side(size: int) -> int:
+    """Images are kept at 8/7 of the network's input, 256 for 224, so that training can crop at random."""
+    return round(size * 8 / 7)
+
+
+def _plain(name: str) -> str:
+    """A folder's name for use in a file name."""
+    return "".join(c if c.isalnum() else "_" for c in name)[:40]
+
+
+def _listings(folder: Path) -> tuple[dict[str, _folders.Listing], list[str], list[str]]:
+    has = {split: folder / split for split in ("train", "val", "test") if (folder / split).is_dir()}
+    if "train" not in has or len(has) == 1:
+        return _carved(has.get("train", folder))
+    notes = []
+    if "test" not in has:
+        has["test"] = has.pop("val")
+        notes.append("no test folder: val/ is the test set, and validation is carved from train/")
+    classes = _classes(has["train"])
+    listings = {}
+    for split, place in has.items():
+        if extra := sorted(set(_folders.class_names(place)) - set(classes)):
+            where = shown((place / extra[0]).absolute())
+            raise DataError(f"class in {place.name} but not in train ({where}); add training images or remove it")
+        listings[split], more = _folders.scan(place, classes, may_lack=split != "train")
+        notes += more
+        if absent := [c for c, n in zip(classes, sampling.class_counts(listings[split].targets, len(classes))) if not n]:
+            notes.append(f"{len(absent)} classes have no image in {place.name} ({', '.join(map(shown, absent[:3]))})")
+        if not len(listings[split].targets):
+            raise DataError(f"no images in the {split} folder ({shown(place.absolute())}); add some or remove it")
+    return listings, classes, notes
+
+
+def _carved(source: Path) -> tuple[dict[str, _folders.Listing], list[str], list[str]]:
+    classes = _classes(source)
+    listing, notes = _folders.scan(source, classes)
+    kept, held = sampling.carve(listing.targets, TEST_SHARE, 0)
+    if not len(held):
+        raise DataError(f"too few images for a test set ({shown(source.absolute())}, {len(kept)}); add some")
+    notes.append(f"no test folder: {len(held):,} images, a fifth of each class and always the same, are the test set")
+    return {"train": listing.take(kept), "test": listing.take(held)}, classes, notes
+
+
+def _classes(source: Path) -> list[str]:
     classes = _folders.class_names(source)
     if len(classes) < 2:
         raise DataError(
-            f"not a folder of class folders ({source.absolute()}, {len(classes)} class folders); see the README, Data"
+            f"not a folder of class folders ({shown(source.absolute())}, {len(classes)} class folders); see README, Data"
         )
-    listing, notes = _folders.scan(source, classes)
-    if split:
-        if extra := sorted(set(_folders.class_names(folder / "test")) - set(classes)):
-            raise DataError(
-                f"class in test but not in train ({(folder / 'test' / extra[0]).absolute()}); add training images or remove it"
-            )
-        test, more = _folders.scan(folder / "test", classes)
-        notes += more
-    else:
-        labels = np.array([label for _, label in listing])
-        kept, held = sampling.carve(labels, TEST_SHARE, 0)
-        listing, test = [listing[i] for i in kept], [listing[i] for i in held]
-        notes.append(f"no test folder: {len(test):,} images ({TEST_SHARE:.0%} of each class, seed 0) are the test set")
-    name = folder.absolute().name
-    parts = []
-    for each in (listing, test):
-        images = _folders.load(each, stored_side(size), name, lambda line: say(f"data     {line}"))
-        parts.append((images, np.array([label for _, label in each], np.int64), [str(path) for path, _ in each]))
-    return _folders.assemble(name, classes, *parts, mean=MEAN, std=STD, val=val, seed=seed, notes=notes)
+    return classes
 
 
 SPECS = {
     "folder": DataSpec(
-        build=build, classes=0, shape=(3, 0, 0), mean=MEAN, std=STD, counts=(0, 0), source="your folder of class folders",
-        recipe={"data.augment": ["rcrop:224", "flip"]},
+        build=build,
+        classes=0,
+        shape=(3, 224, 224),
+        mean=MEAN,
+        std=STD,
+        counts=(0, 0),
+        source="your folder of class folders",
+        recipe={"data.augment": ["rcrop", "flip"]},
     ),
-}  # fmt: skip
+}

@@ -22,7 +22,7 @@ TEXTURES = ("striped", "dotted")
 CLASSES = tuple(f"{texture} {shape}" for shape in SHAPES for texture in TEXTURES)
 """Class number = 2 * shape + texture."""
 TRAIN, TEST, SIDE = 7_000, 1_000, 32
-SEED, DRAWS, BLOCK = 20_261_123, 26, 250
+SEED, DRAWS, BLOCK = 20_261_123, 24, 250
 NOISE = 48.0
 """Half-width of the triangular noise, in grey levels."""
 
@@ -32,7 +32,7 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
     parts = []
     for stream, (split, n) in enumerate((("train", TRAIN), ("test", TEST))):
         images, targets = make(n, stream, size)
-        parts.append((images, targets, [f"{split}[{i}]" for i in range(n)]))
+        parts.append(_folders.part(images, targets, [f"{split}[{i}]" for i in range(n)]))
     spec = SPECS["synthetic"]
     return _folders.assemble("synthetic", CLASSES, *parts, mean=spec.mean, std=spec.std, val=val, seed=seed)
 

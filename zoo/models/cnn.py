@@ -37,7 +37,7 @@ def cnn_small(classes: int = 10) -> nn.Module:
 
 def two_layer_net(classes: int = 10) -> nn.Module:
     """Fully connected 3072 -> 128 -> classes with a sigmoid between them."""
-    return Cnn(nn.Sequential(nn.Flatten(), nn.Linear(3072, 128), nn.Sigmoid()), nn.Linear(128, classes))
+    return Cnn(nn.Sequential(nn.Flatten()), nn.Sequential(nn.Linear(3072, 128), nn.Sigmoid(), nn.Linear(128, classes)))
 
 
 def vanilla_cnn(classes: int = 10) -> nn.Module:
@@ -84,28 +84,41 @@ INPUT = (3, 32, 32)
 SOURCE = "reported experiment, no paper"
 FAST = {"epochs": 10, "optim.lr": 0.1, "schedule.name": "onecycle", "schedule.warmup": 2.0}
 PLAIN = {"epochs": 30, "optim.lr": 0.01, "optim.nesterov": False, "data.augment": []}
-CROPPED = {"epochs": 50, "optim.lr": 0.01, "schedule.name": "multistep", "schedule.steps": [25, 40]}
+CROPPED = {
+    "epochs": 50,
+    "optim.lr": 0.01,
+    "schedule.name": "multistep",
+    "schedule.steps": [25, 40],
+    "data.augment": ["crop", "flip"],
+}
+SMALL_STAGES = (
+    ("features.0", "features.1"), ("features.4", "features.5"), ("features.8", "features.9"), ("features.12", "features.13"),
+)  # fmt: skip
+THREE_STAGES = (("features.0",), ("features.3",), ("features.6",))
 
 SPECS = {
     "cnn_small": ModelSpec(
-        build=cnn_small, input=INPUT, params=187_114, macs=10_913_024, paper="this project", head="classifier", data=SUITS, recipe=FAST
+        build=cnn_small, input=INPUT, params=187_114, macs=10_913_024, paper="this project", head="classifier", stages=SMALL_STAGES,
+        data=SUITS, recipe=FAST,
     ),
     "two_layer_net": ModelSpec(
-        build=two_layer_net, input=INPUT, params=394_634, macs=394_496, paper=SOURCE, head="classifier", data=REAL, recipe=PLAIN
+        build=two_layer_net, input=INPUT, params=394_634, macs=394_496, paper=SOURCE, head="classifier", new_head="classifier.2",
+        data=REAL, recipe=PLAIN,
     ),
     "vanilla_cnn": ModelSpec(
-        build=vanilla_cnn, input=INPUT, params=58_826, macs=3_233_984, paper=SOURCE, head="classifier", data=REAL, recipe=PLAIN
+        build=vanilla_cnn, input=INPUT, params=58_826, macs=3_233_984, paper=SOURCE, head="classifier", stages=(("features.0",),),
+        data=REAL, recipe=PLAIN,
     ),
     "s1_cnn": ModelSpec(
-        build=s1_cnn, input=INPUT, params=266_378, macs=5_244_928, paper=SOURCE, head="classifier", new_head="classifier.6", data=REAL,
-        recipe=PLAIN,
+        build=s1_cnn, input=INPUT, params=266_378, macs=5_244_928, paper=SOURCE, head="classifier", new_head="classifier.6",
+        stages=THREE_STAGES, data=REAL, recipe=PLAIN,
     ),
     "s2_cnn": ModelSpec(
-        build=s2_cnn, input=INPUT, params=2_975_878, macs=128_685_536, paper=SOURCE, head="classifier", new_head="classifier.5", data=REAL,
-        recipe=PLAIN,
+        build=s2_cnn, input=INPUT, params=2_975_878, macs=128_685_536, paper=SOURCE, head="classifier", new_head="classifier.5",
+        stages=(("features.0",), ("features.3", "features.5"), ("features.8", "features.10")), data=REAL, recipe=PLAIN,
     ),
     "s3_cnn": ModelSpec(
-        build=s3_cnn, input=INPUT, params=4_576_394, macs=43_722_752, paper=SOURCE, head="classifier", new_head="classifier.3", data=REAL,
-        recipe=CROPPED,
+        build=s3_cnn, input=INPUT, params=4_576_394, macs=43_722_752, paper=SOURCE, head="classifier", new_head="classifier.3",
+        stages=THREE_STAGES, data=REAL, recipe=CROPPED,
     ),
 }  # fmt: skip

@@ -71,64 +71,31 @@ def resnet(depth: int, classes: int = 10) -> ResNet:
 PAPER = "He et al. 2015, arXiv:1512.03385"
 SUITS = ("cifar10", "cifar100", "synthetic")
 RECIPE = {
-    "epochs": 60,
-    "batch_size": 128,
-    "optim.lr": 0.1,
-    "optim.weight_decay": 0.0005,
-    "schedule.name": "cosine",
-    "schedule.warmup": 1.0,
-}
+    "epochs": 60, "batch_size": 128, "optim.lr": 0.1, "optim.weight_decay": 5e-4, "schedule.name": "cosine", "schedule.warmup": 1.0,
+    "data.augment": ["crop", "flip"],
+}  # fmt: skip
 INPUT = (3, 32, 32)
+STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",))
 
 SPECS = {
     "resnet20": ModelSpec(
-        build=partial(resnet, 20),
-        input=INPUT,
-        params=269_722,
-        macs=40_551_040,
-        paper=PAPER,
-        head="linear",
-        data=SUITS,
+        build=partial(resnet, 20), input=INPUT, params=269_722, macs=40_551_040, paper=PAPER, head="linear", stages=STAGES, data=SUITS,
         recipe=RECIPE,
     ),
     "resnet32": ModelSpec(
-        build=partial(resnet, 32),
-        input=INPUT,
-        params=464_154,
-        macs=68_862_592,
-        paper=PAPER,
-        head="linear",
-        data=SUITS,
+        build=partial(resnet, 32), input=INPUT, params=464_154, macs=68_862_592, paper=PAPER, head="linear", stages=STAGES, data=SUITS,
         recipe=RECIPE,
     ),
     "resnet44": ModelSpec(
-        build=partial(resnet, 44),
-        input=INPUT,
-        params=658_586,
-        macs=97_174_144,
-        paper=PAPER,
-        head="linear",
-        data=SUITS,
+        build=partial(resnet, 44), input=INPUT, params=658_586, macs=97_174_144, paper=PAPER, head="linear", stages=STAGES, data=SUITS,
         recipe=RECIPE,
     ),
     "resnet56": ModelSpec(
-        build=partial(resnet, 56),
-        input=INPUT,
-        params=853_018,
-        macs=125_485_696,
-        paper=PAPER,
-        head="linear",
-        data=SUITS,
+        build=partial(resnet, 56), input=INPUT, params=853_018, macs=125_485_696, paper=PAPER, head="linear", stages=STAGES, data=SUITS,
         recipe=RECIPE,
     ),
     "resnet110": ModelSpec(
-        build=partial(resnet, 110),
-        input=INPUT,
-        params=1_727_962,
-        macs=252_887_680,
-        paper=PAPER,
-        head="linear",
-        data=SUITS,
+        build=partial(resnet, 110), input=INPUT, params=1_727_962, macs=252_887_680, paper=PAPER, head="linear", stages=STAGES, data=SUITS,
         recipe=RECIPE,
     ),
-}
+}  # fmt: skip

@@ -89,7 +89,7 @@ def _md_table(table: Table) -> str:
         cells[row][column] = f"**{cells[row][column]}**"
     lines = [
         [_md(name.lstrip(">")) for name in table.columns],
-        ["---:" if name[0] == ">" else "---" for name in table.columns],
+        ["---:" if name.startswith(">") else "---" for name in table.columns],
         *cells,
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -133,7 +133,7 @@ def _html_block(block: Block) -> str:
 
 
 def _html_table(table: Table) -> str:
-    kinds = [' class="n"' if name[0] == ">" else "" for name in table.columns]
+    kinds = [' class="n"' if name.startswith(">") else "" for name in table.columns]
     head = "".join(f"<th{kind}>{_escape(name.lstrip('>'))}</th>" for kind, name in zip(kinds, table.columns))
     body = []
     for number, row in enumerate(table.rows):

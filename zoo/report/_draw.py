@@ -94,6 +94,7 @@ def curves(run: Folder) -> Figure:
         spanned = [row[key] for row in train + val if row.get(key, 0) > 0]
         if spanned and max(spanned) > WIDE * min(spanned):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         tidy(axes)
     for axes in (loss, accuracy):
         axes.legend(fontsize=8, frameon=False, loc="best")
@@ -139,6 +140,7 @@ def confusion(run: Folder) -> Figure:
     names = [shown(name, 18) for name in run.classes]
     axes.set_xticks(range(classes), names, rotation=90 if classes > 6 else 0, fontsize=size)
     axes.set_yticks(range(classes), names, fontsize=size)
+    axes.tick_params(length=0 if classes > TEXT_UP_TO else 3)
     if classes <= TEXT_UP_TO:
         for (row, column), count in np.ndenumerate(counts):
             if count:
@@ -209,7 +211,7 @@ def class_axis(axes: Axes, names: Sequence[str]) -> None:
     """Names down the left, per cent along the bottom."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(0, 100)
+    axes.set_xlim(0, 101)  # room for the whisker's end at 100
     axes.set_xlabel("accuracy (%), whisker: 95 % Wilson interval", fontsize=9)
     tidy(axes, "x")
     axes.tick_params(axis="y", labelsize=8.5 if len(names) <= TEXT_UP_TO else 6.5, length=0)

@@ -100,13 +100,13 @@ def read(path: Path) -> Folder:
     rows = checkpoint.read_rows(path)
     if not rows:
         raise DataError(f"no finished epoch ({path}, metrics.jsonl is empty); go on with: zoo train --resume --out {path}")
-    test = next((row for row in reversed(rows) if row.get("split") == "test"), {})
+    test: dict[str, Any] = next((row for row in reversed(rows) if row.get("split") == "test"), {})
     env = _parsed(path / "env.json", lambda text: dict(json.loads(text)), dict)
     classes, per_class = _parsed(path / "per_class.csv", _per_class, lambda: ((), []))
     confusion = _parsed(path / "confusion.csv", _confusion, lambda: None)
     if confusion is not None and confusion.shape != (len(classes), len(classes)):
         raise FileError(
-            f"per_class.csv has {len(classes)} classes, confusion.csv {confusion.shape} counts ({path}); run: zoo eval"
+            f"confusion.csv is not of per_class.csv's {len(classes)} classes ({path}); restore both, or repeat the run"
         )
     predictions = _parsed(path / "predictions.csv", _predictions, list)
     return Folder(path, recipes.read(path / "recipe.toml"), env, rows, test, classes, per_class, confusion, predictions)
@@ -118,7 +118,9 @@ def _parsed(path: Path, parse: Callable[[str], T], absent: Callable[[], Any]) ->
     try:
         return parse(path.read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise FileError(f"damaged file ({path}, {str(error)[:80]}); write it again with: zoo eval") from error
+        raise FileError(
+            f"damaged file ({path}, {str(error)[:80]}); restore it, or repeat the run: zoo train {path.parent}/recipe.toml"
+        ) from error
 
 
 def _table(text: str) -> list[dict[str, str]]:

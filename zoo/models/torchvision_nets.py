@@ -5,7 +5,7 @@ from __future__ import annotations
 import torchvision
 from torch import nn
 
-from zoo.spec import ModelSpec
+from zoo.spec import Download, ModelSpec
 
 
 def alexnet(classes: int = 101) -> nn.Module:
@@ -18,9 +18,29 @@ def resnet50(classes: int = 101) -> nn.Module:
     return torchvision.models.resnet50(weights=None, num_classes=classes)
 
 
+def alexnet_download(name: str) -> Download:
+    """ImageNet weights ``imagenet1k_v1``."""
+    return _torchvision(torchvision.models.AlexNet_Weights, name)
+
+
+def resnet50_download(name: str) -> Download:
+    """torchvision's ImageNet weights, or timm's, whose ResNet-50 has the same parameter names."""
+    if name.startswith("timm:"):
+        from zoo.models import timm_nets
+
+        return timm_nets.timm_download(f"resnet50.{name.removeprefix('timm:')}")
+    return _torchvision(torchvision.models.ResNet50_Weights, name)
+
+
+def _torchvision(known: type[torchvision.models.WeightsEnum], name: str) -> Download:
+    url = known[name.upper()].url
+    return Download(url, url.rsplit("/", 1)[-1])
+
+
 INPUT = (3, 224, 224)
 SUITS = ("caltech101", "folder")
-WEIGHTS = ("default",)
+ALEXNET_STAGES = (("features.0",), ("features.3",), ("features.6", "features.8", "features.10"))
+RESNET_STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 SCRATCH = {
     "epochs": 30, "batch_size": 64, "optim.lr": 0.01, "optim.weight_decay": 5e-5, "optim.nesterov": False,
     "schedule.name": "step", "schedule.step_size": 15, "data.augment": ["rcrop:224", "flip"],
@@ -33,10 +53,12 @@ TRANSFER = {
 SPECS = {
     "alexnet": ModelSpec(
         build=alexnet, input=INPUT, classes=101, params=57_417_637, macs=710_506_176, paper="Krizhevsky 2014, arXiv:1404.5997",
-        head="classifier", new_head="classifier.6", data=SUITS, weights=WEIGHTS, recipe=SCRATCH,
+        head="classifier", new_head="classifier.6", stages=ALEXNET_STAGES, data=SUITS, weights=("imagenet1k_v1",),
+        download=alexnet_download, recipe=SCRATCH,
     ),
     "resnet50": ModelSpec(
         build=resnet50, input=INPUT, classes=101, params=23_714_981, macs=4_087_343_104, paper="He et al. 2015, arXiv:1512.03385",
-        head="fc", data=SUITS, weights=WEIGHTS, recipe=TRANSFER,
+        head="fc", stages=RESNET_STAGES, data=SUITS, weights=("imagenet1k_v2", "imagenet1k_v1", "timm:a1_in1k"),
+        download=resnet50_download, recipe=TRANSFER,
     ),
 }  # fmt: skip

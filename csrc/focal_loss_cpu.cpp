@@ -1,0 +1,165 @@
+// The focal loss on the CPU: labels first, then blocks of rows, each by the widest instruction set that the CPU has. No torch.
+//
+// The work is cut into blocks that depend on N and C alone, each block's sums are kept apart and added up in order: the
+// same bits for any number of threads.
+#include "focal_loss.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "focal_loss_rows.h"
+
+#define ZOO_ISA plain
+#define ZOO_W 4
+#include "focal_loss_simd.h"
+#undef ZOO_ISA
+#undef ZOO_W
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define ZOO_X86 1
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#define ZOO_ISA avx2
+#define ZOO_W 8
+#include "focal_loss_simd.h"
+#undef ZOO_ISA
+#undef ZOO_W
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
+#endif
+#define ZOO_ISA avx512
+#define ZOO_W 16
+#include "focal_loss_simd.h"
+#undef ZOO_ISA
+#undef ZOO_W
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+namespace zoo {
+namespace {
+
+struct Set {
+  const char* name;
+  bool (*has)();
+  void (*block)(const Call&, int64_t begin, int64_t end, Sums&);
+};
+
+const Set sets[] = {
+#ifdef ZOO_X86
+    {"avx512",
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+     },
+     avx512::block},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2::block},
+#endif
+    {"default", [] { return true; }, plain::block},
+};
+
+const Set* best() {
+  const char* asked = std::getenv("ZOO_CPU_CAPABILITY");
+  for (const Set& set : sets)
+    if (set.has() && (asked == nullptr || std::strcmp(asked, set.name) == 0)) return &set;
+  for (const Set& set : sets)
+    if (set.has()) return &set;
+  return &sets[0];
+}
+
+const Set* chosen = best();
+
+constexpr int64_t max_blocks = 1024;     // sums of that many blocks fit on the stack
+constexpr int64_t block_elements = 8192; // logits in a block: 32 KB, about what the first cache holds
+constexpr int64_t threads_from = 32768;  // logits from which a second thread pays (measured, see tests/cpp/speed.cpp)
+
+// Rows in a block: a multiple of 64, so that blocks start on a cache line and groups of 4, 8 and 16 rows fit.
+int64_t rows_per_block(int64_t rows, int64_t classes) {
+  const int64_t wanted = std::max<int64_t>(block_elements / classes, (rows + max_blocks - 1) / max_blocks);
+  return (std::max<int64_t>(wanted, 1) + 63) / 64 * 64;
+}
+
+struct Work {
+  Call call;
+  int64_t per_block;
+  Sums sums[max_blocks];
+};
+
+void scan_blocks(int64_t begin, int64_t end, void* context) {
+  Work& work = *static_cast<Work*>(context);
+  for (int64_t b = begin; b < end; ++b)
+    scan(work.call, b * work.per_block, std::min(work.call.rows, (b + 1) * work.per_block), work.sums[b]);
+}
+
+void run_blocks(int64_t begin, int64_t end, void* context) {
+  Work& work = *static_cast<Work*>(context);
+  for (int64_t b = begin; b < end; ++b)
+    chosen->block(work.call, b * work.per_block, std::min(work.call.rows, (b + 1) * work.per_block), work.sums[b]);
+}
+
+}  // namespace
+
+Result focal_loss(const Problem& problem, Parallel parallel) {
+  Result result;
+  Work work;
+  work.call = Call{problem, problem.n * problem.inner, 0.0};
+  const int64_t rows = work.call.rows;
+  work.per_block = rows_per_block(rows, problem.classes);
+  const int64_t blocks = (rows + work.per_block - 1) / work.per_block;
+  if (blocks == 1 || rows * problem.classes < threads_from) parallel = nullptr;
+  const auto each = [&](void (*body)(int64_t, int64_t, void*)) {
+    if (parallel != nullptr) parallel(blocks, body, &work);
+    else body(0, blocks, &work);
+  };
+  each(scan_blocks);
+  double count = 0, weight = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const Sums& sums = work.sums[b];
+    if (sums.bad_row >= 0) {
+      result.bad_row = sums.bad_row;
+      result.bad_label = sums.bad_label;
+      return result;
+    }
+    count += sums.count;
+    weight += sums.weight;
+  }
+  const double over = problem.reduction == Reduction::mean            ? count
+                      : problem.reduction == Reduction::weighted_mean ? weight
+                                                                      : 1.0;
+  work.call.factor = over == 0 ? 0.0 : problem.scale / over;
+  each(run_blocks);
+  for (int64_t b = 0; b < blocks; ++b) {
+    result.loss += work.sums[b].loss;
+    result.factor += work.sums[b].power;
+  }
+  result.loss = problem.reduction == Reduction::none ? 0.0 : result.loss * work.call.factor;
+  result.factor = count == 0 ? 0.0 : result.factor / count;
+  return result;
+}
+
+const char* capability() { return chosen->name; }
+
+bool set_capability(const char* name) {
+  for (const Set& set : sets)
+    if (std::strcmp(set.name, name) == 0 && set.has()) {
+      chosen = &set;
+      return true;
+    }
+  return false;
+}
+
+}  // namespace zoo

@@ -1,0 +1,453 @@
+"""The focal loss op: the PyTorch formula against mpmath, the kernels against the formula, and all that can be done wrong."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import mpmath
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo import ops
+
+ROOT = Path(__file__).resolve().parent.parent
+GAMMAS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
+FALLBACK = "formula"
+
+
+def _sets() -> list[str]:
+    """The formula and each instruction set that this CPU and build have."""
+    found = [FALLBACK]
+    if ops._C is not None:
+        before = ops._C.capability(None)
+        for name in ("default", "avx2", "avx512"):
+            try:
+                found.append(ops._C.capability(name))
+            except ValueError:
+                continue
+        ops._C.capability(before)
+    return found
+
+
+SETS = _sets()
+
+
+@pytest.fixture(params=["formula", "default", "avx2", "avx512"])
+def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Each way the op can be computed here; all of zoo.ops goes through it."""
+    if request.param not in SETS:
+        pytest.skip(f"no {request.param} kernel here: {ops.kernel()}")
+    if request.param == FALLBACK:
+        with torch.library._scoped_library("zoo", "IMPL") as library:
+            library.impl("focal_loss", ops._formula, "CPU", allow_override=True)
+            yield FALLBACK
+        return
+    before = ops._C.capability(None)
+    ops._C.capability(request.param)
+    yield request.param
+    ops._C.capability(before)
+
+
+def truth(row: list[float], label: int, gamma: float, weight: float = 1.0) -> tuple[mpmath.mpf, list[mpmath.mpf]]:
+    """Loss and gradient of one row to 60 digits (far beyond: 1 - p_t comes from the other classes)."""
+    with mpmath.workdps(60):
+        z = [mpmath.mpf(value) for value in row]
+        e = [mpmath.exp(value - max(z)) for value in z]
+        total = mpmath.fsum(e)
+        p = [value / total for value in e]
+        q = mpmath.fsum(value for c, value in enumerate(e) if c != label) / total
+        log_p = z[label] - max(z) - mpmath.log(total) if q > 0.5 else mpmath.log1p(-q)
+        power = mpmath.mpf(1) if gamma == 0 else q**gamma
+        slope = power - (gamma * power / q * p[label] * log_p if q else 0)
+        grad = [weight * slope * (-q if c == label else p[c]) for c in range(len(row))]
+        return -weight * power * log_p, grad
+
+
+def hard_rows() -> list[tuple[list[float], int]]:
+    """Logits up to +-1e4 with the label first, last, largest, smallest and tied."""
+    draw = torch.Generator().manual_seed(1)
+    rows = []
+    for size, spread in itertools.product((2, 3, 10, 17), (0.1, 3, 12, 29, 31, 60, 300, 1e4)):
+        for _ in range(3):
+            z = ((2 * torch.rand(size, generator=draw, dtype=torch.float64) - 1) * spread).float().tolist()
+            rows += [(z, z.index(max(z))), (z, z.index(min(z))), (z, int(torch.randint(size, (), generator=draw)))]
+    for gap in (0, 1e-6, 1e-3, 0.5, 1, 10, 20, 40, 80, 1000, 2e4):
+        rows += [([gap / 2, -gap / 2, -gap / 2], label) for label in (0, 1)]
+    return [(torch.tensor(z).tolist(), label) for z, label in rows]
+
+
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_float32_is_within_1e_5_of_mpmath(served: str, gamma: float) -> None:
+    worst = 0.0
+    for z, label in hard_rows():
+        logits = torch.tensor([z], requires_grad=True)
+        loss = ops.focal_loss(logits, torch.tensor([label]), gamma)
+        loss.backward()
+        true_loss, true_grad = truth(z, label, gamma)
+        for got, want in zip([loss.item(), *logits.grad[0].tolist()], [true_loss, *true_grad], strict=True):
+            assert got == got and abs(got) < 1e30, (z, label, got)
+            if abs(want) > 1e-30:
+                worst = max(worst, float(abs(got - want) / abs(want)))
+    assert worst < 1e-5, worst
+
+
+def samples(n: int = 70, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[tuple]:
+    """Arguments of the raw op over classes, reductions, gammas, weights, smoothing, ignored rows and label types."""
+    draw = torch.Generator().manual_seed(seed)
+    found = []
+    for number, classes in enumerate((1, 2, 3, 4, 7, 8, 10, 15, 16, 17, 31, 32, 33, 64, 100, 257, 1000)):
+        for case in range(6):
+            rows = (1, 5, n, 64, 130, 16)[(case + number) % 6]
+            logits = (torch.randn(rows, classes, generator=draw, dtype=torch.float64) * (3, 10, 40)[case % 3]).to(dtype)
+            target = torch.randint(classes, (rows,), generator=draw)
+            if case % 2:
+                target[torch.rand(rows, generator=draw) < 0.2] = -100
+            real = torch.float64 if dtype == torch.float64 else torch.float32
+            weight = torch.rand(classes, generator=draw, dtype=real) + 0.1 if case % 3 else None
+            gamma = (2.0, 0.0, 0.5, 1.0, 3.3, 2.0)[case]
+            smoothing = 0.1 if (case + number) % 5 == 0 else 0.0
+            found.append((logits, target, weight, gamma, smoothing, 1.0 + case, -100, (case + number) % 4, True, True))
+    return found
+
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 4e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
+
+
+@pytest.mark.parametrize("dtype", ops.DTYPES, ids=str)
+def test_kernels_give_what_the_formula_gives(served: str, dtype: torch.dtype) -> None:
+    for args in samples(dtype=dtype):
+        want, got = ops._formula(*args), torch.ops.zoo.focal_loss(*args)
+        for name, a, b in zip(("loss", "grad", "p", "factor"), want, got, strict=True):
+            assert a.shape == b.shape and a.dtype == b.dtype, name
+            tolerance = TOLERANCE[dtype] if name == "grad" else max(TOLERANCE[torch.float32] * (dtype != torch.float64), 1e-10)
+            # A gradient with smoothing crosses zero, and half types have a smallest step.
+            floor = 6e-8 if dtype == torch.float16 else 1e-30
+            floor = max(floor, 1e-2 * float(a.double().abs().max()) if args[4] and a.numel() else 0)
+            error = ((a.double() - b.double()).abs() - floor * tolerance).clamp(min=0) / (a.double().abs() + floor)
+            assert error.numel() == 0 or error.max() < tolerance, (name, args[0].shape, args[3:8], error.max())
+
+
+def test_gradcheck(served: str) -> None:
+    done = 0
+    for number, (gamma, reduction) in enumerate(itertools.product(GAMMAS, ops.REDUCTIONS)):
+        for case in range(3):
+            draw = torch.Generator().manual_seed(number * 3 + case)
+            shape = ((4, 5), (3, 4, 2), (2, 3, 2, 2))[case]
+            logits = torch.randn(shape, generator=draw, dtype=torch.float64)
+            if number % 3 == 0:
+                logits = logits.transpose(0, -1).contiguous().transpose(0, -1)
+            target = torch.randint(shape[1], shape[:1] + shape[2:], generator=draw)
+            target.view(-1)[0] = -1 if number % 2 else target.view(-1)[0]
+            weight = torch.rand(shape[1], generator=draw, dtype=torch.float64) + 0.2 if (number + case) % 2 else None
+            smoothing = 0.2 if (number + case) % 4 == 0 else 0.0
+
+            def call(
+                z: Tensor, target: Tensor = target, weight: Tensor | None = weight, smoothing: float = smoothing,
+                gamma: float = gamma, reduction: str = reduction,
+            ) -> Tensor:  # fmt: skip
+                return ops.focal_loss(z, target, gamma, weight, -1, smoothing, reduction, 1.5)
+
+            assert torch.autograd.gradcheck(call, (logits.requires_grad_(),), nondet_tol=0, fast_mode=False)
+            done += 1
+    assert done >= 80
+
+
+def test_opcheck(served: str) -> None:
+    done = 0
+    for number, args in enumerate(samples(n=6)[::2] + samples(n=6, dtype=torch.bfloat16, seed=3)[1::6]):
+        logits, target, *rest = args
+        if logits.numel() > 3000:
+            continue
+        rest[-2:] = (True, bool(number % 2))
+        utils = ("test_schema", "test_autograd_registration", "test_faketensor")
+        if number % 4 == 0:
+            utils += ("test_aot_dispatch_dynamic",)
+        torch.library.opcheck(torch.ops.zoo.focal_loss.default, (logits.requires_grad_(), target, *rest), test_utils=utils)
+        done += 1
+    assert done >= 60 or served != FALLBACK, done
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none", "weighted_mean"])
+def test_gamma_0_is_cross_entropy(served: str, reduction: str) -> None:
+    logits, target = torch.randn(40, 7, dtype=torch.float64, requires_grad=True), torch.randint(7, (40,))
+    target[3] = -100
+    weight = torch.rand(7, dtype=torch.float64)
+    for smoothing in (0.0, 0.3):
+        got = ops.focal_loss(logits, target, 0.0, weight, label_smoothing=smoothing, reduction=reduction)
+        wanted = "mean" if reduction == "weighted_mean" else reduction
+        want = F.cross_entropy(logits, target, weight, label_smoothing=smoothing, reduction="sum" if wanted == "mean" else wanted)
+        if wanted == "mean":
+            kept = target[target >= 0]
+            want = want / (weight[kept].sum() if reduction == "weighted_mean" else len(kept))
+        torch.testing.assert_close(got, want)
+        (mine,), (theirs,) = torch.autograd.grad(got.sum(), logits), torch.autograd.grad(want.sum(), logits)
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (5, 4), (0, 4, 3), (2, 4, 0)])
+def test_no_rows_or_all_ignored_is_zero(served: str, shape: tuple[int, ...]) -> None:
+    for reduction in ("mean", "sum", "weighted_mean"):
+        logits = torch.full(shape, float("nan"), requires_grad=True)
+        target = torch.full(shape[:1] + shape[2:], -100)
+        found = ops.focal_loss_with_stats(logits, target, reduction=reduction)
+        found.loss.backward()
+        assert found.loss.item() == 0 and found.factor.item() == 0
+        assert logits.grad.shape == shape and not logits.grad.any()
+        assert (found.p == 1).all()
+
+
+def test_infinite_and_nan_logits(served: str) -> None:
+    inf, nan = float("inf"), float("nan")
+    table = [
+        ([1, -inf, 0], 0, [0.313262, 1]),  # a class that cannot be: its gradient is 0
+        ([1, -inf, 0], 1, [inf, 1]),  # the label cannot be: the loss is infinite, the gradient that of the limit
+        ([1, inf, 0], 0, [nan, 0]),
+        ([1, inf, 0], 1, [nan, 0]),
+        ([1, nan, 0], 0, [nan, 0]),
+        ([-inf, -inf, -inf], 0, [nan, 0]),
+        ([1, -1e30, 3e38], 2, [0, 1]),
+    ]
+    for size in (1, 40):
+        for gamma in (0.0, 0.5, 2.0):
+            for z, label, (loss, finite) in table:
+                logits = torch.tensor([z] * size, dtype=torch.float32, requires_grad=True)
+                got = ops.focal_loss(logits, torch.full((size,), label), gamma)
+                got.backward()
+                want = loss if gamma == 0 or loss in (0, inf) or loss != loss else 0.313262 * (1 - 0.731059) ** gamma
+                torch.testing.assert_close(got.detach(), torch.tensor(want, dtype=torch.float32), equal_nan=True, rtol=1e-4, atol=0)
+                assert torch.isfinite(logits.grad).all() if finite else torch.isnan(logits.grad).all(), (z, label, gamma)
+                if label == 1 and finite:
+                    torch.testing.assert_close(logits.grad[0] * size, torch.tensor([0.731059, -1, 0.268941]), rtol=1e-4, atol=0)
+
+
+def test_strides_offsets_and_label_types(served: str) -> None:
+    base, labels = torch.randn(6, 9, 4, 5), torch.randint(9, (6, 4, 5))
+    want_loss, want_grad = _both(base, labels)
+    views = {
+        "channels last": base.contiguous(memory_format=torch.channels_last),
+        "transposed": base.transpose(0, 1).contiguous().transpose(0, 1),
+        "every other": torch.stack((base, base), -1).flatten(-2)[..., ::2],
+        "offset": torch.cat((torch.zeros(1), base.flatten()))[1:].view_as(base),
+    }
+    for name, view in views.items():
+        for dtype in ops.LABELS:
+            kept = torch.stack((labels, labels), -1)[..., 1].to(dtype)
+            loss, grad = _both(view, kept)
+            torch.testing.assert_close(loss, want_loss, rtol=2e-6, atol=0, msg=name)
+            torch.testing.assert_close(grad, want_grad, rtol=2e-5, atol=1e-9, msg=name)
+    one = torch.randn(1, 9).expand(5, 9)
+    torch.testing.assert_close(_both(one, torch.arange(5))[1], _both(one.clone(), torch.arange(5))[1])
+    long = torch.randn(130, 10)
+    torch.testing.assert_close(_both(long.t().contiguous().t(), torch.arange(130) % 10)[1], _both(long, torch.arange(130) % 10)[1])
+
+
+def _both(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = logits.detach().requires_grad_()
+    loss = ops.focal_loss(leaf, target)
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+
+
+def test_stats_come_with_the_same_pass(served: str) -> None:
+    logits, target = torch.randn(90, 6, requires_grad=True), torch.randint(6, (90,))
+    target[7] = -100
+    found = ops.focal_loss_with_stats(logits, target, 1.5)
+    kept = target >= 0
+    p = logits.detach().softmax(1).gather(1, target.clamp(min=0)[:, None]).squeeze(1)
+    torch.testing.assert_close(found.p[kept], p[kept])
+    torch.testing.assert_close(found.factor, ((1 - p[kept]) ** 1.5).mean())
+    assert found.p[7] == 1 and not found.p.requires_grad and not found.factor.requires_grad
+    assert found.loss == ops.focal_loss(logits, target, 1.5)
+
+
+def test_backward_scales_and_can_be_repeated(served: str) -> None:
+    logits, target = torch.randn(20, 5, requires_grad=True), torch.randint(5, (20,))
+    loss = ops.focal_loss(logits, target)
+    (one,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    kept = one.clone()
+    one.zero_()
+    (again,) = torch.autograd.grad(3 * loss, logits)
+    torch.testing.assert_close(again, 3 * kept)
+    rows = ops.focal_loss(logits, target, reduction="none")
+    (scaled,) = torch.autograd.grad(rows, logits, torch.arange(20.0).expand(20))
+    torch.testing.assert_close(scaled, kept * 20 * torch.arange(20.0)[:, None])
+    assert not ops.focal_loss(logits.detach(), target).requires_grad
+    with torch.no_grad():
+        assert not ops.focal_loss(logits, target).requires_grad
+
+
+def test_scale_reaches_a_half_gradient_before_it_is_rounded(served: str) -> None:
+    logits = torch.zeros(4096, 10, dtype=torch.float16, requires_grad=True)
+    target = torch.zeros(4096, dtype=torch.int64)
+    plain, scaled = (torch.autograd.grad(ops.focal_loss(logits, target, scale=s), logits)[0] for s in (2.0**-6, 2.0**10))
+    assert scaled[0, 1] / 65536 != plain[0, 1] and scaled[0, 1] > 0
+
+
+def test_bad_labels_are_named_before_anything_is_written(served: str) -> None:
+    draw = torch.Generator().manual_seed(5)
+    for number in range(2000):
+        classes = int(torch.randint(1, 40, (), generator=draw))
+        rows = int(torch.randint(1, 90, (), generator=draw))
+        target = torch.randint(classes, (rows,), generator=draw)
+        at = int(torch.randint(rows, (), generator=draw))
+        target[at] = (classes, -1, 2**63 - 1, -(2**63), classes + 2**32, -99, -101, 2**31)[number % 8]
+        logits = torch.zeros(rows, classes, requires_grad=bool(number % 2))
+        with pytest.raises(IndexError, match=rf"^target\[{at}\]={target[at]} is out of range for {classes} classes"):
+            ops.focal_loss(logits, target)
+    assert ops.focal_loss(torch.zeros(2, 3), torch.tensor([3, 1]), ignore_index=3) > 0
+
+
+def test_a_bad_label_in_an_image_names_its_pixel(served: str) -> None:
+    target = torch.zeros(2, 3, 4, dtype=torch.uint8)
+    target[1, 2, 3] = 200
+    with pytest.raises(IndexError, match=r"target\[1, 11\]=200 is out of range for 5 classes|target\[1, 2, 3\]=200"):
+        ops.focal_loss(torch.zeros(2, 5, 3, 4), target)
+
+
+X, Y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)
+WRONG = [
+    (dict(logits=[1.0]), TypeError, "logits must be a tensor, not list"),
+    (dict(logits=X.to(torch.complex64)), TypeError, "logits must be float32, .*, not complex64"),
+    (dict(logits=X.long()), TypeError, "logits must be .*, not int64"),
+    (dict(logits=X[0]), ValueError, r"logits must be \(N, C\) .*, not \(3,\)"),
+    (dict(logits=X[:, :0]), ValueError, r"C >= 1, not \(4, 0\)"),
+    (dict(target=Y.float()), TypeError, "target must be int64, int32 or uint8, not float32"),
+    (dict(target=Y[:3]), ValueError, r"target must be \(4,\) for logits \(4, 3\), not \(3,\)"),
+    (dict(target=Y.to("meta")), ValueError, "target must be on cpu like the logits, not on meta"),
+    (dict(weight=torch.ones(2)), ValueError, r"weight must be \(3,\) for 3 classes, not \(2,\)"),
+    (dict(weight=torch.ones(3, 1)), ValueError, r"weight must be \(3,\)"),
+    (dict(weight=[1, 1, 1]), TypeError, "weight must be a tensor, not list"),
+    (dict(weight=torch.ones(3).long()), TypeError, "weight must be floating point, not int64"),
+    (dict(weight=torch.ones(3, device="meta")), ValueError, "weight must be on cpu"),
+    (dict(weight=torch.ones(3, requires_grad=True)), NotImplementedError, "weight.detach"),
+    (dict(gamma=-0.5), ValueError, "gamma must be finite and >= 0, not -0.5"),
+    (dict(gamma=float("nan")), ValueError, "gamma must be finite and >= 0, not nan"),
+    (dict(gamma=float("inf")), ValueError, "gamma"),
+    (dict(gamma="2"), TypeError, "gamma must be a number, not str"),
+    (dict(label_smoothing=1.5), ValueError, r"label_smoothing must be in \[0, 1\], not 1.5"),
+    (dict(label_smoothing=None), TypeError, "label_smoothing must be a number"),
+    (dict(scale=float("inf")), ValueError, "scale must be finite, not inf"),
+    (dict(ignore_index=1.5), TypeError, "ignore_index must be an int, not float"),
+    (dict(reduction="avg"), ValueError, "reduction must be one of none, mean, sum, weighted_mean, not 'avg'"),
+]
+
+
+@pytest.mark.parametrize(("change", "kind", "words"), WRONG, ids=[f"{next(iter(c))}-{n}" for n, (c, _, _) in enumerate(WRONG)])
+def test_wrong_arguments(served: str, change: dict, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        ops.focal_loss(**({"logits": X, "target": Y} | change))
+
+
+def test_same_bits_for_any_number_of_threads(served: str) -> None:
+    before = torch.get_num_threads()
+    try:
+        for rows, classes in ((5000, 10), (30000, 10), (900, 100), (40, 5000)):
+            logits, target = torch.randn(rows, classes), torch.randint(classes, (rows,))
+            found = []
+            for threads in (1, 2, 4, 2):
+                torch.set_num_threads(threads)
+                found.append(_both(logits, target))
+            for loss, grad in found[1:]:
+                assert torch.equal(loss, found[0][0]) and torch.equal(grad, found[0][1])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_second_derivatives_vmap_and_forward_mode_are_refused(served: str) -> None:
+    logits, target = torch.randn(6, 3, requires_grad=True), torch.randint(3, (6,))
+    (grad,) = torch.autograd.grad(ops.focal_loss(logits, target), logits, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        grad.sum().backward()
+    with pytest.raises(NotImplementedError, match="flatten the mapped"):
+        torch.func.vmap(ops.focal_loss)(torch.randn(2, 6, 3), torch.randint(3, (2, 6)))
+    with pytest.raises((NotImplementedError, RuntimeError), match="[jJ]vp|forward"):
+        torch.func.jvp(lambda z: ops.focal_loss(z, target), (logits.detach(),), (torch.ones(6, 3),))
+    wanted = torch.autograd.grad(ops.focal_loss(logits, target), logits)[0]
+    torch.testing.assert_close(torch.func.grad(lambda z: ops.focal_loss(z, target))(logits.detach()), wanted)
+
+
+def test_autocast_takes_what_comes(served: str) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = torch.randn(8, 4, requires_grad=True) @ torch.randn(4, 3)
+        loss = ops.focal_loss(logits, torch.randint(3, (8,)))
+    assert logits.dtype == torch.bfloat16 and loss.dtype == torch.float32
+    loss.backward()
+
+
+def test_compile_and_export() -> None:
+    class Net(torch.nn.Module):
+        def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+            return ops.focal_loss(2 * logits, target, 1.5, label_smoothing=0.1)
+
+    logits, target = torch.randn(12, 5, requires_grad=True), torch.randint(5, (12,))
+    want = Net()(logits, target)
+    (want_grad,) = torch.autograd.grad(want, logits)
+    got = torch.compile(Net(), fullgraph=True, backend="aot_eager")(logits, target)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got, logits)[0], want_grad)
+    program = torch.export.export(Net(), (logits.detach(), target), dynamic_shapes=({0: torch.export.Dim("n")}, {0: torch.export.Dim("n")}))
+    assert any("focal_loss" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(logits.detach()[:7], target[:7]), Net()(logits[:7], target[:7]).detach())
+
+
+def test_eight_threads_at_once(served: str) -> None:
+    logits, target = torch.randn(4000, 20), torch.randint(20, (4000,))
+    want = _both(logits, target)
+    found: list[tuple[Tensor, Tensor]] = []
+    workers = [threading.Thread(target=lambda: found.append(_both(logits, target))) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert len(found) == 8
+    assert all(torch.equal(loss, want[0]) and torch.equal(grad, want[1]) for loss, grad in found)
+
+
+FORKED = """
+import os, torch
+from zoo import ops
+torch.set_num_threads(2)
+x, y = torch.randn(20000, 10), torch.randint(10, (20000,))
+want = ops.focal_loss(x, y)
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if torch.equal(ops.focal_loss(x, y), want) else 3)
+print("exit", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(ops._C is None, reason="the formula is PyTorch's own, which hangs in a bare fork")
+def test_fork_after_a_parallel_region() -> None:
+    ran = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ran.stdout.strip() == "exit 0", ran.stderr
+
+
+def test_a_library_that_does_not_load_is_told_on_use(tmp_path: Path) -> None:
+    package = tmp_path / "zoo"
+    package.mkdir()
+    for name in ("__init__.py", "ops.py", "spec.py"):
+        (package / name).write_bytes((ROOT / "zoo" / name).read_bytes())
+    (package / "_C.so").write_bytes(b"not a library")
+    code = "import zoo, zoo.ops, torch; print(zoo.ops.kernel()); zoo.ops.focal_loss(torch.zeros(1, 2), torch.tensor([0]))"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "does not load" in ran.stdout and "rebuild" in ran.stdout
+    assert ran.stderr.strip().splitlines()[-1].startswith("ImportError: zoo's compiled part does not load")
+
+
+def test_kernel_says_why_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ops.kernel().startswith(("C++ ", "PyTorch ("))
+    monkeypatch.setattr(ops, "_C", None)
+    assert ops.kernel().startswith("PyTorch (")
+
+
+def test_every_instruction_set_is_reached_here() -> None:
+    if ops._C is None:
+        pytest.skip(f"no compiled part: {ops.kernel()}")
+    assert {"formula", "default"} <= set(SETS)
+    with pytest.raises(ValueError, match="no sse9"):
+        ops._C.capability("sse9")

@@ -1,0 +1,226 @@
+"""Learning rates against torch's schedulers, groups, the moving average, and refusals of freezing."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from zoo import optim, registry
+from zoo.spec import ModelSpec, UsageError
+
+STEPS, EPOCHS = 7, 6
+
+
+def rates(**options: Any) -> list[float]:
+    return [optim.lr_at(i, steps_per_epoch=STEPS, epochs=EPOCHS, lr=0.5, **options) for i in range(STEPS * EPOCHS)]
+
+
+def torch_rates(make: Any, per_epoch: bool) -> list[float]:
+    """The learning rates that a torch scheduler would have given."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule, found = make(optimizer), []
+    for step in range(STEPS * EPOCHS):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if not per_epoch or (step + 1) % STEPS == 0:
+            schedule.step()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "scheduler", "per_epoch"),
+    [
+        ({"schedule": "constant"}, lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0), True),
+        ({"schedule": "step", "step_size": 2}, lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.1), True),
+        (
+            {"schedule": "multistep", "steps": [2, 5], "lr_gamma": 0.3},
+            lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 5], 0.3),
+            True,
+        ),
+        ({"schedule": "cosine"}, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, STEPS * EPOCHS), False),
+    ],
+    ids=["constant", "step", "multistep", "cosine"],
+)
+def test_rates_are_those_of_torch(options: dict[str, Any], scheduler: Any, per_epoch: bool) -> None:
+    assert rates(**options) == pytest.approx(torch_rates(scheduler, per_epoch), rel=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "multistep", "cosine", "onecycle"])
+def test_warm_up_is_linear_and_reaches_the_peak(schedule: str) -> None:
+    found = rates(schedule=schedule, warmup=2.0)
+    ramp = 2 * STEPS
+    assert found[:ramp] == pytest.approx([0.5 * (i + 1) / (ramp + 1) for i in range(ramp)])
+    assert found[ramp] == 0.5
+    assert max(found) == 0.5
+    assert min(found) > 0
+
+
+def test_onecycle_falls_to_zero_in_a_straight_line() -> None:
+    found = rates(schedule="onecycle", warmup=2.0)[2 * STEPS :]
+    assert found == pytest.approx([0.5 * (1 - i / len(found)) for i in range(len(found))])
+
+
+def test_catalogue_steps_that_never_come() -> None:
+    assert set(rates(schedule="multistep", steps=[100, 101])) == {0.5}
+
+
+def test_unknown_names_are_the_callers_fault() -> None:
+    with pytest.raises(ValueError, match="cosinus"):
+        rates(schedule="cosinus")
+    with pytest.raises(ValueError, match="adam"):
+        optim.make(nn.Linear(2, 2), name="adam", lr=0.1)
+
+
+def net() -> tuple[nn.Module, ModelSpec]:
+    torch.manual_seed(0)
+    spec = registry.find("models", "cnn_small")
+    return spec.build(4), spec
+
+
+def test_everything_decays_unless_told() -> None:
+    model, _ = net()
+    (group,) = optim.make(model, name="sgd", lr=0.1, weight_decay=0.5).param_groups
+    assert group["weight_decay"] == 0.5
+    assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters()]
+    spared = optim.groups(model, 0.5, decay_all=False)
+    assert sorted(g["weight_decay"] for g in spared) == [0.0, 0.5]
+    assert {p.dim() for g in spared if not g["weight_decay"] for p in g["params"]} == {1}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_make_lowers_the_loss(name: str) -> None:
+    model, _ = net()
+    optimizer = optim.make(model, name=name, lr=0.01, weight_decay=1e-4)
+    inputs, targets = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
+    losses = []
+    for _ in range(8):
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_layer_wise_rates() -> None:
+    model, spec = net()
+    scales = optim.lr_scales(model, spec, head=10.0, layer_decay=0.5)
+    assert scales["classifier.weight"] == 10.0
+    assert scales["features.12.weight"] == 0.5
+    assert scales["features.0.weight"] == 0.5**4
+    optimizer = optim.make(model, name="sgd", lr=0.1, scales=scales)
+    assert {group["lr_scale"] for group in optimizer.param_groups} == {10.0, 0.5, 0.25, 0.125, 0.0625}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_ema_is_the_average() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    ema, expected = optim.Ema(model, 0.9), 0.0
+    for step in range(1, 60):
+        nn.init.constant_(model.weight, float(step))
+        ema.update(model)
+        keep = min(0.9, (1 + step) / (10 + step))
+        expected = keep * expected + (1 - keep) * step
+    assert ema.averaged(model).weight.item() == pytest.approx(expected, rel=1e-5)
+    assert model.weight.item() == 59
+    again = optim.Ema(model, 0.9)
+    again.load_state_dict({name: value.clone() for name, value in ema.state_dict().items()})
+    ema.update(model)
+    again.update(model)
+    assert torch.equal(ema.averaged(model).weight, again.averaged(model).weight)
+
+
+def test_ema_takes_buffers_along() -> None:
+    model, _ = net()
+    ema = optim.Ema(model, 0.5)
+    model.train()(torch.randn(4, 3, 32, 32))
+    ema.update(model)
+    made = ema.averaged(model)
+    assert int(made.features[1].num_batches_tracked) == 1
+    assert 0 < made.features[1].running_mean.abs().sum() < model.features[1].running_mean.abs().sum()
+
+
+def test_held_norms_stay_in_eval_in_copies_too() -> None:
+    model, spec = net()
+    optim.freeze(model, "stage<=1", spec)
+    twin = copy.deepcopy(model)
+    for each in (model, twin):
+        each.train()
+        assert [each.features[i].training for i in (1, 5, 9, 13)] == [False, False, True, True]
+    assert twin.features[1].train() is twin.features[1]
+    before = model.features[1].running_mean.clone()
+    model(torch.randn(4, 3, 32, 32))
+    assert torch.equal(model.features[1].running_mean, before)
+
+
+def test_requires_grad_alone_would_not_hold_a_norm() -> None:
+    """The fault that freeze prevents."""
+    model, _ = net()
+    for parameter in model.features.parameters():
+        parameter.requires_grad_(False)
+    before = model.features[1].running_mean.clone()
+    model.train()(torch.randn(4, 3, 32, 32))
+    assert not torch.equal(model.features[1].running_mean, before)
+
+
+def test_globs_and_table() -> None:
+    model, spec = net()
+    table = optim.freeze(model, "features.[01]", spec)
+    assert set(table.names) == {
+        "features.0.weight", "features.1.weight", "features.1.bias", "features.1.running_mean", "features.1.running_var",
+        "features.1.num_batches_tracked",
+    }  # fmt: skip
+    assert table.held == 1
+    assert table.rows == (("features", 928, 185_670, 1, 3), ("classifier", 0, 516, 0, 0))
+    assert len(optim.make(model, name="sgd", lr=0.1).param_groups[0]["params"]) == len(list(model.parameters())) - 3
+    assert optim.freeze(net()[0], "none", spec).names == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "selector", "says"),
+    [
+        ("cnn_small", "*", "nothing to train"),
+        ("cnn_small", "cnv", "did you mean conv"),
+        ("cnn_small", "stage<=9", "stage<=0 to 3"),
+        ("cnn_small", "nowhere.*", "no role or layer"),
+        ("resnet20", "fc", "freezes nothing"),
+        ("two_layer_net", "conv", "freezes nothing"),
+        ("two_layer_net", "fc:all", "nothing to train"),
+    ],
+)
+def test_freeze_refuses(name: str, selector: str, says: str) -> None:
+    spec = registry.find("models", name)
+    with pytest.raises(UsageError, match=says) as caught:
+        optim.freeze(spec.build(10), selector, spec)
+    assert "roles of this model" in str(caught.value)
+    assert len(str(caught.value)) <= 200
+
+
+def test_a_head_called_fc_is_not_the_role_fc() -> None:
+    spec = ModelSpec(build=lambda classes: nn.Module(), input=(3, 8, 8), params=0, paper="", head="fc")
+    model = nn.Sequential()
+    model.add_module("conv", nn.Conv2d(3, 3, 1))
+    model.add_module("fc", nn.Linear(3, 2))
+    with pytest.raises(UsageError, match="freezes nothing"):
+        optim.freeze(model, "fc", spec)
+
+
+def test_random_weights_are_not_frozen() -> None:
+    model, spec = net()
+    with pytest.raises(UsageError, match="random"):
+        optim.freeze(model, "fc:all", spec, fresh=("classifier.weight",))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_digest_sees_one_bit() -> None:
+    model, _ = net()
+    before = optim.frozen_digest(model, ["features.0.weight"])
+    with torch.no_grad():
+        value = model.features[0].weight.view(-1)
+        value[0] += 1e-6
+    assert optim.frozen_digest(model, ["features.0.weight"]) != before

@@ -1,0 +1,95 @@
+"""Any network of timm as ``timm/<name>``: built, described and downloaded by what timm itself says of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from zoo.spec import Download, ModelSpec, UsageError, did_you_mean
+
+
+def build_timm(name: str, classes: int = 1000) -> nn.Module:
+    """timm's ``name`` (without ``timm/``), freshly initialised: (N, 3, H, W) to (N, classes)."""
+    return timm.create_model(name, pretrained=False, num_classes=classes)
+
+
+@cache
+def timm_spec(name: str) -> ModelSpec:
+    """The spec of ``timm/<name>``: head, stages, input and weights as timm declares them; UsageError for an unknown name.
+
+    ``macs`` is 0 (not counted).
+    """
+    short = name.removeprefix("timm/")
+    if not timm.is_model(short):
+        near = did_you_mean(short, timm.list_models())
+        raise UsageError(
+            f"timm has no model {short!r}{near}; list them with: python -c 'import timm; print(timm.list_models())'"
+        )
+    with torch.device("meta"):
+        model = timm.create_model(short, pretrained=False)
+    config: dict[str, Any] = model.pretrained_cfg
+    heads = config.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    if not heads or model.num_classes == 0:
+        raise UsageError(f"timm/{short} has no classifier to fit to the data; choose another model")
+    return ModelSpec(
+        build=partial(build_timm, short),
+        input=tuple(config["input_size"]),
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        paper=f"timm {timm.__version__}, {config.get('paper_ids') or config.get('origin_url') or short}",
+        head=" ".join(heads),
+        stages=_stages(model, heads),
+        classes=model.num_classes,
+        data=("caltech101", "folder"),
+        weights=tuple(_tags(short)),
+        download=lambda tag: timm_download(f"{short.partition('.')[0]}.{tag}"),
+        recipe={"data.augment": ["rcrop:224", "flip"], "optim.lr": 0.01, "optim.weight_decay": 5e-5},
+    )
+
+
+def timm_download(full: str) -> Download:
+    """Where timm's weights ``architecture.tag`` come from: the Hugging Face hub if they are there, else their own address."""
+    config = timm.get_pretrained_cfg(full)
+    if config.hf_hub_id:
+        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        file = config.hf_hub_filename or "model.safetensors"
+        return Download(f"{hub}/{config.hf_hub_id}/resolve/main/{file}", f"{full}{Path(file).suffix}", _reader(full))
+    return Download(config.url, config.url.rsplit("/", 1)[-1], _reader(full))
+
+
+def _reader(full: str) -> Callable[[Path], dict[str, Tensor]]:
+    """timm reads the file, since some of its files need their names changed first."""
+
+    def read(path: Path) -> dict[str, Tensor]:
+        model = timm.create_model(full, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+        return dict(model.state_dict())
+
+    return read
+
+
+def _tags(short: str) -> list[str]:
+    architecture, _, tag = short.partition(".")
+    found = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
+    first = tag or timm.get_pretrained_cfg(architecture).tag
+    return [first, *(other for other in found if other != first)] if first in found else found
+
+
+def _stages(model: nn.Module, heads: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Owners of parameters by timm's coarse layer groups, without the classifier; empty if timm gives none."""
+    if not hasattr(model, "group_matcher"):
+        return ()
+    modules = dict(model.named_modules())
+    stages = []
+    for _, names in sorted(group_parameters(model, model.group_matcher(coarse=True)).items()):
+        kept = [name for name in names if not any(name.startswith(f"{head}.") for head in heads)]
+        owners = [name.rpartition(".")[0] for name in kept]
+        stages.append(tuple(dict.fromkeys(owner if owner in modules and owner else name for owner, name in zip(owners, kept))))
+    return tuple(stage for stage in stages if stage)

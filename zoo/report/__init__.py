@@ -1,0 +1,201 @@
+"""Pictures, README and HTML page of a run folder, and the comparison of several (files in, files out; nothing is trained)."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo import metrics
+from zoo.files import publish_text
+from zoo.report import _blocks, _compare, _draw
+from zoo.report._blocks import Block, Code, Heading, Picture, Table, Text
+from zoo.report._read import Folder, interval, percent, read
+from zoo.spec import UsageError
+
+PICTURES = {
+    "curves.png": "learning curves",
+    "confusion.png": "confusion matrix",
+    "per_class.png": "accuracy of each class",
+    "bench.png": "throughput",
+}
+ENVIRONMENT = (
+    "zoo",
+    "commit",
+    "python",
+    "torch",
+    "platform",
+    "cpu",
+    "device",
+    "threads",
+    "precision",
+    "layout",
+    "allocator",
+    "kernel",
+)
+WEAKEST = 20
+"""Most classes that a README lists; the others are in per_class.csv and in report.html."""
+
+
+def figures(run_dir: Path) -> list[Path]:
+    """Draw curves.png (and .svg), confusion.png and per_class.png; only the curves while a run is unfinished.
+
+    Raises:
+        FileError: no run folder, or a file of it is damaged. DataError: no epoch is finished yet.
+    """
+    run = read(run_dir)
+    drawn = _draw.curves(run)
+    made = [_draw.save(drawn, run.path / "curves.png"), _draw.save(drawn, run.path / "curves.svg")]
+    if run.test and run.confusion is not None:
+        made.append(_draw.save(_draw.confusion(run), run.path / "confusion.png"))
+        made.append(_draw.save(_draw.per_class(run), run.path / "per_class.png"))
+    return made
+
+
+def summary(run_dir: Path) -> Path:
+    """Write README.md of a run folder; errors as :func:`figures`."""
+    run = read(run_dir)
+    publish_text(run.path / "README.md", _blocks.markdown(run.name, _story(run, WEAKEST)))
+    return run.path / "README.md"
+
+
+def page(run_dir: Path) -> Path:
+    """Write report.html, one file with everything in it; errors as :func:`figures`."""
+    run = read(run_dir)
+    recipe = (run.path / "recipe.toml").read_text(encoding="utf-8")
+    blocks = [*_story(run, len(run.classes)), Heading("Recipe"), Code(recipe)]
+    publish_text(run.path / "report.html", _blocks.page(run.name, blocks))
+    return run.path / "report.html"
+
+
+def compare(run_dirs: Sequence[Path], out: Path) -> Path:
+    """Write one HTML page that sets runs side by side, its two pictures also as PNG files beside it.
+
+    Two models are told apart by McNemar's exact test on the same test images, corrected after Holm (1979) where there are
+    more than two runs.
+
+    Raises:
+        UsageError: fewer than two different runs. FileError, DataError: as :func:`figures`.
+    """
+    folders = list({Path(path).resolve(): Path(path) for path in run_dirs}.values())
+    if len(folders) < 2:
+        raise UsageError(f"a comparison needs two runs (got {len(folders)}); name another, e.g. zoo report RUN1 RUN2")
+    runs, out = [read(path) for path in folders], Path(out)
+    title, blocks = _compare.story(runs, out)
+    publish_text(out, _blocks.page(title, blocks))
+    return out
+
+
+def _story(run: Folder, classes: int) -> list[Block]:
+    parts: list[Block] = [Text(_what(run)), Text(_outcome(run), strong=True)]
+    if run.test:
+        parts += [Text(_chosen(run))]
+    parts += [_splits(run), *_shots(run), *_confused(run), Heading("Pictures")]
+    parts += [Picture(run.path / name, alt) for name, alt in PICTURES.items() if (run.path / name).is_file()]
+    parts += _classes(run, classes)
+    parts += [
+        Heading("Once more"),
+        Code(f"zoo train {shlex.quote(str(_near(run.path) / 'recipe.toml'))}"),
+        Heading("Environment"),
+    ]
+    facts = [(key, run.env[key]) for key in ENVIRONMENT if run.env.get(key) not in (None, "")]
+    facts += [("training time", _time(run.seconds)), ("data digest", str(run.env.get("data_digest", ""))[:16])]
+    return [*parts, Table(("what", "value"), [*facts, ("command", run.env.get("command", ""))])]
+
+
+def _near(path: Path) -> Path:
+    """The path from here if it lies below, so that the line to copy is short and names no home folder."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith(os.pardir) else Path(relative)
+
+
+def _what(run: Folder) -> str:
+    recipe, env, counts = run.recipe, run.env, run.counts
+    images = f"{env['data_train']:,} training images" if env.get("data_train") else "training images"
+    if counts and min(counts) != max(counts):
+        images += f", {max(counts):,} to {min(counts):,} a class"
+    started = f", started from weights {recipe.weights!r}" if recipe.weights != "none" else ""
+    gamma = f" (focal gamma {recipe.loss.focal_gamma:g})" if "focal" in recipe.loss.name else ""
+    return (
+        f"{recipe.model} on {run.data}: {images}, {len(run.classes) or '?'} classes; loss {run.loss}{gamma}; "
+        f"{recipe.optim.name}, lr {recipe.optim.lr:g}, {recipe.schedule.name} schedule, batch size {recipe.batch_size}, "
+        f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}, seed {recipe.seed}{started}."
+    )
+
+
+def _outcome(run: Folder) -> str:
+    test = run.test
+    if not test:
+        return f"Not finished: {len(run.split('train'))} of {run.recipe.epochs} epochs."
+    return (
+        f"{percent(test['accuracy'])} % of {test['n']:,} test images are right (95 % interval {interval(test['low'], test['high'])} %), "
+        f"macro {percent(test['macro'])} %."
+    )
+
+
+def _chosen(run: Folder) -> str:
+    """How the weights were chosen, and how far their confidence can be believed."""
+    at = run.test["epoch"]
+    best = next((row["accuracy"] for row in run.split("val") if row["epoch"] == at), None)
+    how = (
+        f"Epoch {at} was kept: the best on validation ({percent(best)} %)."
+        if best is not None
+        else f"The last epoch, {at}, was kept."
+    )
+    return f"{how} Macro is the mean over classes. Calibration error over 15 bins: {percent(run.test['ece'])} %. The interval is Wilson's."
+
+
+def _splits(run: Folder) -> Table:
+    rows = []
+    at = run.test.get("epoch") or len(run.split("train"))
+    for name in ("train", "val", "test"):
+        found: dict[str, Any] = next((row for row in run.split(name) if row["epoch"] == at), {})
+        n = run.env.get(f"data_{name}") or found.get("n") or 0
+        if found:
+            ends = metrics.wilson(round(found["accuracy"] * n), n) if n and name != "train" else (None, None)
+            rows.append((name, f"{n:,}" if n else "", f"{found['loss']:.3f}", percent(found["accuracy"]), interval(*ends)))
+    return Table((f"split (epoch {at})", ">images", ">loss", ">accuracy %", "95 % interval"), rows)
+
+
+def _shots(run: Folder) -> list[Block]:
+    if len(run.shots) < 2:
+        return []
+    rows = [(s.name, s.classes, f"{s.n:,}", percent(s.macro), percent(s.accuracy), interval(s.low, s.high)) for s in run.shots]
+    head = ("split", ">classes", ">test images", ">mean over classes %", ">over images %", "95 % interval")
+    return [Heading("Many, medium and few shots (over 100, 20 to 100, under 20 training images)"), Table(head, rows)]
+
+
+def _confused(run: Folder) -> list[Block]:
+    if run.confusion is None:
+        return []
+    rows = []
+    for a, b, both in metrics.worst_pairs(run.confusion, 5):
+        there, back, n = run.confusion[a, b], run.confusion[b, a], run.confusion[[a, b]].sum()
+        rows.append(
+            (f"{run.classes[a]} and {run.classes[b]}", f"{there:,}", f"{back:,}", f"{both:,} of {n:,}", percent(both / n))
+        )
+    head = ("pair", ">first taken for second", ">second for first", ">both, of the two classes' images", ">%")
+    return [Heading("Most confused pairs"), Table(head, rows)] if rows else []
+
+
+def _classes(run: Folder, most: int) -> list[Block]:
+    """A row a class, the weakest first."""
+    if not run.per_class:
+        return []
+    weakest = sorted(range(len(run.classes)), key=lambda i: (run.per_class[i][2] is None, run.per_class[i][2] or 0))[:most]
+    rows = []
+    for i in weakest:
+        n, right, share, low, high = run.per_class[i]
+        trained = f"{run.counts[i]:,}" if run.counts else ""
+        rows.append((run.classes[i], trained, f"{n:,}", f"{right:,}", percent(share), interval(low, high)))
+    rest = f", the {most} weakest of {len(run.classes)}; all are in per_class.csv" if most < len(run.classes) else ""
+    head = ("class", ">training images", ">test images", ">correct", ">%", "95 % interval")
+    return [Heading(f"Classes{rest or ', the weakest first'}"), Table(head, rows)]
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,231 @@
+"""Several runs side by side: numbers with intervals, curves, classes, and a paired test of every two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoo import metrics
+from zoo.report import _draw
+from zoo.report._blocks import Block, Heading, Picture, Table, Text
+from zoo.report._read import Folder, flat, interval, percent, shown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = (_draw.BLUE, _draw.ORANGE, _draw.GREEN, _draw.RED, _draw.PINK, _draw.SKY, _draw.BLACK, "#808080")
+DASHES = ("-", "--", ":", "-.")
+LEVEL = 0.05
+BARS = 60
+"""Most bars in the picture of classes."""
+
+
+def story(runs: Sequence[Folder], out: Path) -> tuple[str, list[Block]]:
+    """Title and blocks of the page; its pictures are published beside ``out``."""
+    names = labels(runs)
+    blocks: list[Block] = [_results(runs, names), *_data(runs), *_seeds(runs), *_paired(runs, names)]
+    blocks += [Heading("What differs in the recipes"), _differences(runs, names), Heading("Pictures")]
+    path = _draw.save(_curves(runs, names), out.with_name(f"{out.stem}_curves.png"))
+    blocks.append(Picture(path, "validation loss and accuracy of all runs"))
+    tested = [(run, name) for run, name in zip(runs, names) if run.per_class]
+    if len(tested) > 1 and len({run.classes for run, _ in tested}) == 1:
+        path = _draw.save(_bars(*zip(*tested)), out.with_name(f"{out.stem}_classes.png"))
+        blocks.append(Picture(path, "accuracy of each class, all runs"))
+    return f"Comparison of {len(runs)} runs", blocks
+
+
+def labels(runs: Sequence[Folder]) -> list[str]:
+    """Folder names, with their parents' where two are the same."""
+    names = [run.name for run in runs]
+    return [name if names.count(name) == 1 else f"{run.path.absolute().parent.name}/{name}" for run, name in zip(runs, names)]
+
+
+def _results(runs: Sequence[Folder], names: Sequence[str]) -> Table:
+    rows: list[list[object]] = []
+    for run, name in zip(runs, names):
+        test, shots = run.test, {shot.name: percent(shot.macro) for shot in run.shots}
+        n = f"{test['n']:,}" if test else "not finished"
+        row = [
+            name,
+            run.data,
+            n,
+            percent(test.get("accuracy")),
+            interval(test.get("low"), test.get("high")),
+            percent(test.get("macro")),
+        ]
+        row += [shots.get(key, "") for key in metrics.SHOTS]
+        rows.append([*row, percent(test.get("ece")), len(run.split("train"))])
+    head: Sequence[str] = (
+        "run",
+        "data",
+        ">test images",
+        ">accuracy %",
+        "95 % interval",
+        ">macro %",
+        ">many %",
+        ">medium %",
+        ">few %",
+        ">ECE %",
+        ">epochs",
+    )
+    empty = {at for at in range(6, 9) if not any(row[at] for row in rows)}
+    head = tuple(name for at, name in enumerate(head) if at not in empty)
+    rows = [[cell for at, cell in enumerate(row) if at not in empty] for row in rows]
+    best = set()
+    for column in (3, *range(5, len(head) - 2)):
+        values = [float(str(row[column])) if row[column] else -1.0 for row in rows]
+        best |= {(number, column) for number, value in enumerate(values) if value == max(values) >= 0}
+    return Table(head, rows, frozenset(best))
+
+
+def _data(runs: Sequence[Folder]) -> list[Block]:
+    data = list(dict.fromkeys(run.recipe.data.name for run in runs))
+    text = f"The runs are of different data ({', '.join(data)}), so their accuracies do not compare."
+    return [Text(text, strong=True)] if len(data) > 1 else []
+
+
+def _seeds(runs: Sequence[Folder]) -> list[Block]:
+    """Mean and deviation over the runs that differ in nothing but the seed."""
+    groups: dict[str, list[Folder]] = {}
+    for run in runs:
+        if run.test:
+            groups.setdefault(repr(flat(run.recipe) | {"seed": None}), []).append(run)
+    rows = []
+    for group in groups.values():
+        values = [100 * run.test["accuracy"] for run in group]
+        if len(values) > 1:
+            seeds = ", ".join(str(run.recipe.seed) for run in group)
+            rows.append((group[0].headline, seeds, len(values), f"{mean(values):.2f}", f"{stdev(values):.2f}"))
+    head = ("recipe", "seeds", ">n", ">mean accuracy %", ">standard deviation")
+    return [Heading("The same recipe with several seeds"), Table(head, rows)] if rows else []
+
+
+def same_images(a: Folder, b: Folder) -> bool:
+    """Whether both have predictions of the same test images, in the same order."""
+    keys = [[(row["file"], row["target"]) for row in run.predictions] for run in (a, b)]
+    return bool(keys[0]) and keys[0] == keys[1]
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p values corrected for their number (Holm 1979): each stays below the level only if all smaller ones do."""
+    corrected, largest = [0.0] * len(values), 0.0
+    for rank, at in enumerate(np.argsort(values, kind="stable")):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[at]))
+        corrected[at] = largest
+    return corrected
+
+
+def _paired(runs: Sequence[Folder], names: Sequence[str]) -> list[Block]:
+    every = list(combinations(range(len(runs)), 2))
+    pairs = [(a, b) for a, b in every if same_images(runs[a], runs[b])]
+    tests = [metrics.mcnemar(runs[a].right, runs[b].right) for a, b in pairs]
+    corrected = holm([p for _, _, p in tests])
+    rows = []
+    for (a, b), (only_a, only_b, p), q in zip(pairs, tests, corrected):
+        better = names[a] if only_a > only_b else names[b]
+        verdict = f"{better} is better" if q < LEVEL else "not a difference"
+        rows.append((names[a], names[b], f"{only_a:,}", f"{only_b:,}", _p(p), *([_p(q)] if len(pairs) > 1 else []), verdict))
+    head = [
+        "first",
+        "second",
+        ">only first right",
+        ">only second right",
+        ">p",
+        *([">p, Holm"] if len(pairs) > 1 else []),
+        "verdict",
+    ]
+    blocks: list[Block] = [Heading("Paired test on the same test images (McNemar, exact)")]
+    blocks += [Table(head, rows)] if rows else []
+    if left := len(every) - len(pairs):
+        blocks.append(
+            Text(f"{left} of {len(every)} pairs are not tested: their predictions.csv are absent or of other images.")
+        )
+    if rows:
+        blocks.append(
+            Text(
+                "The test is about these trained models on these images; whether the method is better, only several seeds tell."
+            )
+        )
+    return blocks
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
+
+
+def _differences(runs: Sequence[Folder], names: Sequence[str]) -> Table:
+    values = [flat(run.recipe) for run in runs]
+    keys = [key for key in values[0] if any(each[key] != values[0][key] for each in values)]
+    return Table(("run", *keys), [(name, *(each[key] for key in keys)) for name, each in zip(names, values)])
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
+        "linewidth": 1.6,
+    }
+
+
+def _curves(runs: Sequence[Folder], names: Sequence[str]) -> Figure:
+    """Validation loss and accuracy of each run; the training accuracy where there is no validation."""
+    figure = _draw.canvas(4 + 0.2 * len(runs))
+    left, right = figure.subplots(1, 2)
+    marker = "o" if max(len(run.split("train")) for run in runs) <= 30 else ""
+    for number, (run, name) in enumerate(zip(runs, names)):
+        rows, look = run.split("val"), _style(number) | {"marker": marker, "markersize": 3}
+        left.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], **look)
+        kind, rows = ("", rows) if rows else (" (training accuracy: no validation)", run.split("train"))
+        right.plot(
+            [row["epoch"] for row in rows], [100 * row["accuracy"] for row in rows], label=shown(name, 60) + kind, **look
+        )
+        if run.test:
+            ends = [[100 * abs(run.test[key] - run.test["accuracy"])] for key in ("low", "high")]
+            look |= {"marker": "D", "markersize": 4, "markeredgecolor": "black", "capsize": 3, "zorder": 5}
+            right.errorbar([run.test["epoch"]], [100 * run.test["accuracy"]], ends, **look)
+    for axes, title, unit in (
+        (left, "validation loss", "cross entropy (nats)"),
+        (right, "validation accuracy", "accuracy (%)"),
+    ):
+        axes.set_title(title + (" (diamond: test, 95 % interval)" if axes is right else ""), fontsize=9)
+        axes.set_ylabel(unit, fontsize=9)
+        axes.set_xlabel("epoch", fontsize=9)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _draw.tidy(axes)
+    figure.legend(loc="outside lower center", fontsize=8, frameon=False)
+    figure.suptitle(f"{_common(runs)}: {len(runs)} runs", fontsize=10)
+    return figure
+
+
+def _common(runs: Sequence[Folder]) -> str:
+    return shown(", ".join(dict.fromkeys(run.data for run in runs)), 80)
+
+
+def _bars(runs: Sequence[Folder], names: Sequence[str]) -> Figure:
+    """Accuracy of each class, a bar a run; the classes that differ most where there are too many."""
+    classes, most = list(range(len(runs[0].classes))), max(5, BARS // len(runs))
+    cut = len(classes) > most
+    if cut:
+        shares = np.array([[row[2] or 0.0 for row in run.per_class] for run in runs])
+        classes = sorted(np.argsort(-np.ptp(shares, axis=0), kind="stable")[:most].tolist())
+    counts = runs[0].counts if all(run.counts == runs[0].counts for run in runs) else []
+    if counts:
+        classes.sort(key=lambda i: -counts[i])
+    figure = _draw.canvas(1.6 + len(classes) * (0.12 + 0.11 * len(runs)) + 0.17 * len(runs))
+    axes = figure.subplots()
+    height = 0.84 / len(runs)
+    for number, (run, name) in enumerate(zip(runs, names)):
+        at = np.arange(len(classes)) + (number - (len(runs) - 1) / 2) * height
+        _draw.bars(axes, [run.per_class[i] for i in classes], at, height, COLOURS[number % len(COLOURS)], shown(name, 60))
+    _draw.class_axis(axes, [shown(runs[0].classes[i]) + (f"  {counts[i]:,}" if counts else "") for i in classes])
+    axes.set_ylabel("class, training images" if counts else "class", fontsize=9)
+    figure.legend(loc="outside lower center", fontsize=8, frameon=False)
+    tail = f"the {most} of {len(runs[0].classes)} classes in which the runs differ most" if cut else f"{len(classes)} classes"
+    sizes = " / ".join(dict.fromkeys(f"{run.test['n']:,}" for run in runs))
+    figure.suptitle(f"{_common(runs)}, n = {sizes} test images: {tail}", fontsize=10)
+    return figure
