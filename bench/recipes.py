@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +18,6 @@ from zoo import checkpoint, run, runs, show
 from zoo import recipe as recipes
 from zoo.bench import _timing
 from zoo.spec import FileError
-
-ENVIRONMENT = ("precision", "threads", "cpu", "device", "torch", "zoo", "commit", "command")
 
 
 def main(quick: bool = False, *, out: Path | None = None) -> Path:
@@ -41,6 +40,8 @@ def _row(folder: Path) -> dict[str, Any] | None:
     recipe = recipes.read(folder / "recipe.toml")
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    finished = datetime.datetime.fromtimestamp((folder / "result.json").stat().st_mtime, datetime.UTC)
+    facts = env | {"cores": env["threads"], "date": f"{finished:%Y-%m-%d}", "command": f"zoo train {folder.name}/recipe.toml"}
     train = [row for row in checkpoint.read_rows(folder) if row["split"] == "train"]
     return {
         "run": folder.name,
@@ -59,7 +60,9 @@ def _row(folder: Path) -> dict[str, Any] | None:
         "kept_epoch": result["epoch"],
         "images_per_s": round(statistics.median(row["images_per_s"] for row in train), 1),
         "minutes": round(result["seconds"] / 60, 1),
-        **{name: env[name] for name in ENVIRONMENT},
+        "precision": env["precision"],
+        "threads": env["threads"],
+        **{name: facts[name] for name in _timing.ENVIRONMENT},
     }
 
 

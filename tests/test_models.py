@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,6 +14,15 @@ from zoo.spec import ModelSpec, UsageError
 
 NAMES = registry.names("models")
 LARGE = ("alexnet", "resnet50")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Batches of two: more threads only wait for each other, long if the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
@@ -84,10 +94,9 @@ def test_head_and_stages_name_what_is_there(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_freezing_by_each_role(name: str) -> None:
     spec = registry.find("models", name)
-    light = spec.params < 5_000_000
     every = optim.roles(spec.build(spec.classes), spec)
-    assert every or name == "none"
-    for role in every if light else ["conv"]:
+    assert every
+    for role in every if spec.macs < 70e6 else every[:1]:
         _freeze_and_train(name, role)
 
 

@@ -176,7 +176,7 @@ def test_globs_and_table() -> None:
         "features.1.num_batches_tracked",
     }  # fmt: skip
     assert table.held == 1
-    assert table.rows == (("features", 928, 185_670, 1, 3), ("classifier", 0, 516, 0, 0))
+    assert table.rows == (("features", 928, 184_896, 1, 3), ("classifier", 0, 516, 0, 0))
     assert len(optim.make(model, name="sgd", lr=0.1).param_groups[0]["params"]) == len(list(model.parameters())) - 3
     assert optim.freeze(net()[0], "none", spec).names == ()
 

@@ -1,76 +1,133 @@
-"""What is live on this machine, what is not, why, and the line that mends it."""
+"""What is live on this machine, what is not, why, and the line that mends it.
+
+Nothing here trusts a claim where it can try: onnxruntime names its CUDA provider on machines without a GPU too.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import platform
+import shutil
+import sys
 from pathlib import Path
 
 Row = tuple[str, str, str]
 """Part, state ("ok", "absent" or "broken"), detail or remedy."""
 
+PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript")
+FREE_GB = 2  # less than this is no room for CIFAR, runs and exports
+
 
 def report() -> list[Row]:
-    """One row a part; torch and onnxruntime are imported here."""
-    rows: list[Row] = [("python", "ok", platform.python_version())]
-    rows += _packages()
-    rows += _extension()
-    rows += _gpu()
-    return rows
+    """One row a part; torch and onnxruntime are imported here, not before."""
+    return [
+        ("python", "ok", f"{platform.python_version()} in {sys.prefix}"),
+        *(_package(name) for name in PACKAGES),
+        _onnxruntime(),
+        *_kernels(),
+        *_gpu(),
+        _room(),
+    ]
 
 
-def _packages() -> list[Row]:
-    rows: list[Row] = []
-    for name in ("torch", "torchvision", "timm", "onnx"):
-        try:
-            rows.append((name, "ok", importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            rows.append((name, "absent", f"pip install {name}"))
-    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
-    if len(found) == 2:
-        rows.append(
-            (
-                "onnxruntime",
-                "broken",
-                "both wheels are installed and the later one wins: pip uninstall onnxruntime onnxruntime-gpu, then install one",
-            )
-        )
-    elif found:
-        rows.append(("onnxruntime", "ok", f"{found[0]} {importlib.metadata.version(found[0])}"))
-    else:
-        rows.append(("onnxruntime", "absent", "pip install onnxruntime-gpu, or onnxruntime for the CPU alone"))
-    return rows
-
-
-def _installed(name: str) -> bool:
+def _version(name: str) -> str:
+    """The installed version, or an empty string."""
     try:
-        importlib.metadata.version(name)
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return ""
 
 
-def _extension() -> list[Row]:
-    from zoo import ops
-
+def _package(name: str) -> Row:
+    """A package is live when it imports: torchvision built for another torch has a version but does not."""
+    if not (version := _version(name)):
+        return name, "absent", f"pip install {name}"
     try:
-        rows: list[Row] = [("focal loss kernel", "ok", ops.kernel())]
-    except (ImportError, OSError, RuntimeError) as error:
-        rows = [("focal loss kernel", "broken", str(error).splitlines()[0])]
-    built = Path(__file__).with_name("_build.json")
-    reasons = (
-        json.loads(built.read_text(encoding="utf-8"))["reasons"]
-        if built.is_file()
-        else {"all": "never built: pip install -e ."}
-    )
-    return rows + [(f"extension {part}" if part != "all" else "extension", "absent", why) for part, why in reasons.items()]
+        importlib.import_module(name)
+    except Exception as error:
+        return name, "broken", f"{version} does not import ({_first(error)}); pip install --force-reinstall {name}"
+    return name, "ok", version
+
+
+def _onnxruntime() -> Row:
+    found = [name for name in ("onnxruntime-gpu", "onnxruntime") if _version(name)]
+    if not found:
+        return "onnxruntime", "absent", "pip install onnxruntime-gpu (or onnxruntime: CPU alone, and macOS)"
+    if len(found) == 2:
+        mend = "pip uninstall -y onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
+        return "onnxruntime", "broken", f"both wheels are installed and the later one wins in silence: {mend}"
+    try:
+        importlib.import_module("onnxruntime")
+    except Exception as error:
+        return "onnxruntime", "broken", f"it does not import ({_first(error)}); pip install --force-reinstall {found[0]}"
+    return "onnxruntime", "ok", f"{found[0]} {_version(found[0])}"
+
+
+def _kernels() -> list[Row]:
+    """The loss as it is served now, then each part that was not built with the reason that the build noted."""
+    rows: list[Row] = []
+    try:
+        from zoo import ops
+
+        served = ops.kernel()
+        state = "absent" if served.startswith("PyTorch") else "broken" if "does not load" in served else "ok"
+        rows.append(("focal loss kernel", state, served))
+    except (ImportError, OSError, RuntimeError) as error:  # torch itself, or a kernel that was built for something else
+        rows.append(("focal loss kernel", "broken", f"{_first(error)}; rebuild it: pip install --no-build-isolation -e ."))
+    note = Path(__file__).with_name("_build.json")
+    if not note.is_file():
+        return [*rows, ("extension", "absent", "never built here: pip install . (in a checkout: make lint)")]
+    reasons = json.loads(note.read_text(encoding="utf-8"))["reasons"]
+    return rows + [(f"extension {part}", "absent", why) for part, why in reasons.items()]
 
 
 def _gpu() -> list[Row]:
-    import torch
+    """The GPU for torch, and where there is one whether onnxruntime really runs on it."""
+    try:
+        import torch
+    except Exception:  # its own row has the reason
+        return []
+    if not torch.cuda.is_available():
+        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
+        return [("GPU", "absent", f"no CUDA device visible; {built}")]
+    row: Row = ("GPU", "ok", f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}")
+    try:
+        _run_on_gpu()
+    except Exception as error:
+        mend = "pip uninstall -y onnxruntime; pip install --force-reinstall onnxruntime-gpu"
+        return [row, ("onnxruntime on the GPU", "broken", f"{_first(error)}; {mend}")]
+    return [row, ("onnxruntime on the GPU", "ok", "ran a graph there")]
 
-    if torch.cuda.is_available():
-        return [("GPU", "ok", torch.cuda.get_device_name(0))]
-    built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
-    return [("GPU", "absent", f"no CUDA device visible; {built}")]
+
+def _run_on_gpu() -> None:
+    """Run one node through onnxruntime's CUDA provider with its silent way back to the CPU shut; raises what goes wrong."""
+    import numpy as np
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "probe", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # torch's CUDA libraries
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CUDAExecutionProvider"])
+    if session.get_providers()[0] != "CUDAExecutionProvider":
+        raise RuntimeError(f"onnxruntime took {session.get_providers()[0]} in place of CUDA")
+    session.run(None, {"x": np.eye(4, dtype=np.float32)})
+
+
+def _room() -> Row:
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    state = "ok" if free >= FREE_GB else "broken"
+    return "disk", state, f"{free:.1f} GB free in {Path.cwd()}" + ("" if state == "ok" else "; make room for data and runs")
+
+
+def _first(error: Exception) -> str:
+    """The first line of an error, or its type if it says nothing."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:120]}" if text else type(error).__name__

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from zoo import sampling
 from zoo.console import QUIET_SECONDS, clock, say
 from zoo.data._image import SUFFIXES, decode, shown
+from zoo.data._parts import Part, fingerprints, part
 from zoo.files import publish
-from zoo.spec import DataError, DataSet, DiskError, Split
+from zoo.spec import DataError, DiskError
 
 BLOCK = 128
 """Images a thread decodes before it reports."""
@@ -37,16 +37,6 @@ class Listing:
     def take(self, where: np.ndarray) -> Listing:
         """The files at these positions."""
         return Listing([self.paths[i] for i in where], self.targets[where], [self.states[i] for i in where])
-
-
-@dataclass(frozen=True)
-class Part:
-    """Decoded images (n, side, side, 3) uint8, targets (n,) int64, a name and 16 bytes of blake2b for each image."""
-
-    images: np.ndarray
-    targets: np.ndarray
-    files: Sequence[str]
-    prints: np.ndarray
 
 
 def cache_folder() -> Path:
@@ -131,14 +121,15 @@ def _images(folder: Path) -> tuple[list[tuple[str, tuple[int, int]]], list[str]]
 
 def state_of(file: os.DirEntry[str] | Path) -> tuple[int, int]:
     """Size and modification time of an image file; DataError unless it is a regular file that is there."""
-    path = shown(os.fspath(file))
     try:
         state = file.stat()
     except OSError as error:
         link = " (dangling link)" if file.is_symlink() else ""
-        raise DataError(f"cannot read image ({path}, {error.strerror}{link}); restore or remove it") from error
+        raise DataError(
+            f"cannot read image ({shown(os.fspath(file))}, {error.strerror}{link}); restore or remove it"
+        ) from error
     if not stat.S_ISREG(state.st_mode):
-        raise DataError(f"image is not a regular file ({path}); remove or rename it")
+        raise DataError(f"image is not a regular file ({shown(os.fspath(file))}); remove or rename it")
     return state.st_size, state.st_mtime_ns
 
 
@@ -191,17 +182,6 @@ def load(listing: Listing, side: int, name: str) -> Part:
     return Part(np.load(pixels, mmap_mode="r"), listing.targets, [shown(path) for path in listing.paths], np.load(prints))
 
 
-def part(images: np.ndarray, targets: np.ndarray, files: Sequence[str]) -> Part:
-    """A part that is held in memory."""
-    return Part(images, targets, [shown(file) for file in files], fingerprints(images))
-
-
-def fingerprints(images: np.ndarray) -> np.ndarray:
-    """blake2b of each image's bytes, (n, 16) uint8."""
-    joined = b"".join(hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images)
-    return np.frombuffer(joined, np.uint8).reshape(len(images), 16)
-
-
 def _mapped(path: Path, n: int, side: int) -> np.ndarray:
     """A new array in a file, its space claimed first: writing into a hole of a full disk would kill the process."""
     images = np.lib.format.open_memmap(path, "w+", np.uint8, (n, side, side, 3))
@@ -251,58 +231,3 @@ def _watch(blocks: Sequence[Future[list[str]]], n: int) -> list[str]:
             left = (now - began) / done * (len(blocks) - done)
             say(f"data     decoded {min(done * BLOCK, n):,} of {n:,} · left {clock(left)}")
     return [fault for block in blocks for fault in block.result()]
-
-
-def assemble(
-    name: str,
-    classes: Sequence[str],
-    train: Part,
-    test: Part,
-    *,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    val: float | Part,
-    seed: int,
-    notes: Sequence[str] = (),
-) -> DataSet:
-    """A data set of training and test parts; validation is carved from training, or a part of its own.
-
-    The digest covers the pixels, targets and class names of all images in file order, so it is the same for every split.
-    """
-    parts = [train, test]
-    if isinstance(val, Part):
-        parts.append(val)
-        splits = [Split(train.images, train.targets, train.files), Split(val.images, val.targets, val.files)]
-    else:
-        splits = [_pick(train, where) for where in sampling.carve(train.targets, val, seed)]
-    found = hashlib.sha256("\n".join(classes).encode("utf-8", "surrogateescape"))
-    for each in parts:
-        found.update(np.ascontiguousarray(each.prints))
-        found.update(each.targets.astype("<i8"))
-    test_split = Split(test.images, test.targets, test.files)
-    return DataSet(
-        name,
-        tuple(shown(c) for c in classes),
-        *splits,
-        test_split,
-        mean,
-        std,
-        found.hexdigest(),
-        (*notes, *_leaks(train, test)),
-    )
-
-
-def _pick(source: Part, where: np.ndarray) -> Split:
-    images = source.images if len(where) == len(source.targets) else source.images[where]
-    return Split(images, source.targets[where], [source.files[i] for i in where])
-
-
-def _leaks(train: Part, test: Part) -> list[str]:
-    """A note on test images that are, pixel by pixel, also training images."""
-    first, second = (np.ascontiguousarray(each.prints[:, :8]).view(np.uint64)[:, 0] for each in (train, test))
-    _, where, there = np.intersect1d(first, second, return_indices=True)
-    twice = [(i, j) for i, j in zip(there, where) if (test.prints[i] == train.prints[j]).all()]
-    if not twice:
-        return []
-    listed = ", ".join(f"{Path(test.files[i]).name} = {Path(train.files[j]).name}" for i, j in twice[:3])
-    return [f"warning: {len(twice)} test images are also training images ({listed})"]

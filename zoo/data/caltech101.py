@@ -13,12 +13,14 @@ import numpy as np
 
 from zoo import sampling
 from zoo.console import say
-from zoo.data import _folders
+from zoo.data import _folders, _parts
 from zoo.data._image import SUFFIXES, shown
-from zoo.data.folder import MEAN, STD, stored_side
+from zoo.data.folder import stored_side
 from zoo.spec import DataError, DataSet, DataSpec
 
 IMAGES, BACKGROUND = "101_ObjectCategories", "BACKGROUND_Google"
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 TEST_SHARE = 2_893 / 8_677
 PATIENCE = 20.0
 """Seconds without an answer after which a download has failed."""
@@ -35,14 +37,15 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
     classes = [name for name in _folders.class_names(images) if name != BACKGROUND]
     if len(classes) < 2:
         raise DataError(f"no class folders ({shown(images.absolute())}); unpack the archive again")
+    notes: list[str] = []
     if (place / "train.txt").is_file() and (place / "test.txt").is_file():
-        listings, notes = _listed(place, classes), []
+        listings = _listed(place, classes)
     else:
         listing, notes = _folders.scan(images, classes)
         listings = [listing.take(where) for where in sampling.carve(listing.targets, TEST_SHARE, 0)]
         notes.append(f"no train.txt and test.txt: {len(listings[1].targets):,} images, always the same, are the test set")
     parts = [_folders.load(each, stored_side(size), f"caltech101-{split}") for split, each in zip(("train", "test"), listings)]
-    return _folders.assemble("caltech101", classes, *parts, mean=MEAN, std=STD, val=val, seed=seed, notes=notes)
+    return _parts.assemble("caltech101", classes, *parts, mean=MEAN, std=STD, val=val, seed=seed, notes=notes)
 
 
 def _place(folder: Path | None) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from zoo.console import say
-from zoo.data import _folders
+from zoo.data import _folders, _parts
 from zoo.data._image import shown
 from zoo.spec import DataError, DataSet, DataSpec, UsageError
 
@@ -47,10 +47,10 @@ def build(name: str, folder: Path | None, *, size: int, val: float, seed: int) -
             where = shown(folder.absolute())
             raise DataError(f"no {name} here ({where}); it needs {STEMS[name]}/, or train/ and test/ with class folders")
         classes, parts, notes = _official(name, _download(name), size)
-    return _folders.assemble(name, classes, *parts, mean=spec.mean, std=spec.std, val=val, seed=seed, notes=notes)
+    return _parts.assemble(name, classes, *parts, mean=spec.mean, std=spec.std, val=val, seed=seed, notes=notes)
 
 
-def _from_folders(name: str, place: Path, size: int) -> tuple[list[str], list[_folders.Part], list[str]]:
+def _from_folders(name: str, place: Path, size: int) -> tuple[list[str], list[_parts.Part], list[str]]:
     classes = _checked_classes(name, place)
     parts, notes = [], []
     for split in ("train", "test"):
@@ -82,7 +82,7 @@ def _reader(name: str) -> Any:
     return datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
 
 
-def _official(name: str, root: Path, size: int) -> tuple[list[str], list[_folders.Part], list[str]]:
+def _official(name: str, root: Path, size: int) -> tuple[list[str], list[_parts.Part], list[str]]:
     from torchvision.datasets.utils import check_integrity
 
     kind, stem = _reader(name), STEMS[name]
@@ -98,7 +98,7 @@ def _official(name: str, root: Path, size: int) -> tuple[list[str], list[_folder
         read = kind(str(root), train=split == "train", download=False)
         classes = list(read.classes)
         files = [f"{split}[{i}]" for i in range(len(read.targets))]
-        parts.append(_folders.part(_resized(np.ascontiguousarray(read.data), size), np.array(read.targets, np.int64), files))
+        parts.append(_parts.part(_resized(np.ascontiguousarray(read.data), size), np.array(read.targets, np.int64), files))
     if size != SIDE:
         notes.append(f"images resized from {SIDE} to {size} pixels")
     return classes, parts, notes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo import sampling
-from zoo.data import _folders
+from zoo.data import _folders, _parts
 from zoo.data._image import shown
 from zoo.spec import DataError, DataSet, DataSpec, UsageError
 
@@ -31,7 +31,7 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
     listings, classes, notes = _listings(folder)
     parts = {split: _folders.load(listing, side, f"{_plain(name)}-{split}") for split, listing in listings.items()}
     held = parts.get("val", val)
-    return _folders.assemble(
+    return _parts.assemble(
         name, classes, parts["train"], parts["test"], mean=MEAN, std=STD, val=held, seed=seed, notes=notes
     )  # fmt: skip
 

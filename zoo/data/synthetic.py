@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo import sampling
-from zoo.data import _folders
+from zoo.data import _parts
 from zoo.spec import DataSet, DataSpec
 
 SHAPES = ("disc", "square", "triangle", "cross", "ring")
@@ -32,9 +32,9 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
     parts = []
     for stream, (split, n) in enumerate((("train", TRAIN), ("test", TEST))):
         images, targets = make(n, stream, size)
-        parts.append(_folders.part(images, targets, [f"{split}[{i}]" for i in range(n)]))
+        parts.append(_parts.part(images, targets, [f"{split}[{i}]" for i in range(n)]))
     spec = SPECS["synthetic"]
-    return _folders.assemble("synthetic", CLASSES, *parts, mean=spec.mean, std=spec.std, val=val, seed=seed)
+    return _parts.assemble("synthetic", CLASSES, *parts, mean=spec.mean, std=spec.std, val=val, seed=seed)
 
 
 def make(n: int, stream: int, side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:

@@ -60,48 +60,40 @@ def curves(run: Folder) -> Figure:
     """Loss, accuracy and learning rate of each epoch, train and validation, with the test result as a point."""
     figure = canvas(6.4)
     loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=[4, 4, 1.6])
-    train, val = run.split("train"), run.split("val")
-    marker = "o" if len(train) <= 30 else ""
-    same = (
-        run.recipe.loss.name == "cross_entropy"
-        and run.recipe.loss.class_weights == "none"
-        and not run.recipe.loss.label_smoothing
-    )
-    names = ("train", "validation") if same else (f"train ({run.loss})", "validation (plain cross entropy)")
-    for axes, key, scale in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
-        for rows, colour, name in ((train, BLUE, names[0]), (val, ORANGE, names[1])):
-            label = name if axes is loss else name.partition(" ")[0]
-            xs = [row["epoch"] for row in rows]
-            if rows:
-                axes.plot(
-                    xs,
-                    [scale * row[key] for row in rows],
-                    color=colour,
-                    label=label,
-                    marker=marker,
-                    markersize=3,
-                    linewidth=1.6,
-                )
+    train, val, trained = run.split("train"), run.split("val"), run.recipe.loss
+    plain = trained.name == "cross_entropy" and trained.class_weights == "none" and not trained.label_smoothing
+    names = ("train", "validation") if plain else (f"train ({run.loss})", "validation (plain cross entropy)")
+    _line(loss, train, "loss", BLUE, names[0])
+    _line(loss, val, "loss", ORANGE, names[1])
+    _line(accuracy, train, "accuracy", BLUE, "train")
+    _line(accuracy, val, "accuracy", ORANGE, "validation")
+    _line(rate, train, "lr", GREEN, "")
     if (n := run.env.get("data_val")) and val:
         ends = np.array([metrics.wilson(round(row["accuracy"] * n), n) for row in val])
         accuracy.fill_between([row["epoch"] for row in val], *(100 * ends.T), color=ORANGE, alpha=0.2, linewidth=0)
     _test_point(accuracy, run)
-    rate.plot(
-        [row["epoch"] for row in train], [row["lr"] for row in train], color=GREEN, marker=marker, markersize=3, linewidth=1.6
-    )
-    for axes, name, key in ((loss, "loss (nats)", "loss"), (accuracy, "accuracy (%)", ""), (rate, "learning rate", "lr")):
+    for axes, name in ((loss, "loss (nats)"), (accuracy, "accuracy (%)"), (rate, "learning rate")):
         axes.set_ylabel(name, fontsize=9)
-        spanned = [row[key] for row in train + val if row.get(key, 0) > 0]
-        if spanned and max(spanned) > WIDE * min(spanned):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         tidy(axes)
     for axes in (loss, accuracy):
         axes.legend(fontsize=8, frameon=False, loc="best")
-    rate.set_xlabel("epoch (train: mean over the epoch, on augmented images; band and bar: 95 % interval)", fontsize=9)
+    images = "on augmented images" if run.recipe.data.augment else "while learning"
+    rate.set_xlabel(f"epoch (train: mean over the epoch, {images}; band and bar: 95 % interval)", fontsize=9)
     rate.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(f"{shown(run.headline, 90)}\n{_sizes(run)}", fontsize=10)
     return figure
+
+
+def _line(axes: Axes, rows: Sequence[dict[str, Any]], key: str, colour: str, label: str) -> None:
+    """One quantity over the epochs, accuracy in per cent; a logarithmic axis where it spans much."""
+    values = [row[key] * (100 if key == "accuracy" else 1) for row in rows]
+    marker = "o" if len(rows) <= 30 else ""
+    if rows:
+        axes.plot([row["epoch"] for row in rows], values, color=colour, label=label, marker=marker, markersize=3, linewidth=1.6)
+    positive = [value for value in values if value > 0]
+    if positive and key != "accuracy" and max(positive) > WIDE * min(positive):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _test_point(axes: Axes, run: Folder) -> None:

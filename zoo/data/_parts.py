@@ -1,0 +1,82 @@
+"""Parts of a data set in memory, and how they become one: splits, digest, and a look for leaks from training to test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from zoo import sampling
+from zoo.data._image import shown
+from zoo.spec import DataSet, Split
+
+
+@dataclass(frozen=True)
+class Part:
+    """Decoded images (n, side, side, 3) uint8, targets (n,) int64, a name and 16 bytes of blake2b for each image."""
+
+    images: np.ndarray
+    targets: np.ndarray
+    files: Sequence[str]
+    prints: np.ndarray
+
+
+def part(images: np.ndarray, targets: np.ndarray, files: Sequence[str]) -> Part:
+    """A part that is held in memory."""
+    return Part(images, targets, [shown(file) for file in files], fingerprints(images))
+
+
+def fingerprints(images: np.ndarray) -> np.ndarray:
+    """blake2b of each image's bytes, (n, 16) uint8."""
+    joined = b"".join(hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images)
+    return np.frombuffer(joined, np.uint8).reshape(len(images), 16)
+
+
+def assemble(
+    name: str,
+    classes: Sequence[str],
+    train: Part,
+    test: Part,
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    val: float | Part,
+    seed: int,
+    notes: Sequence[str] = (),
+) -> DataSet:
+    """A data set of training and test parts; validation is carved from training, or a part of its own.
+
+    The digest covers the pixels, targets and class names of all images in file order, so it is the same for every split.
+    """
+    parts = [train, test]
+    if isinstance(val, Part):
+        parts.append(val)
+        learn, held = (Split(each.images, each.targets, each.files) for each in (train, val))
+    else:
+        learn, held = (_pick(train, where) for where in sampling.carve(train.targets, val, seed))
+    found = hashlib.sha256("\n".join(classes).encode("utf-8", "surrogateescape"))
+    for each in parts:
+        found.update(np.ascontiguousarray(each.prints))
+        found.update(each.targets.astype("<i8"))
+    last = Split(test.images, test.targets, test.files)
+    told = (*notes, *_leaks(train, test))
+    return DataSet(name, tuple(shown(c) for c in classes), learn, held, last, mean, std, found.hexdigest(), told)
+
+
+def _pick(source: Part, where: np.ndarray) -> Split:
+    images = source.images if len(where) == len(source.targets) else source.images[where]
+    return Split(images, source.targets[where], [source.files[i] for i in where])
+
+
+def _leaks(train: Part, test: Part) -> list[str]:
+    """A note on test images that are, pixel by pixel, also training images."""
+    first, second = (np.ascontiguousarray(each.prints[:, :8]).view(np.uint64)[:, 0] for each in (train, test))
+    _, where, there = np.intersect1d(first, second, return_indices=True)
+    twice = [(i, j) for i, j in zip(there, where) if (test.prints[i] == train.prints[j]).all()]
+    if not twice:
+        return []
+    listed = ", ".join(f"{Path(test.files[i]).name} = {Path(train.files[j]).name}" for i, j in twice[:3])
+    return [f"warning: {len(twice)} test images are also training images ({listed})"]
