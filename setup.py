@@ -112,9 +112,10 @@ def plan() -> list[Extension]:
             reasons[part] = f"its source is not here: {absent[0] if absent else part}"
     why = "switched off by ZOO_EXT=off" if EXT == "off" else compiler()
     if why:
+        reasons.clear()
         reasons.update(dict.fromkeys(PARTS, why))
         return []
-    made = [*_native(listed), *_torch(listed)]
+    made = [*_native(listed), *([] if {"_C", "_C_cuda"} <= reasons.keys() else _torch(listed))]
     return [extension for extension in made if extension.name.removeprefix("zoo.") not in reasons]
 
 

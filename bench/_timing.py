@@ -87,7 +87,7 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
 def ratio(base: Sample, other: Sample) -> float:
     """How many times as fast ``other`` is: the median of base time over other time, taken round by round."""
-    return float(np.median(base.medians / other.medians))
+    return float(np.median(other.medians / base.medians))
 
 
 def interleave(

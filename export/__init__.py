@@ -131,7 +131,11 @@ def _checked(run: Run, exported: Exported, graph: ModelProto, pixels: np.ndarray
     )
     if not parity.holds:
         fed = _fed(parity.worst, run, exported)
-        inputs = _normalised(parity.worst, run) if parity.worst.shape[1:3] == pixels.shape[1:3] else exported.prepare(torch.from_numpy(fed))
+        inputs = (
+            _normalised(parity.worst, run)
+            if parity.worst.shape[1:3] == pixels.shape[1:3]
+            else exported.prepare(torch.from_numpy(fed))
+        )
         where = _parity.first_difference(graph, fed, run.model, inputs, onnx_fp32.TARGET.tolerance)
         raise DisagreeError(
             f"exported model differs from PyTorch (max |difference| {parity.max_abs:.2g}, allowed {parity.tolerance:.0e}, other "

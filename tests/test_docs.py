@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from zoo.cli import cli
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -181,7 +181,9 @@ def test_gamma_0_is_cross_entropy(served: str, reduction: str) -> None:
     for smoothing in (0.0, 0.3):
         got = ops.focal_loss(logits, target, 0.0, weight, label_smoothing=smoothing, reduction=reduction)
         wanted = "mean" if reduction == "weighted_mean" else reduction
-        want = F.cross_entropy(logits, target, weight, label_smoothing=smoothing, reduction="sum" if wanted == "mean" else wanted)
+        want = F.cross_entropy(
+            logits, target, weight, label_smoothing=smoothing, reduction="sum" if wanted == "mean" else wanted
+        )
         if wanted == "mean":
             kept = target[target >= 0]
             want = want / (weight[kept].sum() if reduction == "weighted_mean" else len(kept))
@@ -220,7 +222,9 @@ def test_infinite_and_nan_logits(served: str) -> None:
                 got = ops.focal_loss(logits, torch.full((size,), label), gamma)
                 got.backward()
                 want = loss if gamma == 0 or loss in (0, inf) or loss != loss else 0.313262 * (1 - 0.731059) ** gamma
-                torch.testing.assert_close(got.detach(), torch.tensor(want, dtype=torch.float32), equal_nan=True, rtol=1e-4, atol=0)
+                torch.testing.assert_close(
+                    got.detach(), torch.tensor(want, dtype=torch.float32), equal_nan=True, rtol=1e-4, atol=0
+                )
                 assert torch.isfinite(logits.grad).all() if finite else torch.isnan(logits.grad).all(), (z, label, gamma)
                 if label == 1 and finite:
                     torch.testing.assert_close(logits.grad[0] * size, torch.tensor([0.731059, -1, 0.268941]), rtol=1e-4, atol=0)
@@ -244,7 +248,9 @@ def test_strides_offsets_and_label_types(served: str) -> None:
     one = torch.randn(1, 9).expand(5, 9)
     torch.testing.assert_close(_both(one, torch.arange(5))[1], _both(one.clone(), torch.arange(5))[1])
     long = torch.randn(130, 10)
-    torch.testing.assert_close(_both(long.t().contiguous().t(), torch.arange(130) % 10)[1], _both(long, torch.arange(130) % 10)[1])
+    torch.testing.assert_close(
+        _both(long.t().contiguous().t(), torch.arange(130) % 10)[1], _both(long, torch.arange(130) % 10)[1]
+    )
 
 
 def _both(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -390,7 +396,9 @@ def test_compile_and_export() -> None:
     got = torch.compile(Net(), fullgraph=True, backend="aot_eager")(logits, target)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(torch.autograd.grad(got, logits)[0], want_grad)
-    program = torch.export.export(Net(), (logits.detach(), target), dynamic_shapes=({0: torch.export.Dim("n")}, {0: torch.export.Dim("n")}))
+    program = torch.export.export(
+        Net(), (logits.detach(), target), dynamic_shapes=({0: torch.export.Dim("n")}, {0: torch.export.Dim("n")})
+    )
     assert any("focal_loss" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(logits.detach()[:7], target[:7]), Net()(logits[:7], target[:7]).detach())
 

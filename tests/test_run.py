@@ -16,8 +16,9 @@ import pytest
 import torch
 from tests_support import resolve
 
-from zoo import checkpoint, metrics, run
+from zoo import checkpoint, metrics, run, trainer
 from zoo.spec import BusyError, DataError, DivergedError, FileError, UsageError
+from zoo.stop import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,10 +77,10 @@ def test_resume_after_a_stop_in_mid_epoch_ends_on_the_same_bits(
 
         return real(*arguments, watch=watch, **options)
 
-    real = run.train_epoch
-    monkeypatch.setattr(run, "train_epoch", stopping)
+    real = trainer.train_epoch
+    monkeypatch.setattr(trainer, "train_epoch", stopping)
     for resume in (False, True):
-        with pytest.raises(run.Interrupted) as caught:
+        with pytest.raises(Interrupted) as caught:
             run.train(recipe, out=tmp_path / "parts", resume=resume)
         assert caught.value.code == 143
     run.train(recipe, out=tmp_path / "parts", resume=True)

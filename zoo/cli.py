@@ -84,6 +84,8 @@ def cli(debug: bool) -> None:
 @click.option("--lr", type=float, help="Peak learning rate.")
 @click.option("--seed", type=int)
 @click.option("--weights", help="none, default (download) or a file to start from.")
+@click.option("--freeze", help="What is frozen: conv, fc, fc:all, backbone, bn, stage<=N, a glob, none.")
+@click.option("--allow-random-frozen", is_flag=True, default=None, help="Freeze weights that are random all the same.")
 @click.option("--precision", help="auto, fp32, bf16 or fp16.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: runs/<name made from the settings>).")
@@ -124,11 +126,12 @@ def train(
 
 def _train(recipe: Any, out: Path | None, resume: bool, force: bool) -> Path:
     from zoo import run, runs
+    from zoo.stop import Interrupted
 
     out = out or runs.root() / runs.new_name(recipe)
     try:
         return run.train(recipe, out=out, resume=resume, force=force, command=shlex.join(["zoo", *sys.argv[1:]]))
-    except run.Interrupted as error:
+    except Interrupted as error:
         error.resume = f"zoo train --resume --out {shlex.quote(str(out))}"  # type: ignore[attr-defined]
         raise
 

@@ -47,7 +47,10 @@ class Loss(msgspec.Struct, frozen=True):
 
 
 class Optim(msgspec.Struct, frozen=True):
-    """``[optim]``: the optimizer; ``clip`` is the largest gradient norm, 0 for none."""
+    """``[optim]``: the optimizer; ``clip`` is the largest gradient norm, 0 for none.
+
+    ``lr_head`` multiplies the rate of the new head, ``layer_decay`` that of each stage once more per stage below the top.
+    """
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = 0.1
@@ -55,6 +58,8 @@ class Optim(msgspec.Struct, frozen=True):
     nesterov: bool = True
     weight_decay: NotNegative = 5e-4
     clip: NotNegative = 0.0
+    lr_head: Positive = 1.0
+    layer_decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
 
 
 class Schedule(msgspec.Struct, frozen=True):
@@ -72,6 +77,8 @@ class Recipe(msgspec.Struct, frozen=True):
 
     model: str = "cnn_small"
     weights: str = "none"
+    freeze: str = "none"
+    allow_random_frozen: bool = False
     epochs: AtLeastOne = 10
     batch_size: AtLeastOne = 128
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0

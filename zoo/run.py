@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import signal
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,25 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import checkpoint, host, metrics, ops, optim, registry, report, runs, sampling
+from zoo import checkpoint, host, metrics, optim, registry, report, runs, sampling
 from zoo import recipe as recipes
-from zoo.console import Progress, say
+from zoo.console import say
 from zoo.data import _augment
 from zoo.files import publish, publish_text
 from zoo.recipe import Recipe
-from zoo.spec import BusyError, DataError, DataSet, DivergedError, FileError, ModelSpec, Split, UsageError
-from zoo.train import DTYPES, Batches, Step, Totals, predict, train_epoch
+from zoo.spec import BusyError, DataError, DataSet, DiskError, FileError, ModelSpec, Split, UsageError
+from zoo.stop import signals
+from zoo.train import DTYPES, Batches, Step, predict
+from zoo.trainer import Trainer, check_frozen, describe, epochs, load_into, restore, say_frozen
+from zoo.weights import load_weights
 
 RESUMABLE = ("epochs", "patience", "data.dir", "device")
 """Settings that may differ between the parts of one run."""
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved. ``code`` is the exit code."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.code = 128 + (number if number == signal.SIGINT else signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -70,19 +60,15 @@ def model_spec(name: str) -> ModelSpec:
     return registry.find("models", name)
 
 
-def create_model(name: str, classes: int | None = None, weights: str = "none") -> nn.Module:
-    """Build a registered model, ``weights`` being ``none``, ``default`` or a file.
+def create_model(name: str, classes: int | None = None, weights: str = "none", freeze: str = "none") -> nn.Module:
+    """Build a registered model, ``weights`` being ``none``, ``default``, a file or a run, ``freeze`` a role (:func:`zoo.optim.freeze`).
 
     Raises:
         UsageError: unknown name. FileError: weights that cannot be had or don't fit.
     """
-    from zoo.weights import load_weights
-
     spec = model_spec(name)
-    model = spec.build(classes or spec.classes)
-    if weights != "none":
-        for note in load_weights(model, weights, spec):
-            say(f"weights {note}")
+    model, fresh = _weighted(name, spec, classes or spec.classes, weights)
+    optim.freeze(model, freeze, spec, fresh=fresh)
     return model
 
 
@@ -105,11 +91,11 @@ def load(name: str | Path | None = None) -> Run:
     if meta["model"] != recipe.model:
         raise FileError(f"weights are of {meta['model']}, the recipe says {recipe.model} ({path}); they are of two runs")
     model = model_spec(recipe.model).build(len(meta["classes"]))
-    _load_into(model, tensors, path)
+    load_into(model, tensors, path)
     env = json.loads((path / "env.json").read_text(encoding="utf-8")) if (path / "env.json").is_file() else {}
     shape = tuple(meta["input"])
     mean, std = tuple(meta["mean"]), tuple(meta["std"])
-    return Run(path, model.eval(), recipe, tuple(meta["classes"]), shape, mean, std, checkpoint.read_rows(path), env)  # type: ignore[arg-type]
+    return Run(path, model.eval(), recipe, tuple(meta["classes"]), shape, mean, std, checkpoint.read_rows(path), env)
 
 
 def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tuple[metrics.Result, Tensor, Tensor]:
@@ -168,32 +154,6 @@ def fit_image(image: np.ndarray, size: int) -> np.ndarray:
     return np.array(picture.crop((left, upper, left + size, upper + size)))
 
 
-@dataclass
-class Trainer:
-    """The parts of one run while it trains."""
-
-    recipe: Recipe
-    folder: Path
-    data: DataSet
-    spec: ModelSpec
-    model: nn.Module
-    loss: nn.Module
-    batches: Batches
-    val: Batches | None
-    test: Batches
-    step: Step
-    device: torch.device
-    precision: str
-    counts: np.ndarray
-    ema: optim.Ema | None = None
-    epoch: int = 0
-    skip: int = 0
-    totals: Totals | None = None
-    best: float = -1.0
-    best_epoch: int = 0
-    seconds: float = 0.0
-
-
 def train(recipe: Recipe, *, out: Path | None = None, resume: bool = False, force: bool = False, command: str = "") -> Path:
     """Train what the recipe says and return the run folder.
 
@@ -219,13 +179,14 @@ def train(recipe: Recipe, *, out: Path | None = None, resume: bool = False, forc
     with checkpoint.locked(folder):
         if force and not fresh:
             _clear(folder)
-        if resume and not _restore(parts):
+        if resume and not restore(parts):
             say(f"run      {folder} is complete: nothing to do")
             return folder
         publish_text(folder / "recipe.toml", f"# repeat with: zoo train {folder / 'recipe.toml'}\n" + recipes.dump(recipe))
-        _describe(parts, allocator, command)
-        with _signals() as stop:
-            _epochs(parts, stop)
+        describe(parts, allocator, command)
+        say_frozen(parts)
+        with signals() as stop:
+            epochs(parts, stop)
         _finish(parts)
     return folder
 
@@ -253,8 +214,6 @@ def _resumed(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _unwritable(folder: Path, error: OSError) -> Exception:
-    from zoo.spec import DiskError
-
     return DiskError(f"cannot write ({folder.absolute()}, {error.strerror}); choose another --out")
 
 
@@ -288,7 +247,8 @@ def _build(recipe: Recipe, folder: Path, where: torch.device, how: str) -> Train
             f"{len(empty)} classes have no training image ({data.name}, {', '.join(empty[:3])}); lower the imbalance or remove them"
         )
     torch.manual_seed(recipe.seed)
-    model = create_model(recipe.model, len(data.classes), recipe.weights).to(where).to(memory_format=torch.channels_last)
+    model, frozen = _frozen(recipe, spec, len(data.classes))
+    model = model.to(where).to(memory_format=torch.channels_last)
     dtype = DTYPES[how]
     batches = Batches(
         data.train,
@@ -307,7 +267,25 @@ def _build(recipe: Recipe, folder: Path, where: torch.device, how: str) -> Train
     ema = optim.Ema(model, recipe.ema) if recipe.ema else None
     step = _step(recipe, model, len(batches), where, how, len(data.classes), ema)
     loss = _loss(recipe, counts).to(where)
-    return Trainer(recipe, folder, data, spec, model, loss, batches, val, test, step, where, how, counts, ema)
+    return Trainer(recipe, folder, data, spec, model, loss, batches, val, test, step, where, how, counts, frozen, ema)
+
+
+def _frozen(recipe: Recipe, spec: ModelSpec, classes: int) -> tuple[nn.Module, optim.FreezeTable]:
+    """The model with its weights loaded and frozen as the recipe says."""
+    model, fresh = _weighted(recipe.model, spec, classes, recipe.weights)
+    random = () if recipe.allow_random_frozen else fresh
+    return model, optim.freeze(model, recipe.freeze, spec, fresh=random)
+
+
+def _weighted(name: str, spec: ModelSpec, classes: int, weights: str) -> tuple[nn.Module, tuple[str, ...]]:
+    """A model and the names of its tensors that are random."""
+    model = spec.build(classes)
+    if weights == "none":
+        return model, tuple(model.state_dict())
+    notes = load_weights(model, weights, spec)
+    for note in notes:
+        say(f"weights  {note}")
+    return model, notes.fresh
 
 
 def _eval_batches(part: Split, data: DataSet, where: torch.device, size: int, how: str) -> Batches:
@@ -330,8 +308,15 @@ def _step(
     recipe: Recipe, model: nn.Module, steps: int, where: torch.device, how: str, classes: int, ema: optim.Ema | None
 ) -> Step:
     o, s = recipe.optim, recipe.schedule
+    scales = optim.lr_scales(model, model_spec(recipe.model), head=o.lr_head, layer_decay=o.layer_decay)
     optimizer = optim.make(
-        model, name=o.name, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov and o.momentum > 0, weight_decay=o.weight_decay
+        model,
+        name=o.name,
+        lr=o.lr,
+        momentum=o.momentum,
+        nesterov=o.nesterov and o.momentum > 0,
+        weight_decay=o.weight_decay,
+        scales=scales,
     )
     rate = partial(
         optim.lr_at, steps_per_epoch=steps, epochs=recipe.epochs, lr=o.lr, schedule=s.name,
@@ -353,224 +338,11 @@ def _step(
     return Step(optimizer, rate, where, how, o.clip, recipe.seed, ema.update if ema else None, mix, scaler)
 
 
-def _describe(parts: Trainer, allocator: str, command: str) -> None:
-    """Say each choice in one line and keep it in env.json."""
-    recipe, data = parts.recipe, parts.data
-    params = sum(p.numel() for p in parts.model.parameters())
-    kernel = ops.kernel() if recipe.loss.name != "cross_entropy" else "PyTorch"
-    env = host.facts(parts.device) | {
-        "precision": parts.precision,
-        "layout": "channels_last",
-        "allocator": allocator,
-        "kernel": kernel,
-        "data": data.name,
-        "data_digest": data.digest,
-        "data_train": int(parts.counts.sum()),
-        "data_val": len(data.val),
-        "data_test": len(data.test),
-        "counts": parts.counts.tolist(),
-        "model": recipe.model,
-        "parameters": params,
-        "command": command,
-    }
-    publish_text(parts.folder / "env.json", json.dumps(env, indent=1) + "\n")
-    tail = f" · long tail {recipe.data.imbalance} ({', '.join(f'{n:,}' for n in parts.counts[:10])}{' ...' if len(parts.counts) > 10 else ''})"
-    imbalance = tail if recipe.data.imbalance != "none" else ""
-    say(
-        f"data     {data.name} · {parts.counts.sum():,} train · {len(data.val):,} val · {len(data.test):,} test · "
-        f"{len(data.classes)} classes{imbalance}"
-    )
-    macs = f" · {parts.spec.macs / 1e6:,.3g} MMAC at {'x'.join(map(str, parts.spec.input))}" if parts.spec.macs else ""
-    say(f"model    {recipe.model} · {params:,} parameters{macs}")
-    weights = f" · class weights {recipe.loss.class_weights}" if recipe.loss.class_weights != "none" else ""
-    say(f"loss     {recipe.loss.name}{weights} · {kernel}")
-    say(
-        f"run      {parts.device} · {env['threads']} threads · {parts.precision} · channels_last · memory: {allocator} · {parts.folder}"
-    )
-
-
-def _epochs(parts: Trainer, stop: Callable[[], int]) -> None:
-    recipe = parts.recipe
-    if parts.epoch == 0 and parts.skip == 0:
-        _save_state(parts)
-    began = time.monotonic() - parts.seconds
-    with Progress(recipe.epochs, len(parts.batches), _epoch_images(parts)) as progress:
-        while parts.epoch < recipe.epochs:
-            started = time.monotonic()
-            _one_epoch(parts, stop, progress)
-            took = time.monotonic() - started
-            parts.seconds = time.monotonic() - began
-            _record(parts, took, progress, stop)
-            if recipe.patience and parts.best_epoch and parts.epoch - parts.best_epoch >= recipe.patience:
-                say(f"stop     no better validation accuracy for {recipe.patience} epochs (best: epoch {parts.best_epoch})")
-                break
-
-
-def _epoch_images(parts: Trainer) -> int:
-    return len(parts.batches.index)
-
-
-def _one_epoch(parts: Trainer, stop: Callable[[], int], progress: Progress) -> None:
-    def watch(done: int, totals: Totals) -> None:
-        progress.step(parts.epoch + 1, done, totals.row["loss"])
-        if number := stop():
-            parts.skip, parts.totals = done, totals
-            _save_state(parts)
-            raise Interrupted(number)
-
-    try:
-        parts.totals = train_epoch(
-            parts.model,
-            parts.loss,
-            parts.batches,
-            parts.step,
-            epoch=parts.epoch,
-            skip=parts.skip,
-            totals=parts.totals,
-            watch=watch,
-        )
-    except DivergedError as error:
-        files = [parts.data.train.files[i] for i in getattr(error, "position", [])]
-        rate = parts.step.lr(parts.epoch * len(parts.batches))
-        publish_text(
-            parts.folder / "bad_batch.json",
-            json.dumps({"epoch": parts.epoch + 1, "lr": rate, "message": str(error), "files": files}, indent=1),
-        )
-        raise
-    except torch.cuda.OutOfMemoryError as error:
-        from zoo.spec import DiskError
-
-        raise DiskError(
-            f"out of GPU memory (batch_size {parts.recipe.batch_size}); lower it, e.g. --batch-size {parts.recipe.batch_size // 2}"
-        ) from error
-
-
-def _record(parts: Trainer, took: float, progress: Progress, stop: Callable[[], int]) -> None:
-    """After an epoch: evaluate on validation, write rows, keep the best weights, save the state."""
-    assert parts.totals is not None
-    rate = parts.step.lr(parts.epoch * len(parts.batches))
-    speed = parts.totals.seen / took
-    row = {
-        "epoch": parts.epoch + 1,
-        "split": "train",
-        **parts.totals.row,
-        "lr": rate,
-        "images_per_s": round(speed, 1),
-        "seconds": round(took, 3),
-    }
-    rows = [row]
-    shown = parts.ema.averaged(parts.model) if parts.ema else parts.model
-    score = float(parts.epoch + 1)  # without a validation split the last epoch's weights are the ones kept
-    if parts.val:
-        result = metrics.evaluate(*predict(shown, parts.val, parts.precision))
-        score = result.accuracy
-        rows.append(
-            {"epoch": parts.epoch + 1, "split": "val", "loss": result.loss, "accuracy": result.accuracy, "macro": result.macro}
-        )
-    for each in rows:
-        checkpoint.append_row(parts.folder, each)
-    _tensorboard(parts.folder, rows)
-    progress.epoch(parts.epoch + 1, row, rows[-1] if parts.val else None)
-    parts.epoch, parts.skip, parts.totals = parts.epoch + 1, 0, None
-    if score > parts.best:
-        parts.best, parts.best_epoch = score, parts.epoch
-        _save_weights(parts, shown)
-    _save_state(parts)
-    if number := stop():
-        raise Interrupted(number)
-
-
-def _tensorboard(folder: Path, rows: list[dict[str, Any]]) -> None:
-    from torch.utils.tensorboard import SummaryWriter  # type: ignore[attr-defined]
-
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        for row in rows:
-            for key in ("loss", "accuracy", "lr", "images_per_s"):
-                if key in row:
-                    writer.add_scalar(f"{row['split']}/{key}", row[key], row["epoch"])
-
-
-def _save_weights(parts: Trainer, model: nn.Module) -> None:
-    meta = {
-        "model": parts.recipe.model,
-        "classes": parts.data.classes,
-        "input": parts.spec.input,
-        "mean": parts.data.mean,
-        "std": parts.data.std,
-        "epoch": parts.epoch,
-        "val_accuracy": parts.best if parts.val else None,
-    }
-    checkpoint.save_tensors(parts.folder / "weights.safetensors", model.state_dict(), meta)
-
-
-def _save_state(parts: Trainer) -> None:
-    tensors = {f"model.{name}": value for name, value in parts.model.state_dict().items()}
-    packed, scalars = checkpoint.pack_optimizer(parts.step.optimizer)
-    tensors |= {f"optim.{name}": value for name, value in packed.items()}
-    if parts.ema:
-        tensors |= {f"ema.{name}": value for name, value in parts.ema.state_dict().items()}
-    totals = parts.totals or Totals()
-    meta = {
-        "epoch": parts.epoch, "skip": parts.skip, "totals": [totals.loss, totals.correct, totals.seen], "best": parts.best,
-        "best_epoch": parts.best_epoch, "seconds": parts.seconds, "optim": scalars, "model": parts.recipe.model,
-        "classes": len(parts.data.classes), "data_digest": parts.data.digest, "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "device": parts.device.type, "precision": parts.precision,
-        "scaler": parts.step.scaler.state_dict() if parts.step.scaler else None,
-    }  # fmt: skip
-    checkpoint.save_state(parts.folder, parts.epoch * len(parts.batches) + parts.skip, tensors, meta)
-
-
-def _restore(parts: Trainer) -> bool:
-    """Put the newest good state back; False if the run is already complete."""
-    tensors, meta, warnings = checkpoint.load_state(parts.folder)
-    for warning in warnings:
-        say(f"warning  {warning}")
-    mine = {"model": parts.recipe.model, "classes": len(parts.data.classes)}
-    if wrong := [f"{key}: checkpoint {meta[key]}, run {value}" for key, value in mine.items() if meta[key] != value]:
-        raise FileError(f"checkpoint does not fit ({'; '.join(wrong)}); resume the run it is of")
-    if meta["data_digest"] != parts.data.digest:
-        raise DataError(
-            f"data changed since the run began ({parts.data.name}, digest {parts.data.digest[:12]}); restore it or train a new run"
-        )
-    here = {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "device": parts.device.type,
-        "precision": parts.precision,
-    }
-    if moved := [f"{key} {meta[key]} -> {value}" for key, value in here.items() if meta[key] != value]:
-        say(f"resume   not bit-identical: {', '.join(moved)}")
-    _load_into(parts.model, _part(tensors, "model"), parts.folder)
-    checkpoint.unpack_optimizer(parts.step.optimizer, _part(tensors, "optim"), meta["optim"])
-    if parts.ema:
-        parts.ema.load_state_dict(_part(tensors, "ema"))
-    if parts.step.scaler and meta["scaler"]:
-        parts.step.scaler.load_state_dict(meta["scaler"])
-    parts.epoch, parts.skip, parts.totals = meta["epoch"], meta["skip"], Totals(*meta["totals"])
-    parts.best, parts.best_epoch, parts.seconds = meta["best"], meta["best_epoch"], meta["seconds"]
-    done = parts.epoch >= parts.recipe.epochs and (parts.folder / "result.json").is_file()
-    if not done:
-        checkpoint.keep_rows(parts.folder, parts.epoch)
-        say(f"resume   epoch {parts.epoch + 1}, step {parts.skip + 1} of {len(parts.batches)}")
-    return not done
-
-
-def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
-
-
-def _load_into(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise FileError(f"weights do not fit the model ({where}, {first[:90]}); use the run they are of") from error
-
-
 def _finish(parts: Trainer) -> None:
     """Test the kept weights once, write the tables and pictures."""
     tensors, meta = checkpoint.load_tensors(parts.folder / "weights.safetensors")
-    _load_into(parts.model, tensors, parts.folder)
+    load_into(parts.model, tensors, parts.folder)
+    check_frozen(parts, meta["frozen"])
     logits, targets = predict(parts.model, parts.test, parts.precision)
     result = metrics.evaluate(logits, targets)
     row = {
@@ -616,27 +388,3 @@ def _csv(path: Path, header: list[str], rows: Any) -> None:
             writer.writerows(rows)
 
     publish(path, write)
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], int]]:
-    """Yield a function that gives the number of the signal that asked to stop, or 0; a second Ctrl-C stops at once."""
-    seen: list[int] = []
-
-    def remember(number: int, frame: object) -> None:
-        if seen and number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
-        seen.append(number)
-        print(f"\n{signal.Signals(number).name}: saving after this step", file=sys.stderr, flush=True)
-
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-    try:
-        old = {number: signal.signal(number, remember) for number in wanted}
-    except ValueError:  # not the main thread: signals stay with whoever has them
-        old = {}
-    try:
-        yield lambda: seen[0] if seen else 0
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -19,5 +19,7 @@ def reference(logits: Tensor, target: Tensor, *, weight: Tensor | None = None, l
 
 
 SPECS = {
-    "cross_entropy": LossSpec(build=build, reference=reference, paper="Szegedy et al. 2016, arXiv:1512.00567", options=("label_smoothing",)),
+    "cross_entropy": LossSpec(
+        build=build, reference=reference, paper="Szegedy et al. 2016, arXiv:1512.00567", options=("label_smoothing",)
+    ),
 }

@@ -82,7 +82,7 @@ def _tags(short: str) -> list[str]:
     return [first, *(other for other in found if other != first)] if first in found else found
 
 
-def _stages(model: nn.Module, heads: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+def _stages(model: Any, heads: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     """Owners of parameters by timm's coarse layer groups, without the classifier; empty if timm gives none."""
     if not hasattr(model, "group_matcher"):
         return ()

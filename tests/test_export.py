@@ -1,0 +1,306 @@
+"""An exported file answers as PyTorch does, says what it is, and is not published if it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import zoo.export
+from zoo import recipe, registry
+from zoo.data._folders import square
+from zoo.data.synthetic import CLASSES, make
+from zoo.export import _graph, _parity, _session, onnx_fp32
+from zoo.run import Run
+from zoo.spec import BusyError, DataError, DataSet, DisagreeError, FileError, Split, UsageError
+
+ort = pytest.importorskip("onnxruntime")
+MODELS = registry.table("models")
+HEAVY = {name for name, fields in MODELS.items() if fields["params"] > 5_000_000 or fields["macs"] > 90_000_000}
+MEAN, STD = (0.49, 0.45, 0.4), (0.25, 0.23, 0.21)
+
+
+@cache
+def images(side: int) -> DataSet:
+    pixels, targets = make(64, 2, side)
+    part = Split(pixels, targets, [str(i) for i in range(len(targets))])
+    return DataSet("synthetic", CLASSES, part, part, part, MEAN, STD, "0")
+
+
+class HeldRun(Run):
+    """A run whose data is in memory: 64 images."""
+
+    def dataset(self) -> DataSet:
+        return images(self.input[1])
+
+
+class AwayRun(Run):
+    """A run whose data is gone."""
+
+    def dataset(self) -> DataSet:
+        raise DataError("no data folder")
+
+
+class Tiny(nn.Module):
+    """A net that traces in a second, with all that eval mode changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, stride=2)
+        self.drop = nn.Dropout(0.5)
+        self.linear = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(torch.relu(self.bn(self.conv1(x))))
+        return self.linear(self.drop(torch.relu(x).mean((2, 3))))
+
+
+def run_of(model: nn.Module, folder: Path, kind: type[Run] = HeldRun, name: str = "cnn_small", **changes: Any) -> Run:
+    made = recipe.resolve(name, {"data.name": "synthetic", "data.dir": str(folder)})
+    rows = [{"epoch": 1, "split": "test", "n": 64, "accuracy": 0.5, "low": 0.4, "high": 0.6, "macro": 0.5, "loss": 1.0}]
+    shape = registry.table("models")[name]["input"]
+    run = kind(folder, model.eval(), made, CLASSES, shape, MEAN, STD, rows, {"data_digest": "abc"})
+    return dataclasses.replace(run, **changes)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A tiny run with batch statistics that are not those of a fresh net."""
+    torch.manual_seed(0)
+    model = Tiny()
+    with torch.no_grad():
+        for _ in range(3):
+            model.train()(torch.randn(16, 3, 32, 32))
+    return run_of(model, tmp_path)
+
+
+def facts(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in HEAVY else []) for n in MODELS])
+def test_every_model(name: str, tmp_path: Path) -> None:
+    assert len(MODELS) - len(HEAVY) >= 6, "the walk is not empty"
+    torch.manual_seed(1)
+    run = run_of(registry.find("models", name).build(10), tmp_path, name=name)
+    receipt = zoo.export.onnx(run, preprocess="none", images=16)
+    assert (receipt.agree + receipt.ties, receipt.n) == (16, 16)
+    assert receipt.max_abs <= 2e-5
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"], "one file"
+
+
+@pytest.mark.parametrize(("preprocess", "softmax"), [("none", False), ("normalize", True), ("full", False)])
+def test_answers_and_says_what_it_is(run: Run, preprocess: str, softmax: bool) -> None:
+    receipt = zoo.export.onnx(run, preprocess=preprocess, softmax=softmax)
+    assert receipt.path == run.path / "model.onnx"
+    assert receipt.batches == (1, 2, 7)
+    assert receipt.bytes == receipt.path.stat().st_size
+    assert "64/64 classes" in receipt.line()
+    assert "opset 20" in receipt.line()
+    session = _session.open_session(receipt.path)
+    (taken,), (given,) = session.get_inputs(), session.get_outputs()
+    assert (taken.name, given.name) == ("image", "probabilities" if softmax else "logits")
+    assert taken.shape == (["batch", "height", "width", 3] if preprocess == "full" else ["batch", 3, 32, 32])
+    pixels = images(32).test.images[:7]
+    scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).double() / 255
+    normal = (scaled - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    with torch.inference_mode():
+        wanted = run.model.double()(normal)
+    wanted = wanted.softmax(1) if softmax else wanted
+    fed = {"none": normal.float().numpy(), "normalize": scaled.float().numpy(), "full": pixels}[preprocess]
+    for size in (1, 2, 7):
+        got = session.run(None, {"image": fed[:size]})[0]
+        np.testing.assert_allclose(got, wanted[:size].numpy(), atol=2e-6)
+
+
+def test_metadata(run: Run) -> None:
+    receipt = zoo.export.onnx(run, preprocess="full", opset=18)
+    model = onnx.load(receipt.path)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+    assert (receipt.opset, receipt.ir_version) == (18, 8) == (18, model.ir_version)
+    found = facts(receipt.path)
+    assert json.loads(found["classes"]) == list(CLASSES)
+    steps = json.loads(found["preprocessing"])
+    assert (steps["mode"], steps["mean"], steps["std"], steps["size"]) == ("full", list(MEAN), list(STD), 32)
+    assert (found["model"], found["data"], found["data_sha256"], found["opset"]) == ("cnn_small", "synthetic", "abc", "18")
+    assert found["weights_sha256"] == _graph.weights_sha256(run.model)
+    assert found["torch"] == torch.__version__
+    assert json.loads(found["test"])["accuracy"] == 0.5
+    parity = json.loads(found["parity"])
+    assert (parity["n"], parity["agree"], parity["max_abs"]) == (64, 64, receipt.max_abs)
+    assert 'model = "cnn_small"' in found["recipe"]
+    raw = receipt.path.read_bytes()
+    assert str(run.path).encode() not in raw, "no path of this machine"
+    assert b"site-packages" not in raw
+    assert b".py" not in raw
+
+
+def test_same_run_same_bytes(run: Run) -> None:
+    first = zoo.export.onnx(run, run.path / "a.onnx").path.read_bytes()
+    assert zoo.export.onnx(run, run.path / "b.onnx").path.read_bytes() == first
+
+
+def test_existing_file_is_kept(run: Run) -> None:
+    path = run.path / "model.onnx"
+    path.write_bytes(b"mine")
+    with pytest.raises(BusyError, match=r"file exists \(.*model.onnx\); use --force"):
+        zoo.export.onnx(run)
+    assert path.read_bytes() == b"mine"
+    assert zoo.export.onnx(run, force=True).bytes > 1000
+
+
+def test_a_folder_is_no_file(run: Run) -> None:
+    with pytest.raises(UsageError, match="output is a folder"):
+        zoo.export.onnx(run, run.path, force=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_not_finite(run: Run, value: float) -> None:
+    run.model.state_dict()["bn.running_var"][3] = value
+    with pytest.raises(FileError, match=r"weights are not finite \(.*tensor bn.running_var\)") as caught:
+        zoo.export.onnx(run)
+    assert caught.value.code == 4
+    assert list(run.path.iterdir()) == []
+
+
+@pytest.mark.parametrize("opset", [7, 17, 24, 99])
+def test_opset_outside(run: Run, opset: int) -> None:
+    with pytest.raises(UsageError, match=rf"opset {opset} is not supported; use one from 18 to 23"):
+        zoo.export.onnx(run, opset=opset)
+
+
+def test_unknown_preprocess(run: Run) -> None:
+    with pytest.raises(UsageError, match="no preprocess 'normalise' .did you mean normalize"):
+        zoo.export.onnx(run, preprocess="normalise")
+
+
+def test_train_mode_is_not_exported(run: Run) -> None:
+    exported = _graph.Exported(run.model.train(), MEAN, STD, size=32, stored=32, preprocess="none")
+    assert not any(module.training for module in exported.train(True).modules())
+    assert run.model.training, "the caller's model is left alone"
+    run.model.eval()
+    receipt = zoo.export.onnx(run)
+    kinds = {node.op_type for node in onnx.load(receipt.path).graph.node}
+    assert "Dropout" not in kinds
+    assert "BatchNormalization" not in kinds, "folded into the convolution"
+
+
+def refuses(run: Run, monkeypatch: pytest.MonkeyPatch, change: Any) -> str:
+    """The error of an export whose graph is changed; nothing may be left."""
+    traced = onnx_fp32.trace
+
+    def planted(*args: Any, **named: Any) -> onnx.ModelProto:
+        graph = traced(*args, **named)
+        change(graph)
+        return graph
+
+    monkeypatch.setattr(onnx_fp32, "trace", planted)
+    old = run.path / "model.onnx"
+    old.write_bytes(b"mine")
+    with pytest.raises(DisagreeError) as caught:
+        zoo.export.onnx(run, force=True)
+    assert caught.value.code == 8
+    assert old.read_bytes() == b"mine"
+    assert [path.name for path in run.path.iterdir()] == ["model.onnx"]
+    return str(caught.value)
+
+
+def scale_initializer(graph: onnx.ModelProto, name: str, factor: float) -> None:
+    (tensor,) = [each for each in graph.graph.initializer if each.name == name]
+    tensor.CopyFrom(onnx.numpy_helper.from_array((onnx.numpy_helper.to_array(tensor) * factor).astype(np.float32), name))
+
+
+def test_a_wrong_normalisation_is_caught(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_graph.Exported, "prepare", lambda self, images: images * self.scale + self.shift * 1.01)
+    text = refuses(run, monkeypatch, lambda graph: None)
+    assert "first node that differs" in text
+    assert "(Mul)" in text
+    assert "nothing published" in text
+    assert len(text) <= 200
+
+
+@pytest.mark.parametrize("layer", ["conv1", "conv2", "linear"])
+def test_the_first_wrong_node_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, layer: str) -> None:
+    nodes: list[str] = []
+
+    def change(graph: onnx.ModelProto) -> None:
+        (node,) = [each for each in graph.graph.node if any(name.startswith(f"model.{layer}.weight") for name in each.input)]
+        weight = next(name for name in node.input if name.startswith(f"model.{layer}.weight"))
+        nodes.append(node.name)
+        scale_initializer(graph, weight, 1.01)
+
+    text = refuses(run, monkeypatch, change)
+    assert f"first node that differs: {nodes[0]} (" in text
+
+
+def test_a_nan_output_is_caught() -> None:
+    pixels = images(32).test.images[:4]
+    truth = lambda part: np.ones((len(part), 3), np.float32) * np.arange(3)  # noqa: E731
+    wrong = lambda part: np.full((len(part), 3), np.nan, np.float32)  # noqa: E731
+    assert _parity.check([_parity.Case(pixels, truth)], truth, tolerance=1e-4).holds
+    assert not _parity.check([_parity.Case(pixels, truth)], wrong, tolerance=1e-4).holds
+    assert not _parity.check([_parity.Case(pixels, truth)], lambda part: truth(part)[:, :2], tolerance=1e-4).holds
+    only7 = lambda part: truth(part) + (len(part) == 2)  # noqa: E731
+    assert not _parity.check([_parity.Case(pixels, truth)], only7, tolerance=1e-4).holds, "wrong at batch 2 alone"
+
+
+def test_undecided_images_are_told_apart() -> None:
+    pixels = images(32).test.images[:4]
+    truth = np.tile(np.array([1.0, 1.0 + 1e-6, -2.0], np.float32), (4, 1))
+    found = _parity.check(
+        [_parity.Case(pixels, lambda p: truth[: len(p)])], lambda p: truth[: len(p), [1, 0, 2]], tolerance=1e-4
+    )
+    assert (found.agree, found.ties, found.wrong, found.holds) == (0, 4, 0, True)
+
+
+def test_without_the_data(run: Run) -> None:
+    away = AwayRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
+    assert "synthetic noise" in zoo.export.onnx(away).line()
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (64, 64), (50, 33), (33, 50), (20, 31), (1, 1), (7, 400), (375, 500)])
+def test_resize_is_pillows(shape: tuple[int, int]) -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    image = np.asarray(Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC))
+    for stored, size in ((32, 32), (36, 32)):
+        got = _graph.fit(torch.from_numpy(image.copy())[None], stored, size)[0].permute(1, 2, 0).numpy()
+        edge = (stored - size) // 2
+        wanted = square(image, stored)[edge : edge + size, edge : edge + size]
+        assert got.shape == wanted.shape
+        assert np.abs(got - wanted).max() <= 1.0, "Pillow rounds twice to whole numbers"
+        if shape == (stored, stored):
+            np.testing.assert_array_equal(got, wanted)
+
+
+def test_no_other_device_in_silence(run: Run) -> None:
+    path = zoo.export.onnx(run).path
+    with pytest.raises(UsageError, match="no device 'npu' .providers here: .*CPUExecutionProvider"):
+        _session.open_session(path, "npu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match=r"onnxruntime (cannot start|has no) .*(CPUExecutionProvider)"):
+            _session.open_session(path, "cuda")
+
+
+def test_session_of_no_model(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="no model file"):
+        _session.open_session(tmp_path / "none.onnx")
+    (tmp_path / "torn.onnx").write_bytes(b"\x08\x07garbage")
+    with pytest.raises(FileError, match="not a model that onnxruntime can run") as caught:
+        _session.open_session(tmp_path / "torn.onnx")
+    assert len(str(caught.value)) <= 200 + len(str(tmp_path))
+
+
+def test_threads_are_the_cores_there() -> None:
+    assert 1 <= _session.cores() <= (os.cpu_count() or 1)

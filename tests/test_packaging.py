@@ -1,0 +1,226 @@
+"""What is packed, how the build degrades, and what set-up says where something is missing. Nothing here needs a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = {"_C", "_C_cuda", "_native"}
+JUNK = shutil.ignore_patterns("*.so", "*.pyc", "__pycache__", "_build.json", "*.tmp")
+PYBIND = '#include <pybind11/pybind11.h>\nPYBIND11_MODULE(_native, m) { m.def("answer", [] { return 42; }); }\n'
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the tree, in a path with a space and a letter outside ASCII."""
+    copy = tmp_path / "a bé" / "zoo"
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=lambda folder, names: _ignored(Path(folder), names))
+    return copy
+
+
+def _ignored(folder: Path, names: list[str]) -> set[str]:
+    big = {name for name in names if name.startswith((".venv", ".git", ".mypy", ".hyp")) or name in ("runs", "build", "dist")}
+    return JUNK(str(folder), names) | (big if folder == ROOT else set())
+
+
+def build(checkout: Path, *words: str, **environment: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """``setup.py build`` into a folder beside the checkout."""
+    out = checkout.parent / "out"
+    command = [sys.executable, "setup.py", "-q", "build", "--build-lib", str(out), *words]
+    return run(command, checkout, **environment), out
+
+
+def run(command: list[str], where: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run it with the build's switches as given and no others."""
+    clean = {key: value for key, value in os.environ.items() if key not in ("ZOO_EXT", "ZOO_CUDA", "CXX", "CC", "PYTHONPATH")}
+    return subprocess.run(command, cwd=where, env=clean | environment, capture_output=True, text=True, timeout=500)
+
+
+def note(out: Path) -> dict[str, str]:
+    """Why parts were left out."""
+    return json.loads((out / "zoo" / "_build.json").read_text(encoding="utf-8"))["reasons"]
+
+
+def project() -> dict[str, Any]:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        return tomllib.load(file)
+
+
+def test_every_package_is_listed() -> None:
+    listed = project()["tool"]["setuptools"]
+    folders = {
+        path.parent for path in [*ROOT.glob("zoo/**/__init__.py"), *ROOT.glob("export/**/*.py"), *ROOT.glob("bench/**/*.py")]
+    }
+    found = {
+        ".".join(path.relative_to(ROOT).parts)
+        for path in folders
+        if path.relative_to(ROOT).parts[1:2] not in (("export",), ("bench",))
+    }
+    found = {name if name.startswith("zoo") else f"zoo.{name}" for name in found}
+    assert len(found) > 5
+    assert found <= set(listed["packages"])
+
+
+def test_the_pins_fit_the_floors() -> None:
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            pins[pin.name] = str(pin.specifier).removeprefix("==")
+    data = project()["project"]
+    extras = data["optional-dependencies"]
+    wanted = [Requirement(text) for text in [*data["dependencies"], *extras["runtime"], *extras["test"], *extras["dev"]]]
+    wanted = [each for each in wanted if each.name != data["name"]]
+    assert {each.name for each in wanted} <= set(pins)
+    assert [each for each in wanted if not each.specifier.contains(pins[each.name], prereleases=True)] == []
+    assert not [each for each in wanted if "<" in str(each.specifier)], "no upper caps"
+    assert "onnxruntime" not in {each.name for each in wanted}, "never beside onnxruntime-gpu"
+
+
+def test_the_source_distribution_has_everything(checkout: Path) -> None:
+    made = run([sys.executable, "setup.py", "-q", "sdist", "--dist-dir", str(checkout.parent)], checkout)
+    assert made.returncode == 0, made.stderr
+    with tarfile.open(next(checkout.parent.glob("*.tar.gz"))) as tar:
+        packed = {name.partition("/")[2] for name in tar.getnames()}
+    sources = [path for folder in ("zoo", "export", "bench", "csrc") for path in (ROOT / folder).rglob("*")]
+    kinds = (".py", ".toml", ".cpp", ".cu", ".h", ".txt")
+    wanted = {str(path.relative_to(ROOT)) for path in sources if path.suffix in kinds and "__pycache__" not in path.parts}
+    wanted = {name for name in wanted if not name.startswith(("zoo/export/", "zoo/bench/"))} | {"LICENSE", "zoo/py.typed"}
+    wanted |= {name for name in ("CMakeLists.txt", "Makefile", "constraints.txt", "tools/setup") if (ROOT / name).exists()}
+    assert "csrc/sources.txt" in wanted
+    assert wanted - packed == set()
+    assert not [name for name in packed if name.endswith((".so", "_build.json"))]
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"ZOO_EXT": "off"}, "switched off by ZOO_EXT=off"),
+        ({"CXX": "/nowhere/g++"}, "no C++ compiler (/nowhere/g++)"),
+        ({"CXX": "false"}, "cannot compile C++17"),
+    ],
+)
+def test_without_a_compiler_pure_python_is_built(checkout: Path, environment: dict[str, str], says: str) -> None:
+    stale = checkout.parent / "out" / "zoo" / "_C.abi3.so"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of an older build")
+    built, out = build(checkout, **environment)
+    assert built.returncode == 0
+    assert [line for line in built.stderr.splitlines() if line.startswith("zoo:")] == [
+        f"zoo: without _C, _C_cuda, _native: {note(out)['_C']}"
+    ]
+    assert note(out).keys() == PARTS
+    assert says in note(out)["_C"]
+    assert (out / "zoo" / "export" / "__init__.py").is_file()
+    assert list(out.rglob("*.so")) == []
+
+
+def test_a_required_extension_is_an_error(checkout: Path) -> None:
+    built, out = build(checkout, CXX="/nowhere/g++", ZOO_EXT="require")
+    assert built.returncode != 0
+    assert "ZOO_EXT=require, but _C: no C++ compiler (/nowhere/g++)" in built.stderr
+    assert not (out / "zoo" / "_build.json").exists()
+
+
+def test_source_that_does_not_compile_is_left_out(checkout: Path) -> None:
+    if not shutil.which("c++"):
+        pytest.skip("no C++ compiler")
+    (checkout / "csrc" / "sources.txt").write_text("_native: csrc/broken.cpp\n")
+    (checkout / "csrc" / "broken.cpp").write_text("this is not C++\n")
+    built, out = build(checkout)
+    assert built.returncode == 0
+    assert "did not compile" in note(out)["_native"]
+    assert "its source is not here" in note(out)["_C"]
+    required, _ = build(checkout, ZOO_EXT="require")
+    assert required.returncode != 0
+
+
+@pytest.mark.slow
+def test_two_builds_at_once(checkout: Path) -> None:
+    if not shutil.which("c++"):
+        pytest.skip("no C++ compiler")
+    (checkout / "csrc" / "sources.txt").write_text("_native: csrc/tiny.cpp\n")
+    (checkout / "csrc" / "tiny.cpp").write_text(PYBIND, encoding="utf-8")
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ZOO_")}
+    both = [subprocess.Popen(command, cwd=checkout, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [each.communicate(timeout=300)[1] for each in both]
+    assert [each.returncode for each in both] == [0, 0], errors
+    loaded = run([sys.executable, "-c", "import zoo._native; print(zoo._native.answer())"], checkout)
+    assert loaded.stdout == "42\n"
+    assert list((checkout / "zoo").glob(".*.tmp")) == []
+
+
+@pytest.mark.slow
+def test_the_wheel_from_the_source_distribution_works(checkout: Path) -> None:
+    place = checkout.parent
+    made = run([sys.executable, "setup.py", "-q", "sdist", "--dist-dir", str(place)], checkout)
+    assert made.returncode == 0, made.stderr
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", str(place)]
+    made = run([*pip, str(next(place.glob("*.tar.gz")))], place)
+    assert made.returncode == 0, made.stderr
+    with zipfile.ZipFile(next(place.glob("*.whl"))) as wheel:
+        names = set(wheel.namelist())
+        wheel.extractall(place / "installed")
+    assert {
+        "zoo/export/onnx_fp32.py",
+        "zoo/bench/_timing.py",
+        "zoo/recipes/demo.toml",
+        "zoo/_build.json",
+        "zoo/py.typed",
+    } <= names
+    libraries = {Path(name).name.split(".")[0] for name in names if name.endswith(".so")}
+    assert libraries | note(place / "installed").keys() == PARTS
+    assert not libraries & note(place / "installed").keys()
+    code = "import zoo; print(zoo.__file__); import zoo.ops; print(zoo.ops.kernel())"
+    used = run([sys.executable, "-c", code], place / "installed", PYTHONPATH=str(place / "installed"))
+    assert used.returncode == 0, used.stderr
+    where, kernel = used.stdout.splitlines()
+    assert Path(where).is_relative_to(place / "installed")
+    assert kernel.startswith("C++" if "_C" in libraries else "PyTorch")
+
+
+def script(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("pythons", "says"),
+    [
+        ({}, "needs Python 3.11 or newer, found none"),
+        ({"python3": '[ "$1" = --version ] && echo Python 3.9.2 && exit; exit 1'}, "needs Python 3.11 or newer, found Python 3.9.2"),
+        # a pyenv shim of a version that is not active comes first and fails
+        ({"python3.13": "exit 127", "python3": 'case "$*" in --version) echo Python 3.12.3;; *venv*) exit 1;; esac'}, "Python 3.12.3 has no venv module"),
+    ],
+)  # fmt: skip
+def test_set_up_says_at_once_what_is_missing(checkout: Path, pythons: dict[str, str], says: str) -> None:
+    tools = checkout.parent / "bin"
+    tools.mkdir()
+    for name in ("bash", "make", "cat", "dirname", "basename", "sed", "head", "rm"):
+        if not (found := shutil.which(name)):
+            pytest.skip(f"no {name}")
+        (tools / name).symlink_to(found)
+    for name, text in pythons.items():
+        script(tools / name, text)
+    start = time.monotonic()
+    made = run(["make", "test"], checkout, PATH=str(tools), SHELL=str(tools / "bash"))
+    assert made.returncode != 0
+    assert time.monotonic() - start < 1
+    lines = [line for line in made.stderr.splitlines() if not line.startswith("make")]
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert not (checkout / ".venv").exists()

@@ -1,0 +1,121 @@
+"""``zoo predict --onnx`` needs the file alone, agrees with PyTorch, and goes on after a bad image."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from test_export import MEAN, STD, Tiny, images, run_of
+
+import zoo.export
+from zoo import predictor
+from zoo.data._folders import square
+from zoo.spec import FileError
+
+pytest.importorskip("onnxruntime")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module", params=["none", "normalize", "full"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
+    """A file of each kind with the model it is of."""
+    torch.manual_seed(0)
+    model = Tiny().eval()
+    folder = tmp_path_factory.mktemp(request.param)
+    run = run_of(model, folder)
+    return zoo.export.onnx(run, preprocess=request.param, softmax=request.param == "full").path, model
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """Photographs of several sizes, one of them torn."""
+    found = []
+    for number, (height, width) in enumerate([(32, 32), (90, 120), (20, 31)]):
+        small = Image.fromarray(images(32).test.images[number])
+        found.append(tmp_path / f"{number}.png")
+        small.resize((width, height), Image.Resampling.BICUBIC).save(found[-1])
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(found[1].read_bytes()[:500])
+    return [*found[:1], torn, *found[1:]]
+
+
+def test_predicts_as_pytorch_does(exported: tuple[Path, torch.nn.Module], pictures: list[Path]) -> None:
+    path, model = exported
+    answers = predictor.predict(path, pictures, top=4)
+    assert [answer["file"] for answer in answers] == [str(picture) for picture in pictures]
+    assert "truncated" in answers[1]["error"]
+    for picture, answer in zip(pictures, answers):
+        if "error" in answer:
+            continue
+        pixels = torch.from_numpy(square(np.asarray(Image.open(picture)), 32).copy()).permute(2, 0, 1) / 255
+        normal = (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+        with torch.inference_mode():
+            shares = model(normal[None]).softmax(1)[0]
+        exact = Image.open(picture).size == (32, 32)
+        got = dict(answer["top"])
+        assert len(got) == 4
+        assert list(got.values()) == sorted(got.values(), reverse=True)
+        from zoo.data.synthetic import CLASSES
+
+        for name, share in got.items():
+            assert share == pytest.approx(float(shares[CLASSES.index(name)]), abs=2e-6 if exact else 2e-3)
+
+
+def test_no_torch(exported: tuple[Path, torch.nn.Module], pictures: list[Path]) -> None:
+    code = (
+        "import sys, json; from pathlib import Path; from zoo import predictor\n"
+        f"answers = predictor.predict(Path({str(exported[0])!r}), [Path({str(pictures[0])!r})])\n"
+        "print(json.dumps([len(answers[0]['top']), *(n for n in ('torch', 'onnx', 'scipy', 'torchvision') if n in sys.modules)]))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout) == [3]
+
+
+def change(path: Path, target: Path, key: str, value: str | None) -> Path:
+    model = onnx.load(path)
+    written = {entry.key: entry.value for entry in model.metadata_props if entry.key != key}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, written | ({} if value is None else {key: value}))
+    onnx.save(model, target)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("classes", '["a", "b"]', "classes differ .names 2, model 10"),
+        ("classes", None, "no zoo metadata"),
+        ("preprocessing", "not json", "no zoo metadata"),
+        ("preprocessing", "{}", "no zoo metadata"),
+        (
+            "preprocessing",
+            '{"mode": "full", "size": 32, "resize": 8, "mean": [0,0,0], "std": [1,1,1]}',
+            "does not fit the model",
+        ),
+        (
+            "preprocessing",
+            '{"mode": "other", "size": 32, "resize": 32, "mean": [0,0,0], "std": [1,1,1]}',
+            "does not fit the model",
+        ),
+    ],
+)
+def test_a_strange_file_is_told(
+    exported: tuple[Path, torch.nn.Module], tmp_path: Path, key: str, value: str | None, told: str
+) -> None:
+    with pytest.raises(FileError, match=told) as caught:
+        predictor.predict(change(exported[0], tmp_path / "x.onnx", key, value), [])
+    assert len(str(caught.value).replace(str(tmp_path), "")) <= 200
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="no model file"):
+        predictor.predict(tmp_path / "none.onnx", [])

@@ -1,0 +1,102 @@
+"""Name what is in image files with an exported ONNX file and nothing else: onnxruntime, numpy and Pillow, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.data._folders import square
+from zoo.data._image import read_image
+from zoo.export import _session
+from zoo.spec import DataError, FileError
+
+MODES = ("none", "normalize", "full")
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """An opened file with what its metadata says."""
+
+    session: Any
+    classes: tuple[str, ...]
+    mode: str
+    """``none``, ``normalize`` or ``full``: what of the preprocessing the graph does itself."""
+    size: int
+    """Side of the model's input; ``resize`` is what the shorter side of an image is brought to before the cut."""
+    resize: int
+    mean: np.ndarray
+    std: np.ndarray
+    softmax: bool
+    """The outputs are probabilities already."""
+
+    def probabilities(self, image: np.ndarray) -> np.ndarray:
+        """(classes,) float64 of one image (H, W, 3) uint8 RGB of any size."""
+        name = self.session.get_inputs()[0].name
+        outputs = np.asarray(self.session.run(None, {name: self.fed(image)})[0][0], np.float64)
+        if self.softmax:
+            return outputs
+        powers = np.exp(outputs - outputs.max())
+        return powers / powers.sum()
+
+    def fed(self, image: np.ndarray) -> np.ndarray:
+        """The batch of one that the graph takes: (1, H, W, 3) uint8 for ``full``, else (1, 3, size, size) float32."""
+        if self.mode == "full":
+            return np.ascontiguousarray(image[None])
+        edge = (self.resize - self.size) // 2
+        cut = square(image, self.resize)[edge : edge + self.size, edge : edge + self.size]
+        values = cut.astype(np.float32) / np.float32(255)
+        if self.mode == "none":
+            values = (values - self.mean) / self.std
+        return np.ascontiguousarray(values.transpose(2, 0, 1)[None], np.float32)
+
+
+def load(path: Path, *, device: str = "cpu", threads: int = 0) -> Predictor:
+    """Open a file that zoo exported.
+
+    Raises:
+        FileError: missing, damaged, not exported by zoo, or its class names and outputs do not fit together.
+    """
+    session = _session.open_session(Path(path), device, threads=threads)
+    written = session.get_modelmeta().custom_metadata_map
+    try:
+        steps = json.loads(written["preprocessing"])
+        found = Predictor(
+            session, tuple(json.loads(written["classes"])), steps["mode"], int(steps["size"]), int(steps["resize"]),
+            np.array(steps["mean"], np.float32), np.array(steps["std"], np.float32), bool(json.loads(written["softmax"])),
+        )  # fmt: skip
+        fits = found.mode in MODES and found.mean.shape == found.std.shape == (3,) and 0 < found.size <= found.resize
+        inputs, outputs = session.get_inputs()[0], session.get_outputs()[0]
+        fits = fits and len(inputs.shape) == 4 and inputs.type == ("tensor(uint8)" if found.mode == "full" else "tensor(float)")
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(
+            f"no zoo metadata in the model ({path}, {str(error)[:60]}); export it with: zoo export --onnx"
+        ) from error
+    if not fits:
+        raise FileError(f"preprocessing in the metadata does not fit the model ({path}); export it again: zoo export --onnx")
+    if outputs.shape[-1] != len(found.classes):
+        raise FileError(f"classes differ (names {len(found.classes)}, model {outputs.shape[-1]}, {path}); export it again")
+    return found
+
+
+def predict(model: Path, images: Sequence[Path], *, top: int = 3) -> list[dict[str, Any]]:
+    """For each image file ``{"file", "top": [(class, probability), ...]}``, or ``{"file", "error"}`` if it cannot be read.
+
+    Raises:
+        FileError: the model file cannot be used.
+    """
+    opened = load(Path(model))
+    answers: list[dict[str, Any]] = []
+    for path in images:
+        try:
+            shares = opened.probabilities(read_image(Path(path)))
+        except DataError as error:
+            answers.append({"file": str(path), "error": str(error)})
+            continue
+        best = np.argsort(-shares, kind="stable")[:top]
+        answers.append({"file": str(path), "top": [(opened.classes[i], round(float(shares[i]), 6)) for i in best]})
+    return answers
