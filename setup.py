@@ -40,6 +40,7 @@ PROBES = {  # tried in this order: each says what is missing if it is the first 
     "C++17; install a newer g++ or clang and reinstall",
     "#include <Python.h>\n": "Python.h is missing; install Python's headers (apt install python3-dev) and reinstall",
 }
+UNWRITTEN = "its source is not here"
 reasons: dict[str, str] = {}
 
 
@@ -109,7 +110,7 @@ def plan() -> list[Extension]:
     for part in PARTS:
         absent = [name for name in listed.get(part, ["csrc/sources.txt"]) if not (ROOT / name).is_file()]
         if absent or part not in listed:
-            reasons[part] = f"its source is not here: {absent[0] if absent else part}"
+            reasons[part] = f"{UNWRITTEN}: {absent[0] if absent else part}"
     why = "switched off by ZOO_EXT=off" if EXT == "off" else compiler()
     if why:
         reasons.clear()
@@ -223,8 +224,8 @@ class Degrade:
 
 
 def _required(part: str) -> bool:
-    """Under ZOO_EXT=require: nvcc is asked for by ZOO_CUDA=require alone."""
-    return part != "_C_cuda" or CUDA == "require"
+    """Under ZOO_EXT=require: a part whose source is here; nvcc is asked for by ZOO_CUDA=require alone."""
+    return not reasons[part].startswith(UNWRITTEN) and (part != "_C_cuda" or CUDA == "require")
 
 
 def main() -> None:

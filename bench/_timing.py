@@ -87,7 +87,7 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
 def ratio(base: Sample, other: Sample) -> float:
     """How many times as fast ``other`` is: the median of base time over other time, taken round by round."""
-    return float(np.median(other.medians / base.medians))
+    return float(np.median(base.medians / other.medians))
 
 
 def interleave(
@@ -146,6 +146,7 @@ def _turn(call: Callable[[], object], group: int, wait: Callable[[], object]) ->
         start = clock()
         for _ in range(group):
             call()
+        wait()
         taken = clock() - start
         total += taken
         times.append(taken / group)

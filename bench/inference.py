@@ -21,7 +21,7 @@ from zoo.bench._contenders import BASE, Call, Contender
 from zoo.console import say
 from zoo.export import _graph, onnx_fp32
 from zoo.files import publish
-from zoo.spec import UsageError
+from zoo.spec import DisagreeError, UsageError
 
 BATCHES, QUICK_BATCHES = (1, 8, 64, 256), (1, 8, 64)
 
@@ -183,8 +183,8 @@ def _agreeing(contenders: Sequence[Contender], inputs: Tensor) -> dict[str, Call
             truth = answer
         allowed = each.tolerance * max(1.0, float(truth.abs().max()))
         worst = float((answer - truth).abs().max()) if answer.shape == truth.shape else float("inf")
-        if worst > allowed:  # also when it is nan
-            print(
+        if not worst <= allowed:  # also when it is nan
+            raise DisagreeError(
                 f"{each.name} and {BASE} disagree (batch {len(inputs)}, largest difference {worst:.2g}, allowed {allowed:.2g});"
                 " nothing written. If the model changed, export again: zoo export --onnx --force"
             )

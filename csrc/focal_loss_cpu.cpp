@@ -7,6 +7,12 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define ZOO_X86 1
+#endif
 
 #include "focal_loss_rows.h"
 
@@ -16,9 +22,7 @@
 #undef ZOO_ISA
 #undef ZOO_W
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#define ZOO_X86 1
+#ifdef ZOO_X86
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else

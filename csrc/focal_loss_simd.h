@@ -1,10 +1,10 @@
 // The focal loss of a block of rows in vectors of ZOO_W floats; included once for each instruction set, inside its target
-// pragma, with ZOO_ISA as the name of its namespace. Vectors are the compiler's own (GCC and clang), intrinsics stand
-// only where one AVX-512 instruction does the work of several.
+// pragma, with ZOO_ISA as the name of its namespace. Vectors are the compiler's own (GCC and clang); intrinsics stand
+// only where one instruction does the work of several.
 //
 // A block is cut into tiles that stay in the first cache. exp runs over a tile in memory order, whatever C is; then the row
 // sums, then the logarithms and powers of ZOO_W rows at a time, then one multiplication over the tile. As long as no logit
-// of the tile lies beyond +-30 exp needs no maximum: exp(30) C and exp(-30) are far from float's ends. Otherwise each row
+// of the tile lies beyond +-30 exp needs no maximum: C exp(30) and exp(-30) are far from float's ends. Otherwise each row
 // is scaled by a power of two near its largest exp, which rounds nothing.
 
 namespace zoo {
@@ -12,108 +12,493 @@ namespace {
 namespace ZOO_ISA {
 
 constexpr int W = ZOO_W;
-typedef float F __attribute__((vector_size(4 * W)));
-typedef int32_t I __attribute__((vector_size(4 * W)));
+typedef float F __attribute__((vector_size(4 * W), may_alias));
+typedef int32_t I __attribute__((vector_size(4 * W), may_alias));
+typedef uint16_t H __attribute__((vector_size(2 * W), may_alias));
+typedef double D __attribute__((vector_size(8 * W), may_alias));
 
 #define ZOO_INLINE inline __attribute__((always_inline))
 
-constexpr int64_t tile_floats = 4096;  // 16 KB of exponentials, half a first-level cache
-constexpr int64_t most_rows = 256;     // in a tile
-constexpr int64_t long_row = 1024;     // from that many classes on a row is its own tile, and not kept
+constexpr int64_t tile_floats = 4096;        // 16 KB of exponentials, well within a first-level cache
+constexpr int64_t most_rows = 256;           // in a tile
+constexpr int64_t long_row = 1024;           // from that many classes on a row's exponentials are not kept
+constexpr int64_t room = W * long_row + 64;  // floats in a tile at most, and what vectors may touch beyond
 constexpr float guard = 30.0f;
+constexpr float reach = 11000.0f;            // a largest logit beyond that is left to exact_row
 
 ZOO_INLINE F all(float value) { return F{} + value; }
-ZOO_INLINE I ints(int32_t value) { return I{} + value; }
-ZOO_INLINE F load(const float* from) {
-  F out;
-  std::memcpy(&out, from, sizeof out);
-  return out;
-}
+ZOO_INLINE F load(const float* from) { F out; std::memcpy(&out, from, sizeof out); return out; }
 ZOO_INLINE void store(float* to, F value) { std::memcpy(to, &value, sizeof value); }
-ZOO_INLINE I bits(F value) { return reinterpret_cast<I&>(value); }
-ZOO_INLINE F floats(I value) { return reinterpret_cast<F&>(value); }
-ZOO_INLINE F pick(I mask, F yes, F no) { return floats((mask & bits(yes)) | (~mask & bits(no))); }
-ZOO_INLINE F larger(F a, F b) { return a > b ? a : b; }
-ZOO_INLINE F magnitude(F value) { return floats(bits(value) & 0x7fffffff); }
+ZOO_INLINE I bits(F value) { return (I)value; }
+ZOO_INLINE F floats(I value) { return (F)value; }
+ZOO_INLINE F pick(I mask, F yes, F no) { return mask ? yes : no; }
 ZOO_INLINE float sum(F value) {
-  float parts[W], out = 0;
+  float parts[W];
   store(parts, value);
   for (int width = W / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) parts[i] += parts[i + width];
-  out = parts[0];
-  return out;
+  return parts[0];
+}
+ZOO_INLINE double sum(D value) {
+  double parts[W];
+  std::memcpy(parts, &value, sizeof parts);
+  for (int width = W / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) parts[i] += parts[i + width];
+  return parts[0];
 }
 
-// The first `count` floats at `from`, zero (or `fill`) beyond; reads nothing beyond.
-ZOO_INLINE F load_part(const float* from, int64_t count, float fill = 0) {
+// Element types: float, and the two halves as 16 bits.
+struct Single { using Stored = float; };
+struct Brain { using Stored = uint16_t; };
+struct Half { using Stored = uint16_t; };
+
+template <typename T>
+ZOO_INLINE F load_as(const typename T::Stored* from) {
+  if constexpr (std::is_same_v<T, Single>) {
+    return load(from);
+  } else if constexpr (std::is_same_v<T, Brain>) {
+    H half;
+    std::memcpy(&half, from, sizeof half);
+    return floats(__builtin_convertvector(half, I) << 16);
+  } else {
 #if ZOO_W == 16
-  return reinterpret_cast<F>(_mm512_mask_loadu_ps(_mm512_set1_ps(fill), __mmask16((1u << count) - 1), from));
+    return (F)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif ZOO_W == 8
+    return (F)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 #else
+    F out;
+    for (int i = 0; i < W; ++i) out[i] = from_half(from[i], false);
+    return out;
+#endif
+  }
+}
+
+template <typename T>
+ZOO_INLINE void store_as(typename T::Stored* to, F value) {
+  if constexpr (std::is_same_v<T, Single>) {
+    store(to, value);
+  } else if constexpr (std::is_same_v<T, Brain>) {
+    const I in = bits(value);
+    const H half = __builtin_convertvector((in + 0x7fff + ((in >> 16) & 1)) >> 16, H);  // ties to even; never NaN here
+    std::memcpy(to, &half, sizeof half);
+  } else {
+#if ZOO_W == 16
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT));
+#elif ZOO_W == 8
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int i = 0; i < W; ++i) to[i] = to_half(value[i], false);
+#endif
+  }
+}
+
+// The first `count` elements, `fill` beyond; touches nothing beyond.
+template <typename T>
+ZOO_INLINE F load_part(const typename T::Stored* from, int64_t count, float fill) {
   float parts[W];
-  for (int i = 0; i < W; ++i) parts[i] = i < count ? from[i] : fill;
+  for (int i = 0; i < W; ++i) {
+    if (i >= count) parts[i] = fill;
+    else if constexpr (std::is_same_v<T, Single>) parts[i] = from[i];
+    else parts[i] = from_half(from[i], std::is_same_v<T, Brain>);
+  }
   return load(parts);
-#endif
 }
-ZOO_INLINE void store_part(float* to, F value, int64_t count) {
-#if ZOO_W == 16
-  _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), reinterpret_cast<__m512>(value));
-#else
-  float parts[W];
-  store(parts, value);
-  std::memcpy(to, parts, size_t(count) * 4);
-#endif
+template <typename T>
+ZOO_INLINE void store_part(typename T::Stored* to, F value, int64_t count) {
+  typename T::Stored parts[W];
+  store_as<T>(parts, value);
+  for (int i = 0; i < W && i < count; ++i) to[i] = parts[i];
 }
 
-// exp(r) for |r| <= log(2) / 2: minimax of degree 6, relative error below 1e-7.
+// x 2^n; 0 where the result would be a denormal.
+ZOO_INLINE F times_2_to(F x, I n) { return pick(n < -126, F{}, floats(bits(x) + (n << 23))); }
+
+// exp(r) for |r| <= log(2) / 2, relative error 3e-9 before rounding (fitted by reweighted least squares).
 ZOO_INLINE F exp_near_0(F r) {
-  F p = all(1.38275e-3f);
-  p = p * r + 8.3683e-3f;
-  p = p * r + 4.16684e-2f;
-  p = p * r + 1.6666513e-1f;
+  F p = all(1.38145383e-3f);
+  p = p * r + 8.36874545e-3f;
+  p = p * r + 4.1668389e-2f;
+  p = p * r + 1.66665211e-1f;
   p = p * r + 4.9999994e-1f;
   return (p * r) * r + r + 1.0f;
 }
 
-// x 2^n, n the integers in `steps`; 0 where the result would be a denormal.
-ZOO_INLINE F times_2_to(F x, I steps) {
-  const I low = steps < -126;
-  return floats((bits(x) + (steps << 23)) & ~low);
-}
-
 #if ZOO_W == 16
 alignas(64) const float powers[32] = {
-    1.00000000f, 1.02189717f, 1.04427373f, 1.06714046f, 1.09050775f, 1.11438680f, 1.13878858f, 1.16372490f,
-    1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f, 1.35425556f, 1.38390982f,
-    1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f, 1.57598090f, 1.61049032f, 1.64575541f,
-    1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.83400807f, 1.87416768f, 1.91520655f, 1.95714414f};
+    // 2^(i / 32)
+    1.0f,        1.0218972f,  1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f,  1.13878858f, 1.1637249f,
+    1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f, 1.35425556f, 1.38390994f,
+    1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f, 1.5759809f,  1.61049032f, 1.64575553f,
+    1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.8340081f,  1.87416768f, 1.91520655f, 1.95714414f};
 #endif
 
-// exp(z) 2^-k for |z| beyond no limit that k does not bring back: |z| <= 11000.
+// exp(z) for |z| <= guard, or (scaled) exp(z) 2^-k for |z| <= reach + 300.
 template <bool scaled>
 ZOO_INLINE F exp_of(F z, float k) {
 #if ZOO_W == 16
-  // 2^(i/32) from a table in two registers, i from the low bits of a rounding addition, and exp of the rest (below 0.0109)
-  // to degree 2: 1 + 1.466e-5 for r instead of 1 spreads r^3 / 6 evenly.
-  const __m512 magic = _mm512_set1_ps(393216.0f);  // 1.5 * 2^18: the last bit is 1/32
-  const __m512 x = reinterpret_cast<__m512>(z);
+  // 2^(i / 32) from a table in two registers, i the low bits of a rounding addition; exp of the rest, below 0.0109, to
+  // degree 2, where 1 + 1.466e-5 instead of 1 spreads the missing r^3 / 6 evenly: relative error 6e-8.
+  const __m512 magic = _mm512_set1_ps(393216.0f);  // 1.5 2^18: its last bit is 1 / 32
+  const __m512 x = (__m512)z;
   const __m512 y = _mm512_fmadd_ps(x, _mm512_set1_ps(1.44269504f), magic);
   const __m512 n = _mm512_sub_ps(y, magic);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693147182f), x);
-  if (scaled) r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-1.90465421e-9f), r);
+  if constexpr (scaled) r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-1.9046543e-9f), r);
   const __m512 t = _mm512_permutex2var_ps(_mm512_load_ps(powers), _mm512_castps_si512(y), _mm512_load_ps(powers + 16));
   const __m512 p = _mm512_fmadd_ps(_mm512_fmadd_ps(r, _mm512_set1_ps(0.5f), _mm512_set1_ps(1.00001466f)), r, _mm512_set1_ps(1.0f));
-  const __m512 e = _mm512_scalef_ps(_mm512_mul_ps(t, p), scaled ? _mm512_sub_ps(n, _mm512_set1_ps(k)) : n);
-  return reinterpret_cast<F>(e);
+  return (F)_mm512_scalef_ps(_mm512_mul_ps(t, p), scaled ? _mm512_sub_ps(n, _mm512_set1_ps(k)) : n);
 #else
-  const F y = z * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
+  const F y = z * 1.44269504f + 12582912.0f;  // 1.5 2^23: rounds to an integer
   const F n = y - 12582912.0f;
-  F r;
-  if (scaled) {  // n has up to 14 bits: three parts of log 2, of which two times n are exact
-    r = ((z - n * 0.693359375f) - n * -2.1219253540e-4f) - n * 7.4e-12f;
-    r = (z - n * 0.6926269531f) - n * 5.2022934e-4f - n * 4.0e-11f;
-  } else {
-    r = (z - n * 0.693359375f) - n * -2.12194440e-4f;
-  }
+  // log 2 in three parts, of which n (14 bits) times the first two is exact.
+  const F r = ((z - n * 0.693359375f) - n * -2.121925354e-4f) - n * -1.90465421e-9f;
   return times_2_to(exp_near_0(r), bits(y) - 0x4b400000 - int32_t(scaled ? k : 0));
 #endif
 }
+
+// log(x) = k log 2 + log_m for normal x in (0, 1], rest = 1 - x known exactly where x is near 1.
+struct Log {
+  F k, log_m;
+};
+ZOO_INLINE Log log_of(F x, F rest) {
+  const I near = rest < 0.2928f;
+  const I above = bits(x) - 0x3f3504f3;  // sqrt(1/2)
+  const F m = floats((above & 0x7fffff) + 0x3f3504f3);
+  const F f = pick(near, -rest, m - 1.0f);
+  const F k = pick(near, F{}, __builtin_convertvector(above >> 23, F));
+  F p = all(-7.63220862e-2f);
+  p = p * f + 1.27608299e-1f;
+  p = p * f + -1.31606475e-1f;
+  p = p * f + 1.4201887e-1f;
+  p = p * f + -1.66233256e-1f;
+  p = p * f + 2.00012207e-1f;
+  p = p * f + -2.50008225e-1f;
+  p = p * f + 3.33333313e-1f;
+  return {k, (p * f + -0.5f) * (f * f) + f};
+}
+
+// q^gamma, gamma = high + low with 12 bits in high, so that high times the exponent is exact.
+struct Gamma {
+  float whole, high, low;
+  explicit Gamma(double gamma) : whole(float(gamma)) {
+    uint32_t in;
+    std::memcpy(&in, &whole, 4);
+    in &= 0xfffff000u;
+    std::memcpy(&high, &in, 4);
+    low = float(gamma - high);
+  }
+};
+ZOO_INLINE F power(F q, F p, const Gamma& gamma) {
+  const Log log = log_of(q, p);
+  const F large = log.k * gamma.high;
+  const F small = log.k * gamma.low + log.log_m * (gamma.whole * 1.44269504f);
+  const F wanted = large + small;
+  const F clipped = pick(wanted < -200.0f, all(-200.0f), wanted);
+  const F y = clipped + 12582912.0f;
+  const F n = y - 12582912.0f;
+  const F part = pick(wanted < -200.0f, F{}, (large - n) + small);
+  const F out = times_2_to(exp_near_0(part * 0.693147182f), bits(y) - 0x4b400000);
+  return pick(q == 0.0f, F{}, out);
+}
+
+// W rows at once: what terms() of focal_loss.h does for one.
+struct Rows {
+  F loss, power, p, slope_over_total;
+};
+ZOO_INLINE Rows rows_of(F e, F others, F far, bool scaled, const Gamma& gamma) {
+  const F total = e + others;
+  const F inverse = 1.0f / total;
+  const F p = e * inverse, q = others * inverse;
+  const Log log = log_of(p, q);
+  F minus_log = -(log.k * 0.693147182f + log.log_m);
+  if (scaled) {  // e may have lost its digits, or all of it: log(total) - (z_t - k log 2) then
+    const Log of_total = log_of(total, all(1.0f));
+    minus_log = pick(e < 1e-30f, far + (of_total.k * 0.693147182f + of_total.log_m), minus_log);
+  }
+  if (gamma.whole == 2.0f) {
+    const F square = q * q;
+    return {square * minus_log, square, p, (square + 2.0f * p * q * minus_log) * inverse};
+  }
+  if (gamma.whole == 0.0f) return {minus_log, all(1.0f), p, inverse};
+  const F raised = power(q, p, gamma);
+  const F ratio = pick(q == 0.0f, all(1.0f), minus_log / q);
+  return {raised * minus_log, raised, p, raised * (1.0f + gamma.whole * p * ratio) * inverse};
+}
+
+// Lane i becomes the sum of v[i].
+ZOO_INLINE F sums_of(F* v) {
+#if ZOO_W == 16
+#define ZOO_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+  for (int i = 0; i < 16; i += 2)
+    v[i / 2] = (F)_mm512_add_ps(_mm512_unpacklo_ps((__m512)v[i], (__m512)v[i + 1]), _mm512_unpackhi_ps((__m512)v[i], (__m512)v[i + 1]));
+  for (int i = 0; i < 8; i += 2) {
+    const __m512d a = (__m512d)v[i], b = (__m512d)v[i + 1];
+    v[i / 2] = (F)_mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  for (int count = 4; count > 1; count /= 2)
+    for (int i = 0; i < count; i += 2) {
+      const __m512 a = (__m512)v[i], b = (__m512)v[i + 1];
+      v[i / 2] = (F)_mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+  return v[0];
+#elif ZOO_W == 8
+  for (int count = 8; count > 2; count /= 2)
+    for (int i = 0; i < count; i += 2) v[i / 2] = (F)_mm256_hadd_ps((__m256)v[i], (__m256)v[i + 1]);
+  const __m256 a = (__m256)v[0], b = (__m256)v[1];
+  return (F)_mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+#else
+  F out;
+  for (int i = 0; i < W; ++i) out[i] = (v[i][0] + v[i][1]) + (v[i][2] + v[i][3]);
+  return out;
+#endif
+}
+
+// What a tile needs besides its exponentials, one number a row.
+struct Tile {
+  int64_t first, rows;               // rows [first, first + rows) of the call
+  alignas(64) int32_t at[most_rows + W];   // where the label's exponential lies in the tile
+  alignas(64) float used[most_rows + W];   // 1, or 0 for ignored rows and those done by exact_row
+  alignas(64) float weight[most_rows + W];
+  alignas(64) float e[most_rows + W];      // the label's exponential
+  alignas(64) float far[most_rows + W];    // k log 2 - z_t of a scaled tile
+  alignas(64) float slope[most_rows + W];  // multiplies a row's exponentials
+  bool exact[most_rows + W];
+  bool scaled, any_exact;
+  alignas(64) float values[room];
+};
+
+template <typename T>
+struct Block {
+  using Stored = typename T::Stored;
+  const Call& call;
+  const Problem& p;
+  const int64_t C;
+  const Gamma gamma;
+  const bool flat_in, flat_out;  // rows lie one behind the other
+  bool stream = false;           // the gradient goes past the caches
+  D loss{}, modulation{};
+  Tile tile;
+  I row_of_lane[33];
+
+  explicit Block(const Call& c)
+      : call(c), p(c.problem), C(c.problem.classes), gamma(c.problem.gamma),
+        flat_in(p.inner == 1 && (p.stride_c == 1 || C == 1) && p.stride_n == C),
+        flat_out(p.grad != nullptr && p.inner == 1 && (p.grad_c == 1 || C == 1) && p.grad_n == C) {
+    if (C > 32) return;
+    for (int64_t k = 0; k < C; ++k)  // W rows are C vectors; (i * m) >> 16 is i / C for i < 512
+      for (int i = 0; i < W; ++i) row_of_lane[k][i] = int32_t((k * W + i) * (65536 / C + 1) >> 16);
+  }
+
+  ZOO_INLINE const Stored* logits(int64_t at) const { return static_cast<const Stored*>(p.logits) + at; }
+  ZOO_INLINE Stored* grad(int64_t at) const { return static_cast<Stored*>(p.grad) + at; }
+
+  ZOO_INLINE float one(int64_t at) const { return float(read(p.logits, p.type, at)); }
+
+  void labels() {
+    const float* weights = static_cast<const float*>(p.weight);
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const int64_t label = label_at(p, tile.first + r);
+      const bool used = label != p.ignore_index;
+      tile.at[r] = int32_t(r * C + (used ? label : 0));
+      tile.used[r] = used ? 1.0f : 0.0f;
+      tile.weight[r] = used && weights != nullptr ? weights[label] : tile.used[r];
+    }
+    tile.any_exact = false;
+    for (int64_t r = tile.rows; r % W != 0; ++r) {  // fills the last group
+      tile.at[r] = int32_t(r * C);
+      tile.used[r] = tile.weight[r] = 0;
+    }
+  }
+
+  // exp of the whole tile without a maximum; false if a logit is beyond the guard.
+  bool plain_exp() {
+    const int64_t count = tile.rows * C, padded = (tile.rows + W - 1) / W * W * C;
+    I largest{};
+    if (flat_in) {
+      const Stored* from = logits(tile.first * C);
+      int64_t i = 0;
+      for (; i + W <= count; i += W) {
+        const F z = load_as<T>(from + i);
+        const I size = bits(z) & 0x7fffffff;
+        largest = size > largest ? size : largest;
+        store(tile.values + i, exp_of<false>(z, 0));
+      }
+      if (i < count) {
+        const F z = load_part<T>(from + i, count - i, 0);
+        const I size = bits(z) & 0x7fffffff;
+        largest = size > largest ? size : largest;
+        store(tile.values + i, exp_of<false>(z, 0));
+      }
+    } else {
+      gather();
+      for (int64_t i = 0; i < count; i += W) {
+        const F z = load(tile.values + i);
+        const I size = bits(z) & 0x7fffffff;
+        largest = size > largest ? size : largest;
+        store(tile.values + i, exp_of<false>(z, 0));
+      }
+    }
+    for (int64_t i = count; i < padded; ++i) tile.values[i] = 1;
+    int32_t most = 0;
+    for (int i = 0; i < W; ++i) most = largest[i] > most ? largest[i] : most;
+    const float limit = guard;
+    int32_t limit_bits;
+    std::memcpy(&limit_bits, &limit, 4);
+    return most <= limit_bits;  // NaN and infinity are large as integers
+  }
+
+  void gather() {
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const int64_t from = row_start(p, tile.first + r);
+      for (int64_t c = 0; c < C; ++c) tile.values[r * C + c] = one(from + c * p.stride_c);
+    }
+    for (int i = 0; i < W; ++i) tile.values[tile.rows * C + i] = 0;
+  }
+
+  // exp of each row times 2^-k, k near log2 of its largest.
+  void scaled_exp() {
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      float* row = tile.values + r * C;
+      const int64_t from = row_start(p, tile.first + r);
+      for (int64_t c = 0; c < C; ++c) row[c] = one(from + c * p.stride_c);
+      float top = row[0];
+      bool broken = false;
+      for (int64_t c = 0; c < C; ++c) {
+        top = row[c] > top ? row[c] : top;
+        broken |= row[c] != row[c];
+      }
+      tile.exact[r] = broken || !(top <= reach && top >= -reach);
+      tile.any_exact |= tile.exact[r];
+      const float label = row[tile.at[r] - r * C];
+      const float k = tile.exact[r] ? 0.0f : std::nearbyint(top * 1.44269504f);
+      tile.far[r] = float(double(k) * 0.6931471805599453 - double(label));
+      for (int64_t c = 0; c < C; c += W) {
+        const F z = load_part<Single>(row + c, C - c, top);
+        const F floor = all(top - 300.0f);
+        const F e = tile.exact[r] ? all(1.0f) : exp_of<true>(pick(z < floor, floor, z), k);
+        store_part<Single>(row + c, e, C - c);
+      }
+      if (tile.exact[r]) tile.used[r] = tile.weight[r] = 0;
+    }
+    for (int64_t i = tile.rows * C; i < (tile.rows + W - 1) / W * W * C; ++i) tile.values[i] = 1;
+  }
+
+  ZOO_INLINE F row_sums(int64_t first) const {
+    F parts[W];
+    const int64_t tail = C % W, full = C - tail;
+    I mask{};
+    for (int i = 0; i < W; ++i) mask[i] = i < tail ? -1 : 0;
+    for (int i = 0; i < W; ++i) {
+      const float* row = tile.values + (first + i) * C;
+      F part = floats(bits(load(row + full)) & mask);
+      for (int64_t c = 0; c < full; c += W) part += load(row + c);
+      parts[i] = part;
+    }
+    return sums_of(parts);
+  }
+
+  void losses() {
+    const float factor = float(call.factor);
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      tile.e[r] = tile.values[tile.at[r]];
+      tile.values[tile.at[r]] = 0;
+    }
+    for (int64_t r = tile.rows; r % W != 0; ++r) tile.e[r] = 1;
+    for (int64_t r = 0; r < tile.rows; r += W) {
+      const F others = row_sums(r);
+      const F used = load(tile.used + r), weight = load(tile.weight + r);
+      const Rows rows = rows_of(load(tile.e + r), others, load(tile.far + r), tile.scaled, gamma);
+      const F weighted = pick(weight != 0.0f, rows.loss * weight, F{});
+      loss += __builtin_convertvector(weighted, D);
+      modulation += __builtin_convertvector(rows.power * used, D);
+      store(tile.slope + r, rows.slope_over_total * weight * factor);
+      const int64_t count = tile.rows - r < W ? tile.rows - r : W;
+      if (p.loss_rows != nullptr) store_part<Single>(static_cast<float*>(p.loss_rows) + tile.first + r, weighted * factor, count);
+      if (p.p_rows != nullptr)
+        store_part<Single>(static_cast<float*>(p.p_rows) + tile.first + r, pick(used != 0.0f, rows.p, all(1.0f)), count);
+      if (p.grad != nullptr)  // the label's gradient is -slope others: leave -others where its exponential was
+        for (int64_t i = 0; i < count; ++i) tile.values[tile.at[r + i]] = -others[i];
+    }
+  }
+
+  void gradients() {
+    if (!flat_out) return scatter();
+    Stored* to = grad(tile.first * C);
+#if ZOO_W >= 8
+    if (C <= 32) return flat_gradients(to);
+#endif
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const F slope = all(tile.slope[r]);
+      const float* from = tile.values + r * C;
+      int64_t c = 0;
+      for (; c + W <= C; c += W) store_as<T>(to + r * C + c, load(from + c) * slope);
+      if (c == C) continue;
+      if (C >= W) store_as<T>(to + r * C + C - W, load(from + C - W) * slope);  // overlaps what is there already
+      else store_part<T>(to + r * C, load(from) * slope, C);
+    }
+  }
+
+#if ZOO_W >= 8
+  void flat_gradients(Stored* to) {
+    const int64_t count = tile.rows * C;
+    for (int64_t r = 0, at = 0; r < tile.rows; r += W) {
+      const F slopes = load(tile.slope + r);
+      for (int64_t k = 0; k < C; ++k, at += W) {
+        const F value = load(tile.values + at) * spread(slopes, row_of_lane[k]);
+        if (at + W <= count) store_as<T>(to + at, value);
+        else if (at < count) store_part<T>(to + at, value, count - at);
+      }
+    }
+  }
+
+  ZOO_INLINE static F spread(F values, I lanes) {
+#if ZOO_W == 16
+    return (F)_mm512_permutexvar_ps((__m512i)lanes, (__m512)values);
+#else
+    return (F)_mm256_permutevar8x32_ps((__m256)values, (__m256i)lanes);
+#endif
+  }
+#endif
+
+  void scatter() {
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const int64_t to = grad_start(p, tile.first + r);
+      for (int64_t c = 0; c < C; ++c) write(p.grad, p.type, to + c * p.grad_c, tile.values[r * C + c] * tile.slope[r]);
+    }
+  }
+
+  void run(int64_t begin, int64_t end, Sums& sums) {
+    int64_t step = tile_floats / C / W * W;
+    step = step < W ? W : step > most_rows ? most_rows : step;
+    for (tile.first = begin; tile.first < end; tile.first += step) {
+      tile.rows = end - tile.first < step ? end - tile.first : step;
+      labels();
+      tile.scaled = !plain_exp();
+      if (tile.scaled) scaled_exp();
+      losses();
+      if (p.grad != nullptr) gradients();
+      if (tile.any_exact)
+        for (int64_t r = 0; r < tile.rows; ++r)
+          if (tile.exact[r]) exact_row(call, tile.first + r, sums);
+    }
+    sums.loss += sum(loss);
+    sums.power += sum(modulation);
+  }
+};
+
+inline void block(const Call& call, int64_t begin, int64_t end, Sums& sums) {
+  const Problem& p = call.problem;
+  if (p.type == Type::f64 || p.smoothing != 0 || p.classes >= long_row) {
+    for (int64_t row = begin; row < end; ++row) exact_row(call, row, sums);
+  } else if (p.type == Type::f32) {
+    Block<Single>(call).run(begin, end, sums);
+  } else if (p.type == Type::bf16) {
+    Block<Brain>(call).run(begin, end, sums);
+  } else {
+    Block<Half>(call).run(begin, end, sums);
+  }
+}
+
+}  // namespace ZOO_ISA
+}  // namespace
+}  // namespace zoo

@@ -83,7 +83,7 @@ def _taps(length: int, other: int, stored: int, size: int) -> Tensor:
     shorter = torch.minimum(given, torch.full((), other, dtype=torch.float64))
     resized = (given * (torch.full((), stored, dtype=torch.float64) / shorter)).round().clamp(min=stored)
     step = given / resized
-    kept = torch.arange(size, dtype=torch.float64) + ((resized - size) / 2).floor()
+    kept = torch.arange(size, dtype=torch.float64) + (resized - stored) / 2 + (stored - size) // 2
     centres = (kept + 0.5) * step
     pixels = torch.arange(length, dtype=torch.float64) + 0.5
     weights = (1 - (pixels - centres[:, None]).abs() / step.clamp(min=1)).clamp(min=0)

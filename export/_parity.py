@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from onnx import ModelProto, helper
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.export import _session
 
@@ -91,10 +93,10 @@ def _slices(n: int, size: int) -> list[slice]:
 
 
 def first_difference(graph: ModelProto, fed: np.ndarray, model: nn.Module, inputs: Tensor, tolerance: float) -> str:
-    """The first node whose output, and that of everything behind it, no module of ``model`` has given.
+    """The first node whose output, and that of everything behind it, no operation of ``model`` has given.
 
-    All nodes are made outputs and run without onnxruntime's optimisations; each is compared with every module's output
-    of its shape. Nodes that the exporter fused or added have no module, but something behind them has, if they are right.
+    All nodes are made outputs and run without onnxruntime's optimisations; each is compared with every operation's output
+    of its shape. Nodes that the exporter fused or added have no like, but something behind them has, if they are right.
 
     Args:
         fed: what the graph is given. inputs: the same images as ``model`` takes them.
@@ -106,7 +108,9 @@ def first_difference(graph: ModelProto, fed: np.ndarray, model: nn.Module, input
     probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
     session = _session.open_session(probe.SerializeToString(), optimise=False)
     values = dict(zip(names, session.run(names, {session.get_inputs()[0].name: fed})))
-    known = _module_outputs(model, inputs)
+    with torch.no_grad(), _Keep() as kept:
+        model(inputs)
+    known = [inputs.numpy(), *kept.found]
     right: set[str] = set()
     for node in reversed(graph.graph.node):
         if any(name in right or _is_one_of(values[name], known, tolerance) for name in node.output if name):
@@ -118,21 +122,18 @@ def first_difference(graph: ModelProto, fed: np.ndarray, model: nn.Module, input
     return "none without onnxruntime's optimisations"
 
 
-def _module_outputs(model: nn.Module, inputs: Tensor) -> list[np.ndarray]:
-    found = [inputs.numpy()]
+class _Keep(TorchDispatchMode):
+    """Keeps a copy of what each operation gives; a later in-place ReLU would change it."""
 
-    def keep(module: nn.Module, given: object, output: object) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[np.ndarray] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
         if isinstance(output, Tensor):
-            found.append(output.clone().numpy())  # a later in-place ReLU would change it
-
-    hooks = [module.register_forward_hook(keep) for module in model.modules()]
-    try:
-        with torch.inference_mode():
-            model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+            self.found.append(output.numpy().copy())
+        return output
 
 
 def _is_one_of(value: np.ndarray, known: Sequence[np.ndarray], tolerance: float) -> bool:

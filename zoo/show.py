@@ -68,7 +68,7 @@ def result(folder: Path) -> None:
         ]
     with (folder / "confusion.csv").open(newline="", encoding="utf-8") as file:
         counts = [[int(cell) for cell in row[1:]] for row in list(csv.reader(file))[1:]]
-    names = [row[0] for row in rows]
+    names = [str(row[0]) for row in rows]
     both = [(names[a], names[b], counts[a][b] + counts[b][a]) for a in range(len(names)) for b in range(a)]
     pairs = sorted((pair for pair in both if pair[2]), key=lambda pair: -pair[2])[:3]
     _evaluation("test", json.loads(path.read_text(encoding="utf-8")), rows, pairs)

@@ -31,7 +31,7 @@ def part(images: np.ndarray, targets: np.ndarray, files: Sequence[str]) -> Part:
 
 def fingerprints(images: np.ndarray) -> np.ndarray:
     """blake2b of each image's bytes, (n, 16) uint8."""
-    joined = b"".join(hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images)
+    joined = b"".join(hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest() for image in images)
     return np.frombuffer(joined, np.uint8).reshape(len(images), 16)
 
 
@@ -59,8 +59,8 @@ def assemble(
         learn, held = (_pick(train, where) for where in sampling.carve(train.targets, val, seed))
     found = hashlib.sha256("\n".join(classes).encode("utf-8", "surrogateescape"))
     for each in parts:
-        found.update(np.ascontiguousarray(each.prints))
-        found.update(each.targets.astype("<i8"))
+        found.update(np.ascontiguousarray(each.prints).data)
+        found.update(each.targets.astype("<i8").data)
     last = Split(test.images, test.targets, test.files)
     told = (*notes, *_leaks(train, test))
     return DataSet(name, tuple(shown(c) for c in classes), learn, held, last, mean, std, found.hexdigest(), told)

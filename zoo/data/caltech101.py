@@ -69,7 +69,7 @@ def _download() -> Path:
         target.mkdir(parents=True, exist_ok=True)
         Caltech101(str(target.parent), download=True)  # its folder is caltech101; the archive's md5 is checked
     except Exception as error:  # one boundary around network, archive and disk, whose faults have many types
-        why = shown(str(error).strip().partition("\n")[0] or type(error).__name__)[:70]
+        why = shown(str(error).strip("<> ").partition("\n")[0] or type(error).__name__)[:60]
         raise DataError(
             f"cannot download caltech101 ({target}, {why}); name a folder that holds {IMAGES}/ with --data-dir"
         ) from error

@@ -126,7 +126,7 @@ def _download(name: str) -> Path:
         target.mkdir(parents=True, exist_ok=True)
         _reader(name)(str(target), train=True, download=True)
     except Exception as error:  # one boundary around network, archive and disk, whose faults have many types
-        why = shown(str(error).strip().partition("\n")[0] or type(error).__name__)[:70]
+        why = shown(str(error).strip("<> ").partition("\n")[0] or type(error).__name__)[:60]
         wanted = f"put {STEMS[name]} or class folders into a folder and name it with --data-dir"
         raise DataError(f"cannot download {name} ({target}, {why}); {wanted}") from error
     finally:
