@@ -34,7 +34,7 @@ def timm_spec(name: str) -> ModelSpec:
             f"timm has no model {short!r}{near}; list them with: python -c 'import timm; print(timm.list_models())'"
         )
     with torch.device("meta"):
-        model = timm.create_model(short, pretrained=False)
+        model: Any = timm.create_model(short, pretrained=False)
     config: dict[str, Any] = model.pretrained_cfg
     heads = config.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
@@ -57,7 +57,7 @@ def timm_spec(name: str) -> ModelSpec:
 
 def timm_download(full: str) -> Download:
     """Where timm's weights ``architecture.tag`` come from: the Hugging Face hub if they are there, else their own address."""
-    config = timm.get_pretrained_cfg(full)
+    config: Any = timm.get_pretrained_cfg(full)
     if config.hf_hub_id:
         hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         file = config.hf_hub_filename or "model.safetensors"
@@ -78,7 +78,8 @@ def _reader(full: str) -> Callable[[Path], dict[str, Tensor]]:
 def _tags(short: str) -> list[str]:
     architecture, _, tag = short.partition(".")
     found = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
-    first = tag or timm.get_pretrained_cfg(architecture).tag
+    config: Any = timm.get_pretrained_cfg(architecture)
+    first = tag or config.tag
     return [first, *(other for other in found if other != first)] if first in found else found
 
 
