@@ -215,14 +215,15 @@ ZOO_INLINE Rows rows_of(F e, F others, F far, bool scaled, const Gamma& gamma) {
     const Log of_total = log_of(total, all(1.0f));
     minus_log = pick(e < 1e-30f, far + (of_total.k * 0.693147182f + of_total.log_m), minus_log);
   }
+  const F product = pick(p == 0.0f, F{}, p * minus_log);  // its limit at p = 0 is 0
   if (gamma.whole == 2.0f) {
     const F square = q * q;
-    return {square * minus_log, square, p, (square + 2.0f * p * q * minus_log) * inverse};
+    return {square * minus_log, square, p, (square + 2.0f * q * product) * inverse};
   }
   if (gamma.whole == 0.0f) return {minus_log, all(1.0f), p, inverse};
   const F raised = power(q, p, gamma);
-  const F ratio = pick(q == 0.0f, all(1.0f), minus_log / q);
-  return {raised * minus_log, raised, p, raised * (1.0f + gamma.whole * p * ratio) * inverse};
+  const F ratio = pick(q == 0.0f, all(1.0f), product / q);
+  return {raised * minus_log, raised, p, raised * (1.0f + gamma.whole * ratio) * inverse};
 }
 
 // Lane i becomes the sum of v[i].

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import signal
@@ -22,7 +23,7 @@ FAST = ("cnn_small", "epochs=1", "data=synthetic", "device=cpu", "batch_size=500
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_two_examples(command: str) -> None:
-    text = cli.commands[command].help or ""
+    text = inspect.cleandoc(cli.commands[command].help or "")
     assert len(re.findall(r"^(?:zoo|eval \"\$\(zoo) ?", text, re.M)) >= 2, text
     readme = (ROOT / "README.md").read_text()
     assert f"zoo {command}" in readme, f"zoo {command} is not in the README"

@@ -10,13 +10,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {
     0: ["spec", "files"],
-    1: ["recipe", "registry", "sampling", "console", "show", "runs", "stop", "recipes", "predictor", "_build"],
+    1: ["recipe", "registry", "sampling", "console", "show", "runs", "stop", "recipes", "_build"],
     2: ["ops", "optim", "metrics", "host", "doctor"],
     3: ["models", "losses", "data", "analysis"],
     4: ["train", "checkpoint", "weights"],
     5: ["run", "trainer"],
     6: ["export", "report"],
-    7: ["bench"],
+    7: ["bench", "predictor"],
     8: ["cli", "__main__"],
 }
 LEVEL = {name: level for level, names in LAYERS.items() for name in names}

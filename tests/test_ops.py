@@ -116,7 +116,7 @@ def samples(n: int = 70, dtype: torch.dtype = torch.float32, seed: int = 0) -> l
     return found
 
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 4e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 4e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}  # of the halves: one step
 
 
 @pytest.mark.parametrize("dtype", ops.DTYPES, ids=str)
@@ -127,10 +127,10 @@ def test_kernels_give_what_the_formula_gives(served: str, dtype: torch.dtype) ->
             assert a.shape == b.shape and a.dtype == b.dtype, name
             tolerance = TOLERANCE[dtype] if name == "grad" else max(TOLERANCE[torch.float32] * (dtype != torch.float64), 1e-10)
             # A gradient with smoothing crosses zero, and half types have a smallest step.
-            floor = 6e-8 if dtype == torch.float16 else 1e-30
-            floor = max(floor, 1e-2 * float(a.double().abs().max()) if args[4] and a.numel() else 0)
-            error = ((a.double() - b.double()).abs() - floor * tolerance).clamp(min=0) / (a.double().abs() + floor)
-            assert error.numel() == 0 or error.max() < tolerance, (name, args[0].shape, args[3:8], error.max())
+            step = 6e-8 if dtype == torch.float16 and name == "grad" else 0.0
+            floor = max(1e-30, 1e-2 * float(a.double().abs().max()) if args[4] and a.numel() else 0)
+            error = ((a.double() - b.double()).abs() - step).clamp(min=0) / (a.double().abs() + floor)
+            assert error.numel() == 0 or error.max() <= tolerance, (name, args[0].shape, args[3:8], error.max())
 
 
 def test_gradcheck(served: str) -> None:
@@ -160,7 +160,7 @@ def test_gradcheck(served: str) -> None:
 
 def test_opcheck(served: str) -> None:
     done = 0
-    for number, args in enumerate(samples(n=6)[::2] + samples(n=6, dtype=torch.bfloat16, seed=3)[1::6]):
+    for number, args in enumerate(samples(n=6)[::2] + samples(n=6, dtype=torch.bfloat16, seed=3)[1::4]):
         logits, target, *rest = args
         if logits.numel() > 3000:
             continue
@@ -290,8 +290,11 @@ def test_backward_scales_and_can_be_repeated(served: str) -> None:
 def test_scale_reaches_a_half_gradient_before_it_is_rounded(served: str) -> None:
     logits = torch.zeros(4096, 10, dtype=torch.float16, requires_grad=True)
     target = torch.zeros(4096, dtype=torch.int64)
-    plain, scaled = (torch.autograd.grad(ops.focal_loss(logits, target, scale=s), logits)[0] for s in (2.0**-6, 2.0**10))
-    assert scaled[0, 1] / 65536 != plain[0, 1] and scaled[0, 1] > 0
+    plain, scaled = (
+        torch.autograd.grad(ops.focal_loss(logits, target, scale=s), logits)[0][0, 1].item() for s in (2.0**-6, 2.0**10)
+    )
+    assert scaled > 0
+    assert abs(scaled / 65536 - plain) > 1e-9  # plain was rounded to a step of 6e-8, scaled was not
 
 
 def test_bad_labels_are_named_before_anything_is_written(served: str) -> None:

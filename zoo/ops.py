@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 REDUCTIONS = ("none", "mean", "sum", "weighted_mean")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -115,6 +116,8 @@ def _call(
         weight = weight.detach().to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
     settings = (float(gamma), float(label_smoothing), float(scale), int(ignore_index), REDUCTIONS.index(reduction))
     want_grad = logits.requires_grad and torch.is_grad_enabled()
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(logits).tangent is not None:
+        raise NotImplementedError("focal_loss has no forward-mode derivative (jvp); use reverse mode")
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         loss, _, p, factor = torch.ops.zoo.focal_loss(logits, target, weight, *settings, want_grad, want_rows)
     elif want_grad:
@@ -221,7 +224,7 @@ class _Focal(torch.autograd.Function):
         if grad_loss is None:
             return None, None, None, None, None
         if torch.is_grad_enabled():
-            return _Once.apply(grad, grad_loss), None, None, None, None
+            return _Once.apply(grad, grad_loss, _tripwire()), None, None, None, None
         kept = torch._C._autograd._get_current_graph_task_keep_graph()  # then the caller may ask again: not the buffer itself
         if not kept and grad_loss.dim() == 0 and grad_loss.is_cpu and grad_loss.item() == 1:
             return grad, None, None, None, None
@@ -232,12 +235,17 @@ class _Once(torch.autograd.Function):
     """grad * grad_output whose own derivative is refused, rather than taken as that of a constant."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, grad_loss: Tensor) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, grad_loss: Tensor, tripwire: Tensor) -> Tensor:
         return _scaled(grad, grad_loss)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
         raise NotImplementedError("focal_loss has no second derivative")
+
+
+def _tripwire() -> Tensor:
+    """Makes what depends on it require a gradient: grad itself does not depend on the logits in autograd's eyes."""
+    return torch.zeros((), requires_grad=True)
 
 
 def _scaled(grad: Tensor, grad_loss: Tensor) -> Tensor:
@@ -259,7 +267,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
     (grad,) = ctx.saved_tensors
     gradient = None
     if grad_loss is not None:
-        gradient = _Once.apply(grad, grad_loss) if torch.is_grad_enabled() else _scaled(grad, grad_loss)
+        gradient = _Once.apply(grad, grad_loss, _tripwire()) if torch.is_grad_enabled() else _scaled(grad, grad_loss)
     return (gradient, *(None,) * 9)
 
 

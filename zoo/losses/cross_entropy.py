@@ -13,7 +13,7 @@ def build(weight: Tensor | None = None, label_smoothing: float = 0.0) -> nn.Modu
     return nn.CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing)
 
 
-def reference(logits: Tensor, target: Tensor, *, weight: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+def reference(logits: Tensor, target: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
     """The formula, for tests."""
     return F.cross_entropy(logits, target, weight=weight, label_smoothing=label_smoothing)
 
