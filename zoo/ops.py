@@ -118,10 +118,10 @@ def _call(
     want_grad = logits.requires_grad and torch.is_grad_enabled()
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(logits).tangent is not None:
         raise NotImplementedError("focal_loss has no forward-mode derivative (jvp); use reverse mode")
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():
         loss, _, p, factor = torch.ops.zoo.focal_loss(logits, target, weight, *settings, want_grad, want_rows)
     elif want_grad:
-        loss, p, factor = _Focal.apply(logits, target, weight, settings, want_rows)
+        loss, _, p, factor = _Focal.apply(logits, target, weight, settings, want_rows)
     else:
         loss, _, p, factor = _run(logits, target, weight, settings, False, want_rows)
     if len(shape) > 2:
@@ -187,6 +187,8 @@ def _run(
     """The op, a bad label told as IndexError whoever found it."""
     try:
         out = torch.ops.zoo.focal_loss.default(logits, target, weight, *settings, want_grad, want_rows)
+    except NotImplementedError:
+        raise
     except RuntimeError:
         _check_labels(target, logits.shape[1], settings[3])
         raise
@@ -210,13 +212,16 @@ class _Focal(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, settings: tuple[Any, ...], want_rows: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        loss, grad, p, factor = _run(logits, target, weight, settings, True, want_rows)
+        logits: Tensor, target: Tensor, weight: Tensor | None, settings: tuple[Any, ...], want_rows: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return _run(logits, target, weight, settings, True, want_rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, grad, p, factor = output
         ctx.save_for_backward(grad)
-        ctx.mark_non_differentiable(p, factor)
+        ctx.mark_non_differentiable(grad, p, factor)
         ctx.set_materialize_grads(False)
-        return loss, p, factor
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
@@ -230,17 +235,29 @@ class _Focal(torch.autograd.Function):
             return grad, None, None, None, None
         return _scaled(grad, grad_loss), None, None, None, None
 
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        return _no_vmap()
+
 
 class _Once(torch.autograd.Function):
     """grad * grad_output whose own derivative is refused, rather than taken as that of a constant."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, grad_loss: Tensor, tripwire: Tensor) -> Tensor:
+    def forward(grad: Tensor, grad_loss: Tensor, tripwire: Tensor) -> Tensor:
         return _scaled(grad, grad_loss)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
         raise NotImplementedError("focal_loss has no second derivative")
+
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        return _no_vmap()
 
 
 def _tripwire() -> Tensor:
