@@ -28,7 +28,7 @@ def command(
     as_json: bool = False,
 ) -> Path:
     """``zoo bench``: measure a run (None: the latest), a model, or a part of zoo by name; print the table, say where the files are."""
-    from zoo import runs, show
+    from zoo import report, runs, show
     from zoo.bench import _timing, inference
     from zoo.console import say
 
@@ -45,6 +45,9 @@ def command(
             what = str(runs.find(None))
             say(f"run      {what}")
         path = inference.main(quick, what, out=out, batches=_numbers(batches), device=device or "auto")
+    if (path.parent / "recipe.toml").is_file():
+        report.summary(path.parent)
+        report.page(path.parent)
     rows = _timing.read_csv(path)
     if as_json:
         json.dump(rows, sys.stdout, indent=1)

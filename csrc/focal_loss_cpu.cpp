@@ -91,10 +91,11 @@ constexpr int64_t max_blocks = 1024;     // sums of that many blocks fit on the 
 constexpr int64_t block_elements = 8192; // logits in a block: 32 KB, about what the first cache holds
 constexpr int64_t threads_from = 32768;  // logits from which a second thread pays (measured, see tests/cpp/speed.cpp)
 
-// Rows in a block: a multiple of 64, so that blocks start on a cache line and groups of 4, 8 and 16 rows fit.
+// Rows in a block: of short rows a multiple of 64, so that blocks start on a cache line and groups of 4, 8 and 16 rows fit.
 int64_t rows_per_block(int64_t rows, int64_t classes) {
   const int64_t wanted = std::max<int64_t>(block_elements / classes, (rows + max_blocks - 1) / max_blocks);
-  return (std::max<int64_t>(wanted, 1) + 63) / 64 * 64;
+  const int64_t step = classes < 1024 ? 64 : 1;
+  return (std::max<int64_t>(wanted, 1) + step - 1) / step * step;
 }
 
 struct Work {

@@ -487,16 +487,132 @@ struct Block {
   }
 };
 
+// A row too long for a tile: one pass for the sum, one for the gradient, exp taken in both; a pass for the maximum before
+// them if a logit is beyond the guard.
+template <typename T>
+struct Long {
+  using Stored = typename T::Stored;
+  const Call& call;
+  const Problem& p;
+  const Gamma gamma;
+
+  explicit Long(const Call& c) : call(c), p(c.problem), gamma(c.problem.gamma) {}
+
+  // Sum of exp over [0, count), and the largest magnitude as bits into `most`.
+  template <bool scaled>
+  double sum_of(const Stored* from, int64_t count, float top, float k, int32_t& most) const {
+    constexpr int64_t run = 64 * W;  // so many terms are added up in float
+    const F floor = all(top - 300.0f);
+    I largest{};
+    D total{};
+    for (int64_t start = 0; start < count; start += run) {
+      const int64_t end = count - start < run ? count : start + run;
+      F part{};
+      for (int64_t i = start; i < end; i += W) {
+        const bool whole = i + W <= end;
+        F z = whole ? load_as<T>(from + i) : load_part<T>(from + i, end - i, scaled ? top - 300.0f : -guard);
+        if constexpr (scaled) {
+          z = pick(z < floor, floor, z);
+        } else {
+          const I size = bits(z) & 0x7fffffff;
+          largest = size > largest ? size : largest;
+        }
+        F e = exp_of<scaled>(z, k);
+        if (!whole)
+          for (int64_t lane = end - i; lane < W; ++lane) e[lane] = 0;
+        part += e;
+      }
+      total += __builtin_convertvector(part, D);
+    }
+    for (int i = 0; i < W; ++i) most = largest[i] > most ? largest[i] : most;
+    return sum(total);
+  }
+
+  template <bool scaled>
+  void gradient(const Stored* from, Stored* to, float slope, float top, float k) const {
+    const F floor = all(top - 300.0f);
+    for (int64_t i = 0; i < p.classes; i += W) {
+      const bool whole = i + W <= p.classes;
+      F z = whole ? load_as<T>(from + i) : load_part<T>(from + i, p.classes - i, top);
+      if constexpr (scaled) z = pick(z < floor, floor, z);
+      const F value = exp_of<scaled>(z, k) * slope;
+      if (whole) store_as<T>(to + i, value);
+      else store_part<T>(to + i, value, p.classes - i);
+    }
+  }
+
+  // The largest logit, NaN if there is a NaN.
+  float largest(const Stored* from) const {
+    F top = all(-std::numeric_limits<float>::infinity());
+    I broken{};
+    for (int64_t i = 0; i < p.classes; i += W) {
+      const F z = i + W <= p.classes ? load_as<T>(from + i) : load_part<T>(from + i, p.classes - i, -std::numeric_limits<float>::infinity());
+      top = pick(z > top, z, top);
+      broken |= z != z;
+    }
+    float most = top[0];
+    for (int i = 0; i < W; ++i) {
+      if (broken[i]) return std::numeric_limits<float>::quiet_NaN();
+      most = top[i] > most ? top[i] : most;
+    }
+    return most;
+  }
+
+  void row(int64_t r, Sums& sums) const {
+    const int64_t label = label_at(p, r);
+    const Stored* from = static_cast<const Stored*>(p.logits) + row_start(p, r);
+    if (label == p.ignore_index) return exact_row(call, r, sums);
+    int32_t most = 0, limit;
+    const float edge = guard;
+    std::memcpy(&limit, &edge, 4);
+    float top = guard, k = 0;
+    F label_logit = load_part<T>(from + label, 1, 0);
+    double others = sum_of<false>(from, label, 0, 0, most) + sum_of<false>(from + label + 1, p.classes - label - 1, 0, 0, most);
+    const int32_t own = bits(label_logit)[0] & 0x7fffffff;
+    const bool scaled = (own > most ? own : most) > limit;
+    if (scaled) {
+      top = largest(from);
+      if (!(top <= reach && top >= -reach)) return exact_row(call, r, sums);
+      k = std::nearbyint(top * 1.44269504f);
+      others = sum_of<true>(from, label, top, k, most) + sum_of<true>(from + label + 1, p.classes - label - 1, top, k, most);
+    }
+    const float z = label_logit[0];
+    const F e = scaled ? exp_of<true>(all(z < top - 300.0f ? top - 300.0f : z), k) : exp_of<false>(all(z), 0);
+    const F far = all(float(double(k) * 0.6931471805599453 - double(z)));
+    const Rows rows = rows_of(e, all(float(others)), far, scaled, gamma);
+    const double weight = weight_of(p, label);
+    const double loss = weight == 0 ? 0 : double(rows.loss[0]) * weight;
+    sums.loss += loss;
+    sums.power += double(rows.power[0]);
+    write_row(p.loss_rows, p, r, loss * call.factor);
+    write_row(p.p_rows, p, r, double(rows.p[0]));
+    if (p.grad == nullptr) return;
+    const float slope = rows.slope_over_total[0] * float(weight) * float(call.factor);
+    Stored* to = static_cast<Stored*>(p.grad) + grad_start(p, r);
+    if (scaled) gradient<true>(from, to, slope, top, k);
+    else gradient<false>(from, to, slope, 0, 0);
+    store_part<T>(to + label, all(-slope * float(others)), 1);
+  }
+};
+
+template <typename T>
+inline void typed(const Call& call, int64_t begin, int64_t end, Sums& sums) {
+  if (call.problem.classes < long_row) return Block<T>(call).run(begin, end, sums);
+  const Long<T> rows(call);
+  for (int64_t r = begin; r < end; ++r) rows.row(r, sums);
+}
+
 inline void block(const Call& call, int64_t begin, int64_t end, Sums& sums) {
   const Problem& p = call.problem;
-  if (p.type == Type::f64 || p.smoothing != 0 || p.classes >= long_row) {
+  const bool strided = p.stride_c != 1 || (p.grad != nullptr && p.grad_c != 1);
+  if (p.type == Type::f64 || p.smoothing != 0 || (p.classes >= long_row && strided)) {
     for (int64_t row = begin; row < end; ++row) exact_row(call, row, sums);
   } else if (p.type == Type::f32) {
-    Block<Single>(call).run(begin, end, sums);
+    typed<Single>(call, begin, end, sums);
   } else if (p.type == Type::bf16) {
-    Block<Brain>(call).run(begin, end, sums);
+    typed<Brain>(call, begin, end, sums);
   } else {
-    Block<Half>(call).run(begin, end, sums);
+    typed<Half>(call, begin, end, sums);
   }
 }
 

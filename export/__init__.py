@@ -148,14 +148,11 @@ def _images(run: Run, count: int) -> tuple[np.ndarray, int, str]:
     """Up to ``count`` test images (N, stored, stored, 3) uint8 spread over the set, their side, and what they are."""
     import numpy as np
 
-    from zoo.data.folder import stored_side
-
     try:
         found = run.dataset().test.images
     except (DataError, UsageError):
-        side = stored_side(run.input[1]) if run.recipe.data.name in ("folder", "caltech101") else run.input[1]
-        noise = np.random.default_rng(0).integers(0, 256, (min(count, 64), side, side, 3), np.uint8)
-        return noise, side, "images: synthetic noise (the run's data is not here)"
+        noise = np.random.default_rng(0).integers(0, 256, (min(count, 64), run.stored, run.stored, 3), np.uint8)
+        return noise, run.stored, "images: synthetic noise (the run's data is not here)"
     where = np.linspace(0, len(found) - 1, min(count, len(found))).astype(np.int64)
     return np.asarray(found[where]), found.shape[1], f"test images of {run.recipe.data.name}"
 

@@ -19,6 +19,9 @@ from zoo import checkpoint, host, metrics, optim, registry, report, runs, sampli
 from zoo import recipe as recipes
 from zoo.console import say
 from zoo.data import _augment
+from zoo.data._folders import square
+from zoo.data._image import read_image
+from zoo.data.folder import stored_side
 from zoo.files import publish, publish_text
 from zoo.recipe import Recipe
 from zoo.spec import BusyError, DataError, DataSet, DiskError, FileError, ModelSpec, Split, UsageError
@@ -45,6 +48,11 @@ class Run:
     std: tuple[float, float, float]
     metrics: list[dict[str, Any]]
     env: dict[str, Any]
+
+    @property
+    def stored(self) -> int:
+        """Side in pixels of the images as the run's data set keeps them: the model's input, or more, cut at the centre."""
+        return stored_side(self.input[1]) if self.recipe.data.name in ("folder", "caltech101") else self.input[1]
 
     def dataset(self) -> DataSet:
         """The data set of the run, split as it was; DataError if it isn't here."""
@@ -118,18 +126,16 @@ def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tupl
 
 def predict_files(run: Run, paths: Sequence[Path], *, top: int = 3) -> list[dict[str, Any]]:
     """For each image file ``{"file", "top": [(class, probability), ...]}``, or ``{"file", "error"}`` if it can't be read."""
-    from zoo.data._image import read_image
-
     size = run.input[1]
     answers: list[dict[str, Any]] = []
     for path in paths:
         try:
-            image = fit_image(read_image(path), size)
+            image = square(read_image(path), run.stored)
         except DataError as error:
             answers.append({"file": str(path), "error": str(error)})
             continue
         with torch.inference_mode():
-            inputs = _augment.normalise(torch.from_numpy(image)[None], run.mean, run.std, torch.float32, size=size)
+            inputs = _augment.normalise(torch.tensor(image)[None], run.mean, run.std, torch.float32, size=size)
             shares = run.model(inputs).float().softmax(1)[0]
         best = shares.topk(min(top, len(run.classes)))
         answers.append(
@@ -139,19 +145,6 @@ def predict_files(run: Run, paths: Sequence[Path], *, top: int = 3) -> list[dict
             }
         )
     return answers
-
-
-def fit_image(image: np.ndarray, size: int) -> np.ndarray:
-    """An (H, W, 3) uint8 image with its shorter side resized to ``size`` (antialiased bilinear) and its centre cut out."""
-    from PIL import Image
-
-    height, width = image.shape[:2]
-    scale = size / min(height, width)
-    picture = Image.fromarray(image).resize(
-        (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BILINEAR
-    )
-    left, upper = (picture.width - size) // 2, (picture.height - size) // 2
-    return np.array(picture.crop((left, upper, left + size, upper + size)))
 
 
 def train(recipe: Recipe, *, out: Path | None = None, resume: bool = False, force: bool = False, command: str = "") -> Path:

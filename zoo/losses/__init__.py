@@ -1,1 +1,5 @@
 """Losses: one file a loss, each ending in ``SPECS``."""
+
+from zoo.losses.focal_loss import FocalLoss
+
+__all__ = ["FocalLoss"]
