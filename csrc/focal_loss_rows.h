@@ -21,7 +21,7 @@ struct Sums {
   double loss, power;    // sums over rows, before Call::factor
 };
 
-inline float from_half(uint16_t bits, bool brain) {
+ZOO_HD float from_half(uint16_t bits, bool brain) {
   uint32_t out;
   if (brain) {
     out = uint32_t(bits) << 16;
@@ -39,7 +39,7 @@ inline float from_half(uint16_t bits, bool brain) {
 }
 
 // Round to nearest, ties to even, as PyTorch does.
-inline uint16_t to_half(float value, bool brain) {
+ZOO_HD uint16_t to_half(float value, bool brain) {
   uint32_t in;
   std::memcpy(&in, &value, 4);
   const uint32_t sign = in >> 16 & 0x8000;
@@ -61,7 +61,7 @@ inline uint16_t to_half(float value, bool brain) {
   return uint16_t(sign | (magnitude + 0xc8000fff + (magnitude >> 13 & 1)) >> 13);
 }
 
-inline double read(const void* data, Type type, int64_t at) {
+ZOO_HD double read(const void* data, Type type, int64_t at) {
   switch (type) {
     case Type::f32: return static_cast<const float*>(data)[at];
     case Type::f64: return static_cast<const double*>(data)[at];
@@ -69,7 +69,7 @@ inline double read(const void* data, Type type, int64_t at) {
   }
 }
 
-inline void write(void* data, Type type, int64_t at, double value) {
+ZOO_HD void write(void* data, Type type, int64_t at, double value) {
   switch (type) {
     case Type::f32: static_cast<float*>(data)[at] = float(value); break;
     case Type::f64: static_cast<double*>(data)[at] = value; break;
@@ -77,7 +77,7 @@ inline void write(void* data, Type type, int64_t at, double value) {
   }
 }
 
-inline int64_t label_at(const Problem& p, int64_t row) {
+ZOO_HD int64_t label_at(const Problem& p, int64_t row) {
   const int64_t at = p.inner == 1 ? row * p.target_n : row / p.inner * p.target_n + row % p.inner * p.target_l;
   switch (p.label) {
     case Label::i64: return static_cast<const int64_t*>(p.target)[at];
@@ -86,19 +86,19 @@ inline int64_t label_at(const Problem& p, int64_t row) {
   }
 }
 
-inline double weight_of(const Problem& p, int64_t label) {
+ZOO_HD double weight_of(const Problem& p, int64_t label) {
   return p.weight == nullptr ? 1.0 : read(p.weight, p.type == Type::f64 ? Type::f64 : Type::f32, label);
 }
 
-inline int64_t row_start(const Problem& p, int64_t row) {
+ZOO_HD int64_t row_start(const Problem& p, int64_t row) {
   return p.inner == 1 ? row * p.stride_n : row / p.inner * p.stride_n + row % p.inner * p.stride_l;
 }
 
-inline int64_t grad_start(const Problem& p, int64_t row) {
+ZOO_HD int64_t grad_start(const Problem& p, int64_t row) {
   return p.inner == 1 ? row * p.grad_n : row / p.inner * p.grad_n + row % p.inner * p.grad_l;
 }
 
-inline void write_row(void* data, const Problem& p, int64_t row, double value) {
+ZOO_HD void write_row(void* data, const Problem& p, int64_t row, double value) {
   if (data != nullptr) write(data, p.type == Type::f64 ? Type::f64 : Type::f32, row, value);
 }
 

@@ -55,10 +55,3 @@ def test_no_file_names_a_machine() -> None:
         if name and path.is_file() and path.suffix in {".py", ".md", ".toml", ".cpp", ".h", ".cu", ".yml", ".csv", ".txt", ""}:
             wrong += [f"{name}: {line}" for line in path.read_text(errors="replace").splitlines() if word.search(line)]
     assert wrong == []
-
-
-def test_tables_come_from_their_files() -> None:
-    from zoo.bench import _tables
-
-    text = (ROOT / "README.md").read_text()
-    assert _tables.updated(text) == text, "run tools/readme"
