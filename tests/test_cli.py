@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -125,7 +126,7 @@ def test_json_on_stdout_and_progress_on_stderr(small_run: Path, tmp_path: Path) 
 
 
 def test_a_pipe_closed_early_is_no_error(tmp_path: Path) -> None:
-    shell = f"{sys.executable} -m zoo models --json | head -c 5"
+    shell = f"{shlex.quote(sys.executable)} -m zoo models --json | head -c 5"
     ran = subprocess.run(["bash", "-o", "pipefail", "-c", shell], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode in (0, 141)
     assert "Traceback" not in ran.stderr
