@@ -60,6 +60,7 @@ namespace {
 struct Set {
   const char* name;
   bool (*has)();
+  void (*scan)(const Call&, int64_t begin, int64_t end, Sums&);
   void (*block)(const Call&, int64_t begin, int64_t end, Sums&);
 };
 
@@ -70,10 +71,10 @@ const Set sets[] = {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
      },
-     avx512::block},
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2::block},
+     avx512::scan_block, avx512::block},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2::scan_block, avx2::block},
 #endif
-    {"default", [] { return true; }, plain::block},
+    {"default", [] { return true; }, plain::scan_block, plain::block},
 };
 
 const Set* best() {
@@ -107,7 +108,7 @@ struct Work {
 void scan_blocks(int64_t begin, int64_t end, void* context) {
   Work& work = *static_cast<Work*>(context);
   for (int64_t b = begin; b < end; ++b)
-    scan(work.call, b * work.per_block, std::min(work.call.rows, (b + 1) * work.per_block), work.sums[b]);
+    chosen->scan(work.call, b * work.per_block, std::min(work.call.rows, (b + 1) * work.per_block), work.sums[b]);
 }
 
 void run_blocks(int64_t begin, int64_t end, void* context) {

@@ -23,6 +23,7 @@ constexpr int64_t tile_floats = 4096;        // 16 KB of exponentials, well with
 constexpr int64_t most_rows = 256;           // in a tile
 constexpr int64_t long_row = 1024;           // from that many classes on a row's exponentials are not kept
 constexpr int64_t room = W * long_row + 64;  // floats in a tile at most, and what vectors may touch beyond
+constexpr int64_t stream_from = 4 << 20;     // logits from which stores that bypass the caches pay (16 MB of them)
 constexpr float guard = 30.0f;
 constexpr float reach = 11000.0f;            // a largest logit beyond that is left to exact_row
 
@@ -276,7 +277,7 @@ struct Block {
   const int64_t C;
   const Gamma gamma;
   const bool flat_in, flat_out;  // rows lie one behind the other
-  bool stream = false;           // the gradient goes past the caches
+  const bool stream;             // the gradient is larger than the caches and goes past them
   D loss{}, modulation{};
   Tile tile;
   I row_of_lane[33];
@@ -284,7 +285,9 @@ struct Block {
   explicit Block(const Call& c)
       : call(c), p(c.problem), C(c.problem.classes), gamma(c.problem.gamma),
         flat_in(p.inner == 1 && (p.stride_c == 1 || C == 1) && p.stride_n == C),
-        flat_out(p.grad != nullptr && p.inner == 1 && (p.grad_c == 1 || C == 1) && p.grad_n == C) {
+        flat_out(p.grad != nullptr && p.inner == 1 && (p.grad_c == 1 || C == 1) && p.grad_n == C),
+        stream(ZOO_W >= 8 && std::is_same_v<T, Single> && flat_out && c.rows * C >= stream_from &&
+               reinterpret_cast<uintptr_t>(p.grad) % (4 * W) == 0) {
     if (C > 32) return;
     for (int64_t k = 0; k < C; ++k)  // W rows are C vectors; (i * m) >> 16 is i / C for i < 512
       for (int i = 0; i < W; ++i) row_of_lane[k][i] = int32_t((k * W + i) * (65536 / C + 1) >> 16);
@@ -295,14 +298,38 @@ struct Block {
 
   ZOO_INLINE float one(int64_t at) const { return float(read(p.logits, p.type, at)); }
 
-  void labels() {
+  // Written so that the compiler makes vectors of it: no branch, one label type.
+  template <typename L>
+  ZOO_INLINE void labels_of(const L* labels) {
     const float* weights = static_cast<const float*>(p.weight);
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      const int64_t label = label_at(p, tile.first + r);
-      const bool used = label != p.ignore_index;
-      tile.at[r] = int32_t(r * C + (used ? label : 0));
+    const int64_t ignored = p.ignore_index;
+    const int32_t rows = int32_t(tile.rows), classes = int32_t(C);
+    for (int32_t r = 0; r < rows; ++r) {
+      const bool used = labels[r] != ignored;
+      tile.at[r] = r * classes + (used ? int32_t(labels[r]) : 0);
       tile.used[r] = used ? 1.0f : 0.0f;
-      tile.weight[r] = used && weights != nullptr ? weights[label] : tile.used[r];
+    }
+    if (weights == nullptr) {
+      for (int32_t r = 0; r < rows; ++r) tile.weight[r] = tile.used[r];
+    } else {
+      for (int32_t r = 0; r < rows; ++r) {
+        const float weight = weights[tile.at[r] - r * classes];
+        tile.weight[r] = tile.used[r] != 0.0f ? weight : 0.0f;
+      }
+    }
+  }
+
+  void labels() {
+    if (p.inner != 1 || p.target_n != 1) {
+      int64_t gathered[most_rows];
+      for (int64_t r = 0; r < tile.rows; ++r) gathered[r] = label_at(p, tile.first + r);
+      labels_of(gathered);
+    } else if (p.label == Label::i64) {
+      labels_of(static_cast<const int64_t*>(p.target) + tile.first);
+    } else if (p.label == Label::i32) {
+      labels_of(static_cast<const int32_t*>(p.target) + tile.first);
+    } else {
+      labels_of(static_cast<const uint8_t*>(p.target) + tile.first);
     }
     tile.any_exact = false;
     for (int64_t r = tile.rows; r % W != 0; ++r) {  // fills the last group
@@ -405,28 +432,37 @@ struct Block {
       tile.values[tile.at[r]] = 0;
     }
     for (int64_t r = tile.rows; r % W != 0; ++r) tile.e[r] = 1;
+    F tile_loss{}, tile_power{};  // at most most_rows / W terms a lane: float does, and converting costs
     for (int64_t r = 0; r < tile.rows; r += W) {
       const F others = row_sums(r);
       const F used = load(tile.used + r), weight = load(tile.weight + r);
       const Rows rows = rows_of(load(tile.e + r), others, load(tile.far + r), tile.scaled, gamma);
       const F weighted = pick(weight != 0.0f, rows.loss * weight, F{});
-      loss += __builtin_convertvector(weighted, D);
-      modulation += __builtin_convertvector(rows.power * used, D);
+      tile_loss += weighted;
+      tile_power += rows.power * used;
       store(tile.slope + r, rows.slope_over_total * weight * factor);
       const int64_t count = tile.rows - r < W ? tile.rows - r : W;
       if (p.loss_rows != nullptr) store_part<Single>(static_cast<float*>(p.loss_rows) + tile.first + r, weighted * factor, count);
       if (p.p_rows != nullptr)
         store_part<Single>(static_cast<float*>(p.p_rows) + tile.first + r, pick(used != 0.0f, rows.p, all(1.0f)), count);
       if (p.grad != nullptr)  // the label's gradient is -slope others: leave -others where its exponential was
-        for (int64_t i = 0; i < count; ++i) tile.values[tile.at[r + i]] = -others[i];
+      {
+        float negative[W];
+        store(negative, -others);
+        for (int64_t i = 0; i < count; ++i) tile.values[tile.at[r + i]] = negative[i];
+      }
     }
+    loss += __builtin_convertvector(tile_loss, D);
+    modulation += __builtin_convertvector(tile_power, D);
   }
 
   void gradients() {
     if (!flat_out) return scatter();
     Stored* to = grad(tile.first * C);
 #if ZOO_W >= 8
-    if (C <= 32) return flat_gradients(to);
+    if constexpr (std::is_same_v<T, Single>)
+      if (stream) return streamed_gradients(to);
+    if (C <= 32) return flat_gradients<false>(to);
 #endif
     for (int64_t r = 0; r < tile.rows; ++r) {
       const F slope = all(tile.slope[r]);
@@ -440,14 +476,41 @@ struct Block {
   }
 
 #if ZOO_W >= 8
+  // Whole vectors past the caches: a tile's first element is aligned, as it starts at a multiple of W rows.
+  void streamed_gradients(float* to) {
+    if (C <= 32) return flat_gradients<true>(to);
+    const int64_t count = tile.rows * C;
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      float* row = tile.values + r * C;
+      const F slope = all(tile.slope[r]);
+      int64_t c = 0;
+      for (; c + W <= C; c += W) store(row + c, load(row + c) * slope);
+      for (; c < C; ++c) row[c] *= tile.slope[r];
+    }
+    int64_t i = 0;
+    for (; i + W <= count; i += W) bypass(to + i, load(tile.values + i));
+    for (; i < count; ++i) to[i] = tile.values[i];
+  }
+
+  ZOO_INLINE static void bypass(float* to, F value) {
+#if ZOO_W == 16
+    _mm512_stream_ps(to, (__m512)value);
+#else
+    _mm256_stream_ps(to, (__m256)value);
+#endif
+  }
+
+  template <bool streaming>
   void flat_gradients(Stored* to) {
     const int64_t count = tile.rows * C;
     for (int64_t r = 0, at = 0; r < tile.rows; r += W) {
       const F slopes = load(tile.slope + r);
       for (int64_t k = 0; k < C; ++k, at += W) {
         const F value = load(tile.values + at) * spread(slopes, row_of_lane[k]);
-        if (at + W <= count) store_as<T>(to + at, value);
-        else if (at < count) store_part<T>(to + at, value, count - at);
+        if (at + W <= count) {
+          if constexpr (streaming) bypass(to + at, value);
+          else store_as<T>(to + at, value);
+        } else if (at < count) store_part<T>(to + at, value, count - at);
       }
     }
   }
@@ -482,6 +545,9 @@ struct Block {
         for (int64_t r = 0; r < tile.rows; ++r)
           if (tile.exact[r]) exact_row(call, tile.first + r, sums);
     }
+#if ZOO_W >= 8
+    if (stream) _mm_sfence();
+#endif
     sums.loss += sum(loss);
     sums.power += sum(modulation);
   }
@@ -600,6 +666,32 @@ inline void typed(const Call& call, int64_t begin, int64_t end, Sums& sums) {
   if (call.problem.classes < long_row) return Block<T>(call).run(begin, end, sums);
   const Long<T> rows(call);
   for (int64_t r = begin; r < end; ++r) rows.row(r, sums);
+}
+
+// Rows that are not ignored; `wrong` if a label is out of range.
+template <typename L>
+inline int64_t tally(const L* labels, int64_t n, int64_t classes, int64_t ignored, bool& wrong) {
+  int64_t count = 0, bad = 0;
+  for (int64_t r = 0; r < n; ++r) {
+    const int64_t label = labels[r], used = label != ignored;
+    count += used;
+    bad |= used & int64_t(uint64_t(label) >= uint64_t(classes));
+  }
+  wrong = bad != 0;
+  return count;
+}
+
+// What scan() does, fast where it is all about dense labels.
+inline void scan_block(const Call& call, int64_t begin, int64_t end, Sums& sums) {
+  const Problem& p = call.problem;
+  if (p.inner != 1 || p.target_n != 1 || p.reduction == Reduction::weighted_mean) return scan(call, begin, end, sums);
+  bool wrong = false;
+  const int64_t n = end - begin;
+  const int64_t count = p.label == Label::i64   ? tally(static_cast<const int64_t*>(p.target) + begin, n, p.classes, p.ignore_index, wrong)
+                        : p.label == Label::i32 ? tally(static_cast<const int32_t*>(p.target) + begin, n, p.classes, p.ignore_index, wrong)
+                                                : tally(static_cast<const uint8_t*>(p.target) + begin, n, p.classes, p.ignore_index, wrong);
+  if (wrong) return scan(call, begin, end, sums);  // which one it is
+  sums = Sums{double(count), 0, -1, 0, 0, 0};
 }
 
 inline void block(const Call& call, int64_t begin, int64_t end, Sums& sums) {
