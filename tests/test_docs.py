@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.cli import cli
+from zoo.cli import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(ROOT.glob("*.md"))
@@ -21,7 +21,7 @@ def test_pages_are_found() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_commands_in_documents_exist(page: Path) -> None:
     named = set(re.findall(r"(?:^|`)zoo ([a-z]+)", page.read_text(), re.M))
-    assert named <= set(cli.commands)
+    assert named <= set(commands())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
@@ -31,7 +31,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_options_in_the_readme_exist() -> None:
-    options = {option for command in cli.commands.values() for parameter in command.params for option in parameter.opts} | {
+    options = {option for command in commands().values() for parameter in command.params for option in parameter.opts} | {
         "--help"
     }
     named = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", (ROOT / "README.md").read_text()))

@@ -1,0 +1,49 @@
+"""The command line: one file a command, each with a ``command`` that parses, calls one function, prints.
+
+torch is imported by what a command calls, never here.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+import zoo
+from zoo.spec import did_you_mean
+
+
+class Commands(click.Group):
+    """The files of this folder; a command's file is imported when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            if cmd_name.startswith("-") or ctx.resilient_parsing:
+                return None
+            known = self.list_commands(ctx)
+            raise click.UsageError(f"no command {cmd_name!r}{did_you_mean(cmd_name, known)}; list them with: zoo --help", ctx)
+        return import_module(f"zoo.cli.{cmd_name}").command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(zoo.__version__, "--version", prog_name="zoo")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Train image classifiers on imbalanced data, export them to ONNX with proof, benchmark them honestly.
+
+    \b
+    zoo demo                          everything once, on built-in images, in about a minute
+    zoo train resnet32 --data cifar10
+    zoo export --onnx                 the latest run
+    zoo bench                         the latest run, PyTorch against onnxruntime
+    """
+
+
+def commands() -> dict[str, click.Command]:
+    """Every command by name."""
+    with click.Context(cli) as context:
+        return {name: cli.get_command(context, name) or cli for name in cli.list_commands(context)}

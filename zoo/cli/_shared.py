@@ -1,0 +1,95 @@
+"""What several commands share: completion of names, the ``--json`` flag, the first line, starting a run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+import zoo
+
+
+class Name(click.ParamType):
+    """An argument that completes from a list; the list is made only when the shell asks."""
+
+    name = "name"
+
+    def __init__(self, *listings: Callable[[], Any]) -> None:
+        self.listings = listings
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Names that begin with what is typed so far."""
+        return [
+            CompletionItem(str(name)) for listing in self.listings for name in listing() if str(name).startswith(incomplete)
+        ]
+
+
+def registered(kind: str) -> Callable[[], Any]:
+    """The listing of a registry folder: ``models``, ``losses`` or ``data``."""
+
+    def listing() -> list[str]:
+        from zoo import registry
+
+        return registry.names(kind)
+
+    return listing
+
+
+def recipe_names() -> Any:
+    """The recipes that come with zoo."""
+    from zoo import recipe
+
+    return recipe.shipped()
+
+
+def run_names() -> list[str]:
+    """The runs in the runs folder."""
+    from zoo import runs
+
+    return [path.name for path in runs.all_runs()]
+
+
+RUN = Name(run_names)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def headline() -> None:
+    """The first line, before torch is imported."""
+    import importlib.metadata
+    import platform
+
+    from zoo.console import say
+
+    say(f"zoo {zoo.__version__} · python {platform.python_version()} · torch {importlib.metadata.version('torch')}")
+
+
+def start(recipe: Any, out: Path | None, resume: bool, force: bool) -> Path:
+    """Train a recipe into ``out`` or a new run folder; an interruption carries the line that goes on."""
+    from zoo import run, runs
+    from zoo.stop import Interrupted
+
+    out = out or runs.root() / runs.new_name(recipe)
+    try:
+        return run.train(recipe, out=out, resume=resume, force=force, command=shlex.join(["zoo", *sys.argv[1:]]))
+    except Interrupted as error:
+        error.resume = f"zoo train --resume --out {shlex.quote(str(out))}"  # type: ignore[attr-defined]
+        raise
+
+
+def listing(kind: str, pattern: str, as_json: bool) -> None:
+    """Print the entries of a registry folder that match a pattern."""
+    from fnmatch import fnmatch
+
+    from zoo import registry, show
+
+    rows = {name: entry for name, entry in registry.table(kind).items() if fnmatch(name, f"*{pattern}*")}
+    if as_json:
+        click.echo(json.dumps(rows))
+    else:
+        show.listing(kind, rows)

@@ -1,0 +1,34 @@
+"""Everything once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from zoo.cli._shared import headline, start
+
+
+@click.command("demo")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder.")
+def command(out: Path | None) -> None:
+    """Train a small CNN on built-in images, export it, benchmark it: about two minutes, no download.
+
+    \b
+    zoo demo
+    zoo demo --out runs/first
+    """
+    from zoo import recipe as recipes
+    from zoo import show
+
+    headline()
+    folder = start(recipes.resolve("demo", {}), out, False, False)
+    show.result(folder)
+    import zoo.bench
+    import zoo.export
+    from zoo.run import load
+
+    click.echo(f"export    {zoo.export.onnx(load(folder)).line()}")
+    zoo.bench.command(str(folder), quick=True)
+    click.echo(f"pictures  {folder}/curves.png  confusion.png  per_class.png  bench.png   report  {folder}/report.html")
+    click.echo("next      zoo train resnet32 --data cifar10     zoo models     zoo doctor")

@@ -1,0 +1,39 @@
+"""Export a run to ONNX."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zoo.cli._shared import RUN, as_json
+
+
+@click.command("export")
+@click.argument("run", required=False, type=RUN)
+@click.option("--onnx", "fmt", flag_value="onnx", default="onnx", help="Write ONNX (the default).")
+@click.option("--preprocess", type=click.Choice(["none", "normalize", "full"]), default="normalize", show_default=True,
+              help="What the file does itself: nothing, normalisation, or all from uint8 images of any size.")  # fmt: skip
+@click.option("--softmax", is_flag=True, help="Give probabilities instead of logits.")
+@click.option("--opset", type=int, help="ONNX operator set.")
+@click.option("--out", type=click.Path(path_type=Path), help="File (default: model.onnx in the run folder).")
+@click.option("--force", is_flag=True, help="Replace the file.")
+@as_json
+def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Export a run to one ONNX file and prove that it answers as PyTorch does, or publish nothing (exit 8).
+
+    \b
+    zoo export --onnx
+    zoo export cifar10-resnet32 --preprocess full --softmax --out model.onnx
+    """
+    from zoo import console, runs
+
+    folder = runs.find(run)
+    console.say(f"run      {folder}")
+    import zoo.export
+    from zoo.run import load
+
+    receipt = zoo.export.onnx(load(folder), out, **options)
+    click.echo(json.dumps(receipt.as_dict()) if as_json else f"export    {receipt.line()}")

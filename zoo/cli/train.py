@@ -1,0 +1,78 @@
+"""Train a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zoo.cli._shared import Name, headline, recipe_names, registered, start
+
+
+@click.command("train")
+@click.argument("what", required=False, type=Name(registered("models"), recipe_names))
+@click.argument("settings", nargs=-1)
+@click.option("--data", type=Name(registered("data")), help="Data set, or a folder of class folders.")
+@click.option("--data-dir", help="Where the data set lies; without it zoo looks in its cache and downloads.")
+@click.option("--imbalance", help="Long tail, e.g. exp:0.01 or step:0.01.")
+@click.option("--loss", type=Name(registered("losses")), help="Loss.")
+@click.option("--focal-gamma", type=float, help="Exponent of the focal loss.")
+@click.option("--class-weights", help="none, effective, inverse or sqrt_inverse.")
+@click.option("--beta", type=float, help="Of the effective number of samples (Cui et al. 2019), in [0, 1).")
+@click.option("--epochs", type=int)
+@click.option("--batch-size", type=int)
+@click.option("--lr", type=float, help="Peak learning rate.")
+@click.option("--seed", type=int)
+@click.option("--weights", help="none, default (download) or a file to start from.")
+@click.option("--freeze", help="What is frozen: conv, fc, fc:all, backbone, bn, stage<=N, a glob, none.")
+@click.option("--allow-random-frozen", is_flag=True, default=None, help="Freeze weights that are random all the same.")
+@click.option("--precision", help="auto, fp32, bf16 or fp16.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: runs/<name made from the settings>).")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the latest run.")
+@click.option("--force", is_flag=True, help="Replace the run in --out.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and stop.")
+def command(
+    what: str | None, settings: tuple[str, ...], out: Path | None, resume: bool, force: bool, dry_run: bool, **flags: Any
+) -> None:
+    """Train WHAT: a model, a recipe that comes with zoo, or a recipe file; SETTINGS are key=value.
+
+    \b
+    zoo train resnet32 --data cifar10 --epochs 20
+    zoo train cifar10lt_resnet32_focal optim.lr=0.05 seed=1
+    zoo train --resume
+    """
+    from zoo import recipe as recipes
+    from zoo import runs, show
+
+    if what and "=" in what:
+        settings, what = (what, *settings), None
+    overrides = _overrides(settings, flags)
+    if resume and what is None and out is None:
+        out = runs.find(None)
+    if resume and what is None and out is not None:
+        what = str(out / "recipe.toml")
+    recipe = recipes.resolve(what, overrides)
+    if dry_run:
+        click.echo(recipes.dump(recipe), nl=False)
+        return
+    headline()
+    folder = start(recipe, out, resume, force)
+    show.result(folder)
+    click.echo(
+        f"pictures  {folder}/curves.png  confusion.png  per_class.png   report  {folder}/report.html\nnext      zoo export --onnx     zoo bench"
+    )
+
+
+def _overrides(settings: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
+    from zoo import recipe as recipes
+    from zoo import registry
+
+    found = dict(recipes.parse_override(text) for text in settings)
+    keys = {"data": "data.name", "data_dir": "data.dir", "loss": "loss.name"}
+    found |= {recipes.full_key(keys.get(name, name)): value for name, value in flags.items() if value is not None}
+    data = found.get("data.name")
+    if data and data not in registry.names("data") and (Path(data).is_dir() or "/" in data):
+        found |= {"data.name": "folder", "data.dir": data}
+    return found
