@@ -2,19 +2,23 @@
 
 ``python -m zoo.bench._tables README.md`` writes again what stands between markers such as
 ``<!-- table:inference batch=64 contender images_per_s ratio -->`` and ``<!-- /table:inference -->``: the named columns of the rows of
-``bench/results/inference.csv`` that have these values.
+``bench/results/inference.csv`` that have these values (``*`` stands for anything). With columns such as ``mean:accuracy`` the
+rows that agree in the others become one line: their number, the mean and standard deviation of these.
 """
 
 from __future__ import annotations
 
 import re
+import statistics
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from zoo.bench import _timing
 from zoo.files import publish_text
 
+MEAN = "mean:"
 RESULTS = Path(__file__).parent / "results"
 _MARKED = re.compile(r"(<!-- table:([\w-]+)([^>\n]*?) -->\n).*?(<!-- /table:\2 -->)", re.DOTALL)
 
@@ -26,16 +30,46 @@ def render(path: Path, columns: Sequence[str] = (), where: dict[str, str] | None
     Raises:
         ValueError: no such column, or no row left.
     """
-    rows = [row for row in _timing.read_csv(path) if all(row.get(key) == value for key, value in (where or {}).items())]
+    fits = (where or {}).items()
+    rows = [row for row in _timing.read_csv(path) if all(fnmatch(row.get(key, ""), value) for key, value in fits)]
     if not rows:
         raise ValueError(f"{path.name} has no rows with {where}")
     columns = columns or [name for name in rows[0] if name not in _timing.ENVIRONMENT]
-    if missing := [name for name in columns if name not in rows[0]]:
+    if missing := [name for name in columns if name.removeprefix(MEAN) not in rows[0]]:
         raise ValueError(f"{path.name} has no column {missing[0]!r}; it has {', '.join(rows[0])}")
+    source = _source(rows[0])
+    if any(name.startswith(MEAN) for name in columns):
+        columns, rows = _means(columns, rows)
     number = [all(_is_number(row[name]) for row in rows if row[name]) for name in columns]
     lines = [" | ".join(name.replace("_", " ") for name in columns), " | ".join("---:" if right else "---" for right in number)]
     lines += [" | ".join(_cell(row[name]) for name in columns) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines) + f"\n\n{_source(rows[0])}\n"
+    return "\n".join(f"| {line} |" for line in lines) + f"\n\n{source}\n"
+
+
+def _means(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> tuple[list[str], list[dict[str, str]]]:
+    """One row for all that agree in the plain columns; ``runs`` is how many there were."""
+    plain = [name for name in columns if not name.startswith(MEAN)]
+    averaged = [name.removeprefix(MEAN) for name in columns if name.startswith(MEAN)]
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in plain), []).append(row)
+    made = []
+    for key, group in groups.items():
+        spread = {name: _mean([float(row[name]) for row in group if row[name]]) for name in averaged}
+        made.append({**dict(zip(plain, key, strict=True)), "runs": str(len(group)), **spread})
+    return [*plain, "runs", *averaged], made
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Mean and standard deviation as text.
+
+    >>> _mean([0.90, 0.92]), _mean([0.5])
+    ('0.91 ± 0.014', '0.5')
+    """
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):.4g}"
+    return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
 
 
 def _source(row: dict[str, str]) -> str:
@@ -47,7 +81,7 @@ def _source(row: dict[str, str]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", text) is not None
+    return re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?( ± .*)?", text) is not None
 
 
 def _cell(text: str) -> str:
@@ -56,7 +90,7 @@ def _cell(text: str) -> str:
     >>> _cell("1234.5"), _cell("0.01234"), _cell("eager")
     ('1,234', '0.0123', 'eager')
     """
-    if not _is_number(text):
+    if not _is_number(text) or "±" in text:
         return text
     value = float(text)
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,53 @@ from zoo import recipe as recipes
 from zoo.bench import _timing
 from zoo.spec import FileError
 
+NOT_THE_RECIPE = {"seed", "data.dir", "device", "precision"}
+"""Keys in which two runs of one recipe may differ."""
+NEAR = 3  # a run that changes more settings of every shipped recipe than that is named after its model and loss
+
 
 def main(quick: bool = False, *, out: Path | None = None) -> Path:
-    """Write a row for each finished run; FileError if there is none."""
+    """Write a row for each finished run, beside the rows of other runs that the file has; FileError if there is none."""
     if quick:
         run.train(recipes.resolve("demo", {"epochs": 1, "data.imbalance": "none"}))
     rows = [row for folder in runs.all_runs() if (row := _row(folder))]
     if not rows:
         raise FileError(f"no finished run ({runs.root().absolute()}); make one with: zoo train")
-    return _timing.write_csv(out or _timing.default_out("recipes", quick=quick), sorted(rows, key=_key))
+    path = out or _timing.default_out("recipes", quick=quick)
+    return _timing.write_csv(path, sorted(_merged(path, rows), key=_key))
+
+
+def _merged(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``rows`` and those of the file that are of other runs: what was trained elsewhere or cleared away is not lost."""
+    if not path.is_file():
+        return rows
+    new = {(row["digest"], str(row["seed"])) for row in rows}
+    old = [row for row in _timing.read_csv(path) if (row.get("digest"), row["seed"]) not in new]
+    return [*({name: row.get(name, "") for name in rows[0]} for row in old), *rows]
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[key] for key in ("data", "imbalance", "model", "loss", "epochs", "seed", "run"))
+    return row["data"], row["imbalance"], row["model"], row["recipe"], int(row["seed"])
+
+
+def _name(recipe: recipes.Recipe) -> str:
+    """The shipped recipe that this one is, with the settings it changes: ``cifar10_resnet32_ce epochs=20``."""
+    changes = {name: _changes(recipes.read(path), recipe) for name, path in recipes.shipped().items()}
+    nearest = min(changes, key=lambda name: len(changes[name]))
+    if len(changes[nearest]) > NEAR or recipes.read(recipes.shipped()[nearest]).model != recipe.model:
+        return f"{recipe.model} {recipe.loss.name}"
+    return " ".join([nearest, *changes[nearest]])
+
+
+def _changes(old: recipes.Recipe, new: recipes.Recipe) -> list[str]:
+    """``key=value`` of what makes ``new`` another recipe; of paths the last part."""
+    lines = (line.partition(": ") for line in recipes.differences(old, new))
+    return [f"{key}={Path(line.rpartition(' -> ')[2]).name}" for key, _, line in lines if key not in NOT_THE_RECIPE]
+
+
+def _digest(recipe: recipes.Recipe) -> str:
+    """Eight hexadecimal digits that two runs share when they differ in their seed or place alone."""
+    return hashlib.sha256("\n".join(_changes(recipes.Recipe(), recipe)).encode()).hexdigest()[:8]
 
 
 def _row(folder: Path) -> dict[str, Any] | None:
@@ -41,9 +76,17 @@ def _row(folder: Path) -> dict[str, Any] | None:
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
     finished = datetime.datetime.fromtimestamp((folder / "result.json").stat().st_mtime, datetime.UTC)
-    facts = env | {"cores": env["threads"], "date": f"{finished:%Y-%m-%d}", "command": f"zoo train {folder.name}/recipe.toml"}
+    name = _name(recipe)
+    command = (
+        f"zoo train {name} seed={recipe.seed}"
+        if name.split()[0] in recipes.shipped()
+        else f"zoo train {folder.name}/recipe.toml"
+    )
+    facts = env | {"cores": env["threads"], "date": f"{finished:%Y-%m-%d}", "command": command}
     train = [row for row in checkpoint.read_rows(folder) if row["split"] == "train"]
     return {
+        "recipe": name,
+        "digest": _digest(recipe),
         "run": folder.name,
         "data": recipe.data.name,
         "imbalance": recipe.data.imbalance,
@@ -70,32 +113,21 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One line a recipe: mean and standard deviation over seeds, and the interval of the images where there is one seed."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(
-            tuple(row[key] for key in ("data", "imbalance", "model", "loss", "class_weights", "epochs")), []
-        ).append(row)
-    columns = (
-        "data",
-        "imbalance",
-        "model",
-        "loss",
-        "class weights",
-        ">epochs",
-        ">seeds",
-        ">test %",
-        "spread",
-        ">images/s",
-        ">minutes",
-    )
-    return show.make(columns, [(*key, len(group), *_spread(group)) for key, group in groups.items()])
+        groups.setdefault((row["recipe"], row["digest"]), []).append(row)
+    columns = ("recipe", "data", ">seeds", ">test %", "spread", ">images/s", ">min")
+    return show.make(columns, [(key[0], _data(group[0]), len(group), *_spread(group)) for key, group in groups.items()])
 
 
-def _spread(group: Iterable[Mapping[str, Any]]) -> tuple[str, str, str, str]:
-    group = list(group)
+def _data(row: Mapping[str, Any]) -> str:
+    return str(row["data"]) if row["imbalance"] == "none" else f"{row['data']} {row['imbalance']}"
+
+
+def _spread(group: Sequence[Mapping[str, Any]]) -> tuple[str, str, str, str]:
     shares = [100 * float(row["accuracy"]) for row in group]
     if len(shares) > 1:
         spread = f"sd {statistics.stdev(shares):.2f}"
     else:
-        spread = f"95 % of images {100 * float(group[0]['low']):.1f} to {100 * float(group[0]['high']):.1f}"
+        spread = f"[{100 * float(group[0]['low']):.1f}, {100 * float(group[0]['high']):.1f}]"
     speed = statistics.median(float(row["images_per_s"]) for row in group)
     minutes = statistics.median(float(row["minutes"]) for row in group)
     return f"{statistics.mean(shares):.2f}", spread, f"{speed:,.0f}", f"{minutes:,.1f}"

@@ -18,7 +18,9 @@ from rich.console import Console
 
 import zoo
 import zoo.bench
+from zoo import recipe as recipes
 from zoo.bench import _contenders, _losses, _tables, _timing, focal_loss, inference
+from zoo.bench import recipes as recipes_bench
 from zoo.spec import DisagreeError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -248,6 +250,27 @@ def test_markdown(tmp_path: Path) -> None:
         _tables.render(tmp_path / "t.csv", ["speed"])
     with pytest.raises(ValueError, match="no rows"):
         _tables.render(tmp_path / "t.csv", where={"contender": "z"})
+    means = _tables.render(tmp_path / "t.csv", ["ratio", "mean:images_per_s"], {"contender": "*"})
+    assert "| ratio | runs | images per s |\n| ---: | ---: | ---: |\n| 1.23 | 2 | 617.5 ± 8.7e+02 |\n" in means
+
+
+def test_rows_of_other_runs_stay(tmp_path: Path) -> None:
+    rows = [{"digest": digest, "seed": seed, "accuracy": 0.5} for digest, seed in (("a", 0), ("a", 1), ("b", 0))]
+    path = _timing.write_csv(tmp_path / "r.csv", rows)
+    merged = recipes_bench._merged(path, [{"digest": "a", "seed": 1, "accuracy": 0.75, "new": "x"}])
+    assert [(row["digest"], int(row["seed"]), float(row["accuracy"]), row["new"]) for row in merged] == [
+        ("a", 0, 0.5, ""),
+        ("b", 0, 0.5, ""),
+        ("a", 1, 0.75, "x"),
+    ]
+
+
+def test_a_recipe_is_named_by_what_it_changes() -> None:
+    recipe = recipes.resolve("cifar10_resnet32_ce", {"epochs": 20, "seed": 3, "data.dir": "/somewhere"})
+    assert recipes_bench._name(recipe) == "cifar10_resnet32_ce epochs=20"
+    assert recipes_bench._digest(recipe) == recipes_bench._digest(recipes.resolve("cifar10_resnet32_ce", {"epochs": 20}))
+    assert recipes_bench._digest(recipe) != recipes_bench._digest(recipes.resolve("cifar10_resnet32_ce", {}))
+    assert recipes_bench._name(recipes.Recipe(model="wrn_16_4", epochs=7)) == "wrn_16_4 cross_entropy"
 
 
 def test_readme_tables_are_those_of_the_results() -> None:
