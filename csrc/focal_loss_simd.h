@@ -14,6 +14,7 @@ namespace ZOO_ISA {
 constexpr int W = ZOO_W;
 typedef float F __attribute__((vector_size(4 * W), may_alias));
 typedef int32_t I __attribute__((vector_size(4 * W), may_alias));
+typedef uint32_t U __attribute__((vector_size(4 * W), may_alias));
 typedef uint16_t H __attribute__((vector_size(2 * W), may_alias));
 typedef double D __attribute__((vector_size(8 * W), may_alias));
 
@@ -111,8 +112,9 @@ ZOO_INLINE void store_part(typename T::Stored* to, F value, int64_t count) {
   for (int i = 0; i < W && i < count; ++i) to[i] = parts[i];
 }
 
-// x 2^n; 0 where the result would be a denormal.
-ZOO_INLINE F times_2_to(F x, I n) { return pick(n < -126, F{}, floats(bits(x) + (n << 23))); }
+// x 2^n; 0 where the result would be a denormal. Added to the exponent's bits as unsigned: of what is then not picked the
+// sum may overflow.
+ZOO_INLINE F times_2_to(F x, I n) { return pick(n < -126, F{}, (F)((U)x + ((U)n << 23))); }
 
 // exp(r) for |r| <= log(2) / 2, relative error 3e-9 before rounding (fitted by reweighted least squares).
 ZOO_INLINE F exp_near_0(F r) {

@@ -46,7 +46,30 @@ PyObject* capability(PyObject*, PyObject* name) {
   return PyUnicode_FromString(zoo::capability());
 }
 
+// For the benchmark: the kernel alone, dense float or bfloat16 rows and int64 labels at addresses that the caller holds.
+PyObject* run_at(PyObject*, PyObject* args) {
+  unsigned long long logits = 0, target = 0, weight = 0, grad = 0;
+  long long n = 0, classes = 0;
+  int half = 0;
+  double gamma = 0;
+  if (!PyArg_ParseTuple(args, "KKKKLLpd", &logits, &target, &weight, &grad, &n, &classes, &half, &gamma)) return nullptr;
+  zoo::Problem p;
+  p.logits = reinterpret_cast<const void*>(logits);
+  p.type = half ? zoo::Type::bf16 : zoo::Type::f32;
+  p.n = n;
+  p.classes = classes;
+  p.stride_n = p.grad_n = classes;
+  p.target = reinterpret_cast<const void*>(target);
+  p.weight = reinterpret_cast<const void*>(weight);
+  p.grad = reinterpret_cast<void*>(grad);
+  p.gamma = gamma;
+  const zoo::Result result = zoo::focal_loss(p, in_parallel);
+  if (result.bad_row >= 0) return PyErr_Format(PyExc_IndexError, "target[%lld] is out of range", static_cast<long long>(result.bad_row));
+  return PyFloat_FromDouble(result.loss);
+}
+
 PyMethodDef methods[] = {
+    {"run_at", run_at, METH_VARARGS, "run_at(logits, target, weight, grad, n, classes, bf16, gamma): the mean loss; addresses, grad 0 for none."},
     {"capability", capability, METH_O, "capability(name or None): the instruction set in use, after choosing name."},
     {nullptr, nullptr, 0, nullptr},
 };

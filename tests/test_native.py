@@ -1,0 +1,161 @@
+"""The C++ kernel without torch: as a Python module for numpy arrays, and as the CMake project that C++ people build."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from zoo import ops
+
+ROOT = Path(__file__).resolve().parent.parent
+SETS = ("default", "avx2", "avx512")
+
+
+@pytest.fixture
+def native() -> Any:
+    return pytest.importorskip("zoo._native", reason="the extension was not built here")
+
+
+def choose(native: Any, instructions: str) -> None:
+    try:
+        native.capability(instructions)
+    except ValueError:
+        pytest.skip(f"this CPU has no {instructions}")
+
+
+def problem(n: int, c: int, dtype: type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    draw = np.random.default_rng(0)
+    return draw.normal(0, 5, (n, c)).astype(dtype), draw.integers(c, size=n), draw.uniform(0.5, 2, c).astype(dtype)
+
+
+@pytest.mark.parametrize("instructions", SETS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "c"), [(7, 10), (300, 33), (5, 2000)])
+def test_numpy_arrays_give_the_ops_numbers(native: Any, instructions: str, dtype: type, n: int, c: int) -> None:
+    before = native.capability()
+    choose(native, instructions)
+    try:
+        logits, target, weight = problem(n, c, dtype)
+        target[2] = -100
+        grad, p = np.full_like(logits, np.nan), np.full(n, np.nan, dtype)
+        settings = {"gamma": 1.5, "label_smoothing": 0.1, "reduction": "weighted_mean", "scale": 2.0}
+        loss, factor = native.focal_loss(logits, target, weight=weight, grad=grad, p=p, **settings)
+    finally:
+        native.capability(before)
+    leaf = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    true = ops.focal_loss_with_stats(leaf, torch.tensor(target), weight=torch.tensor(weight), **settings)
+    true.loss.backward()
+    close = {"rtol": 1e-5 if dtype is np.float32 else 1e-12, "atol": 1e-7 if dtype is np.float32 else 1e-15}
+    np.testing.assert_allclose(loss, true.loss.item(), **close)
+    np.testing.assert_allclose(factor, true.factor.item(), **close)
+    np.testing.assert_allclose(p, true.p, **close)
+    np.testing.assert_allclose(grad, leaf.grad, **close)
+
+
+def test_strided_logits(native: Any) -> None:
+    logits, target, _ = problem(40, 6, np.float32)
+    wide = np.zeros((40, 12), np.float32)
+    wide[:, ::2] = logits
+    assert native.focal_loss(wide[:, ::2], target) == native.focal_loss(logits, target)
+    packed = np.zeros(40, np.dtype([("tag", np.uint16), ("row", np.float32, (6,))]))
+    with pytest.raises(ValueError, match="strides of whole elements"):
+        native.focal_loss(packed["row"], target)
+
+
+@pytest.mark.parametrize("label", [-1, 10, 2**63 - 1])
+def test_a_bad_label_is_an_index_error_and_nothing_is_written(native: Any, label: int) -> None:
+    logits, target, _ = problem(100, 10, np.float32)
+    target[77] = label
+    grad = np.full_like(logits, 9)
+    with pytest.raises(IndexError, match=rf"target\[77\]={label} is out of range for 10 classes"):
+        native.focal_loss(logits, target, grad=grad)
+    assert (grad == 9).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"logits": np.zeros((4, 3), np.int32)}, "float32 or float64"),
+        ({"logits": np.zeros(4, np.float32)}, r"\(N, C\)"),
+        ({"target": np.zeros(5, np.int64)}, r"target must be \(N,\)"),
+        ({"gamma": -1.0}, "gamma"),
+        ({"gamma": float("nan")}, "gamma"),
+        ({"label_smoothing": 1.5}, "label_smoothing"),
+        ({"reduction": "none"}, "reduction"),
+        ({"weight": np.ones(4, np.float32)}, "weight"),
+        ({"grad": np.zeros((4, 3))}, "grad"),
+        ({"p": np.zeros(3, np.float32)}, "p must"),
+    ],
+)
+def test_bad_arguments(native: Any, change: dict[str, Any], says: str) -> None:
+    given = {"logits": np.zeros((4, 3), np.float32), "target": np.zeros(4, np.int64)} | change
+    with pytest.raises(ValueError, match=says):
+        native.focal_loss(given.pop("logits"), given.pop("target"), **given)
+
+
+def test_torch_is_not_needed(native: Any) -> None:
+    code = (
+        "import sys, numpy as np; from zoo import _native;"
+        "print(round(_native.focal_loss(np.zeros((2, 2)), np.array([0, 1]))[0], 6), 'torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert ran.stdout.split() == ["0.173287", "False"], ran.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_benchmarks_kernel_is_the_ops(dtype: torch.dtype) -> None:
+    if ops._C is None:
+        pytest.skip("the extension was not built here")
+    draw = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(500, 10, generator=draw).to(dtype), torch.randint(10, (500,), generator=draw)
+    weight, grad = torch.rand(10, generator=draw), torch.empty_like(logits)
+    at = [tensor.data_ptr() for tensor in (logits, target, weight, grad)]
+    loss = ops._C.run_at(*at, 500, 10, dtype == torch.bfloat16, 2.0)
+    leaf = logits.clone().requires_grad_()
+    true = ops.focal_loss(leaf, target, weight=weight)
+    true.backward()
+    assert loss == pytest.approx(true.item(), rel=1e-6)
+    assert torch.equal(grad, leaf.grad)
+    target[3] = 10
+    with pytest.raises(IndexError, match=r"target\[3\]"):
+        ops._C.run_at(*at, 500, 10, dtype == torch.bfloat16, 2.0)
+
+
+def cmake(place: Path, *options: str, target: str = "all") -> Path:
+    """Configure and build; returns the build folder."""
+    if not shutil.which("cmake") or not shutil.which("c++"):
+        pytest.skip("no cmake or no C++ compiler")
+    for command in (
+        ["cmake", "-S", str(ROOT), "-B", str(place), *options],
+        ["cmake", "--build", str(place), "--target", target, "--parallel", "2"],
+    ):
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=500)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+    return place
+
+
+@pytest.mark.slow
+def test_the_kernels_rows_under_sanitizers(tmp_path: Path) -> None:
+    built = cmake(tmp_path / "b", "-DZOO_SANITIZE=ON", target="rows")
+    for instructions in SETS:
+        ran = subprocess.run([built / "rows", instructions], capture_output=True, text=True, timeout=300)
+        assert ran.returncode in (0, 77), ran.stdout + ran.stderr  # 77: this CPU has not that instruction set
+    assert " 0 failures" in ran.stdout or ran.returncode == 77
+
+
+@pytest.mark.slow
+def test_ctest(tmp_path: Path) -> None:
+    built = cmake(tmp_path / "b")
+    ran = subprocess.run(
+        ["ctest", "--test-dir", str(built), "--output-on-failure"], capture_output=True, text=True, timeout=900
+    )
+    assert ran.returncode == 0, ran.stdout
+    assert "100% tests passed" in ran.stdout
+    assert "rows_default" in ran.stdout
