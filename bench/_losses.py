@@ -113,14 +113,13 @@ def copy_of(logits: Tensor, target: Tensor, *, backward: bool) -> Callable[[], o
 
 def kernel_of(logits: Tensor, target: Tensor, weight: Tensor, *, backward: bool) -> Callable[[], object] | None:
     """The compiled kernel alone, on buffers that are used again; None where the extension has no such entry."""
-    if ops._C is None or not logits.is_cpu or logits.dtype not in (torch.float32, torch.bfloat16):
+    if ops._C is None or not logits.is_cpu:
         return None
-    run, (n, c), half = ops._C.run_at, logits.shape, logits.dtype == torch.bfloat16
-    grad = torch.empty_like(logits) if backward else None
-    held = (logits, target, weight, grad)  # the addresses stay good as long as the caller keeps the function
-    at = [0 if tensor is None else tensor.data_ptr() for tensor in held]
+    loss, grad = torch.empty(()), torch.empty_like(logits) if backward else None
+    held = (logits, target, weight, grad, loss)  # the addresses are good as long as somebody holds these
+    run, given = ops._C.run_at, (*ops.fields(*held), GAMMA, 0.0, 1.0, -100, ops.REDUCTIONS.index("mean"))
 
     def call(held: object = held) -> object:
-        return run(*at, n, c, half, GAMMA)
+        return run(*given)
 
     return call

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {
     0: ["spec", "files"],
-    1: ["recipe", "registry", "sampling", "console", "show", "runs", "stop", "recipes", "_build"],
+    1: ["recipe", "registry", "sampling", "console", "show", "runs", "stop", "recipes", "_build", "focal_formula"],
     2: ["ops", "optim", "metrics", "host", "doctor"],
     3: ["models", "losses", "data", "analysis"],
     4: ["train", "checkpoint", "weights"],

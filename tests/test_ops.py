@@ -6,6 +6,7 @@ import itertools
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import mpmath
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from zoo import ops
 
@@ -45,7 +47,8 @@ def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
         pytest.skip(f"no {request.param} kernel here: {ops.kernel()}")
     if request.param == FALLBACK:
         with torch.library._scoped_library("zoo", "IMPL") as library:
-            library.impl("focal_loss", ops._formula, "CPU", allow_override=True)
+            library.impl("focal_loss", ops.formula, "CPU", allow_override=True)
+            monkeypatch.setattr(ops, "_C", None)
             yield FALLBACK
         return
     before = ops._C.capability(None)
@@ -122,7 +125,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 4e-6, torch.bfloat16: 2**-7, t
 @pytest.mark.parametrize("dtype", ops.DTYPES, ids=str)
 def test_kernels_give_what_the_formula_gives(served: str, dtype: torch.dtype) -> None:
     for args in samples(dtype=dtype):
-        want, got = ops._formula(*args), torch.ops.zoo.focal_loss(*args)
+        want, got = ops.formula(*args), torch.ops.zoo.focal_loss(*args)
         for name, a, b in zip(("loss", "grad", "p", "factor"), want, got, strict=True):
             assert a.shape == b.shape and a.dtype == b.dtype, name
             tolerance = TOLERANCE[dtype] if name == "grad" else max(TOLERANCE[torch.float32] * (dtype != torch.float64), 1e-10)
@@ -406,6 +409,21 @@ def test_compile_and_export() -> None:
     torch.testing.assert_close(program.module()(logits.detach()[:7], target[:7]), Net()(logits[:7], target[:7]).detach())
 
 
+def test_tensors_that_are_more_than_memory(served: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    target = torch.randint(5, (8,), generator=draw)
+    lazy = torch.randn(8, 5, dtype=torch.complex64, generator=draw).conj().imag
+    assert lazy.is_neg()
+    torch.testing.assert_close(ops.focal_loss(lazy, target), ops.focal_loss(lazy.resolve_neg().clone(), target))
+    one, other = torch.randn(2, 8, 5, generator=draw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated
+        traced = torch.jit.trace(lambda z: ops.focal_loss(z, target), one)
+    torch.testing.assert_close(traced(other), ops.focal_loss(other, target))
+    graph = make_fx(lambda z: ops.focal_loss(z, target))(one)
+    torch.testing.assert_close(graph(other), ops.focal_loss(other, target))
+
+
 def test_eight_threads_at_once(served: str) -> None:
     logits, target = torch.randn(4000, 20), torch.randint(20, (4000,))
     want = _both(logits, target)
@@ -441,7 +459,7 @@ def test_fork_after_a_parallel_region() -> None:
 def test_a_library_that_does_not_load_is_told_on_use(tmp_path: Path) -> None:
     package = tmp_path / "zoo"
     package.mkdir()
-    for name in ("__init__.py", "ops.py", "spec.py"):
+    for name in ("__init__.py", "ops.py", "focal_formula.py", "spec.py"):
         (package / name).write_bytes((ROOT / "zoo" / name).read_bytes())
     (package / "_C.so").write_bytes(b"not a library")
     code = "import zoo, zoo.ops, torch; print(zoo.ops.kernel()); zoo.ops.focal_loss(torch.zeros(1, 2), torch.tensor([0]))"
