@@ -14,7 +14,7 @@ LAYERS = {
     2: ["ops", "optim", "metrics", "host", "doctor"],
     3: ["models", "losses", "data", "analysis"],
     4: ["train", "checkpoint", "weights"],
-    5: ["run", "trainer"],
+    5: ["run", "trainer", "objective"],
     6: ["export", "report"],
     7: ["bench", "predictor"],
     8: ["cli", "__main__"],

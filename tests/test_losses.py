@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import doctest
+import itertools
+from typing import Any
 
 import pytest
 import torch
 
 from zoo import registry
 from zoo.losses import focal_loss
+from zoo.losses.dynamic_focal import DynamicFocal
+from zoo.losses.hybrid import Hybrid
 
 NAMES = registry.names("losses")
+COUNTS = (500, 210, 90, 40, 17, 8, 3)
+VALUES: dict[str, tuple[Any, ...]] = {
+    "focal_gamma": (0.0, 0.5, 2.0),
+    "label_smoothing": (0.0, 0.1),
+    "alpha": (0.0, 0.3, 1.0),
+    "switch_epoch": (0, 3),
+    "tau": (1.0, 0.0, 1.7),
+    "max_margin": (0.5, 0.0),
+    "margin_scale": (30.0, 1.0),
+}
+"""What the options of a loss are tried at; one that is not here keeps its default."""
 
 
 def test_the_registry_is_not_empty() -> None:
-    assert {"focal", "cross_entropy"} <= set(NAMES)
+    wanted = "cross_entropy focal sigmoid_focal ldam balanced_softmax logit_adjustment dynamic_focal hybrid ce_then_focal"
+    assert set(wanted.split()) <= set(NAMES)
 
 
 @pytest.fixture(params=NAMES)
@@ -22,19 +38,20 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def build(name: str, weight: torch.Tensor | None = None, **options: float) -> torch.nn.Module:
+def build(name: str, weight: torch.Tensor | None = None, classes: int = 7, **options: Any) -> torch.nn.Module:
     spec = registry.find("losses", name)
-    return spec.build(weight=weight, **{key: value for key, value in options.items() if key in spec.options})
+    chosen = {key: value for key, value in options.items() if key in spec.options}
+    return spec.build(weight=weight, **chosen, **({"counts": COUNTS[:classes]} if spec.counts else {}))
 
 
 def test_equals_its_reference(name: str) -> None:
     spec = registry.find("losses", name)
-    for seed in range(12):
+    keys = [key for key in spec.options if key in VALUES]
+    for seed, values in enumerate(itertools.product(*(VALUES[key] for key in keys), (False, True))):
+        options = dict(zip(keys, values)) | ({"counts": COUNTS} if spec.counts else {})
         torch.manual_seed(seed)
         logits, target = 4 * torch.randn(30, 7, dtype=torch.float64, requires_grad=True), torch.randint(7, (30,))
-        weight = torch.rand(7, dtype=torch.float64) + 0.1 if seed % 2 else None
-        options = {"focal_gamma": (0.0, 0.5, 2.0)[seed % 3], "label_smoothing": (0.0, 0.1)[seed // 6]}
-        options = {key: value for key, value in options.items() if key in spec.options}
+        weight = torch.rand(7, dtype=torch.float64) + 0.1 if values[-1] else None
         got, want = spec.build(weight=weight, **options)(logits, target), spec.reference(logits, target, weight, **options)
         torch.testing.assert_close(got, want)
         torch.testing.assert_close(torch.autograd.grad(got, logits)[0], torch.autograd.grad(want, logits)[0])
@@ -42,35 +59,122 @@ def test_equals_its_reference(name: str) -> None:
 
 def test_derivative(name: str) -> None:
     logits, target = torch.randn(5, 4, dtype=torch.float64, requires_grad=True), torch.tensor([0, 3, 1, 2, 2])
-    assert torch.autograd.gradcheck(lambda z: build(name)(z, target), (logits,), nondet_tol=0)
+    assert torch.autograd.gradcheck(lambda z: build(name, classes=4)(z, target), (logits,), nondet_tol=0)
 
 
 def test_extreme_logits_stay_finite(name: str) -> None:
     for gamma in (0.0, 0.5, 2.0):
         logits = torch.tensor([[1e4, -1e4, 0.0], [-80.0, 80.0, 80.0], [0, 0, 0]], requires_grad=True)
         for label in range(3):
-            loss = build(name, focal_gamma=gamma)(logits, torch.full((3,), label))
+            loss = build(name, classes=3, focal_gamma=gamma)(logits, torch.full((3,), label))
             assert torch.isfinite(loss)
             assert torch.isfinite(torch.autograd.grad(loss, logits)[0]).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_types(name: str, dtype: torch.dtype) -> None:
-    logits, target = torch.randn(64, 10).to(dtype).requires_grad_(), torch.randint(10, (64,))
+    logits, target = torch.randn(64, 7).to(dtype).requires_grad_(), torch.randint(7, (64,))
     loss = build(name)(logits, target)
     torch.testing.assert_close(loss.double(), build(name)(logits.double(), target), rtol=1e-2, atol=0)
     assert torch.autograd.grad(loss, logits)[0].dtype == dtype
 
 
 def test_weights_travel_with_the_module(name: str) -> None:
-    loss = build(name, weight=torch.ones(3)).double()
-    assert next(loss.buffers()).dtype == torch.float64
+    loss = build(name, weight=torch.ones(3), classes=3).double()
+    assert dict(loss.named_buffers())["weight"].dtype == torch.float64
+
+
+def test_weights_set_later_act_as_if_given_at_first(name: str) -> None:
+    """Deferred re-weighting sets the buffer from outside."""
+    logits, target, weight = torch.randn(20, 7), torch.randint(7, (20,)), torch.rand(7) + 0.1
+    plain, weighted = build(name), build(name, weight=weight)
+    assert plain(logits, target) != weighted(logits, target)
+    plain.weight = weight
+    assert plain(logits, target) == weighted(logits, target)
+    plain.weight = None
+    assert plain(logits, target) == build(name)(logits, target)
+
+
+def test_stats_are_those_of_the_unweighted_softmax(name: str) -> None:
+    loss = build(name, weight=torch.rand(7) + 0.1)
+    logits, target = torch.randn(20, 7, requires_grad=True), torch.randint(7, (20,))
+    if not hasattr(loss, "with_stats"):
+        return
+    stats = loss.with_stats(logits, target)
+    torch.testing.assert_close(stats.p, logits.detach().softmax(1).gather(1, target[:, None]).squeeze(1))
+    torch.testing.assert_close(stats.loss, loss(logits, target))
+    stats.loss.backward()
+    torch.testing.assert_close(logits.grad, torch.autograd.grad(loss(logits, target), logits)[0])
+
+
+def test_soft_targets_where_the_spec_says_so(name: str) -> None:
+    logits, target = torch.randn(20, 7, dtype=torch.float64), torch.randint(7, (20,))
+    hot = torch.nn.functional.one_hot(target, 7).double()
+    if registry.find("losses", name).soft:
+        torch.testing.assert_close(build(name)(logits, hot), build(name)(logits, target))
+        blend = 0.25 * hot + 0.75 * hot.roll(1, 0)
+        parts = 0.25 * build(name)(logits, target) + 0.75 * build(name)(logits, target.roll(1, 0))
+        torch.testing.assert_close(build(name)(logits, blend), parts)
 
 
 def test_smoothing_reduces_confidence_at_a_right_row() -> None:
     logits = torch.tensor([[12.0, 0.0, 0.0]], requires_grad=True)
     loss = focal_loss.FocalLoss(2.0, label_smoothing=0.1)(logits, torch.tensor([0]))
     assert torch.autograd.grad(loss, logits)[0][0, 0] > 0
+
+
+def test_the_rare_class_has_the_largest_margin_and_the_paper_s_value() -> None:
+    margin = build("ldam").margin
+    assert margin.argmax() == 6
+    assert margin[6] == pytest.approx(15)  # s 30 times 0.5
+    assert margin[0] / margin[6] == pytest.approx((3 / 500) ** 0.25)
+
+
+def test_balanced_softmax_is_logit_adjustment_of_strength_one() -> None:
+    logits, target = torch.randn(20, 7), torch.randint(7, (20,))
+    torch.testing.assert_close(build("balanced_softmax")(logits, target), build("logit_adjustment", tau=1.0)(logits, target))
+    plain = torch.nn.functional.cross_entropy(logits, target)
+    torch.testing.assert_close(build("logit_adjustment", tau=0.0)(logits, target), plain)
+
+
+def test_dynamic_focal_rescales_by_the_mean_factor_of_its_epoch() -> None:
+    loss, logits, target = DynamicFocal(gamma=2.0, every=2), torch.randn(40, 7), torch.randint(7, (40,))
+    factor = (1 - logits.softmax(1).gather(1, target[:, None])) ** 2
+    plain = loss(logits, target)
+    assert loss.end_epoch(0) == {"mean_factor": pytest.approx(float(factor.mean())), "focal_scale": 1.0}
+    for rows in (slice(0, 10), slice(10, 40)):  # batches of unequal size count by their rows
+        loss(logits[rows], target[rows])
+    assert loss.end_epoch(1)["focal_scale"] == pytest.approx(1 / float(factor.mean()))
+    assert float(loss(logits, target)) == pytest.approx(float(plain / factor.mean()))
+
+
+def test_the_scale_is_capped_only_if_asked() -> None:
+    logits, target = torch.eye(3) * 12, torch.arange(3)  # learnt: the factor is tiny
+    scales = []
+    for cap in (0.0, 10.0):
+        loss = DynamicFocal(gamma=2.0, every=1, cap=cap)
+        loss(logits, target)
+        scales.append(loss.end_epoch(0)["focal_scale"])
+    assert scales[0] > 1e6
+    assert scales[1] == 10
+
+
+def test_dynamic_focal_goes_on_from_its_saved_state() -> None:
+    first, logits, target = DynamicFocal(every=1), torch.randn(40, 7), torch.randint(7, (40,))
+    first(logits, target)
+    first.end_epoch(0)
+    first(logits, target)
+    second = DynamicFocal(every=1)
+    second.load_state_dict(first.state_dict())
+    assert first.end_epoch(1) == second.end_epoch(1)
+
+
+def test_ce_then_focal_changes_over_at_its_epoch() -> None:
+    loss, logits, target = Hybrid(0.0, 2.0, switch_epoch=3), torch.randn(20, 7), torch.randint(7, (20,))
+    cross_entropy, focal = torch.nn.functional.cross_entropy(logits, target), focal_loss.FocalLoss(2.0)(logits, target)
+    for epoch, expected in ((0, cross_entropy), (2, cross_entropy), (3, focal), (4, focal), (1, cross_entropy)):
+        loss.set_epoch(epoch)
+        assert loss(logits, target) == expected
 
 
 def test_docstrings_run() -> None:

@@ -57,7 +57,13 @@ def test_a_loaded_run_gives_the_recorded_result(small_run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", ["", "optim.name=adamw lr=0.001 ema=0.9", "mixup=0.2 cutmix=1.0 data.augment=['crop','flip','cutout:8']"]
+    "settings",
+    [
+        "",
+        "optim.name=adamw lr=0.001 ema=0.9",
+        "mixup=0.2 cutmix=1.0 data.augment=['crop','flip','cutout:8']",
+        "loss=dynamic_focal loss.rescale_every=1 class_weights=effective loss.drw_epoch=1 sampler=focal",
+    ],
 )
 def test_resume_after_a_stop_in_mid_epoch_ends_on_the_same_bits(
     tmp_path: Path, settings: str, monkeypatch: pytest.MonkeyPatch

@@ -119,3 +119,64 @@ def test_a_class_without_samples_has_no_weight(make: object) -> None:
         make(np.array([3, 0, 2]))  # type: ignore[operator]
     with pytest.raises(ValueError, match="beta"):
         sampling.effective_weights(np.array([3]), 1.0)
+
+
+TAIL = np.repeat(np.arange(3), [600, 80, 20])
+
+
+def test_draws_of_a_place_are_its_sample_s_and_its_turn_s() -> None:
+    order = np.array([5, 2, 5, 5, 0, 2])
+    drawn = sampling.slots(3, 4, order, 9, 6)
+    plain = sampling.uniforms(3, 4, 9, 6)
+    assert np.array_equal(drawn[[0, 1, 4]], plain[[5, 2, 0]])  # the first time: as without a sampler
+    assert len(np.unique(drawn[:, 0])) == 6  # no two copies of a sample are augmented alike
+    shuffled = np.array([2, 5, 2, 0, 5, 5])
+    again = sampling.slots(3, 4, shuffled, 9, 6)
+    assert np.array_equal(again[[1, 4, 5]], drawn[[0, 2, 3]])  # wherever in the epoch they come
+    assert np.array_equal(sampling.slots(3, 4, order[:3], 9, 6), drawn[:3])
+
+
+def test_class_chances_follow_the_formulas() -> None:
+    def by_class(name: str, **options: int) -> np.ndarray:
+        each = sampling.chances(name, TAIL, **options)
+        assert each.sum() == pytest.approx(1)
+        return np.bincount(TAIL, each)
+
+    counts = np.array([600, 80, 20])
+    assert by_class("class_balanced") == pytest.approx([1 / 3] * 3)
+    assert by_class("square_root") == pytest.approx(np.sqrt(counts) / np.sqrt(counts).sum())
+    assert by_class("progressive", epoch=0, epochs=8) == pytest.approx(counts / 700)
+    assert by_class("progressive", epoch=2, epochs=8) == pytest.approx(0.75 * counts / 700 + 0.25 / 3)
+
+
+def test_a_class_that_is_not_there_takes_no_share() -> None:
+    assert np.bincount([0, 0, 2], sampling.chances("class_balanced", np.array([0, 0, 2]))) == pytest.approx([0.5, 0, 0.5])
+
+
+def test_focal_chances_prefer_hard_samples_and_drop_none() -> None:
+    p = np.array([0.0, 0.5, 0.75, 1.0], np.float32)
+    chances = sampling.chances("focal", np.zeros(4, int), p=p, exponent=2.0)
+    assert chances / chances[0] == pytest.approx([1, 0.25, 0.0625, 1e-6])
+    assert sampling.chances("focal", np.zeros(4, int), p=p, exponent=0.0) == pytest.approx([0.25] * 4)
+
+
+def test_picks_have_the_chances_they_are_given() -> None:
+    chances = np.repeat([0.5, 0.0, 0.3, 0.2], 1000) / 1000
+    picks = np.concatenate([sampling.pick(1, epoch, chances) for epoch in range(10)])
+    assert np.bincount(picks // 1000, minlength=4) / len(picks) == pytest.approx([0.5, 0, 0.3, 0.2], abs=0.01)
+    assert np.array_equal(picks[:4000], sampling.pick(1, 0, chances))
+    assert not np.array_equal(picks[:4000], picks[4000:8000])
+    assert not np.array_equal(picks[:4000], sampling.pick(2, 0, chances))
+
+
+def test_a_sampler_s_epoch_does_not_hang_on_what_the_epoch_shows() -> None:
+    sampler = sampling.Sampler("focal", np.arange(100, 800), TAIL, 900, seed=0, epochs=5)
+    first = sampler.order(0)
+    assert first.min() >= 100
+    assert first.max() < 800
+    sampler.see(np.arange(100, 700), np.full(600, 0.99, np.float32))
+    sampler.see(np.arange(700, 800), np.full(100, 0.1, np.float32))
+    assert np.array_equal(sampler.order(0), first)  # a run that stops here goes on with the same epoch
+    assert sampler.end_epoch() == {"easy": pytest.approx(600 / 700), "hard": pytest.approx(100 / 700)}
+    assert (sampler.order(1) >= 700).mean() > 0.99
+    assert sampler.end_epoch() == {"easy": 0, "hard": 0}

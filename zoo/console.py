@@ -74,6 +74,8 @@ class Progress:
             (1, f"loss {train['loss']:.3f}"),
             (2, f"train {100 * train['accuracy']:.1f} %"),
             (0, f"val {100 * self.val:.1f} %" if self.val is not None else ""),
+            (5, f"scale {train['focal_scale']:.3g}" if "focal_scale" in train else ""),
+            (5, f"easy {100 * train['easy']:.1f} % hard {100 * train['hard']:.1f} %" if "easy" in train else ""),
             (4, clock(train["seconds"])),
         ]
         say("train    " + fit(parts, self._room()))

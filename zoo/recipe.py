@@ -22,8 +22,12 @@ Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+NotNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
 
 MAX_BYTES = 1 << 20
+BARE_GAMMA = (
+    "no setting 'gamma': the loss's exponent is focal_gamma (--focal-gamma), the schedule's factor lr_gamma (--lr-gamma)"
+)
 
 
 class Data(msgspec.Struct, frozen=True):
@@ -37,13 +41,38 @@ class Data(msgspec.Struct, frozen=True):
 
 
 class Loss(msgspec.Struct, frozen=True):
-    """``[loss]``: the loss, its options, and class weights from the training counts."""
+    """``[loss]``: the loss, its options (``zoo losses`` says which it takes), and class weights from the training counts.
+
+    The weights act once ``drw_epoch`` epochs are done (deferred re-weighting, Cao et al. 2019). ``alpha`` is the share of
+    cross entropy in ``hybrid``, ``switch_epoch`` the epochs of it before ``ce_then_focal`` changes over, ``rescale_every`` the
+    epochs between two scales of ``dynamic_focal`` and ``max_scale`` their cap (0: none), ``tau`` the strength of
+    ``logit_adjustment``, ``max_margin`` and ``margin_scale`` the rarest class's margin in ``ldam`` and its factor.
+    """
 
     name: str = "cross_entropy"
     focal_gamma: NotNegative = 2.0
     label_smoothing: Share = 0.0
-    class_weights: Literal["none", "effective", "inverse", "sqrt_inverse"] = "none"
+    class_weights: Literal["none", "effective", "inverse", "sqrt_inverse", "given"] = "none"
+    given_weights: list[NotNegative] = msgspec.field(default_factory=list)
     beta: Share = 0.9999
+    drw_epoch: NotNegativeInt = 0
+    alpha: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
+    switch_epoch: NotNegativeInt = 0
+    rescale_every: AtLeastOne = 5
+    max_scale: NotNegative = 0.0
+    tau: NotNegative = 1.0
+    max_margin: NotNegative = 0.5
+    margin_scale: Positive = 30.0
+
+
+class Sampler(msgspec.Struct, frozen=True):
+    """``[sampler]``: how often each sample is drawn (:func:`zoo.sampling.chances`); ``none`` shows each once an epoch.
+
+    ``exponent`` is the power of 1 - p_t in the ``focal`` sampler.
+    """
+
+    name: Literal["none", "class_balanced", "square_root", "progressive", "focal"] = "none"
+    exponent: NotNegative = 2.0
 
 
 class Optim(msgspec.Struct, frozen=True):
@@ -87,9 +116,10 @@ class Recipe(msgspec.Struct, frozen=True):
     ema: Share = 0.0
     mixup: NotNegative = 0.0
     cutmix: NotNegative = 0.0
-    patience: Annotated[int, msgspec.Meta(ge=0)] = 0
+    patience: NotNegativeInt = 0
     data: Data = msgspec.field(default_factory=Data)
     loss: Loss = msgspec.field(default_factory=Loss)
+    sampler: Sampler = msgspec.field(default_factory=Sampler)
     optim: Optim = msgspec.field(default_factory=Optim)
     schedule: Schedule = msgspec.field(default_factory=Schedule)
 
@@ -108,7 +138,7 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe for ``zoo train WHAT``: a file, a shipped recipe, or a model with the defaults that suit it.
 
     ``overrides`` are dotted keys or leaf names that only one table has (``lr`` for ``optim.lr``); ``data``, ``loss``,
-    ``optim`` and ``schedule`` alone stand for their ``name``.
+    ``sampler``, ``optim`` and ``schedule`` alone stand for their ``name``.
 
     Raises:
         UsageError: unknown name, key, type or range, naming the nearest names and the line of the file.
@@ -161,6 +191,8 @@ def full_key(key: str) -> str:
     known = keys()
     if key in known:
         return key
+    if key.rpartition(".")[2] == "gamma":
+        raise UsageError(BARE_GAMMA)
     leaf = [name for name in known if name.endswith(f".{key}") and name.count(".") == 1 and key != "name"]
     if f"{key}.name" in known:
         return f"{key}.name"
@@ -194,6 +226,8 @@ def read_text(path: Path) -> tuple[str, dict[str, Any]]:
     known = keys()
     for key in flat:
         if key not in known:
+            if key.rpartition(".")[2] == "gamma":
+                raise UsageError(f"{BARE_GAMMA} ({path}, line {_line(text, key)})")
             near = did_you_mean(key, known) or did_you_mean(key.rpartition(".")[2], [k.rpartition(".")[2] for k in known])
             raise UsageError(f"no setting {key!r} ({path}, line {_line(text, key)}){near}")
     return text, flat

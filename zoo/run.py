@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import checkpoint, host, metrics, optim, registry, report, runs, sampling
+from zoo import checkpoint, host, metrics, objective, optim, registry, report, runs, sampling
 from zoo import recipe as recipes
 from zoo.console import say
 from zoo.data import _augment
@@ -228,7 +228,7 @@ def _clear(folder: Path) -> None:
 
 def _build(recipe: Recipe, folder: Path, where: torch.device, how: str) -> Trainer:
     spec = model_spec(recipe.model)
-    registry.entry("losses", recipe.loss.name)
+    objective.check(recipe)
     data = build_data(recipe, spec.input[1])
     for note in data.notes:
         say(f"data     {note}")
@@ -243,6 +243,7 @@ def _build(recipe: Recipe, folder: Path, where: torch.device, how: str) -> Train
     model, frozen = _frozen(recipe, spec, len(data.classes))
     model = model.to(where).to(memory_format=torch.channels_last)
     dtype = DTYPES[how]
+    sampler = objective.build_sampler(recipe, data.train.targets, index)
     batches = Batches(
         data.train,
         index,
@@ -254,13 +255,17 @@ def _build(recipe: Recipe, folder: Path, where: torch.device, how: str) -> Train
         dtype,
         recipe.seed,
         tuple(recipe.data.augment),
+        sampler.order if sampler else None,
     )
     val = _eval_batches(data.val, data, where, spec.input[1], how) if len(data.val) else None
     test = _eval_batches(data.test, data, where, spec.input[1], how)
     ema = optim.Ema(model, recipe.ema) if recipe.ema else None
-    step = _step(recipe, model, len(batches), where, how, len(data.classes), ema)
-    loss = _loss(recipe, counts).to(where)
-    return Trainer(recipe, folder, data, spec, model, loss, batches, val, test, step, where, how, counts, frozen, ema)
+    step = _step(recipe, model, len(batches), where, how, len(data.classes), ema, sampler)
+    loss, weight = objective.build_loss(recipe, counts)
+    weight = weight.to(where) if weight is not None else None
+    return Trainer(
+        recipe, folder, data, spec, model, loss.to(where), batches, val, test, step, where, how, counts, frozen, ema, weight, sampler
+    )  # fmt: skip
 
 
 def _frozen(recipe: Recipe, spec: ModelSpec, classes: int) -> tuple[nn.Module, optim.FreezeTable]:
@@ -285,21 +290,10 @@ def _eval_batches(part: Split, data: DataSet, where: torch.device, size: int, ho
     return Batches(part, np.arange(len(part)), 256, where, data.mean, data.std, size, DTYPES[how])
 
 
-def _loss(recipe: Recipe, counts: np.ndarray) -> nn.Module:
-    spec = registry.find("losses", recipe.loss.name)
-    kind = recipe.loss.class_weights
-    weights = None
-    if kind == "effective":
-        weights = sampling.effective_weights(counts, recipe.loss.beta)
-    elif kind != "none":
-        weights = sampling.inverse_weights(counts, 0.5 if kind == "sqrt_inverse" else 1.0)
-    tensor = None if weights is None else torch.as_tensor(weights, dtype=torch.float32)
-    return spec.build(weight=tensor, **{key: getattr(recipe.loss, key) for key in spec.options})
-
-
 def _step(
-    recipe: Recipe, model: nn.Module, steps: int, where: torch.device, how: str, classes: int, ema: optim.Ema | None
-) -> Step:
+    recipe: Recipe, model: nn.Module, steps: int, where: torch.device, how: str, classes: int, ema: optim.Ema | None,
+    sampler: sampling.Sampler | None,
+) -> Step:  # fmt: skip
     o, s = recipe.optim, recipe.schedule
     scales = optim.lr_scales(model, model_spec(recipe.model), head=o.lr_head, layer_decay=o.layer_decay)
     optimizer = optim.make(
@@ -317,9 +311,10 @@ def _step(
     )  # fmt: skip
     mix = None
     if recipe.mixup or recipe.cutmix:
-        if recipe.loss.name != "cross_entropy":
+        if not registry.find("losses", recipe.loss.name).soft:
+            soft = ", ".join(name for name, fields in registry.table("losses").items() if fields.get("soft"))
             raise UsageError(
-                f"mixup and cutmix need soft targets, which loss {recipe.loss.name!r} has not; use loss=cross_entropy"
+                f"mixup and cutmix need soft targets, which loss {recipe.loss.name!r} has not; losses with: {soft}"
             )
 
         def mix(inputs: Tensor, targets: Tensor, draws: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -328,7 +323,8 @@ def _step(
             )
 
     scaler = torch.amp.GradScaler("cuda") if how == "fp16" else None
-    return Step(optimizer, rate, where, how, o.clip, recipe.seed, ema.update if ema else None, mix, scaler)
+    see = sampler.see if sampler else None
+    return Step(optimizer, rate, where, how, o.clip, recipe.seed, ema.update if ema else None, mix, scaler, see)
 
 
 def _finish(parts: Trainer) -> None:

@@ -7,12 +7,20 @@ values numpy keeps stable, unlike those of its ``permutation`` or ``normal``.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 
 from zoo.spec import UsageError
 
-DRAWS, ORDER, CARVE, TAIL = range(4)
+DRAWS, ORDER, CARVE, TAIL, PICK = range(5)
 """Purposes, so that no two uses of one seed share a stream."""
+
+EASY, HARD = 0.8, 0.2
+"""A sample is called easy from this p_t on, hard below that one (no source gives thresholds)."""
+
+FLOOR = 1e-3
+"""Least 1 - p_t in the focal sampler: a sample the model is sure of is seen again, since only then can it be told otherwise."""
 
 
 def words(seed: int, epoch: int, n: int, purpose: int = DRAWS, column: int = 0) -> np.ndarray:
@@ -39,6 +47,96 @@ def uniforms(seed: int, epoch: int, n: int, k: int) -> np.ndarray:
 def order(seed: int, epoch: int, n: int) -> np.ndarray:
     """A permutation of 0 .. n-1 for one epoch, (n,) int64."""
     return np.argsort(words(seed, epoch, n, ORDER), kind="stable")
+
+
+def slots(seed: int, epoch: int, order: np.ndarray, n: int, k: int) -> np.ndarray:
+    """(len(order), k) float32 in [0, 1): the draws of each place of ``order``, whose entries are samples below ``n``.
+
+    They depend on (seed, epoch, sample, how often the sample came before), so a sample that comes twice is augmented twice
+    in different ways, and one that comes once as :func:`uniforms` has it.
+    """
+    again = _rank(order, np.arange(len(order)))
+    drawn = np.empty((len(order), k), np.float32)
+    for time in range(int(again.max(initial=0)) + 1):
+        here = again == time
+        # later times are epochs of their own, far above any that is trained
+        drawn[here] = uniforms(seed, epoch + (time << 32), n, k)[order[here]]
+    return drawn
+
+
+def pick(seed: int, epoch: int, chances: np.ndarray) -> np.ndarray:
+    """As many positions as there are ``chances`` (n,), each drawn with these probabilities by itself, (n,) int64."""
+    reach = np.cumsum(chances, dtype=np.float64)
+    at = (words(seed, epoch, len(chances), PICK) >> np.uint64(11)).astype(np.float64) * 2.0**-53 * reach[-1]
+    return np.minimum(np.searchsorted(reach, at, side="right"), np.flatnonzero(chances)[-1])
+
+
+def chances(
+    name: str, targets: np.ndarray, *, epoch: int = 0, epochs: int = 1, p: np.ndarray | None = None, exponent: float = 2.0
+) -> np.ndarray:
+    """Probability of each sample (n,) float64 under a sampler; they sum to 1.
+
+    ``class_balanced`` gives every class the same, ``square_root`` n_c^(1/2), ``progressive`` goes from n_c to the same for
+    every class over the ``epochs`` (Kang et al. 2020, "Decoupling", eq. 1 and 2; t/T with ``epoch`` counted from 0). ``focal`` is
+    proportional to (1 - p_t)^exponent, ``p`` (n,) being what the loss saw last, 0 for a sample not seen yet.
+    """
+    if name == "focal":
+        assert p is not None
+        raw = np.maximum(1 - p.astype(np.float64), FLOOR) ** exponent
+        return raw / raw.sum()
+    counts = np.bincount(targets)
+    present = counts > 0
+    natural, balanced = counts / counts.sum(), present / present.sum()
+    if name == "progressive":
+        share = (1 - epoch / epochs) * natural + epoch / epochs * balanced
+    else:
+        share = {"class_balanced": balanced, "square_root": np.sqrt(counts) / np.sqrt(counts).sum()}[name]
+    return (share / np.maximum(counts, 1))[targets]
+
+
+@dataclass
+class Sampler:
+    """Which samples an epoch shows, drawn with replacement, and what the loss said of them.
+
+    ``index`` (n,) are positions in a split of ``size`` samples, ``targets`` (n,) their classes. All of its state is in
+    ``p``, ``next_p`` (size,) float32 and ``seen`` (3,) int64.
+    """
+
+    name: str
+    index: np.ndarray
+    targets: np.ndarray
+    size: int
+    seed: int
+    epochs: int
+    exponent: float = 2.0
+    p: np.ndarray = field(init=False)
+    """p_t of each sample before the epoch, by position in the split."""
+    next_p: np.ndarray = field(init=False)
+    """The same with what this epoch has shown so far."""
+    seen: np.ndarray = field(init=False)
+    """Easy, hard and all samples drawn in this epoch so far."""
+
+    def __post_init__(self) -> None:
+        self.p, self.next_p = np.zeros(self.size, np.float32), np.zeros(self.size, np.float32)
+        self.seen = np.zeros(3, np.int64)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Positions in the split in the order of an epoch (counted from 0), (n,)."""
+        p = self.p[self.index]
+        odds = chances(self.name, self.targets, epoch=epoch, epochs=self.epochs, p=p, exponent=self.exponent)
+        return self.index[pick(self.seed, epoch, odds)]
+
+    def see(self, chosen: np.ndarray, p: np.ndarray) -> None:
+        """Take in p_t (m,) of the samples at ``chosen`` (m,)."""
+        self.next_p[chosen] = p
+        self.seen += [(p >= EASY).sum(), (p < HARD).sum(), len(p)]
+
+    def end_epoch(self) -> dict[str, float]:
+        """Shares in [0, 1] of easy and of hard samples among those drawn; what was seen counts from the next epoch on."""
+        easy, hard, n = self.seen.tolist()
+        self.p[:] = self.next_p
+        self.seen[:] = 0
+        return {"easy": easy / max(n, 1), "hard": hard / max(n, 1)}
 
 
 def class_counts(targets: np.ndarray, classes: int) -> np.ndarray:

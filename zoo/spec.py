@@ -120,7 +120,13 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class LossSpec:
-    """One loss; ``build(**options)`` returns a module mapping (logits (N, C), target (N,)) to a scalar."""
+    """One loss; ``build(**options)`` returns a module mapping (logits (N, C), target (N,)) to a scalar.
+
+    The module has a buffer ``weight``, (C,) or None, which deferred re-weighting sets, and may have three methods more:
+    ``with_stats(logits, target)``, which gives ``loss`` and ``p`` (N,), the softmax probability of each label, from one pass;
+    ``set_epoch(epoch)``, called before the first step of an epoch and on resuming; ``end_epoch(epoch)``, called after the last,
+    which returns numbers for the epoch's row. What it learns from one epoch to the next is in buffers, so that a run resumes.
+    """
 
     build: Callable[..., Any]
     reference: Callable[..., Any]
@@ -128,6 +134,12 @@ class LossSpec:
     paper: str
     options: tuple[str, ...] = ()
     """Keys of the recipe's ``[loss]`` table that ``build`` takes, e.g. ``("focal_gamma",)``; ``weight`` is passed besides."""
+    counts: bool = False
+    """Whether ``build`` and ``reference`` take ``counts``, the training samples of each class."""
+    soft: bool = False
+    """Whether the target may be shares (N, C), as mixup and cutmix make them."""
+    fused: bool = False
+    """Whether it runs on the fused op."""
 
 
 @dataclass(frozen=True)

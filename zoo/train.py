@@ -59,6 +59,8 @@ class Batches:
     dtype: torch.dtype = torch.float32
     seed: int = 0
     augment: Sequence[str] | None = None
+    sample: Callable[[int], np.ndarray] | None = None
+    """Positions in the split in the order of an epoch; without it each of ``index`` comes once, shuffled."""
     _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -66,13 +68,13 @@ class Batches:
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor, np.ndarray, np.ndarray]]:
         """Yield inputs (N, 3, H, W), targets (N,), positions in the split (N,) and random draws (N, K), from batch ``skip`` on."""
-        order, draws = self.index, np.zeros((len(self.split), 0), np.float32)
+        order, draws = self.index, np.zeros((len(self.index), 0), np.float32)
         if self.augment is not None:
-            order = order[sampling.order(self.seed, epoch, len(order))]
-            draws = sampling.uniforms(self.seed, epoch, len(self.split), _augment.DRAWS)
+            order = self.sample(epoch) if self.sample else order[sampling.order(self.seed, epoch, len(order))]
+            draws = sampling.slots(self.seed, epoch, order, len(self.split), _augment.DRAWS)
         for start in range(skip * self.batch_size, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            yield *self._load(chosen, draws[chosen]), chosen, draws[chosen]
+            chosen, drawn = order[start : start + self.batch_size], draws[start : start + self.batch_size]
+            yield *self._load(chosen, drawn), chosen, drawn
 
     def _load(self, chosen: np.ndarray, draws: np.ndarray) -> tuple[Tensor, Tensor]:
         where = torch.from_numpy(chosen).to(self._images.device)
@@ -116,6 +118,8 @@ class Step:
     mix: Callable[[Tensor, Tensor, np.ndarray], tuple[Tensor, Tensor]] | None = None
     """Blends inputs (N, 3, H, W) and targets (N,) to soft targets (N, C) with the batch's draws (mixup, cutmix)."""
     scaler: Any = None
+    see: Callable[[np.ndarray, np.ndarray], None] | None = None
+    """Takes the positions (N,) of a batch and p_t (N,) of each sample (a sampler that goes by them)."""
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -144,7 +148,7 @@ def train_epoch(
     model.train()
     for number, (inputs, targets, chosen, draws) in enumerate(batches.epoch(epoch, skip), skip):
         at = epoch * len(batches) + number
-        value, correct = _update(model, loss, step, at, inputs, targets, draws)
+        value, correct = _update(model, loss, step, at, inputs, targets, chosen, draws)
         if value is None:
             raise _diverged(epoch, number, step.lr(at), chosen)
         totals.loss += value * len(targets)
@@ -155,7 +159,14 @@ def train_epoch(
 
 
 def _update(
-    model: nn.Module, loss: nn.Module, step: Step, at: int, inputs: Tensor, targets: Tensor, draws: np.ndarray
+    model: nn.Module,
+    loss: nn.Module,
+    step: Step,
+    at: int,
+    inputs: Tensor,
+    targets: Tensor,
+    chosen: np.ndarray,
+    draws: np.ndarray,
 ) -> tuple[float | None, int]:
     rate = step.lr(at)
     for group in step.optimizer.param_groups:
@@ -167,7 +178,7 @@ def _update(
     with autocast(step.device, step.precision):
         logits = model(inputs)
     logits = logits.float()
-    value = loss(logits, wanted)
+    value, p = _loss(loss, logits, wanted, targets) if step.see else (loss(logits, wanted), None)
     number = value.item()
     if not np.isfinite(number):
         return None, 0
@@ -175,7 +186,17 @@ def _update(
     _backward(model, value, step)
     if step.after is not None:
         step.after(model)
+    if step.see is not None and p is not None:
+        step.see(chosen, p.cpu().numpy())
     return number, int((logits.detach().argmax(1) == targets).sum())
+
+
+def _loss(loss: Any, logits: Tensor, wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss and p_t (N,) of the labels: from the same pass where the loss gives it, else from the same logits."""
+    if wanted is targets and hasattr(loss, "with_stats"):
+        stats = loss.with_stats(logits, targets)
+        return stats.loss, stats.p
+    return loss(logits, wanted), logits.detach().softmax(1).gather(1, targets[:, None]).squeeze(1)
 
 
 def _backward(model: nn.Module, value: Tensor, step: Step) -> None:

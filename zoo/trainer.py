@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import checkpoint, host, metrics, ops, optim
+from zoo import checkpoint, host, metrics, ops, optim, registry, sampling
 from zoo.console import Progress, say
 from zoo.files import publish_text
 from zoo.recipe import Recipe
 from zoo.spec import DataError, DataSet, DisagreeError, DiskError, DivergedError, FileError, ModelSpec
 from zoo.stop import Interrupted
 from zoo.train import Batches, Step, Totals, predict, train_epoch
+
+SAMPLER_STATE = ("p", "next_p", "seen")
 
 
 @dataclass
@@ -41,6 +43,9 @@ class Trainer:
     counts: np.ndarray
     frozen: optim.FreezeTable
     ema: optim.Ema | None = None
+    weight: Tensor | None = None
+    """Class weights (C,), which the loss has from ``loss.drw_epoch`` on."""
+    sampler: sampling.Sampler | None = None
     epoch: int = 0
     skip: int = 0
     totals: Totals | None = None
@@ -55,7 +60,7 @@ def describe(parts: Trainer, allocator: str, command: str) -> None:
     """Say each choice in one line and keep it in env.json."""
     recipe, data = parts.recipe, parts.data
     params = sum(p.numel() for p in parts.model.parameters())
-    kernel = ops.kernel() if recipe.loss.name != "cross_entropy" else "PyTorch"
+    kernel = ops.kernel() if registry.entry("losses", recipe.loss.name).get("fused") else "PyTorch"
     env = host.facts(parts.device) | {
         "precision": parts.precision,
         "layout": "channels_last",
@@ -81,7 +86,11 @@ def describe(parts: Trainer, allocator: str, command: str) -> None:
     macs = f" · {parts.spec.macs / 1e6:,.3g} MMAC at {'x'.join(map(str, parts.spec.input))}" if parts.spec.macs else ""
     say(f"model    {recipe.model} · {params:,} parameters{macs}")
     weights = f" · class weights {recipe.loss.class_weights}" if recipe.loss.class_weights != "none" else ""
+    weights += f" after {recipe.loss.drw_epoch} epochs" if weights and recipe.loss.drw_epoch else ""
     say(f"loss     {recipe.loss.name}{weights} · {kernel}")
+    if parts.sampler:
+        bounds = f"easy from p_t {sampling.EASY}, hard below {sampling.HARD}"
+        say(f"sampler  {recipe.sampler.name}, {len(parts.sampler.index):,} draws with replacement an epoch · {bounds}")
     say(
         f"run      {parts.device} · {env['threads']} threads · {parts.precision} · channels_last · memory: {allocator} · {parts.folder}"
     )
@@ -133,6 +142,7 @@ def _one_epoch(parts: Trainer, stop: Callable[[], int], progress: Progress) -> N
             _save_state(parts)
             raise Interrupted(number)
 
+    _set_loss(parts)
     try:
         parts.totals = train_epoch(
             parts.model,
@@ -158,6 +168,25 @@ def _one_epoch(parts: Trainer, stop: Callable[[], int], progress: Progress) -> N
         ) from error
 
 
+def _set_loss(parts: Trainer) -> None:
+    """Put the loss into the state it has in this epoch: deferred re-weighting, and what it does by itself."""
+    loss: Any = parts.loss
+    start = parts.recipe.loss.drw_epoch
+    if start and parts.weight is not None:
+        loss.weight = parts.weight if parts.epoch >= start else None
+        if parts.epoch == start and parts.skip == 0:
+            say(f"loss     class weights act from epoch {start + 1} on")
+    if hasattr(loss, "set_epoch"):
+        loss.set_epoch(parts.epoch)
+
+
+def _end_epoch(parts: Trainer) -> dict[str, float]:
+    """Let the loss and the sampler learn from the epoch; their numbers for its row."""
+    loss: Any = parts.loss
+    told = loss.end_epoch(parts.epoch) if hasattr(loss, "end_epoch") else {}
+    return told | (parts.sampler.end_epoch() if parts.sampler else {})
+
+
 def _record(parts: Trainer, took: float, progress: Progress, stop: Callable[[], int]) -> None:
     """After an epoch: evaluate on validation, write rows, keep the best weights, save the state."""
     assert parts.totals is not None
@@ -171,6 +200,7 @@ def _record(parts: Trainer, took: float, progress: Progress, stop: Callable[[], 
         "images_per_s": round(speed, 1),
         "seconds": round(took, 3),
     }
+    row |= _end_epoch(parts)
     rows = [row]
     shown = parts.ema.averaged(parts.model) if parts.ema else parts.model
     score = float(parts.epoch + 1)  # without a validation split the last epoch's weights are the ones kept
@@ -223,6 +253,10 @@ def _save_state(parts: Trainer) -> None:
     tensors |= {f"optim.{name}": value for name, value in packed.items()}
     if parts.ema:
         tensors |= {f"ema.{name}": value for name, value in parts.ema.state_dict().items()}
+    # the class weights come from the recipe and the epoch
+    tensors |= {f"loss.{name}": value for name, value in parts.loss.state_dict().items() if name != "weight"}
+    if parts.sampler:
+        tensors |= {f"sampler.{name}": torch.from_numpy(getattr(parts.sampler, name)) for name in SAMPLER_STATE}
     totals = parts.totals or Totals()
     meta = {
         "epoch": parts.epoch, "skip": parts.skip, "totals": [totals.loss, totals.correct, totals.seen], "best": parts.best,
@@ -258,6 +292,10 @@ def restore(parts: Trainer) -> bool:
     checkpoint.unpack_optimizer(parts.step.optimizer, _part(tensors, "optim"), meta["optim"])
     if parts.ema:
         parts.ema.load_state_dict(_part(tensors, "ema"))
+    parts.loss.load_state_dict(_part(tensors, "loss"), strict=False)  # not strict: "weight" is not in it
+    if parts.sampler:
+        for name, value in _part(tensors, "sampler").items():
+            getattr(parts.sampler, name)[:] = value.numpy()
     if parts.step.scaler and meta["scaler"]:
         parts.step.scaler.load_state_dict(meta["scaler"])
     parts.epoch, parts.skip, parts.totals = meta["epoch"], meta["skip"], Totals(*meta["totals"])

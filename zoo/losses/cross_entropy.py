@@ -5,21 +5,49 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo import ops
 from zoo.spec import LossSpec
 
 
-def build(weight: Tensor | None = None, label_smoothing: float = 0.0) -> nn.Module:
-    """``nn.CrossEntropyLoss``: logits (N, C), target (N,) class numbers or (N, C) shares; divides by the weights of the batch."""
-    return nn.CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing)
+class CrossEntropy(nn.Module):
+    """Logits (N, C) and target (N,) class numbers or (N, C) shares to a scalar; divides by the weights of the batch."""
+
+    weight: Tensor | None
+
+    def __init__(self, weight: Tensor | None = None, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits, target, self.weight, label_smoothing=self.label_smoothing)
+
+    def with_stats(self, logits: Tensor, target: Tensor) -> ops.WithStats:
+        """The same loss and p_t of each row from one pass: cross entropy is the focal loss with exponent 0."""
+        return ops.focal_loss_with_stats(
+            logits, target, 0.0, self.weight, label_smoothing=self.label_smoothing, reduction="weighted_mean"
+        )
+
+
+def build(weight: Tensor | None = None, label_smoothing: float = 0.0) -> CrossEntropy:
+    """The module from a recipe's options; ``weight`` (C,)."""
+    return CrossEntropy(weight, label_smoothing)
 
 
 def reference(logits: Tensor, target: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
-    """The formula, for tests."""
-    return F.cross_entropy(logits, target, weight=weight, label_smoothing=label_smoothing)
+    """-sum_n sum_c w_c q_nc log p_nc / sum_n w_y with q the smoothed target, for tests."""
+    classes = logits.shape[1]
+    w = logits.new_ones(classes) if weight is None else weight
+    q = (1 - label_smoothing) * F.one_hot(target, classes) + label_smoothing / classes  # (N, C)
+    return -(w * q * logits.log_softmax(1)).sum() / w[target].sum()
 
 
 SPECS = {
     "cross_entropy": LossSpec(
-        build=build, reference=reference, paper="Szegedy et al. 2016, arXiv:1512.00567", options=("label_smoothing",)
+        build=build,
+        reference=reference,
+        paper="Szegedy et al. 2016, arXiv:1512.00567",
+        options=("label_smoothing",),
+        soft=True,
     ),
 }

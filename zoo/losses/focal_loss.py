@@ -74,5 +74,6 @@ SPECS = {
         reference=reference,
         paper="Lin et al. 2017, arXiv:1708.02002; class-balanced: Cui et al. 2019, arXiv:1901.05555",
         options=("focal_gamma", "label_smoothing"),
+        fused=True,
     ),
 }

@@ -7,6 +7,7 @@ layer1.0.conv1, ..., linear), so their state dicts load.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch.nn.functional as F
@@ -37,17 +38,28 @@ class Block(nn.Module):
         return F.relu(out + x)
 
 
+class CosineLinear(nn.Linear):
+    """``scale`` times the cosine of features and class vectors, (N, inputs) to (N, classes) (Cao et al. 2019, with LDAM)."""
+
+    def __init__(self, inputs: int, classes: int, scale: float = 30.0) -> None:
+        super().__init__(inputs, classes, bias=False)
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
+
+
 class ResNet(nn.Module):
     """(N, 3, 32, 32) to logits (N, classes)."""
 
-    def __init__(self, blocks: int, classes: int) -> None:
+    def __init__(self, blocks: int, classes: int, head: Callable[[int, int], nn.Linear] = nn.Linear) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = _stage(16, 16, blocks, 1)
         self.layer2 = _stage(16, 32, blocks, 2)
         self.layer3 = _stage(32, 64, blocks, 2)
-        self.linear = nn.Linear(64, classes)
+        self.linear = head(64, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)  # He et al. 2015, "Delving deep into rectifiers"
@@ -68,6 +80,11 @@ def resnet(depth: int, classes: int = 10) -> ResNet:
     return ResNet((depth - 2) // 6, classes)
 
 
+def resnet_cosine(depth: int, classes: int = 10) -> ResNet:
+    """The same with a head that gives scaled cosines."""
+    return ResNet((depth - 2) // 6, classes, CosineLinear)
+
+
 PAPER = "He et al. 2015, arXiv:1512.03385"
 SUITS = ("cifar10", "cifar100", "synthetic")
 RECIPE = {
@@ -85,6 +102,10 @@ SPECS = {
     "resnet32": ModelSpec(
         build=partial(resnet, 32), input=INPUT, params=464_154, macs=68_862_592, paper=PAPER, head="linear", stages=STAGES, data=SUITS,
         recipe=RECIPE,
+    ),
+    "resnet32_cosine": ModelSpec(
+        build=partial(resnet_cosine, 32), input=INPUT, params=464_144, macs=68_862_592, paper=PAPER, head="linear", stages=STAGES,
+        data=SUITS, recipe=RECIPE,
     ),
     "resnet44": ModelSpec(
         build=partial(resnet, 44), input=INPUT, params=658_586, macs=97_174_144, paper=PAPER, head="linear", stages=STAGES, data=SUITS,

@@ -1,0 +1,69 @@
+"""From a recipe and the training counts to a loss, its weights and a sampler; every mistake named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests_support import resolve
+
+from zoo import objective, sampling
+from zoo.spec import UsageError
+
+COUNTS = np.array([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("loss.drw_epoch=1", r"drw_epoch = 1 is past the end \(1 epochs\).*less than 1"),
+        ("class_weights=given", "given_weights goes with"),
+        ("loss.given_weights=[1,2]", "given_weights goes with"),
+        ("loss=focl", "no loss 'focl' .*did you mean focal"),
+    ],
+)
+def test_what_is_wrong_before_any_data_is_read(settings: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        objective.check(resolve("cnn_small", *settings.split()))
+
+
+def test_weights_of_a_wrong_length_are_told() -> None:
+    with pytest.raises(UsageError, match=r"given_weights has 2 numbers, the data 10 classes"):
+        objective.build_loss(resolve("cnn_small", "class_weights=given", "loss.given_weights=[1,2]"), COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("effective", sampling.effective_weights(COUNTS, 0.9999)),
+        ("inverse", (1 / COUNTS) * 10 / (1 / COUNTS).sum()),
+        ("sqrt_inverse", COUNTS**-0.5 * 10 / (COUNTS**-0.5).sum()),
+        ("given", np.arange(10)),
+    ],
+)
+def test_class_weights(kind: str, expected: np.ndarray) -> None:
+    given = f"loss.given_weights={list(range(10)) if kind == 'given' else []}"
+    loss, weight = objective.build_loss(resolve("cnn_small", "loss=focal", f"class_weights={kind}", given), COUNTS)
+    assert weight is not None
+    assert weight.numpy() == pytest.approx(expected, rel=1e-6)
+    assert torch.equal(loss.weight, weight)
+
+
+def test_the_mean_weight_of_the_reported_experiment() -> None:
+    """With sum C and a plain mean, beta 0.9999 divides the loss of this tail by 5.8 (it was 0.171 there)."""
+    weights = sampling.effective_weights(COUNTS, 0.9999)
+    assert (COUNTS * weights).sum() / COUNTS.sum() == pytest.approx(0.171, abs=5e-4)
+
+
+def test_losses_that_need_the_counts_get_them() -> None:
+    loss, weight = objective.build_loss(resolve("cnn_small", "loss=balanced_softmax"), COUNTS)
+    assert weight is None
+    assert loss.shift.numpy() == pytest.approx(np.log(COUNTS / COUNTS.sum()))
+
+
+def test_a_sampler_covers_the_long_tail_only() -> None:
+    targets, index = np.arange(60) % 3, np.arange(0, 60, 2)
+    sampler = objective.build_sampler(resolve("cnn_small", "sampler=square_root"), targets, index)
+    assert sampler is not None
+    assert set(sampler.order(0)) <= set(index)
+    assert objective.build_sampler(resolve("cnn_small"), targets, index) is None

@@ -1,0 +1,93 @@
+"""Dynamic focal loss: a focal loss whose scale keeps the mean modulating factor at one (a reported experiment, no paper)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zoo import ops
+from zoo.spec import LossSpec
+
+
+class DynamicFocal(nn.Module):
+    """l = -s w_y (1 - p_t)^gamma log p_t; s = 1 / E[(1 - p_t)^gamma], from the last epoch, every ``rescale_every`` epochs.
+
+    Without s the focal loss, and so its gradient, shrinks as the model learns. E is the mean over the rows of the epoch that
+    ends, each at the step that saw it, from the pass that makes the loss. ``max_scale`` caps s, 0 leaves it free.
+    """
+
+    weight: Tensor | None
+    scale: Tensor
+    total: Tensor
+    rows: Tensor
+
+    def __init__(
+        self, gamma: float = 2.0, weight: Tensor | None = None, label_smoothing: float = 0.0, every: int = 5, cap: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        for name in ("total", "rows"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        self.gamma, self.label_smoothing, self.every, self.cap = gamma, label_smoothing, every, cap
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return self.with_stats(logits, target).loss
+
+    def with_stats(self, logits: Tensor, target: Tensor) -> ops.WithStats:
+        """The loss, p_t of each row and the mean modulating factor."""
+        stats = ops.focal_loss_with_stats(
+            logits, target, self.gamma, self.weight, label_smoothing=self.label_smoothing, scale=float(self.scale)
+        )
+        self.total += stats.factor.double() * len(target)
+        self.rows += len(target)
+        return stats
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """Rescale where it is due (``epoch`` counts from 0); the mean factor of this epoch and the scale from here on."""
+        mean = float(self.total / self.rows.clamp(min=1))
+        if (epoch + 1) % self.every == 0 and mean > 0:
+            scale = 1 / mean
+            self.scale.fill_(min(scale, self.cap) if self.cap else scale)
+        self.total.zero_()
+        self.rows.zero_()
+        return {"mean_factor": mean, "focal_scale": float(self.scale)}
+
+
+def build(
+    weight: Tensor | None = None,
+    focal_gamma: float = 2.0,
+    label_smoothing: float = 0.0,
+    rescale_every: int = 5,
+    max_scale: float = 0.0,
+) -> DynamicFocal:
+    """The module from a recipe's options; ``weight`` (C,)."""
+    return DynamicFocal(focal_gamma, weight, label_smoothing, rescale_every, max_scale)
+
+
+def reference(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    focal_gamma: float = 2.0,
+    label_smoothing: float = 0.0,
+    scale: float = 1.0,
+    **_: float,
+) -> Tensor:
+    """The focal loss times ``scale``, which is 1 until the first rescaling."""
+    classes = logits.shape[1]
+    log_p = logits.log_softmax(1)
+    q = (1 - label_smoothing) * nn.functional.one_hot(target, classes) + label_smoothing / classes  # (N, C)
+    w = logits.new_ones(classes) if weight is None else weight
+    return -scale * (w * q * (-torch.expm1(log_p)) ** focal_gamma * log_p).sum(1).mean()
+
+
+SPECS = {
+    "dynamic_focal": LossSpec(
+        build=build,
+        reference=reference,
+        paper="reported experiment; focal loss: Lin et al. 2017, arXiv:1708.02002",
+        options=("focal_gamma", "label_smoothing", "rescale_every", "max_scale"),
+        fused=True,
+    ),
+}

@@ -1,0 +1,72 @@
+"""LDAM, the label-distribution-aware margin loss (Cao et al. 2019, eq. 13); with ``drw_epoch`` it is LDAM-DRW."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.spec import LossSpec
+
+
+class Ldam(nn.Module):
+    """Cross entropy after s m_y is taken from the label's logit, m_c = max_margin (n_min / n_c)^(1/4), (C,).
+
+    The paper writes CE(s (cos - m)) with s = 30 and a head that gives cosines. Here the logits (N, C) are s cos already, as
+    the ``_cosine`` models give them, so that their softmax stays the model's probability.
+    """
+
+    weight: Tensor | None
+    margin: Tensor
+
+    def __init__(
+        self, counts: Sequence[int], weight: Tensor | None = None, max_margin: float = 0.5, margin_scale: float = 30.0
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        number = torch.tensor(counts, dtype=torch.float64)
+        self.register_buffer("margin", margin_scale * max_margin * (number.min() / number) ** 0.25, persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        taken = F.one_hot(target, logits.shape[1]) * self.margin.to(wide.dtype)  # (N, C)
+        weight = None if self.weight is None else self.weight.to(wide.dtype)
+        return F.cross_entropy(wide - taken, target, weight)
+
+
+def build(counts: Sequence[int], weight: Tensor | None = None, max_margin: float = 0.5, margin_scale: float = 30.0) -> Ldam:
+    """The module from a recipe's options; ``counts`` (C,) training samples, ``weight`` (C,)."""
+    return Ldam(counts, weight, max_margin, margin_scale)
+
+
+def reference(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    counts: Sequence[int] = (),
+    max_margin: float = 0.5,
+    margin_scale: float = 30.0,
+) -> Tensor:
+    """Row by row: -log(e^(z_y - s m_y) / (e^(z_y - s m_y) + sum of the others' e^z)), divided by the weights of the batch."""
+    raw = torch.tensor([n**-0.25 for n in counts], dtype=logits.dtype)
+    margins = margin_scale * max_margin * raw / raw.max()
+    total, weights = logits.new_zeros(()), logits.new_zeros(())
+    for row, y in zip(logits, target.tolist()):
+        own = (row[y] - margins[y]).exp()
+        w = 1.0 if weight is None else weight[y]
+        total = total - w * (own / (own + row.exp().sum() - row[y].exp())).log()
+        weights = weights + w
+    return total / weights
+
+
+SPECS = {
+    "ldam": LossSpec(
+        build=build,
+        reference=reference,
+        paper="Cao et al. 2019, arXiv:1906.07413",
+        options=("max_margin", "margin_scale"),
+        counts=True,
+    ),
+}

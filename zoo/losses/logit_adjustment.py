@@ -1,0 +1,60 @@
+"""Logit-adjusted cross entropy: tau log pi_c is added to each logit while training (Menon et al. 2021, eq. 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.spec import LossSpec
+
+
+class LogitAdjustment(nn.Module):
+    """CE(z + tau log pi, y), pi the training shares (C,); logits (N, C), target (N,) or shares (N, C).
+
+    The model's own logits, without the addition, are what is evaluated: they rank classes as a balanced training set would.
+    """
+
+    weight: Tensor | None
+    shift: Tensor
+
+    def __init__(self, counts: Sequence[int], tau: float = 1.0, weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        number = torch.tensor(counts, dtype=torch.float64)
+        self.register_buffer("shift", tau * (number / number.sum()).log(), persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        weight = None if self.weight is None else self.weight.to(wide.dtype)
+        return F.cross_entropy(wide + self.shift.to(wide.dtype), target, weight)
+
+
+def build(counts: Sequence[int], weight: Tensor | None = None, tau: float = 1.0) -> LogitAdjustment:
+    """The module from a recipe's options; ``counts`` (C,) training samples, ``weight`` (C,)."""
+    return LogitAdjustment(counts, tau, weight)
+
+
+def reference(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, counts: Sequence[int] = (), tau: float = 1.0
+) -> Tensor:
+    """log(1 + sum over other classes (pi_c / pi_y)^tau e^(z_c - z_y)), the paper's second form, over the weights of the batch."""
+    pi = torch.tensor(counts, dtype=logits.dtype) / sum(counts)
+    own = logits.gather(1, target[:, None])
+    terms = (pi / pi[target][:, None]) ** tau * (logits - own).exp()  # (N, C), 1 at the label
+    w = logits.new_ones(len(pi)) if weight is None else weight
+    return (w[target] * terms.sum(1).log()).sum() / w[target].sum()
+
+
+SPECS = {
+    "logit_adjustment": LossSpec(
+        build=build,
+        reference=reference,
+        paper="Menon et al. 2021, arXiv:2007.07314",
+        options=("tau",),
+        counts=True,
+        soft=True,
+    ),
+}
