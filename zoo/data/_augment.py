@@ -7,6 +7,7 @@ An op is written ``name`` or ``name:number``:
 - ``flip`` mirrors half of the images;
 - ``colour:40`` scales brightness, contrast and saturation by up to 40 % each;
 - ``cutout:8`` sets a random square of that side to the mean (DeVries and Taylor 2017);
+- ``trivial`` is TrivialAugment (:mod:`zoo.data._trivial`): one of fourteen ops of random strength for each image;
 - ``v2:NAME`` or ``v2:NAME(key=value)`` is a transform of torchvision.transforms.v2. It draws anew for each image, so it runs
   image by image: some milliseconds a batch of 128, where the others take a tenth of one.
 
@@ -22,13 +23,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from zoo.data._trivial import trivial
 from zoo.spec import UsageError, did_you_mean
 
-DRAWS = 16
+DRAWS = 17
 """Columns of draws a sample."""
-_COLUMN = {"crop": 0, "rcrop": 0, "flip": 2, "cutout": 3, "mix": 5, "colour": 9, "v2": 12}
-_NUMBER = {"crop": 4, "rcrop": 0, "flip": 0, "colour": 40, "cutout": 8}
-"""Ops that take a number, with its default."""
+_COLUMN = {"crop": 0, "rcrop": 0, "flip": 2, "cutout": 3, "mix": 5, "colour": 9, "v2": 12, "trivial": 14}
+_NUMBER = {"crop": 4, "rcrop": 0, "flip": 0, "colour": 40, "cutout": 8, "trivial": 0}
+"""Ops with the default of their number, 0 for none."""
 
 
 def check(ops: Sequence[str]) -> None:
@@ -55,7 +57,7 @@ def augment(
 ) -> Tensor:
     """Apply ``ops``, then normalise; ``draws`` is (N, DRAWS) uniform in [0, 1).
 
-    Geometry and ``v2`` come in the order given, then ``colour``, then ``cutout``. Images still larger than ``size`` at the
+    Geometry, ``trivial`` and ``v2`` come in the order given, then ``colour``, then ``cutout``. Images still larger than ``size`` at the
     end are cut to their centre.
 
     Raises:
@@ -66,6 +68,9 @@ def augment(
     for name, argument in parsed:
         if name in _MOVES:
             _MOVES[name](where, draws, int(argument))
+        elif name == "trivial":
+            at = _COLUMN["trivial"]
+            where = _Where(trivial(where.pixels(), draws[:, at : at + 3]))
         elif name == "v2":
             where = _Where(_torchvision(where.pixels(), draws, argument))
     values = _centre(where.pixels(), size).float()
