@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -36,15 +37,30 @@ def test_a_small_evaluation() -> None:
     assert (result.low, result.high) == pytest.approx(wilson(5, 7))
     assert result.per_class[0] == pytest.approx((4, 3, 0.75, *wilson(3, 4)))
     assert result.per_class[3] == (0, 0, None, None, None)
-    assert result.worst_pairs() == [(0, 1, 2)], "both directions count, pairs that were never confused do not"
+    assert result.worst_pairs() == [(0, 1, 1, 1, 6, 2 / 6)], "both directions count, pairs that were never confused do not"
     wrong, right = math.log(math.exp(9) + 3), math.log(math.exp(9) + 3) - 9
     assert result.loss == pytest.approx((2 * wrong + 5 * right) / 7)
 
 
 def test_worst_pairs_are_sorted() -> None:
     confusion = np.array([[9, 1, 4], [2, 9, 0], [4, 1, 9]])
-    assert metrics.worst_pairs(confusion, 2) == [(0, 2, 8), (0, 1, 3)]
-    assert metrics.worst_pairs(confusion, 9)[2:] == [(1, 2, 1)]
+    assert metrics.worst_pairs(confusion, 2) == [(0, 2, 4, 4, 28, 8 / 28), (0, 1, 1, 2, 25, 3 / 25)]
+    assert [pair[:2] for pair in metrics.worst_pairs(confusion, 9)[2:]] == [(1, 2)]
+
+
+def test_a_summary_names_the_pairs_and_splits_the_tail() -> None:
+    result = metrics.evaluate(certain([0, 0, 0, 1, 1, 0, 2], 3), torch.tensor([0, 0, 0, 0, 1, 1, 2]))
+    found = result.summary(("cat", "dog", "eel"), [500, 50, 5])
+    assert found["worst_pairs"] == [{"first": "cat", "second": "dog", "there": 1, "back": 1, "n": 6, "share": 2 / 6}]
+    assert [(shot["name"], shot["classes"], shot["correct"]) for shot in found["shots"]] == [
+        ("many", 1, 3),
+        ("medium", 1, 1),
+        ("few", 1, 1),
+    ]
+    assert (found["accuracy"], found["ece"], found["low"]) == (result.accuracy, result.ece, result.low)
+    assert result.summary(("cat", "dog", "eel"), [500, 500, 500])["shots"] == [], "nothing to split"
+    assert result.summary(("cat", "dog", "eel"))["shots"] == []
+    assert json.loads(json.dumps(found)) == found
 
 
 @given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

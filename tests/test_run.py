@@ -179,3 +179,26 @@ def test_batches_do_not_depend_on_how_they_are_cut() -> None:
 
     assert torch.equal(images(100), images(37))
     assert torch.equal(images(100)[300:], images(100, skip=3))
+
+
+def test_a_choice_on_the_test_images_is_stamped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from zoo import report, show
+
+    stamped = run.train(resolve("cnn_small", "select_on=test"), out=tmp_path / "t")
+    result = json.loads((stamped / "result.json").read_text())
+    assert (result["chosen_on"], result["chosen_accuracy"]) == ("test", result["accuracy"])
+    assert {row["split"] for row in checkpoint.read_rows(stamped)} == {"train", "test each epoch", "test"}
+    assert "chosen on the test images" in capsys.readouterr().err
+    show.result(stamped)
+    assert "chosen on these test images" in capsys.readouterr().out
+    assert "chosen on the test images themselves" in (stamped / "README.md").read_text()
+    assert "chosen on the test images themselves" in report.page(stamped).read_text()
+
+
+def test_a_result_holds_shots_pairs_and_how_it_was_chosen(small_run: Path) -> None:
+    result = json.loads((small_run / "result.json").read_text())
+    best = max((row["accuracy"] for row in checkpoint.read_rows(small_run) if row["split"] == "val"))
+    assert (result["chosen_on"], result["chosen_accuracy"]) == ("val", best)
+    assert [shot["name"] for shot in result["shots"]] == ["many", "medium"]
+    pair = result["worst_pairs"][0]
+    assert pair["share"] == (pair["there"] + pair["back"]) / pair["n"]

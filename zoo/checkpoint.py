@@ -24,6 +24,8 @@ from zoo.files import publish, publish_text
 from zoo.spec import BusyError, FileError
 
 FORMAT = 1
+CHOOSING = {"val": "val", "test": "test each epoch"}
+"""For each ``select_on`` of a recipe the name of the split in ``metrics.jsonl`` by which the epoch to keep was chosen."""
 KEPT = 2
 """States kept in ``last/``: the newest and one to fall back on."""
 

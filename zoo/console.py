@@ -20,14 +20,14 @@ def say(line: str) -> None:
 
 
 class Progress:
-    """Progress of a training run of ``epochs`` epochs, each of ``steps`` steps over ``images`` images.
+    """Progress of a training run of ``epochs`` epochs, each of ``steps`` steps over ``images`` images; ``held`` is evaluated after each.
 
     On a terminal a live bar (without colours where NO_COLOR is set) with a line above it for each finished epoch;
     elsewhere these lines, and one in between whenever nothing has been said for :data:`QUIET_SECONDS`.
     """
 
-    def __init__(self, epochs: int, steps: int, images: int) -> None:
-        self.epochs, self.steps, self.images = epochs, steps, images
+    def __init__(self, epochs: int, steps: int, images: int, held: str = "val") -> None:
+        self.epochs, self.steps, self.images, self.held = epochs, steps, images, held
         self.began = self.told = time.monotonic()
         self.first: int | None = None
         self.at_epoch = (0, 0, self.began)
@@ -73,7 +73,7 @@ class Progress:
             (3, f"{train['images_per_s']:,.0f} img/s"),
             (1, f"loss {train['loss']:.3f}"),
             (2, f"train {100 * train['accuracy']:.1f} %"),
-            (0, f"val {100 * self.val:.1f} %" if self.val is not None else ""),
+            (0, f"{self.held} {100 * self.val:.1f} %" if self.val is not None else ""),
             (5, f"scale {train['focal_scale']:.3g}" if "focal_scale" in train else ""),
             (5, f"easy {100 * train['easy']:.1f} % hard {100 * train['hard']:.1f} %" if "easy" in train else ""),
             (4, clock(train["seconds"])),
@@ -90,7 +90,7 @@ class Progress:
             (0, f"epoch {epoch}/{self.epochs}"),
             (3, f"{speed:,.0f} img/s" if at > epoch_first else ""),
             (1, f"loss {loss:.3f}"),
-            (2, f"val {100 * self.val:.1f} %" if self.val is not None else ""),
+            (2, f"{self.held} {100 * self.val:.1f} %" if self.val is not None else ""),
             (4, clock(took)),
             (0, f"left {clock(left)}" if left is not None else ""),
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,18 @@ Row = tuple[int, int, float | None, float | None, float | None]
 
 SHOTS: Mapping[str, tuple[float, float]] = {"many": (101, np.inf), "medium": (20, 100), "few": (0, 19)}
 """Training images of a class, first and last, of Liu et al. 2019's splits (section 4.1: above 100, 20 to 100, below 20)."""
+
+
+class Pair(NamedTuple):
+    """Two classes taken for each other: ``share`` is (there + back) / n, n the test images of both."""
+
+    first: int
+    second: int
+    there: int
+    """Images of ``first`` taken for ``second``."""
+    back: int
+    n: int
+    share: float
 
 
 class Shot(NamedTuple):
@@ -52,9 +64,19 @@ class Result:
     confusion: np.ndarray
     per_class: list[Row]
 
-    def worst_pairs(self, k: int = 3) -> list[tuple[int, int, int]]:
-        """Pairs (a, b, images of a taken for b plus of b taken for a), most confused first; pairs never confused are left out."""
+    def worst_pairs(self, k: int = 3) -> list[Pair]:
+        """The most confused pairs of classes first; pairs never confused are left out."""
         return worst_pairs(self.confusion, k)
+
+    def summary(self, classes: Sequence[str], counts: Sequence[int] = ()) -> dict[str, Any]:
+        """Everything but the tables, for JSON: the overall numbers, the worst pairs and, given each class's training images,
+        the many-, medium- and few-shot accuracies where the classes are of more than one of these."""
+        found = shots(self.per_class, counts) if len(counts) else []
+        named = [
+            pair._asdict() | {"first": classes[pair.first], "second": classes[pair.second]} for pair in self.worst_pairs(5)
+        ]
+        overall = {key: getattr(self, key) for key in ("n", "accuracy", "low", "high", "macro", "loss", "ece")}
+        return overall | {"shots": [shot._asdict() for shot in found if len(found) > 1], "worst_pairs": named}
 
 
 def evaluate(logits: Tensor, targets: Tensor) -> Result:
@@ -83,11 +105,14 @@ def evaluate(logits: Tensor, targets: Tensor) -> Result:
     return Result(n, right / n, *wilson(right, n), macro, loss, calibration_error(logits, targets), confusion, rows)
 
 
-def worst_pairs(confusion: np.ndarray, k: int = 3) -> list[tuple[int, int, int]]:
-    """Up to ``k`` pairs (a, b, count both ways), a < b, of a confusion matrix (C, C), most confused first."""
-    both = np.triu(confusion + confusion.T, 1)
+def worst_pairs(confusion: np.ndarray, k: int = 3) -> list[Pair]:
+    """Up to ``k`` pairs of a confusion matrix (C, C), rows the true class, that have most images both ways, most first."""
+    both, n = np.triu(confusion + confusion.T, 1), confusion.sum(1)
     order = np.argsort(-both, axis=None, kind="stable")[:k]
-    return [(int(a), int(b), int(both[a, b])) for a, b in zip(*np.unravel_index(order, both.shape)) if both[a, b]]
+    pairs = [(int(a), int(b), int(n[a] + n[b])) for a, b in zip(*np.unravel_index(order, both.shape)) if both[a, b]]
+    return [
+        Pair(a, b, int(confusion[a, b]), int(confusion[b, a]), both_n, float(both[a, b] / both_n)) for a, b, both_n in pairs
+    ]
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:

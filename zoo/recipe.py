@@ -102,7 +102,11 @@ class Schedule(msgspec.Struct, frozen=True):
 
 
 class Recipe(msgspec.Struct, frozen=True):
-    """One run. ``patience`` is the number of epochs without a better validation accuracy before stopping, 0 for never."""
+    """One run. ``patience`` is the number of epochs without a better validation accuracy before stopping, 0 for never.
+
+    ``select_on`` is the split whose accuracy chooses the epoch that is kept; with ``test`` the test result is too good, and
+    every report of it says so.
+    """
 
     model: str = "cnn_small"
     weights: str = "none"
@@ -117,6 +121,7 @@ class Recipe(msgspec.Struct, frozen=True):
     mixup: NotNegative = 0.0
     cutmix: NotNegative = 0.0
     patience: NotNegativeInt = 0
+    select_on: Literal["val", "test"] = "val"
     data: Data = msgspec.field(default_factory=Data)
     loss: Loss = msgspec.field(default_factory=Loss)
     sampler: Sampler = msgspec.field(default_factory=Sampler)

@@ -257,7 +257,8 @@ def _build(recipe: Recipe, folder: Path, where: torch.device, how: str) -> Train
         tuple(recipe.data.augment),
         sampler.order if sampler else None,
     )
-    val = _eval_batches(data.val, data, where, spec.input[1], how) if len(data.val) else None
+    choosing = data.test if recipe.select_on == "test" else data.val
+    val = _eval_batches(choosing, data, where, spec.input[1], how) if len(choosing) else None
     test = _eval_batches(data.test, data, where, spec.input[1], how)
     ema = optim.Ema(model, recipe.ema) if recipe.ema else None
     step = _step(recipe, model, len(batches), where, how, len(data.classes), ema, sampler)
@@ -334,13 +335,15 @@ def _finish(parts: Trainer) -> None:
     check_frozen(parts, meta["frozen"])
     logits, targets = predict(parts.model, parts.test, parts.precision)
     result = metrics.evaluate(logits, targets)
-    row = {
-        "epoch": meta["epoch"], "split": "test", "loss": result.loss, "accuracy": result.accuracy, "n": result.n,
-        "low": result.low, "high": result.high, "macro": result.macro, "ece": result.ece,
-    }  # fmt: skip
+    summary = result.summary(parts.data.classes, parts.counts.tolist())
+    row = {"epoch": meta["epoch"], "split": "test"} | {
+        key: summary[key] for key in summary if key not in ("shots", "worst_pairs")
+    }
     checkpoint.append_row(parts.folder, row)
     write_tables(parts.folder, result, logits, targets, parts.data.test.files, parts.data.classes)
-    publish_text(parts.folder / "result.json", json.dumps(row | {"seconds": round(parts.seconds, 1)}, indent=1) + "\n")
+    chosen = {key: meta[key] for key in ("chosen_on", "chosen_accuracy")}
+    story = row | chosen | {"seconds": round(parts.seconds, 1)} | summary
+    publish_text(parts.folder / "result.json", json.dumps(story, indent=1) + "\n")
     report.figures(parts.folder)
     report.summary(parts.folder)
     report.page(parts.folder)

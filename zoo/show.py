@@ -16,6 +16,11 @@ from rich.table import Table
 
 from zoo.spec import DataError
 
+WEAKEST = 20
+"""Most classes that are printed, the weakest first if there are more."""
+OPTIMISTIC = "chosen on these test images (select_on=test): too good to compare"
+SHOTS = {"many": "over 100", "medium": "20 to 100", "few": "under 20"}
+
 
 def out() -> Console:
     """A console on stdout; NO_COLOR and pipes are respected by rich."""
@@ -44,11 +49,15 @@ def make(columns: Iterable[str], rows: Iterable[Sequence[Any]], title: str = "")
     return table
 
 
-def evaluation(split: str, classes: Sequence[str], result: Any) -> None:
-    """The overall line, a row a class with its Wilson interval, and the worst confusion pairs."""
-    rows = [(name, *row) for name, row in zip(classes, result.per_class)]
-    pairs = [(classes[a], classes[b], count) for a, b, count in result.worst_pairs(3) if count]
-    _evaluation(split, {key: getattr(result, key) for key in ("n", "accuracy", "low", "high", "macro")}, rows, pairs)
+def evaluation(
+    split: str, classes: Sequence[str], result: Any, counts: Sequence[int] = (), facts: Mapping[str, Any] | None = None
+) -> None:
+    """The overall line, a row a class with its Wilson interval, many/medium/few shots and the worst confusion pairs.
+
+    ``counts`` are the training images of each class, where they are known; ``facts`` may hold ``chosen_on``.
+    """
+    summary = result.summary(classes, counts) | (facts or {})
+    _evaluation(split, summary, [(name, *row) for name, row in zip(classes, result.per_class)], counts)
 
 
 def result(folder: Path) -> None:
@@ -58,40 +67,63 @@ def result(folder: Path) -> None:
         return
     with (folder / "per_class.csv").open(newline="", encoding="utf-8") as file:
         rows = [
-            (
-                r["class"],
-                int(r["n"]),
-                int(r["correct"]),
-                *(float(r[key]) if r[key] else None for key in ("accuracy", "low", "high")),
-            )
+            (r["class"], int(r["n"]), int(r["correct"]), *(float(r[k]) if r[k] else None for k in ("accuracy", "low", "high")))
             for r in csv.DictReader(file)
         ]
-    with (folder / "confusion.csv").open(newline="", encoding="utf-8") as file:
-        counts = [[int(cell) for cell in row[1:]] for row in list(csv.reader(file))[1:]]
-    names = [str(row[0]) for row in rows]
-    both = [(names[a], names[b], counts[a][b] + counts[b][a]) for a in range(len(names)) for b in range(a)]
-    pairs = sorted((pair for pair in both if pair[2]), key=lambda pair: -pair[2])[:3]
-    _evaluation("test", json.loads(path.read_text(encoding="utf-8")), rows, pairs)
+    env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    _evaluation("test", json.loads(path.read_text(encoding="utf-8")), rows, env.get("counts", ()))
 
 
-def _evaluation(
-    split: str, overall: Mapping[str, Any], rows: Sequence[Sequence[Any]], pairs: Sequence[tuple[str, str, int]]
-) -> None:
+def _evaluation(split: str, found: Mapping[str, Any], rows: Sequence[Sequence[Any]], counts: Sequence[int]) -> None:
     console = out()
+    interval = f"[{percent(found['low'])}, {percent(found['high'])}]"
     console.print(
-        f"{split:9} {percent(overall['accuracy'])} % [{percent(overall['low'])}, {percent(overall['high'])}] of {overall['n']:,} images"
-        f" · macro {percent(overall['macro'])} %"
+        f"{split:9} {percent(found['accuracy'])} % {interval} of {found['n']:,} images · macro {percent(found['macro'])} % · "
+        f"ECE {percent(found['ece'])} %"
     )
-    shown = rows if len(rows) <= 20 else sorted((row for row in rows if row[3] is not None), key=lambda row: row[3])[:20]
+    if found.get("chosen_on") == "test":
+        console.print(f"{'':9} {OPTIMISTIC}")
+    counted = [(*row, counts[at] if len(counts) == len(rows) else None) for at, row in enumerate(rows)]
+    if cut := len(rows) > WEAKEST:
+        counted = sorted((row for row in counted if row[3] is not None), key=lambda row: row[3])[:WEAKEST]
+    head, cells = ["class", ">n", ">correct", ">%", "95 % interval"], []
+    for name, n, right, share, low, high, trained in counted:
+        cells.append([name, f"{n:,}", f"{right:,}", percent(share), f"{percent(low)} to {percent(high)}" if n else ""])
+        if trained is not None:
+            cells[-1].insert(1, f"{trained:,}")
+    if len(counts) == len(rows):
+        head.insert(1, ">trained on")
+    console.print(make(head, cells))
+    if cut:
+        console.print(f"the {WEAKEST} weakest of {len(rows)} classes; all are in per_class.csv")
+    _shots(console, found.get("shots", ()))
+    _pairs(console, found.get("worst_pairs", ())[:3])
+
+
+def _shots(console: Console, shots: Sequence[Mapping[str, Any]]) -> None:
     cells = [
-        (name, f"{n:,}", f"{right:,}", percent(share), f"{percent(low)} to {percent(high)}")
-        for name, n, right, share, low, high in shown
+        (
+            s["name"],
+            SHOTS[s["name"]],
+            s["classes"],
+            f"{s['n']:,}",
+            percent(s["macro"]),
+            f"{percent(s['low'])} to {percent(s['high'])}",
+        )
+        for s in shots
     ]
-    console.print(make(("class", ">n", ">correct", ">%", "95 % interval"), cells))
-    if len(rows) > len(shown):
-        console.print(f"the 20 weakest of {len(rows)} classes; all are in per_class.csv")
-    if pairs:
-        console.print("confused  " + ", ".join(f"{a} and {b} ({count})" for a, b, count in pairs))
+    if cells:
+        console.print(make(("shots", "training images", ">classes", ">n", ">mean %", "95 % interval"), cells))
+
+
+def _pairs(console: Console, pairs: Sequence[Mapping[str, Any]]) -> None:
+    """``cat and dog``: how many of each were taken for the other, and the share of both classes' images."""
+    cells = [
+        (f"{p['first']} and {p['second']}", f"{p['there']:,} + {p['back']:,}", f"of {p['n']:,}", percent(p["share"]))
+        for p in pairs
+    ]
+    if cells:
+        console.print(make(("confused pair", ">first as second + back", ">images of both", ">%"), cells))
 
 
 LISTINGS: dict[str, tuple[str, ...]] = {

@@ -36,6 +36,7 @@ class Trainer:
     loss: nn.Module
     batches: Batches
     val: Batches | None
+    """What chooses the epoch to keep: the validation images, or the test images where the recipe says so."""
     test: Batches
     step: Step
     device: torch.device
@@ -91,6 +92,8 @@ def describe(parts: Trainer, allocator: str, command: str) -> None:
     if parts.sampler:
         bounds = f"easy from p_t {sampling.EASY}, hard below {sampling.HARD}"
         say(f"sampler  {recipe.sampler.name}, {len(parts.sampler.index):,} draws with replacement an epoch · {bounds}")
+    if recipe.select_on == "test":
+        say("warning  the epoch to keep is chosen on the test images: the test result will be too good, and is marked as such")
     say(
         f"run      {parts.device} · {env['threads']} threads · {parts.precision} · channels_last · memory: {allocator} · {parts.folder}"
     )
@@ -122,7 +125,7 @@ def epochs(parts: Trainer, stop: Callable[[], int]) -> None:
     if parts.epoch == 0 and parts.skip == 0:
         _save_state(parts)
     began = time.monotonic() - parts.seconds
-    with Progress(recipe.epochs, len(parts.batches), len(parts.batches.index)) as progress:
+    with Progress(recipe.epochs, len(parts.batches), len(parts.batches.index), recipe.select_on) as progress:
         while parts.epoch < recipe.epochs:
             started = time.monotonic()
             _one_epoch(parts, stop, progress)
@@ -207,8 +210,9 @@ def _record(parts: Trainer, took: float, progress: Progress, stop: Callable[[], 
     if parts.val:
         result = metrics.evaluate(*predict(shown, parts.val, parts.precision))
         score = result.accuracy
+        split = checkpoint.CHOOSING[parts.recipe.select_on]
         rows.append(
-            {"epoch": parts.epoch + 1, "split": "val", "loss": result.loss, "accuracy": result.accuracy, "macro": result.macro}
+            {"epoch": parts.epoch + 1, "split": split, "loss": result.loss, "accuracy": result.accuracy, "macro": result.macro}
         )
     for each in rows:
         checkpoint.append_row(parts.folder, each)
@@ -241,7 +245,8 @@ def _save_weights(parts: Trainer, model: nn.Module) -> None:
         "mean": parts.data.mean,
         "std": parts.data.std,
         "epoch": parts.epoch,
-        "val_accuracy": parts.best if parts.val else None,
+        "chosen_on": parts.recipe.select_on if parts.val else "last epoch",
+        "chosen_accuracy": parts.best if parts.val else None,
         "frozen": parts.proof,
     }
     checkpoint.save_tensors(parts.folder / "weights.safetensors", model.state_dict(), meta)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
@@ -12,28 +13,37 @@ from zoo.cli._shared import RUN, as_json
 @click.command("eval")
 @click.argument("run", required=False, type=RUN)
 @click.option("--split", type=click.Choice(["val", "test", "train"]), default="test", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for result.json and the tables as CSV.")
 @as_json
-def command(run: str | None, split: str, as_json: bool) -> None:
-    """Evaluate a run's best weights: overall, macro and per class, with 95 % intervals.
+def command(run: str | None, split: str, out: Path | None, as_json: bool) -> None:
+    """Evaluate a run's best weights: overall, macro, per class with 95 % intervals, shots, confused pairs, calibration.
 
     \b
     zoo eval
     zoo eval cifar10-resnet32 --split val --json
     """
     from zoo import console, runs, show
+    from zoo.files import publish_text
 
     folder = runs.find(run)
     console.say(f"run      {folder}")
     from zoo import run as engine
 
     loaded = engine.load(folder)
-    result, _, _ = engine.evaluate(loaded, split)
+    result, logits, targets = engine.evaluate(loaded, split, data := loaded.dataset())
+    counts = loaded.env.get("counts", ())
+    chosen = {"chosen_on": loaded.recipe.select_on} if split == "test" else {}
+    story = {"run": str(folder), "split": split, **chosen, **result.summary(loaded.classes, counts)}
+    if out is not None:
+        engine.write_tables(out, result, logits, targets, getattr(data, split).files, loaded.classes)
+        publish_text(out / "result.json", json.dumps(story, indent=1) + "\n")
     if as_json:
-        per_class = {
+        rows = {
             name: dict(zip(("n", "correct", "accuracy", "low", "high"), row))
             for name, row in zip(loaded.classes, result.per_class)
         }
-        overall = {key: getattr(result, key) for key in ("n", "accuracy", "low", "high", "macro", "loss", "ece")}
-        click.echo(json.dumps({"run": str(folder), "split": split, **overall, "classes": per_class}))
-    else:
-        show.evaluation(split, loaded.classes, result)
+        click.echo(json.dumps(story | {"classes": rows, "confusion": result.confusion.tolist()}))
+        return
+    show.evaluation(split, loaded.classes, result, counts, chosen)
+    if out is not None:
+        console.say(f"written  {out}/result.json  per_class.csv  confusion.csv  predictions.csv")

@@ -32,6 +32,7 @@ from zoo.cli._shared import Name, headline, recipe_names, registered, start
 @click.option("--allow-random-frozen", is_flag=True, default=None, help="Freeze weights that are random all the same.")
 @click.option("--precision", help="auto, fp32, bf16 or fp16.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
+@click.option("--select-on", help="val (default) or test: what chooses the epoch to keep; test is stamped on the result.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: runs/<name made from the settings>).")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the latest run.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")

@@ -60,15 +60,16 @@ def curves(run: Folder) -> Figure:
     """Loss, accuracy and learning rate of each epoch, train and validation, with the test result as a point."""
     figure = canvas(6.4)
     loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=[4, 4, 1.6])
-    train, val, trained = run.split("train"), run.split("val"), run.recipe.loss
+    train, val, trained = run.split("train"), run.held, run.recipe.loss
     plain = trained.name == "cross_entropy" and trained.class_weights == "none" and not trained.label_smoothing
-    names = ("train", "validation") if plain else (f"train ({run.loss})", "validation (plain cross entropy)")
+    held = run.held_name.removeprefix("the ")
+    names = ("train", held) if plain else (f"train ({run.loss})", f"{held} (plain cross entropy)")
     _line(loss, train, "loss", BLUE, names[0])
     _line(loss, val, "loss", ORANGE, names[1])
     _line(accuracy, train, "accuracy", BLUE, "train")
-    _line(accuracy, val, "accuracy", ORANGE, "validation")
+    _line(accuracy, val, "accuracy", ORANGE, held)
     _line(rate, train, "lr", GREEN, "")
-    if (n := run.env.get("data_val")) and val:
+    if (n := run.env.get(f"data_{run.recipe.select_on}")) and val:
         ends = np.array([metrics.wilson(round(row["accuracy"] * n), n) for row in val])
         accuracy.fill_between([row["epoch"] for row in val], *(100 * ends.T), color=ORANGE, alpha=0.2, linewidth=0)
     _test_point(accuracy, run)

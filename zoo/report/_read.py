@@ -66,6 +66,16 @@ class Folder:
         return [row for row in self.rows if row["split"] == name]
 
     @property
+    def held(self) -> list[dict[str, Any]]:
+        """Rows of the images that chose the epoch to keep, in order of epochs."""
+        return self.split(checkpoint.CHOOSING[self.recipe.select_on])
+
+    @property
+    def held_name(self) -> str:
+        """What these images are."""
+        return "validation" if self.recipe.select_on == "val" else "the test images"
+
+    @property
     def seconds(self) -> float:
         """Time of training, without evaluation."""
         return sum(row.get("seconds", 0.0) for row in self.split("train"))
@@ -85,7 +95,8 @@ class Folder:
     @property
     def headline(self) -> str:
         """Data, model and loss in one line."""
-        return f"{self.data}, {self.recipe.model}, {self.loss}"
+        mark = ", chosen on test" if self.recipe.select_on == "test" else ""
+        return f"{self.data}, {self.recipe.model}, {self.loss}{mark}"
 
 
 def read(path: Path) -> Folder:
