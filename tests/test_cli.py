@@ -163,3 +163,11 @@ def test_a_signal_saves_and_tells_how_to_go_on(tmp_path: Path, number: int, code
     assert child.returncode == code, err
     assert "resume with: zoo train --resume --out run" in err
     assert list((tmp_path / "run" / "last").glob("state-*.safetensors"))
+
+
+def test_dry_run_warns_on_stderr_and_prints_the_recipe_alone_on_stdout(tmp_path: Path) -> None:
+    ran = zoo_command("train", "demo", "--beta", "0.5", "--dry-run", cwd=tmp_path)
+    assert ran.returncode == 0
+    assert "warning  beta 0.5 changes no class weight by more than" in ran.stderr
+    (tmp_path / "again.toml").write_text(ran.stdout)
+    assert zoo_command("train", "again.toml", "--dry-run", cwd=tmp_path).stdout == ran.stdout

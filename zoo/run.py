@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import checkpoint, host, metrics, objective, optim, registry, report, runs, sampling
+from zoo import checkpoint, host, lint, metrics, objective, optim, registry, report, runs, sampling
 from zoo import recipe as recipes
 from zoo.console import say
 from zoo.data import _augment
@@ -240,7 +240,7 @@ def _build(recipe: Recipe, folder: Path, where: torch.device, how: str) -> Train
             f"{len(empty)} classes have no training image ({data.name}, {', '.join(empty[:3])}); lower the imbalance or remove them"
         )
     torch.manual_seed(recipe.seed)
-    model, frozen = _frozen(recipe, spec, len(data.classes))
+    model, frozen, random = _frozen(recipe, spec, len(data.classes))
     model = model.to(where).to(memory_format=torch.channels_last)
     dtype = DTYPES[how]
     sampler = objective.build_sampler(recipe, data.train.targets, index)
@@ -264,16 +264,17 @@ def _build(recipe: Recipe, folder: Path, where: torch.device, how: str) -> Train
     step = _step(recipe, model, len(batches), where, how, len(data.classes), ema, sampler)
     loss, weight = objective.build_loss(recipe, counts)
     weight = weight.to(where) if weight is not None else None
+    told = tuple(lint.check(recipe, counts, random))
     return Trainer(
-        recipe, folder, data, spec, model, loss.to(where), batches, val, test, step, where, how, counts, frozen, ema, weight, sampler
+        recipe, folder, data, spec, model, loss.to(where), batches, val, test, step, where, how, counts, frozen, ema, weight, sampler, told
     )  # fmt: skip
 
 
-def _frozen(recipe: Recipe, spec: ModelSpec, classes: int) -> tuple[nn.Module, optim.FreezeTable]:
-    """The model with its weights loaded and frozen as the recipe says."""
+def _frozen(recipe: Recipe, spec: ModelSpec, classes: int) -> tuple[nn.Module, optim.FreezeTable, list[str]]:
+    """The model with its weights loaded and frozen as the recipe says, what was frozen, and what of that is random."""
     model, fresh = _weighted(recipe.model, spec, classes, recipe.weights)
-    random = () if recipe.allow_random_frozen else fresh
-    return model, optim.freeze(model, recipe.freeze, spec, fresh=random)
+    table = optim.freeze(model, recipe.freeze, spec, fresh=() if recipe.allow_random_frozen else fresh)
+    return model, table, [name for name in table.names if name in set(fresh)]
 
 
 def _weighted(name: str, spec: ModelSpec, classes: int, weights: str) -> tuple[nn.Module, tuple[str, ...]]:

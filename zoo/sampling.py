@@ -7,6 +7,7 @@ values numpy keeps stable, unlike those of its ``permutation`` or ``normal``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -225,6 +226,23 @@ def effective_weights(counts: np.ndarray, beta: float) -> np.ndarray:
 def inverse_weights(counts: np.ndarray, power: float = 1.0) -> np.ndarray:
     """n_c^-power, scaled to sum to the number of classes, (C,) float64; ValueError for a class without samples."""
     return _scaled(_populated(counts) ** -power)
+
+
+def class_weights(counts: np.ndarray, kind: str, *, beta: float = 0.0, given: Sequence[float] = ()) -> np.ndarray | None:
+    """Weights (C,) float64 of a kind: ``effective``, ``inverse``, ``sqrt_inverse``, ``given`` as they are, or None for ``none``.
+
+    Raises:
+        UsageError: ``given`` has another length. ValueError: see :func:`effective_weights`.
+    """
+    if kind == "given":
+        if len(given) != len(counts):
+            raise UsageError(
+                f"loss.given_weights has {len(given)} numbers, the data {len(counts)} classes; give one number a class"
+            )
+        return np.array(given, np.float64)
+    if kind == "effective":
+        return effective_weights(counts, beta)
+    return None if kind == "none" else inverse_weights(counts, {"inverse": 1.0, "sqrt_inverse": 0.5}[kind])
 
 
 def _populated(counts: np.ndarray) -> np.ndarray:

@@ -140,6 +140,8 @@ class LossSpec:
     """Whether the target may be shares (N, C), as mixup and cutmix make them."""
     fused: bool = False
     """Whether it runs on the fused op."""
+    weighted_mean: bool = False
+    """Whether it divides by the class weights of the batch, so that their size does not matter, or else by its rows."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,8 @@ class DataSpec:
     counts: tuple[int, int]
     """Training (before ``val`` is carved) and test samples; (0, 0): known once read."""
     source: str
+    balanced: bool = False
+    """Whether every class has the same number of training samples."""
     recipe: dict[str, Any] = field(default_factory=dict)
     """Recipe values that suit this data set, by dotted key."""
 

@@ -47,6 +47,8 @@ class Trainer:
     weight: Tensor | None = None
     """Class weights (C,), which the loss has from ``loss.drw_epoch`` on."""
     sampler: sampling.Sampler | None = None
+    lint: tuple[str, ...] = ()
+    """What may surprise in the recipe, one line each."""
     epoch: int = 0
     skip: int = 0
     totals: Totals | None = None
@@ -76,6 +78,7 @@ def describe(parts: Trainer, allocator: str, command: str) -> None:
         "model": recipe.model,
         "parameters": params,
         "command": command,
+        "lint": list(parts.lint),
     }
     publish_text(parts.folder / "env.json", json.dumps(env, indent=1) + "\n")
     tail = f" · long tail {recipe.data.imbalance} ({', '.join(f'{n:,}' for n in parts.counts[:10])}{' ...' if len(parts.counts) > 10 else ''})"
@@ -97,6 +100,8 @@ def describe(parts: Trainer, allocator: str, command: str) -> None:
     say(
         f"run      {parts.device} · {env['threads']} threads · {parts.precision} · channels_last · memory: {allocator} · {parts.folder}"
     )
+    for finding in parts.lint:
+        say(f"warning  {finding}")
 
 
 def say_frozen(parts: Trainer) -> None:

@@ -36,7 +36,7 @@ from zoo.cli._shared import Name, headline, recipe_names, registered, start
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: runs/<name made from the settings>).")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the latest run.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
-@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and what may surprise in it, and stop.")
 def command(
     what: str | None, settings: tuple[str, ...], out: Path | None, resume: bool, force: bool, dry_run: bool, **flags: Any
 ) -> None:
@@ -47,8 +47,9 @@ def command(
     zoo train cifar10lt_resnet32_focal optim.lr=0.05 seed=1
     zoo train --resume
     """
+    from zoo import lint, runs, show
     from zoo import recipe as recipes
-    from zoo import runs, show
+    from zoo.console import say
 
     if what and "=" in what:
         settings, what = (what, *settings), None
@@ -59,6 +60,8 @@ def command(
         what = str(out / "recipe.toml")
     recipe = recipes.resolve(what, overrides)
     if dry_run:
+        for finding in lint.check(recipe, lint.expected_counts(recipe)):
+            say(f"warning  {finding}")
         click.echo(recipes.dump(recipe), nl=False)
         return
     headline()

@@ -126,6 +126,7 @@ SPECS = {
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
         counts=(7_000, 1_000),
+        balanced=True,
         source="generated: 5 shapes x 2 textures, random colours",
         recipe={"data.val": 0.142857, "data.augment": ["crop"]},
     ),

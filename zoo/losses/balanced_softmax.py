@@ -26,6 +26,6 @@ def reference(logits: Tensor, target: Tensor, weight: Tensor | None = None, coun
 
 SPECS = {
     "balanced_softmax": LossSpec(
-        build=build, reference=reference, paper="Ren et al. 2020, arXiv:2007.10740", counts=True, soft=True
+        build=build, reference=reference, paper="Ren et al. 2020, arXiv:2007.10740", counts=True, soft=True, weighted_mean=True
     ),
 }

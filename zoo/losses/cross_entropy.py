@@ -49,5 +49,6 @@ SPECS = {
         paper="Szegedy et al. 2016, arXiv:1512.00567",
         options=("label_smoothing",),
         soft=True,
+        weighted_mean=True,
     ),
 }

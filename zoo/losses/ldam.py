@@ -68,5 +68,6 @@ SPECS = {
         paper="Cao et al. 2019, arXiv:1906.07413",
         options=("max_margin", "margin_scale"),
         counts=True,
+        weighted_mean=True,
     ),
 }

@@ -56,5 +56,6 @@ SPECS = {
         options=("tau",),
         counts=True,
         soft=True,
+        weighted_mean=True,
     ),
 }

@@ -1,0 +1,110 @@
+"""The linter: each finding with its numbers where it holds, silence where it does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests_support import resolve
+
+from zoo import lint, optim, run, sampling
+from zoo import recipe as recipes
+from zoo.recipe import Recipe, Schedule
+
+COUNTS = np.array([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])
+
+
+def recipe(*settings: str) -> Recipe:
+    """A plain run without findings, with ``key=value`` changes."""
+    plain = ("schedule=constant", "epochs=50", "batch_size=128")
+    return recipes.resolve("cnn_small", dict(recipes.parse_override(text) for text in (*plain, *settings)))
+
+
+FINDINGS = [
+    ("class_weights=effective beta=0.8", "beta 0.8 changes no class weight by more than 1.3e-5"),
+    ("class_weights=effective beta=0", "beta 0 changes no class weight by more than 0"),
+    ("class_weights=effective beta=0.9", "beta 0.9 changes no class weight by more than 0.0046"),
+    ("loss=focal class_weights=effective beta=0.9999", "the mean weight is 0.17: the same as dividing lr by 5.8"),
+    ("schedule=multistep steps=[100,101]", "steps [100, 101] never fire in 50 epochs; the rate stays 0.1"),
+    ("schedule=multistep steps=[25,50]", "steps [50] never fire in 50 epochs"),
+    ("schedule=multistep steps=[6,8] epochs=80 lr=0.01", "72 of 80 epochs run at 1e-4"),
+    ("schedule=step step_size=10 epochs=40 lr=0.1 lr_gamma=0.01", "30 of 40 epochs run at 0.001 or less"),
+    ("schedule=step step_size=50", "schedule step has no step in 50 epochs: the rate stays 0.1"),
+    ("warmup=50", "the warm-up of 50 epochs fills all 50: the rate never reaches 0.1"),
+    ("", "batch 128 sees class 9 in 40 % of steps"),
+    ("batch_size=32", "batch 32 sees class 9 in 12 % of steps"),
+    ("freeze=conv", "freeze conv with weights none: every frozen layer is random"),
+    ("loss.drw_epoch=40", "drw_epoch 40 changes nothing: class_weights is none"),
+    ("focal_gamma=1", "focal_gamma 1 changes nothing: loss cross_entropy does not use it"),
+    ("beta=0.9", "beta 0.9 changes nothing: class_weights none does not use it"),
+    ("loss=ce_then_focal loss.switch_epoch=50", "switch_epoch 50 is not reached in 50 epochs: all of them are cross entropy"),
+    ("loss=dynamic_focal loss.rescale_every=50", "rescale_every 50 never acts in 50 epochs: the scale stays 1"),
+]
+
+
+@pytest.mark.parametrize(("settings", "line"), FINDINGS, ids=[line for _, line in FINDINGS])
+def test_what_is_found(settings: str, line: str) -> None:
+    assert line in lint.check(recipe(*settings.split()), COUNTS)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "batch_size=512 class_weights=effective beta=0.999",
+        "batch_size=512 class_weights=effective beta=0.9999",  # cross entropy divides by the weights of the batch
+        "batch_size=512 loss=focal class_weights=effective beta=0.9999 sampler=class_balanced",  # mean weight 1
+        "sampler=class_balanced",
+        "batch_size=512 schedule=multistep steps=[25,40] lr=0.01",
+        "batch_size=512 schedule=step step_size=30 epochs=90",
+        "batch_size=512 loss=focal focal_gamma=1",
+    ],
+)
+def test_where_nothing_is_wrong_nothing_is_said(settings: str) -> None:
+    assert lint.check(recipe(*settings.split()), COUNTS) == []
+
+
+def test_random_frozen_tensors_are_named() -> None:
+    found = lint.check(recipe("batch_size=512", "freeze=conv"), COUNTS, ["features.0.weight", "features.1.bias"])
+    assert found == ["freeze conv keeps 2 tensors random (features.0.weight, ...): nothing was loaded into them"]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [Schedule("multistep", steps=[3, 7, 20]), Schedule("step", step_size=4, lr_gamma=0.1), Schedule("step", step_size=1)],
+)
+def test_the_epochs_at_a_small_rate_are_those_of_the_optimizer(schedule: Schedule) -> None:
+    epochs, lr = 16, 0.2
+    rates = [
+        optim.lr_at(
+            3 * epoch, steps_per_epoch=3, epochs=epochs, lr=lr, schedule=schedule.name, steps=schedule.steps,
+            step_size=schedule.step_size, lr_gamma=schedule.lr_gamma,
+        )
+        for epoch in range(epochs)
+    ]  # fmt: skip
+    small = sum(rate <= lr / 100 * (1 + 1e-9) for rate in rates)
+    assert small > lint.SMALL_SHARE * epochs
+    assert any(line.startswith(f"{small} of 16 epochs run at") for line in lint._schedule(schedule, epochs, lr))
+
+
+def test_counts_are_known_before_the_data_is_read_where_classes_are_equal() -> None:
+    assert lint.expected_counts(recipe("data=cifar10", "imbalance=exp:0.01", "data.val=0")).tolist() == COUNTS.tolist()
+    assert lint.expected_counts(recipe("data=cifar10", "data.val=0.1")).tolist() == [4500] * 10
+    assert lint.expected_counts(recipe("data=caltech101")) is None
+
+
+def test_expected_counts_are_the_real_ones() -> None:
+    mine = resolve("cnn_small", "data.val=0.2", "data.imbalance=exp:0.05")
+    data = run.build_data(mine, 32)
+    index = sampling.long_tail(data.train.targets, "exp:0.05", mine.seed)
+    assert np.array_equal(lint.expected_counts(mine), sampling.class_counts(data.train.targets[index], 10))
+
+
+def test_a_run_says_its_findings_and_keeps_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ("class_weights=effective", "beta=0.5", "freeze=stage<=0", "allow_random_frozen=true", "data.imbalance=exp:0.1")
+    folder = run.train(resolve("cnn_small", *settings), out=tmp_path / "run")
+    told = [line.removeprefix("warning  ") for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert told == json.loads((folder / "env.json").read_text())["lint"]
+    assert any(line.startswith("beta 0.5 changes no class weight by more than") for line in told)
+    assert any(line.startswith("freeze stage<=0 keeps") and "tensors random (features.0.weight" in line for line in told)

@@ -1,0 +1,119 @@
+"""What a recipe does that its writer may not know: warnings with the numbers, before the first step; none stops a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from zoo import registry, sampling
+from zoo.recipe import Loss, Recipe, Schedule
+
+SMALL_SHARE = 0.4
+"""Share of the epochs at a hundredth of the rate or less from which it is told; the usual schedules stay below."""
+
+
+def check(recipe: Recipe, counts: np.ndarray | None = None, random_frozen: Sequence[str] = ()) -> list[str]:
+    """One line for each finding. ``counts`` (C,) are the training samples of each class; without them what needs them is left out.
+
+    ``random_frozen`` are tensors that are frozen though nothing was loaded into them.
+    """
+    found = [*_schedule(recipe.schedule, recipe.epochs, recipe.optim.lr), *_loss(recipe)]
+    if random_frozen:
+        found.append(
+            f"freeze {recipe.freeze} keeps {len(random_frozen)} tensors random ({random_frozen[0]}, ...): nothing was loaded into them"
+        )
+    elif recipe.freeze != "none" and recipe.weights == "none":
+        found.append(f"freeze {recipe.freeze} with weights none: every frozen layer is random")
+    if counts is not None:
+        found += [*_weights(recipe, counts), *_batches(recipe, counts)]
+    return found
+
+
+def expected_counts(recipe: Recipe) -> np.ndarray | None:
+    """Training samples of each class (C,) without reading the data; None where only the data can tell."""
+    entry = registry.table("data").get(recipe.data.name, {})
+    if not entry.get("balanced"):
+        return None
+    classes, (n, _) = entry["classes"], entry["counts"]
+    targets = np.repeat(np.arange(classes), n // classes)
+    targets = targets[sampling.carve(targets, recipe.data.val, recipe.seed)[0]]
+    index = sampling.long_tail(targets, recipe.data.imbalance, recipe.seed)
+    counts = sampling.class_counts(targets[index], classes)
+    return counts if counts.all() else None
+
+
+def _schedule(schedule: Schedule, epochs: int, lr: float) -> Iterator[str]:
+    if schedule.warmup >= epochs:
+        yield f"the warm-up of {schedule.warmup:g} epochs fills all {epochs}: the rate never reaches {_short(lr)}"
+    if schedule.name not in ("step", "multistep"):
+        return
+    at = schedule.steps if schedule.name == "multistep" else range(schedule.step_size, epochs, schedule.step_size)
+    late = [step for step in at if step >= epochs]
+    if late and schedule.name == "multistep":
+        stays = f"; the rate stays {_short(lr)}" if len(late) == len(at) else ""
+        yield f"steps {late} never fire in {epochs} epochs{stays}"
+    if not at:
+        yield f"schedule {schedule.name} has no step in {epochs} epochs: the rate stays {_short(lr)}"
+    rates = np.array([lr * schedule.lr_gamma ** sum(epoch >= step for step in at) for epoch in range(epochs)])
+    small = rates[rates <= lr / 100 * (1 + 1e-9)]
+    if len(small) > SMALL_SHARE * epochs:
+        yield f"{len(small)} of {epochs} epochs run at {_short(small[0])}{' or less' if small[-1] < small[0] else ''}"
+
+
+def _loss(recipe: Recipe) -> Iterator[str]:
+    loss, plain = recipe.loss, Loss()
+    taken = (
+        *registry.entry("losses", loss.name).get("options", ()),
+        *("name", "class_weights", "given_weights", "drw_epoch"),
+        *(("beta",) if loss.class_weights == "effective" else ()),
+    )
+    for key in Loss.__struct_fields__:
+        if key not in taken and getattr(loss, key) != getattr(plain, key):
+            what = f"class_weights {loss.class_weights}" if key == "beta" else f"loss {loss.name}"
+            yield f"{key} {getattr(loss, key):g} changes nothing: {what} does not use it"
+    if loss.drw_epoch and loss.class_weights == "none":
+        yield f"drw_epoch {loss.drw_epoch} changes nothing: class_weights is none"
+    if loss.name == "ce_then_focal" and loss.switch_epoch >= recipe.epochs:
+        yield f"switch_epoch {loss.switch_epoch} is not reached in {recipe.epochs} epochs: all of them are cross entropy"
+    if loss.name == "dynamic_focal" and loss.rescale_every >= recipe.epochs:
+        yield f"rescale_every {loss.rescale_every} never acts in {recipe.epochs} epochs: the scale stays 1"
+
+
+def _weights(recipe: Recipe, counts: np.ndarray) -> Iterator[str]:
+    weights = sampling.class_weights(counts, recipe.loss.class_weights, beta=recipe.loss.beta, given=recipe.loss.given_weights)
+    if weights is None:
+        return
+    reach = float(np.abs(weights / weights.mean() - 1).max())
+    if reach < 0.01:
+        what = (
+            f"beta {recipe.loss.beta:g}"
+            if recipe.loss.class_weights == "effective"
+            else f"class_weights {recipe.loss.class_weights}"
+        )
+        yield f"{what} changes no class weight by more than {reach:.2g}".replace("e-0", "e-")
+    mean = float(_shares(recipe, counts) @ weights)
+    if not registry.entry("losses", recipe.loss.name).get("weighted_mean") and not 0.5 <= mean <= 2 and mean > 0:
+        how = f"dividing lr by {1 / mean:.1f}" if mean < 1 else f"multiplying lr by {mean:.1f}"
+        yield f"the mean weight is {mean:.2g}: the same as {how}"
+
+
+def _batches(recipe: Recipe, counts: np.ndarray) -> Iterator[str]:
+    shares = _shares(recipe, counts)
+    rarest = int(shares.argmin())
+    met = 1 - (1 - shares[rarest]) ** recipe.batch_size
+    if met < 0.5:
+        yield f"batch {recipe.batch_size} sees class {rarest} in {100 * met:.0f} % of steps"
+
+
+def _shares(recipe: Recipe, counts: np.ndarray) -> np.ndarray:
+    """Share of each class (C,) among the samples of an epoch; for samplers that change over the run, that of its begin."""
+    if recipe.sampler.name in ("none", "focal"):
+        return counts / counts.sum()
+    targets = np.repeat(np.arange(len(counts)), counts)
+    return np.bincount(targets, sampling.chances(recipe.sampler.name, targets, epochs=recipe.epochs))
+
+
+def _short(number: float) -> str:
+    """0.1, 0.001, 1e-4."""
+    return f"{number:g}" if number >= 1e-3 else f"{number:.2g}".replace("0.0001", "1e-04").replace("e-0", "e-")
