@@ -16,7 +16,7 @@ LAYERS = {
     4: ["train", "checkpoint", "weights"],
     5: ["run", "trainer", "objective"],
     6: ["export", "report"],
-    7: ["bench", "predictor"],
+    7: ["sweep", "bench", "predictor"],
     8: ["cli", "__main__"],
 }
 LEVEL = {name: level for level, names in LAYERS.items() for name in names}

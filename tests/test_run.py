@@ -197,7 +197,7 @@ def test_a_choice_on_the_test_images_is_stamped(tmp_path: Path, capsys: pytest.C
 
 def test_a_result_holds_shots_pairs_and_how_it_was_chosen(small_run: Path) -> None:
     result = json.loads((small_run / "result.json").read_text())
-    best = max((row["accuracy"] for row in checkpoint.read_rows(small_run) if row["split"] == "val"))
+    best = max(row["accuracy"] for row in checkpoint.read_rows(small_run) if row["split"] == "val")
     assert (result["chosen_on"], result["chosen_accuracy"]) == ("val", best)
     assert [shot["name"] for shot in result["shots"]] == ["many", "medium"]
     pair = result["worst_pairs"][0]

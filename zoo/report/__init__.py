@@ -13,8 +13,13 @@ from zoo.files import publish_text
 from zoo.report import _blocks, _compare, _draw
 from zoo.report._blocks import Block, Code, Heading, Picture, Table, Text
 from zoo.report._read import Folder, interval, percent, read
+from zoo.report._sweep import Point as Point
+from zoo.report._sweep import chosen as sweep_choice
+from zoo.report._sweep import table as sweep_table
+from zoo.report._sweep import write as sweep
 from zoo.spec import UsageError
 
+__all__ = ["Point", "compare", "figures", "page", "summary", "sweep", "sweep_choice", "sweep_table"]
 PICTURES = {
     "curves.png": "learning curves",
     "confusion.png": "confusion matrix",

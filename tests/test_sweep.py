@@ -1,0 +1,159 @@
+"""Sweeps: what is parsed, that finished runs are not repeated and interrupted ones go on, who is chosen, what is shown."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zoo import recipe, run, sweep
+from zoo.recipe import Recipe
+from zoo.spec import DivergedError, UsageError
+from zoo.stop import Interrupted
+
+
+def test_lists_ranges_and_fixed_settings() -> None:
+    axes, fixed = sweep.parse(["loss.beta=0,0.9,0.9", "lr=log:1e-3:1e-1", "epochs=lin:2:9", "steps=[1,2],[3]", "batch_size=64"])
+    assert [(a.key, a.values, a.kind, a.low, a.high, a.whole) for a in axes] == [
+        ("loss.beta", (0, 0.9), "list", 0, 0, False),
+        ("optim.lr", (), "log", 1e-3, 1e-1, False),
+        ("epochs", (), "lin", 2, 9, True),
+        ("schedule.steps", ([1, 2], [3]), "list", 0, 0, False),
+    ]
+    assert fixed == {"batch_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["lr=log:0:1"], "above 0"),
+        (["lr=lin:2:1"], "LOW must be below HIGH"),
+        (["lr=log:1"], "cannot read the range"),
+        (["lr=1,2", "optim.lr=3"], "given twice"),
+        (["lr=0.1"], "nothing varies"),
+        (["seed=0,1"], "--seeds"),
+        (["beeta=0,1"], "did you mean"),
+    ],
+)
+def test_what_is_no_sweep(settings: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        sweep.parse(settings)
+
+
+class Trainer:
+    """Stands in for training: validation accuracy is beta's, test accuracy the opposite; counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[float, int, bool]] = []
+        self.stop_at: int = -1
+        self.diverge: float = -1
+
+    def __call__(self, asked: Recipe, *, out: Path, resume: bool, force: bool, command: str) -> Path:
+        self.calls.append((asked.loss.beta, asked.seed, resume))
+        (out / "last").mkdir(parents=True, exist_ok=True)
+        (out / "last" / "state-1.safetensors").touch()
+        if len(self.calls) == self.stop_at:
+            raise Interrupted(15)
+        if asked.loss.beta == self.diverge:
+            raise DivergedError("loss is not finite")
+        score = asked.loss.beta / 2 + asked.seed / 100
+        (out / "result.json").write_text(json.dumps({"chosen_accuracy": score, "accuracy": 1 - score}))
+        return out
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    fake = Trainer()
+    monkeypatch.setattr(run, "train", fake)
+    return fake
+
+
+def search(out: Path, *settings: str, seeds: int = 2, **options: Any) -> list[sweep.Point]:
+    axes, fixed = sweep.parse(settings)
+    return sweep.search(
+        "demo", axes, fixed, seeds=seeds, out=out, command="zoo sweep", **{"storage": "", "trials": None, **options}
+    )
+
+
+def test_a_grid_is_run_once_and_chosen_on_validation(trainer: Trainer, tmp_path: Path) -> None:
+    points = search(tmp_path / "s", "loss.beta=0,0.9,0.5")
+    assert sorted(call[:2] for call in trainer.calls) == [(b, s) for b in (0, 0.5, 0.9) for s in (0, 1)]
+    assert search(tmp_path / "s", "loss.beta=0,0.9,0.5") == points
+    assert len(trainer.calls) == 6, "nothing finished is run again"
+    rows = list(csv.DictReader((tmp_path / "s" / "sweep.csv").open()))
+    assert {row["loss.beta"] for row in rows if row["chosen"]} == {"0.9"}
+    text = (tmp_path / "s" / "README.md").read_text()
+    assert "chosen by val accuracy: loss.beta=0.9: test 54.50 \u00b1 0.71 (n = 2)" in text
+    assert "99.50" not in text, "the test accuracy of what was not chosen"
+    assert "data:image/png" in (tmp_path / "s" / "report.html").read_text()
+
+
+def test_an_interrupted_run_goes_on(trainer: Trainer, tmp_path: Path) -> None:
+    trainer.stop_at = 4
+    with pytest.raises(Interrupted) as stopped:
+        search(tmp_path / "s", "loss.beta=0,0.9,0.5")
+    assert stopped.value.resume == "zoo sweep"  # type: ignore[attr-defined]
+    points = search(tmp_path / "s", "loss.beta=0,0.9,0.5")
+    assert len(points) == 3
+    assert all(len(point.scores) == 2 for point in points)
+    assert len(trainer.calls) == 7
+    assert [call[:2] for call in trainer.calls if call[2]] == [trainer.calls[3][:2]], "only that one resumes"
+
+
+def test_a_killed_process_leaves_its_trial_to_the_next(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import optuna
+
+    search(tmp_path / "s", "loss.beta=0,0.9", seeds=1)
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 's' / 'study.db'}")
+    study.enqueue_trial({"loss.beta": "0.9"})
+    trial = study.ask()
+    trial.suggest_categorical("loss.beta", ["0", "0.9"])
+    trial.set_user_attr("held_by", f"{sweep.socket.gethostname()} 999999999")
+    sweep._again(study)
+    assert study.get_trials()[-1].state == optuna.trial.TrialState.FAIL
+    assert not sweep._left(study, 2), "another trial of the same setting is complete"
+
+
+def test_a_diverged_setting_is_told_and_not_tried_again(trainer: Trainer, tmp_path: Path) -> None:
+    trainer.diverge = 0.9
+    for _ in range(2):
+        points = search(tmp_path / "s", "loss.beta=0,0.9", seeds=1)
+    assert [bool(point.diverged) for point in points] == [False, True]
+    assert len(trainer.calls) == 2
+    assert "diverged" in (tmp_path / "s" / "README.md").read_text()
+
+
+def test_a_range_gets_its_trials_and_more_later(trainer: Trainer, tmp_path: Path) -> None:
+    points = search(tmp_path / "s", "loss.beta=lin:0:0.9", "batch_size=64", seeds=1, trials=3)
+    assert len({point.values["loss.beta"] for point in points}) == 3
+    assert len(search(tmp_path / "s", "loss.beta=lin:0:0.9", "batch_size=64", seeds=1, trials=5)) == 5
+    assert len(trainer.calls) == 5
+
+
+def test_a_choice_on_the_test_images_is_stamped(trainer: Trainer, tmp_path: Path) -> None:
+    search(tmp_path / "s", "loss.beta=0,0.9", "select_on=test", seeds=1)
+    for name in ("README.md", "report.html"):
+        assert "CHOSEN ON THE TEST IMAGES" in (tmp_path / "s" / name).read_text()
+    assert "test_accuracy" in (tmp_path / "s" / "sweep.csv").read_text()
+
+
+def test_what_cannot_be_swept(trainer: Trainer, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"loss.beta = 1.5"):
+        search(tmp_path / "s", "loss.beta=0,1.5")
+    with pytest.raises(UsageError, match=r"data.val is 0"):
+        search(tmp_path / "s", "loss.beta=0,0.5", "data.val=0")
+    assert not (tmp_path / "s").exists()
+    search(tmp_path / "s", "loss.beta=0,0.5", seeds=1)
+    with pytest.raises(UsageError, match=r"another sweep is here .* axes differ"):
+        search(tmp_path / "s", "loss.beta=0,0.6", seeds=1)
+    with pytest.raises(UsageError, match=r"cannot open the storage"):
+        search(tmp_path / "t", "loss.beta=0,0.5", storage="nonsense://x")
+
+
+def test_every_recipe_key_can_vary() -> None:
+    assert {type(value) for value in sweep.flat(recipe.Recipe()).values()} <= {str, int, float, bool, list}

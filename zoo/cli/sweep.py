@@ -1,0 +1,60 @@
+"""Choose settings."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from zoo.cli._shared import Name, as_json, headline, recipe_names, registered
+
+
+@click.command("sweep")
+@click.argument("what", type=Name(registered("models"), recipe_names))
+@click.argument("settings", nargs=-1)
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each setting.")
+@click.option("--trials", type=click.IntRange(1), help="Settings tried when a range is searched (default: 20).")
+@click.option("--storage", default="", help="SQLAlchemy URL for several machines (default: study.db in the sweep's folder).")
+@click.option("--select-on", type=click.Choice(["val", "test"]), help="What chooses; test is stamped on the result.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder (default: sweeps/ in the runs folder).")
+@as_json
+def command(
+    what: str,
+    settings: tuple[str, ...],
+    seeds: int,
+    trials: int | None,
+    storage: str,
+    select_on: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Train WHAT at several SETTINGS: key=a,b,c (every value), key=log:LOW:HIGH or lin:LOW:HIGH (searched), key=a (fixed).
+
+    Settings are chosen by validation accuracy, the mean over seeds. The same command again goes on: finished runs are never
+    trained again, an interrupted one resumes.
+
+    \b
+    zoo sweep demo loss.beta=0,0.9,0.99,0.999 --seeds 3
+    zoo sweep demo lr=log:1e-3:1e-1 epochs=10 --trials 12
+    """
+    headline()
+    from zoo import report, runs, show, sweep
+
+    axes, fixed = sweep.parse([*settings, *([f"select_on={select_on}"] if select_on else [])])
+    name = "-".join([Path(what).stem, *(axis.key.rpartition(".")[2] for axis in axes)])
+    out = out or runs.root() / "sweeps" / name
+    points = sweep.search(
+        what, axes, fixed, seeds=seeds, trials=trials, out=out, storage=storage, command=shlex.join(["zoo", *sys.argv[1:]])
+    )
+    if as_json:
+        with (out / "sweep.csv").open(newline="", encoding="utf-8") as file:
+            click.echo(json.dumps(list(csv.DictReader(file))))
+        return
+    table = report.sweep_table(points, select_on or "val")
+    show.out().print(show.make(table.columns, table.rows))
+    click.echo(report.sweep_choice(out, points, select_on or "val"))
+    click.echo(f"pictures  {out}/sweep.png   table  {out}/sweep.csv   report  {out}/report.html")

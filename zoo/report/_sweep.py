@@ -1,0 +1,145 @@
+"""What a sweep found: a table and a CSV of its settings, a picture of each parameter, a page."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+
+from zoo.files import publish, publish_text
+from zoo.report import _blocks, _draw
+from zoo.report._blocks import Block, Heading, Picture, Table, Text
+from zoo.report._read import percent, shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting: its values by key, the accuracy that chooses of each run folder, and why it has none."""
+
+    values: Mapping[str, Any]
+    scores: Mapping[str, float]
+    diverged: str = ""
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds; -1 for a setting that diverged."""
+        return mean(self.scores.values()) if self.scores else -1.0
+
+
+def spread(values: Sequence[float]) -> str:
+    """``84.13 \u00b1 0.25 (n = 3)`` in per cent: mean and standard deviation over seeds.
+
+    >>> spread([0.5, 0.52]), spread([0.5])
+    ('51.00 \u00b1 1.41 (n = 2)', '50.00 (n = 1)')
+    """
+    deviation = f" \u00b1 {100 * stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.2f}{deviation} (n = {len(values)})"
+
+
+def interval(values: Sequence[float]) -> str:
+    """95 % interval of the mean over seeds by Student's t, in per cent; nothing for one seed."""
+    if len(values) < 2:
+        return ""
+    half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return f"{percent(mean(values) - half)} to {percent(mean(values) + half)}"
+
+
+def table(points: Sequence[Point], select_on: str) -> Table:
+    """A row a setting, the best first; the first is the chosen one."""
+    keys = list(points[0].values)
+    rows = []
+    for point in sorted(points, key=lambda point: -point.mean):
+        scores = list(point.scores.values())
+        cells = (spread(scores), interval(scores)) if scores else ("diverged", "")
+        rows.append([*(_value(point.values[key]) for key in keys), *cells])
+    best = frozenset({(0, len(keys))})
+    head = (*(f">{key}" for key in keys), f">{select_on} accuracy %, mean \u00b1 sd", "95 % interval")
+    return Table(head, rows, best)
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def chosen(out: Path, points: Sequence[Point], select_on: str) -> str:
+    """The line of the chosen setting, with its test accuracy, which no other setting shows."""
+    best = max(points, key=lambda point: point.mean)
+    tested = [json.loads((out / name / "result.json").read_text(encoding="utf-8"))["accuracy"] for name in best.scores]
+    named = " ".join(f"{key}={_value(value)}" for key, value in best.values.items())
+    warning = "; CHOSEN ON THE TEST IMAGES: too good to compare" if select_on == "test" else ""
+    return f"chosen by {select_on} accuracy: {named}: test {spread(tested)} %{warning}"
+
+
+def write(out: Path, points: Sequence[Point], *, select_on: str, what: str) -> None:
+    """sweep.csv, sweep.png, README.md and report.html of a sweep's folder."""
+    keys = list(points[0].values)
+    best = max(points, key=lambda point: point.mean)
+
+    def rows(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow([*keys, "run", f"{select_on}_accuracy", "chosen", "diverged"])
+            for point in points:
+                for name, score in point.scores.items() or [("", "")]:
+                    writer.writerow([*point.values.values(), name, score, "yes" if point is best else "", point.diverged])
+
+    publish(out / "sweep.csv", rows)
+    _draw.save(_picture(points, keys, select_on, what), out / "sweep.png")
+    blocks: list[Block] = [Text(chosen(out, points, select_on) + ".", strong=True), table(points, select_on)]
+    blocks += [
+        Text(f"The settings are compared by {select_on} accuracy; the test accuracy is shown of the chosen one alone."),
+        Heading("Pictures"),
+        Picture(out / "sweep.png", "accuracy against each parameter"),
+    ]
+    title = f"Sweep of {what}: {', '.join(keys)}"
+    publish_text(out / "README.md", _blocks.markdown(title, blocks))
+    publish_text(out / "report.html", _blocks.page(title, blocks))
+
+
+def _picture(points: Sequence[Point], keys: Sequence[str], select_on: str, what: str) -> Figure:
+    """A panel a parameter: mean and range over the seeds of each setting, the best of each value joined, the chosen one starred."""
+    done = [point for point in points if point.scores]
+    figure = _draw.canvas(0.9 + 3.0 * len(keys))
+    for axes, key in zip(np.atleast_1d(figure.subplots(len(keys), 1)), keys):
+        _panel(axes, done, key)
+        axes.set_ylabel(f"{select_on} accuracy (%)", fontsize=9)
+        _draw.tidy(axes)
+    runs = sum(len(point.scores) for point in done)
+    figure.axes[0].legend(fontsize=8, frameon=False, loc="best")
+    lost = f", {len(points) - len(done)} diverged" if len(done) < len(points) else ""
+    figure.suptitle(f"{shown(what, 60)}: {len(points)} settings, n = {runs} runs{lost}", fontsize=10)
+    return figure
+
+
+def _panel(axes: Axes, points: Sequence[Point], key: str) -> None:
+    values = [point.values[key] for point in points]
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    ticks: list[Any] = sorted(set(values)) if numbers else list(dict.fromkeys(map(str, values)))
+    few = not numbers or len(ticks) <= 8
+    at = [ticks.index(value if numbers else str(value)) if few else value for value in values]
+    means = np.array([100 * point.mean for point in points])
+    ends = [(100 * min(point.scores.values()), 100 * max(point.scores.values())) for point in points]
+    whiskers = np.abs(np.array(ends).T - means)
+    look: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, "linestyle": "", "color": _draw.BLUE}
+    axes.errorbar(at, means, whiskers, label="a setting: mean over seeds, bar: lowest to highest", **look)
+    if few:
+        axes.plot(
+            range(len(ticks)), [means[[a == n for a in at]].max() for n in range(len(ticks))], color=_draw.SKY, linewidth=1.2
+        )
+        axes.set_xticks(range(len(ticks)), [_value(tick) for tick in ticks])
+    elif min(ticks) > 0 and max(ticks) > _draw.WIDE * min(ticks):
+        axes.set_xscale("log")
+    best = int(means.argmax())
+    axes.plot([at[best]], [means[best]], marker="*", markersize=13, color=_draw.RED, linestyle="", label="chosen")
+    axes.set_xlabel(key, fontsize=9)

@@ -1,0 +1,277 @@
+"""Train a recipe at many settings and several seeds, and choose the settings by validation accuracy.
+
+A setting is one trial of an optuna study; a trial trains one run a seed, in a folder named after both. Running the same sweep
+again goes on: a finished run is never trained again, an interrupted one resumes from its last saved state.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import socket
+import statistics
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo import recipe as recipes
+from zoo import report, run
+from zoo.console import say
+from zoo.files import publish_text
+from zoo.recipe import Recipe
+from zoo.report import Point
+from zoo.report._read import flat
+from zoo.spec import DivergedError, UsageError
+from zoo.stop import Interrupted
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+
+TRIALS = 20
+"""Settings tried where a range is searched and no number is given."""
+MOST = 10_000
+"""Largest grid that is taken for meant."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One setting that varies: the ``values`` of a list, or a range ``low`` to ``high``, searched ``log`` or ``lin``."""
+
+    key: str
+    values: tuple[Any, ...] = ()
+    kind: str = "list"
+    low: float = 0.0
+    high: float = 0.0
+    whole: bool = False
+    """The setting is an integer."""
+
+    def suggest(self, trial: Trial) -> Any:
+        """The value of a trial."""
+        if self.kind == "list":
+            return json.loads(trial.suggest_categorical(self.key, [json.dumps(value) for value in self.values]))
+        if self.whole:
+            return trial.suggest_int(self.key, int(self.low), int(self.high), log=self.kind == "log")
+        return trial.suggest_float(self.key, self.low, self.high, log=self.kind == "log")
+
+
+def parse(settings: Sequence[str]) -> tuple[list[Axis], dict[str, Any]]:
+    """What varies and what is fixed: ``key=a,b,c`` is a list, ``key=log:LOW:HIGH`` or ``lin:LOW:HIGH`` a range, ``key=a`` fixed.
+
+    >>> parse(["lr=log:1e-3:1e-1", "beta=0,0.9", "epochs=5"])[0][0].key
+    'optim.lr'
+
+    Raises:
+        UsageError: a range that is none, an unknown key, a key given twice, or nothing that varies.
+    """
+    axes: list[Axis] = []
+    fixed: dict[str, Any] = {}
+    for text in settings:
+        key, _, value = text.partition("=")
+        name = recipes.full_key(key.strip()) if "=" in text else recipes.parse_override(text)[0]
+        if name in fixed or name in {axis.key for axis in axes}:
+            raise UsageError(f"{name} is given twice ({text!r}); give it once, its values with commas")
+        parts = re.split(r",(?![^\[]*\])", value)
+        if re.match(r"(log|lin):", value):
+            axes.append(_range(name, value))
+        elif len(parts) > 1:
+            values = tuple(dict.fromkeys(json.dumps(recipes.parse_override(f"{name}={part}")[1]) for part in parts))
+            axes.append(Axis(name, tuple(json.loads(each) for each in values)))
+        else:
+            fixed |= dict([recipes.parse_override(text)])
+    if not axes:
+        raise UsageError("nothing varies; give a setting several values, e.g. loss.beta=0,0.9,0.99 or lr=log:1e-3:1e-1")
+    if "seed" in {axis.key for axis in axes}:
+        raise UsageError("seed is no setting to choose; repeat each setting with --seeds N")
+    return axes, fixed
+
+
+def _range(name: str, text: str) -> Axis:
+    kind, *ends = text.split(":")
+    try:
+        low, high = (float(end) for end in ends)
+    except ValueError as error:
+        raise UsageError(f"cannot read the range {name}={text}; write {kind}:LOW:HIGH, e.g. {name}=log:1e-3:1e-1") from error
+    if not low < high or (kind == "log" and low <= 0):
+        raise UsageError(f"not a range ({name}={text}); LOW must be below HIGH" + ", and above 0 for log" * (kind == "log"))
+    whole = isinstance(flat(Recipe())[name], int)
+    return Axis(name, (), kind, low, high, whole)
+
+
+def search(
+    what: str | None,
+    axes: Sequence[Axis],
+    fixed: Mapping[str, Any],
+    *,
+    seeds: int,
+    trials: int | None,
+    out: Path,
+    storage: str,
+    command: str,
+) -> list[Point]:
+    """Run the sweep, or what of it is left, and write its tables, pictures and page into ``out``; the settings it tried.
+
+    Raises:
+        UsageError: settings that make no recipe, or a folder with another sweep. Interrupted: after a signal.
+    """
+    base = recipes.resolve(what, fixed)
+    if base.select_on == "val" and not base.data.val:
+        raise UsageError("a sweep chooses on validation images, and data.val is 0; give it a share, e.g. data.val=0.1")
+    grid = all(axis.kind == "list" for axis in axes)
+    for axis in axes:
+        for value in axis.values or (axis.low, axis.high):
+            recipes.resolve(what, {**fixed, axis.key: int(value) if axis.whole else value})
+    _same(out, base, axes, seeds)
+    study = _study(out, storage, grid)
+    _again(study)
+    wanted = _enqueue(study, axes) if grid else trials or TRIALS
+    say(f"sweep    {out} · {wanted} settings x {seeds} seeds · chosen on {base.select_on} accuracy")
+
+    def objective(trial: Trial) -> float:
+        trial.set_user_attr("held_by", f"{socket.gethostname()} {os.getpid()}")
+        changes = {axis.key: axis.suggest(trial) for axis in axes}
+        return _train(what, {**fixed, **changes}, changes, seeds, out, trial, command)
+
+    while _left(study, wanted):
+        study.optimize(objective, n_trials=1)
+        _again(study)
+    points = _points(study)
+    if not any(point.scores for point in points):
+        raise DivergedError(f"every setting diverged ({len(points)}, {out}); lower the learning rate")
+    report.sweep(out, points, select_on=base.select_on, what=what or base.model)
+    return points
+
+
+def _same(out: Path, base: Recipe, axes: Sequence[Axis], seeds: int) -> None:
+    """Keep the sweep's definition, or see that the folder's is this one ; more trials are allowed."""
+    mine = {
+        "recipe": recipes.dump(base),
+        "seeds": seeds,
+        "axes": [f"{a.key} {a.kind} {list(a.values) or [a.low, a.high]}" for a in axes],
+    }
+    path = out / "sweep.json"
+    if path.is_file():
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        if changed := [key for key in mine if mine[key] != theirs.get(key)]:
+            raise UsageError(f"another sweep is here ({out}, its {', '.join(changed)} differ); choose another --out")
+    publish_text(path, json.dumps(mine, indent=1) + "\n")
+
+
+def _study(out: Path, storage: str, grid: bool) -> Study:
+    try:
+        import optuna
+    except ImportError as error:
+        raise UsageError(f"zoo sweep needs optuna, which does not load ({error}); install it: pip install optuna") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = storage or f"sqlite:///{(out / 'study.db').absolute()}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            kept = optuna.storages.RDBStorage(url, heartbeat_interval=60, grace_period=300)
+        study = optuna.create_study(study_name=out.name, storage=kept, direction="maximize", load_if_exists=True)
+    except Exception as error:  # every database driver has its own
+        first = str(error).splitlines()[0][:90]
+        raise UsageError(f"cannot open the storage ({storage or 'study.db'}, {first}); give an SQLAlchemy URL") from error
+    if not grid:  # other draws after the trials that are there, and on another machine: the same seed would draw the same again
+        place = zlib.crc32(f"{socket.gethostname()} {os.getpid()}".encode()) if storage else 0
+        study.sampler = optuna.samplers.TPESampler(seed=place + len(study.get_trials(deepcopy=False)), n_startup_trials=8)
+    return study
+
+
+def _again(study: Study) -> None:
+    """Enqueue what was interrupted: trials that failed (a diverged one is pruned instead) or whose process here is gone."""
+    from optuna.trial import TrialState
+
+    trials = study.get_trials(deepcopy=False)
+    for trial in trials:
+        if trial.state == TrialState.RUNNING and not _alive(trial.user_attrs.get("held_by", "")):
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+    trials = study.get_trials(deepcopy=False)
+    taken = [_settings(trial) for trial in trials if trial.state != TrialState.FAIL]
+    for trial in trials:
+        if trial.state == TrialState.FAIL and trial.params and trial.params not in taken:
+            study.enqueue_trial(trial.params)
+            taken.append(trial.params)
+
+
+def _settings(trial: Any) -> dict[str, Any]:
+    return trial.params or trial.system_attrs.get("fixed_params", {})
+
+
+def _alive(holder: str) -> bool:
+    """Whether a trial's process may still be at work; of other machines nobody knows, so their heartbeat decides."""
+    host, _, pid = holder.partition(" ")
+    if host and host != socket.gethostname():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _enqueue(study: Study, axes: Sequence[Axis]) -> int:
+    """Every point of the grid is a trial that waits, unless it is there already; how many points there are."""
+    points = list(itertools.product(*([json.dumps(value) for value in axis.values] for axis in axes)))
+    if len(points) > MOST:
+        raise UsageError(f"the grid has {len(points):,} settings, over {MOST:,}; give shorter lists, or ranges with --trials")
+    known = [_settings(trial) for trial in study.get_trials(deepcopy=False)]
+    for point in points:
+        settings = {axis.key: value for axis, value in zip(axes, point)}
+        if settings not in known:
+            study.enqueue_trial(settings)
+    return len(points)
+
+
+def _left(study: Study, wanted: int) -> bool:
+    from optuna.trial import TrialState
+
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    return TrialState.WAITING in states or sum(state != TrialState.FAIL for state in states) < wanted
+
+
+def _train(
+    what: str | None, values: Mapping[str, Any], changes: Mapping[str, Any], seeds: int, out: Path, trial: Trial, command: str
+) -> float:
+    """Mean accuracy by which to choose over the seeds of one setting; runs that are finished are read, not repeated."""
+    import optuna
+
+    first = recipes.resolve(what, values).seed
+    named = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
+    scores: dict[str, float] = {}
+    for seed in range(first, first + seeds):
+        folder = out / re.sub(r"[^\w.,=-]+", "-", f"{named},s{seed}")
+        if not (folder / "result.json").is_file():
+            say(f"trial    {trial.number + 1}: {named} seed {seed}")
+            begun = any((folder / "last").glob("state-*"))
+            recipe = recipes.resolve(what, {**values, "seed": seed})
+            try:
+                run.train(recipe, out=folder, resume=begun, force=not begun, command=command)
+            except DivergedError as error:
+                trial.set_user_attr("diverged", str(error))
+                say(f"diverged {named} seed {seed}: {error}")
+                raise optuna.TrialPruned(str(error)) from error
+            except Interrupted as error:
+                error.resume = command  # type: ignore[attr-defined]
+                raise
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        scores[folder.name] = result["chosen_accuracy"]
+    trial.set_user_attr("scores", scores)
+    return statistics.mean(scores.values())
+
+
+def _points(study: Study) -> list[Point]:
+    """Every finished setting once, in the order of the trials."""
+    from optuna.trial import TrialState
+
+    found = {}
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            values = {key: json.loads(value) if isinstance(value, str) else value for key, value in trial.params.items()}
+            scores = trial.user_attrs.get("scores", {}) if trial.state == TrialState.COMPLETE else {}
+            found[json.dumps(values)] = Point(values, scores, trial.user_attrs.get("diverged", ""))
+    return list(found.values())
