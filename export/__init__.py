@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from zoo.spec import BusyError, DataError, DisagreeError, FileError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnx import ModelProto
 
+    from zoo.export._cases import Pictures
     from zoo.export._graph import Exported
-    from zoo.export._parity import Case, Parity
+    from zoo.export._parity import Parity
     from zoo.run import Run
+
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,10 @@ class Receipt:
 
     path: Path
     bytes: int
+    format: str
+    precision: str
     opset: int
+    """Of ONNX; 0 for other formats, as is ``ir_version``."""
     ir_version: int
     preprocess: str
     batches: tuple[int, ...]
@@ -35,19 +40,32 @@ class Receipt:
     """Of ``n`` images, those that the file and PyTorch put in the same class."""
     n: int
     ties: int
-    """Images with another class because PyTorch itself is undecided."""
+    """Images with another class because PyTorch itself is undecided, or the precision allows it."""
     max_abs: float
     """Largest |difference| from PyTorch: of logits in standard deviations of PyTorch's logits, or of probabilities."""
     images: str
     """Which images these were."""
     seconds: float
+    test: dict[str, Any] | None = None
+    """Of the file on the run's test set: n, correct, accuracy, low, high; for fp16 and int8 also ``fp32`` and ``drop`` (points)."""
+    calibration: dict[str, Any] | None = None
+    """For int8: method, number of images, seed, and the accuracy of all that were tried."""
 
     def line(self) -> str:
         """The receipt in one line."""
-        ties = f" ({self.ties} undecided)" if self.ties else ""
+        ties = f" ({self.ties} undecided)" if self.ties and self.precision == "fp32" else ""
+        opset = f" · opset {self.opset}" if self.opset else ""
+        right = ""
+        if self.test:
+            right = f" · test {100 * self.test['accuracy']:.2f} % [{100 * self.test['low']:.2f}, {100 * self.test['high']:.2f}]"
+            if "drop" in self.test:
+                right += f" (fp32 {100 * self.test['fp32']['accuracy']:.2f} %, drop {self.test['drop']:+.2f} points)"
+        calibrated = (
+            f" · calibrated by {self.calibration['method']} on {self.calibration['images']}" if self.calibration else ""
+        )
         return (
-            f"{self.path}  1 file {self.bytes / 1e6:.1f} MB · opset {self.opset} · batch {', '.join(map(str, self.batches))} agree: "
-            f"{self.agree:,}/{self.n:,} classes{ties}, max |difference| {self.max_abs:.1e} · {self.images}"
+            f"{self.path}  1 file {self.bytes / 1e6:.1f} MB · {self.precision}{opset} · batch {', '.join(map(str, self.batches))} agree: "
+            f"{self.agree:,}/{self.n:,} classes{ties}, max |difference| {self.max_abs:.1e} · {self.images}{right}{calibrated}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -59,47 +77,80 @@ def onnx(
     run: Run,
     path: str | Path | None = None,
     *,
+    precision: str = "fp32",
     preprocess: str = "normalize",
     softmax: bool = False,
     opset: int | None = None,
+    target_ort: str | None = None,
+    max_drop: float = 0.5,
+    seed: int = 0,
     force: bool = False,
     images: int = 1000,
 ) -> Receipt:
-    """Write a run's model as one ONNX file (default: ``model.onnx`` in its folder); ``images`` test images are compared.
+    """Write a run's model as one ONNX file (default: ``model.onnx``, ``model.fp16.onnx`` or ``model.int8.onnx`` in its folder).
+
+    Args:
+        opset: operator set; ``target_ort``, e.g. "1.17", takes the newest that this onnxruntime reads instead.
+        max_drop: points of test accuracy that fp16 or int8 may lose against float32.
+        seed: draws the images that int8 is calibrated on.
+        images: test images that are compared with PyTorch; accuracy is measured on all.
 
     Raises:
-        BusyError: the file exists and ``force`` is not set. UsageError: opset or preprocess that there is not.
-        FileError: a weight is not finite, or the model too large. DisagreeError: the file and PyTorch differ.
+        BusyError: the file exists and ``force`` is not set. UsageError: opset, precision or preprocess that there is not.
+        FileError: a weight is not finite, or the model too large. DataError: int8 without the run's data.
+        DisagreeError: the file and PyTorch differ, accuracy drops too far, or frozen weights are not what they were.
         DiskError: the file cannot be written. In each case nothing is published and an old file stays as it was.
     """
     from zoo import files
-    from zoo.export import _graph, _parity, _session, onnx_fp32
+    from zoo.export import _cases, _graph, _parity, _session, onnx_fp16, onnx_fp32, onnx_int8
 
     began = time.monotonic()
-    target = Path(path) if path else run.path / "model.onnx"
-    if preprocess not in _graph.PREPROCESS:
-        known = ", ".join(_graph.PREPROCESS)
-        raise UsageError(f"no preprocess {preprocess!r}{did_you_mean(preprocess, _graph.PREPROCESS)}; use one of {known}")
-    chosen = onnx_fp32.check_opset(opset)
+    _known("precision", precision, PRECISIONS)
+    _known("preprocess", preprocess, tuple(_graph.PREPROCESS))
+    spec = {"fp32": onnx_fp32, "fp16": onnx_fp16, "int8": onnx_int8}[precision].TARGET
+    target = Path(path) if path else run.path / f"model{spec.suffix}"
+    chosen = onnx_fp32.check_opset(opset, target_ort)
     _check_free(target, force=force)
-    _check_finite(run)
-    pixels, stored, source = _images(run, images)
+    frozen = check_weights(run)
+    seen = _cases.pictures(run, images)
+    if precision == "int8" and seen.data is None:
+        raise DataError(
+            f"int8 is calibrated on training images, which are not here ({run.recipe.data.name}); give its data.dir"
+        )
     exported = _graph.Exported(
-        run.model, run.mean, run.std, size=run.input[1], stored=stored, preprocess=preprocess, softmax=softmax
+        run.model, run.mean, run.std, size=run.input[1], stored=seen.stored, preprocess=preprocess, softmax=softmax
     )
-    graph = onnx_fp32.trace(exported, opset=chosen)
-    parity = _checked(run, exported, graph, pixels)
-    known_facts = _graph.metadata(run, exported, opset=chosen)
-    parity_text = json.dumps(parity.as_dict() | {"images": source})
-    files.publish(
-        target,
-        lambda temporary: onnx_fp32.save(graph, temporary, known_facts | {"parity": parity_text}),
-        lambda temporary: _session.open_session(temporary),
-    )
+    graph = exact = onnx_fp32.trace(exported, opset=chosen)
+    calibration = None
+    if precision == "fp16":
+        graph = onnx_fp16.convert(exact)
+    elif precision == "int8":
+        assert seen.data is not None
+        graph, calibration = _accuracy_module().choose(exact, run, exported, seen.data, seed)
+    parity = _checked(run, exported, graph, seen, spec.tolerance, own=precision == "int8")
+    test = _tested(run, exported, graph, None if graph is exact else exact, seen, max_drop)
+    written = _graph.metadata(run, exported, opset=chosen, frozen=frozen) | {
+        "precision": precision,
+        "parity": json.dumps(parity.as_dict() | {"images": seen.source}),
+        "test": json.dumps(test),
+        "calibration": json.dumps(calibration),
+    }
+    files.publish(target, lambda part: onnx_fp32.save(graph, part, written), lambda part: _session.open_session(part))
     return Receipt(
-        target, target.stat().st_size, chosen, graph.ir_version, preprocess, _parity.BATCHES, parity.agree, parity.n, parity.ties,
-        parity.max_abs, source, round(time.monotonic() - began, 2),
+        target, target.stat().st_size, "onnx", precision, chosen, graph.ir_version, preprocess, _parity.BATCHES, parity.agree,
+        parity.n, parity.ties, parity.max_abs, seen.source, round(time.monotonic() - began, 2), test, calibration,
     )  # fmt: skip
+
+
+def _accuracy_module() -> Any:
+    from zoo.export import _accuracy
+
+    return _accuracy
+
+
+def _known(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"no {what} {value!r}{did_you_mean(value, known)}; use one of {', '.join(known)}")
 
 
 def _check_free(target: Path, *, force: bool) -> None:
@@ -109,34 +160,46 @@ def _check_free(target: Path, *, force: bool) -> None:
         raise BusyError(f"file exists ({target}); use --force to replace it, or another --out")
 
 
-def _check_finite(run: Run) -> None:
+def check_weights(run: Run) -> dict[str, str]:
+    """sha256 by name of the tensors that were frozen in training, the run's weights being finite and these unchanged.
+
+    Raises:
+        FileError: a weight is not finite. DisagreeError: a frozen tensor is not what it was before training (the file
+            itself is whole: a damaged one is a FileError).
+    """
+    from zoo import checkpoint, optim
+
     for name, value in run.model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise FileError(f"weights are not finite ({run.path}, tensor {name}); train again, or use an earlier checkpoint")
+    path = run.path / "weights.safetensors"
+    before: dict[str, str] = checkpoint.load_tensors(path)[1].get("frozen", {}) if path.is_file() else {}
+    after = optim.frozen_digest(run.model, before)
+    if moved := [name for name, digest in before.items() if after[name] != digest]:
+        raise DisagreeError(
+            f"frozen tensors are not what they were before training ({run.path}, {len(moved)} of {len(before)}, first {moved[0]}); "
+            "train again; nothing published"
+        )
+    return before
 
 
-def _checked(run: Run, exported: Exported, graph: ModelProto, pixels: np.ndarray) -> Parity:
-    """The parity of a graph; DisagreeError with the first node that differs if it does not hold."""
+def _checked(run: Run, exported: Exported, graph: ModelProto, seen: Pictures, tolerance: float, *, own: bool) -> Parity:
+    """The parity of a graph, ``own`` on the run's images alone; DisagreeError with the first node that differs if it does not hold."""
     import torch
 
-    from zoo.export import _parity, _session, onnx_fp32
+    from zoo.export import _accuracy, _cases, _parity
 
-    session = _session.open_session(graph.SerializeToString())
-    name = session.get_inputs()[0].name
     parity = _parity.check(
-        _cases(run, exported, pixels),
-        lambda part: session.run(None, {name: _fed(part, run, exported)})[0],
-        tolerance=onnx_fp32.TARGET.tolerance,
+        [case for case in _cases.cases(run, exported, seen.pixels) if case.counted or not own],
+        _accuracy.answer_of(graph, run, exported),
+        tolerance=tolerance,
         probabilities=exported.softmax,
     )
     if not parity.holds:
-        fed = _fed(parity.worst, run, exported)
-        inputs = (
-            _normalised(parity.worst, run)
-            if parity.worst.shape[1:3] == pixels.shape[1:3]
-            else exported.prepare(torch.from_numpy(fed))
-        )
-        where = _parity.first_difference(graph, fed, run.model, inputs, onnx_fp32.TARGET.tolerance)
+        fed = _cases.fed(parity.worst, run, exported)
+        same = parity.worst.shape[1:3] == seen.pixels.shape[1:3]
+        inputs = _cases.normalised(parity.worst, run) if same else exported.prepare(torch.from_numpy(fed))
+        where = _parity.first_difference(graph, fed, run.model, inputs, tolerance)
         raise DisagreeError(
             f"exported model differs from PyTorch (max |difference| {parity.max_abs:.2g}, allowed {parity.tolerance:.0e}, other "
             f"class {parity.wrong:,} times; first node that differs: {where}); nothing published"
@@ -144,65 +207,24 @@ def _checked(run: Run, exported: Exported, graph: ModelProto, pixels: np.ndarray
     return parity
 
 
-def _images(run: Run, count: int) -> tuple[np.ndarray, int, str]:
-    """Up to ``count`` test images (N, stored, stored, 3) uint8 spread over the set, their side, and what they are."""
-    import numpy as np
+def _tested(
+    run: Run, exported: Exported, graph: ModelProto, exact: ModelProto | None, seen: Pictures, max_drop: float
+) -> dict[str, Any] | None:
+    """Accuracy on the whole test set, against float32 (``exact``) if this is another precision; None without the data."""
+    from zoo.export import _accuracy, _cases
 
-    try:
-        found = run.dataset().test.images
-    except (DataError, UsageError):
-        noise = np.random.default_rng(0).integers(0, 256, (min(count, 64), run.stored, run.stored, 3), np.uint8)
-        return noise, run.stored, "images: synthetic noise (the run's data is not here)"
-    where = np.linspace(0, len(found) - 1, min(count, len(found))).astype(np.int64)
-    return np.asarray(found[where]), found.shape[1], f"test images of {run.recipe.data.name}"
-
-
-def _cases(run: Run, exported: Exported, pixels: np.ndarray) -> list[Case]:
-    """Real, saturated and constant images, right being what evaluation does with them; for ``full`` also other sizes."""
-    import numpy as np
-    import torch
-
-    from zoo.export._parity import Case
-
-    model, side = exported.model, pixels.shape[1]
-
-    def truth(part: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            logits = model(_normalised(part, run))
-            return (logits.softmax(1) if exported.softmax else logits).numpy()
-
-    def own_truth(part: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return exported(torch.from_numpy(part)).numpy()
-
-    colours = np.array([(0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 0, 0), (0, 255, 0), (0, 0, 255)], np.uint8)
-    flat = np.broadcast_to(colours[:, None, None], (len(colours), side, side, 3))
-    extreme = np.where(pixels[:6] > 127, 255, 0).astype(np.uint8)
-    cases = [Case(pixels, truth), Case(np.concatenate([flat, extreme]), truth, counted=False)]
-    if exported.preprocess == "full":
-        shapes = ((2 * side + 1, side + 9), (side // 2 + 1, side), (1, 1))
-        rng = np.random.default_rng(1)
-        cases += [Case(rng.integers(0, 256, (2, *shape, 3), np.uint8), own_truth, counted=False) for shape in shapes]
-    return cases
-
-
-def _normalised(part: np.ndarray, run: Run) -> Any:
-    """Images as evaluation gives them to the model, by the code of evaluation: (N, 3, size, size) float32."""
-    import torch
-
-    from zoo.data import _augment
-
-    return _augment.normalise(torch.from_numpy(part.copy()), run.mean, run.std, size=run.input[1]).contiguous()
-
-
-def _fed(part: np.ndarray, run: Run, exported: Exported) -> np.ndarray:
-    """Images as the file takes them."""
-    import numpy as np
-
-    if exported.preprocess == "full":
-        return np.ascontiguousarray(part)
-    if exported.preprocess == "none":
-        return _normalised(part, run).numpy()
-    edge = (part.shape[1] - exported.size) // 2
-    cut = part[:, edge : edge + exported.size, edge : edge + exported.size]
-    return np.ascontiguousarray(cut.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
+    if seen.data is None or not len(seen.data.test):
+        return None
+    part = seen.data.test
+    hits, *reference = (
+        _cases.outputs(_accuracy.answer_of(each, run, exported), part).argmax(1) == part.targets
+        for each in (graph, exact)
+        if each is not None
+    )
+    found = _accuracy.compared(hits, reference[0] if reference else None)
+    if found.get("drop", 0.0) > max_drop:
+        raise DisagreeError(
+            f"accuracy drops by {found['drop']:.2f} points (test {100 * found['accuracy']:.2f} %, float32 "
+            f"{100 * found['fp32']['accuracy']:.2f} %, allowed {max_drop:g}); raise --max-drop or use fp32; nothing published"
+        )
+    return found

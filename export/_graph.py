@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from zoo.run import Run
 
 PREPROCESS = {
@@ -90,7 +92,7 @@ def _taps(length: int, other: int, stored: int, size: int) -> Tensor:
     return (weights / weights.sum(1, keepdim=True)).float()
 
 
-def metadata(run: Run, exported: Exported, *, opset: int) -> dict[str, str]:
+def metadata(run: Run, exported: Exported, *, opset: int, frozen: dict[str, str]) -> dict[str, str]:
     """What a reader of the file must know, as ONNX's metadata_props; no path of this machine is in it."""
     import onnx
 
@@ -113,12 +115,11 @@ def metadata(run: Run, exported: Exported, *, opset: int) -> dict[str, str]:
         "weights_sha256": weights_sha256(run.model),
         "data": run.recipe.data.name,
         "data_sha256": run.env.get("data_digest", ""),
+        "frozen_sha256": json.dumps(frozen),
         "torch": torch.__version__,
         "onnx": onnx.__version__,
         "opset": opset,
     }
-    if tested := [row for row in run.metrics if row.get("split") == "test"]:
-        facts["test"] = json.dumps({key: tested[-1].get(key) for key in ("n", "accuracy", "low", "high", "macro")})
     return {key: str(value) for key, value in facts.items()}
 
 
@@ -129,3 +130,17 @@ def weights_sha256(model: nn.Module) -> str:
         found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
+
+
+def model_nodes(graph: ModelProto) -> list[str]:
+    """Names of the nodes that are the model, with what comes after it, not the preprocessing in front of it.
+
+    They are those that take one of the model's own tensors, and all behind these.
+    """
+    behind: set[str] = {each.name for each in graph.graph.initializer if each.name.startswith("model.")}
+    found = []
+    for node in graph.graph.node:
+        if not behind.isdisjoint(node.input):
+            behind.update(node.output)
+            found.append(node.name)
+    return found

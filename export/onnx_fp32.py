@@ -20,12 +20,32 @@ TARGET = TargetSpec(suffix=".onnx", tolerance=1e-4, needs=("onnx", "onnxscript",
 OPSETS = range(18, 24)
 """torch's exporter gives 18 for less, without a word; 23 is the newest that all torch versions zoo runs on can write."""
 OPSET = 20
+ORT_OPSETS = (((1, 14), 18), ((1, 15), 19), ((1, 17), 20), ((1, 18), 21), ((1, 21), 22), ((1, 23), 23))
+"""onnxruntime versions and the newest opset each reads, as its releases list them."""
 LIMIT = 2_000_000_000
 """Bytes that protobuf can hold in one file."""
 
 
-def check_opset(opset: int | None) -> int:
-    """The opset to use; UsageError with the range if the one asked for is outside."""
+def check_opset(opset: int | None, target_ort: str | None = None) -> int:
+    """The opset to use: the one asked for, or the newest (up to the default) that onnxruntime ``target_ort`` reads.
+
+    Raises:
+        UsageError: outside the range, both given, or an onnxruntime that is too old or no version.
+    """
+    if opset is not None and target_ort:
+        raise UsageError(f"opset {opset} and target-ort {target_ort} both choose the operator set; give one of them")
+    if target_ort:
+        numbers = target_ort.split(".")
+        if len(numbers) < 2 or not all(part.isdecimal() for part in numbers):
+            raise UsageError(f"target-ort {target_ort[:20]!r} is no version; write it like 1.17")
+        version = (int(numbers[0]), int(numbers[1]))
+        fitting = [newest for since, newest in ORT_OPSETS if since <= version]
+        if not fitting:
+            first = ".".join(map(str, ORT_OPSETS[0][0]))
+            raise UsageError(
+                f"onnxruntime {target_ort} reads no opset from {OPSETS[0]} on; the oldest that can be served is {first}"
+            )
+        return min(OPSET, fitting[-1])
     if opset is not None and opset not in OPSETS:
         raise UsageError(f"opset {opset} is not supported; use one from {OPSETS[0]} to {OPSETS[-1]}")
     return opset or OPSET
@@ -57,7 +77,7 @@ def trace(model: Exported, *, opset: int = OPSET) -> ModelProto:
         )  # fmt: skip
     assert program is not None
     graph = program.model_proto
-    _clean(graph)
+    clean(graph)
     return graph
 
 
@@ -74,7 +94,7 @@ def _quiet(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _clean(graph: ModelProto) -> None:
+def clean(graph: ModelProto) -> None:
     """Take out what the exporter leaves for its own debugging (stack traces with paths of this machine) and unused imports."""
     inside = [*graph.graph.node, *graph.graph.value_info, *graph.graph.input, *graph.graph.output, *graph.graph.initializer]
     for part in [graph, graph.graph, *inside, *graph.functions]:

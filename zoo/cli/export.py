@@ -1,4 +1,4 @@
-"""Export a run to ONNX."""
+"""Export a run to ONNX, torch.export or OpenVINO."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ from zoo.cli._shared import RUN, as_json
 @click.command("export")
 @click.argument("run", required=False, type=RUN)
 @click.option("--onnx", "fmt", flag_value="onnx", default="onnx", help="Write ONNX (the default).")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True,
+              help="int8 is calibrated on the run's training images.")  # fmt: skip
 @click.option("--preprocess", type=click.Choice(["none", "normalize", "full"]), default="normalize", show_default=True,
               help="What the file does itself: nothing, normalisation, or all from uint8 images of any size.")  # fmt: skip
 @click.option("--softmax", is_flag=True, help="Give probabilities instead of logits.")
 @click.option("--opset", type=int, help="ONNX operator set.")
-@click.option("--out", type=click.Path(path_type=Path), help="File (default: model.onnx in the run folder).")
+@click.option("--target-ort", metavar="VERSION", help="Choose the operator set that this onnxruntime reads, e.g. 1.17.")
+@click.option("--max-drop", type=click.FloatRange(0), default=0.5, show_default=True,
+              help="Points of test accuracy that fp16 or int8 may lose.")  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="File (default: model.onnx, model.int8.onnx, ... in the run folder)."
+)
 @click.option("--force", is_flag=True, help="Replace the file.")
 @as_json
 def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **options: Any) -> None:
-    """Export a run to one ONNX file and prove that it answers as PyTorch does, or publish nothing (exit 8).
+    """Export a run to one file and prove that it answers as PyTorch does, or publish nothing (exit 8).
 
     \b
     zoo export --onnx
-    zoo export cifar10-resnet32 --preprocess full --softmax --out model.onnx
+    zoo export cifar10-resnet32 --precision int8 --max-drop 0.3
     """
     from zoo import console, runs
 
