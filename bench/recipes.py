@@ -13,11 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.table import Table
+from scipy import stats
 
-from zoo import checkpoint, run, runs, show
+from zoo import checkpoint, report, run, runs, show
 from zoo import recipe as recipes
 from zoo.bench import _timing
+from zoo.report import _draw
+from zoo.report._read import shown
 from zoo.spec import FileError
 
 NOT_THE_RECIPE = {"seed", "data.dir", "device", "precision"}
@@ -33,7 +37,10 @@ def main(quick: bool = False, *, out: Path | None = None) -> Path:
     if not rows:
         raise FileError(f"no finished run ({runs.root().absolute()}); make one with: zoo train")
     path = out or _timing.default_out("recipes", quick=quick)
-    return _timing.write_csv(path, sorted(_merged(path, rows), key=_key))
+    merged = sorted(_merged(path, rows), key=_key)
+    _timing.write_csv(path, merged)
+    _draw.save(picture(merged), path.with_suffix(".png"))
+    return path
 
 
 def _merged(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -95,6 +102,7 @@ def _row(folder: Path) -> dict[str, Any] | None:
         "class_weights": recipe.loss.class_weights,
         "epochs": recipe.epochs,
         "seed": recipe.seed,
+        "select_on": recipe.select_on,
         "n": result["n"],
         "accuracy": round(result["accuracy"], 5),
         "low": round(result["low"], 5),
@@ -109,25 +117,69 @@ def _row(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One line a recipe: mean and standard deviation over seeds, and the interval of the images where there is one seed."""
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """Rows that differ in their seed alone, by recipe and digest, those chosen on the test images marked in the name."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["recipe"], row["digest"]), []).append(row)
-    columns = ("recipe", "data", ">seeds", ">test %", "spread", ">images/s", ">min")
-    return show.make(columns, [(key[0], _data(group[0]), len(group), *_spread(group)) for key, group in groups.items()])
+        mark = " (CHOSEN ON TEST)" if row.get("select_on") == "test" else ""
+        groups.setdefault((f"{row['recipe']}{mark}", str(row["digest"])), []).append(row)
+    return groups
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One line a recipe: mean and standard deviation over seeds, and the 95 % interval (of the images where there is one seed)."""
+    columns = ("recipe", "data", ">test %", "95 % interval", ">macro %", ">img/s", ">min")
+    return show.make(columns, [(key[0], _data(group[0]), *_spread(group)) for key, group in _groups(rows).items()])
+
+
+def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Test accuracy of each recipe, a panel a data set: a dot a seed, the mean with its 95 % interval, the best mean first."""
+    panels: dict[str, list[tuple[str, list[Mapping[str, Any]]]]] = {}
+    for (name, _), group in _groups(rows).items():
+        panels.setdefault(_data(group[0]), []).append((name, group))
+    lines = [len(panel) for panel in panels.values()]
+    figure = _draw.canvas(0.5 + sum(0.34 * n + 1.0 for n in lines))
+    every = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[n + 2 for n in lines])[:, 0]
+    for axes, (data, panel) in zip(every, panels.items()):
+        panel.sort(key=lambda item: -statistics.mean(_shares(item[1])))
+        for at, (_, group) in enumerate(panel):
+            shares, (low, high) = _shares(group), _ends(group)
+            axes.plot(shares, [at] * len(shares), "o", color=_draw.SKY, markersize=4)
+            middle = statistics.mean(shares)
+            whiskers = [[max(middle - low, 0)], [max(high - middle, 0)]]
+            axes.errorbar([middle], [at], xerr=whiskers, marker="D", markersize=5, color=_draw.BLUE, capsize=3)
+        axes.set_yticks(range(len(panel)), [f"{shown(name, 48)}  n={len(group)}" for name, group in panel], fontsize=8)
+        axes.set_ylim(len(panel) - 0.5, -0.5)
+        axes.set_title(f"{data}, {int(panel[0][1][0]['n']):,} test images", fontsize=9)
+        _draw.tidy(axes, "x")
+    every[-1].set_xlabel(
+        "test accuracy (%); bar: 95 % interval, of the mean over n seeds (t), of the images if n = 1", fontsize=9
+    )
+    figure.suptitle("Recipes: a dot a seed, diamond the mean", fontsize=10)
+    return figure
+
+
+def _shares(group: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [100 * float(row["accuracy"]) for row in group]
+
+
+def _ends(group: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """95 % interval in per cent: Student's t of the mean over seeds, Wilson's over images for a single seed."""
+    if len(group) == 1:
+        return 100 * float(group[0]["low"]), 100 * float(group[0]["high"])
+    shares = _shares(group)
+    half = float(stats.t.ppf(0.975, len(shares) - 1)) * statistics.stdev(shares) / len(shares) ** 0.5
+    return statistics.mean(shares) - half, statistics.mean(shares) + half
 
 
 def _data(row: Mapping[str, Any]) -> str:
     return str(row["data"]) if row["imbalance"] == "none" else f"{row['data']} {row['imbalance']}"
 
 
-def _spread(group: Sequence[Mapping[str, Any]]) -> tuple[str, str, str, str]:
-    shares = [100 * float(row["accuracy"]) for row in group]
-    if len(shares) > 1:
-        spread = f"sd {statistics.stdev(shares):.2f}"
-    else:
-        spread = f"[{100 * float(group[0]['low']):.1f}, {100 * float(group[0]['high']):.1f}]"
+def _spread(group: Sequence[Mapping[str, Any]]) -> tuple[str, str, str, str, str]:
+    low, high = _ends(group)
+    macro = 100 * statistics.mean(float(row["macro"]) for row in group)
     speed = statistics.median(float(row["images_per_s"]) for row in group)
     minutes = statistics.median(float(row["minutes"]) for row in group)
-    return f"{statistics.mean(shares):.2f}", spread, f"{speed:,.0f}", f"{minutes:,.1f}"
+    found = report.spread([float(row["accuracy"]) for row in group])
+    return found, f"{low:.1f} to {high:.1f}", f"{macro:.1f}", f"{speed:,.0f}", f"{minutes:,.1f}"

@@ -278,3 +278,25 @@ def test_readme_tables_are_those_of_the_results() -> None:
     if "<!-- table:" not in text:
         pytest.skip("README has no table markers")
     assert _tables.updated(text) == text, "run: python -m zoo.bench._tables README.md"
+
+
+def test_recipes_are_grouped_over_seeds_in_table_and_picture() -> None:
+    def row(recipe: str, seed: int, accuracy: float, select_on: str = "val") -> dict[str, str]:
+        values = {"recipe": recipe, "digest": recipe, "seed": seed, "data": "cifar10", "imbalance": "exp:0.01", "n": 10000}
+        values |= {
+            "accuracy": accuracy,
+            "low": accuracy - 0.01,
+            "high": accuracy + 0.01,
+            "macro": accuracy,
+            "select_on": select_on,
+        }
+        return {key: str(value) for key, value in (values | {"images_per_s": 800.0, "minutes": 9.5}).items()}
+
+    rows = [row("ce", 0, 0.70), row("ce", 1, 0.72), row("focal", 0, 0.75), row("peeked", 0, 0.6, "test")]
+    cells = [list(column.cells) for column in recipes_bench.table(rows).columns]
+    assert cells[0] == ["ce", "focal", "peeked (CHOSEN ON TEST)"]
+    assert cells[2] == ["71.00 ± 1.41 (n = 2)", "75.00 (n = 1)", "60.00 (n = 1)"]
+    assert cells[3] == ["58.3 to 83.7", "74.0 to 76.0", "59.0 to 61.0"], "t over two seeds by hand: 71 ± 12.706"
+    axes = recipes_bench.picture(rows).axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["focal  n=1", "ce  n=2", "peeked (CHOSEN ON TEST)  n=1"]
+    assert "10,000 test images" in axes.get_title()

@@ -15,11 +15,12 @@ from zoo.report._blocks import Block, Code, Heading, Picture, Table, Text
 from zoo.report._read import Folder, interval, percent, read
 from zoo.report._sweep import Point as Point
 from zoo.report._sweep import chosen as sweep_choice
+from zoo.report._sweep import spread as spread
 from zoo.report._sweep import table as sweep_table
 from zoo.report._sweep import write as sweep
 from zoo.spec import UsageError
 
-__all__ = ["Point", "compare", "figures", "page", "summary", "sweep", "sweep_choice", "sweep_table"]
+__all__ = ["Point", "compare", "figures", "page", "spread", "summary", "sweep", "sweep_choice", "sweep_table"]
 PICTURES = {
     "curves.png": "learning curves",
     "confusion.png": "confusion matrix",

@@ -129,13 +129,18 @@ def _panel(axes: Axes, points: Sequence[Point], key: str) -> None:
     few = not numbers or len(ticks) <= 8
     at = [ticks.index(value if numbers else str(value)) if few else value for value in values]
     means = np.array([100 * point.mean for point in points])
+    if few:  # settings of one value side by side
+        at = [x + min(0.06, 0.7 / at.count(x)) * (at[:number].count(x) - (at.count(x) - 1) / 2) for number, x in enumerate(at)]
     ends = [(100 * min(point.scores.values()), 100 * max(point.scores.values())) for point in points]
     whiskers = np.abs(np.array(ends).T - means)
     look: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, "linestyle": "", "color": _draw.BLUE}
     axes.errorbar(at, means, whiskers, label="a setting: mean over seeds, bar: lowest to highest", **look)
     if few:
         axes.plot(
-            range(len(ticks)), [means[[a == n for a in at]].max() for n in range(len(ticks))], color=_draw.SKY, linewidth=1.2
+            range(len(ticks)),
+            [means[[round(x) == n for x in at]].max() for n in range(len(ticks))],
+            color=_draw.SKY,
+            linewidth=1.2,
         )
         axes.set_xticks(range(len(ticks)), [_value(tick) for tick in ticks])
     elif min(ticks) > 0 and max(ticks) > _draw.WIDE * min(ticks):
