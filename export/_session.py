@@ -72,6 +72,12 @@ def _open(onnxruntime: Any, source: str | bytes, options: Any, providers: list[s
     try:
         return onnxruntime.InferenceSession(source, options, providers=providers)
     except Exception as error:  # one boundary around the parser: it raises many types
-        why = " ".join(str(error).split())[:80] or type(error).__name__
+        why = reason(error)
         name = source if isinstance(source, str) else "graph in memory"
         raise FileError(f"not a model that onnxruntime can run ({name}, {why}); export it again") from error
+
+
+def reason(error: Exception) -> str:
+    """An error's text in one short printable line, or its type."""
+    text = " ".join(str(error).split())[:80]
+    return (text if text.isprintable() else text.encode("unicode_escape").decode("ascii")) or type(error).__name__

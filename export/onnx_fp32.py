@@ -13,6 +13,7 @@ import onnx
 import torch
 from onnx import ModelProto
 
+from zoo.export import _wire
 from zoo.export._graph import Exported
 from zoo.spec import FileError, TargetSpec, UsageError
 
@@ -113,6 +114,10 @@ def save(graph: ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
     import zoo
 
     graph.producer_name, graph.producer_version = "zoo", zoo.__version__
-    onnx.helper.set_model_props(graph, dict(metadata))
+    del graph.metadata_props[:]
+    content = _wire.content_sha256(memoryview(graph.SerializeToString(deterministic=True)))
+    facts = dict(metadata) | {"content_sha256": content}
+    facts["receipt_sha256"] = _wire.receipt_sha256(facts)
+    onnx.helper.set_model_props(graph, facts)
     onnx.checker.check_model(graph, full_check=True)
     path.write_bytes(graph.SerializeToString(deterministic=True))

@@ -72,7 +72,7 @@ def test_predicts_as_pytorch_does(exported: tuple[Path, torch.nn.Module], pictur
 def test_no_torch(exported: tuple[Path, torch.nn.Module], pictures: list[Path]) -> None:
     code = (
         "import sys, json; from pathlib import Path; from zoo import predictor\n"
-        f"answers = predictor.predict(Path({str(exported[0])!r}), [Path({str(pictures[0])!r})])\n"
+        f"answers = list(predictor.answers({{'model': {str(exported[0])!r}, 'images': [{str(pictures[0])!r}], 'top': 3}}))\n"
         "print(json.dumps([len(answers[0]['top']), *(n for n in ('torch', 'onnx', 'scipy', 'torchvision') if n in sys.modules)]))"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

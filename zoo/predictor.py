@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from zoo.data._folders import square
 from zoo.data._image import read_image
-from zoo.export import _session
+from zoo.export import _child, _guard, _session
 from zoo.spec import DataError, FileError
 
 MODES = ("none", "normalize", "full")
@@ -83,20 +83,39 @@ def load(path: Path, *, device: str = "cpu", threads: int = 0) -> Predictor:
     return found
 
 
-def predict(model: Path, images: Sequence[Path], *, top: int = 3) -> list[dict[str, Any]]:
+def predict(
+    model: Path, images: Sequence[Path], *, top: int = 3, max_memory: int = 0, timeout: float = 60.0
+) -> list[dict[str, Any]]:
     """For each image file ``{"file", "top": [(class, probability), ...]}``, or ``{"file", "error"}`` if it cannot be read.
 
+    The model runs in a child process with ``max_memory`` MB (0: 1,024 and four times its size) and ``timeout`` seconds for
+    opening it and for each image.
+
     Raises:
-        FileError: the model file cannot be used.
+        FileError: the model file cannot be used, or not within these limits.
     """
-    opened = load(Path(model))
-    answers: list[dict[str, Any]] = []
-    for path in images:
+    model = Path(model)
+    budget = _guard.memory(_guard.check(model), max_memory)
+    request = {"model": str(model), "images": [str(path) for path in images], "top": top}
+    return list(_child.lines("zoo.predictor", request, model, max_memory=budget, timeout=timeout))
+
+
+def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """:func:`predict` in the child, an answer as soon as there is one."""
+    opened = load(Path(request["model"]))
+    for path in request["images"]:
         try:
-            shares = opened.probabilities(read_image(Path(path)))
+            image = read_image(Path(path))
         except DataError as error:
-            answers.append({"file": str(path), "error": str(error)})
+            yield {"file": path, "error": str(error)}
             continue
-        best = np.argsort(-shares, kind="stable")[:top]
-        answers.append({"file": str(path), "top": [(opened.classes[i], round(float(shares[i]), 6)) for i in best]})
-    return answers
+        try:
+            shares = opened.probabilities(image)
+        except Exception as error:  # one boundary around the runtime: it raises many types
+            raise FileError(f"model does not run ({request['model']}, {_session.reason(error)}); export it again") from error
+        best = np.argsort(-shares, kind="stable")[: request["top"]]
+        yield {"file": path, "top": [(opened.classes[i], round(float(shares[i]), 6)) for i in best]}
+
+
+if __name__ == "__main__":
+    _child.serve(answers)

@@ -14,8 +14,15 @@ from zoo.cli._shared import RUN, as_json
 @click.option("--run", type=RUN, help="Run to use (default: the latest).")
 @click.option("--onnx", type=click.Path(path_type=Path), help="Use this exported file; torch is not needed.")
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--max-memory", default=0, metavar="MB", type=click.IntRange(0), help="Memory that the file may use (0: by its size)."
+)
+@click.option("--timeout", default=60.0, show_default=True, metavar="S", type=click.FloatRange(0, min_open=True),
+              help="Seconds that the file may take to open and for each image.")  # fmt: skip
 @as_json
-def command(images: tuple[Path, ...], run: str | None, onnx: Path | None, top: int, as_json: bool) -> None:
+def command(
+    images: tuple[Path, ...], run: str | None, onnx: Path | None, top: int, max_memory: int, timeout: float, as_json: bool
+) -> None:
     """Name what is in IMAGES, with probabilities. A bad file is named, the rest go on, and the exit code is 3.
 
     \b
@@ -27,7 +34,7 @@ def command(images: tuple[Path, ...], run: str | None, onnx: Path | None, top: i
     if onnx is not None:
         from zoo import predictor
 
-        answers = predictor.predict(onnx, images, top=top)
+        answers = predictor.predict(onnx, images, top=top, max_memory=max_memory, timeout=timeout)
     else:
         from zoo import run as engine
         from zoo import runs

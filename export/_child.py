@@ -1,0 +1,99 @@
+"""A child process with limits on memory and time, for files that are not trusted; it answers in lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from zoo.spec import FileError, ZooError
+
+LONGEST = 1 << 20
+
+
+def lines(module: str, request: dict[str, Any], model: Path, *, max_memory: int, timeout: float) -> Iterator[dict[str, Any]]:
+    """What ``python -m module``, which calls :func:`serve`, answers to ``request``, line by line.
+
+    ``max_memory`` are bytes; ``timeout`` seconds may pass until the first line and between two.
+
+    Raises:
+        FileError: out of memory or time, killed, or a fault of the model that the child tells.
+    """
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(
+        [sys.executable, "-m", module], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as child:
+        try:
+            assert child.stdin is not None
+            child.stdin.write(json.dumps(request | {"max_memory": max_memory}).encode())
+            child.stdin.close()
+            yield from _answers(child, model, max_memory, timeout)
+        finally:
+            child.kill()
+
+
+def _answers(child: subprocess.Popen[bytes], model: Path, max_memory: int, timeout: float) -> Iterator[dict[str, Any]]:
+    assert child.stdout is not None
+    rest, deadline = b"", time.monotonic() + timeout
+    while True:
+        ready, _, _ = select.select([child.stdout], [], [], max(deadline - time.monotonic(), 0))
+        if not ready:
+            raise FileError(f"model takes too long ({model}, over {timeout:g} s); if you trust it, raise --timeout")
+        got = os.read(child.stdout.fileno(), LONGEST)
+        if not got:
+            break
+        *whole, rest = (rest + got).split(b"\n")
+        for line in whole:
+            answer = json.loads(line)
+            if answer.get("done"):
+                return
+            if "memory" in answer:
+                raise _too_much(model, max_memory)
+            if "fault" in answer:
+                raise FileError(answer["fault"])
+            yield answer
+            deadline = time.monotonic() + timeout
+    code = child.wait()
+    if code == -6 or code == 1:  # a failed allocation in C++ aborts, in Python's own start-up it ends with 1
+        raise _too_much(model, max_memory)
+    raise FileError(f"model makes onnxruntime fail ({model}, exit {code}); export it again: zoo export --onnx")
+
+
+def _too_much(model: Path, max_memory: int) -> FileError:
+    return FileError(
+        f"model needs too much memory ({model}, over {max_memory / 1e6:,.0f} MB); if you trust it, raise --max-memory"
+    )
+
+
+def serve(answers: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]) -> None:
+    """In the child: set the limit, answer the request on stdin."""
+    import resource
+
+    request = json.loads(sys.stdin.buffer.read())
+    limit = request.pop("max_memory")
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    try:
+        for answer in answers(request):
+            print(json.dumps(answer), file=out, flush=True)
+        print(json.dumps({"done": True}), file=out, flush=True)
+    except MemoryError:
+        print(json.dumps({"memory": True}), file=out, flush=True)
+    except ZooError as error:
+        print(json.dumps({"memory": True} if out_of_memory(error) else {"fault": str(error)}), file=out, flush=True)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, is about memory."""
+    texts = (str(error), str(error.__cause__ or ""))
+    return any(
+        word in text.lower() for text in texts for word in ("bad_alloc", "bad allocation", "failed to allocate", "alloc")
+    )

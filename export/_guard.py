@@ -1,0 +1,137 @@
+"""Look at a model file from a stranger before onnxruntime opens it: what it reads, and what it costs to run.
+
+onnxruntime ignores a wrong checksum of external data and reads through a hard link, and 106 bytes can ask for 2 GiB: so
+external data is checked here, and a first run happens in a child process with limits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import stat
+from pathlib import Path, PureWindowsPath
+
+from zoo.export import _child, _wire
+from zoo.spec import FileError
+
+LIMIT = 2**31 - 1
+"""Bytes that protobuf can hold in one file."""
+BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16} | {
+    **dict.fromkeys((17, 18, 19, 20, 24), 8), **dict.fromkeys((21, 22, 23), 4), **dict.fromkeys((25, 26), 2),
+}  # fmt: skip
+"""Size of an element by TensorProto.DataType; strings (8) cannot be external."""
+
+
+def check(path: Path) -> int:
+    """Bytes of the model with its external data, all of it being regular files inside the model's folder.
+
+    Raises:
+        FileError: no file, no ONNX, or external data that leaves the folder (``..``, absolute, symbolic or hard link),
+            is no regular file, does not have the bytes it should, or another checksum.
+    """
+    raw = read(path)
+    try:
+        found = _wire.tensors(memoryview(raw))
+    except ValueError as error:
+        raise FileError(f"not an ONNX model ({path}, {error}); export it again: zoo export --onnx") from error
+    sums: dict[Path, str] = {}
+    files: dict[Path, int] = {}
+    for tensor in found:
+        if tensor.external:
+            try:
+                file = _external(path.parent, tensor, sums)
+            except ValueError as error:
+                where = f"{path}, tensor {_shown(tensor.name)}, {_shown(tensor.external.get('location', ''))}"
+                raise FileError(f"external data refused ({where}): {error}; get the model from its source again") from error
+            files[file] = file.stat().st_size
+    return len(raw) + sum(files.values())
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a model file; FileError if it is missing, no regular file, empty or larger than ONNX can be."""
+    try:
+        state = path.stat()
+    except (OSError, ValueError) as error:
+        raise FileError(f"no model file ({path.absolute()}); make one with: zoo export --onnx") from error
+    if not stat.S_ISREG(state.st_mode):
+        raise FileError(f"no model file ({path.absolute()}, not a regular file); make one with: zoo export --onnx")
+    if not 0 < state.st_size <= LIMIT:
+        raise FileError(f"not an ONNX model ({path}, {state.st_size:,} bytes); export it again: zoo export --onnx")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FileError(f"cannot read the model ({path}, {error.strerror}); change its permissions") from error
+
+
+def trial(path: Path, *, max_memory: int = 0, timeout: float = 60.0) -> None:
+    """:func:`check`, then open the file and run it once on noise in a child process.
+
+    Args:
+        max_memory: MB that the child may use (0: 1,024 and four times the file). timeout: seconds that it may take.
+
+    Raises:
+        FileError: it does not run within the limits.
+    """
+    budget = memory(check(path), max_memory)
+    for _ in _child.lines("zoo.export._trial", {"model": str(path)}, path, max_memory=budget, timeout=timeout):
+        pass
+
+
+def memory(size: int, max_memory: int) -> int:
+    """Bytes that a child may use for a model of ``size`` bytes, where ``max_memory`` MB (0: chosen by size) are allowed."""
+    return max_memory * 10**6 if max_memory else 2**30 + 4 * size
+
+
+def _external(folder: Path, tensor: _wire.Tensor, sums: dict[Path, str]) -> Path:
+    location = tensor.external.get("location", "")
+    parts = location.replace("\\", "/").split("/")
+    if not location or "\0" in location:
+        raise ValueError("no location")
+    if location.startswith(("/", "\\")) or PureWindowsPath(location).drive:
+        raise ValueError("absolute path")
+    if ".." in parts:
+        raise ValueError("leaves the model's folder")
+    path = folder
+    state = folder.stat()
+    for part in parts:
+        path = path / part
+        try:
+            state = path.lstat()
+        except OSError as error:
+            raise ValueError("missing") from error
+        if stat.S_ISLNK(state.st_mode):
+            raise ValueError("symbolic link")
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("not a regular file")
+    if state.st_nlink > 1:
+        raise ValueError("hard link to another file")
+    _check_bytes(tensor, state.st_size)
+    if wanted := tensor.external.get("checksum"):
+        if path not in sums:
+            with path.open("rb") as file:
+                sums[path] = hashlib.file_digest(file, "sha1").hexdigest()  # which the ONNX specification names
+        if sums[path] != wanted.lower():
+            raise ValueError("checksum differs")
+    return path
+
+
+def _check_bytes(tensor: _wire.Tensor, size: int) -> None:
+    offset = _number(tensor.external.get("offset", "0"), "offset")
+    length = _number(tensor.external.get("length", str(max(size - offset, 0))), "length")
+    if offset + length > size:
+        raise ValueError(f"{offset + length:,} bytes are wanted, the file has {size:,}")
+    if tensor.kind not in BITS:
+        raise ValueError(f"data type {tensor.kind}")
+    needed = math.ceil(math.prod(tensor.dims) * BITS[tensor.kind] / 8)
+    if length != needed:
+        raise ValueError(f"length {length:,}, its shape needs {needed:,}")
+
+
+def _number(text: str, what: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise ValueError(f"{what} {_shown(text)}")
+    return int(text)
+
+
+def _shown(text: str) -> str:
+    return (text if text.isprintable() else text.encode("unicode_escape").decode("ascii"))[:60]

@@ -1,0 +1,210 @@
+"""Models from strangers: refused with one line before onnxruntime opens them, or in a child that has limits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from zoo import predictor
+from zoo.export import _guard, _wire
+from zoo.spec import FileError
+
+pytest.importorskip("onnxruntime")
+WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def with_external(folder: Path, location: str, **entries: str) -> Path:
+    """A model with one external weight of 24 bytes in weights.bin."""
+    (folder / "weights.bin").write_bytes(WEIGHT.tobytes())
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=WEIGHT.shape, data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": location, **entries}.items():
+        weight.external_data.add(key=key, value=value)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", ["n", 2]), ("y", ["n", 3]))]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weight])
+    path = folder / "model.onnx"
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
+    return path
+
+
+def outside(folder: Path) -> Path:
+    secret = folder.parent / f"{folder.name}.secret"
+    secret.write_bytes(WEIGHT.tobytes())
+    return secret
+
+
+def symlinked(folder: Path) -> Path:
+    (folder / "link.bin").symlink_to(outside(folder))
+    return with_external(folder, "link.bin")
+
+
+def hardlinked(folder: Path) -> Path:
+    os.link(outside(folder), folder / "hard.bin")
+    return with_external(folder, "hard.bin")
+
+
+def device(folder: Path) -> Path:
+    os.mkfifo(folder / "zero")  # what /dev/zero is, as far as a test without rights can make one
+    return with_external(folder, "zero", length="24")
+
+
+ATTACKS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "parent": (lambda f: with_external(f, f"../{outside(f).name}"), "leaves the model's folder"),
+    "absolute": (lambda f: with_external(f, str(outside(f))), "absolute path"),
+    "symlink": (symlinked, "symbolic link"),
+    "hard link": (hardlinked, "hard link to another file"),
+    "device": (lambda f: with_external(f, "/dev/zero", length="24"), "absolute path"),
+    "pipe": (device, "not a regular file"),
+    "missing": (lambda f: with_external(f, "none.bin"), "missing"),
+    "length 1e12": (lambda f: with_external(f, "weights.bin", length="1000000000000"), "1,000,000,000,000 bytes are wanted, the file has 24"),
+    "offset -4": (lambda f: with_external(f, "weights.bin", offset="-4"), "offset -4"),
+    "checksum": (lambda f: with_external(f, "weights.bin", checksum="0" * 40), "checksum differs"),
+    "a/../..": (lambda f: with_external(f, f"a/../../{outside(f).name}"), "leaves the model's folder"),
+    "short": (lambda f: with_external(f, "weights.bin", length="20"), "length 20, its shape needs 24"),
+    "windows": (lambda f: with_external(f, "C:\\weights.bin"), "absolute path"),
+    "backslash": (lambda f: with_external(f, "..\\weights.bin"), "leaves the model's folder"),
+    "nothing": (lambda f: with_external(f, ""), "no location"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_external_data_refused(attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    make, told = ATTACKS[attack]
+    path = make(folder)
+    monkeypatch.setattr("subprocess.Popen", None)  # nothing is opened, not even in a child
+    for use in (_guard.trial, lambda model: predictor.predict(model, [])):
+        with pytest.raises(FileError) as caught:
+            use(path)
+        text = str(caught.value)
+        assert caught.value.code == 4
+        assert text.startswith("external data refused (")
+        assert told in text
+        assert "\n" not in text
+
+
+def test_good_external_data_passes(tmp_path: Path) -> None:
+    right = hashlib.sha1(WEIGHT.tobytes()).hexdigest()
+    path = with_external(tmp_path, "weights.bin", offset="0", length="24", checksum=right)
+    assert _guard.check(path) == path.stat().st_size + 24
+    _guard.trial(path)
+
+
+def small(nodes: list[onnx.NodeProto], weights: list[TensorProto], folder: Path) -> Path:
+    ends = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [1]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "", ends[:1], ends[1:], weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def bomb(folder: Path) -> Path:
+    """Some hundred bytes that ask for 2 GiB."""
+    shape = numpy_helper.from_array(np.array([2**29], np.int64), "s")
+    return small(
+        [helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])], [shape], folder
+    )
+
+
+def endless(folder: Path) -> Path:
+    """A loop of 1e8 rounds."""
+    trips, go = numpy_helper.from_array(np.array(10**8, np.int64), "m"), numpy_helper.from_array(np.array(True), "go")
+    ends = [
+        helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("v", TensorProto.FLOAT, [1]), helper.make_tensor_value_info("c2", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("v2", TensorProto.FLOAT, [1]),
+    ]  # fmt: skip
+    steps = [helper.make_node("Identity", ["c"], ["c2"]), helper.make_node("Sin", ["v"], ["v2"])]
+    body = helper.make_graph(steps, "b", ends[:3], ends[3:])
+    return small([helper.make_node("Loop", ["m", "go", "x"], ["y"], body=body)], [trips, go], folder)
+
+
+def test_two_gigabytes_out_of_nothing(tmp_path: Path) -> None:
+    path = bomb(tmp_path)
+    assert path.stat().st_size < 200
+    with pytest.raises(
+        FileError, match=r"needs too much memory \(.*over 1,07\d MB\); if you trust it, raise --max-memory"
+    ) as caught:
+        _guard.trial(path)
+    assert caught.value.code == 4
+
+
+def test_a_loop_without_end(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"takes too long \(.*over 3 s\); if you trust it, raise --timeout") as caught:
+        _guard.trial(endless(tmp_path), timeout=3)
+    assert caught.value.code == 4
+
+
+def test_mutated_files(tmp_path: Path) -> None:
+    """Whatever bytes are hit: one printable line with exit 4, or a model that runs."""
+    good = with_external(tmp_path, "weights.bin").read_bytes()
+    rng = np.random.default_rng(0)
+    for number in range(300):
+        raw = bytearray(good)
+        for _ in range(rng.integers(1, 6)):
+            raw[rng.integers(len(raw))] = rng.integers(256)
+        path = tmp_path / "model.onnx"
+        path.write_bytes(raw[: rng.integers(1, len(raw))] if number % 3 == 0 else raw)
+        told = refusal(_guard.trial if number % 60 == 0 else _guard.check, path)
+        assert told.isprintable()
+
+
+def refusal(use: Callable[[Path], object], path: Path) -> str:
+    try:
+        use(path)
+    except FileError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (b"", "not an ONNX model"),
+        (b"<html>no</html>", "not an ONNX model"),
+        (b"\x08\x07", "no graph"),
+        (b"\x0a\xff\xff\xff\xff\x0f", "cut off"),
+    ],
+)
+def test_other_files(raw: bytes, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    path.write_bytes(raw)
+    with pytest.raises(FileError, match=told):
+        _guard.check(path)
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    """An operator named in bytes that are no text: onnxruntime's own message cannot be decoded."""
+    path = small([helper.make_node("Nonesuch", ["x"], ["y"])], [], tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"Nonesuch", b"\xff\xfe\x80esuch"))
+    with pytest.raises(FileError) as caught:
+        _guard.trial(path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_pipe_is_no_model(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.onnx")
+    for path in (tmp_path / "x.onnx", tmp_path, Path("/dev/zero")):
+        with pytest.raises(FileError, match="not a regular file"):
+            _guard.check(path)
+
+
+def test_tensors_in_subgraphs_are_seen(tmp_path: Path) -> None:
+    inner = helper.make_node("Constant", [], ["k"], value=TensorProto(name="deep", data_location=TensorProto.EXTERNAL))
+    body = helper.make_graph([inner], "b", [], [helper.make_tensor_value_info("k", TensorProto.FLOAT, None)])
+    path = small([helper.make_node("If", ["x"], ["y"], then_branch=body, else_branch=body)], [], tmp_path)
+    assert [each.name for each in _wire.tensors(memoryview(path.read_bytes()))] == ["deep", "deep"]
+    with pytest.raises(FileError, match="external data refused"):
+        _guard.check(path)
