@@ -342,13 +342,51 @@ def test_comparison_tells_differences_from_none(three: list[Path], tmp_path: Pat
     assert not re.search(r"<tr><td>ce</td>.*?<b>.*?</tr>", page)
     with Image.open(tmp_path / "c_curves.png") as one, Image.open(tmp_path / "c_classes.png") as two:
         assert one.size[0] == two.size[0] == 1280
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 4, "with a confusion matrix a method"
 
 
 def test_two_seeds_of_a_recipe_get_a_mean(three: list[Path], tmp_path: Path) -> None:
     page = report.compare(three, tmp_path / "c.html").read_text()
     values = [100 * _read.read(path).test["accuracy"] for path in three[1:]]
-    assert ["0, 1", "2", f"{np.mean(values):.2f}", f"{np.std(values, ddof=1):.2f}"] in [row[1:] for row in cells(page)]
+    expected = f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} (n = 2)"
+    assert ["focal", "0, 1", expected] in [row[:3] for row in cells(page)]
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two methods of three seeds each, the second clearly better."""
+    place = tmp_path_factory.mktemp("seeds")
+    methods = (("ce", "cross_entropy", 0.6), ("focal", "focal", 0.9))
+    return [
+        fake_run(place / f"{name}-s{s}", n=100, noise=s, seed=s, skill=skill, loss=loss, epochs=3)
+        for name, loss, skill in methods
+        for s in range(3)
+    ]
+
+
+def test_methods_are_tested_over_their_seeds(seeds: list[Path], tmp_path: Path) -> None:
+    page = report.compare(seeds, tmp_path / "c.html").read_text()
+    first, second = ([100 * _read.read(path).test["accuracy"] for path in part] for part in (seeds[:3], seeds[3:]))
+    row = next(row for row in cells(page) if row[:2] == ["cross entropy", "focal"])
+    gaps = np.subtract(first, second)
+    half = 4.30265 * gaps.std(ddof=1) / np.sqrt(3)
+    assert row[2:5] == ["3 seeds, paired", f"{gaps.mean():+.2f}", f"{gaps.mean() - half:+.2f} to {gaps.mean() + half:+.2f}"]
+    assert row[-1] == "focal is better"
+    pairs = [row for row in cells(page) if row[0].startswith("ce-s") and row[1].startswith("focal-s")]
+    assert [(row[0][-1], row[1][-1]) for row in pairs] == [("0", "0"), ("1", "1"), ("2", "2")], "same seed, two methods"
+    assert page.count("data:image/png;base64,") == 4, "curves, classes, and a confusion matrix a method"
+
+
+def test_a_method_has_one_colour_in_every_picture(seeds: list[Path]) -> None:
+    runs = [_read.read(path) for path in seeds]
+    names = _compare.labels(runs)
+    drawn = [line for line in _compare._curves(runs, names).axes[0].lines if len(line.get_xdata()) == 3]
+    colours = [to_hex(line.get_color()).upper() for line in drawn]
+    assert colours == [_draw.BLUE] * 3 + [_draw.ORANGE] * 3
+    bars = [box for box in _compare._bars(runs, names).axes[0].containers if hasattr(box, "patches")]
+    assert [to_hex(box.patches[0].get_facecolor()).upper() for box in bars] == colours
+    labels = [text.get_text() for text in _compare._curves(runs, names).legends[0].get_texts()]
+    assert labels == ["cross entropy (3 seeds)", "focal (3 seeds)"]
 
 
 def test_other_test_images_are_not_paired(three: list[Path], tmp_path: Path) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zoo import metrics
-from zoo.report import _draw
+from zoo.report import _draw, _methods
 from zoo.report._blocks import Block, Heading, Picture, Table, Text
 from zoo.report._read import Folder, flat, interval, percent, shown
 
@@ -21,6 +20,10 @@ if TYPE_CHECKING:
 COLOURS = (_draw.BLUE, _draw.ORANGE, _draw.GREEN, _draw.RED, _draw.PINK, _draw.SKY, _draw.BLACK, "#808080")
 DASHES = ("-", "--", ":", "-.")
 LEVEL = 0.05
+HEAT_MAPS = 6
+"""Most confusion matrices of a comparison: of each method the first run's."""
+ALL_PAIRS = 4
+"""Up to so many runs each two are tested; of more, those of two methods with the same seed."""
 BARS = 60
 """Most bars in the picture of classes."""
 
@@ -28,7 +31,7 @@ BARS = 60
 def story(runs: Sequence[Folder], out: Path) -> tuple[str, list[Block]]:
     """Title and blocks of the page; its pictures are published beside ``out``."""
     names = labels(runs)
-    blocks: list[Block] = [_results(runs, names), *_data(runs), *_seeds(runs), *_paired(runs, names)]
+    blocks: list[Block] = [_results(runs, names), *_data(runs), *_methods.over_seeds(runs), *_paired(runs, names)]
     blocks += [Heading("What differs in the recipes"), _differences(runs, names), Heading("Pictures")]
     path = _draw.save(_curves(runs, names), out.with_name(f"{out.stem}_curves.png"))
     blocks.append(Picture(path, "validation loss and accuracy of all runs"))
@@ -36,6 +39,13 @@ def story(runs: Sequence[Folder], out: Path) -> tuple[str, list[Block]]:
     if len(tested) > 1 and len({run.classes for run, _ in tested}) == 1:
         path = _draw.save(_bars(*zip(*tested)), out.with_name(f"{out.stem}_classes.png"))
         blocks.append(Picture(path, "accuracy of each class, all runs"))
+    shown_of: dict[int, Folder] = {}
+    for run, number in zip(runs, _methods.numbers(runs)):
+        if run.confusion is not None and len(shown_of) < HEAT_MAPS:
+            shown_of.setdefault(number, run)
+    for number, run in shown_of.items():
+        path = _draw.save(_draw.confusion(run), out.with_name(f"{out.stem}_confusion{number + 1}.png"))
+        blocks.append(Picture(path, f"confusion matrix of {run.name}"))
     return f"Comparison of {len(runs)} runs", blocks
 
 
@@ -89,22 +99,6 @@ def _data(runs: Sequence[Folder]) -> list[Block]:
     return [Text(text, strong=True)] if len(data) > 1 else []
 
 
-def _seeds(runs: Sequence[Folder]) -> list[Block]:
-    """Mean and deviation over the runs that differ in nothing but the seed."""
-    groups: dict[str, list[Folder]] = {}
-    for run in runs:
-        if run.test:
-            groups.setdefault(repr(flat(run.recipe) | {"seed": None}), []).append(run)
-    rows = []
-    for group in groups.values():
-        values = [100 * run.test["accuracy"] for run in group]
-        if len(values) > 1:
-            seeds = ", ".join(str(run.recipe.seed) for run in group)
-            rows.append((group[0].headline, seeds, len(values), f"{mean(values):.2f}", f"{stdev(values):.2f}"))
-    head = ("recipe", "seeds", ">n", ">mean accuracy %", ">standard deviation")
-    return [Heading("The same recipe with several seeds"), Table(head, rows)] if rows else []
-
-
 def same_images(a: Folder, b: Folder) -> bool:
     """Whether both have predictions of the same test images, in the same order."""
     keys = [[(row["file"], row["target"]) for row in run.predictions] for run in (a, b)]
@@ -121,7 +115,9 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def _paired(runs: Sequence[Folder], names: Sequence[str]) -> list[Block]:
-    every = list(combinations(range(len(runs)), 2))
+    every, method = list(combinations(range(len(runs)), 2)), _methods.numbers(runs)
+    if len(runs) > ALL_PAIRS:
+        every = [(a, b) for a, b in every if method[a] != method[b] and runs[a].recipe.seed == runs[b].recipe.seed]
     pairs = [(a, b) for a, b in every if same_images(runs[a], runs[b])]
     tests = [metrics.mcnemar(runs[a].right, runs[b].right) for a, b in pairs]
     corrected = holm([p for _, _, p in tests])
@@ -177,12 +173,19 @@ def _curves(runs: Sequence[Folder], names: Sequence[str]) -> Figure:
     figure = _draw.canvas(4 + 0.2 * len(runs))
     left, right = figure.subplots(1, 2)
     marker = "o" if max(len(run.split("train")) for run in runs) <= 30 else ""
-    for number, (run, name) in enumerate(zip(runs, names)):
-        rows, look = run.split("val"), _style(number) | {"marker": marker, "markersize": 3}
+    method = _methods.numbers(runs)
+    several = len(set(method)) < len(runs)
+    for at, (run, name, called) in enumerate(zip(runs, names, _methods.names(runs))):
+        number = method[at]
+        label = ("" if number in method[:at] else called) if several else name
+        rows, look = run.held, _style(number) | {"marker": marker, "markersize": 3}
         left.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], **look)
         kind, rows = ("", rows) if rows else (" (training accuracy: no validation)", run.split("train"))
         right.plot(
-            [row["epoch"] for row in rows], [100 * row["accuracy"] for row in rows], label=shown(name, 60) + kind, **look
+            [row["epoch"] for row in rows],
+            [100 * row["accuracy"] for row in rows],
+            label=shown(label, 70) + kind if label else None,
+            **look,
         )
         if run.test:
             ends = [[100 * abs(run.test[key] - run.test["accuracy"])] for key in ("low", "high")]
@@ -219,9 +222,12 @@ def _bars(runs: Sequence[Folder], names: Sequence[str]) -> Figure:
     figure = _draw.canvas(1.6 + len(classes) * (0.12 + 0.11 * len(runs)) + 0.17 * len(runs))
     axes = figure.subplots()
     height = 0.84 / len(runs)
+    method = _methods.numbers(runs)
     for number, (run, name) in enumerate(zip(runs, names)):
         at = np.arange(len(classes)) + (number - (len(runs) - 1) / 2) * height
-        _draw.bars(axes, [run.per_class[i] for i in classes], at, height, COLOURS[number % len(COLOURS)], shown(name, 60))
+        _draw.bars(
+            axes, [run.per_class[i] for i in classes], at, height, COLOURS[method[number] % len(COLOURS)], shown(name, 60)
+        )
     _draw.class_axis(axes, [shown(runs[0].classes[i]) + (f"  {counts[i]:,}" if counts else "") for i in classes])
     axes.set_ylabel("class, training images" if counts else "class", fontsize=9)
     figure.legend(loc="outside lower center", fontsize=8, frameon=False)
