@@ -95,6 +95,7 @@ def _taps(length: int, other: int, stored: int, size: int) -> Tensor:
 def metadata(run: Run, exported: Exported, *, opset: int, frozen: dict[str, str]) -> dict[str, str]:
     """What a reader of the file must know, as ONNX's metadata_props; no path of this machine is in it."""
     import onnx
+    import onnxruntime
 
     import zoo
     from zoo import recipe
@@ -118,6 +119,7 @@ def metadata(run: Run, exported: Exported, *, opset: int, frozen: dict[str, str]
         "frozen_sha256": json.dumps(frozen),
         "torch": torch.__version__,
         "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
         "opset": opset,
     }
     return {key: str(value) for key, value in facts.items()}

@@ -1,0 +1,152 @@
+"""Repeat what the receipt in an exported file claims, without a network, and compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+from torch import nn
+
+from zoo import recipe as recipes
+from zoo import run as engine
+from zoo.export import _accuracy, _cases, _graph, _guard, _parity, _wire, onnx_fp16, onnx_fp32, onnx_int8
+from zoo.run import Run
+from zoo.spec import DataError, FileError, UsageError
+
+TARGETS = {"fp32": onnx_fp32, "fp16": onnx_fp16, "int8": onnx_int8}
+SLACK = 1e-3
+"""Share of the test images that another processor may put in another class."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim: what the file says, what was found, and whether that fits (``code`` 0), is absent, or not (4 or 8)."""
+
+    name: str
+    state: str
+    claimed: str
+    found: str
+    code: int = 0
+
+
+def verify(
+    path: Path, *, run: Run | None = None, data_dir: Path | None = None, max_memory: int = 0, timeout: float = 60.0
+) -> list[Check]:
+    """Structure, digests, parity with ``run`` if given, accuracy on the data if it is here.
+
+    Raises:
+        FileError: no ONNX file of zoo's, refused by :mod:`zoo.export._guard`, or not runnable within its limits.
+    """
+    _guard.trial(path, max_memory=max_memory, timeout=timeout)
+    raw = memoryview(_guard.read(path))
+    facts = _wire.metadata(raw)
+    checks = [_structure(path, raw), *_digests(facts, raw)]
+    if any(check.code for check in checks):
+        return checks
+    try:
+        own = _own(path, facts, data_dir)
+        steps = json.loads(facts["preprocessing"])
+        claims = {key: json.loads(facts[key]) for key in ("parity", "test", "softmax")}
+        frame = _graph.Exported(
+            nn.Identity(), own.mean, own.std, size=steps["size"], stored=steps["resize"], preprocess=steps["mode"],
+            softmax=claims["softmax"],
+        )  # fmt: skip
+        tolerance = TARGETS[facts["precision"]].TARGET.tolerance
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(
+            f"no zoo receipt in the model ({path}, {str(error)[:60]}); export it with: zoo export --onnx"
+        ) from error
+    checks += _parity_checks(path, facts, run, frame, claims["parity"], tolerance, data_dir)
+    return [*checks, *_accuracy_checks(path, facts, own, frame, claims["test"])]
+
+
+def _structure(path: Path, raw: memoryview) -> Check:
+    model = onnx.ModelProto.FromString(bytes(raw))
+    try:
+        onnx.checker.check_model(model if len(raw) < onnx_fp32.LIMIT else str(path), full_check=True)
+    except Exception as error:  # one boundary around the checker: it raises several types
+        return Check("structure", "differs", "valid ONNX", " ".join(str(error).split())[:80], 4)
+    imports = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import)
+    return Check("structure", "ok", "valid ONNX", f"{len(model.graph.node)} nodes, {imports}, IR {model.ir_version}")
+
+
+def _digests(facts: dict[str, str], raw: memoryview) -> list[Check]:
+    found = {"content_sha256": _wire.content_sha256(raw), "receipt_sha256": _wire.receipt_sha256(facts)}
+    names = {"content_sha256": "weights and graph", "receipt_sha256": "receipt"}
+    checks = []
+    for key, value in found.items():
+        claimed = facts.get(key, "")
+        fits = claimed == value
+        checks.append(Check(names[key], "ok" if fits else "differs", claimed[:12] or "none", value[:12], 0 if fits else 4))
+    return checks
+
+
+def _own(path: Path, facts: dict[str, str], data_dir: Path | None) -> Run:
+    """A run made of what the file says, without a model."""
+    steps = json.loads(facts["preprocessing"])
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "recipe.toml"
+        text.write_text(facts["recipe"], encoding="utf-8")
+        recipe = recipes.read(text)
+    recipe = msgspec.structs.replace(recipe, data=msgspec.structs.replace(recipe.data, dir=str(data_dir or "")))
+    mean, std = tuple(steps["mean"]), tuple(steps["std"])
+    size = int(steps["size"])
+    return Run(path.parent, nn.Identity(), recipe, tuple(json.loads(facts["classes"])), (3, size, size), mean, std, [], {})
+
+
+def _parity_checks(
+    path: Path,
+    facts: dict[str, str],
+    run: Run | None,
+    frame: _graph.Exported,
+    claim: Any,
+    tolerance: float,
+    data_dir: Path | None,
+) -> list[Check]:
+    told = f"{claim['agree']:,}/{claim['n']:,} classes, max |difference| {claim['max_abs']:.1e}"
+    if run is None:
+        return [Check("parity with PyTorch", "not run", told, "the run is not here; name it with --run")]
+    sha = _graph.weights_sha256(run.model)
+    if sha != facts["weights_sha256"]:
+        return [Check("weights of the run", "differs", facts["weights_sha256"][:12], f"{sha[:12]} in {run.path}", 8)]
+    if data_dir is not None:
+        data = msgspec.structs.replace(run.recipe.data, dir=str(data_dir))
+        run = dataclasses.replace(run, recipe=msgspec.structs.replace(run.recipe, data=data))
+    seen = _cases.pictures(run, claim["n"])
+    exported = _graph.Exported(
+        run.model, run.mean, run.std, size=frame.size, stored=frame.stored, preprocess=frame.preprocess, softmax=frame.softmax
+    )
+    cases = [case for case in _cases.cases(run, exported, seen.pixels) if case.counted or facts["precision"] != "int8"]
+    answer = _accuracy.answer_of(path, run, exported)
+    parity = _parity.check(cases, answer, tolerance=tolerance, probabilities=exported.softmax)
+    fits = parity.holds
+    found = f"{parity.agree:,}/{parity.n:,} classes, max |difference| {parity.max_abs:.1e}"
+    return [Check("parity with PyTorch", "ok" if fits else "differs", told, found, 0 if fits else 8)]
+
+
+def _accuracy_checks(path: Path, facts: dict[str, str], own: Run, frame: _graph.Exported, claim: Any) -> list[Check]:
+    told = f"{100 * claim['accuracy']:.2f} % of {claim['n']:,}" if claim else "none"
+    try:
+        data = own.dataset()
+    except (DataError, UsageError) as error:
+        return [Check("accuracy", "not run", told, f"the data is not here ({str(error)[:60]}); name it with --data-dir")]
+    if facts["data_sha256"] and data.digest != facts["data_sha256"]:
+        return [Check("data", "differs", facts["data_sha256"][:12], data.digest[:12], 8)]
+    outputs = _cases.outputs(_accuracy.answer_of(path, own, frame), data.test)
+    got = _accuracy.row(outputs.argmax(1) == data.test.targets)
+    fits = not claim or (got["n"] == claim["n"] and abs(got["correct"] - claim["correct"]) <= max(1, SLACK * got["n"]))
+    found = f"{100 * got['accuracy']:.2f} % of {got['n']:,} [{100 * got['low']:.2f}, {100 * got['high']:.2f}]"
+    return [Check("accuracy", "ok" if fits else "differs", told, found, 0 if fits else 8)]
+
+
+def at_hand(path: Path, name: str | None) -> Run | None:
+    """The run that is named, or whose folder the file lies in, or None."""
+    if name is None and not (path.parent / "recipe.toml").is_file():
+        return None
+    return engine.load(name if name is not None else path.parent)

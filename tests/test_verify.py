@@ -1,0 +1,97 @@
+"""``zoo verify`` finds a flipped bit, a changed receipt, another run's weights and a wrong normalisation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from test_export import STD, Tiny, facts, run_of
+
+import zoo.export
+from zoo.cli.verify import command
+from zoo.export import _verify, _wire, onnx_fp32
+from zoo.run import Run
+from zoo.spec import DisagreeError, FileError
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+    torch.manual_seed(0)
+    run = run_of(Tiny(), tmp_path_factory.mktemp("verify"))
+    return zoo.export.onnx(run).path, run
+
+
+def states(checks: list[_verify.Check]) -> dict[str, str]:
+    return {check.name: check.state for check in checks}
+
+
+def test_good_file(exported: tuple[Path, Run]) -> None:
+    path, run = exported
+    found = states(_verify.verify(path, run=run))
+    assert {key: found[key] for key in ("structure", "weights and graph", "receipt", "parity with PyTorch")} == dict.fromkeys(
+        ("structure", "weights and graph", "receipt", "parity with PyTorch"), "ok"
+    )
+    assert states(_verify.verify(path))["parity with PyTorch"] == "not run"
+
+
+def test_a_flipped_weight_bit(exported: tuple[Path, Run], tmp_path: Path) -> None:
+    model = onnx.load(exported[0])
+    weight = next(each for each in model.graph.initializer if each.name == "model.linear.weight")
+    raw = exported[0].read_bytes()
+    at = raw.index(weight.raw_data)
+    for bit in (0, 9, 8 * len(weight.raw_data) - 1):
+        damaged = bytearray(raw)
+        damaged[at + bit // 8] ^= 1 << bit % 8
+        path = tmp_path / "model.onnx"
+        path.write_bytes(damaged)
+        checks = _verify.verify(path)
+        assert [(c.name, c.code) for c in checks if c.code] == [("weights and graph", 4)]
+    result = CliRunner().invoke(command, [str(path), "--json"])
+    assert isinstance(result.exception, FileError)
+    assert "file is damaged or was changed" in str(result.exception)
+    assert json.loads(result.stdout)[1]["state"] == "differs"
+
+
+def test_a_changed_receipt(exported: tuple[Path, Run], tmp_path: Path) -> None:
+    model = onnx.load(exported[0])
+    next(entry for entry in model.metadata_props if entry.key == "test").value = '{"n": 64, "accuracy": 0.99}'
+    onnx.save(model, tmp_path / "x.onnx")
+    assert [(c.name, c.code) for c in _verify.verify(tmp_path / "x.onnx") if c.code] == [("receipt", 4)]
+
+
+def test_a_wrong_normalisation_with_right_digests(exported: tuple[Path, Run], tmp_path: Path) -> None:
+    path, run = exported
+    model = onnx.load(path)
+    scale = next(each for each in model.graph.initializer if each.name == "scale")
+    wrong = np.array([1 / s for s in STD[::-1]], np.float32).reshape(1, 3, 1, 1)
+    scale.CopyFrom(onnx.numpy_helper.from_array(wrong, "scale"))
+    onnx_fp32.save(model, tmp_path / "x.onnx", facts(path))
+    checks = _verify.verify(tmp_path / "x.onnx", run=run)
+    assert states(checks)["weights and graph"] == "ok"
+    assert next((c.name, c.code) for c in checks if c.code) == ("parity with PyTorch", 8)
+
+
+def test_another_run(exported: tuple[Path, Run], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    checks = _verify.verify(exported[0], run=run_of(Tiny(), tmp_path))
+    assert next((c.name, c.code) for c in checks if c.code) == ("weights of the run", 8)
+
+
+def test_no_receipt(exported: tuple[Path, Run], tmp_path: Path) -> None:
+    model = onnx.load(exported[0])
+    onnx_fp32.save(model, tmp_path / "x.onnx", {"classes": "[]"})
+    with pytest.raises(FileError, match="no zoo receipt in the model"):
+        _verify.verify(tmp_path / "x.onnx")
+
+
+def test_digests_do_not_depend_on_each_other() -> None:
+    assert _wire.receipt_sha256({"a": "b", "receipt_sha256": "x"}) == _wire.receipt_sha256({"a": "b"})
+    assert _wire.receipt_sha256({"a": "bc"}) != _wire.receipt_sha256({"ab": "c"})
+    assert issubclass(DisagreeError, Exception)
