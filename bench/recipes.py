@@ -98,6 +98,8 @@ def _row(folder: Path) -> dict[str, Any] | None:
         "data": recipe.data.name,
         "imbalance": recipe.data.imbalance,
         "model": recipe.model,
+        "weights": Path(recipe.weights).name,
+        "freeze": recipe.freeze,
         "loss": recipe.loss.name,
         "class_weights": recipe.loss.class_weights,
         "epochs": recipe.epochs,

@@ -202,3 +202,12 @@ def test_a_result_holds_shots_pairs_and_how_it_was_chosen(small_run: Path) -> No
     assert [shot["name"] for shot in result["shots"]] == ["many", "medium"]
     pair = result["worst_pairs"][0]
     assert pair["share"] == (pair["there"] + pair["back"]) / pair["n"]
+
+
+def test_larger_images_without_augmentation_are_cut_for_training() -> None:
+    from zoo import registry
+    from zoo.train import Batches
+
+    data = registry.find("data", "synthetic").build(None, size=32, val=0.1, seed=0)
+    made = Batches(data.train, np.arange(4), 4, torch.device("cpu"), data.mean, data.std, 24, augment=())
+    assert next(iter(made.epoch(0)))[0].shape == (4, 3, 24, 24)

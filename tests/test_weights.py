@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo import checkpoint, registry
 from zoo.spec import Download, FileError, ModelSpec, UsageError
-from zoo.weights import load_weights, read
+from zoo.weights import load_weights, read, statistics
 
 SPEC: ModelSpec = registry.find("models", "resnet20")
 
@@ -66,6 +66,16 @@ def test_safetensors_and_run_folder(tmp_path: Path, donor: dict[str, Tensor]) ->
         model = SPEC.build(10)
         load_weights(model, str(tmp_path / source), SPEC)
         assert same(model, donor), source
+
+
+def test_statistics_come_with_the_weights(tmp_path: Path, donor: dict[str, Tensor]) -> None:
+    checkpoint.save_tensors(tmp_path / "run" / "weights.safetensors", donor, {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)})
+    save_file(donor, tmp_path / "foreign.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes(b"x" * 20)
+    assert statistics(str(tmp_path / "run"), SPEC) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    for source in ("none", "default", str(tmp_path / "foreign.safetensors"), str(tmp_path / "torn.safetensors"), "gone.pth"):
+        assert statistics(source, SPEC) is None
+    assert statistics("default", registry.find("models", "alexnet")) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def test_a_changed_bit_in_a_run_is_seen(tmp_path: Path, donor: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from zoo.spec import BusyError, DataError, DataSet, DiskError, FileError, ModelS
 from zoo.stop import signals
 from zoo.train import DTYPES, Batches, Step, predict
 from zoo.trainer import Trainer, check_frozen, describe, epochs, load_into, restore, say_frozen
-from zoo.weights import load_weights
+from zoo.weights import load_weights, statistics
 
 RESUMABLE = ("epochs", "patience", "data.dir", "device")
 """Settings that may differ between the parts of one run."""
@@ -118,7 +118,7 @@ def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tupl
         raise DataError(f"the {split} split is empty ({data.name}, data.val {run.recipe.data.val}); choose another --split")
     where = host.device(run.recipe.device if run.recipe.device != "cuda" else "auto")
     how = host.precision(run.recipe.precision, where)
-    batches = _eval_batches(part, data, where, run.input[1], how)
+    batches = _eval_batches(part, replace(data, mean=run.mean, std=run.std), where, run.input[1], how)
     logits, targets = predict(run.model.to(where).to(memory_format=torch.channels_last), batches, how)
     run.model.to("cpu")
     return metrics.evaluate(logits, targets), logits, targets
@@ -239,6 +239,7 @@ def _build(recipe: Recipe, folder: Path, where: torch.device, how: str) -> Train
         raise DataError(
             f"{len(empty)} classes have no training image ({data.name}, {', '.join(empty[:3])}); lower the imbalance or remove them"
         )
+    data = _normalised(data, statistics(recipe.weights, spec))
     torch.manual_seed(recipe.seed)
     model, frozen, random = _frozen(recipe, spec, len(data.classes))
     model = model.to(where).to(memory_format=torch.channels_last)
@@ -268,6 +269,14 @@ def _build(recipe: Recipe, folder: Path, where: torch.device, how: str) -> Train
     return Trainer(
         recipe, folder, data, spec, model, loss.to(where), batches, val, test, step, where, how, counts, frozen, ema, weight, sampler, told
     )  # fmt: skip
+
+
+def _normalised(data: DataSet, statistics: tuple[Any, Any] | None) -> DataSet:
+    """The data set, its images to be normalised as those were that the weights come from."""
+    if statistics is None or statistics == (data.mean, data.std):
+        return data
+    say(f"data     normalised as the weights were trained: mean {statistics[0]}, std {statistics[1]}")
+    return replace(data, mean=statistics[0], std=statistics[1])
 
 
 def _frozen(recipe: Recipe, spec: ModelSpec, classes: int) -> tuple[nn.Module, optim.FreezeTable, list[str]]:

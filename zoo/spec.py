@@ -114,6 +114,10 @@ class ModelSpec:
     """Names of downloadable weights; the first is what ``default`` means."""
     download: Callable[[str], Download] | None = None
     """Where the weights of a name in ``weights`` come from."""
+    mean: tuple[float, ...] = ()
+    """Channel means, of images scaled to [0, 1], that the downloadable weights were trained with (default: the data set's)."""
+    std: tuple[float, ...] = ()
+    """Channel standard deviations that belong to ``mean``."""
     recipe: dict[str, Any] = field(default_factory=dict)
     """Recipe values that ``zoo train MODEL`` starts from, by dotted key, e.g. ``{"optim.lr": 0.1}``."""
 

@@ -83,7 +83,7 @@ class Batches:
         if self.augment is None:
             return _augment.normalise(images, self.mean, self.std, self.dtype, size=self.size), targets
         uniform = torch.from_numpy(draws).to(self.device)
-        return _augment.augment(images, uniform, self.augment, self.mean, self.std, self.dtype), targets
+        return _augment.augment(images, uniform, self.augment, self.mean, self.std, self.dtype, self.size), targets
 
     @property
     def _images(self) -> Tensor:

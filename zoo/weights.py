@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 import urllib.request
@@ -58,6 +59,25 @@ def load_weights(model: nn.Module, source: str, spec: ModelSpec) -> Notes:
     return notes
 
 
+def statistics(source: str, spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Channel means and standard deviations of the images that ``source`` was trained on, if it is known to have others than
+    the data set at hand: published weights by the spec, a zoo run by its file.
+    """
+    if source == "none":
+        return None
+    if source == "default" or source in spec.weights:
+        return (spec.mean, spec.std) if spec.mean and spec.std else None
+    path = _file(Path(source).expanduser())
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            meta = json.loads((file.metadata() or {}).get("zoo", "{}"))
+    except Exception:  # a damaged file: loading it says so
+        return None
+    return (tuple(meta["mean"]), tuple(meta["std"])) if "mean" in meta else None
+
+
 def read(path: Path, spec: ModelSpec | None = None) -> dict[str, Tensor]:
     """Tensors by name from a file, or from ``weights.safetensors`` in a run folder.
 
@@ -66,7 +86,7 @@ def read(path: Path, spec: ModelSpec | None = None) -> dict[str, Tensor]:
     Raises:
         FileError: no such file, damaged, or it holds no state dict.
     """
-    path = path / "weights.safetensors" if path.is_dir() else path
+    path = _file(path)
     if not path.is_file():
         known = f" or one of {', '.join(spec.weights)}" if spec and spec.weights else ""
         near = did_you_mean(str(path), spec.weights) if spec else ""
@@ -84,6 +104,10 @@ def read(path: Path, spec: ModelSpec | None = None) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
+
+
+def _file(path: Path) -> Path:
+    return path / "weights.safetensors" if path.is_dir() else path
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

@@ -51,6 +51,8 @@ def timm_spec(name: str) -> ModelSpec:
         data=("caltech101", "folder"),
         weights=tuple(_tags(short)),
         download=lambda tag: timm_download(f"{short.partition('.')[0]}.{tag}"),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
         recipe={"data.augment": ["rcrop:224", "flip"], "optim.lr": 0.01, "optim.weight_decay": 5e-5},
     )
 

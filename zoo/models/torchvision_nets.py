@@ -38,6 +38,7 @@ def _torchvision(known: type[torchvision.models.WeightsEnum], name: str) -> Down
 
 
 INPUT = (3, 224, 224)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUITS = ("caltech101", "folder")
 ALEXNET_STAGES = (("features.0",), ("features.3",), ("features.6", "features.8", "features.10"))
 RESNET_STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
@@ -54,11 +55,11 @@ SPECS = {
     "alexnet": ModelSpec(
         build=alexnet, input=INPUT, classes=101, params=57_417_637, macs=710_506_176, paper="Krizhevsky 2014, arXiv:1404.5997",
         head="classifier", new_head="classifier.6", stages=ALEXNET_STAGES, data=SUITS, weights=("imagenet1k_v1",),
-        download=alexnet_download, recipe=SCRATCH,
+        download=alexnet_download, mean=MEAN, std=STD, recipe=SCRATCH,
     ),
     "resnet50": ModelSpec(
         build=resnet50, input=INPUT, classes=101, params=23_714_981, macs=4_087_343_104, paper="He et al. 2015, arXiv:1512.03385",
         head="fc", stages=RESNET_STAGES, data=SUITS, weights=("imagenet1k_v2", "imagenet1k_v1", "timm:a1_in1k"),
-        download=resnet50_download, recipe=TRANSFER,
+        download=resnet50_download, mean=MEAN, std=STD, recipe=TRANSFER,
     ),
 }  # fmt: skip
