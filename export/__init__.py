@@ -64,7 +64,7 @@ class Receipt:
             f" · calibrated by {self.calibration['method']} on {self.calibration['images']}" if self.calibration else ""
         )
         return (
-            f"{self.path}  1 file {self.bytes / 1e6:.1f} MB · {self.precision}{opset} · batch {', '.join(map(str, self.batches))} agree: "
+            f"{self.path}  {'2 files' if self.format == 'openvino' else '1 file'} {self.bytes / 1e6:.1f} MB · {self.precision}{opset} · batch {', '.join(map(str, self.batches))} agree: "
             f"{self.agree:,}/{self.n:,} classes{ties}, max |difference| {self.max_abs:.1e} · {self.images}{right}{calibrated}"
         )
 
@@ -110,7 +110,7 @@ def onnx(
     spec = {"fp32": onnx_fp32, "fp16": onnx_fp16, "int8": onnx_int8}[precision].TARGET
     target = Path(path) if path else run.path / f"model{spec.suffix}"
     chosen = onnx_fp32.check_opset(opset, target_ort)
-    _check_free(target, force=force)
+    check_free(target, force=force)
     frozen = check_weights(run)
     seen = _cases.pictures(run, images)
     if precision == "int8" and seen.data is None:
@@ -142,6 +142,29 @@ def onnx(
     )  # fmt: skip
 
 
+def program(
+    run: Run,
+    path: str | Path | None = None,
+    *,
+    fmt: str = "pt2",
+    preprocess: str = "normalize",
+    softmax: bool = False,
+    force: bool = False,
+    images: int = 1000,
+) -> Receipt:
+    """Write a run's model for PyTorch (``fmt`` "pt2", ``model.pt2``) or OpenVINO ("openvino", ``model.xml`` and ``model.bin``).
+
+    Raises:
+        As :func:`onnx`; UsageError also if openvino is not installed.
+    """
+    from zoo.export import _graph, _other
+
+    _known("format", fmt, tuple(_other.TARGETS))
+    _known("preprocess", preprocess, tuple(_graph.PREPROCESS))
+    chosen = Path(path) if path else None
+    return _other.program(run, chosen, fmt=fmt, preprocess=preprocess, softmax=softmax, force=force, images=images)
+
+
 def _accuracy_module() -> Any:
     from zoo.export import _accuracy
 
@@ -153,7 +176,8 @@ def _known(what: str, value: str, known: tuple[str, ...]) -> None:
         raise UsageError(f"no {what} {value!r}{did_you_mean(value, known)}; use one of {', '.join(known)}")
 
 
-def _check_free(target: Path, *, force: bool) -> None:
+def check_free(target: Path, *, force: bool) -> None:
+    """BusyError if the file exists and may not be replaced; UsageError if it is a folder."""
     if target.is_dir():
         raise UsageError(f"output is a folder ({target.absolute()}); name a file, e.g. --out {target / 'model.onnx'}")
     if target.exists() and not force:

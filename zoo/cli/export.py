@@ -9,11 +9,15 @@ from typing import Any
 import click
 
 from zoo.cli._shared import RUN, as_json
+from zoo.spec import UsageError
 
 
 @click.command("export")
 @click.argument("run", required=False, type=RUN)
 @click.option("--onnx", "fmt", flag_value="onnx", default="onnx", help="Write ONNX (the default).")
+@click.option(
+    "--format", "fmt", type=click.Choice(["onnx", "pt2", "openvino"]), help="Or write torch.export's or OpenVINO's file."
+)
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True,
               help="int8 is calibrated on the run's training images.")  # fmt: skip
 @click.option("--preprocess", type=click.Choice(["none", "normalize", "full"]), default="normalize", show_default=True,
@@ -37,10 +41,16 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **option
     """
     from zoo import console, runs
 
+    if fmt != "onnx" and (options["precision"] != "fp32" or options["opset"] or options["target_ort"]):
+        raise UsageError(f"--precision, --opset and --target-ort are for ONNX (format {fmt}); leave them out")
     folder = runs.find(run)
     console.say(f"run      {folder}")
     import zoo.export
     from zoo.run import load
 
-    receipt = zoo.export.onnx(load(folder), out, **options)
+    if fmt == "onnx":
+        receipt = zoo.export.onnx(load(folder), out, **options)
+    else:
+        kept = {key: options[key] for key in ("preprocess", "softmax", "force")}
+        receipt = zoo.export.program(load(folder), out, fmt=fmt, **kept)
     click.echo(json.dumps(receipt.as_dict()) if as_json else f"export    {receipt.line()}")

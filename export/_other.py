@@ -1,0 +1,70 @@
+"""Targets beside ONNX: write, read back, hold against PyTorch, publish."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+from zoo import files
+from zoo.export import (
+    Receipt,
+    _accuracy,
+    _cases,
+    _graph,
+    _parity,
+    check_free,
+    check_weights,
+    onnx_fp32,
+    openvino_ir,
+    torch_export,
+)
+from zoo.run import Run
+from zoo.spec import DisagreeError
+
+TARGETS: dict[str, ModuleType] = {"pt2": torch_export, "openvino": openvino_ir}
+
+
+def program(
+    run: Run, path: Path | None, *, fmt: str, preprocess: str, softmax: bool, force: bool, images: int
+) -> Receipt:  # fmt: skip
+    """See :func:`zoo.export.program`."""
+    began, target = time.monotonic(), TARGETS[fmt]
+    out = path or run.path / f"model{target.TARGET.suffix}"
+    check_free(out, force=force)
+    frozen, seen = check_weights(run), _cases.pictures(run, images)
+    exported = _graph.Exported(
+        run.model, run.mean, run.std, size=run.input[1], stored=seen.stored, preprocess=preprocess, softmax=softmax
+    )
+    facts = _graph.metadata(run, exported, opset=onnx_fp32.OPSET, frozen=frozen)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / f"model{target.TARGET.suffix}"
+        target.write(exported, made, metadata=facts)
+        inner = target.answer(made)
+
+        def answer(part: _cases.np.ndarray) -> _cases.np.ndarray:
+            return inner(_cases.fed(part, run, exported))
+
+        cases = _cases.cases(run, exported, seen.pixels)
+        parity = _parity.check(cases, answer, tolerance=target.TARGET.tolerance, probabilities=exported.softmax)
+        if not parity.holds:
+            raise DisagreeError(
+                f"exported model differs from PyTorch (max |difference| {parity.max_abs:.2g}, allowed {parity.tolerance:.0e}, other "
+                f"class {parity.wrong:,} times, {fmt}); nothing published"
+            )
+        test = None
+        if seen.data is not None and len(seen.data.test):
+            part = seen.data.test
+            test = _accuracy.row(_cases.outputs(answer, part).argmax(1) == part.targets)
+        target.write(exported, made, metadata=facts | {"parity": json.dumps(parity.as_dict()), "test": json.dumps(test)})
+        size = sum(each.stat().st_size for each in Path(folder).iterdir())
+        for each in sorted(Path(folder).iterdir()):  # weights (.bin) before the graph (.xml) that names them
+            files.publish(out.with_suffix(each.suffix), partial(shutil.copyfile, each))
+    return Receipt(
+        out, size, fmt, "fp32", 0, 0, preprocess, _parity.BATCHES, parity.agree, parity.n, parity.ties, parity.max_abs, seen.source,
+        round(time.monotonic() - began, 2), test,
+    )  # fmt: skip

@@ -1,0 +1,57 @@
+"""torch.export and OpenVINO files answer as PyTorch does, and one that does not is not published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_export import Tiny, images, run_of
+
+import zoo.export
+from zoo.export import _graph, openvino_ir, torch_export
+from zoo.run import Run
+from zoo.spec import BusyError, DisagreeError, UsageError
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    torch.manual_seed(0)
+    return run_of(Tiny(), tmp_path)
+
+
+def test_pt2(run: Run) -> None:
+    receipt = zoo.export.program(run, fmt="pt2")
+    assert (receipt.path.name, receipt.agree, receipt.n) == ("model.pt2", 64, 64)
+    held = {"zoo.json": ""}
+    program = torch.export.load(receipt.path, extra_files=held).module()
+    assert json.loads(json.loads(held["zoo.json"])["test"])["n"] == 64
+    pixels = torch.from_numpy(images(32).test.images[:7]).permute(0, 3, 1, 2) / 255
+    wanted = run.model((pixels - torch.tensor(run.mean)[:, None, None]) / torch.tensor(run.std)[:, None, None])
+    torch.testing.assert_close(program(pixels), wanted, atol=1e-5, rtol=0)
+    with pytest.raises(BusyError, match="file exists"):
+        zoo.export.program(run, fmt="pt2")
+
+
+def test_openvino(run: Run) -> None:
+    pytest.importorskip("openvino")
+    receipt = zoo.export.program(run, fmt="openvino")
+    assert sorted(path.name for path in run.path.iterdir()) == ["model.bin", "model.xml"]
+    assert (receipt.agree, receipt.n) == (64, 64)
+    got = openvino_ir.answer(receipt.path)(np.zeros((3, 3, 32, 32), np.float32))
+    assert got.shape == (3, 10)
+
+
+def test_a_wrong_one_is_not_published(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_graph.Exported, "prepare", lambda self, images: images * self.scale + self.shift * 1.01)
+    with pytest.raises(DisagreeError, match="differs from PyTorch .*pt2.; nothing published"):
+        zoo.export.program(run, fmt="pt2")
+    assert list(run.path.iterdir()) == []
+
+
+def test_unknown_format(run: Run) -> None:
+    with pytest.raises(UsageError, match="no format 'tflite'; use one of pt2, openvino"):
+        zoo.export.program(run, fmt="tflite")
+    assert torch_export.TARGET.suffix == ".pt2"
