@@ -145,7 +145,9 @@ def test_unknown_precision(run: Run) -> None:
         zoo.export.onnx(run, precision="int4")
 
 
-@pytest.mark.parametrize(("version", "opset"), [("1.14", 18), ("1.16.3", 19), ("1.17", 20), ("1.23", 20), ("2.0", 20)])
+@pytest.mark.parametrize(
+    ("version", "opset"), [("1.14", 18), ("1.15.1", 18), ("1.16.3", 19), ("1.17", 20), ("1.23", 20), ("2.0", 20)]
+)
 def test_target_runtime_chooses_the_opset(version: str, opset: int) -> None:
     assert onnx_fp32.check_opset(None, version) == opset
 
