@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from zoo.spec import UsageError
 
@@ -19,48 +21,94 @@ def names() -> list[str]:
 
 
 def command(
-    what: str | None = None,
+    what: str | Path | Sequence[str] | None = None,
     *,
     quick: bool = False,
     batches: str | None = None,
-    device: str | None = None,
+    devices: str | None = None,
+    threads: int = 0,
+    seconds: float = 0.0,
+    allow_cpu_fallback: bool = False,
+    serve: bool = False,
+    self_check: bool = False,
     out: Path | None = None,
     as_json: bool = False,
 ) -> Path:
-    """``zoo bench``: measure a run (None: the latest), a model, or a part of zoo by name; print the table, say where the files are."""
-    from zoo import report, runs, show
-    from zoo.bench import _timing, inference
+    """``zoo bench``: measure runs (none named: the latest), models, files, or a part of zoo; print the table, say where the files are."""
+    from zoo.bench import _timing
     from zoo.console import say
 
+    targets = [what] if isinstance(what, str | Path) else list(what or ())
     if (taken := _timing.busy()) > BUSY:
         say(f"warning  other processes keep {taken:.1f} cores busy: figures will be off, by 10 times or more at small batches")
-    if what in names():
-        if batches or device:
-            raise UsageError(f"bench {what} takes neither --batches nor --device; leave them out")
-        module = importlib.import_module(f"zoo.bench.{what}")
-        path = module.main(quick, out=out or _timing.default_out(what, quick=quick))
+    part = next((str(target) for target in targets if str(target) in names()), "")
+    if part:
+        if len(targets) > 1 or batches or devices or threads or seconds or serve or self_check:
+            raise UsageError(f"bench {part} takes neither other names nor --batches, --devices and the like; leave them out")
+        module = importlib.import_module(f"zoo.bench.{part}")
+        path = module.main(quick, out=out or _timing.default_out(part, quick=quick))
     else:
-        module = inference
-        if what is None:
-            what = str(runs.find(None))
-            say(f"run      {what}")
-        path = inference.main(quick, what, out=out, batches=_numbers(batches), device=device or "auto")
-    if (path.parent / "recipe.toml").is_file():
+        options: dict[str, Any] = {"out": out, "batches": numbers("--batches", batches), "seconds": seconds}
+        if not serve and not self_check:
+            options |= {"devices": words(devices), "allow_cpu_fallback": allow_cpu_fallback}
+        elif words(devices) not in ((), ("cpu",)):
+            raise UsageError(f"--serve and --self-check measure the CPU; leave out --devices {devices}")
+        module = importlib.import_module(f"zoo.bench.{'_serve' if serve else '_self_check' if self_check else 'inference'}")
+        path = module.main(quick, _known(targets), threads=threads, **options)
+    _tell(module, path, as_json=as_json)
+    return path
+
+
+def _known(targets: Sequence[str | Path]) -> list[str]:
+    """The targets, the latest run if there are none; which run a name stands for is said."""
+    from zoo import runs
+    from zoo.console import say
+
+    found = [str(target) for target in targets] or [str(runs.find(None))]
+    if not targets:
+        say(f"run      {found[0]}")
+    return found
+
+
+def _tell(module: Any, path: Path, *, as_json: bool) -> None:
+    from zoo import report, show
+    from zoo.bench import _timing
+    from zoo.console import say
+
+    if (path.parent / "recipe.toml").is_file() and path.name == "bench.csv":
         report.summary(path.parent)
         report.page(path.parent)
     rows = _timing.read_csv(path)
     if as_json:
         json.dump(rows, sys.stdout, indent=1)
         print()
+        return
+    show.out().print(module.table(rows))
+    pictures = [picture.name for picture in sorted(path.parent.glob(f"{path.stem}*.png"))]
+    say("  ".join([f"bench    {path}", *pictures]))
+
+
+def compare(first: Path, second: Path, *, as_json: bool = False) -> None:
+    """``zoo bench --compare``: two CSV files row by row."""
+    from zoo import show
+    from zoo.bench import _compare
+
+    rows = _compare.compared(first, second)
+    if as_json:
+        json.dump(rows, sys.stdout, indent=1)
+        print()
     else:
-        show.out().print(module.table(rows))
-        picture = path.with_suffix(".png")
-        say(f"bench    {path}" + (f"  {picture.name}" if picture.is_file() else ""))
-    return path
+        show.out().print(_compare.table(rows))
 
 
-def _numbers(text: str | None) -> tuple[int, ...]:
+def numbers(option: str, text: str | None) -> tuple[int, ...]:
+    """``1,8,64`` as numbers; UsageError for anything else."""
     try:
         return tuple(int(word) for word in text.split(",")) if text else ()
     except ValueError as error:
-        raise UsageError(f"cannot read --batches {text!r}; give numbers with commas, e.g. --batches 1,8,64") from error
+        raise UsageError(f"cannot read {option} {text!r}; give numbers with commas, e.g. {option} 1,8,64") from error
+
+
+def words(text: str | None) -> tuple[str, ...]:
+    """``cpu,cuda`` as words, each once."""
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip())) if text else ()

@@ -1,99 +1,120 @@
-"""What can run a model: each contender turns one batch into a call that gives the logits."""
+"""What can run a model: each contender turns one batch into a call that gives the logits. PyTorch's own ways stand here."""
 
 from __future__ import annotations
 
-import copy
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor, nn
 
 from zoo import host
-from zoo.export import _session
+from zoo.bench import _memory
 
 BASE = "pytorch eager"
-FP32_TOLERANCE, HALF_TOLERANCE = 1e-4, 0.05
-"""Largest difference of logits from eager float32 that passes, relative to the largest logit (at least 1)."""
+FP32_TOLERANCE, HALF_TOLERANCE, INT8_TOLERANCE = 1e-4, 0.05, 0.5
+"""Largest difference of logits from eager float32 that passes, relative to the largest logit (at least 1). That of int8 only
+tells a wrong answer from a coarse one: what its rounding costs is the accuracy column's to say."""
+TOLERANCES = {"fp32": FP32_TOLERANCE, "bf16": HALF_TOLERANCE, "fp16": HALF_TOLERANCE, "int8": INT8_TOLERANCE}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
+class Ready:
+    """A contender set up for one batch: ``call`` takes it where it lies in host memory and ends with the answer there."""
+
+    call: Call
+    resident: Call | None = None
+    """The same with inputs and outputs that stay on the GPU."""
+    settings: str = ""
+
+
+@dataclass(frozen=True)
 class Contender:
-    """``prepare(inputs)`` takes a batch (N, C, H, W) float32 on the device and returns the call to be timed."""
+    """``prepare(inputs)`` takes a batch in host memory as the model takes it and makes what is to be timed.
+
+    A call reads ``inputs`` each time, so that other images can be copied into them.
+    """
 
     name: str
     precision: str
-    prepare: Callable[[Tensor], Call]
-    tolerance: float = FP32_TOLERANCE
+    prepare: Callable[[Tensor], Ready]
+    load_ms: float = 0.0
+    load_mb: float = 0.0
+    """Memory that stays taken by the loaded model."""
+    file_mb: float = 0.0
+    may_fail: bool = False
+    """A failure skips it, with a line that says so, instead of ending the benchmark."""
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCES[self.precision]
 
 
-def of_pytorch(model: nn.Module, where: torch.device, *, compiled: bool) -> list[Contender]:
-    """PyTorch's ways to run ``model`` on ``where``, eager float32 first."""
-    eager = copy.deepcopy(model).to(where)
-    last = copy.deepcopy(model).to(where).to(memory_format=torch.channels_last)
-    found = [
-        Contender(BASE, "fp32", lambda inputs: lambda: eager(inputs)),
-        Contender("pytorch channels_last", "fp32", lambda inputs: _channels_last(last, inputs)),
+def loaded(
+    name: str,
+    precision: str,
+    load: Callable[[], Any],
+    prepare: Callable[[Any, Tensor], Ready],
+    *,
+    file_mb: float,
+    may_fail: bool = False,
+    where: torch.device | None = None,
+) -> Contender:
+    """The contender of what ``load`` gives, with the time and the memory that loading took."""
+    start = time.perf_counter()
+    thing, _, kept = _memory.used(load, where)
+    spent = (time.perf_counter() - start) * 1e3
+    return Contender(name, precision, lambda inputs: prepare(thing, inputs), spent, kept, file_mb, may_fail)
+
+
+def of_pytorch(build: Callable[[], nn.Module], where: torch.device, *, compiled: bool, file_mb: float) -> list[Contender]:
+    """PyTorch's ways to run the model that ``build`` makes, on ``where``, eager float32 first."""
+    half = _half(where)
+    ways = [
+        (BASE, "fp32", torch.contiguous_format, False),
+        ("pytorch channels_last", "fp32", torch.channels_last, False),
+        (f"pytorch {half}", half, torch.channels_last, False),
+        ("torch.compile", "fp32", torch.contiguous_format, True),
+        (f"torch.compile {half}", half, torch.channels_last, True),
     ]
-    if host.precision("auto", where) == "bf16":
-        half = copy.deepcopy(last).to(torch.bfloat16)
-        found.append(Contender("pytorch bf16", "bf16", lambda inputs: _channels_last(half, inputs), HALF_TOLERANCE))
-    if compiled:
-        found.append(Contender("torch.compile", "fp32", lambda inputs: _compiled(eager, inputs)))
-    return found
+    return [
+        _way(name, precision, build, layout, where, compiled=compile_it, file_mb=file_mb)
+        for name, precision, layout, compile_it in ways
+        if precision and (compiled or not compile_it)
+    ]
 
 
-def _channels_last(model: nn.Module, inputs: Tensor) -> Call:
-    """Conversion of layout and type belongs to the time: every contender is given the same bytes."""
-    dtype = next(model.parameters()).dtype
-    return lambda: model(inputs.to(dtype, memory_format=torch.channels_last))
+def _half(where: torch.device) -> str:
+    """The half type that the hardware multiplies, if any: fp16 on a GPU, as onnxruntime's there."""
+    if where.type == "cuda":
+        return "fp16"
+    return "bf16" if host.precision("auto", where) == "bf16" else ""
 
 
-def _compiled(model: nn.Module, inputs: Tensor) -> Call:
-    """Compiled for this one shape, weights frozen into the graph: the fastest that torch.compile offers."""
-    run = torch.compile(model, dynamic=False, options={"freezing": True})
-    return lambda: run(inputs)
+def _way(
+    name: str, precision: str, build: Callable[[], nn.Module], layout: torch.memory_format, where: torch.device, *, compiled: bool,
+    file_mb: float,
+) -> Contender:  # fmt: skip
+    dtype = _DTYPES[precision]
 
+    def prepare(model: nn.Module, inputs: Tensor) -> Ready:
+        # compiled for this one shape, weights frozen into the graph: the fastest that torch.compile offers
+        run = torch.compile(model, dynamic=False, options={"freezing": True}) if compiled else model
 
-def of_onnxruntime(path: Path, where: torch.device, threads: int) -> list[Contender]:
-    """onnxruntime on the CPU, or on the GPU with inputs and outputs that stay there.
+        def on(batch: Tensor) -> Tensor:  # converting layout and type belongs to the time: all are given the same bytes
+            return run(batch.to(dtype, memory_format=layout) if batch.is_floating_point() else batch)
 
-    Raises:
-        UsageError: onnxruntime is missing or cannot run on ``where`` (alone it would take the CPU in silence).
-    """
-    opened = _session.open_session(path, str(where), threads=threads)
-    prepare = _bound if where.type == "cuda" else _run
-    return [Contender(f"onnxruntime {where.type}", "fp32", lambda inputs: prepare(opened, inputs))]
+        if where.type == "cpu":
+            return Ready(lambda: on(inputs))
+        here = inputs.to(where)
+        return Ready(lambda: on(inputs.to(where)).cpu(), lambda: on(here))
 
+    def load() -> nn.Module:
+        return build().to(where, dtype).to(memory_format=layout)
 
-def _run(session: Any, inputs: Tensor) -> Call:
-    feed = {session.get_inputs()[0].name: inputs.numpy()}
-    wanted = [session.get_outputs()[0].name]
-    return lambda: session.run(wanted, feed)[0]
-
-
-def _bound(session: Any, inputs: Tensor) -> Call:
-    classes = session.get_outputs()[0].shape[1]
-    outputs = torch.empty((len(inputs), classes), device=inputs.device)
-    binding = session.io_binding()
-    place = (inputs.device.type, inputs.device.index or 0)
-    binding.bind_input(session.get_inputs()[0].name, *place, "float32", tuple(inputs.shape), inputs.data_ptr())
-    binding.bind_output(session.get_outputs()[0].name, *place, "float32", tuple(outputs.shape), outputs.data_ptr())
-
-    def call() -> Tensor:
-        session.run_with_iobinding(binding)
-        return outputs
-
-    return call
-
-
-def own_preprocessing(path: Path) -> tuple[str, bool]:
-    """What an exported file does besides the model, by its metadata: ``none``, ``normalize`` or ``full``; softmax or not."""
-    properties = onnx.load(path, load_external_data=False).metadata_props
-    written = {entry.key: entry.value for entry in properties}
-    return written.get("preprocess", "none"), written.get("softmax", "false") == "true"
+    return loaded(name, precision, load, prepare, file_mb=file_mb, may_fail=compiled, where=where)

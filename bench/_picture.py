@@ -18,9 +18,19 @@ _STYLES = {
     "pytorch eager": (GREY, "o"),
     "pytorch channels_last": (SKY, "s"),
     "pytorch bf16": (BLUE, "D"),
+    "pytorch fp16": (BLUE, "D"),
     "torch.compile": (GREEN, "^"),
+    "torch.compile bf16": (GREEN, "v"),
+    "torch.compile fp16": (GREEN, "v"),
     "onnxruntime cpu": (RED, "P"),
+    "onnxruntime cpu int8": (RED, "*"),
     "onnxruntime cuda": (RED, "P"),
+    "onnxruntime cuda fp16": (RED, "X"),
+    "onnxruntime tensorrt": (ORANGE, "P"),
+    "onnxruntime tensorrt fp16": (ORANGE, "X"),
+    "openvino": (PINK, "<"),
+    "openvino bf16": (PINK, ">"),
+    "openvino int8": (PINK, "*"),
     "eager textbook": (ORANGE, "v"),
     "eager stable": (GREY, "o"),
     "torch.compile max-autotune": (GREEN, "<"),
@@ -52,29 +62,86 @@ def style(name: str) -> dict[str, Any]:
 
 
 def draw(path: Path, title: str, note: str, lines: Sequence[Line]) -> None:
-    """Throughput and latency against batch, side by side."""
-    figure = Figure(figsize=(8, 4.2), dpi=_DPI, layout="constrained")
+    """Throughput against batch, and beside it latency against throughput, a point a batch size."""
+    figure = Figure(figsize=(8, 4.2 + 0.17 * max(0, len(lines) // 3 - 2)), dpi=_DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     for line in lines:
-        batch, look = line.columns["batch"], style(line.name)
-        left.plot(batch, line.columns["images_per_s"], label=line.name, **look)
+        batch, speed, look = line.columns["batch"], line.columns["images_per_s"], style(line.name)
+        left.plot(batch, speed, label=line.name, **look)
         left.fill_between(batch, line.columns["low"], line.columns["high"], color=look["color"], alpha=0.2, linewidth=0)
-        right.plot(batch, line.columns["median_ms"], **look)
-        right.plot(batch, line.columns["p95_ms"], color=look["color"], linestyle="", marker="_", markersize=7)
-        _hollow(left, batch, line.columns["images_per_s"], line.noisy, look)
-        _hollow(right, batch, line.columns["median_ms"], line.noisy, look)
+        right.plot(speed, line.columns["median_ms"], **look)
+        right.plot(speed, line.columns["p95_ms"], color=look["color"], linestyle="", marker="_", markersize=7)
+        _hollow(left, batch, speed, line.noisy, look)
+        _hollow(right, speed, line.columns["median_ms"], line.noisy, look)
     left.set_title("throughput (band: 95 % interval)")
     right.set_title("latency of a batch (bar: 95th percentile)")
     left.set_ylabel("images/s")
-    right.set_ylabel("ms")
+    right.set_ylabel("ms; lower is better")
+    left.set_xlabel("batch size")
+    right.set_xlabel("images/s; further right is better")
+    left.set_xscale("log", base=2)
+    right.set_xscale("log")
     for axes in (left, right):
-        axes.set_xlabel("batch size")
-        axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        batches = sorted({value for line in lines for value in line.columns["batch"]})
-        axes.set_xticks(batches, [f"{value:g}" for value in batches])
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    finish(figure, path, title, note + ("; hollow: noisy" if any(any(line.noisy) for line in lines) else ""))
+    batches = sorted({value for line in lines for value in line.columns["batch"]})
+    left.set_xticks(batches, [f"{value:g}" for value in batches])
+    left.xaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(right.xaxis, right.get_xlim())
+    finish(figure, path, title, note + _mark(lines))
+
+
+def draw_accuracy(path: Path, title: str, note: str, lines: Sequence[Line]) -> None:
+    """Accuracy with its interval against the latency of the smallest batch measured, a point a contender."""
+    figure = Figure(figsize=(8, 4.2 + 0.17 * max(0, len(lines) // 3 - 2)), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    smallest = min(min(line.columns["batch"]) for line in lines)
+    for line in lines:
+        at = list(line.columns["batch"]).index(smallest)
+        latency = line.columns["median_ms"][at]
+        share, low, high = (100 * line.columns[key][at] for key in ("accuracy", "accuracy_low", "accuracy_high"))
+        look = style(line.name) | {"linestyle": "", "markersize": 7}
+        axes.errorbar(
+            [latency], [share], [[share - low], [high - share]], label=line.name, elinewidth=1, capsize=2,
+            markerfacecolor="white" if line.noisy[at] else look["color"], **look,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    plain_ticks(axes.xaxis, axes.get_xlim())
+    axes.set_xlabel(f"median latency at batch {smallest:g}, ms; further left is better")
+    axes.set_ylabel("accuracy on the test images, % (bar: 95 % interval)")
+    finish(figure, path, title, note + _mark(lines))
+
+
+def draw_front(path: Path, title: str, note: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """95th percentile of latency against throughput, a labelled point for workers x threads, the front joined."""
+    figure = Figure(figsize=(8, 4.2), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    for mode, (colour, marker) in {"threads": (BLUE, "o"), "processes": (RED, "s")}.items():
+        for row in (row for row in rows if row["mode"] == mode):
+            speed, low, high, late = (float(row[key]) for key in ("images_per_s", "low", "high", "p95_ms"))
+            axes.errorbar(
+                [speed], [late], xerr=[[speed - low], [high - speed]], color=colour, marker=marker, capsize=2, elinewidth=1,
+                markerfacecolor="white" if row["noisy"] == "yes" else colour,
+            )  # fmt: skip
+            axes.annotate(f"{row['workers']} x {row['threads']}", (speed, late), (6, 5), textcoords="offset points", fontsize=8)
+        axes.plot([], [], color=colour, marker=marker, linestyle="", label=f"workers as {mode}")
+    best = sorted((float(row["images_per_s"]), float(row["p95_ms"])) for row in rows if row["front"] == "yes")
+    axes.plot(*zip(*best), color=GREY, linewidth=1, zorder=0, label="front")
+    axes.set_xlabel("images/s of all workers (bar: 95 % interval); further right is better")
+    axes.set_ylabel("95th percentile of latency, ms; lower is better")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.12)
+    hollow = "; hollow: noisy" if any(row["noisy"] == "yes" for row in rows) else ""
+    finish(figure, path, title, note + hollow)
+
+
+def _mark(lines: Sequence[Line]) -> str:
+    return "; hollow: noisy" if any(any(line.noisy) for line in lines) else ""
+
+
+def plain_ticks(axis: Any, limits: tuple[float, float]) -> None:
+    """Plain numbers on a logarithmic axis, those between the powers of ten too where the span is small."""
+    axis.set_major_formatter(FuncFormatter(_plain))
+    axis.set_minor_formatter(FuncFormatter(_minor) if limits[1] / max(limits[0], 1e-12) < 30 else NullFormatter())
 
 
 def finish(figure: Figure, path: Path, title: str, note: str) -> None:
@@ -85,9 +152,8 @@ def finish(figure: Figure, path: Path, title: str, note: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
         axes.title.set_fontsize(9)
-        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-        low, high = axes.get_ylim()
-        axes.yaxis.set_minor_formatter(FuncFormatter(_minor) if high / low < 30 else NullFormatter())
+        if axes.get_yscale() == "log":
+            plain_ticks(axes.yaxis, axes.get_ylim())
         axes.tick_params(which="minor", labelsize=7)
     figure.suptitle(title, fontsize=11)
     handles, labels = figure.axes[0].get_legend_handles_labels()

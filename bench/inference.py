@@ -1,232 +1,328 @@
-"""Which runtime, precision and batch to deploy: PyTorch eager and compiled against onnxruntime on the same inputs."""
+"""Which runtime, precision and batch to deploy: PyTorch eager and compiled, onnxruntime and OpenVINO on the same bytes."""
 
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 
-from zoo import host, registry, show
-from zoo import run as runs
-from zoo.bench import _contenders, _picture, _timing
-from zoo.bench._contenders import BASE, Call, Contender
+from zoo import host, metrics
+from zoo.bench import _contenders, _memory, _roofline, _runtimes, _subjects, _timing
+from zoo.bench._contenders import BASE, Call, Contender, Ready
+from zoo.bench._show import figures, table
+from zoo.bench._subjects import Subject
 from zoo.console import say
-from zoo.export import _graph, onnx_fp32
-from zoo.files import publish
+from zoo.export import _session
 from zoo.spec import DisagreeError, UsageError
 
+__all__ = ["figures", "main", "table"]
+
 BATCHES, QUICK_BATCHES = (1, 8, 64, 256), (1, 8, 64)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is benchmarked: a float32 model, as its ONNX file has it, and where the run and that file are, if any."""
-
-    name: str
-    model: _graph.Exported
-    input: tuple[int, int, int]
-    folder: Path | None = None
-    file: Path | None = None
+ACCURACY_BATCH, QUICK_IMAGES, MOST_BYTES = 64, 1000, 400_000_000
+"""Accuracy is taken at this batch size or the largest below it, on 1,000 images in a quick run and never on more than 400 MB."""
 
 
 def main(
     quick: bool = False,
-    target: str | Path | runs.Run | None = None,
+    targets: Any = (None,),
     *,
     out: Path | None = None,
     batches: Sequence[int] = (),
-    device: str = "auto",
+    devices: Sequence[str] = (),
     threads: int = 0,
     seconds: float = 0.0,
+    allow_cpu_fallback: bool = False,
 ) -> Path:
-    """Benchmark a run (default: the latest) or a model by name; returns the CSV, with a picture of the same name beside it.
+    """Benchmark runs (None: the latest), models by name and ONNX files; returns the CSV, with pictures beside it.
 
-    ``threads`` 0 is all cores that are really available; ``seconds`` are those of measuring at one batch size. ``auto``
-    is the CPU, and the GPU besides where there is one.
+    ``threads`` 0 is all cores that are really available; ``seconds`` are those of measuring at one batch size. No
+    ``devices`` is the CPU, and the GPU besides where there is one.
 
     Raises:
         UsageError: a device or runtime that is not there. DisagreeError: outputs differ; nothing is written.
     """
-    batches = tuple(sorted(set(batches))) or (QUICK_BATCHES if quick else BATCHES)
-    if batches[0] < 1:
-        raise UsageError(f"batch size {batches[0]} is not allowed; give positive numbers, e.g. --batches 1,8,64")
-    subject = _subject(target)
-    out = out or (subject.folder / "bench.csv" if subject.folder else _timing.default_out(subject.name, quick=True))
-    places = [host.device(device)] if device != "auto" else [torch.device("cpu"), *_gpu()]
+    targets = list(targets) if isinstance(targets, list | tuple) else [targets]
+    batches = checked_batches(batches) or (QUICK_BATCHES if quick else BATCHES)
+    places = [_Place.of(name, allow_cpu_fallback) for name in devices] or [_Place(torch.device("cpu")), *_gpu_here()]
     rows: list[dict[str, Any]] = []
-    with _settings(threads or host.cores()) as used, _model_file(subject) as file:
-        for place in places:
-            contenders = _gather(subject, file, place, used, compiled=not quick, must=device != "auto")
-            for batch in batches:
-                rows += _measure(subject, contenders, place, batch, used, seconds or (1.5 if quick else 15.0))
+    folders: list[Path | None] = []
+    names: list[str] = []
+    with _settings(threads or host.cores(), places) as used:
+        for target in targets:
+            with _subjects.opened(target, _precisions(places)) as subject:
+                names.append(subject.name)
+                folders.append(subject.folder)
+                for place in places:
+                    bench = _Bench(subject, place, used, quick, bool(devices), allow_cpu_fallback)
+                    rows += bench.measured(batches, seconds or (1.5 if quick else 15.0))
+    out = out or default_out("bench", folders, names)
     _timing.write_csv(out, rows)
-    publish(out.with_suffix(".png"), lambda temporary: figure(rows, temporary))
+    figures(rows, out)
     return out
 
 
-def _subject(target: str | Path | runs.Run | None) -> Subject:
-    if isinstance(target, str) and (target in registry.names("models") or target.startswith("timm/")):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model, shape = runs.create_model(target), runs.model_spec(target).input
-        return Subject(
-            target, _graph.Exported(model, (0, 0, 0), (1, 1, 1), size=shape[1], stored=shape[1], preprocess="none"), shape
-        )
-    run = target if isinstance(target, runs.Run) else runs.load(target)
-    mode, softmax = "none", False
-    file = run.path / "model.onnx" if (run.path / "model.onnx").is_file() else None
-    if file:
-        mode, softmax = _contenders.own_preprocessing(file)
-    if mode == "full":  # takes images of any size as bytes, which PyTorch's contenders are not given
-        mode, softmax, file = "none", False, None
-        say("onnx     model.onnx resizes images itself; the network alone is measured")
-    size = run.input[1]
-    wrapped = _graph.Exported(run.model, run.mean, run.std, size=size, stored=size, preprocess=mode, softmax=softmax)
-    return Subject(run.recipe.model, wrapped, run.input, run.path, file)
+def default_out(stem: str, folders: Sequence[Path | None], names: Sequence[str]) -> Path:
+    """``STEM.csv`` in the folder of the only run, else in ``runs/bench``, named by what was measured."""
+    if len(folders) == 1 and folders[0]:
+        return folders[0] / f"{stem}.csv"
+    kind = "" if stem == "bench" else f"-{stem}"
+    return _timing.default_out("-".join(dict.fromkeys(names))[:60] + kind, quick=True)
 
 
-def _gpu() -> list[torch.device]:
-    return [torch.device("cuda")] if torch.cuda.is_available() else []
+def checked_batches(batches: Sequence[int]) -> tuple[int, ...]:
+    """In order, each once; UsageError for one that is none."""
+    found = tuple(sorted(set(batches)))
+    if found and found[0] < 1:
+        raise UsageError(f"batch size {found[0]} is not allowed; give positive numbers, e.g. --batches 1,8,64")
+    return found
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where contenders run; ``fell`` where a GPU was asked for that is not here and the CPU was allowed."""
+
+    device: torch.device
+    fell: bool = False
+
+    @staticmethod
+    def of(name: str, allow_cpu: bool) -> _Place:
+        if name.startswith("cuda") and allow_cpu and not torch.cuda.is_available():
+            say(f"warning  no GPU for {name}: what is measured runs on the cpu, as allowed, and each row says so")
+            return _Place(torch.device("cpu"), fell=True)
+        try:
+            return _Place(host.device(name))
+        except UsageError as error:
+            found = f"CUDA devices found: {torch.cuda.device_count()}"
+            hint = ", or --allow-cpu-fallback" if name.startswith("cuda") else ""
+            raise UsageError(f"no device {name!r} ({found}); use --devices cpu{hint}") from error
+
+
+def _gpu_here() -> list[_Place]:
+    return [_Place(torch.device("cuda"))] if torch.cuda.is_available() else []
+
+
+def _precisions(places: Sequence[_Place]) -> tuple[str, ...]:
+    gpu = any(place.device.type == "cuda" or place.fell for place in places)
+    cpu = any(place.device.type == "cpu" for place in places)
+    return ("fp32", *(["int8"] if cpu else []), *(["fp16"] if gpu else []))
 
 
 @contextlib.contextmanager
-def _settings(threads: int) -> Iterator[int]:
-    """``threads`` for PyTorch, no TF32 (onnxruntime is given none either), no gradients; all as before afterwards."""
-    before, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+def _settings(threads: int, places: Sequence[_Place]) -> Iterator[int]:
+    """``threads`` for PyTorch, no TF32 anywhere (onnxruntime is given none either), no gradients; all as before afterwards."""
+    before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.set_num_threads(threads)
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    if any(place.device.type == "cuda" for place in places):
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # TensorRT has no switch of its own in onnxruntime
+        say("tf32     off in PyTorch and in onnxruntime")
     try:
         with torch.inference_mode():
             yield threads
     finally:
-        torch.set_num_threads(before)
-        torch.backends.cudnn.allow_tf32 = tf32
+        torch.set_num_threads(before[0])
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before[1:]
 
 
-@contextlib.contextmanager
-def _model_file(subject: Subject) -> Iterator[Path]:
-    """The run's own model.onnx, else a new one that is gone afterwards."""
-    if subject.file:
-        yield subject.file
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        with torch.inference_mode(False):
-            onnx_fp32.write(subject.model, path)
-        yield path
+class _Bench:
+    """One subject at one place: its contenders, and their rows batch by batch."""
 
+    def __init__(self, subject: Subject, place: _Place, threads: int, quick: bool, must: bool, allow_cpu: bool) -> None:
+        self.subject, self.place, self.threads, self.quick = subject, place, threads, quick
+        self.where = place.device
+        self.contenders = self._gather(must=must, allow_cpu=allow_cpu)
+        self.work = _roofline.work(next(iter(subject.files.values())))
+        size = math.prod(subject.shape) * (1 if subject.preprocess == "full" else 4)
+        self.tested = subject.images("test", min(QUICK_IMAGES if quick else _subjects.IMAGES, MOST_BYTES // size))
+        self.accuracy: dict[str, tuple[int, int]] = {}
+        self.kept = {each.name: each.load_mb for each in self.contenders}
 
-def _gather(subject: Subject, file: Path, place: torch.device, threads: int, *, compiled: bool, must: bool) -> list[Contender]:
-    found = _contenders.of_pytorch(subject.model, place, compiled=compiled)
-    if not compiled:
-        say("skipped  torch.compile (quick)")
-    try:
-        found += _contenders.of_onnxruntime(file, place, threads)
-    except UsageError as error:
-        if must:
-            raise
-        say(f"skipped  onnxruntime {place.type}: {error}")
-    return found
+    def _gather(self, *, must: bool, allow_cpu: bool) -> list[Contender]:
+        subject, found = self.subject, []
+        if subject.build:
+            compiled = not self.quick and not self.place.fell
+            found += _contenders.of_pytorch(subject.build, self.where, compiled=compiled, file_mb=subject.weights_mb)
+            if not compiled:
+                say("skipped  torch.compile (quick)")
+        try:
+            where = torch.device("cuda") if self.place.fell else self.where
+            found += _runtimes.of_onnxruntime(subject.files, where, self.threads, tune=not self.quick, allow_cpu=allow_cpu)
+        except UsageError as error:
+            if must or not found:
+                raise
+            say(f"skipped  onnxruntime {self.where.type}: {error}")
+        if self.where.type == "cpu" and not self.place.fell:
+            half = host.precision("auto", self.where) == "bf16"
+            found += (native := _runtimes.of_openvino(subject.files, self.threads, half=half))
+            if not native:
+                say("skipped  openvino (not installed; pip install openvino)")
+        return found
 
+    def measured(self, batches: Sequence[int], seconds: float) -> list[dict[str, Any]]:
+        """The rows of all batch sizes; each accuracy stands in all rows of its contender."""
+        at = max((batch for batch in batches if batch <= ACCURACY_BATCH), default=batches[0])
+        rows: list[dict[str, Any]] = []
+        for batch in batches:
+            say(f"measure  {self.subject.name} on {self.where.type}, batch {batch}")
+            rows += self._batch(batch, seconds, accuracy=batch == at)
+        return [row | self._accuracy(row["contender"]) for row in rows]
 
-def _measure(
-    subject: Subject, contenders: Sequence[Contender], place: torch.device, batch: int, threads: int, seconds: float
-) -> list[dict[str, Any]]:
-    inputs = _inputs(batch, subject.input).to(place)
-    calls = _agreeing(contenders, inputs)
-    sync = torch.cuda.synchronize if place.type == "cuda" else None
-    samples = _timing.interleave(calls, seconds=seconds, sync=sync)
-    environment = _timing.environment(place)
-    precision = {each.name: each.precision for each in contenders}
-    rows = []
-    for name, sample in samples.items():
+    def _batch(self, batch: int, seconds: float, *, accuracy: bool) -> list[dict[str, Any]]:
+        torch.compiler.reset()  # what was compiled for another batch counts towards the limit of recompilations
+        inputs = self._inputs(batch)
+        before = self._limits(batch)
+        found = agreeing(self.contenders, inputs, self._reference(inputs), self.kept, self.where)
+        calls: dict[str, Call] = {name: each.ready.call for name, each in found.items()}
+        resident = {f"{name} resident": each.ready.resident for name, each in found.items() if each.ready.resident}
+        sync = torch.cuda.synchronize if self.where.type == "cuda" else None
+        samples = _timing.interleave(calls | resident, seconds=seconds, sync=sync)
+        limits = before.merged(self._limits(batch))
+        if accuracy and self.tested:
+            self.accuracy = {name: correct(each.ready.call, inputs, *self.tested) for name, each in found.items()}
+        base = BASE if BASE in samples else next(iter(samples))
+        environment = _timing.environment(self.where)
+        rows = []
+        for name, each in found.items():
+            row = self._row(each, batch, samples, base)
+            row |= self._costs(each) | self._share(each, batch, samples[name].median / 1e9, limits)
+            noisy = samples[name].noisy or any(samples[n].noisy for n in (f"{name} resident",) if n in samples)
+            row |= {"settings": each.ready.settings, "noisy": "yes" if noisy else "no", "rounds": samples[name].rounds}
+            rows.append({key: _plain(value) for key, value in row.items()} | environment)
+        return rows
+
+    def _inputs(self, batch: int) -> Tensor:
+        """Test images where there are some (repeated for a large batch), else noise; pinned for a GPU, for all alike."""
+        inputs = self.subject.noise(batch)
+        if self.tested:
+            images = self.tested[0]
+            inputs = images[torch.arange(batch) % len(images)].contiguous()
+        return inputs.pin_memory() if self.where.type == "cuda" else inputs
+
+    def _reference(self, inputs: Tensor) -> Tensor | None:
+        """For a file alone, whose model PyTorch does not have: the graph as it is written, by onnxruntime unoptimised."""
+        if self.subject.build:
+            return None
+        path = next(iter(self.subject.files.values()))
+        session = _session.open_session(path, threads=self.threads, optimise=False)
+        return torch.as_tensor(_runtimes.run(session, inputs.numpy())()).float()
+
+    def _limits(self, batch: int) -> _roofline.Limits:
+        wanted = {each.precision for each in self.contenders}
+        return _roofline.limits(self.work, wanted, self.where, self.threads, batch)
+
+    def _row(self, each: _Found, batch: int, samples: dict[str, _timing.Sample], base: str) -> dict[str, Any]:
+        contender, sample = each.contender, samples[each.contender.name]
         slow, fast = (batch / time * 1e9 for time in reversed(sample.interval))
         row = {
-            "model": subject.name, "contender": name, "batch": batch, "threads": threads, "precision": precision[name],
-            "median_ms": sample.median / 1e6, "p95_ms": sample.quantile(0.95) / 1e6, "p99_ms": sample.quantile(0.99) / 1e6,
-            "images_per_s": batch / sample.median * 1e9, "low": slow, "high": fast, "ratio": _timing.ratio(samples[BASE], sample),
-            "noisy": "yes" if sample.noisy else "no", "rounds": sample.rounds,
+            "model": self.subject.name, "contender": contender.name, "batch": batch, "threads": self.threads,
+            "precision": contender.precision, "median_ms": sample.median / 1e6, "p95_ms": sample.quantile(0.95) / 1e6,
+            "p99_ms": sample.quantile(0.99) / 1e6, "images_per_s": batch / sample.median * 1e9, "low": slow, "high": fast,
+            "ratio": _timing.ratio(samples[base], sample), "base": base,
         }  # fmt: skip
-        rows.append({key: _timing.rounded(value) for key, value in row.items()} | environment)
-    return rows
+        stays = samples.get(f"{contender.name} resident")
+        row["resident_per_s"] = batch / stays.median * 1e9 if stays else ""
+        row["resident_low"], row["resident_high"] = (
+            (batch / time * 1e9 for time in reversed(stays.interval)) if stays else ("", "")
+        )
+        return row
+
+    def _costs(self, each: _Found) -> dict[str, Any]:
+        return {
+            "load_ms": each.contender.load_ms, "first_ms": each.first_ms, "peak_mb": each.peak_mb, "file_mb": each.contender.file_mb,
+            "max_diff": each.difference,
+        }  # fmt: skip
+
+    def _share(self, each: _Found, batch: int, seconds: float, limits: _roofline.Limits) -> dict[str, Any]:
+        done, share, bound = limits.place(self.work, each.contender.precision, batch, seconds)
+        return {"gflops": done, "limit_gflops": done / share, "share": share, "bound": bound}
+
+    def _accuracy(self, name: str) -> dict[str, Any]:
+        right, n = self.accuracy.get(name, (0, 0))
+        low, high = metrics.wilson(right, n) if n else (math.nan, math.nan)
+        row = {"accuracy": right / n if n else math.nan, "accuracy_low": low, "accuracy_high": high, "images": n or ""}
+        return {key: _plain(value) for key, value in row.items()}
 
 
-def _inputs(batch: int, shape: tuple[int, int, int]) -> Tensor:
-    """The same (N, C, H, W) float32 images for every contender and every run: seeded noise of unit variance."""
-    return torch.from_numpy(np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32))
+def _plain(value: Any) -> Any:
+    """Four significant digits; nothing for what is not known."""
+    return "" if isinstance(value, float) and math.isnan(value) else _timing.rounded(value)
 
 
-def _agreeing(contenders: Sequence[Contender], inputs: Tensor) -> dict[str, Call]:
-    """One call for each contender that can run, its answer held against eager float32 first."""
-    calls: dict[str, Call] = {}
-    truth = torch.empty(0)
+@dataclass(frozen=True)
+class _Found:
+    """A contender whose answer for a batch is right, with what its first run took."""
+
+    contender: Contender
+    ready: Ready
+    first_ms: float
+    peak_mb: float
+    difference: float
+
+
+def agreeing(
+    contenders: Sequence[Contender], inputs: Tensor, truth: Tensor | None, kept: dict[str, float], where: torch.device
+) -> dict[str, _Found]:
+    """Each contender that can run, its answer held against ``truth`` (None: that of the first, eager float32) before any timing.
+
+    ``kept`` is the memory each holds already, and is brought up to date.
+    """
+    found: dict[str, _Found] = {}
     for each in contenders:
+        start = time.perf_counter()
         try:
-            call = each.prepare(inputs)
-            answer = torch.as_tensor(call()).float().cpu()
+            (ready, answer), peak, stays = _memory.used(lambda each=each: _first(each, inputs), where)  # type: ignore[misc]
         except Exception as error:
-            if each.name != "torch.compile":
+            if not each.may_fail:
                 raise
-            say(
-                f"skipped  torch.compile: {str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__}"
-            )
+            why = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
+            say(f"skipped  {each.name}: {why}")
             continue
-        if each.name == BASE:
-            truth = answer
-        allowed = each.tolerance * max(1.0, float(truth.abs().max()))
-        worst = float((answer - truth).abs().max()) if answer.shape == truth.shape else float("inf")
-        if not worst <= allowed:  # also when it is nan
+        spent = (time.perf_counter() - start) * 1e3
+        truth = answer if truth is None else truth
+        worst = _difference(answer, truth)
+        if not worst <= each.tolerance:  # also when it is nan
             raise DisagreeError(
-                f"{each.name} and {BASE} disagree (batch {len(inputs)}, largest difference {worst:.2g}, allowed {allowed:.2g});"
-                " nothing written. If the model changed, export again: zoo export --onnx --force"
+                f"{each.name} and {contenders[0].name if each is not contenders[0] else 'the unoptimised graph'} disagree (batch "
+                f"{len(inputs)}, largest difference {worst:.2g}, allowed {each.tolerance:.2g}); nothing written. If the model "
+                "changed, export again: zoo export --onnx --force"
             )
-        calls[each.name] = call
-    return calls
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The rows for a terminal, 80 columns wide; the fastest of each batch in bold."""
-    found = show.make(("contender", ">batch", ">img/s", ">95 % interval", ">ratio", ">p50 ms", ">p95 ms"), [])
-    for row in rows:
-        fastest = max(float(other["images_per_s"]) for other in rows if other["batch"] == row["batch"])
-        found.add_row(*_cells(row), style="bold" if float(row["images_per_s"]) == fastest else None)
+        found[each.name] = _Found(each, ready, spent, kept.get(each.name, 0.0) + peak, worst)
+        kept[each.name] = kept.get(each.name, 0.0) + stays
     return found
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    speed, low, high, ratio, median, p95 = (
-        float(row[key]) for key in ("images_per_s", "low", "high", "ratio", "median_ms", "p95_ms")
-    )
-    name = f"{row['contender']}{' (noisy)' if row['noisy'] == 'yes' else ''}"
-    return name, str(row["batch"]), f"{speed:,.0f}", f"{low:,.0f}-{high:,.0f}", f"{ratio:.2f}", f"{median:.3g}", f"{p95:.3g}"
+def _first(contender: Contender, inputs: Tensor) -> tuple[Ready, Tensor]:
+    ready = contender.prepare(inputs)
+    answer = torch.as_tensor(ready.call()).float().cpu().clone()
+    if ready.resident and not _difference(torch.as_tensor(ready.resident()).float().cpu(), answer) <= 1e-5:
+        raise DisagreeError(
+            f"{contender.name} answers otherwise when its data stay on the GPU (batch {len(inputs)}); nothing written"
+        )
+    return ready, answer
 
 
-def figure(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw throughput (band: 95 % interval) and latency against batch, one line a contender, as PNG."""
-    devices = sorted({str(row["device"]) for row in rows})
-    title = f"{rows[0]['model']}: inference on {' and '.join(d if d != 'cpu' else rows[0]['cpu'] for d in devices)}"
-    lines = [
-        line
-        for name in dict.fromkeys(row["contender"] for row in rows)
-        for device in devices
-        if (line := _line(rows, name, device))
-    ]
-    if len(devices) > 1:
-        lines = [replace(line, name=f"{line.name} ({line.device})") for line in lines]
-    note = f"{rows[0]['threads']} threads, torch {rows[0]['torch']}, onnxruntime {rows[0]['onnxruntime']}, {rows[0]['date']}"
-    _picture.draw(path, title, note, lines)
+def _difference(answer: Tensor, truth: Tensor) -> float:
+    """Largest difference of logits, relative to the largest logit (at least 1)."""
+    if answer.shape != truth.shape:
+        return math.inf
+    return float((answer - truth).abs().max()) / max(1.0, float(truth.abs().max()))
 
 
-def _line(rows: Sequence[Mapping[str, Any]], name: str, device: str) -> _picture.Line | None:
-    own = [row for row in rows if row["contender"] == name and row["device"] == device]
-    numbers = {key: [float(row[key]) for row in own] for key in ("batch", "images_per_s", "low", "high", "median_ms", "p95_ms")}
-    noisy = [row["noisy"] == "yes" for row in own]
-    return _picture.Line(name, device, numbers, noisy) if own else None
+def correct(call: Call, inputs: Tensor, images: Tensor, targets: Tensor) -> tuple[int, int]:
+    """How many of ``images`` the call, which reads ``inputs``, puts in the right class, and their number."""
+    right = 0
+    for start in range(0, len(images), len(inputs)):
+        part = images[start : start + len(inputs)]
+        inputs[: len(part)] = part
+        answer = np.asarray(torch.as_tensor(call()).float().cpu())[: len(part)].argmax(1)
+        right += int((answer == targets[start : start + len(part)].numpy()).sum())
+    return right, len(images)

@@ -6,6 +6,7 @@ Not here: torch, so that ``zoo predict --onnx`` needs onnxruntime, numpy and Pil
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,18 @@ def cores() -> int:
     return count
 
 
-def open_session(model: Path | bytes, device: str = "cpu", *, threads: int = 0, optimise: bool = True) -> Any:
+def open_session(
+    model: Path | bytes,
+    device: str = "cpu",
+    *,
+    threads: int = 0,
+    optimise: bool = True,
+    entries: Mapping[str, str] | None = None,
+) -> Any:
     """An ``InferenceSession`` on ``device`` ("cpu", "cuda" or "cuda:1") and nowhere else; ``threads`` 0 is all cores there are.
 
-    TF32 is off on the GPU, so that float32 is float32. ``optimise`` False keeps the graph as it is written.
+    TF32 is off on the GPU, so that float32 is float32. ``optimise`` False keeps the graph as it is written. ``entries`` are
+    onnxruntime's session configuration entries, e.g. ``{"session.intra_op.allow_spinning": "0"}``.
 
     Raises:
         UsageError: onnxruntime is missing, or cannot run on ``device`` (alone it would take the CPU in silence).
@@ -46,6 +55,8 @@ def open_session(model: Path | bytes, device: str = "cpu", *, threads: int = 0, 
     options.intra_op_num_threads, options.inter_op_num_threads = threads or cores(), 1
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    for key, value in (entries or {}).items():
+        options.add_session_config_entry(key, value)
     source = model if isinstance(model, bytes) else str(model)
     if kind == "cpu":
         return _open(onnxruntime, source, options, [PROVIDERS["cpu"]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import io
 import json
@@ -18,8 +17,9 @@ from rich.console import Console
 
 import zoo
 import zoo.bench
+from zoo import __main__ as cli
 from zoo import recipe as recipes
-from zoo.bench import _contenders, _losses, _tables, _timing, focal_loss, inference
+from zoo.bench import _contenders, _losses, _runtimes, _subjects, _tables, _timing, focal_loss, inference
 from zoo.bench import recipes as recipes_bench
 from zoo.spec import DisagreeError, UsageError
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path.stem for path in (ROOT / "bench").glob("[a-z]*.py"))
 TINY: dict[str, dict[str, Any]] = {
     "focal_loss": {"sizes": [(16, 4), (32, 40)], "seconds": 0.01},
-    "inference": {"target": "cnn_small", "batches": [1, 2], "seconds": 0.01},
+    "inference": {"targets": "cnn_small", "batches": [1, 2], "seconds": 0.01},
     "startup": {"rounds": 1},
     "training": {"model": "cnn_small", "batch": 8, "steps": 2, "rounds": 1},
 }
@@ -52,7 +52,9 @@ def test_there_are_benchmarks() -> None:
 def test_quick_writes_rows_with_every_column(tables: dict[str, Path], name: str) -> None:
     rows = _timing.read_csv(tables[name])
     assert rows
-    empty_allowed = {"onnxruntime", "commit", "formula", "loss_error", "grad_error"}
+    empty_allowed = {"onnxruntime", "commit", "formula", "loss_error", "grad_error", "settings"}
+    empty_allowed |= {"resident_per_s", "resident_low", "resident_high"}  # on a GPU
+    empty_allowed |= {"accuracy", "accuracy_low", "accuracy_high", "images"}  # with a run's data
     for row in rows:
         assert {"cpu", "device", "torch", "zoo", "commit", "command"} <= set(row)
         assert not {key for key, value in row.items() if value == ""} - empty_allowed
@@ -65,7 +67,7 @@ def test_quick_writes_rows_with_every_column(tables: dict[str, Path], name: str)
 @pytest.mark.parametrize("name", FILES)
 def test_table_has_the_rows_and_fits(tables: dict[str, Path], name: str) -> None:
     rows = _timing.read_csv(tables[name])
-    console = Console(width=110, record=True, file=io.StringIO())
+    console = Console(width=80 if name == "inference" else 110, record=True, file=io.StringIO())
     console.print(importlib.import_module(f"zoo.bench.{name}").table(rows))
     text = console.export_text()
     assert "…" not in text
@@ -86,6 +88,13 @@ def test_inference_rows(tables: dict[str, Path]) -> None:
         assert float(row["high"]) >= float(row["images_per_s"]) * 0.999
         assert float(row["p99_ms"]) >= float(row["p95_ms"]) >= 0
         assert row["contender"] != "pytorch eager" or float(row["ratio"]) == 1.0
+        assert 0 < float(row["share"]) < 3, "a share of what was measured; above 1 only by noise"
+        assert row["bound"] in ("compute", "copy")
+        assert float(row["gflops"]) == pytest.approx(2 * 10_913_024 * float(row["images_per_s"]) / 1e9, rel=2e-3)
+        assert float(row["first_ms"]) > 0 and float(row["load_ms"]) > 0 and float(row["file_mb"]) > 0.1
+        assert float(row["max_diff"]) <= _contenders.TOLERANCES[row["precision"]]
+    sizes = {row["contender"]: float(row["file_mb"]) for row in rows}
+    assert sizes["onnxruntime cpu int8"] < sizes["onnxruntime cpu"] / 2
 
 
 @pytest.mark.parametrize("name", ["inference", "focal_loss"])
@@ -96,13 +105,12 @@ def test_picture_is_drawn(tables: dict[str, Path], name: str) -> None:
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
-def test_unequal_answers_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(path: Path, where: torch.device, threads: int) -> list[_contenders.Contender]:
-        return [
-            _contenders.Contender("onnxruntime cpu", "fp32", lambda inputs: lambda: np.zeros((len(inputs), 10), np.float32))
-        ]
+def contender(name: str, answer: torch.Tensor, precision: str = "fp32") -> _contenders.Contender:
+    return _contenders.Contender(name, precision, lambda inputs: _contenders.Ready(lambda: answer))
 
-    monkeypatch.setattr(_contenders, "of_onnxruntime", wrong)
+
+def test_unequal_answers_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_runtimes, "of_onnxruntime", lambda *_, **__: [contender("onnxruntime cpu", torch.zeros(1, 10))])
     with pytest.raises(DisagreeError, match=r"onnxruntime cpu and pytorch eager disagree \(batch 1, .*nothing written"):
         inference.main(True, "cnn_small", out=tmp_path / "x.csv", batches=[1], seconds=0.01)
     assert not list(tmp_path.iterdir())
@@ -110,14 +118,14 @@ def test_unequal_answers_write_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("answer", [torch.full((2, 3), torch.nan), torch.zeros(2, 4), torch.full((2, 3), 1.01)])
 def test_nan_shape_and_small_differences_are_seen(answer: torch.Tensor) -> None:
-    truth = _contenders.Contender(_contenders.BASE, "fp32", lambda inputs: lambda: torch.ones(2, 3))
-    other = _contenders.Contender("other", "fp32", lambda inputs: lambda: answer)
+    truth = contender(_contenders.BASE, torch.ones(2, 3))
+    where = torch.device("cpu")
     with pytest.raises(DisagreeError):
-        inference._agreeing([truth, other], torch.zeros(2, 1))
-    assert set(inference._agreeing([truth, dataclasses.replace(truth, name="same")], torch.zeros(2, 1))) == {
-        _contenders.BASE,
-        "same",
-    }
+        inference.agreeing([truth, contender("other", answer)], torch.zeros(2, 1), None, {}, where)
+    found = inference.agreeing([truth, contender("same", torch.ones(2, 3))], torch.zeros(2, 1), None, {}, where)
+    assert set(found) == {_contenders.BASE, "same"}
+    with pytest.raises(DisagreeError, match="and the unoptimised graph disagree"):
+        inference.agreeing([truth], torch.zeros(2, 1), torch.zeros(2, 3), {}, where)
 
 
 @pytest.mark.parametrize("preprocess", ["none", "normalize", "full"])
@@ -126,6 +134,31 @@ def test_run_with_its_own_file(small_run: Path, tmp_path: Path, preprocess: str)
     zoo.export.onnx(zoo.load(folder), folder / "model.onnx", preprocess=preprocess)
     assert inference.main(True, str(folder), batches=[2], seconds=0.01) == folder / "bench.csv"
     assert (folder / "bench.png").is_file()
+    rows = {row["contender"]: row for row in _timing.read_csv(folder / "bench.csv")}
+    for row in rows.values():
+        assert float(row["accuracy_low"]) <= float(row["accuracy"]) <= float(row["accuracy_high"])
+        assert int(row["images"]) > 0
+    assert rows["onnxruntime cpu"]["accuracy"] == rows["pytorch eager"]["accuracy"]
+    with Image.open(folder / "bench_accuracy.png") as picture:
+        assert picture.size[0] == 1600
+
+
+@pytest.mark.parametrize(("preprocess", "beside"), [("none", True), ("full", True), ("normalize", False)])
+def test_a_file(small_run: Path, tmp_path: Path, preprocess: str, beside: bool) -> None:
+    folder = Path(shutil.copytree(small_run, tmp_path / "run"))
+    file = folder / "own.onnx" if beside else tmp_path / "own.onnx"
+    zoo.export.onnx(zoo.load(folder), file, preprocess=preprocess)
+    path = inference.main(True, [str(file)], out=tmp_path / "x.csv", batches=[2], seconds=0.01)
+    rows = _timing.read_csv(path)
+    assert ("pytorch eager" in {row["contender"] for row in rows}) == beside
+    assert {row["base"] for row in rows} == {"pytorch eager" if beside else "onnxruntime cpu"}
+    assert {row["model"] for row in rows} == {"own"}
+
+
+def test_several_in_one_call(tmp_path: Path) -> None:
+    path = inference.main(True, ["cnn_small", "resnet20"], out=tmp_path / "x.csv", batches=[1], seconds=0.01)
+    assert {row["model"] for row in _timing.read_csv(path)} == {"cnn_small", "resnet20"}
+    assert {each.name for each in tmp_path.glob("*.png")} == {"x-cnn_small.png", "x-resnet20.png"}
 
 
 def test_run_whose_weights_changed_since_export(small_run: Path, tmp_path: Path) -> None:
@@ -142,19 +175,30 @@ def test_run_whose_weights_changed_since_export(small_run: Path, tmp_path: Path)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_absent_device_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cuda") as told:
-        inference.main(True, "cnn_small", out=tmp_path / "x.csv", device="cuda")
+        inference.main(True, "cnn_small", out=tmp_path / "x.csv", devices=["cuda"])
     assert "found" in str(told.value)
+    assert cli.run(["bench", "cnn_small", "--devices", "cuda", "--quick", "--out", str(tmp_path / "x.csv")]) == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_an_allowed_fallback_is_said_in_the_row(tmp_path: Path) -> None:
+    path = inference.main(
+        True, "cnn_small", out=tmp_path / "x.csv", devices=["cuda"], batches=[1], seconds=0.01, allow_cpu_fallback=True
+    )
+    rows = [row for row in _timing.read_csv(path) if row["contender"].startswith("onnxruntime")]
+    assert [row["contender"] for row in rows] == ["onnxruntime cuda (on the cpu)", "onnxruntime cuda fp16 (on the cpu)"]
+    assert {(row["device"], row["settings"]) for row in rows} == {("cpu", "fell back to the cpu, as allowed")}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_onnxruntime_does_not_fall_back_to_the_cpu(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     with (
-        inference._model_file(inference._subject("cnn_small")) as path,
+        _subjects.opened("cnn_small", ("fp32",)) as subject,
         pytest.raises(UsageError, match="CPUExecutionProvider"),
     ):
-        _contenders.of_onnxruntime(path, torch.device("cuda"), 1)
+        _runtimes.of_onnxruntime(subject.files, torch.device("cuda"), 1)
 
 
 @pytest.mark.parametrize("batches", [[0], [-1, 8]])
@@ -221,7 +265,7 @@ def test_command_prints_json(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert printed == _timing.read_csv(path)
     with pytest.raises(UsageError, match="--batches"):
         zoo.bench.command("cnn_small", batches="1,x")
-    with pytest.raises(UsageError, match="neither --batches nor --device"):
+    with pytest.raises(UsageError, match="neither other names nor --batches"):
         zoo.bench.command("startup", batches="1")
 
 

@@ -1,4 +1,4 @@
-"""Benchmark a run, a model or a part of zoo."""
+"""Benchmark runs, models, ONNX files or a part of zoo."""
 
 from __future__ import annotations
 
@@ -10,21 +10,51 @@ from zoo.cli._shared import Name, as_json, registered, run_names
 
 
 @click.command("bench")
-@click.argument("what", required=False, type=Name(run_names, registered("models")))
-@click.option("--quick", is_flag=True, help="Seconds instead of minutes: fewer rounds and sizes.")
+@click.argument("what", nargs=-1, type=Name(run_names, registered("models")), metavar="[RUN|FILE|MODEL|PART]...")
+@click.option("--quick", is_flag=True, help="Seconds instead of minutes: fewer rounds and sizes, nothing compiled.")
 @click.option("--batches", help="Batch sizes, e.g. 1,8,64.")
-@click.option("--device", help="cpu or cuda; one that isn't there is an error, never a silent fallback.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="CSV file (default: bench.csv in the run folder, or bench/results)."
-)
+@click.option("--devices", "--device", help="E.g. cpu,cuda; one that isn't there is an error, never a silent fallback.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads for all contenders (default: the cores really available).")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Time of measuring at one batch size.")
+@click.option("--allow-cpu-fallback", is_flag=True, help="Go on where a GPU cannot run the model; the rows then say so.")
+@click.option("--serve", is_flag=True, help="Workers x threads under load: throughput against latency.")
+@click.option("--self-check", is_flag=True, help="What zoo's own timing costs, against a bare loop.")
+@click.option("--compare", is_flag=True, help="Compare two CSV files of earlier benchmarks.")
+@click.option("--out", type=click.Path(path_type=Path), help="CSV file (default: bench.csv in the run folder, or runs/bench).")
 @as_json
-def command(what: str | None, quick: bool, batches: str | None, device: str | None, out: Path | None, as_json: bool) -> None:
-    """Benchmark a run, a model or one of zoo's own parts (focal_loss, startup, training).
+def command(
+    what: tuple[str, ...],
+    quick: bool,
+    batches: str | None,
+    devices: str | None,
+    threads: int | None,
+    seconds: float | None,
+    allow_cpu_fallback: bool,
+    serve: bool,
+    self_check: bool,
+    compare: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Benchmark runs, models, ONNX files, or one of zoo's own parts (focal_loss, startup, training).
 
     \b
     zoo bench --batches 1,64
+    zoo bench resnet32 alexnet --devices cpu --seconds 5
+    zoo bench --serve
+    zoo bench --compare before.csv after.csv
     zoo bench focal_loss --quick
     """
-    from zoo.bench import command
+    import zoo.bench
 
-    command(what, quick=quick, batches=batches, device=device, out=out, as_json=as_json)
+    if compare:
+        if len(what) != 2:
+            raise click.UsageError(f"--compare takes two CSV files, not {len(what)}; e.g. zoo bench --compare a.csv b.csv")
+        zoo.bench.compare(Path(what[0]), Path(what[1]), as_json=as_json)
+        return
+    if serve and self_check:
+        raise click.UsageError("--serve and --self-check are two benchmarks; give one of them")
+    zoo.bench.command(
+        what, quick=quick, batches=batches, devices=devices, threads=threads or 0, seconds=seconds or 0.0,
+        allow_cpu_fallback=allow_cpu_fallback, serve=serve, self_check=self_check, out=out, as_json=as_json,
+    )  # fmt: skip

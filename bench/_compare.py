@@ -1,0 +1,81 @@
+"""Two benchmark files row by row: what is faster, what slower, and what is not a difference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from zoo import show
+from zoo.bench import _show, _timing
+from zoo.spec import FileError
+
+KEYS = ("model", "contender", "mode", "workers", "device", "batch", "threads", "precision")
+"""Columns by which rows of the two files belong together, those of them that both have."""
+
+
+def compared(first: Path, second: Path) -> list[dict[str, Any]]:
+    """A row for each that both files have: both figures with their 95 % intervals, the ratio and the verdict.
+
+    The ratio's interval is the widest that both allow; where the intervals of the figures overlap the verdict is ``not a
+    difference``.
+
+    Raises:
+        FileError: a file that is missing or none of these benchmarks', or two without a row in common.
+    """
+    old, new = _read(first), _read(second)
+    keys = [key for key in KEYS if key in old[0] and key in new[0]]
+    by_key = {tuple(row[key] for key in keys): row for row in new}
+    found = []
+    for row in old:
+        key = tuple(row[key] for key in keys)
+        if key in by_key:
+            found.append(dict(zip(keys, key, strict=True)) | _pair(row, by_key[key]))
+    if not found:
+        raise FileError(
+            f"no rows in common ({first}, {second}; compared by {', '.join(keys)}); compare files of the same models"
+        )
+    return found
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise FileError(f"no file {str(path)!r}; give two CSV files that zoo bench wrote")
+    try:
+        rows = _timing.read_csv(path)
+        if rows and all({"contender", "images_per_s", "low", "high"} <= set(row) for row in rows):
+            return rows
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"cannot be read ({path}, {error}); give two CSV files that zoo bench wrote") from error
+    raise FileError(
+        f"not a benchmark of inference ({path}, no rows with images_per_s, low and high); zoo bench writes such files"
+    )
+
+
+def _pair(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, Any]:
+    a, a_low, a_high = (float(old[key]) for key in ("images_per_s", "low", "high"))
+    b, b_low, b_high = (float(new[key]) for key in ("images_per_s", "low", "high"))
+    verdict = "faster" if b_low > a_high else "slower" if b_high < a_low else "not a difference"
+    noisy = "yes" in (old.get("noisy"), new.get("noisy"))
+    row = {
+        "first": a, "first_low": a_low, "first_high": a_high, "second": b, "second_low": b_low, "second_high": b_high, "ratio": b / a,
+        "ratio_low": b_low / a_high, "ratio_high": b_high / a_low, "verdict": verdict, "noisy": "yes" if noisy else "no",
+    }  # fmt: skip
+    return {key: _timing.rounded(value) for key, value in row.items()}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """For a terminal; what differs within the 95 % intervals only is said not to differ."""
+    found = show.make(("contender", ">batch", ">first", ">second img/s", ">ratio", ">95 %", "verdict"), [])
+    several = len({row.get("model") for row in rows}) > 1
+    for row in rows:
+        name = f"{row['model']} {row['contender']}" if several else row["contender"]
+        name += f" {row['workers']}x{row['threads']} {row['mode']}" if "workers" in row else ""
+        cells = (
+            name + ("*" if row["noisy"] == "yes" else ""), row.get("batch", ""), _show.short(row["first"]), _show.short(row["second"]),
+            f"{row['ratio']:.2f}", f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}", row["verdict"],
+        )  # fmt: skip
+        found.add_row(*map(str, cells), style=None if row["verdict"] == "not a difference" else "bold")
+    return found

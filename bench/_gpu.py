@@ -1,0 +1,194 @@
+"""onnxruntime on a GPU, with proof: the provider is demanded, seen in the session, and its nodes are counted in a profile.
+
+Alone onnxruntime takes the CPU in silence where CUDA cannot start.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo.bench._contenders import Call, Contender, Ready, loaded
+from zoo.export import _session
+from zoo.spec import UsageError
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+HEAVY = ("Conv", "FusedConv", "Gemm", "MatMul", "FusedMatMul", "QLinearConv", "ConvTranspose")
+"""Operators that no small shape computation needs: one of them on the CPU is a fallback."""
+FELL = " (on the cpu)"
+_KINDS = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(float16)": np.float16}
+
+
+def contenders(files: Mapping[str, Path], where: torch.device, threads: int, *, allow_cpu: bool) -> list[Contender]:
+    """The CUDA provider (fp32, fp16), and TensorRT where it starts.
+
+    Raises:
+        UsageError: the CUDA provider does not run the model, and ``allow_cpu`` is not set.
+    """
+    found = []
+    for provider, name in ((CUDA, "onnxruntime cuda"), (TENSORRT, "onnxruntime tensorrt")):
+        for precision, path in files.items():
+            if precision == "int8":
+                continue
+            full = name if precision == "fp32" else f"{name} {precision}"
+            try:
+                proof = prove(path, provider, where, threads)
+            except UsageError:
+                if provider == TENSORRT:
+                    continue
+                if not allow_cpu:
+                    raise
+                proof, full = "fell back to the cpu, as allowed", full + FELL
+            found.append(_contender(full, precision, path, provider, where, threads, proof))
+    return found
+
+
+def _contender(
+    name: str, precision: str, path: Path, provider: str, where: torch.device, threads: int, proof: str
+) -> Contender:
+    fell = name.endswith(FELL)
+
+    def load() -> Any:
+        if fell:
+            return _session.open_session(path, threads=threads)
+        return open_session(path, provider, where, threads)
+
+    def prepare(session: Any, inputs: Tensor) -> Ready:
+        label, wanted = session.get_inputs()[0].name, [session.get_outputs()[0].name]
+        feed = {label: inputs.numpy()}
+        resident = None if fell else bound(session, inputs.to(where))
+        return Ready(lambda: session.run(wanted, feed)[0], resident, proof if fell else f"tf32 off, {proof}")
+
+    return loaded(name, precision, load, prepare, file_mb=path.stat().st_size / 1e6, where=None if fell else where)
+
+
+def open_session(path: Path, provider: str, where: torch.device, threads: int, profile: Path | None = None) -> Any:
+    """A session on ``provider``, its way back to the CPU shut; TF32 off as in PyTorch.
+
+    A graph with small shape nodes, which belong on the CPU, is refused by onnxruntime then; it is opened without the lock,
+    and what ran where is for the profile to say.
+
+    Raises:
+        UsageError: the provider is not there, or did not take the session.
+    """
+    import onnxruntime
+
+    live = onnxruntime.get_available_providers()
+    if provider not in live:
+        raise UsageError(f"onnxruntime has no {provider} (here: {', '.join(live)}); use --devices cpu")
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # torch's CUDA libraries
+    try:
+        return _checked(
+            onnxruntime.InferenceSession(str(path), _options(threads, profile, locked=True), providers=_chain(provider, where)),
+            provider,
+        )
+    except UsageError:
+        raise
+    except Exception as error:  # onnxruntime raises its own types, RuntimeError and ValueError
+        if "explicitly assigned" not in str(error) and "assigned to the default CPU EP" not in str(error):
+            raise UsageError(_why(provider, error)) from error
+    providers = [*_chain(provider, where), CPU]
+    return _checked(
+        onnxruntime.InferenceSession(str(path), _options(threads, profile, locked=False), providers=providers), provider
+    )
+
+
+def _options(threads: int, profile: Path | None, *, locked: bool) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4
+    if locked:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    return options
+
+
+def _chain(provider: str, where: torch.device) -> list[Any]:
+    device = where.index or 0
+    cuda = (CUDA, {"device_id": device, "use_tf32": 0})
+    return [cuda] if provider == CUDA else [(provider, {"device_id": device}), cuda]
+
+
+def _checked(session: Any, provider: str) -> Any:
+    if (first := session.get_providers()[0]) != provider:
+        raise UsageError(_why(provider, f"onnxruntime took {first} instead"))
+    return session
+
+
+def _why(provider: str, error: object) -> str:
+    first = " ".join(str(error).split())[:90] or type(error).__name__
+    return f"onnxruntime cannot start {provider} ({first}; live here: {CPU}); use --devices cpu, or --allow-cpu-fallback"
+
+
+def prove(path: Path, provider: str, where: torch.device, threads: int) -> str:
+    """Run a batch of one with a profile and say where the nodes ran, e.g. ``cuda 40 nodes, cpu 2 (Shape, Gather)``.
+
+    Raises:
+        UsageError: the provider is not there, or a Conv, Gemm or MatMul ran on the CPU.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(path, provider, where, threads, Path(folder) / "profile")
+        entry = session.get_inputs()[0]
+        shape = [axis if isinstance(axis, int) else 1 if place == 0 else 64 for place, axis in enumerate(entry.shape)]
+        session.run(None, {entry.name: np.zeros(shape, _KINDS[entry.type])})
+        counts = placed(Path(session.end_profiling()))
+    return judged(counts, provider)
+
+
+def placed(profile: Path) -> dict[str, Counter[str]]:
+    """For each provider its operators with their number, from onnxruntime's profile."""
+    found: dict[str, Counter[str]] = {}
+    for event in json.loads(profile.read_text(encoding="utf-8")):
+        facts = event.get("args", {})
+        if event.get("cat") == "Node" and facts.get("provider"):
+            found.setdefault(facts["provider"], Counter())[facts.get("op_name", "?")] += 1
+    return found
+
+
+def judged(counts: Mapping[str, Counter[str]], provider: str) -> str:
+    """The counts in words; UsageError if ``provider`` ran nothing or heavy work ran on the CPU."""
+    here = counts.get(CPU, Counter())
+    heavy = {name: number for name, number in here.items() if name in HEAVY}
+    if not counts.get(provider) or heavy:
+        listed = ", ".join(f"{number} {name}" for name, number in heavy.items()) or "all nodes"
+        raise UsageError(
+            f"onnxruntime ran {listed} on the CPU in place of {provider}; use --devices cpu, or --allow-cpu-fallback"
+        )
+    parts = [
+        f"{each.removesuffix('ExecutionProvider').lower()} {sum(ops.values())} nodes"
+        for each, ops in counts.items()
+        if each != CPU
+    ]
+    if here:
+        parts.append(f"cpu {sum(here.values())} ({', '.join(sorted(here))})")
+    return ", ".join(parts)
+
+
+def bound(session: Any, inputs: Tensor) -> Call:
+    """A run whose inputs and outputs stay on the GPU (I/O binding)."""
+    outputs = torch.empty((len(inputs), session.get_outputs()[0].shape[1]), device=inputs.device)
+    binding = session.io_binding()
+    place = (inputs.device.type, inputs.device.index or 0)
+    kind = np.uint8 if inputs.dtype == torch.uint8 else np.float32
+    binding.bind_input(session.get_inputs()[0].name, *place, kind, tuple(inputs.shape), inputs.data_ptr())
+    binding.bind_output(session.get_outputs()[0].name, *place, np.float32, tuple(outputs.shape), outputs.data_ptr())
+
+    def call() -> Tensor:
+        assert inputs.is_contiguous()  # and holds the tensor that is read
+        session.run_with_iobinding(binding)
+        return outputs
+
+    return call

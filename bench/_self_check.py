@@ -1,0 +1,107 @@
+"""What zoo's own timing costs: the figure of a benchmark against a bare loop around ``session.run`` in the same process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from zoo import host, show
+from zoo.bench import _runtimes, _subjects, _timing, inference
+from zoo.bench._contenders import Call
+from zoo.export import _session
+from zoo.spec import DisagreeError
+
+ALLOWED = 0.01
+"""Largest share by which the two may differ."""
+
+
+def main(
+    quick: bool = False, targets: Sequence[str] = (), *, out: Path | None = None, batches: Sequence[int] = (), threads: int = 0,
+    seconds: float = 0.0,
+) -> Path:  # fmt: skip
+    """Measure both ways in turns, for each model and batch (default 1 and 8); returns the CSV.
+
+    Raises:
+        DisagreeError: the two differ by more than 1 % beyond doubt.
+    """
+    used, rows = threads or host.cores(), []
+    folders: list[Path | None] = []
+    for target in targets:
+        with _subjects.opened(target, ("fp32",)) as subject:
+            folders.append(subject.folder)
+            session = _session.open_session(next(iter(subject.files.values())), threads=used)
+            for batch in inference.checked_batches(batches) or (1, 8):
+                call = _runtimes.run(session, subject.noise(batch).numpy())
+                rows.append(_row(subject.name, batch, used, *both(call, seconds or (2.0 if quick else 10.0))))
+    path = out or inference.default_out("self_check", folders, [str(row["model"]) for row in rows])
+    _timing.write_csv(path, rows)
+    if wrong := [row for row in rows if row["verdict"] == "no"]:
+        raise DisagreeError(
+            f"zoo's figure is off by {wrong[0]['difference']:+.1%} from a bare loop ({wrong[0]['model']}, batch {wrong[0]['batch']},"
+            f" allowed {ALLOWED:.0%}; {path}); measure on a quiet machine"
+        )
+    return path
+
+
+def both(call: Call, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+    """(rounds,) nanoseconds a call by zoo's clock, and by a loop that reads a clock only at its ends; in turns."""
+    own: list[float] = []
+    bare: list[float] = []
+    count = max(1, round(_timing.TURN_NS / _again(call)))
+    ways = [lambda: own.append(_again(call)), lambda: bare.append(_loop(call, count))]
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(own) < 5:
+        for way in ways:
+            way()
+        ways.reverse()
+    return np.array(own), np.array(bare)
+
+
+def _again(call: Call) -> float:
+    return float(np.mean(_timing.interleave({"own": call}, rounds=1, warmup=0)["own"].turns[0]))
+
+
+def _loop(call: Call, count: int) -> float:
+    """As a turn begins, so that caches and clock rates are alike: a rest, and untimed calls."""
+    time.sleep(_timing.REST_S)
+    for _ in range(max(1, count // 2)):
+        call()
+    start = time.perf_counter_ns()
+    for _ in range(count):
+        call()
+    return (time.perf_counter_ns() - start) / count
+
+
+def _row(model: str, batch: int, threads: int, own: np.ndarray, bare: np.ndarray) -> dict[str, Any]:
+    ratios = bare / own  # of images a second
+    low, high = _timing.bootstrap(ratios)
+    difference = float(np.median(ratios)) - 1
+    if low - 1 > ALLOWED or high - 1 < -ALLOWED:
+        verdict = "no"
+    else:
+        verdict = "yes" if low - 1 >= -ALLOWED and high - 1 <= ALLOWED else "undecided"
+    row = {
+        "model": model, "batch": batch, "threads": threads, "images_per_s": batch / float(np.median(own)) * 1e9,
+        "bare_per_s": batch / float(np.median(bare)) * 1e9, "difference": difference, "low": low - 1, "high": high - 1,
+        "verdict": verdict, "rounds": len(own),
+    }  # fmt: skip
+    return {key: _timing.rounded(value) for key, value in row.items()} | _timing.environment()
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """For a terminal; ``undecided`` is a machine too noisy to tell 1 %."""
+    columns = ("model", ">batch", ">zoo img/s", ">bare loop img/s", ">difference %", ">95 %", "within 1 %")
+    return show.make(columns, map(_cells, rows))
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    speed, bare, difference, low, high = (
+        float(row[key]) for key in ("images_per_s", "bare_per_s", "difference", "low", "high")
+    )
+    shown = f"{100 * low:+.2f} to {100 * high:+.2f}"
+    return row["model"], str(row["batch"]), f"{speed:,.0f}", f"{bare:,.0f}", f"{100 * difference:+.2f}", shown, row["verdict"]

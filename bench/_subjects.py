@@ -1,0 +1,203 @@
+"""What is benchmarked: a run, a model by name or an ONNX file, as one thing that PyTorch and the runtimes can all take."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from zoo import registry
+from zoo import run as engine
+from zoo.bench import _quantise
+from zoo.console import say
+from zoo.data import _augment
+from zoo.export import _graph, _session, onnx_fp32
+from zoo.spec import DataError, FileError, UsageError
+
+IMAGES = 10_000
+"""Test images at most that a contender's accuracy is measured on."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model as its ONNX file has it: what goes in, who builds it for PyTorch, and its file for each precision."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of one input: (3, H, W) float32, or (H, W, 3) uint8 where the file does the preprocessing."""
+    build: Callable[[], nn.Module] | None
+    files: dict[str, Path] = field(default_factory=dict)
+    weights_mb: float = 0.0
+    folder: Path | None = None
+    run: engine.Run | None = None
+    preprocess: str = "none"
+
+    def noise(self, batch: int) -> Tensor:
+        """The same (N, *shape) images for every contender and every run: seeded noise (of unit variance, if float32)."""
+        rng = np.random.default_rng(0)
+        if self.preprocess == "full":
+            return torch.from_numpy(rng.integers(0, 256, (batch, *self.shape), np.uint8))
+        return torch.from_numpy(rng.standard_normal((batch, *self.shape), dtype=np.float32))
+
+    def images(self, split: str = "test", most: int = IMAGES) -> tuple[Tensor, Tensor] | None:
+        """Images of the run's data as the model takes them, evenly spread over the split, with targets; None without data."""
+        if self.run is None:
+            return None
+        try:
+            data = self.run.dataset()
+        except (DataError, UsageError):
+            return None
+        part = getattr(data, split)
+        if not len(part) or data.classes != self.run.classes:
+            return None
+        chosen = np.unique(np.linspace(0, len(part) - 1, min(most, len(part))).astype(np.int64))
+        return self._taken(torch.from_numpy(np.ascontiguousarray(part.images[chosen]))), torch.from_numpy(part.targets[chosen])
+
+    def _taken(self, pixels: Tensor) -> Tensor:
+        assert self.run is not None
+        if self.preprocess == "full":
+            return pixels
+        size = self.shape[-1]
+        mean, std = (self.run.mean, self.run.std) if self.preprocess == "none" else ((0.0,) * 3, (1.0,) * 3)
+        return _augment.normalise(pixels, mean, std, size=size).contiguous()
+
+
+@contextlib.contextmanager
+def opened(target: str | Path | engine.Run | None, precisions: tuple[str, ...]) -> Iterator[Subject]:
+    """A run (None: the latest), a ``FILE.onnx`` or a model's name, with a file for each of ``precisions``.
+
+    Files that the run does not have are made anew and gone afterwards.
+
+    Raises:
+        UsageError: no such run or model. FileError: a file that cannot be used.
+    """
+    if isinstance(target, str | Path) and str(target).endswith(".onnx"):
+        yield _of_file(Path(target))
+        return
+    subject, exported = _of_model(target) if _is_model(target) else _of_run(target)
+    with tempfile.TemporaryDirectory() as name:
+        with torch.inference_mode(False):  # the exporter traces
+            files = _files(subject, exported, Path(name), precisions)
+        yield replace(subject, files=files)
+
+
+def _is_model(target: object) -> bool:
+    return isinstance(target, str) and (target in registry.names("models") or target.startswith("timm/"))
+
+
+def _of_model(target: Any) -> tuple[Subject, _graph.Exported]:
+    """Random weights, the same each time."""
+    shape = engine.model_spec(target).input
+
+    def build() -> _graph.Exported:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = engine.create_model(target)
+        return _graph.Exported(model, (0, 0, 0), (1, 1, 1), size=shape[1], stored=shape[1], preprocess="none")
+
+    exported = build()
+    return Subject(target, shape, build, weights_mb=_mb(exported)), exported
+
+
+def _of_run(target: Any) -> tuple[Subject, _graph.Exported]:
+    run = target if isinstance(target, engine.Run) else engine.load(target)
+    file = run.path / "model.onnx"
+    mode, softmax = own_preprocessing(file) if file.is_file() else ("none", False)
+    if mode == "full":  # takes images of any size as bytes; the network alone is what runtimes are compared by
+        mode, softmax, file = "none", False, Path()
+        say("onnx     model.onnx resizes images itself; the network alone is measured (name the file to measure all of it)")
+
+    def build() -> _graph.Exported:
+        return _wrapped(engine.load(run.path) if run.path else run, mode, softmax)
+
+    files = {"fp32": file} if file.is_file() else {}
+    for each in ("int8", "fp16"):  # those that zoo export made of the same model, taking the same
+        if (made := run.path / f"model.{each}.onnx").is_file() and own_preprocessing(made) == (mode, softmax):
+            files[each] = made
+    weights = run.path / "weights.safetensors"
+    found = Subject(
+        run.recipe.model, run.input, build, files, weights.stat().st_size / 1e6 if weights.is_file() else _mb(run.model), run.path, run,
+        mode,
+    )  # fmt: skip
+    return found, _wrapped(run, mode, softmax)
+
+
+def _wrapped(run: engine.Run, mode: str, softmax: bool) -> _graph.Exported:
+    return _graph.Exported(run.model, run.mean, run.std, size=run.input[1], stored=run.stored, preprocess=mode, softmax=softmax)
+
+
+def _mb(model: nn.Module) -> float:
+    return sum(value.nbytes for value in model.state_dict().values()) / 1e6
+
+
+def _of_file(path: Path) -> Subject:
+    """A file alone; with the run it was made from in its folder, PyTorch takes part too."""
+    session = _session.open_session(path)
+    entry = session.get_inputs()[0]
+    written = session.get_modelmeta().custom_metadata_map
+    mode = written.get("preprocess", "none")
+    sides = json.loads(written.get("preprocessing", "{}"))
+    shape = (sides["resize"], sides["resize"], 3) if mode == "full" and "resize" in sides else tuple(entry.shape[1:])
+    if not all(isinstance(axis, int) for axis in shape) or entry.type not in ("tensor(float)", "tensor(uint8)"):
+        raise FileError(
+            f"input is not one of images ({path}, {entry.type} {entry.shape}); only the first dimension may be free"
+        )
+    found = Subject(path.stem, shape, None, {precision(path): path}, path.stat().st_size / 1e6, preprocess=mode)
+    if not (path.parent / "recipe.toml").is_file():
+        return found
+    run = engine.load(path.parent)
+    if _graph.weights_sha256(run.model) != written.get("weights_sha256"):
+        say(f"pytorch  left out: {path.name} was made from other weights than those of {path.parent}")
+        return found
+    softmax = written.get("softmax", "false") == "true"
+    return replace(found, build=lambda: _wrapped(engine.load(path.parent), mode, softmax), run=run)
+
+
+def own_preprocessing(path: Path) -> tuple[str, bool]:
+    """What an exported file does besides the model, by its metadata: ``none``, ``normalize`` or ``full``; softmax or not."""
+    written = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+    return written.get("preprocess", "none"), written.get("softmax", "false") == "true"
+
+
+def precision(path: Path) -> str:
+    """``int8``, ``fp16`` or ``fp32``, by what stands in the graph."""
+    graph = onnx.load(path, load_external_data=False).graph
+    if any(node.op_type == "DequantizeLinear" for node in graph.node):
+        return "int8"
+    halves = sum(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer)
+    return "fp16" if 2 * halves > len(graph.initializer) else "fp32"
+
+
+def _files(subject: Subject, exported: _graph.Exported, folder: Path, precisions: tuple[str, ...]) -> dict[str, Path]:
+    files = dict(subject.files)
+    if "fp32" not in files:
+        files["fp32"] = folder / "model.onnx"
+        onnx_fp32.write(exported, files["fp32"])
+    for each in precisions:
+        if each in files or each == "fp32":
+            continue
+        target = folder / f"model_{each}.onnx"
+        try:
+            _quantise.write(each, files["fp32"], target, lambda: _calibration(subject))
+        except Exception as error:  # several libraries take part, each with its own errors
+            say(
+                f"skipped  {each}: no file of it can be made ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})"
+            )
+            continue
+        files[each] = target
+    return files
+
+
+def _calibration(subject: Subject) -> np.ndarray:
+    """Training images, or noise where there are none."""
+    found = subject.images("train", 256)
+    return (found[0] if found else subject.noise(32)).numpy()

@@ -1,0 +1,46 @@
+"""One worker under load: runs its session again and again for a while and tells when each answer came.
+
+Not here: torch, so that a process of it starts in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.export import _session
+
+
+def opened(path: Path, threads: int) -> Any:
+    """A session for one of several workers, whose threads do not spin: what they burn the others lack."""
+    return _session.open_session(path, threads=threads, entries={"session.intra_op.allow_spinning": "0"})
+
+
+def load(session: Any, images: np.ndarray, seconds: float) -> np.ndarray:
+    """Nanoseconds of each call, one after the other until ``seconds`` are over."""
+    feed, wanted = {session.get_inputs()[0].name: images}, [session.get_outputs()[0].name]
+    times, clock = [], time.perf_counter_ns
+    now = clock()
+    end = now + seconds * 1e9
+    while now < end:
+        session.run(wanted, feed)
+        before, now = now, clock()
+        times.append(now - before)
+    return np.array(times, float)
+
+
+def main() -> None:
+    """``_worker MODEL THREADS IMAGES.npy``: says ``ready``; for each line with seconds on stdin a line of latencies follows."""
+    session, images = opened(Path(sys.argv[1]), int(sys.argv[2])), np.load(sys.argv[3])
+    load(session, images, 0.0)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(*(f"{value:.0f}" for value in load(session, images, float(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

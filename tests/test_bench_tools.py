@@ -1,0 +1,219 @@
+"""What stands around a benchmark: the roofline, memory, provider proof, load, comparison, and the check of the clock itself."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from zoo import __main__ as cli
+from zoo import registry
+from zoo.bench import _compare, _gpu, _memory, _roofline, _runtimes, _self_check, _serve, _subjects, _timing
+from zoo.export import _session
+from zoo.spec import DisagreeError, FileError, UsageError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """ONNX files of cnn_small."""
+    folder = tmp_path_factory.mktemp("small")
+    with _subjects.opened("cnn_small", ("fp32", "int8", "fp16")) as subject:
+        return {name: Path(folder / path.name).resolve() for name, path in subject.files.items() if _copied(path, folder)}
+
+
+def _copied(path: Path, folder: Path) -> bool:
+    return (folder / path.name).write_bytes(path.read_bytes()) > 0
+
+
+@pytest.mark.parametrize("model", ["cnn_small", "resnet20"])
+def test_multiply_accumulates_are_the_registrys(model: str) -> None:
+    with _subjects.opened(model, ("fp32",)) as subject:
+        found = _roofline.work(subject.files["fp32"])
+    assert found.macs == registry.entry("models", model)["macs"]
+    assert found.sample_bytes == (3 * 32 * 32 + 10) * 4
+    assert found.weight_bytes == pytest.approx(4 * registry.entry("models", model)["params"], rel=0.03)
+
+
+def test_all_precisions_do_the_same_work(small: dict[str, Path]) -> None:
+    assert {name: _subjects.precision(path) for name, path in small.items()} == {"fp32": "fp32", "int8": "int8", "fp16": "fp16"}
+    assert len({_roofline.work(path).macs for path in small.values()}) == 1
+
+
+def test_share_of_the_roofline() -> None:
+    limits = _roofline.Limits({"fp32": 100e9}, 10e9)
+    heavy, light = _roofline.Work(10**9, 1000, 1000), _roofline.Work(10**6, 10**9, 0)
+    done, share, bound = limits.place(heavy, "fp32", 1, 0.04)
+    assert (round(done, 6), round(share, 6), bound) == (50.0, 0.5, "compute")
+    assert limits.place(light, "fp32", 2, 0.4)[1:] == (0.5, "copy")
+    higher = limits.merged(_roofline.Limits({"fp32": 50e9}, 20e9))
+    assert (higher.flops["fp32"], higher.bandwidth) == (100e9, 20e9)
+
+
+def test_memory_of_a_piece_of_work() -> None:
+    _, peak, kept = _memory.used(lambda: np.ones(20_000_000, np.uint8).sum())
+    if np.isnan(peak):
+        pytest.skip("this system does not keep a peak")
+    assert 18 < peak < 40
+    assert kept < 10
+    held, _, kept = _memory.used(lambda: np.ones(20_000_000, np.uint8))
+    assert 18 < kept < 40
+    assert held.nbytes == 20_000_000
+
+
+def test_another_setting_must_be_clearly_faster() -> None:
+    assert _runtimes.fastest({"usual": lambda: time.sleep(0.004), "other": lambda: time.sleep(0.001)}) == "other"
+    assert _runtimes.fastest({"usual": lambda: time.sleep(0.002), "other": lambda: time.sleep(0.004)}) == "usual"
+
+
+def test_a_tuned_session_answers_the_same(small: dict[str, Path]) -> None:
+    inputs = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain = _runtimes.Tuned(small["fp32"], 2, tune=False).prepare(inputs)
+    tuned = _runtimes.Tuned(small["fp32"], 2, tune=True).prepare(inputs)
+    assert plain.settings == ""
+    assert tuned.settings.startswith(("threads spin", "threads sleep"))
+    session = _session.open_session(small["fp32"])
+    for call in (plain.call, tuned.call, _runtimes.run(session, inputs.numpy(), 4)):
+        np.testing.assert_allclose(call(), plain.call(), atol=1e-5)
+    call = _runtimes.run(session, inputs.numpy(), 2)
+    before = call()
+    inputs.zero_()
+    assert not np.allclose(before, call()), "a call reads the inputs anew"
+
+
+def test_proof_reads_a_real_profile(small: dict[str, Path], tmp_path: Path) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "p")
+    session = onnxruntime.InferenceSession(str(small["fp32"]), options, providers=[_gpu.CPU])
+    session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, 32, 32), np.float32)})
+    counts = _gpu.placed(Path(session.end_profiling()))
+    assert counts[_gpu.CPU]["Conv"] + counts[_gpu.CPU]["FusedConv"] > 1
+    with pytest.raises(
+        UsageError, match=r"onnxruntime ran .*Conv.* on the CPU in place of CUDAExecutionProvider; use --devices cpu"
+    ):
+        _gpu.judged(counts, _gpu.CUDA)
+
+
+def test_heavy_nodes_on_the_cpu_are_a_failure() -> None:
+    good = {_gpu.CUDA: Counter(Conv=30, Gemm=1), _gpu.CPU: Counter(Shape=1, Gather=2)}
+    assert _gpu.judged(good, _gpu.CUDA) == "cuda 31 nodes, cpu 3 (Gather, Shape)"
+    with pytest.raises(UsageError, match="ran 1 Gemm on the CPU"):
+        _gpu.judged({_gpu.CUDA: Counter(Conv=30), _gpu.CPU: Counter(Gemm=1)}, _gpu.CUDA)
+    with pytest.raises(UsageError, match="ran all nodes on the CPU"):
+        _gpu.judged({_gpu.CPU: Counter(Shape=1)}, _gpu.CUDA)
+
+
+@pytest.mark.gpu
+def test_cuda_rows(tmp_path: Path) -> None:
+    from zoo.bench import inference
+
+    rows = _timing.read_csv(
+        inference.main(True, "resnet20", out=tmp_path / "x.csv", devices=["cuda"], batches=[1, 8], seconds=0.3)
+    )
+    own = [row for row in rows if row["contender"].startswith("onnxruntime cuda")]
+    assert {row["precision"] for row in own} == {"fp32", "fp16"}
+    for row in own:
+        assert row["settings"].startswith("tf32 off, cuda ")
+        assert float(row["resident_per_s"]) > 0
+
+
+def test_serve_measures_every_setup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.csv"
+    assert cli.run(["bench", "cnn_small", "--serve", "--quick", "--threads", "2", "--seconds", "0.05", "--out", str(path)]) == 0
+    rows = _timing.read_csv(path)
+    found = {(row["mode"], row["workers"], row["threads"]) for row in rows}
+    assert found == {
+        ("threads", "1", "1"), ("threads", "1", "2"), ("threads", "2", "1"), ("processes", "2", "1"), ("threads", "4", "1"),
+        ("processes", "4", "1"),
+    }  # fmt: skip
+    assert any(row["front"] == "yes" for row in rows)
+    assert all(float(row["low"]) <= float(row["images_per_s"]) <= float(row["high"]) for row in rows)
+    assert "workers x threads" in capsys.readouterr().out
+    with Image.open(path.with_suffix(".png")) as picture:
+        assert picture.size == (1600, 840)
+
+
+def test_front() -> None:
+    rows = [{"images_per_s": s, "p95_ms": p} for s, p in ((10, 1), (20, 2), (15, 3), (20, 4))]
+    assert _serve.front(rows) == {0, 1}
+
+
+def row(name: str, speed: float, low: float, high: float, **more: Any) -> dict[str, Any]:
+    return {
+        "model": "m",
+        "contender": name,
+        "batch": 1,
+        "threads": 2,
+        "precision": "fp32",
+        "images_per_s": speed,
+        "low": low,
+        "high": high,
+        "noisy": "no",
+        **more,
+    }
+
+
+def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = _timing.write_csv(
+        tmp_path / "a.csv", [row("x", 100, 95, 105), row("y", 100, 95, 105), row("z", 100, 95, 105), row("only a", 1, 1, 1)]
+    )
+    b = _timing.write_csv(tmp_path / "b.csv", [row("x", 104, 99, 109), row("y", 200, 190, 210), row("z", 50, 45, 55)])
+    assert cli.run(["bench", "--compare", str(a), str(b), "--json"]) == 0
+    found = {each["contender"]: each for each in json.loads(capsys.readouterr().out)}
+    assert {name: each["verdict"] for name, each in found.items()} == {"x": "not a difference", "y": "faster", "z": "slower"}
+    assert found["y"]["ratio"] == 2.0
+    assert (found["y"]["ratio_low"], found["y"]["ratio_high"]) == pytest.approx((190 / 105, 210 / 95), rel=1e-3)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(_compare.table(list(found.values())))
+    assert "not a difference" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [("none.csv", None, "no file"), ("x.csv", "a,b\n1,2\n", "not a benchmark"), ("x.csv", "", "not a benchmark")],
+)
+def test_compare_refuses(tmp_path: Path, name: str, text: str | None, told: str) -> None:
+    good = _timing.write_csv(tmp_path / "good.csv", [row("x", 100, 95, 105)])
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(FileError, match=told):
+        _compare.compared(good, tmp_path / name)
+    other = _timing.write_csv(tmp_path / "other.csv", [row("y", 100, 95, 105)])
+    with pytest.raises(FileError, match="no rows in common"):
+        _compare.compared(good, other)
+    assert cli.run(["bench", "--compare", str(good)]) == 2
+
+
+def test_self_check_finds_an_expensive_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _self_check.main(True, ["cnn_small"], out=tmp_path / "ok.csv", batches=[1], seconds=0.2) if _quiet() else None
+    assert path is None or len(_timing.read_csv(path)) == 1
+    honest = _timing._turn
+    monkeypatch.setattr(_timing, "_turn", lambda *given: honest(*given) * 1.5)  # as if each call cost half as much again
+    with pytest.raises(DisagreeError, match="from a bare loop"):
+        _self_check.main(True, ["cnn_small"], out=tmp_path / "x.csv", batches=[8], seconds=0.5)
+
+
+def _quiet() -> bool:
+    return _timing.busy() < 0.25
+
+
+def test_options_that_do_not_go_together() -> None:
+    for words in (
+        ["--serve", "--self-check"],
+        ["cnn_small", "--serve", "--devices", "cuda"],
+        ["startup", "--threads", "2"],
+        ["cnn_small", "--threads", "0"],
+    ):
+        assert cli.run(["bench", *words]) == 2
