@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ __all__ = ["figures", "main", "table"]
 BATCHES, QUICK_BATCHES = (1, 8, 64, 256), (1, 8, 64)
 ACCURACY_BATCH, QUICK_IMAGES, MOST_BYTES = 64, 1000, 400_000_000
 """Accuracy is taken at this batch size or the largest below it, on 1,000 images in a quick run and never on more than 400 MB."""
+
+ABOVE = 1.1
+"""A share of the roofline beyond this means that its limits were measured while others had the cores: such a row is noisy too."""
 
 
 def main(
@@ -144,6 +147,7 @@ class _Bench:
         size = math.prod(subject.shape) * (1 if subject.preprocess == "full" else 4)
         self.tested = subject.images("test", min(QUICK_IMAGES if quick else _subjects.IMAGES, MOST_BYTES // size))
         self.accuracy: dict[str, tuple[int, int]] = {}
+        self.peaks: dict[str, float] = {}
         self.kept = {each.name: each.load_mb for each in self.contenders}
 
     def _gather(self, *, must: bool, allow_cpu: bool) -> list[Contender]:
@@ -174,7 +178,8 @@ class _Bench:
         for batch in batches:
             say(f"measure  {self.subject.name} on {self.where.type}, batch {batch}")
             rows += self._batch(batch, seconds, accuracy=batch == at)
-        return [row | self._accuracy(row["contender"]) for row in rows]
+        environment = _timing.environment(self.where)
+        return [row | self._accuracy(row["contender"]) | environment for row in rows]
 
     def _batch(self, batch: int, seconds: float, *, accuracy: bool) -> list[dict[str, Any]]:
         torch.compiler.reset()  # what was compiled for another batch counts towards the limit of recompilations
@@ -186,17 +191,19 @@ class _Bench:
         sync = torch.cuda.synchronize if self.where.type == "cuda" else None
         samples = _timing.interleave(calls | resident, seconds=seconds, sync=sync)
         limits = before.merged(self._limits(batch))
+        self.peaks = {key: max(value, self.peaks.get(key, 0.0)) for key, value in limits.flops.items()}
+        limits = replace(limits, flops=self.peaks)
         if accuracy and self.tested:
             self.accuracy = {name: correct(each.ready.call, inputs, *self.tested) for name, each in found.items()}
         base = BASE if BASE in samples else next(iter(samples))
-        environment = _timing.environment(self.where)
         rows = []
         for name, each in found.items():
             row = self._row(each, batch, samples, base)
             row |= self._costs(each) | self._share(each, batch, samples[name].median / 1e9, limits)
             noisy = samples[name].noisy or any(samples[n].noisy for n in (f"{name} resident",) if n in samples)
+            noisy = noisy or row["share"] > ABOVE
             row |= {"settings": each.ready.settings, "noisy": "yes" if noisy else "no", "rounds": samples[name].rounds}
-            rows.append({key: _plain(value) for key, value in row.items()} | environment)
+            rows.append({key: _plain(value) for key, value in row.items()})
         return rows
 
     def _inputs(self, batch: int) -> Tensor:

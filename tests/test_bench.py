@@ -88,7 +88,7 @@ def test_inference_rows(tables: dict[str, Path]) -> None:
         assert float(row["high"]) >= float(row["images_per_s"]) * 0.999
         assert float(row["p99_ms"]) >= float(row["p95_ms"]) >= 0
         assert row["contender"] != "pytorch eager" or float(row["ratio"]) == 1.0
-        assert 0 < float(row["share"]) < 3, "a share of what was measured; above 1 only by noise"
+        assert 0 < float(row["share"]) <= inference.ABOVE or row["noisy"] == "yes"
         assert row["bound"] in ("compute", "copy")
         assert float(row["gflops"]) == pytest.approx(2 * 10_913_024 * float(row["images_per_s"]) / 1e9, rel=2e-3)
         assert float(row["first_ms"]) > 0 and float(row["load_ms"]) > 0 and float(row["file_mb"]) > 0.1
