@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from zoo import registry
 from zoo import run as engine
-from zoo.bench import _quantise
 from zoo.console import say
 from zoo.data import _augment
-from zoo.export import _graph, _session, onnx_fp32
+from zoo.export import _graph, _guard, _session, onnx_fp16, onnx_fp32, onnx_int8
 from zoo.spec import DataError, FileError, UsageError
 
 IMAGES = 10_000
@@ -141,6 +140,7 @@ def _mb(model: nn.Module) -> float:
 
 def _of_file(path: Path) -> Subject:
     """A file alone; with the run it was made from in its folder, PyTorch takes part too."""
+    _guard.trial(path)  # a stranger's file is looked at, and run once in a child process, before it is opened here
     session = _session.open_session(path)
     entry = session.get_inputs()[0]
     written = session.get_modelmeta().custom_metadata_map
@@ -187,7 +187,10 @@ def _files(subject: Subject, exported: _graph.Exported, folder: Path, precisions
             continue
         target = folder / f"model_{each}.onnx"
         try:
-            _quantise.write(each, files["fp32"], target, lambda: _calibration(subject))
+            if each == "int8":
+                onnx_int8.write(exported, target, _calibration(subject))
+            else:
+                onnx_fp16.write(exported, target)
         except Exception as error:  # several libraries take part, each with its own errors
             say(
                 f"skipped  {each}: no file of it can be made ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})"
