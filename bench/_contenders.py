@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zoo import host
 from zoo.bench import _memory
+from zoo.export._graph import Exported
 
 BASE = "pytorch eager"
 FP32_TOLERANCE, HALF_TOLERANCE, INT8_TOLERANCE = 1e-4, 0.05, 0.5
@@ -72,7 +73,7 @@ def loaded(
     return Contender(name, precision, lambda inputs: prepare(thing, inputs), spent, kept, file_mb, may_fail)
 
 
-def of_pytorch(build: Callable[[], nn.Module], where: torch.device, *, compiled: bool, file_mb: float) -> list[Contender]:
+def of_pytorch(build: Callable[[], Exported], where: torch.device, *, compiled: bool, file_mb: float) -> list[Contender]:
     """PyTorch's ways to run the model that ``build`` makes, on ``where``, eager float32 first."""
     half = _half(where)
     ways = [
@@ -89,6 +90,23 @@ def of_pytorch(build: Callable[[], nn.Module], where: torch.device, *, compiled:
     ]
 
 
+class _Typed(nn.Module):
+    """A model in ``dtype`` and ``layout`` behind preprocessing in float32, as the exported files have it.
+
+    Converting layout and type belongs to the time: all contenders are given the same bytes.
+    """
+
+    def __init__(self, exported: Exported, dtype: torch.dtype, layout: torch.memory_format) -> None:
+        super().__init__()
+        self.exported, self.dtype, self.layout = exported, dtype, layout
+        exported.model.to(dtype).to(memory_format=layout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As :class:`Exported`."""
+        logits = self.exported.model(self.exported.prepare(images).to(self.dtype, memory_format=self.layout))
+        return logits.softmax(1) if self.exported.softmax else logits
+
+
 def _half(where: torch.device) -> str:
     """The half type that the hardware multiplies, if any: fp16 on a GPU, as onnxruntime's there."""
     if where.type == "cuda":
@@ -97,7 +115,7 @@ def _half(where: torch.device) -> str:
 
 
 def _way(
-    name: str, precision: str, build: Callable[[], nn.Module], layout: torch.memory_format, where: torch.device, *, compiled: bool,
+    name: str, precision: str, build: Callable[[], Exported], layout: torch.memory_format, where: torch.device, *, compiled: bool,
     file_mb: float,
 ) -> Contender:  # fmt: skip
     dtype = _DTYPES[precision]
@@ -106,15 +124,12 @@ def _way(
         # compiled for this one shape, weights frozen into the graph: the fastest that torch.compile offers
         run = torch.compile(model, dynamic=False, options={"freezing": True}) if compiled else model
 
-        def on(batch: Tensor) -> Tensor:  # converting layout and type belongs to the time: all are given the same bytes
-            return run(batch.to(dtype, memory_format=layout) if batch.is_floating_point() else batch)
-
         if where.type == "cpu":
-            return Ready(lambda: on(inputs))
+            return Ready(lambda: run(inputs))
         here = inputs.to(where)
-        return Ready(lambda: on(inputs.to(where)).cpu(), lambda: on(here))
+        return Ready(lambda: run(inputs.to(where)).cpu(), lambda: run(here))
 
     def load() -> nn.Module:
-        return build().to(where, dtype).to(memory_format=layout)
+        return _Typed(build(), dtype, layout).to(where)
 
     return loaded(name, precision, load, prepare, file_mb=file_mb, may_fail=compiled, where=where)

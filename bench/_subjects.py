@@ -33,7 +33,7 @@ class Subject:
     name: str
     shape: tuple[int, ...]
     """Of one input: (3, H, W) float32, or (H, W, 3) uint8 where the file does the preprocessing."""
-    build: Callable[[], nn.Module] | None
+    build: Callable[[], _graph.Exported] | None
     files: dict[str, Path] = field(default_factory=dict)
     weights_mb: float = 0.0
     folder: Path | None = None
