@@ -9,6 +9,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "exchange.h"
 #include "focal_loss.h"
 #include "tensors.h"
 
@@ -70,46 +71,97 @@ PyObject* capability(PyObject*, PyObject* name) {
   return PyUnicode_FromString(zoo::capability());
 }
 
-double number(PyObject* value) { return PyFloat_AsDouble(value); }
-int64_t whole(PyObject* value) { return PyLong_AsLongLong(value); }
-void* address(PyObject* value) { return reinterpret_cast<void*>(PyLong_AsUnsignedLongLong(value)); }
+// ---- plain CPU tensors, straight from Python: the dispatcher and its boxed arguments take longer than 128 x 10 logits do ----
 
-// Plain CPU tensors (N, C) by address: the dispatcher and its boxed arguments take longer than 128 x 10 logits do. Returns the
-// first row with a bad label, or -1. The order of the arguments is that of `fields` in zoo/ops.py.
-PyObject* run_at(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 19) return PyErr_Format(PyExc_TypeError, "run_at takes 19 arguments, not %zd", count);
+constexpr double largest = 1.7976931348623157e308;
+
+// The call that these arguments make, or false where they are not the plain case: zoo/ops.py then finds out what they are.
+bool problem_from(PyObject* const* args, zoo::Problem& p, View& loss) {
+  View logits, target, weight, grad;
+  if (!view_of(args[0], logits) || !type_of(logits, p.type) || !view_of(args[1], target) || !label_of(target, p.label)) return false;
+  const int width = p.type == zoo::Type::f64 ? 64 : 32;
+  p.logits = logits.begin();
+  p.n = logits.shape[0];
+  p.classes = logits.shape[1];
+  p.stride_n = logits.strides[0];
+  p.stride_c = logits.strides[1];
+  p.target = target.begin();
+  p.target_n = target.strides[0];
+  if (target.shape[0] != p.n) return false;
+  if (args[2] != Py_None) {
+    if (!view_of(args[2], weight) || !weight.holds(1, a_float, width) || weight.shape[0] != p.classes || weight.strides[0] != 1) return false;
+    p.weight = weight.begin();
+  }
+  if (args[3] != Py_None) {
+    if (!view_of(args[3], grad) || grad.code != logits.code || grad.bits != logits.bits || grad.ndim != 2) return false;
+    if (grad.shape[0] != p.n || grad.shape[1] != p.classes) return false;
+    p.grad = grad.begin();
+    p.grad_n = grad.strides[0];
+    p.grad_c = grad.strides[1];
+  }
+  if (!view_of(args[4], loss) || !loss.holds(0, a_float, width)) return false;
+  if (!number(args[5], 0, largest, p.gamma) || !number(args[7], 0, 1, p.smoothing) || !number(args[9], -largest, largest, p.scale)) return false;
+  if (!PyLong_CheckExact(args[6]) || !PyUnicode_Check(args[8])) return false;
+  p.ignore_index = PyLong_AsLongLong(args[6]);
+  if (PyErr_Occurred()) return false;
+  if (PyUnicode_CompareWithASCIIString(args[8], "mean") == 0) p.reduction = zoo::Reduction::mean;
+  else if (PyUnicode_CompareWithASCIIString(args[8], "sum") == 0) p.reduction = zoo::Reduction::sum;
+  else if (PyUnicode_CompareWithASCIIString(args[8], "weighted_mean") == 0) p.reduction = zoo::Reduction::weighted_mean;
+  else return false;
+  return true;
+}
+
+PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 10) return PyErr_Format(PyExc_TypeError, "run takes 10 arguments, not %zd", count);
   zoo::Problem p;
-  p.logits = address(args[0]);
-  p.type = static_cast<zoo::Type>(whole(args[1]));
-  p.n = whole(args[2]);
-  p.classes = whole(args[3]);
-  p.stride_n = whole(args[4]);
-  p.stride_c = whole(args[5]);
-  p.target = address(args[6]);
-  p.label = static_cast<zoo::Label>(whole(args[7]));
-  p.target_n = whole(args[8]);
-  p.weight = address(args[9]);
-  p.grad = address(args[10]);
-  p.grad_n = whole(args[11]);
-  p.grad_c = whole(args[12]);
-  void* const loss = address(args[13]);
-  p.gamma = number(args[14]);
-  p.smoothing = number(args[15]);
-  p.scale = number(args[16]);
-  p.ignore_index = whole(args[17]);
-  p.reduction = static_cast<zoo::Reduction>(whole(args[18]));
-  if (PyErr_Occurred()) return nullptr;
+  View loss;
+  if (!problem_from(args, p, loss)) {
+    PyErr_Clear();
+    Py_RETURN_NONE;
+  }
   zoo::Result result;
-  Py_BEGIN_ALLOW_THREADS
-  result = compute(p);
-  Py_END_ALLOW_THREADS
-  if (result.bad_row < 0) put(loss, p.type == zoo::Type::f64, result.loss);
+  if (p.n * p.classes < 4096) {  // a few microseconds: giving up Python's lock and taking it again costs more under contention
+    result = compute(p);
+  } else {
+    Py_BEGIN_ALLOW_THREADS
+    result = compute(p);
+    Py_END_ALLOW_THREADS
+  }
+  if (result.bad_row < 0) put(loss.begin(), p.type == zoo::Type::f64, result.loss);
   return PyLong_FromLongLong(result.bad_row);
 }
 
+// Whether a tensor is a single 1 on the CPU.
+PyObject* is_one(PyObject*, PyObject* object) {
+  View value;
+  if (!view_of(object, value) || value.lanes != 1 || value.ndim != 0 || value.code != a_float) Py_RETURN_FALSE;
+  const bool one = value.bits == 32   ? *reinterpret_cast<const float*>(value.begin()) == 1.0f
+                   : value.bits == 64 ? *reinterpret_cast<const double*>(value.begin()) == 1.0
+                                      : false;
+  return PyBool_FromLong(one);
+}
+
+PyObject* connect(PyObject*, PyObject* capsule) {
+  const void* found = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
+  if (found == nullptr) return nullptr;
+  const auto* api = static_cast<const Exchange*>(found);
+  while (api != nullptr && api->major != 1) api = api->previous;
+  exchange = api;
+  return PyBool_FromLong(api != nullptr);
+}
+
+template <typename Function>
+PyCFunction method(Function* function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)(void)>(function));
+}
+
 PyMethodDef methods[] = {
-    {"run_at", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)(void)>(run_at)), METH_FASTCALL,
-     "The kernel on addresses, for zoo/ops.py; returns the first row with a bad label, or -1."},
+    {"run", method(run), METH_FASTCALL,
+     "run(logits, target, weight, grad, loss, gamma, ignore_index, label_smoothing, reduction, scale): writes the loss, and the\n"
+     "gradient where grad is not None. The first row with a bad label, or -1; None where this is not the plain case on the CPU:\n"
+     "logits (N, C), a reduced loss, every argument of its right type and in its range."},
+    {"is_one", is_one, METH_O, "is_one(tensor): whether it is a single 1 on the CPU."},
+    {"connect", connect, METH_O, "connect(torch.Tensor.__dlpack_c_exchange_api__): what run and is_one read tensors by; True if it is known."},
     {"capability", capability, METH_O, "capability(name or None): the instruction set in use, after choosing name."},
     {nullptr, nullptr, 0, nullptr},
 };

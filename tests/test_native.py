@@ -117,18 +117,17 @@ def test_the_benchmarks_kernel_is_the_ops(dtype: torch.dtype) -> None:
     logits, target = torch.randn(500, 10, generator=draw).to(dtype), torch.randint(10, (500,), generator=draw)
     weight, grad = torch.rand(10, generator=draw), torch.empty_like(logits)
     loss = torch.empty(())
-    at = ops.fields(logits, target, weight, grad, loss)
-    settings = (2.0, 0.0, 1.0, -100, ops.REDUCTIONS.index("mean"))
-    assert ops._C.run_at(*at, *settings) == -1
+    settings = (2.0, -100, 0.0, "mean", 1.0)
+    assert ops._C.run(logits, target, weight, grad, loss, *settings) == -1
     leaf = logits.clone().requires_grad_()
     true = ops.focal_loss(leaf, target, weight=weight)
     true.backward()
     assert torch.equal(loss, true)
     assert torch.equal(grad, leaf.grad)
     target[3] = 10
-    assert ops._C.run_at(*at, *settings) == 3
-    with pytest.raises(TypeError, match="19 arguments, not 5"):
-        ops._C.run_at(*settings)
+    assert ops._C.run(logits, target, weight, grad, loss, *settings) == 3
+    with pytest.raises(TypeError, match="10 arguments, not 5"):
+        ops._C.run(*settings)
 
 
 def cmake(place: Path, *options: str, target: str = "all") -> Path:

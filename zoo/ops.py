@@ -76,6 +76,10 @@ def focal_loss(
         TypeError, ValueError: an argument of wrong type, shape, device or range.
         NotImplementedError: second derivatives, forward mode and ``torch.func.vmap``.
     """
+    if _C is not None and not torch.compiler.is_compiling():
+        loss = _direct(logits, target, weight, gamma, ignore_index, label_smoothing, reduction, scale)
+        if loss is not None:
+            return loss
     return _call(logits, target, gamma, weight, ignore_index, label_smoothing, reduction, scale, False)[0]
 
 
@@ -127,10 +131,10 @@ def _call(
         loss, _, p, factor = _run(logits, target, weight, settings, False, want_rows)
     elif _in_transform():
         loss, _, p, factor = _FocalTransformed.apply(logits, target, weight, settings, want_rows)
-    elif want_rows:
-        loss, p, factor = _Focal.apply(logits, target, weight, settings, True)
     else:
-        loss = p = factor = _Focal.apply(logits, target, weight, settings, False)
+        with torch.no_grad():
+            made = _run(logits, target, weight, settings, True, want_rows)
+        loss, p, factor = _Focal.apply(logits, made)
     if len(shape) > 2:
         loss = loss.reshape(shape) if reduction == "none" else loss
         p = p.reshape(shape) if want_rows else p
@@ -192,8 +196,6 @@ def _run(
     logits: Tensor, target: Tensor, weight: Tensor | None, settings: tuple[Any, ...], want_grad: bool, want_rows: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op, a bad label told as IndexError whoever found it."""
-    if not want_grad and not want_rows and settings[4] and _C is not None and _is_plain(logits, target, weight):
-        return _direct(logits, target, weight, settings, False)[0], target, target, target
     try:
         out = torch.ops.zoo.focal_loss.default(logits, target, weight, *settings, want_grad, want_rows)
     except NotImplementedError:
@@ -218,70 +220,69 @@ def _in_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _is_plain(logits: Tensor, target: Tensor, weight: Tensor | None) -> bool:
-    """Whether these are memory and nothing more: no subclass, lazy negation, tracer or transform that has to see the op."""
-    return (
-        logits.is_cpu
-        and logits.dim() == 2
-        and all(type(each) in _PLAIN and each.layout is torch.strided and not each.is_neg() for each in (logits, target))
-        and (weight is None or type(weight) in _PLAIN)
-        and not torch._C._len_torch_dispatch_stack()
-        and torch._C._get_tracing_state() is None
-        and not _in_transform()
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is memory and nothing more: no subclass, no lazy negation."""
+    return type(tensor) in _PLAIN and not tensor.is_neg()
+
+
+def _is_watched() -> bool:
+    """Whether a mode, tracer or transform has to see the op, or forward mode may want its derivative."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
     )
 
 
 def _direct(
-    logits: Tensor, target: Tensor, weight: Tensor | None, settings: tuple[Any, ...], want_grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Loss and gradient of plain CPU tensors (N, C), past the dispatcher: 4 us in place of 15."""
-    loss = torch.empty((), dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    grad = torch.empty_like(logits, requires_grad=False) if want_grad else None
-    bad = _C.run_at(*fields(logits, target, weight, grad, loss), *settings)  # type: ignore[union-attr]
+    logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float, ignore_index: int,
+    label_smoothing: float, reduction: str, scale: float,
+) -> Tensor | None:  # fmt: skip
+    """The loss of plain CPU tensors (N, C) past the dispatcher, checked in C; None for whatever is not plain and right."""
+    if not _is_plain(logits) or not _is_plain(target) or _is_watched():
+        return None
+    if weight is not None and (type(weight) not in _PLAIN or weight.requires_grad):
+        return None
+    want_grad = logits.requires_grad and torch.is_grad_enabled()
+    loss = torch.empty((), dtype=torch.float64 if logits.dtype is torch.float64 else torch.float32)
+    grad = torch.empty_like(logits) if want_grad else None
+    bad = _C.run(logits, target, weight, grad, loss, gamma, ignore_index, label_smoothing, reduction, scale)  # type: ignore[union-attr]
+    if bad is None:
+        return None
     if bad >= 0:
-        check_labels(target, logits.shape[1], settings[3])
-    return loss, grad
-
-
-def fields(logits: Tensor, target: Tensor, weight: Tensor | None, grad: Tensor | None, loss: Tensor) -> tuple[int, ...]:
-    """The first arguments of ``zoo._C.run_at``; the tensors must be kept as long as these are used."""
-    where = 0 if weight is None else weight.data_ptr()
-    out = (0, 0, 0) if grad is None else (grad.data_ptr(), *grad.stride())
-    label = LABELS.index(target.dtype), *target.stride()
-    kind = DTYPES.index(logits.dtype), *logits.shape, *logits.stride()
-    return logits.data_ptr(), *kind, target.data_ptr(), *label, where, *out, loss.data_ptr()
+        check_labels(target, logits.shape[1], ignore_index)
+    return loss if grad is None else _Focal.apply(logits, (loss, grad))
 
 
 class _Focal(torch.autograd.Function):
-    """The op in eager mode: cheaper than ``register_autograd``, and no multiplication by a grad_output of 1."""
+    """Ties a loss to its gradient in eager mode: cheaper than ``register_autograd``, and no multiplication by 1."""
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, settings: tuple[Any, ...], want_rows: bool
-    ) -> Any:
+    def forward(ctx: Any, logits: Tensor, made: tuple[Tensor, ...]) -> Any:
         ctx.set_materialize_grads(False)
-        if not want_rows and settings[4] and _C is not None and _is_plain(logits, target, weight):
-            loss, grad = _direct(logits, target, weight, settings, True)
-            ctx.save_for_backward(grad)
-            return loss
-        loss, grad, p, factor = _run(logits, target, weight, settings, True, want_rows)
-        ctx.save_for_backward(grad)
-        if not want_rows:
-            return loss
+        ctx.save_for_backward(made[1])
+        if len(made) == 2:
+            return made[0]
+        loss, _, p, factor = made
         ctx.mark_non_differentiable(p, factor)
         return loss, p, factor
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
-        (grad,) = ctx.saved_tensors
-        if grad_loss is None:
-            return None, None, None, None, None
-        if torch.is_grad_enabled():
-            return _Once.apply(grad, grad_loss, _tripwire()), None, None, None, None
-        kept = torch._C._autograd._get_current_graph_task_keep_graph()  # then the caller may ask again: not the buffer itself
-        if not kept and grad_loss.dim() == 0 and grad_loss.is_cpu and grad_loss.item() == 1:
-            return grad, None, None, None, None
-        return _scaled(grad, grad_loss), None, None, None, None
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, None]:
+        return _given(ctx, grad_loss), None
+
+
+def _given(ctx: Any, grad_loss: Tensor | None) -> Tensor | None:
+    """The gradient of the logits: the buffer itself where grad_loss is 1 and nobody may ask again."""
+    (grad,) = ctx.saved_tensors
+    if grad_loss is None:
+        return None
+    if torch.is_grad_enabled():
+        return _Once.apply(grad, grad_loss, _tripwire())
+    if _C is not None and _C.is_one(grad_loss) and not torch._C._autograd._get_current_graph_task_keep_graph():
+        return grad
+    return _scaled(grad, grad_loss)
 
 
 class _FocalTransformed(torch.autograd.Function):
@@ -300,7 +301,9 @@ class _FocalTransformed(torch.autograd.Function):
         ctx.mark_non_differentiable(grad, p, factor)
         ctx.set_materialize_grads(False)
 
-    backward = _Focal.backward
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
+        return _given(ctx, grad_loss), None, None, None, None
 
     @staticmethod
     def vmap(*_: Any) -> Any:
@@ -391,3 +394,5 @@ torch.library.register_fake("zoo::focal_loss", shapes, lib=_library)
 torch.library.register_autograd("zoo::focal_loss", _backward, setup_context=_save, lib=_library)
 torch.library.register_vmap("zoo::focal_loss", _no_vmap, lib=_library)
 _C, _C_cuda, _broken = _load_all()
+if _C is not None:
+    _C.connect(torch.Tensor.__dlpack_c_exchange_api__)
