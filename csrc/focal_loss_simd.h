@@ -283,6 +283,7 @@ struct Block {
   D loss{}, modulation{};
   Tile tile;
   I row_of_lane[33];
+  I lane;
 
   explicit Block(const Call& c)
       : call(c), p(c.problem), C(c.problem.classes), gamma(c.problem.gamma),
@@ -290,6 +291,7 @@ struct Block {
         flat_out(p.grad != nullptr && p.inner == 1 && (p.grad_c == 1 || C == 1) && p.grad_n == C),
         stream(ZOO_W >= 8 && std::is_same_v<T, Single> && flat_out && c.rows * C >= stream_from &&
                reinterpret_cast<uintptr_t>(p.grad) % (4 * W) == 0) {
+    for (int i = 0; i < W; ++i) lane[i] = i;
     if (C > 32) return;
     for (int64_t k = 0; k < C; ++k)  // W rows are C vectors; (i * m) >> 16 is i / C for i < 512
       for (int i = 0; i < W; ++i) row_of_lane[k][i] = int32_t((k * W + i) * (65536 / C + 1) >> 16);
@@ -478,20 +480,27 @@ struct Block {
   }
 
 #if ZOO_W >= 8
-  // Whole vectors past the caches: a tile's first element is aligned, as it starts at a multiple of W rows.
+  // Whole vectors past the caches: a tile's first element is aligned, as it starts at a multiple of W rows. The next tile's
+  // logits are fetched meanwhile, or the loads of one tile and the stores of another would take turns.
   void streamed_gradients(float* to) {
     if (C <= 32) return flat_gradients<true>(to);
     const int64_t count = tile.rows * C;
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      float* row = tile.values + r * C;
-      const F slope = all(tile.slope[r]);
-      int64_t c = 0;
-      for (; c + W <= C; c += W) store(row + c, load(row + c) * slope);
-      for (; c < C; ++c) row[c] *= tile.slope[r];
-    }
+    int64_t r = 0, edge = C;  // where row r ends
     int64_t i = 0;
-    for (; i + W <= count; i += W) bypass(to + i, load(tile.values + i));
-    for (; i < count; ++i) to[i] = tile.values[i];
+    for (; i + W <= count; i += W) {
+      fetch(i);
+      while (i >= edge) edge += C, ++r;
+      const F slope = all(tile.slope[r]);
+      F value = load(tile.values + i);
+      if (i + W <= edge) value *= slope;
+      else value *= pick(lane < int32_t(edge - i), slope, all(tile.slope[r + 1]));
+      bypass(to + i, value);
+    }
+    for (; i < count; ++i) to[i] = tile.values[i] * tile.slope[i / C];
+  }
+
+  ZOO_INLINE void fetch(int64_t i) const {
+    if (flat_in) __builtin_prefetch(static_cast<const float*>(p.logits) + (tile.first + tile.rows) * C + i);
   }
 
   ZOO_INLINE static void bypass(float* to, F value) {
@@ -510,7 +519,7 @@ struct Block {
       for (int64_t k = 0; k < C; ++k, at += W) {
         const F value = load(tile.values + at) * spread(slopes, row_of_lane[k]);
         if (at + W <= count) {
-          if constexpr (streaming) bypass(to + at, value);
+          if constexpr (streaming) fetch(at), bypass(to + at, value);
           else store_as<T>(to + at, value);
         } else if (at < count) store_part<T>(to + at, value, count - at);
       }

@@ -370,6 +370,44 @@ def test_same_bits_for_any_number_of_threads(served: str) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("classes", [10, 33, 64, 100])
+def test_gradients_too_large_for_the_caches(served: str, classes: int) -> None:
+    """From 4 Mi logits on they are written past the caches, in vectors that hold the ends of two rows."""
+    rows = (4 << 20) // classes + 3
+    draw = torch.Generator().manual_seed(classes)
+    logits = (3 * torch.randn(rows, classes, generator=draw)).requires_grad_()
+    target = torch.randint(classes, (rows,), generator=draw)
+    ops.focal_loss(logits, target, reduction="sum").backward()
+    p = logits.detach().softmax(1)
+    own = p.gather(1, target[:, None])
+    slope = (1 - own) ** 2 - 2 * own * (1 - own) * own.log()
+    wanted = slope * p.scatter_add(1, target[:, None], -torch.ones_like(own))
+    assert (logits.grad - wanted).abs().max() < 1e-5
+
+
+def test_the_short_way_takes_only_what_it_knows() -> None:
+    """``_C.run`` says None, and touches nothing, for all but plain CPU tensors with arguments in range; the long way then tells."""
+    if ops._C is None:
+        pytest.skip(f"no C++ kernel here: {ops.kernel()}")
+    logits, target, loss, grad = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.full((), 7.0), torch.full((4, 3), 7.0)
+    plain = [logits, target, None, grad, loss, 2.0, -100, 0.0, "mean", 1.0]
+    unsuited = {
+        0: [logits[0], logits.int(), logits.to("meta"), None, torch.randn(4, 0)], 1: [target[:3], target.float(), target[:, None]],
+        2: [torch.ones(2), torch.ones(3, dtype=torch.float64), torch.ones(6)[::2]], 3: [grad[:3], grad.double(), grad.bfloat16()],
+        4: [loss.double(), torch.zeros(1)], 5: [-1.0, float("nan"), "2", True], 7: [1.5, -0.1], 8: ["none", "other", 1], 9: [float("inf")],
+    }  # fmt: skip
+    for place, values in unsuited.items():
+        for value in values:
+            changed = [*plain[:place], value, *plain[place + 1 :]]
+            assert ops._C.run(*changed) is None, (place, value)
+    assert loss == 7 and bool((grad == 7).all())
+    assert ops._C.run(*plain) == -1 and loss != 7
+    assert ops._C.run(logits, torch.tensor([0, 1, 3, 0]), *plain[2:]) == 2
+    ones = [torch.ones(()), torch.ones((), dtype=torch.float64)]
+    others = [torch.full((), 1.5), torch.ones(1), torch.ones((), dtype=torch.int64), torch.ones((), device="meta"), 1.0]
+    assert [ops._C.is_one(each) for each in ones + others] == [True, True, *[False] * len(others)]
+
+
 def test_second_derivatives_vmap_and_forward_mode_are_refused(served: str) -> None:
     logits, target = torch.randn(6, 3, requires_grad=True), torch.randint(3, (6,))
     (grad,) = torch.autograd.grad(ops.focal_loss(logits, target), logits, create_graph=True)

@@ -394,5 +394,5 @@ torch.library.register_fake("zoo::focal_loss", shapes, lib=_library)
 torch.library.register_autograd("zoo::focal_loss", _backward, setup_context=_save, lib=_library)
 torch.library.register_vmap("zoo::focal_loss", _no_vmap, lib=_library)
 _C, _C_cuda, _broken = _load_all()
-if _C is not None:
+if _C is not None and hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):  # an older torch takes the longer way
     _C.connect(torch.Tensor.__dlpack_c_exchange_api__)
