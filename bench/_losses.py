@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zoo import ops
+from zoo import run as runs
 
 GAMMA = 2.0
 BASE = "eager textbook"
-COPY, OWN, OWN_KERNEL = "copy", "zoo", "zoo kernel"
+COPY, EMPTY, OWN, OWN_KERNEL = "copy", "empty function", "zoo", "zoo kernel"
+INSTRUCTION_SETS = ("default", "avx2", "avx512")
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -117,3 +122,103 @@ def kernel_of(logits: Tensor, target: Tensor, weight: Tensor, *, backward: bool)
         return None
     loss, grad = torch.empty(()), torch.empty_like(logits) if backward else None
     return lambda: ops._C.run(logits, target, weight, grad, loss, GAMMA, -100, 0.0, "mean", 1.0)  # type: ignore[union-attr]
+
+
+def kernels_of(
+    logits: Tensor, target: Tensor, weight: Tensor, *, backward: bool, sets: bool
+) -> dict[str, Callable[[], object]]:
+    """:func:`kernel_of` by name; with ``sets`` also as each other instruction set that this CPU and build have computes it."""
+    call = kernel_of(logits, target, weight, backward=backward)
+    if call is None or ops._C is None:
+        return {}
+    found, chosen = {OWN_KERNEL: call}, ops._C.capability(None)
+    for name in INSTRUCTION_SETS if sets else ():
+        try:
+            if ops._C.capability(name) != chosen:
+                found[f"{OWN_KERNEL} {name}"] = _switched(call, name, chosen)
+        except ValueError:
+            continue
+    ops._C.capability(chosen)
+    return found
+
+
+def _switched(call: Callable[[], object], name: str, back: str) -> Callable[[], object]:
+    """The call under another instruction set; switching twice takes 0.1 us."""
+    switch = ops._C.capability  # type: ignore[union-attr]
+
+    def switched() -> None:
+        switch(name)
+        try:
+            call()
+        finally:
+            switch(back)
+
+    return switched
+
+
+def empty_of(logits: Tensor, *, backward: bool) -> Callable[[], object]:
+    """An autograd function that only fills a scalar and hands back a buffer: what any loss costs before it computes."""
+    leaf, grad = logits.detach().requires_grad_(backward), torch.zeros_like(logits)
+
+    class Empty(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, z: Tensor) -> Tensor:
+            return z.new_zeros((), dtype=torch.float32)
+
+        @staticmethod
+        def backward(ctx: Any, _: Tensor) -> Tensor:
+            return grad
+
+    def call() -> None:
+        loss = Empty.apply(leaf)
+        if backward:
+            loss.backward()
+            leaf.grad = None
+
+    return call
+
+
+class Step:
+    """A whole float32 training step of ``model`` on one batch, which also notes the time that its loss takes.
+
+    That is the loss's forward call, and its backward up to the gradient of the logits. With ``sync`` the device is waited for
+    at each of these marks.
+    """
+
+    BATCH, CLASSES = 128, 10
+
+    def __init__(self, model: str, contender: Contender, where: torch.device, sync: Callable[[], object] | None) -> None:
+        draw = torch.Generator().manual_seed(0)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = runs.create_model(model, self.CLASSES).to(where).to(memory_format=torch.channels_last).train()
+        self.inputs = torch.randn(self.BATCH, 3, 32, 32, generator=draw).to(where, memory_format=torch.channels_last)
+        self.target = torch.randint(self.CLASSES, (self.BATCH,), generator=draw).to(where)
+        self.weight = torch.ones(self.CLASSES, device=where)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        self.loss, self.sync = contender.call, sync or (lambda: None)
+        self.shares: list[float] = []
+
+    @property
+    def share(self) -> float:
+        """Median over the steps so far of the loss's part in [0, 1]."""
+        return statistics.median(self.shares)
+
+    def _now(self) -> int:
+        self.sync()
+        return time.perf_counter_ns()
+
+    def __call__(self) -> None:
+        begin = self._now()
+        logits = self.net(self.inputs)
+        marks = [self._now()]
+        logits.register_hook(lambda _: marks.append(self._now()))
+        loss = self.loss(logits, self.target, self.weight)
+        marks.append(self._now())
+        self.optimizer.zero_grad()
+        marks.append(self._now())
+        loss.backward()
+        self.optimizer.step()
+        end = self._now()
+        before, called, turned, arrived = marks
+        self.shares.append((called - before + arrived - turned) / (end - begin))

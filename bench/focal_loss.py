@@ -1,10 +1,17 @@
-"""How fast and how exact is the focal loss: zoo's op against eager, compiled and peers, with a copy of the bytes as the limit."""
+"""How fast and how exact is the focal loss: zoo's op against eager, compiled and peers, with a copy of the bytes as the limit.
+
+A compiled contender is made for one number of threads, so torch.compile runs at the largest only; the kernels of lesser
+instruction sets run at :data:`SETS_AT`, in float32. Rows whose pass is :data:`STEP` are whole training steps, with the share of
+them that the loss takes. The whole of it takes about ten minutes on two cores.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +24,20 @@ from torch.nn.functional import one_hot
 
 from zoo import host, ops, show
 from zoo.bench import _losses, _picture, _timing
-from zoo.bench._losses import BASE, COPY, OWN, OWN_KERNEL, Contender
+from zoo.bench._losses import BASE, COPY, EMPTY, OWN, OWN_KERNEL, Contender
 from zoo.console import say
 from zoo.files import publish
 from zoo.spec import DisagreeError
 from zoo.train import DTYPES
 
-SIZES = ((128, 10), (128, 100), (4096, 10), (4096, 100), (65536, 10), (1048576, 10), (8192, 1000), (512, 50257))
+SIZES = (
+    (128, 10), (128, 100), (4096, 10), (4096, 100), (65536, 10), (65536, 100), (1048576, 10), (8192, 1000), (512, 50257),
+)  # fmt: skip
 QUICK_SIZES = ((128, 10), (4096, 10), (4096, 100))
+SETS_AT = ((4096, 10), (65536, 10), (1048576, 10), (4096, 100), (65536, 100))
+LARGE = 1_000_000
+"""Logits above which a call takes milliseconds in most contenders."""
+STEP = "training step"
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 2e-3}
 """Largest error of zoo's own loss and gradient that passes, relative to the largest value."""
 
@@ -38,8 +51,10 @@ def main(
     threads: Sequence[int] = (),
     seconds: float = 0.0,
     device: str = "auto",
+    model: str = "resnet32",
 ) -> Path:
-    """Benchmark the loss over (N, C) ``sizes``; returns the CSV, with a log-log plot of the same name beside it.
+    """Benchmark the loss over (N, C) ``sizes``, and in whole training steps of ``model``; returns the CSV, with a log-log
+    plot of the same name beside it.
 
     Raises:
         UsageError: no such device. DisagreeError: zoo's own loss or gradient is off; nothing is written.
@@ -48,16 +63,22 @@ def main(
     out = out or _timing.default_out("focal_loss", quick=quick)
     dtypes = dtypes or (("fp32",) if quick else ("fp32", "bf16"))
     threads = threads or sorted({host.cores()} if quick or where.type == "cuda" else {1, host.cores()})
+    seconds = seconds or (0.3 if quick else 2.0)
     if quick:
         say("skipped  torch.compile (quick)")
     rows: list[dict[str, Any]] = []
     before = torch.get_num_threads()
     try:
-        for used in threads:
-            torch.set_num_threads(used)
-            for n, c in sizes or (QUICK_SIZES if quick else SIZES):
-                for dtype in dtypes:
-                    rows += _case(n, c, dtype, used, where, quick, seconds or (0.3 if quick else 4.0))
+        for n, c in sizes or (QUICK_SIZES if quick else SIZES):
+            for dtype in dtypes:
+                torch.set_num_threads(max(threads))
+                case = Case.draw(n, c, dtype, where)
+                able = _able(case, _losses.all_of(where, compiled=not quick))
+                for used in threads:
+                    torch.set_num_threads(used)
+                    rows += _timed(case, able, used, seconds, compiled=used == max(threads))
+        torch.set_num_threads(max(threads))
+        rows += _steps(model, where, max(threads), rounds=3 if quick else 15)
     finally:
         torch.set_num_threads(before)
     _timing.write_csv(out, rows)
@@ -65,91 +86,163 @@ def main(
     return out
 
 
-def _case(n: int, c: int, dtype: str, threads: int, where: torch.device, quick: bool, seconds: float) -> list[dict[str, Any]]:
-    """All rows of one size, type and thread count."""
-    draw = torch.Generator().manual_seed(0)
-    logits = (3 * torch.randn(n, c, generator=draw)).to(where, DTYPES[dtype])
-    target = torch.randint(c, (n,), generator=draw).to(where)
-    weight = (0.5 + torch.rand(c, generator=draw)).to(where)
-    tried = (_checked(each, logits, target, weight, dtype) for each in _losses.all_of(where, compiled=not quick))
-    errors = {each: found for each, found in tried if found is not None}
-    common = {"n": n, "c": c, "dtype": dtype, "threads": threads, "kernel": ops.kernel()}
+@dataclass(frozen=True)
+class Case:
+    """Logits (N, C), labels (N,) and weights (C,) of one size and type, drawn from a fixed seed."""
+
+    dtype: str
+    logits: Tensor
+    target: Tensor
+    weight: Tensor
+
+    @staticmethod
+    def draw(n: int, c: int, dtype: str, where: torch.device) -> Case:
+        source = torch.Generator().manual_seed(0)
+        logits = (3 * torch.randn(n, c, generator=source)).to(where, DTYPES[dtype])
+        target = torch.randint(c, (n,), generator=source).to(where)
+        return Case(dtype, logits, target, (0.5 + torch.rand(c, generator=source)).to(where))
+
+    @cached_property
+    def onehot(self) -> Tensor:
+        return one_hot(self.target, self.logits.shape[1]).to(self.logits.dtype)
+
+    def goal(self, contender: Contender) -> Tensor:
+        """What the contender takes as target."""
+        return self.onehot if contender.formula == "sigmoid" else self.target
+
+
+@dataclass(frozen=True)
+class Able:
+    """A contender that runs here, the errors of its loss and gradient, and the memory of a call by pass in MB."""
+
+    contender: Contender
+    errors: tuple[float, float]
+    peak: Mapping[bool, float]
+
+
+def _able(case: Case, contenders: Sequence[Contender]) -> list[Able]:
+    """Those that can run, each held to the truth first: a compiler may be missing or refuse."""
+    truths = {
+        formula: _losses.truth(formula, case.logits, case.target, case.weight)
+        for formula in dict.fromkeys(contender.formula for contender in contenders)
+    }
+    found = []
+    for contender in contenders:
+        try:
+            errors = _errors(contender, case, truths[contender.formula])
+            peak = {backward: _peak(_call(contender, case, backward)) for backward in (False, True)}
+        except Exception as error:
+            if not contender.optional:
+                raise
+            say(f"skipped  {contender.name}: {(str(error).strip() or type(error).__name__).splitlines()[0][:100]}")
+            continue
+        found.append(Able(contender, errors, peak))
+    return found
+
+
+def _timed(case: Case, able: Sequence[Able], threads: int, seconds: float, *, compiled: bool) -> list[dict[str, Any]]:
+    """All rows of one case and thread count."""
+    logits, target, weight = case.logits, case.target, case.weight
+    n, c = logits.shape
+    common = {"n": n, "c": c, "dtype": case.dtype, "threads": threads}
+    told = {each.contender.name: each for each in able if compiled or not each.contender.name.startswith("torch.compile")}
     rows = []
     for backward in (False, True):
-        calls = {each.name: _call(each, logits, target, weight, backward) for each in errors}
-        if kernel := _losses.kernel_of(logits, target, weight, backward=backward):
-            calls[OWN_KERNEL] = kernel
+        calls = {name: _call(each.contender, case, backward) for name, each in told.items()}
+        sets = backward and case.dtype == "fp32" and (n, c) in SETS_AT
+        calls |= _losses.kernels_of(logits, target, weight, backward=backward, sets=sets)
+        if logits.is_cuda:
+            calls[EMPTY] = _losses.empty_of(logits, backward=backward)
         calls[COPY] = _losses.copy_of(logits, target, backward=backward)
-        told = {each.name: (each.formula, "fresh", *found) for each, found in errors.items()}
-        peaks = {name: _peak(call) for name, call in calls.items()}
-        samples = _timing.interleave(calls, seconds=seconds, sync=torch.cuda.synchronize if where.type == "cuda" else None)
+        peaks = {name: told[name].peak[backward] if name in told else _peak(call) for name, call in calls.items()}
+        warmup = 0 if logits.numel() > LARGE else 2  # one call comes before the clock anyway
+        sync = torch.cuda.synchronize if logits.is_cuda else None
+        samples = _timing.interleave(calls, seconds=seconds, warmup=warmup, sync=sync)
         for name in samples:
-            row = common | {"pass": "forward+backward" if backward else "forward", "contender": name}
-            row |= dict(zip(("formula", "buffer", "loss_error", "grad_error"), told.get(name, ("", "reused", "", ""))))
-            row |= _numbers(name, samples, logits.nbytes * (1 + backward) + target.nbytes) | {"peak_mb": peaks[name]}
-            rows.append({key: _timing.rounded(value) for key, value in row.items()} | _timing.environment(where))
+            row = common | {"kernel": _kernel(name), "pass": "forward+backward" if backward else "forward", "contender": name}
+            row |= _facts(told.get(name)) | _numbers(name, samples, logits.nbytes * (1 + backward) + target.nbytes)
+            row |= {"peak_mb": peaks[name], "loss_share": ""}
+            rows.append({key: _timing.rounded(value) for key, value in row.items()} | _timing.environment(logits.device))
     return rows
 
 
-def _checked(
-    contender: Contender, logits: Tensor, target: Tensor, weight: Tensor, dtype: str
-) -> tuple[Contender, tuple[float, float] | None]:
-    """The contender and its errors, None if it cannot run here: a compiler may be missing or refuse."""
-    try:
-        return contender, _errors(contender, logits, target, weight, dtype)
-    except Exception as error:
-        if not contender.optional:
-            raise
-        say(f"skipped  {contender.name}: {(str(error).strip() or type(error).__name__).splitlines()[0][:100]}")
-        return contender, None
+def _kernel(name: str) -> str:
+    """What served zoo's op, or the instruction set that the contender's name ends in."""
+    chosen = name.removeprefix(OWN_KERNEL).strip() if name.startswith(OWN_KERNEL) else ""
+    return f"C++ {chosen}" if chosen else ops.kernel()
 
 
-def _goal(contender: Contender, logits: Tensor, target: Tensor) -> Tensor:
-    return one_hot(target, logits.shape[1]).to(logits.dtype) if contender.formula == "sigmoid" else target
+def _facts(able: Able | None) -> dict[str, Any]:
+    formula, buffer, errors = (able.contender.formula, "fresh", able.errors) if able else ("", "reused", ("", ""))
+    return {"formula": formula, "buffer": buffer, "loss_error": errors[0], "grad_error": errors[1]}
 
 
-def _call(contender: Contender, logits: Tensor, target: Tensor, weight: Tensor, backward: bool) -> Callable[[], object]:
-    goal = _goal(contender, logits, target)
+def _steps(model: str, where: torch.device, threads: int, rounds: int) -> list[dict[str, Any]]:
+    """Rows of whole training steps of ``model`` at batch 128 with zoo's loss and with PyTorch's cross entropy."""
+    contenders = [each for each in _losses.all_of(where, compiled=False) if each.name in (OWN, "F.cross_entropy")]
+    sync = torch.cuda.synchronize if where.type == "cuda" else None
+    steps = {each.name: _losses.Step(model, each, where, sync) for each in contenders}
+    samples = _timing.interleave(steps, rounds=rounds, warmup=1, sync=sync)
+    rows = []
+    for each in contenders:
+        sample = samples[each.name]
+        numbers = {"gb_per_s": "", "times_copy": "", "ratio": _timing.ratio(samples["F.cross_entropy"], sample)}
+        row = {"n": _losses.Step.BATCH, "c": _losses.Step.CLASSES, "dtype": "fp32", "threads": threads, "kernel": ops.kernel()}
+        row |= {"pass": f"{model} {STEP}", "contender": each.name, "formula": each.formula, "buffer": "fresh"}
+        row |= {"loss_error": "", "grad_error": "", **_times(sample), **numbers}
+        row |= {"noisy": "yes" if sample.noisy else "no", "rounds": sample.rounds, "peak_mb": _peak(steps[each.name])}
+        row["loss_share"] = steps[each.name].share
+        rows.append({key: _timing.rounded(value) for key, value in row.items()} | _timing.environment(where))
+    return rows
+
+
+def _call(contender: Contender, case: Case, backward: bool) -> Callable[[], object]:
+    goal = case.goal(contender)
     if not backward:
 
         def forward() -> Tensor:
             with torch.no_grad():
-                return contender.call(logits, goal, weight)
+                return contender.call(case.logits, goal, case.weight)
 
         return forward
-    leaf = logits.detach().requires_grad_()
+    leaf = case.logits.detach().requires_grad_()
 
     def both() -> None:
-        contender.call(leaf, goal, weight).backward()
+        contender.call(leaf, goal, case.weight).backward()
         leaf.grad = None
 
     return both
 
 
-def _errors(contender: Contender, logits: Tensor, target: Tensor, weight: Tensor, dtype: str) -> tuple[float, float]:
+def _errors(contender: Contender, case: Case, true: tuple[Tensor, Tensor]) -> tuple[float, float]:
     """Errors of loss and gradient against float64, relative to the largest true value of each."""
-    leaf = logits.detach().requires_grad_()
-    loss = contender.call(leaf, _goal(contender, logits, target), weight)
+    leaf = case.logits.detach().requires_grad_()
+    loss = contender.call(leaf, case.goal(contender), case.weight)
     loss.backward()
-    true_loss, true_grad = _losses.truth(contender.formula, logits, target, weight)
+    true_loss, true_grad = true
     assert leaf.grad is not None
     errors = (
         float((loss.detach().double() - true_loss).abs() / true_loss.abs()),
         float((leaf.grad.double() - true_grad).abs().max() / true_grad.abs().max()),
     )
-    if contender.name == OWN and not max(errors) <= TOLERANCE[dtype]:
+    if contender.name == OWN and not max(errors) <= TOLERANCE[case.dtype]:
         raise DisagreeError(
-            f"zoo's focal loss is off ({tuple(logits.shape)} {dtype}, loss {errors[0]:.1e}, gradient {errors[1]:.1e}, allowed"
-            f" {TOLERANCE[dtype]:.0e}); nothing written. Build it again: make build"
+            f"zoo's focal loss is off ({tuple(leaf.shape)} {case.dtype}, loss {errors[0]:.1e}, gradient {errors[1]:.1e}, allowed"
+            f" {TOLERANCE[case.dtype]:.0e}); nothing written. Build it again: make build"
         )
     return errors
 
 
-def _numbers(name: str, samples: Mapping[str, _timing.Sample], moved: int) -> dict[str, Any]:
-    sample = samples[name]
+def _times(sample: _timing.Sample) -> dict[str, Any]:
     low, high = sample.interval
     return {
         "median_us": sample.median / 1e3, "p95_us": sample.quantile(0.95) / 1e3, "low_us": low / 1e3, "high_us": high / 1e3,
+    }  # fmt: skip
+
+
+def _numbers(name: str, samples: Mapping[str, _timing.Sample], moved: int) -> dict[str, Any]:
+    sample = samples[name]
+    return _times(sample) | {
         "gb_per_s": moved / sample.median, "times_copy": 1 / _timing.ratio(samples[COPY], sample),
         "ratio": _timing.ratio(samples[BASE], sample), "noisy": "yes" if sample.noisy else "no", "rounds": sample.rounds,
     }  # fmt: skip
@@ -173,6 +266,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     found = show.make(columns, [])
     for row in shown:
         found.add_row(*_cells(row), style="bold" if row["contender"] in (OWN, OWN_KERNEL) else None)
+    if steps := [row for row in rows if row["pass"].endswith(STEP)]:
+        shares = ", ".join(f"{row['contender']} {float(row['loss_share']):.2%}" for row in steps)
+        found.caption = f"share of the loss in a {steps[0]['pass']}, batch {steps[0]['n']}: {shares}"
     return found
 
 
@@ -186,21 +282,26 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def figure(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Time of forward and backward against N x C, few classes and many apart, log-log, with the copy as dashed line."""
+    """Time of forward and backward against N x C, few classes and many apart, log-log, with the copy as dashed line.
+
+    The kernels of lesser instruction sets stay in the table: they would only crowd the picture.
+    """
     most, dtype = max(int(row["threads"]) for row in rows), rows[0]["dtype"]
     shown = [row for row in rows if (int(row["threads"]), row["dtype"], row["pass"]) == (most, dtype, "forward+backward")]
-    panels = {"up to 32 classes": (1, 32), "more classes": (33, 1 << 62)}
+    shown = [row for row in shown if not row["contender"].startswith(f"{OWN_KERNEL} ")]
+    panels = {"up to 32 classes": (1, 32), "up to 256": (33, 256), "more": (257, 1 << 62)}
     panels = {title: span for title, span in panels.items() if any(span[0] <= int(row["c"]) <= span[1] for row in shown)}
     chart = Figure(figsize=(8, 4.2), dpi=200, layout="constrained")
-    for axes, (title, span) in zip(chart.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for axes, (title, span) in zip(chart.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True):
         inside = [row for row in shown if span[0] <= int(row["c"]) <= span[1]]
         for name in dict.fromkeys(row["contender"] for row in inside):
             own = sorted((int(row["n"]) * int(row["c"]), float(row["median_us"])) for row in inside if row["contender"] == name)
             axes.plot([size for size, _ in own], [time for _, time in own], label=name, **_picture.style(name))
         sizes = sorted({(int(row["n"]), int(row["c"])) for row in inside}, key=lambda size: size[0] * size[1])
-        axes.set(title=title, xlabel="N x C", ylabel="microseconds", xscale="log", yscale="log")
+        axes.set(title=title, xlabel="N x C", xscale="log", yscale="log")
         axes.set_xticks([n * c for n, c in sizes], [f"{n:,}\nx {c:,}" for n, c in sizes])
         axes.xaxis.set_minor_formatter(NullFormatter())
+    chart.axes[0].set_ylabel("microseconds")
     place = rows[0]["device"] if rows[0]["device"] != "cpu" else rows[0]["cpu"]
     note = f"{most} threads, {rows[0]['kernel']}, torch {rows[0]['torch']}, {rows[0]['date']}; dashed: a copy of the same bytes"
     _picture.finish(chart, path, f"Focal loss, forward and backward, {dtype}, {place}", note)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from rich.console import Console
 import zoo
 import zoo.bench
 from zoo import __main__ as cli
+from zoo import ops
 from zoo import recipe as recipes
 from zoo.bench import _contenders, _losses, _runtimes, _subjects, _tables, _timing, focal_loss, inference
 from zoo.bench import recipes as recipes_bench
@@ -26,7 +29,7 @@ from zoo.spec import DisagreeError, UsageError
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path.stem for path in (ROOT / "bench").glob("[a-z]*.py"))
 TINY: dict[str, dict[str, Any]] = {
-    "focal_loss": {"sizes": [(16, 4), (32, 40)], "seconds": 0.01},
+    "focal_loss": {"sizes": [(16, 4), (32, 40), (4096, 10)], "seconds": 0.01, "model": "cnn_small"},
     "inference": {"targets": "cnn_small", "batches": [1, 2], "seconds": 0.01},
     "startup": {"rounds": 1},
     "training": {"model": "cnn_small", "batch": 8, "steps": 2, "rounds": 1},
@@ -53,6 +56,7 @@ def test_quick_writes_rows_with_every_column(tables: dict[str, Path], name: str)
     rows = _timing.read_csv(tables[name])
     assert rows
     empty_allowed = {"onnxruntime", "commit", "formula", "loss_error", "grad_error", "settings"}
+    empty_allowed |= {"gb_per_s", "times_copy", "loss_share"}  # in a training step, and out of it
     empty_allowed |= {"resident_per_s", "resident_low", "resident_high"}  # on a GPU
     empty_allowed |= {"accuracy", "accuracy_low", "accuracy_high", "images"}  # with a run's data
     for row in rows:
@@ -227,6 +231,12 @@ def test_focal_truth_by_hand() -> None:
 
 def test_focal_rows_hold_errors_and_the_copy(tables: dict[str, Path]) -> None:
     rows = _timing.read_csv(tables["focal_loss"])
+    steps = [row for row in rows if row["pass"] == "cnn_small training step"]
+    assert [row["contender"] for row in steps] == ["F.cross_entropy", "zoo"]
+    for row in steps:
+        assert 0 < float(row["loss_share"]) < 0.5
+        assert float(row["low_us"]) <= float(row["median_us"]) <= float(row["high_us"])
+    rows = [row for row in rows if row not in steps]
     assert {row["pass"] for row in rows} == {"forward", "forward+backward"}
     assert {"eager textbook", "eager stable", "F.cross_entropy", "torchvision sigmoid", "zoo", "copy"} <= {
         row["contender"] for row in rows
@@ -234,7 +244,7 @@ def test_focal_rows_hold_errors_and_the_copy(tables: dict[str, Path]) -> None:
     for row in rows:
         if row["contender"] == "copy":
             assert float(row["times_copy"]) == 1.0
-        elif row["contender"] != "zoo kernel":
+        elif not row["contender"].startswith("zoo kernel"):
             assert 0 <= float(row["loss_error"]) < 1e-4
             assert 0 <= float(row["grad_error"]) < 1e-4
 
@@ -247,6 +257,53 @@ def test_a_wrong_loss_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(DisagreeError, match="focal loss is off"):
         focal_loss.main(True, out=tmp_path / "x.csv", sizes=[(8, 4)], seconds=0.01)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(ops._C is None, reason="no compiled part")
+def test_each_instruction_set_has_its_row(tables: dict[str, Path]) -> None:
+    rows = [row for row in _timing.read_csv(tables["focal_loss"]) if row["contender"].startswith("zoo kernel ")]
+    chosen, here = ops._C.capability(None), set()
+    for name in _losses.INSTRUCTION_SETS:
+        with contextlib.suppress(ValueError):
+            here.add(ops._C.capability(name))
+    ops._C.capability(chosen)
+    assert {row["contender"] for row in rows} == {f"zoo kernel {name}" for name in here - {chosen}}
+    assert {(row["n"], row["pass"]) for row in rows} <= {("4096", "forward+backward")}
+    assert all(row["kernel"] == "C++ " + row["contender"].split()[-1] for row in rows)
+
+
+@pytest.mark.skipif(ops._C is None, reason="no compiled part")
+def test_a_row_of_an_instruction_set_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(_losses, "kernel_of", lambda *_, **__: lambda: seen.append(ops._C.capability(None)))
+    chosen = ops._C.capability(None)
+    calls = _losses.kernels_of(torch.zeros(2, 3), torch.zeros(2), torch.ones(3), backward=True, sets=True)
+    for call in calls.values():
+        call()
+        assert ops._C.capability(None) == chosen
+    assert seen == [chosen, *(name.split()[-1] for name in list(calls)[1:])]
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_step_knows_the_share_of_its_loss() -> None:
+    def slow(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        time.sleep(1.0)
+        return _losses.weighted_cross_entropy(logits, target, weight)
+
+    fast, slept = (
+        _losses.Step("cnn_small", _losses.Contender("x", call), torch.device("cpu"), None)
+        for call in (_losses.weighted_cross_entropy, slow)
+    )
+    for step in (fast, slept):
+        before = [parameter.clone() for parameter in step.net.parameters()]
+        step()
+        assert all(not torch.equal(old, new) for old, new in zip(before, step.net.parameters(), strict=True))
+    assert fast.share < 0.3 < slept.share < 1
+
+
+def test_the_empty_function_has_the_passes_of_a_loss() -> None:
+    for backward in (False, True):
+        _losses.empty_of(torch.zeros(4, 3), backward=backward)()
 
 
 def test_copy_moves_the_bytes_of_the_loss() -> None:
