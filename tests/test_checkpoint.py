@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from zoo import checkpoint
-from zoo.spec import BusyError, FileError
+from zoo.spec import FileError
 
 
 @pytest.fixture
@@ -102,15 +102,8 @@ def test_optimizer_state_round_trip(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
 
 
-def test_a_held_folder_names_its_holder(tmp_path: Path) -> None:
-    with checkpoint.locked(tmp_path), pytest.raises(BusyError, match=f"pid {os.getpid()}"), checkpoint.locked(tmp_path):
-        pass
-    with checkpoint.locked(tmp_path):
-        pass
-
-
 def test_a_row_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
-    checkpoint.append_row(tmp_path, {"epoch": 1, "split": "train"})
+    checkpoint.append_rows(tmp_path, [{"epoch": 1, "split": "train"}])
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "spl')
     assert checkpoint.read_rows(tmp_path) == [{"epoch": 1, "split": "train"}]

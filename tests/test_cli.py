@@ -81,7 +81,7 @@ FAULTS = [
     ("unknown device", "train demo --device gpu", 2, ["'gpu'", "cpu"]),
     ("fp16 on the CPU", "train demo --device cpu --precision fp16", 2, ["fp16", "bf16"]),
     ("folder in use", "train demo --out full", 7, ["--resume", "--force"]),
-    ("output is a file", "train demo --out afile", 2, ["afile", "--out"]),
+    ("output is a file", "train demo --out afile", 6, ["afile", "--out"]),
     ("nothing to resume", "train demo --resume --out gone", 4, ["no run to resume"]),
     ("no run yet", "export --onnx", 4, ["no run yet", "zoo train"]),
     ("no such run", "eval nothing", 2, ["no run 'nothing'"]),

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {
     0: ["spec", "files"],
     1: ["recipe", "registry", "sampling", "console", "show", "runs", "stop", "recipes", "_build", "focal_formula"],
-    2: ["ops", "optim", "metrics", "host", "doctor", "lint"],
+    2: ["ops", "optim", "metrics", "host", "doctor", "lint", "parallel"],
     3: ["models", "losses", "data", "analysis"],
     4: ["train", "checkpoint", "weights"],
     5: ["run", "trainer", "objective"],

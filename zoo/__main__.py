@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
-from zoo.spec import ZooError
+from zoo.spec import DiskError, ZooError
+
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -16,11 +21,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(argv: list[str]) -> int:
-    """The exit code of a command line."""
+    """The exit code of a command line. ``--debug`` may stand anywhere and adds the traceback of what went wrong."""
     import click
 
     from zoo.cli import cli
 
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
     try:
         cli.main(argv, prog_name="zoo", standalone_mode=False)
         sys.stdout.flush()
@@ -30,50 +37,71 @@ def run(argv: list[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
         return 0
-    except click.ClickException as error:
-        return _tell(argv, error.format_message().replace("\n", " "), 2)
-    except (click.Abort, KeyboardInterrupt):
-        return _tell(argv, "interrupted; nothing written is torn", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains while closing stdout
+        _close_pipes()
         return 141
-    except ZooError as error:
-        if "--debug" in argv:
+    except BaseException as error:
+        if isinstance(error, (SystemExit, GeneratorExit)):
+            raise
+        if debug:
             traceback.print_exc()
-        return _tell(argv, str(error), error.code)
-    except Exception as error:
-        return _interrupted(argv, error) or _crashed(argv, error)
+        return _tell(argv, *_told(argv, error))
+
+
+def _told(argv: list[str], error: BaseException) -> tuple[str, int]:
+    """The line and the exit code of what ended a command."""
+    import click
+
+    from zoo.stop import Interrupted
+
+    if isinstance(error, click.ClickException):
+        return error.format_message().replace("\n", " "), 2
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return "interrupted; nothing written is torn", 130
+    if isinstance(error, ZooError):
+        return str(error), error.code
+    if isinstance(error, Interrupted):
+        go_on = f"resume with: {getattr(error, 'resume', 'zoo train --resume')}"
+        return f"stopped by {error}; {go_on if error.saved else 'nothing was saved yet, start it again'}", error.code
+    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+        where = f" ({error.filename}, {error.strerror})" if error.filename else f" ({error.strerror})"
+        return f"the disk refuses{where}; free some space or mend the permission", DiskError.code
+    return _crashed(argv, error), 1
 
 
 def _tell(argv: list[str], message: str, code: int) -> int:
     command = next((word for word in argv if not word.startswith("-")), "")
-    print(f"zoo {command}: {message}" if command else f"zoo: {message}", file=sys.stderr)
+    # under torchrun all processes stop for the same reason: one of them says it
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(BrokenPipeError):
+            print(f"zoo {command}: {message}" if command else f"zoo: {message}", file=sys.stderr)
     return code
 
 
-def _interrupted(argv: list[str], error: Exception) -> int:
-    if type(error).__name__ != "Interrupted":
-        return 0
-    return _tell(
-        argv,
-        f"stopped by {error}; resume with: {getattr(error, 'resume', 'zoo train --resume')}",
-        int(getattr(error, "code", 1)),
-    )
+def _close_pipes() -> None:
+    """The reader of stdout or stderr is gone: let the interpreter's last flush go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())
 
 
-def _crashed(argv: list[str], error: Exception) -> int:
-    if "--debug" in argv:
-        traceback.print_exc()
-    log = Path(os.environ.get("ZOO_RUNS", "runs")) / "crash.log"
+def _crashed(argv: list[str], error: BaseException) -> str:
+    """Write the traceback into the run's folder, or where runs are; the line that says so."""
+    run = getattr(error, "run", None)
+    folder = run if run is not None and run.is_dir() else Path(os.environ.get("ZOO_RUNS", "runs"))
+    log = folder / f"crash-{time.strftime('%Y%m%d-%H%M%S')}.log"
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(f"zoo {' '.join(argv)}\n{traceback.format_exc()}", encoding="utf-8")
+        text = "".join(traceback.format_exception(error))
+        log.write_text(f"zoo {' '.join(argv)}\n{text}", encoding="utf-8", errors="backslashreplace")
         where = f"the traceback is in {log}"
     except OSError:
         where = "show the traceback with --debug"
-    return _tell(
-        argv, f"internal error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; {where}", 1
-    )
+    first = str(error).splitlines()[0][:100] if str(error) else ""
+    return f"internal error: {type(error).__name__}: {first}; {where}"
 
 
 if __name__ == "__main__":

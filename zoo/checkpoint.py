@@ -1,27 +1,25 @@
-"""Files of a run folder that hold numbers: weights, the state to resume from, rows of metrics, and the lock.
+"""Files of a run folder that hold numbers: weights, the state to resume from, rows of metrics.
 
 Everything is safetensors or JSON. Each tensor carries a digest, since neither safetensors nor torch notice a flipped bit.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo.files import publish, publish_text
-from zoo.spec import BusyError, FileError
+import zoo
+from zoo.files import publish, publish_text, telling_disk_faults
+from zoo.spec import DivergedError, FileError
 
 FORMAT = 1
 CHOOSING = {"val": "val", "test": "test each epoch"}
@@ -39,8 +37,22 @@ def digest(tensor: Tensor) -> str:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and JSON-able ``meta`` to a safetensors file with a digest of every tensor, atomically."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    header = {"zoo": json.dumps({"format": FORMAT, "digests": {name: digest(value) for name, value in plain.items()}, **meta})}
-    publish(path, lambda temporary: save_file(plain, temporary, header))
+    digests = {name: digest(value) for name, value in plain.items()}
+    header = {"zoo": json.dumps({"format": FORMAT, "version": zoo.__version__, "digests": digests, **meta})}
+    publish(path, lambda temporary: save_file(plain, temporary, header), size=size_of(plain.values()) + len(header["zoo"]))
+
+
+def room(model: nn.Module, optimizer: torch.optim.Optimizer, *, averaged: bool) -> int:
+    """Bytes that the states and weights of a run take at the most, a temporary file included."""
+    one = size_of(model.state_dict().values())
+    slots = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
+    trained = size_of(p for group in optimizer.param_groups for p in group["params"])
+    return (KEPT + 1) * (one * (2 if averaged else 1) + slots * trained) + 2 * one
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the values of some tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -58,7 +70,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except Exception as error:  # one boundary around the parser: it raises many types, some without a text
         raise FileError(f"not a zoo checkpoint ({path}, {type(error).__name__}); use a file that zoo train wrote") from error
     if meta["format"] > FORMAT:
-        raise FileError(f"written by a newer zoo ({path}, format {meta['format']}, this zoo reads {FORMAT}); upgrade zoo")
+        raise FileError(
+            f"written by a newer zoo ({path}, zoo {meta.get('version', '?')} format {meta['format']}, "
+            f"this is zoo {zoo.__version__} format {FORMAT}); upgrade zoo"
+        )
     for name, tensor in tensors.items():
         if digest(tensor) != meta["digests"].get(name):
             raise FileError(f"checksum differs in tensor {name} ({path}); the file is damaged, use another checkpoint")
@@ -66,7 +81,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Publish a state to resume from and drop all but the newest :data:`KEPT`."""
+    """Publish a state to resume from and drop all but the newest :data:`KEPT`.
+
+    Raises:
+        DivergedError: a value is not finite; the states that are there stay.
+    """
+    for name, value in tensors.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise DivergedError(
+                f"{name} is not finite (step {step}); the last good state is kept: lower optim.lr or set optim.clip=1"
+            )
     path = folder / "last" / f"state-{step:09d}.safetensors"
     save_tensors(path, tensors, meta)
     for old in states(folder)[KEPT:]:
@@ -116,12 +140,18 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
     optimizer.load_state_dict({"state": state, "param_groups": full["param_groups"]})
 
 
-def append_row(folder: Path, row: Mapping[str, Any]) -> None:
-    """Add one line to ``metrics.jsonl``, flushed to disk."""
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add lines to ``metrics.jsonl``, flushed to disk: all of them, or on a full disk (DiskError) none."""
+    path = folder / "metrics.jsonl"
+    with telling_disk_faults(path), path.open("ab") as file:
+        before = file.tell()
+        try:
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), before)
+            raise
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -140,26 +170,3 @@ def keep_rows(folder: Path, epochs: int) -> None:
     """Drop rows of epochs after the first ``epochs`` (they will be run again)."""
     rows = [row for row in read_rows(folder) if row["epoch"] <= epochs and row["split"] != "test"]
     publish_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; BusyError naming the holder if another process has it.
-
-    The lock is flock's, so a killed process leaves none behind; the file only names the holder.
-    """
-    path = folder / ".lock"
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise BusyError(
-                f"run folder is in use ({folder}, held by {file.read().strip()}); wait, or choose another --out"
-            ) from error
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        for stray in [*folder.glob(".*.tmp*"), *(folder / "last").glob(".*.tmp*")]:
-            stray.unlink(missing_ok=True)
-        yield

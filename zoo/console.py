@@ -14,9 +14,15 @@ BAR = 15
 """Width of the bar in characters."""
 
 
+def leading() -> bool:
+    """This process talks: under torchrun only the first of several does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(line: str) -> None:
     """Print a line of progress to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    if leading():
+        print(line, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -36,7 +42,7 @@ class Progress:
         self.task: Any = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        if leading() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,23 +13,33 @@ from pathlib import Path
 
 from zoo.spec import DiskError
 
+TEMPORARY = ".zoo-tmp"
+"""In the name of every temporary file, so that those of a killed process are known from a person's own."""
 
-def publish(path: Path, write: Callable[[Path], object], verify: Callable[[Path], object] | None = None) -> None:
+
+def publish(
+    path: Path, write: Callable[[Path], object], verify: Callable[[Path], object] | None = None, *, size: int = 0
+) -> None:
     """Call ``write(temporary)``, then ``verify(temporary)``, and put the result in place of ``path`` in one step.
 
     The temporary file lies in the same folder and carries the same suffix, is fsynced before the rename and removed when
-    anything fails, so ``path`` keeps its old content until the new one is whole on disk.
+    anything fails, so ``path`` keeps its old content until the new one is whole on disk. ``size`` is about how many bytes
+    there will be, where that is known: they are claimed first, so that a full disk is told before the work is done.
 
     Raises:
         DiskError: no space, no permission or a read-only disk, with needed and free bytes where they are known.
     """
     path = Path(path)
-    with telling_disk_faults(path):
+    with telling_disk_faults(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}", dir=path.parent)
-        os.close(handle)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:60]}.", suffix=f"{TEMPORARY}{path.suffix}", dir=path.parent)
         temporary = Path(name)
         try:
+            try:
+                if size and hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(handle, 0, size)
+            finally:
+                os.close(handle)
             write(temporary)
             if verify is not None:
                 verify(temporary)
@@ -45,18 +56,29 @@ def publish_text(path: Path, text: str) -> None:
     publish(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a killed :func:`publish` left in a folder that no other process writes to; nothing else."""
+    for stray in folder.glob(f".*{TEMPORARY}*"):
+        stray.unlink(missing_ok=True)
+
+
+def check_room(folder: Path, need: int) -> None:
+    """DiskError unless ``need`` bytes are free where ``folder`` is or will be."""
+    free = shutil.disk_usage(_existing(folder.absolute())).free
+    if free < need:
+        raise DiskError(f"no space left ({folder.absolute()}, {_told(need, free)}); free some space or choose another --out")
+
+
 @contextlib.contextmanager
-def telling_disk_faults(path: Path) -> Iterator[None]:
+def telling_disk_faults(path: Path, need: int = 0) -> Iterator[None]:
     """Turn an operating system's refusal, also one hidden in another error's context, into a :class:`DiskError`."""
     try:
         yield
     except Exception as error:
         number = _errno(error)
         if number in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(_existing(path)).free
-            raise DiskError(
-                f"no space left ({path}, {free / 1e6:.1f} MB free); free some space or choose another --out"
-            ) from error
+            free = shutil.disk_usage(_existing(path.absolute())).free
+            raise DiskError(f"no space left ({path}, {_told(need, free)}); free some space or choose another --out") from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO):
             raise DiskError(f"cannot write ({path}, {os.strerror(number)}); choose another --out") from error
         raise
@@ -66,8 +88,14 @@ def _errno(error: BaseException | None) -> int | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
+        if native := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors' Rust
+            return int(native[1])
         error = error.__cause__ or error.__context__
     return None
+
+
+def _told(need: int, free: int) -> str:
+    return (f"need {need / 1e6:.1f} MB, " if need else "") + f"{free / 1e6:.1f} MB free"
 
 
 def _existing(path: Path) -> Path:

@@ -106,6 +106,7 @@ class Recipe(msgspec.Struct, frozen=True):
 
     ``select_on`` is the split whose accuracy chooses the epoch that is kept; with ``test`` the test result is too good, and
     every report of it says so.
+    ``save_every`` is the number of steps between saved states, 0 for one an epoch; ``on_full`` what to do on a full disk.
     """
 
     model: str = "cnn_small"
@@ -122,6 +123,10 @@ class Recipe(msgspec.Struct, frozen=True):
     cutmix: NotNegative = 0.0
     patience: NotNegativeInt = 0
     select_on: Literal["val", "test"] = "val"
+    allow_empty_class: bool = False
+    deterministic: bool = False
+    save_every: NotNegativeInt = 0
+    on_full: Literal["stop", "keep-training"] = "stop"
     data: Data = msgspec.field(default_factory=Data)
     loss: Loss = msgspec.field(default_factory=Loss)
     sampler: Sampler = msgspec.field(default_factory=Sampler)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import csv
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import checkpoint, host, lint, metrics, objective, optim, registry, report, runs, sampling
+from zoo import checkpoint, files, host, lint, metrics, objective, optim, parallel, registry, report, runs, sampling
 from zoo import recipe as recipes
 from zoo.console import say
 from zoo.data import _augment
@@ -26,11 +28,11 @@ from zoo.files import publish, publish_text
 from zoo.recipe import Recipe
 from zoo.spec import BusyError, DataError, DataSet, DiskError, FileError, ModelSpec, Split, UsageError
 from zoo.stop import signals
-from zoo.train import DTYPES, Batches, Step, predict
-from zoo.trainer import Trainer, check_frozen, describe, epochs, load_into, restore, say_frozen
+from zoo.train import DTYPES, Batches, Step, autocast, predict
+from zoo.trainer import Trainer, check_frozen, describe, epochs, load_into, predicted, restore, say_frozen
 from zoo.weights import load_weights, statistics
 
-RESUMABLE = ("epochs", "patience", "data.dir", "device")
+RESUMABLE = ("epochs", "patience", "data.dir", "device", "save_every", "on_full")
 """Settings that may differ between the parts of one run."""
 
 
@@ -156,38 +158,75 @@ def train(recipe: Recipe, *, out: Path | None = None, resume: bool = False, forc
         UsageError, DataError, FileError, DivergedError, DiskError, BusyError: see their exit codes; Interrupted after a
         signal, with the state saved.
     """
-    where = host.device(recipe.device)
-    how = host.precision(recipe.precision, where)
-    allocator = host.keep_memory()
-    torch.set_num_threads(host.cores())
-    folder = _folder(recipe, out, resume=resume, force=force)
-    if resume:
-        recipe = _resumed(recipe, folder)
-    fresh = not folder.exists()
-    parts = _build(recipe, folder, where, how)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    with checkpoint.locked(folder):
-        if force and not fresh:
-            _clear(folder)
-        if resume and not restore(parts):
-            say(f"run      {folder} is complete: nothing to do")
-            return folder
-        publish_text(folder / "recipe.toml", f"# repeat with: zoo train {folder / 'recipe.toml'}\n" + recipes.dump(recipe))
-        describe(parts, allocator, command)
-        say_frozen(parts)
-        with signals() as stop:
-            epochs(parts, stop)
-        _finish(parts)
+    with parallel.joined() as team, signals() as stop, host.deterministic(recipe.deterministic), _telling_memory(recipe):
+        where = team.device(host.device(recipe.device))
+        how = host.precision(recipe.precision, where)
+        allocator = host.keep_memory()
+        torch.set_num_threads(max(1, host.cores() // team.local_size))
+        folder = team.told(lambda: _folder(recipe, out, resume=resume, force=force))
+        if resume:
+            _check_same(recipe, folder)
+            stop.saved = True
+        with team.leader_first():
+            parts = _build(recipe, folder, where, how, team)
+        if recipe.deterministic:
+            _check_deterministic(parts)
+        parts.wrapped = team.wrapped(parts.model) if team.size > 1 else None
+        with contextlib.ExitStack() as held:
+            team.told(lambda: _open(parts, held, force=force and not resume))
+            if resume and not restore(parts):
+                say(f"run      {folder} is complete: nothing to do")
+                return folder
+            team.told(lambda: _begin(parts, allocator, command))
+            with stop.after_the_step():
+                epochs(parts, stop)
+            logits, targets = _tested(parts)
+            team.told(lambda: _finish(parts, logits, targets))
     return folder
+
+
+@contextlib.contextmanager
+def _telling_memory(recipe: Recipe) -> Iterator[None]:
+    """DiskError for a device, or a machine, that has not enough memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        half = max(1, recipe.batch_size // 2)
+        raise DiskError(
+            f"out of memory (batch_size {recipe.batch_size}); lower it, e.g. --batch-size {half}; what is saved stays whole"
+        ) from error
+
+
+def _open(parts: Trainer, held: contextlib.ExitStack, *, force: bool) -> None:
+    """Make the folder, or take the one that is there, and hold it until ``held`` ends."""
+    folder = parts.folder
+    files.check_room(folder, checkpoint.room(parts.model, parts.step.optimizer, averaged=parts.ema is not None))
+    with files.telling_disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    held.enter_context(runs.locked(folder))
+    if force:
+        _clear(folder)
+
+
+def _begin(parts: Trainer, allocator: str, command: str) -> None:
+    """Write down what the run is and say it."""
+    folder, recipe = parts.folder, parts.recipe
+    if (folder / "metrics.jsonl").is_file():
+        checkpoint.keep_rows(folder, parts.epoch)
+    publish_text(folder / "recipe.toml", f"# repeat with: zoo train {folder / 'recipe.toml'}\n" + recipes.dump(recipe))
+    if (manifest := parts.data.manifest) is not None:
+        publish(folder / "last" / "manifest.npy", lambda temporary: np.save(temporary, manifest))
+    describe(parts, allocator, command)
+    say_frozen(parts)
 
 
 def _folder(recipe: Recipe, out: Path | None, *, resume: bool, force: bool) -> Path:
     folder = out or runs.root() / runs.new_name(recipe)
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"output is a file ({folder.absolute()}); choose another --out")
+        raise DiskError(f"output is a file ({folder.absolute()}); choose another --out")
+    runs.check_free(folder)
     if resume:
         if not (folder / "recipe.toml").is_file():
             raise FileError(f"no run to resume ({folder.absolute()}); name its folder with --out")
@@ -198,16 +237,11 @@ def _folder(recipe: Recipe, out: Path | None, *, resume: bool, force: bool) -> P
     return folder
 
 
-def _resumed(recipe: Recipe, folder: Path) -> Recipe:
+def _check_same(recipe: Recipe, folder: Path) -> None:
     old = recipes.read(folder / "recipe.toml")
     changed = [line for line in recipes.differences(old, recipe) if line.partition(":")[0] not in RESUMABLE]
     if changed:
         raise UsageError(f"settings differ from the run's ({'; '.join(changed[:3])}); resume without them, or train a new run")
-    return recipe
-
-
-def _unwritable(folder: Path, error: OSError) -> Exception:
-    return DiskError(f"cannot write ({folder.absolute()}, {error.strerror}); choose another --out")
 
 
 def _clear(folder: Path) -> None:
@@ -219,6 +253,7 @@ def _clear(folder: Path) -> None:
         "bench.csv",
         "result.json",
         "predictions.csv",
+        "bad_batch.json",
         "env.json",
     ):
         (folder / name).unlink(missing_ok=True)
@@ -226,19 +261,16 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _build(recipe: Recipe, folder: Path, where: torch.device, how: str) -> Trainer:
+def _build(recipe: Recipe, folder: Path, where: torch.device, how: str, team: parallel.Team) -> Trainer:
     spec = model_spec(recipe.model)
     objective.check(recipe)
     data = build_data(recipe, spec.input[1])
     for note in data.notes:
         say(f"data     {note}")
+    _check_labels(data)
     index = sampling.long_tail(data.train.targets, recipe.data.imbalance, recipe.seed)
     counts = sampling.class_counts(data.train.targets[index], len(data.classes))
-    if not counts.all():
-        empty = [data.classes[i] for i in np.flatnonzero(counts == 0)]
-        raise DataError(
-            f"{len(empty)} classes have no training image ({data.name}, {', '.join(empty[:3])}); lower the imbalance or remove them"
-        )
+    _check_classes(data, counts, allow_empty=recipe.allow_empty_class)
     data = _normalised(data, statistics(recipe.weights, spec))
     torch.manual_seed(recipe.seed)
     model, frozen, random = _frozen(recipe, spec, len(data.classes))
@@ -257,18 +289,55 @@ def _build(recipe: Recipe, folder: Path, where: torch.device, how: str) -> Train
         recipe.seed,
         tuple(recipe.data.augment),
         sampler.order if sampler else None,
+        team.share if team.size > 1 and not (recipe.mixup or recipe.cutmix) else None,
     )
     choosing = data.test if recipe.select_on == "test" else data.val
     val = _eval_batches(choosing, data, where, spec.input[1], how) if len(choosing) else None
     test = _eval_batches(data.test, data, where, spec.input[1], how)
     ema = optim.Ema(model, recipe.ema) if recipe.ema else None
-    step = _step(recipe, model, len(batches), where, how, len(data.classes), ema, sampler)
+    step = replace(_step(recipe, model, len(batches), where, how, len(data.classes), ema, sampler), team=team)
     loss, weight = objective.build_loss(recipe, counts)
     weight = weight.to(where) if weight is not None else None
     told = tuple(lint.check(recipe, counts, random))
     return Trainer(
-        recipe, folder, data, spec, model, loss.to(where), batches, val, test, step, where, how, counts, frozen, ema, weight, sampler, told
+        recipe, folder, data, spec, model, loss.to(where), batches, val, test, step, where, how, counts, frozen, ema, weight,
+        sampler, told, team,
     )  # fmt: skip
+
+
+def _check_labels(data: DataSet) -> None:
+    for part in (data.train, data.val, data.test):
+        if len(wrong := np.flatnonzero((part.targets < 0) | (part.targets >= len(data.classes)))):
+            file, label = part.files[wrong[0]], part.targets[wrong[0]]
+            raise DataError(f"label out of range ({file}, label {label}, {len(data.classes)} classes); correct the data set")
+
+
+def _check_classes(data: DataSet, counts: np.ndarray, *, allow_empty: bool) -> None:
+    empty = [data.classes[i] for i in np.flatnonzero(counts == 0)]
+    if empty and not allow_empty:
+        raise DataError(
+            f"{len(empty)} classes have no training image ({data.name}, {', '.join(empty[:3])}); "
+            "lower the imbalance, remove them, or go on with --allow-empty-class"
+        )
+    if empty:
+        say(f"warning  {len(empty)} classes have no training image and won't be learned ({', '.join(empty[:3])})")
+
+
+def _check_deterministic(parts: Trainer) -> None:
+    """Take one step with a copy of the model; UsageError naming the operation that has no deterministic way."""
+    model, loss = copy.deepcopy(parts.model), copy.deepcopy(parts.loss)
+    inputs = torch.zeros(2, *parts.spec.input, device=parts.device, dtype=DTYPES[parts.precision])
+    try:
+        with autocast(parts.device, parts.precision):
+            logits = model(inputs)
+        loss(logits.float(), torch.zeros(2, dtype=torch.int64, device=parts.device)).backward()
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        name = str(error).split(" ")[0]
+        raise UsageError(
+            f"{name} has no deterministic way (deterministic = true, {parts.device.type}); leave --deterministic out"
+        ) from error
 
 
 def _normalised(data: DataSet, statistics: tuple[Any, Any] | None) -> DataSet:
@@ -338,19 +407,26 @@ def _step(
     return Step(optimizer, rate, where, how, o.clip, recipe.seed, ema.update if ema else None, mix, scaler, see)
 
 
-def _finish(parts: Trainer) -> None:
-    """Test the kept weights once, write the tables and pictures."""
+def _tested(parts: Trainer) -> tuple[Tensor, Tensor]:
+    """Logits and targets of the test split by the kept weights, the one time that it is touched."""
     tensors, meta = checkpoint.load_tensors(parts.folder / "weights.safetensors")
     load_into(parts.model, tensors, parts.folder)
     check_frozen(parts, meta["frozen"])
-    logits, targets = predict(parts.model, parts.test, parts.precision)
+    parts.best_epoch = meta["epoch"]
+    return predicted(parts, parts.model, parts.test)
+
+
+def _finish(parts: Trainer, logits: Tensor, targets: Tensor) -> None:
+    """Write the test result, the tables and pictures."""
     result = metrics.evaluate(logits, targets)
     summary = result.summary(parts.data.classes, parts.counts.tolist())
-    row = {"epoch": meta["epoch"], "split": "test"} | {
+    row = {"epoch": parts.best_epoch, "split": "test"} | {
         key: summary[key] for key in summary if key not in ("shots", "worst_pairs")
     }
-    checkpoint.append_row(parts.folder, row)
+    checkpoint.keep_rows(parts.folder, parts.epoch)  # a run that was stopped while drawing has its test row already
+    checkpoint.append_rows(parts.folder, [row])
     write_tables(parts.folder, result, logits, targets, parts.data.test.files, parts.data.classes)
+    _, meta = checkpoint.load_tensors(parts.folder / "weights.safetensors")
     chosen = {key: meta[key] for key in ("chosen_on", "chosen_accuracy")}
     story = row | chosen | {"seconds": round(parts.seconds, 1)} | summary
     publish_text(parts.folder / "result.json", json.dumps(story, indent=1) + "\n")

@@ -1,15 +1,22 @@
-"""Run folders by name: where they are, how a new one is called, which is the latest (no torch here)."""
+"""Run folders: where they are, how a new one is called, which is the latest, who holds one (no torch here)."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import os
 import re
+import socket
 import string
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
+from zoo.console import say
+from zoo.files import sweep
 from zoo.recipe import Recipe
-from zoo.spec import FileError, UsageError, did_you_mean
+from zoo.spec import BusyError, FileError, UsageError, did_you_mean
 
 
 def root() -> Path:
@@ -65,3 +72,48 @@ def new_name(recipe: Recipe, when: datetime.date | None = None) -> str:
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
     letters = [*string.ascii_lowercase, *(a + b for a in string.ascii_lowercase for b in string.ascii_lowercase)]
     return next(stem + letter for letter in letters if not (root() / (stem + letter)).exists())
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process and sweep what a killed holder left half written.
+
+    The lock is flock's, which ends with its process: none is ever stale. The file names the holder for people.
+
+    Raises:
+        BusyError: another process has it, or the file system has no locks.
+    """
+    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+        before = _take(folder, file)
+        if before:
+            say(f"notice   the run's last process is gone and left it unfinished ({before}); taken over")
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            for place in (folder, folder / "last"):
+                sweep(place)
+            yield
+        finally:
+            file.truncate(0)
+
+
+def check_free(folder: Path) -> None:
+    """BusyError if a process holds this run folder now."""
+    lock = folder / ".lock"
+    if lock.is_file():
+        with lock.open(encoding="utf-8") as file:
+            _take(folder, file)
+
+
+def _take(folder: Path, file: IO[str]) -> str:
+    """Lock the open file; whom it names."""
+    file.seek(0)
+    holder = file.read().strip()
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BusyError(f"run folder is in use ({folder}, held by {holder}); wait, or choose another --out") from error
+    except OSError as error:
+        raise BusyError(f"cannot lock the run folder ({folder}, {error.strerror}); put it on another file system") from error
+    return holder

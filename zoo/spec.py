@@ -177,6 +177,8 @@ class DataSet:
     """sha256 over images and targets of all splits, in order."""
     notes: tuple[str, ...] = ()
     """What was decided while loading, one line each."""
+    manifest: np.ndarray | None = None
+    """(n, 2) uint64 over the samples of all splits: digests of its name and of its pixels and target, to name what changed."""
 
 
 @dataclass(frozen=True)

@@ -1,41 +1,68 @@
-"""Ask a long job to stop after its current step, so that nothing is torn."""
+"""Ask a long job to stop: at once where nothing is lost by it, after the current step and a save where something is."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved. ``code`` is the exit code."""
+    """A signal asked to stop. ``code`` is the exit code; ``saved`` says whether there is a state to go on from."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, *, saved: bool = True) -> None:
         super().__init__(signal.Signals(number).name)
         self.code = 128 + (number if number == signal.SIGINT else signal.SIGTERM)
+        self.saved = saved
+
+
+class Stop:
+    """Called, gives the number of the signal that asked to stop, or 0."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.patient = False
+        self.saved = False
+        """There is a state to go on from, whenever the signal comes."""
+
+    def __call__(self) -> int:
+        return self.number
+
+    @contextmanager
+    def after_the_step(self) -> Iterator[None]:
+        """In here a signal is only noted; the loop polls for it. Outside it raises :class:`Interrupted` where it comes."""
+        self.patient = True
+        try:
+            yield
+        finally:
+            self.patient = False
+        if self.number:
+            raise Interrupted(self.number, saved=self.saved)
+
+    def take(self, number: int, frame: object) -> None:
+        """The signals' handler; a second Ctrl-C ends the process at once (files are whole at every moment)."""
+        if self.number and number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        self.number = number
+        if not self.patient:
+            raise Interrupted(number, saved=self.saved)
+        # not print: its buffer may be in use where the signal came
+        os.write(2, f"\n{signal.Signals(number).name}: saving after this step\n".encode())
 
 
 @contextmanager
-def signals() -> Iterator[Callable[[], int]]:
-    """Yield a function that gives the number of the signal that asked to stop, or 0; a second Ctrl-C stops at once."""
-    seen: list[int] = []
-
-    def remember(number: int, frame: object) -> None:
-        if seen and number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
-        seen.append(number)
-        print(f"\n{signal.Signals(number).name}: saving after this step", file=sys.stderr, flush=True)
-
+def signals() -> Iterator[Stop]:
+    """Take SIGINT, SIGTERM, SIGHUP and SIGUSR1 until the block ends."""
+    stop = Stop()
     wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     try:
-        old = {number: signal.signal(number, remember) for number in wanted}
+        old = {number: signal.signal(number, stop.take) for number in wanted}
     except ValueError:  # not the main thread: signals stay with whoever has them
         old = {}
     try:
-        yield lambda: seen[0] if seen else 0
+        yield stop
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -18,10 +18,14 @@ from torch import Tensor, nn
 
 from zoo import sampling
 from zoo.data import _augment
+from zoo.parallel import Team
 from zoo.spec import DivergedError, Split
 
 RESIDENT_BYTES = 8 << 30
 """Image sets up to this size are copied to the GPU as a whole."""
+
+SKIPS = 50
+"""Steps in a row without finite gradients after which fp16 training has diverged."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -61,29 +65,36 @@ class Batches:
     augment: Sequence[str] | None = None
     sample: Callable[[int], np.ndarray] | None = None
     """Positions in the split in the order of an epoch; without it each of ``index`` comes once, shuffled."""
+    share: Callable[[int], slice] | None = None
+    """The rows of a batch of n whose inputs this process computes, where several train together."""
     _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return -(-len(self.index) // self.batch_size)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor, np.ndarray, np.ndarray]]:
-        """Yield inputs (N, 3, H, W), targets (N,), positions in the split (N,) and random draws (N, K), from batch ``skip`` on."""
+        """Yield inputs (N, 3, H, W), targets (N,), positions in the split (N,) and random draws (N, K), from batch ``skip`` on.
+
+        With ``share`` the inputs alone are fewer: this process's rows of the batch.
+        """
         order, draws = self.index, np.zeros((len(self.index), 0), np.float32)
         if self.augment is not None:
             order = self.sample(epoch) if self.sample else order[sampling.order(self.seed, epoch, len(order))]
             draws = sampling.slots(self.seed, epoch, order, len(self.split), _augment.DRAWS)
         for start in range(skip * self.batch_size, len(order), self.batch_size):
             chosen, drawn = order[start : start + self.batch_size], draws[start : start + self.batch_size]
-            yield *self._load(chosen, drawn), chosen, drawn
+            mine = self.share(len(chosen)) if self.share else slice(None)
+            where = torch.from_numpy(chosen).to(self._targets.device)
+            targets = self._targets[where].to(self.device, non_blocking=True)
+            yield self._inputs(chosen[mine], drawn[mine]), targets, chosen, drawn
 
-    def _load(self, chosen: np.ndarray, draws: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _inputs(self, chosen: np.ndarray, draws: np.ndarray) -> Tensor:
         where = torch.from_numpy(chosen).to(self._images.device)
         images = self._images[where].to(self.device, non_blocking=True)
-        targets = self._targets[where].to(self.device, non_blocking=True)
         if self.augment is None:
-            return _augment.normalise(images, self.mean, self.std, self.dtype, size=self.size), targets
+            return _augment.normalise(images, self.mean, self.std, self.dtype, size=self.size)
         uniform = torch.from_numpy(draws).to(self.device)
-        return _augment.augment(images, uniform, self.augment, self.mean, self.std, self.dtype, self.size), targets
+        return _augment.augment(images, uniform, self.augment, self.mean, self.std, self.dtype, self.size)
 
     @property
     def _images(self) -> Tensor:
@@ -120,6 +131,9 @@ class Step:
     scaler: Any = None
     see: Callable[[np.ndarray, np.ndarray], None] | None = None
     """Takes the positions (N,) of a batch and p_t (N,) of each sample (a sampler that goes by them)."""
+    team: Team = field(default_factory=Team)
+    skipped: list[int] = field(default_factory=lambda: [0])
+    """Steps in a row that the gradient scaler left out."""
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -141,16 +155,17 @@ def train_epoch(
     """Train for the batches ``skip`` .. of one epoch (counted from 0); ``watch(batches done, totals)`` runs after each.
 
     Raises:
-        DivergedError: the loss is not finite; the weights are those before that step. It has ``position``, the samples
-            of the batch in the split.
+        DivergedError: the loss is not finite, and the weights are those before that step; or the gradient scaler found no
+            scale with finite gradients. It has ``position``, the samples of the batch in the split.
     """
     totals = totals or Totals()
     model.train()
     for number, (inputs, targets, chosen, draws) in enumerate(batches.epoch(epoch, skip), skip):
         at = epoch * len(batches) + number
         value, correct = _update(model, loss, step, at, inputs, targets, chosen, draws)
-        if value is None:
-            raise _diverged(epoch, number, step.lr(at), chosen)
+        if value is None or step.skipped[0] >= SKIPS:
+            what = "loss is not finite" if value is None else f"gradients are not finite {SKIPS} times in a row"
+            raise _diverged(what, epoch, number, step.lr(at), chosen)
         totals.loss += value * len(targets)
         totals.correct += correct
         totals.seen += len(targets)
@@ -171,19 +186,21 @@ def _update(
     rate = step.lr(at)
     for group in step.optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
-    torch.manual_seed(step.seed * 1_000_003 + at)  # dropout of this step, whatever ran before it
-    wanted = targets
+    # dropout of this step, whatever ran before it
+    torch.manual_seed(step.seed * 1_000_003 + at + (step.team.rank << 48))
+    n, wanted = len(targets), targets
     if step.mix is not None:
         inputs, wanted = step.mix(inputs, targets, draws)
+        inputs = inputs[step.team.share(n)]
     with autocast(step.device, step.precision):
         logits = model(inputs)
-    logits = logits.float()
+    logits = step.team.whole(logits.float(), n)
     value, p = _loss(loss, logits, wanted, targets) if step.see else (loss(logits, wanted), None)
     number = value.item()
     if not np.isfinite(number):
         return None, 0
     step.optimizer.zero_grad(set_to_none=True)
-    _backward(model, value, step)
+    _backward(model, step.team.scaled(value, n), step)
     if step.after is not None:
         step.after(model)
     if step.see is not None and p is not None:
@@ -210,14 +227,14 @@ def _backward(model: nn.Module, value: Tensor, step: Step) -> None:
     if step.scaler is None:
         step.optimizer.step()
     else:
+        scale = step.scaler.get_scale()
         step.scaler.step(step.optimizer)
         step.scaler.update()
+        step.skipped[0] = step.skipped[0] + 1 if step.scaler.get_scale() < scale else 0
 
 
-def _diverged(epoch: int, number: int, rate: float, chosen: np.ndarray) -> DivergedError:
-    error = DivergedError(
-        f"loss is not finite (epoch {epoch + 1}, step {number + 1}, lr {rate:.3g}); lower optim.lr or set optim.clip=1"
-    )
+def _diverged(what: str, epoch: int, number: int, rate: float, chosen: np.ndarray) -> DivergedError:
+    error = DivergedError(f"{what} (epoch {epoch + 1}, step {number + 1}, lr {rate:.3g}); lower optim.lr or set optim.clip=1")
     error.position = chosen  # type: ignore[attr-defined]
     return error
 

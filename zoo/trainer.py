@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from zoo import checkpoint, host, metrics, ops, optim, registry, sampling
 from zoo.console import Progress, say
 from zoo.files import publish_text
+from zoo.parallel import Team
 from zoo.recipe import Recipe
 from zoo.spec import DataError, DataSet, DisagreeError, DiskError, DivergedError, FileError, ModelSpec
-from zoo.stop import Interrupted
+from zoo.stop import Interrupted, Stop
 from zoo.train import Batches, Step, Totals, predict, train_epoch
 
 SAMPLER_STATE = ("p", "next_p", "seen")
@@ -49,6 +50,9 @@ class Trainer:
     sampler: sampling.Sampler | None = None
     lint: tuple[str, ...] = ()
     """What may surprise in the recipe, one line each."""
+    team: Team = field(default_factory=Team)
+    wrapped: nn.Module | None = None
+    """The model as it is called in training, where several processes train it."""
     epoch: int = 0
     skip: int = 0
     totals: Totals | None = None
@@ -57,6 +61,20 @@ class Trainer:
     seconds: float = 0.0
     proof: dict[str, str] = field(default_factory=dict)
     """Digest of each frozen tensor before training."""
+    unwritten: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of metrics.jsonl that a full disk did not take."""
+
+    @property
+    def at(self) -> int:
+        """Steps taken since the run began."""
+        return self.epoch * len(self.batches) + self.skip
+
+    @property
+    def complete(self) -> bool:
+        """All epochs are done, or validation has been no better for long enough."""
+        patience = self.recipe.patience
+        idle = bool(patience and self.best_epoch and self.epoch - self.best_epoch >= patience)
+        return idle or self.epoch >= self.recipe.epochs
 
 
 def describe(parts: Trainer, allocator: str, command: str) -> None:
@@ -77,6 +95,7 @@ def describe(parts: Trainer, allocator: str, command: str) -> None:
         "counts": parts.counts.tolist(),
         "model": recipe.model,
         "parameters": params,
+        "processes": parts.team.size,
         "command": command,
         "lint": list(parts.lint),
     }
@@ -97,8 +116,9 @@ def describe(parts: Trainer, allocator: str, command: str) -> None:
         say(f"sampler  {recipe.sampler.name}, {len(parts.sampler.index):,} draws with replacement an epoch · {bounds}")
     if recipe.select_on == "test":
         say("warning  the epoch to keep is chosen on the test images: the test result will be too good, and is marked as such")
+    together = f"{parts.team.size} processes, each " if parts.team.size > 1 else ""
     say(
-        f"run      {parts.device} · {env['threads']} threads · {parts.precision} · channels_last · memory: {allocator} · {parts.folder}"
+        f"run      {together}{parts.device} · {env['threads']} threads · {parts.precision} · channels_last · memory: {allocator} · {parts.folder}"
     )
     for finding in parts.lint:
         say(f"warning  {finding}")
@@ -124,36 +144,48 @@ def check_frozen(parts: Trainer, before: dict[str, str]) -> None:
         raise DisagreeError(f"frozen tensors changed in training ({len(moved)}, {moved[0]} first); report this as a bug of zoo")
 
 
-def epochs(parts: Trainer, stop: Callable[[], int]) -> None:
+def epochs(parts: Trainer, stop: Stop) -> None:
+    """Train what is left of the run; Interrupted after a signal, with the state saved."""
     recipe = parts.recipe
     parts.proof = parts.proof or optim.frozen_digest(parts.model, parts.frozen.names)
-    if parts.epoch == 0 and parts.skip == 0:
+    if parts.at == 0:
         _save_state(parts)
+    stop.saved = True
     began = time.monotonic() - parts.seconds
     with Progress(recipe.epochs, len(parts.batches), len(parts.batches.index), recipe.select_on) as progress:
-        while parts.epoch < recipe.epochs:
-            started = time.monotonic()
+        while not parts.complete:
+            started, before = time.monotonic(), parts.totals.seen if parts.totals else 0
             _one_epoch(parts, stop, progress)
             took = time.monotonic() - started
             parts.seconds = time.monotonic() - began
-            _record(parts, took, progress, stop)
-            if recipe.patience and parts.best_epoch and parts.epoch - parts.best_epoch >= recipe.patience:
-                say(f"stop     no better validation accuracy for {recipe.patience} epochs (best: epoch {parts.best_epoch})")
-                break
+            _record(parts, took, before, progress, stop)
+    if parts.epoch < recipe.epochs:
+        say(f"stop     no better validation accuracy for {recipe.patience} epochs (best: epoch {parts.best_epoch})")
 
 
-def _one_epoch(parts: Trainer, stop: Callable[[], int], progress: Progress) -> None:
+def _halt(parts: Trainer, stop: Stop, *, save: bool = True) -> None:
+    """After a step, if any process got a signal: save, wait for all, stop."""
+    if number := parts.team.agreed(stop()):
+        if save:
+            _save_state(parts)
+        parts.team.wait()
+        raise Interrupted(number)
+
+
+def _one_epoch(parts: Trainer, stop: Stop, progress: Progress) -> None:
+    every = parts.recipe.save_every
+
     def watch(done: int, totals: Totals) -> None:
         progress.step(parts.epoch + 1, done, totals.row["loss"])
-        if number := stop():
-            parts.skip, parts.totals = done, totals
+        parts.skip, parts.totals = done, totals
+        _halt(parts, stop)
+        if every and parts.at % every == 0:
             _save_state(parts)
-            raise Interrupted(number)
 
     _set_loss(parts)
     try:
         parts.totals = train_epoch(
-            parts.model,
+            parts.wrapped or parts.model,
             parts.loss,
             parts.batches,
             parts.step,
@@ -163,17 +195,9 @@ def _one_epoch(parts: Trainer, stop: Callable[[], int], progress: Progress) -> N
             watch=watch,
         )
     except DivergedError as error:
-        files = [parts.data.train.files[i] for i in getattr(error, "position", [])]
-        rate = parts.step.lr(parts.epoch * len(parts.batches))
-        publish_text(
-            parts.folder / "bad_batch.json",
-            json.dumps({"epoch": parts.epoch + 1, "lr": rate, "message": str(error), "files": files}, indent=1),
-        )
+        if parts.team.leads:
+            _bad_batch(parts, error)
         raise
-    except torch.cuda.OutOfMemoryError as error:
-        raise DiskError(
-            f"out of GPU memory (batch_size {parts.recipe.batch_size}); lower it, e.g. --batch-size {parts.recipe.batch_size // 2}"
-        ) from error
 
 
 def _set_loss(parts: Trainer) -> None:
@@ -195,41 +219,84 @@ def _end_epoch(parts: Trainer) -> dict[str, float]:
     return told | (parts.sampler.end_epoch() if parts.sampler else {})
 
 
-def _record(parts: Trainer, took: float, progress: Progress, stop: Callable[[], int]) -> None:
+def _bad_batch(parts: Trainer, error: DivergedError) -> None:
+    """Keep what made the loss non-finite."""
+    files = [parts.data.train.files[i] for i in getattr(error, "position", [])]
+    told = {
+        "epoch": parts.epoch + 1,
+        "step": parts.skip + 1,
+        "lr": parts.step.lr(parts.at),
+        "message": str(error),
+        "files": files,
+    }
+    publish_text(parts.folder / "bad_batch.json", json.dumps(told, indent=1))
+
+
+def predicted(
+    parts: Trainer, model: nn.Module, batches: Batches, poll: Callable[[], None] = lambda: None
+) -> tuple[Tensor, Tensor]:
+    """:func:`zoo.train.predict`, each process taking its share of the split; all have the whole result."""
+    n, team = len(batches.index), parts.team
+    if team.size == 1 or n < team.size:
+        return predict(model, batches, parts.precision, poll)
+    mine = predict(model, replace(batches, index=batches.index[team.share(n)]), parts.precision)
+    logits, targets = zip(*team.gathered(mine))
+    return torch.cat(logits), torch.cat(targets)
+
+
+def _record(parts: Trainer, took: float, before: int, progress: Progress, stop: Stop) -> None:
     """After an epoch: evaluate on validation, write rows, keep the best weights, save the state."""
     assert parts.totals is not None
-    rate = parts.step.lr(parts.epoch * len(parts.batches))
-    speed = parts.totals.seen / took
-    row = {
-        "epoch": parts.epoch + 1,
+    number = parts.epoch + 1
+    train = {
+        "epoch": number,
         "split": "train",
         **parts.totals.row,
-        "lr": rate,
-        "images_per_s": round(speed, 1),
+        "lr": parts.step.lr(parts.epoch * len(parts.batches)),
+        "images_per_s": round((parts.totals.seen - before) / took, 1),
         "seconds": round(took, 3),
     }
-    row |= _end_epoch(parts)
-    rows = [row]
+    rows = [train]
     shown = parts.ema.averaged(parts.model) if parts.ema else parts.model
-    score = float(parts.epoch + 1)  # without a validation split the last epoch's weights are the ones kept
+    score = float(number)  # without a validation split the last epoch's weights are the ones kept
     if parts.val:
-        result = metrics.evaluate(*predict(shown, parts.val, parts.precision))
+        alone = parts.team.size == 1
+        result = metrics.evaluate(*predicted(parts, shown, parts.val, lambda: _halt(parts, stop) if alone else None))
         score = result.accuracy
         split = checkpoint.CHOOSING[parts.recipe.select_on]
-        rows.append(
-            {"epoch": parts.epoch + 1, "split": split, "loss": result.loss, "accuracy": result.accuracy, "macro": result.macro}
-        )
-    for each in rows:
-        checkpoint.append_row(parts.folder, each)
-    _tensorboard(parts.folder, rows)
-    progress.epoch(parts.epoch + 1, row, rows[-1] if parts.val else None)
-    parts.epoch, parts.skip, parts.totals = parts.epoch + 1, 0, None
-    if score > parts.best:
+        rows.append({"epoch": number, "split": split, "loss": result.loss, "accuracy": score, "macro": result.macro})
+    train |= _end_epoch(parts)  # after validation: a stop in there saves the loss and the sampler as they were
+    progress.epoch(number, train, rows[-1] if parts.val else None)
+    parts.epoch, parts.skip, parts.totals = number, 0, None
+    better = score > parts.best
+    if better and _written(parts, lambda: _save_weights(parts, shown, score)):
         parts.best, parts.best_epoch = score, parts.epoch
-        _save_weights(parts, shown)
+    _write_rows(parts, rows)
     _save_state(parts)
-    if number := stop():
-        raise Interrupted(number)
+    _halt(parts, stop, save=False)
+
+
+def _write_rows(parts: Trainer, rows: list[dict[str, Any]]) -> None:
+    parts.unwritten += rows
+
+    def write() -> None:
+        checkpoint.append_rows(parts.folder, parts.unwritten)
+        _tensorboard(parts.folder, parts.unwritten)
+
+    if _written(parts, write):
+        parts.unwritten = []
+
+
+def _written(parts: Trainer, write: Callable[[], None]) -> bool:
+    """Whether it was written; a full disk ends the run unless ``on_full`` says to go on, and the next save tries again."""
+    try:
+        parts.team.told(write)
+    except DiskError as error:
+        if parts.recipe.on_full == "stop":
+            raise
+        say(f"warning  not saved, going on: {error}")
+        return False
+    return True
 
 
 def _tensorboard(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -242,7 +309,7 @@ def _tensorboard(folder: Path, rows: list[dict[str, Any]]) -> None:
                     writer.add_scalar(f"{row['split']}/{key}", row[key], row["epoch"])
 
 
-def _save_weights(parts: Trainer, model: nn.Module) -> None:
+def _save_weights(parts: Trainer, model: nn.Module, score: float) -> None:
     meta = {
         "model": parts.recipe.model,
         "classes": parts.data.classes,
@@ -251,13 +318,17 @@ def _save_weights(parts: Trainer, model: nn.Module) -> None:
         "std": parts.data.std,
         "epoch": parts.epoch,
         "chosen_on": parts.recipe.select_on if parts.val else "last epoch",
-        "chosen_accuracy": parts.best if parts.val else None,
+        "chosen_accuracy": score if parts.val else None,
         "frozen": parts.proof,
     }
     checkpoint.save_tensors(parts.folder / "weights.safetensors", model.state_dict(), meta)
 
 
 def _save_state(parts: Trainer) -> None:
+    _written(parts, lambda: checkpoint.save_state(parts.folder, parts.at, *_state(parts)))
+
+
+def _state(parts: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {f"model.{name}": value for name, value in parts.model.state_dict().items()}
     packed, scalars = checkpoint.pack_optimizer(parts.step.optimizer)
     tensors |= {f"optim.{name}": value for name, value in packed.items()}
@@ -270,12 +341,24 @@ def _save_state(parts: Trainer) -> None:
     totals = parts.totals or Totals()
     meta = {
         "epoch": parts.epoch, "skip": parts.skip, "totals": [totals.loss, totals.correct, totals.seen], "best": parts.best,
-        "best_epoch": parts.best_epoch, "seconds": parts.seconds, "optim": scalars, "model": parts.recipe.model,
-        "classes": len(parts.data.classes), "data_digest": parts.data.digest, "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "device": parts.device.type, "precision": parts.precision, "frozen": parts.proof,
+        "best_epoch": parts.best_epoch, "seconds": parts.seconds, "optim": scalars, **_identity(parts), **_setting(parts),
+        "data_digest": parts.data.digest, "frozen": parts.proof,
         "scaler": parts.step.scaler.state_dict() if parts.step.scaler else None,
     }  # fmt: skip
-    checkpoint.save_state(parts.folder, parts.epoch * len(parts.batches) + parts.skip, tensors, meta)
+    return tensors, meta
+
+
+def _identity(parts: Trainer) -> dict[str, Any]:
+    """What must be the same for a state to fit."""
+    return {"model": parts.recipe.model, "classes": len(parts.data.classes), "optimizer": parts.recipe.optim.name}
+
+
+def _setting(parts: Trainer) -> dict[str, Any]:
+    """What must be the same for a state to go on with the same bits."""
+    return {
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "device": parts.device.type,
+        "precision": parts.precision, "processes": parts.team.size,
+    }  # fmt: skip
 
 
 def restore(parts: Trainer) -> bool:
@@ -283,20 +366,17 @@ def restore(parts: Trainer) -> bool:
     tensors, meta, warnings = checkpoint.load_state(parts.folder)
     for warning in warnings:
         say(f"warning  {warning}")
-    mine = {"model": parts.recipe.model, "classes": len(parts.data.classes)}
-    if wrong := [f"{key}: checkpoint {meta[key]}, run {value}" for key, value in mine.items() if meta[key] != value]:
-        raise FileError(f"checkpoint does not fit ({'; '.join(wrong)}); resume the run it is of")
+    mine = _identity(parts)
+    theirs = {key: meta.get(key, value) for key, value in mine.items()}
+    if theirs != mine:
+        there, here = ("/".join(map(str, each.values())) for each in (theirs, mine))
+        raise FileError(f"checkpoint is {there}, run is {here} ({parts.folder}); resume with the settings of the checkpoint")
     if meta["data_digest"] != parts.data.digest:
         raise DataError(
-            f"data changed since the run began ({parts.data.name}, digest {parts.data.digest[:12]}); restore it or train a new run"
+            f"data changed since the run began ({parts.data.name}, {_changes(parts)}); restore it or train a new run"
         )
-    here = {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "device": parts.device.type,
-        "precision": parts.precision,
-    }
-    if moved := [f"{key} {meta[key]} -> {value}" for key, value in here.items() if meta[key] != value]:
+    setting = _setting(parts)
+    if moved := [f"{key} {meta[key]} -> {value}" for key, value in setting.items() if meta.get(key, value) != value]:
         say(f"resume   not bit-identical: {', '.join(moved)}")
     load_into(parts.model, _part(tensors, "model"), parts.folder)
     checkpoint.unpack_optimizer(parts.step.optimizer, _part(tensors, "optim"), meta["optim"])
@@ -311,11 +391,21 @@ def restore(parts: Trainer) -> bool:
     parts.epoch, parts.skip, parts.totals = meta["epoch"], meta["skip"], Totals(*meta["totals"])
     parts.proof = meta["frozen"]
     parts.best, parts.best_epoch, parts.seconds = meta["best"], meta["best_epoch"], meta["seconds"]
-    done = parts.epoch >= parts.recipe.epochs and (parts.folder / "result.json").is_file()
-    if not done:
-        checkpoint.keep_rows(parts.folder, parts.epoch)
-        say(f"resume   epoch {parts.epoch + 1}, step {parts.skip + 1} of {len(parts.batches)}")
-    return not done
+    if parts.complete and (parts.folder / "result.json").is_file():
+        return False
+    say(f"resume   epoch {parts.epoch} done, step {parts.skip} of {len(parts.batches)} of the next" if parts.skip else
+        f"resume   epoch {parts.epoch} of {parts.recipe.epochs} done")  # fmt: skip
+    return True
+
+
+def _changes(parts: Trainer) -> str:
+    """How many images were added, removed and changed since the run's manifest was written."""
+    path = parts.folder / "last" / "manifest.npy"
+    if not path.is_file() or parts.data.manifest is None:
+        return f"digest {parts.data.digest[:12]}"
+    before, now = (dict(each.tolist()) for each in (np.load(path), parts.data.manifest))
+    changed = sum(now[name] != content for name, content in before.items() if name in now)
+    return f"{len(now.keys() - before.keys())} added, {len(before.keys() - now.keys())} removed, {changed} changed"
 
 
 def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -70,14 +70,17 @@ def headline() -> None:
 
 
 def start(recipe: Any, out: Path | None, resume: bool, force: bool) -> Path:
-    """Train a recipe into ``out`` or a new run folder; an interruption carries the line that goes on."""
-    from zoo import run, runs
-    from zoo.stop import Interrupted
+    """Train a recipe into ``out`` or a new run folder; what ends it early carries the folder and the line that goes on."""
+    from zoo import runs
 
     out = out or runs.root() / runs.new_name(recipe)
+    runs.check_free(out)
+    from zoo import run
+
     try:
         return run.train(recipe, out=out, resume=resume, force=force, command=shlex.join(["zoo", *sys.argv[1:]]))
-    except Interrupted as error:
+    except Exception as error:
+        error.run = out  # type: ignore[attr-defined]
         error.resume = f"zoo train --resume --out {shlex.quote(str(out))}"  # type: ignore[attr-defined]
         raise
 

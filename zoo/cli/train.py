@@ -33,6 +33,10 @@ from zoo.cli._shared import Name, headline, recipe_names, registered, start
 @click.option("--precision", help="auto, fp32, bf16 or fp16.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @click.option("--select-on", help="val (default) or test: what chooses the epoch to keep; test is stamped on the result.")
+@click.option("--deterministic", is_flag=True, default=None, help="Use only operations that give the same bits again.")
+@click.option("--allow-empty-class", is_flag=True, default=None, help="Train although a class has no images.")
+@click.option("--save-every", type=int, help="Steps between saved states (default: one at the end of each epoch).")
+@click.option("--on-full", help="On a full disk: stop, or keep-training and try again with the next save.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: runs/<name made from the settings>).")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the latest run.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
@@ -46,10 +50,11 @@ def command(
     zoo train resnet32 --data cifar10 --epochs 20
     zoo train cifar10lt_resnet32_focal optim.lr=0.05 seed=1
     zoo train --resume
+    torchrun --nproc-per-node 2 -m zoo train resnet32
     """
     from zoo import lint, runs, show
     from zoo import recipe as recipes
-    from zoo.console import say
+    from zoo.console import leading, say
 
     if what and "=" in what:
         settings, what = (what, *settings), None
@@ -66,6 +71,8 @@ def command(
         return
     headline()
     folder = start(recipe, out, resume, force)
+    if not leading():
+        return
     show.result(folder)
     click.echo(
         f"pictures  {folder}/curves.png  confusion.png  per_class.png   report  {folder}/report.html\nnext      zoo export --onnx     zoo bench"

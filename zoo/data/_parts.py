@@ -63,7 +63,18 @@ def assemble(
         found.update(each.targets.astype("<i8").data)
     last = Split(test.images, test.targets, test.files)
     told = (*notes, *_leaks(train, test))
-    return DataSet(name, tuple(shown(c) for c in classes), learn, held, last, mean, std, found.hexdigest(), told)
+    named = tuple(shown(c) for c in classes)
+    return DataSet(name, named, learn, held, last, mean, std, found.hexdigest(), told, _manifest(parts))
+
+
+def _manifest(parts: Sequence[Part]) -> np.ndarray:
+    """(n, 2) uint64: for each sample 8 bytes of blake2b of the end of its path, wherever the set lies, and of its content."""
+    tails = ("/".join(file.rsplit("/", 3)[-3:]) for each in parts for file in each.files)
+    names = b"".join(hashlib.blake2b(tail.encode("utf-8", "surrogateescape"), digest_size=8).digest() for tail in tails)
+    contents = [
+        np.ascontiguousarray(each.prints[:, :8]).view(np.uint64)[:, 0] ^ each.targets.astype(np.uint64) for each in parts
+    ]
+    return np.stack([np.frombuffer(names, np.uint64), np.concatenate(contents)], axis=1)
 
 
 def _pick(source: Part, where: np.ndarray) -> Split:

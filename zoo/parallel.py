@@ -1,0 +1,182 @@
+"""Several processes that train one model (started by torchrun): who each is, its share of a batch, what all agree on.
+
+The result is that of one process up to rounding, dropout aside: the recipe's batch size counts the images of all processes,
+the order of the images is the counter generator's and cut by rank, the loss is taken over the logits of the whole batch, and
+BatchNorm's statistics are those of the whole batch. The first process alone writes and talks.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of one run; alone, every method does nothing."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Among the processes on this machine, which are ``local_size``."""
+    local_size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """This is the process that writes and talks."""
+        return self.rank == 0
+
+    def device(self, wanted: torch.device) -> torch.device:
+        """This process's own GPU where GPUs are used."""
+        return torch.device("cuda", self.local_rank) if self.size > 1 and wanted.type == "cuda" else wanted
+
+    def share(self, n: int) -> slice:
+        """The rows of a batch of n that this process computes: all where there are too few to go round."""
+        if n < self.size:
+            return slice(0, n)
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def whole(self, logits: Tensor, n: int) -> Tensor:
+        """Logits (n, C) of the whole batch from this process's rows of it; only these carry a gradient."""
+        rows = self.share(n)
+        if self.size == 1 or n < self.size:
+            return logits
+        full = logits.new_zeros(n, *logits.shape[1:])
+        full[rows] = logits.detach()
+        dist.all_reduce(full)
+        return torch.cat([full[: rows.start], logits, full[rows.stop :]])
+
+    def scaled(self, value: Tensor, n: int) -> Tensor:
+        """The loss to differentiate: each process has the gradient of its rows, and DDP takes the mean where the sum is due."""
+        return value * self.size if 1 < self.size <= n else value
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        """The model whose backward averages gradients over the processes; BatchNorm layers become synchronous."""
+        if self.size == 1:
+            return model
+        for module in model.modules():
+            if type(module) in NORMS and module.training:
+                # a bound method, so that the module stays what it is: names, copies and files don't change
+                module.forward = MethodType(_batch_norm, module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch 2.15 has a new name for the argument, 2.11 knows the old one alone
+            return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+
+    def agreed(self, number: int) -> int:
+        """The largest of the processes' numbers."""
+        if self.size == 1:
+            return number
+        largest = torch.tensor(number)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
+
+    def told(self, say: Callable[[], Any]) -> Any:
+        """What ``say`` gives in the first process, in all of them; its errors too."""
+        if self.size == 1:
+            return say()
+        box: list[Any] = [None, None]
+        if self.leads:
+            try:
+                box[0] = say()
+            except Exception as error:
+                box[1] = error
+        dist.broadcast_object_list(box)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+    def gathered(self, part: Any) -> list[Any]:
+        """Each process's part, in order of rank."""
+        if self.size == 1:
+            return [part]
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, part)
+        return parts
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """The first process goes through the block before the others, who then find the caches filled."""
+        if not self.leads:
+            self.wait()
+        try:
+            yield
+        finally:
+            if self.leads:
+                self.wait()
+
+
+@contextmanager
+def joined() -> Iterator[Team]:
+    """The team that torchrun's environment describes, or a team of one."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or dist.is_initialized():
+        yield Team()
+        return
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Team(dist.get_rank(), dist.get_world_size(), local, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+    finally:
+        dist.destroy_process_group()
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes; each one's loss depends on it, so their gradients are summed too."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def _batch_norm(module: nn.BatchNorm2d, inputs: Tensor) -> Tensor:
+    """BatchNorm over the batch of all processes (Ioffe and Szegedy 2015, algorithm 1), also on CPUs, which torch's lacks."""
+    if not module.training:
+        return type(module).forward(module, inputs)
+    dims = [0, *range(2, inputs.dim())]
+    shape = [1, -1, *[1] * (inputs.dim() - 2)]
+    values = inputs.float()
+    count = values.new_tensor([values.numel() / values.shape[1]])
+    total = _Sum.apply(torch.cat([values.sum(dims), count]))
+    n = total[-1].detach()
+    mean = total[:-1] / n
+    centred = values - mean.view(shape)
+    variance = _Sum.apply(centred.square().sum(dims)) / n
+    _track(module, mean.detach(), variance.detach() * n / (n - 1))
+    scaled = centred * (variance + module.eps).rsqrt().view(shape)
+    if module.affine:
+        scaled = scaled * module.weight.view(shape) + module.bias.view(shape)
+    return scaled.to(inputs.dtype)
+
+
+@torch.no_grad()
+def _track(module: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+    if module.running_mean is None or module.running_var is None or module.num_batches_tracked is None:
+        return
+    module.num_batches_tracked.add_(1)
+    rate = 1 / int(module.num_batches_tracked) if module.momentum is None else module.momentum
+    module.running_mean.lerp_(mean, rate)
+    module.running_var.lerp_(variance, rate)
