@@ -41,6 +41,8 @@ def run(argv: list[str]) -> int:
         _close_pipes()
         return 141
     except BaseException as error:
+        if isinstance(error, SystemExit) and type(sys.stdout).__name__ == "_PacifyFlushWrapper":  # click's own answer to it
+            return 141
         if isinstance(error, (SystemExit, GeneratorExit)):
             raise
         if debug:

@@ -221,18 +221,22 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 def read_text(path: Path) -> tuple[str, dict[str, Any]]:
     """The text of a recipe file and its flat dotted keys, unknown ones refused with their line."""
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"recipe is not a file ({path}); name a TOML file, or one of: zoo recipes")
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"recipe is too large ({path}, {path.stat().st_size:,} bytes); a recipe is a few lines of TOML")
         text = path.read_text(encoding="utf-8")
         tree = tomllib.loads(text)
+        flat = _flatten(tree)
     except FileNotFoundError as error:
         raise UsageError(f"no recipe file ({path.absolute()}); list the ones that come with zoo: zoo recipes") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read recipe ({path}, {error}); it must be a TOML text file") from error
+    except RecursionError as error:
+        raise UsageError(f"recipe is nested too deeply ({path}); a recipe is a few lines of TOML") from error
     except tomllib.TOMLDecodeError as error:
-        place = str(error).replace("at end of document", f"at line {len(text.splitlines())}")
+        place = _twice(text, str(error)).replace("at end of document", f"at line {len(text.splitlines())}")
         raise UsageError(f"not a TOML recipe ({path}, {place}); for one that works see: zoo recipes demo --show") from error
-    flat = _flatten(tree)
     known = keys()
     for key in flat:
         if key not in known:
@@ -279,6 +283,17 @@ def _choices(key: str) -> Iterator[str]:
     for field in msgspec.structs.fields(struct):
         if field.name == leaf:
             yield from (str(choice) for choice in getattr(field.type, "__args__", ()))
+
+
+def _twice(text: str, message: str) -> str:
+    """TOML's message for a key that stands twice, with both lines."""
+    found = re.match(r"Cannot overwrite a value \(at line (\d+)", message)
+    if not found:
+        return message
+    lines, second = text.splitlines(), int(found[1])
+    key = lines[second - 1].partition("=")[0].strip()
+    first = next((n for n in range(second - 1, 0, -1) if lines[n - 1].partition("=")[0].strip() == key), second)
+    return f"{key} stands in lines {first} and {second}"
 
 
 def _where(path: Path | None, text: str, key: str) -> str:

@@ -158,14 +158,21 @@ def predictions(answers: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     """A line an image; DataError after them if a file could not be read."""
     bad = [answer for answer in answers if "error" in answer]
     for answer in bad:
-        print(f"{answer['file']}: error: {answer['error']}", file=sys.stderr)
+        print(f"{_printable(answer['file'])}: error: {answer['error']}", file=sys.stderr)
     if as_json:
         print(json.dumps(list(answers)))
     else:
-        rows = [(a["file"], "  ".join(f"{name} {percent(p)} %" for name, p in a["top"])) for a in answers if "top" in a]
+        rows = [
+            (_printable(a["file"]), "  ".join(f"{name} {percent(p)} %" for name, p in a["top"])) for a in answers if "top" in a
+        ]
         out().print(make(("file", "class and probability"), rows))
     if bad:
         raise DataError(f"{len(bad)} of {len(answers)} images cannot be read ({bad[0]['file']!r} first); the others are above")
+
+
+def _printable(name: str) -> str:
+    """A file's name in one line of text: as it is, or escaped if it has line breaks or bytes that are no text."""
+    return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
 
 
 def doctor(rows: Iterable[tuple[str, str, str]]) -> None:
