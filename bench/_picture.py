@@ -107,7 +107,7 @@ def draw_accuracy(path: Path, title: str, note: str, lines: Sequence[Line]) -> N
     axes.set_xscale("log")
     plain_ticks(axes.xaxis, axes.get_xlim())
     axes.set_xlabel(f"median latency at batch {smallest:g}, ms; further left is better")
-    axes.set_ylabel("accuracy on the test images, % (bar: 95 % interval)")
+    axes.set_ylabel("test accuracy, % (bar: 95 % interval)")
     finish(figure, path, title, note + _mark(lines))
 
 
