@@ -171,3 +171,10 @@ def test_dry_run_warns_on_stderr_and_prints_the_recipe_alone_on_stdout(tmp_path:
     assert "warning  beta 0.5 changes no class weight by more than" in ran.stderr
     (tmp_path / "again.toml").write_text(ran.stdout)
     assert zoo_command("train", "again.toml", "--dry-run", cwd=tmp_path).stdout == ran.stdout
+
+
+def test_rates_of_head_and_stages_have_flags(tmp_path: Path) -> None:
+    ran = zoo_command("train", "resnet20", "--lr-head", "7.5", "--layer-decay", "0.65", "--dry-run", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "lr_head = 7.5" in ran.stdout
+    assert "layer_decay = 0.65" in ran.stdout

@@ -43,7 +43,7 @@ def load_weights(model: nn.Module, source: str, spec: ModelSpec) -> Notes:
     """
     notes = Notes()
     if source == "default" or source in spec.weights:
-        tensors = _published(source, spec, notes)
+        tensors = _published(source, spec)
     else:
         tensors = read(Path(source).expanduser(), spec)
     own = model.state_dict()
@@ -156,15 +156,18 @@ def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], fresh: 
         raise FileError(f"weights are of another model ({source}, file: {there}; model: {here}); choose the model they are of")
 
 
-def _published(source: str, spec: ModelSpec, notes: Notes) -> dict[str, Tensor]:
+def _published(source: str, spec: ModelSpec) -> dict[str, Tensor]:
     if not spec.weights or spec.download is None:
         raise UsageError("this model has no weights to download; use weights=none or weights=FILE")
     place = spec.download(spec.weights[0] if source == "default" else source)
     path = Path(torch.hub.get_dir()) / "checkpoints" / place.file
     if path.is_file():
         wanted = _hash_in_name(place.file)
-        if wanted and not _sha256(path).startswith(wanted):
-            notes.append(f"{path} is not the published file: its sha256 does not begin with {wanted}")
+        if wanted and not (found := _sha256(path)).startswith(wanted):
+            raise FileError(
+                f"weights are not the published file ({path}, sha256 {found}, published {wanted}...); "
+                "delete it to download it again, or use weights=FILE to trust it"
+            )
     else:
         _fetch(place, path)
     if place.read is None:
