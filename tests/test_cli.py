@@ -61,7 +61,7 @@ FAULTS = [
     ("unknown option", "train demo --epoch 3", 2, ["--epoch", "--epochs"]),
     ("unknown key", "train typo.toml", 2, ["optim.learning_rate", "line 3"]),
     ("unknown key on the line", "train demo optim.lrr=1", 2, ["optim.lrr", "optim.lr"]),
-    ("duplicate key", "train twice.toml", 2, ["twice.toml", "line 2"]),
+    ("duplicate key", "train twice.toml", 2, ["twice.toml", "lines 1 and 2"]),
     ("text for a number", "train text.toml", 2, ["optim.lr = 'abc'", "line 2", "expected float"]),
     ("a YAML file", "train recipe.yaml", 2, ["no model 'recipe.yaml'"]),
     ("missing file", "train nowhere.toml", 2, ["nowhere.toml", "zoo recipes"]),
