@@ -7,6 +7,7 @@ import json
 import mmap
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -206,16 +207,22 @@ def test_compare_refuses(tmp_path: Path, name: str, text: str | None, told: str)
 
 
 def test_self_check_finds_an_expensive_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = _self_check.main(True, ["cnn_small"], out=tmp_path / "ok.csv", batches=[1], seconds=0.2) if _quiet() else None
-    assert path is None or len(_timing.read_csv(path)) == 1
     honest = _timing._turn
-    monkeypatch.setattr(_timing, "_turn", lambda *given: honest(*given) * 1.5)  # as if each call cost half as much again
-    with pytest.raises(DisagreeError, match="from a bare loop"):
-        _self_check.main(True, ["cnn_small"], out=tmp_path / "x.csv", batches=[8], seconds=0.5)
+    monkeypatch.setattr(_timing, "_turn", lambda *given: honest(*given) * 20)  # far beyond what a busy machine does
+    own, bare = _self_check.both(lambda: sum(range(2000)), 0.3)
+    assert np.median(own) > 5 * np.median(bare)
 
 
-def _quiet() -> bool:
-    return _timing.busy() < 0.25
+@pytest.mark.parametrize(("factor", "raises"), [(1.0, False), (1.5, True)])
+def test_self_check_refuses_a_difference_beyond_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, raises: bool
+) -> None:
+    bare = np.random.default_rng(0).normal(1e6, 1e3, 40)
+    monkeypatch.setattr(_self_check, "both", lambda call, seconds: (bare[::-1] * factor, bare))
+    expected = pytest.raises(DisagreeError, match="from a bare loop") if raises else nullcontext()
+    with expected:
+        _self_check.main(True, ["cnn_small"], out=tmp_path / "x.csv", batches=[8])
+    assert len(_timing.read_csv(tmp_path / "x.csv")) == 1
 
 
 def test_options_that_do_not_go_together() -> None:
