@@ -13,6 +13,7 @@ import msgspec
 import onnx
 from torch import nn
 
+from zoo import optim
 from zoo import recipe as recipes
 from zoo import run as engine
 from zoo.export import _accuracy, _cases, _graph, _guard, _parity, _wire, onnx_fp16, onnx_fp32, onnx_int8
@@ -38,7 +39,10 @@ class Check:
 def verify(
     path: Path, *, run: Run | None = None, data_dir: Path | None = None, max_memory: int = 0, timeout: float = 60.0
 ) -> list[Check]:
-    """Structure, digests, parity with ``run`` if given, accuracy on the data if it is here.
+    """Structure, digests, frozen tensors and parity with ``run`` if given, accuracy on the data if it is here.
+
+    The limits hold for a first run on noise in a child process. Parity and accuracy open the file in this process, without
+    limits: a model that behaves otherwise on real images or larger batches is not stopped.
 
     Raises:
         FileError: no ONNX file of zoo's, refused by :mod:`zoo.export._guard`, or not runnable within its limits.
@@ -115,6 +119,7 @@ def _parity_checks(
     sha = _graph.weights_sha256(run.model)
     if sha != facts["weights_sha256"]:
         return [Check("weights of the run", "differs", facts["weights_sha256"][:12], f"{sha[:12]} in {run.path}", 8)]
+    frozen = _frozen(run, json.loads(facts["frozen_sha256"]))
     if data_dir is not None:
         data = msgspec.structs.replace(run.recipe.data, dir=str(data_dir))
         run = dataclasses.replace(run, recipe=msgspec.structs.replace(run.recipe, data=data))
@@ -127,7 +132,18 @@ def _parity_checks(
     parity = _parity.check(cases, answer, tolerance=tolerance, probabilities=exported.softmax)
     fits = parity.holds
     found = f"{parity.agree:,}/{parity.n:,} classes, max |difference| {parity.max_abs:.1e}"
-    return [Check("parity with PyTorch", "ok" if fits else "differs", told, found, 0 if fits else 8)]
+    return [*frozen, Check("parity with PyTorch", "ok" if fits else "differs", told, found, 0 if fits else 8)]
+
+
+def _frozen(run: Run, claim: dict[str, str]) -> list[Check]:
+    """The tensors that were frozen in training, as the file has their digests, against those of ``run``; nothing if there are none."""
+    if not claim:
+        return []
+    here = run.model.state_dict()
+    known = optim.frozen_digest(run.model, [name for name in claim if name in here])
+    moved = [name for name, digest in claim.items() if known.get(name) != digest]
+    found = f"{len(moved)} differ, first {moved[0]}" if moved else f"{len(claim)} the same"
+    return [Check("frozen tensors", "differs" if moved else "ok", f"{len(claim)} tensors", found, 8 if moved else 0)]
 
 
 def _accuracy_checks(path: Path, facts: dict[str, str], own: Run, frame: _graph.Exported, claim: Any) -> list[Check]:

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from zoo import predictor
+from zoo.bench import _subjects
 from zoo.export import _guard, _wire
 from zoo.spec import FileError
 
@@ -138,6 +139,17 @@ def test_two_gigabytes_out_of_nothing(tmp_path: Path) -> None:
         FileError, match=r"needs too much memory \(.*over 1,07\d MB\); if you trust it, raise --max-memory"
     ) as caught:
         _guard.trial(path)
+    assert caught.value.code == 4
+
+
+@pytest.mark.parametrize("make", [bomb, hardlinked])
+def test_benchmarks_open_no_such_file(make: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    path = make(folder)
+    monkeypatch.setattr(_subjects._session, "open_session", None)  # not in this process
+    with pytest.raises(FileError) as caught, _subjects.opened(path, ("fp32",)):
+        pass
     assert caught.value.code == 4
 
 

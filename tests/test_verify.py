@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from test_export import STD, Tiny, facts, run_of
 
 import zoo.export
+from zoo import optim
 from zoo.cli.verify import command
 from zoo.export import _verify, _wire, onnx_fp32
 from zoo.run import Run
@@ -82,6 +83,16 @@ def test_another_run(exported: tuple[Path, Run], tmp_path: Path) -> None:
     torch.manual_seed(1)
     checks = _verify.verify(exported[0], run=run_of(Tiny(), tmp_path))
     assert next((c.name, c.code) for c in checks if c.code) == ("weights of the run", 8)
+
+
+def test_frozen_tensors_are_those_of_the_run(exported: tuple[Path, Run], tmp_path: Path) -> None:
+    path, run = exported
+    digest = optim.frozen_digest(run.model, ["conv1.weight", "bn.running_mean"])
+    for claim, code in ((digest, 0), (digest | {"conv1.weight": "0" * 64}, 8), (digest | {"gone.weight": "0" * 64}, 8)):
+        onnx_fp32.save(onnx.load(path), tmp_path / "x.onnx", facts(path) | {"frozen_sha256": json.dumps(claim)})
+        checks = {check.name: check for check in _verify.verify(tmp_path / "x.onnx", run=run)}
+        assert checks["frozen tensors"].code == code
+        assert checks["receipt"].code == 0
 
 
 def test_no_receipt(exported: tuple[Path, Run], tmp_path: Path) -> None:
