@@ -202,7 +202,8 @@ def _update(
     step.optimizer.zero_grad(set_to_none=True)
     _backward(model, step.team.scaled(value, n), step)
     if step.after is not None:
-        step.after(model)
+        # averages go by the model's own names, which the wrapper of several processes prefixes
+        step.after(model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model)
     if step.see is not None and p is not None:
         step.see(chosen, p.cpu().numpy())
     return number, int((logits.detach().argmax(1) == targets).sum())
