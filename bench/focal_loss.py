@@ -78,7 +78,7 @@ def main(
                     torch.set_num_threads(used)
                     rows += _timed(case, able, used, seconds, compiled=used == max(threads))
         torch.set_num_threads(max(threads))
-        rows += _steps(model, where, max(threads), rounds=3 if quick else 15)
+        rows += _steps(model, where, max(threads), 5 * seconds)
     finally:
         torch.set_num_threads(before)
     _timing.write_csv(out, rows)
@@ -177,12 +177,12 @@ def _facts(able: Able | None) -> dict[str, Any]:
     return {"formula": formula, "buffer": buffer, "loss_error": errors[0], "grad_error": errors[1]}
 
 
-def _steps(model: str, where: torch.device, threads: int, rounds: int) -> list[dict[str, Any]]:
+def _steps(model: str, where: torch.device, threads: int, seconds: float) -> list[dict[str, Any]]:
     """Rows of whole training steps of ``model`` at batch 128 with zoo's loss and with PyTorch's cross entropy."""
     contenders = [each for each in _losses.all_of(where, compiled=False) if each.name in (OWN, "F.cross_entropy")]
     sync = torch.cuda.synchronize if where.type == "cuda" else None
     steps = {each.name: _losses.Step(model, each, where, sync) for each in contenders}
-    samples = _timing.interleave(steps, rounds=rounds, warmup=1, sync=sync)
+    samples = _timing.interleave(steps, seconds=seconds, warmup=1, sync=sync)
     rows = []
     for each in contenders:
         sample = samples[each.name]
