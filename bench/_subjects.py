@@ -20,6 +20,7 @@ from zoo import run as engine
 from zoo.console import say
 from zoo.data import _augment
 from zoo.export import _graph, _guard, _session, onnx_fp16, onnx_fp32, onnx_int8
+from zoo.parts import model_spec
 from zoo.spec import DataError, FileError, UsageError
 
 IMAGES = 10_000
@@ -95,7 +96,7 @@ def _is_model(target: object) -> bool:
 
 def _of_model(target: Any) -> tuple[Subject, _graph.Exported]:
     """Random weights, the same each time."""
-    shape = engine.model_spec(target).input
+    shape = model_spec(target).input
 
     def build() -> _graph.Exported:
         with torch.random.fork_rng():

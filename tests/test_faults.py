@@ -6,6 +6,7 @@ key, nesting, size, a file that is none). Rows on data workers have none: images
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ import pytest
 import torch
 from tests_support import resolve
 
-from zoo import checkpoint, files, host, recipe, run, runs, trainer
+from zoo import checkpoint, files, host, parts, recipe, run, runs, trainer
 from zoo.__main__ import run as zoo
 from zoo.spec import BusyError, DataError, DiskError, DivergedError, FileError, UsageError
 from zoo.stop import Interrupted
@@ -171,14 +172,14 @@ def test_10_a_held_folder_names_its_holder_and_a_dead_one_is_taken_over(
 
 
 def test_11_a_label_out_of_range_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = run.build_data
+    real = parts.build_data
 
     def spoilt(*arguments: Any) -> Any:
         data = real(*arguments)
         data.train.targets[5] = 10
         return data
 
-    monkeypatch.setattr(run, "build_data", spoilt)
+    monkeypatch.setattr(parts, "build_data", spoilt)
     with pytest.raises(DataError, match=r"label out of range \(train\[\d+\], label 10, 10 classes\)"):
         run.train(small(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -275,7 +276,7 @@ def small_plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_15_a_signal_before_the_first_step_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "build_data", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(parts, "build_data", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted) as caught:
         run.train(small(), out=tmp_path / "run")
     assert not caught.value.saved
@@ -349,7 +350,7 @@ def test_23_an_operation_without_a_deterministic_way_is_named_at_start(tmp_path:
             torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
             return torch.nn.functional.cross_entropy(logits, target)
 
-    monkeypatch.setattr(run.objective, "build_loss", lambda *arguments: (Odd(), None))
+    monkeypatch.setattr(parts.objective, "build_loss", lambda *arguments: (Odd(), None))
     with pytest.raises(UsageError, match="put_ has no deterministic way"):
         run.train(small("deterministic=true"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -372,16 +373,16 @@ def test_29_33_34_what_does_not_fit_is_told(small_plain: Path, tmp_path: Path, m
         run.train(recipe.read(folder / "recipe.toml"), out=folder, resume=True)
     (folder / "recipe.toml").write_text(text)
 
-    real = run.build_data
+    real = parts.build_data
 
     def changed(*arguments: Any) -> Any:
         data = real(*arguments)
         manifest = data.manifest.copy()
         manifest[:3, 1] += np.uint64(1)
-        return run.replace(data, digest="0" * 64, manifest=manifest[:-2])
+        return dataclasses.replace(data, digest="0" * 64, manifest=manifest[:-2])
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "build_data", changed)
+        patch.setattr(parts, "build_data", changed)
         with pytest.raises(DataError, match=r"data changed .*0 added, 2 removed, 3 changed"):
             run.train(small(), out=folder, resume=True)
     with monkeypatch.context() as patch:

@@ -80,6 +80,15 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, meta
 
 
+def load_into(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+    """Put tensors by name into a model; FileError naming ``where`` they are from if they are of another one."""
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise FileError(f"weights do not fit the model ({where}, {first[:90]}); use the run they are of") from error
+
+
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Publish a state to resume from and drop all but the newest :data:`KEPT`.
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import csv
 import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import checkpoint, files, host, lint, metrics, objective, optim, parallel, registry, report, runs, sampling
+from zoo import checkpoint, files, host, metrics, optim, parallel, report, runs
 from zoo import recipe as recipes
 from zoo.console import say
 from zoo.data import _augment
@@ -25,12 +23,13 @@ from zoo.data._folders import square
 from zoo.data._image import read_image
 from zoo.data.folder import stored_side
 from zoo.files import publish, publish_text
+from zoo.parts import build, build_data, check_deterministic, eval_batches, model_spec, weighted
 from zoo.recipe import Recipe
-from zoo.spec import BusyError, DataError, DataSet, DiskError, FileError, ModelSpec, Split, UsageError
+from zoo.spec import BusyError, DataError, DataSet, DiskError, FileError, Split, UsageError
+from zoo.state import restore
 from zoo.stop import signals
-from zoo.train import DTYPES, Batches, Step, autocast, predict
-from zoo.trainer import Trainer, check_frozen, describe, epochs, load_into, predicted, restore, say_frozen
-from zoo.weights import load_weights, statistics
+from zoo.train import predict
+from zoo.trainer import Trainer, check_frozen, describe, epochs, predicted, say_frozen
 
 RESUMABLE = ("epochs", "patience", "data.dir", "device", "save_every", "on_full")
 """Settings that may differ between the parts of one run."""
@@ -61,15 +60,6 @@ class Run:
         return build_data(self.recipe, self.input[1])
 
 
-def model_spec(name: str) -> ModelSpec:
-    """The spec of a registered model, or of any timm model as ``timm/<name>``."""
-    if name.startswith("timm/"):
-        from zoo.models import timm_nets
-
-        return timm_nets.timm_spec(name)
-    return registry.find("models", name)
-
-
 def create_model(name: str, classes: int | None = None, weights: str = "none", freeze: str = "none") -> nn.Module:
     """Build a registered model, ``weights`` being ``none``, ``default``, a file or a run, ``freeze`` a role (:func:`zoo.optim.freeze`).
 
@@ -77,16 +67,9 @@ def create_model(name: str, classes: int | None = None, weights: str = "none", f
         UsageError: unknown name. FileError: weights that cannot be had or don't fit.
     """
     spec = model_spec(name)
-    model, fresh = _weighted(name, spec, classes or spec.classes, weights)
+    model, fresh = weighted(name, spec, classes or spec.classes, weights)
     optim.freeze(model, freeze, spec, fresh=fresh)
     return model
-
-
-def build_data(recipe: Recipe, size: int) -> DataSet:
-    """Read the data set of a recipe at ``size`` pixels and carve its validation split."""
-    spec = registry.find("data", recipe.data.name)
-    folder = Path(recipe.data.dir).expanduser() if recipe.data.dir else None
-    return spec.build(folder, size=size, val=recipe.data.val, seed=recipe.seed)
 
 
 def load(name: str | Path | None = None) -> Run:
@@ -101,7 +84,7 @@ def load(name: str | Path | None = None) -> Run:
     if meta["model"] != recipe.model:
         raise FileError(f"weights are of {meta['model']}, the recipe says {recipe.model} ({path}); they are of two runs")
     model = model_spec(recipe.model).build(len(meta["classes"]))
-    load_into(model, tensors, path)
+    checkpoint.load_into(model, tensors, path)
     env = json.loads((path / "env.json").read_text(encoding="utf-8")) if (path / "env.json").is_file() else {}
     shape = tuple(meta["input"])
     mean, std = tuple(meta["mean"]), tuple(meta["std"])
@@ -120,7 +103,7 @@ def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tupl
         raise DataError(f"the {split} split is empty ({data.name}, data.val {run.recipe.data.val}); choose another --split")
     where = host.device(run.recipe.device if run.recipe.device != "cuda" else "auto")
     how = host.precision(run.recipe.precision, where)
-    batches = _eval_batches(part, replace(data, mean=run.mean, std=run.std), where, run.input[1], how)
+    batches = eval_batches(part, replace(data, mean=run.mean, std=run.std), where, run.input[1], how)
     logits, targets = predict(run.model.to(where).to(memory_format=torch.channels_last), batches, how)
     run.model.to("cpu")
     return metrics.evaluate(logits, targets), logits, targets
@@ -168,9 +151,9 @@ def train(recipe: Recipe, *, out: Path | None = None, resume: bool = False, forc
             _check_same(recipe, folder)
             stop.saved = True
         with team.leader_first():
-            parts = _build(recipe, folder, where, how, team)
+            parts = build(recipe, folder, where, how, team)
         if recipe.deterministic:
-            _check_deterministic(parts)
+            check_deterministic(parts)
         parts.wrapped = team.wrapped(parts.model) if team.size > 1 else None
         with contextlib.ExitStack() as held:
             team.told(lambda: _open(parts, held, force=force and not resume))
@@ -261,156 +244,10 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _build(recipe: Recipe, folder: Path, where: torch.device, how: str, team: parallel.Team) -> Trainer:
-    spec = model_spec(recipe.model)
-    objective.check(recipe)
-    data = build_data(recipe, spec.input[1])
-    for note in data.notes:
-        say(f"data     {note}")
-    _check_labels(data)
-    index = sampling.long_tail(data.train.targets, recipe.data.imbalance, recipe.seed)
-    counts = sampling.class_counts(data.train.targets[index], len(data.classes))
-    _check_classes(data, counts, allow_empty=recipe.allow_empty_class)
-    data = _normalised(data, statistics(recipe.weights, spec))
-    torch.manual_seed(recipe.seed)
-    model, frozen, random = _frozen(recipe, spec, len(data.classes))
-    model = model.to(where).to(memory_format=torch.channels_last)
-    dtype = DTYPES[how]
-    sampler = objective.build_sampler(recipe, data.train.targets, index)
-    batches = Batches(
-        data.train,
-        index,
-        recipe.batch_size,
-        where,
-        data.mean,
-        data.std,
-        spec.input[1],
-        dtype,
-        recipe.seed,
-        tuple(recipe.data.augment),
-        sampler.order if sampler else None,
-        team.share if team.size > 1 and not (recipe.mixup or recipe.cutmix) else None,
-    )
-    choosing = data.test if recipe.select_on == "test" else data.val
-    val = _eval_batches(choosing, data, where, spec.input[1], how) if len(choosing) else None
-    test = _eval_batches(data.test, data, where, spec.input[1], how)
-    ema = optim.Ema(model, recipe.ema) if recipe.ema else None
-    step = replace(_step(recipe, model, len(batches), where, how, len(data.classes), ema, sampler), team=team)
-    loss, weight = objective.build_loss(recipe, counts)
-    weight = weight.to(where) if weight is not None else None
-    told = tuple(lint.check(recipe, counts, random))
-    return Trainer(
-        recipe, folder, data, spec, model, loss.to(where), batches, val, test, step, where, how, counts, frozen, ema, weight,
-        sampler, told, team,
-    )  # fmt: skip
-
-
-def _check_labels(data: DataSet) -> None:
-    for part in (data.train, data.val, data.test):
-        if len(wrong := np.flatnonzero((part.targets < 0) | (part.targets >= len(data.classes)))):
-            file, label = part.files[wrong[0]], part.targets[wrong[0]]
-            raise DataError(f"label out of range ({file}, label {label}, {len(data.classes)} classes); correct the data set")
-
-
-def _check_classes(data: DataSet, counts: np.ndarray, *, allow_empty: bool) -> None:
-    empty = [data.classes[i] for i in np.flatnonzero(counts == 0)]
-    if empty and not allow_empty:
-        raise DataError(
-            f"{len(empty)} classes have no training image ({data.name}, {', '.join(empty[:3])}); "
-            "lower the imbalance, remove them, or go on with --allow-empty-class"
-        )
-    if empty:
-        say(f"warning  {len(empty)} classes have no training image and won't be learned ({', '.join(empty[:3])})")
-
-
-def _check_deterministic(parts: Trainer) -> None:
-    """Take one step with a copy of the model; UsageError naming the operation that has no deterministic way."""
-    model, loss = copy.deepcopy(parts.model), copy.deepcopy(parts.loss)
-    inputs = torch.zeros(2, *parts.spec.input, device=parts.device, dtype=DTYPES[parts.precision])
-    try:
-        with autocast(parts.device, parts.precision):
-            logits = model(inputs)
-        loss(logits.float(), torch.zeros(2, dtype=torch.int64, device=parts.device)).backward()
-    except RuntimeError as error:
-        if "deterministic" not in str(error):
-            raise
-        name = str(error).split(" ")[0]
-        raise UsageError(
-            f"{name} has no deterministic way (deterministic = true, {parts.device.type}); leave --deterministic out"
-        ) from error
-
-
-def _normalised(data: DataSet, statistics: tuple[Any, Any] | None) -> DataSet:
-    """The data set, its images to be normalised as those were that the weights come from."""
-    if statistics is None or statistics == (data.mean, data.std):
-        return data
-    say(f"data     normalised as the weights were trained: mean {statistics[0]}, std {statistics[1]}")
-    return replace(data, mean=statistics[0], std=statistics[1])
-
-
-def _frozen(recipe: Recipe, spec: ModelSpec, classes: int) -> tuple[nn.Module, optim.FreezeTable, list[str]]:
-    """The model with its weights loaded and frozen as the recipe says, what was frozen, and what of that is random."""
-    model, fresh = _weighted(recipe.model, spec, classes, recipe.weights)
-    table = optim.freeze(model, recipe.freeze, spec, fresh=() if recipe.allow_random_frozen else fresh)
-    return model, table, [name for name in table.names if name in set(fresh)]
-
-
-def _weighted(name: str, spec: ModelSpec, classes: int, weights: str) -> tuple[nn.Module, tuple[str, ...]]:
-    """A model and the names of its tensors that are random."""
-    model = spec.build(classes)
-    if weights == "none":
-        return model, tuple(model.state_dict())
-    notes = load_weights(model, weights, spec)
-    for note in notes:
-        say(f"weights  {note}")
-    return model, notes.fresh
-
-
-def _eval_batches(part: Split, data: DataSet, where: torch.device, size: int, how: str) -> Batches:
-    return Batches(part, np.arange(len(part)), 256, where, data.mean, data.std, size, DTYPES[how])
-
-
-def _step(
-    recipe: Recipe, model: nn.Module, steps: int, where: torch.device, how: str, classes: int, ema: optim.Ema | None,
-    sampler: sampling.Sampler | None,
-) -> Step:  # fmt: skip
-    o, s = recipe.optim, recipe.schedule
-    scales = optim.lr_scales(model, model_spec(recipe.model), head=o.lr_head, layer_decay=o.layer_decay)
-    optimizer = optim.make(
-        model,
-        name=o.name,
-        lr=o.lr,
-        momentum=o.momentum,
-        nesterov=o.nesterov and o.momentum > 0,
-        weight_decay=o.weight_decay,
-        scales=scales,
-    )
-    rate = partial(
-        optim.lr_at, steps_per_epoch=steps, epochs=recipe.epochs, lr=o.lr, schedule=s.name,
-        warmup=s.warmup, steps=s.steps, step_size=s.step_size, lr_gamma=s.lr_gamma,
-    )  # fmt: skip
-    mix = None
-    if recipe.mixup or recipe.cutmix:
-        if not registry.find("losses", recipe.loss.name).soft:
-            soft = ", ".join(name for name, fields in registry.table("losses").items() if fields.get("soft"))
-            raise UsageError(
-                f"mixup and cutmix need soft targets, which loss {recipe.loss.name!r} has not; losses with: {soft}"
-            )
-
-        def mix(inputs: Tensor, targets: Tensor, draws: np.ndarray) -> tuple[Tensor, Tensor]:
-            return _augment.mix(
-                inputs, targets, classes, torch.from_numpy(draws).to(where), mixup=recipe.mixup, cutmix=recipe.cutmix
-            )
-
-    scaler = torch.amp.GradScaler("cuda") if how == "fp16" else None
-    see = sampler.see if sampler else None
-    return Step(optimizer, rate, where, how, o.clip, recipe.seed, ema.update if ema else None, mix, scaler, see)
-
-
 def _tested(parts: Trainer) -> tuple[Tensor, Tensor]:
     """Logits and targets of the test split by the kept weights, the one time that it is touched."""
     tensors, meta = checkpoint.load_tensors(parts.folder / "weights.safetensors")
-    load_into(parts.model, tensors, parts.folder)
+    checkpoint.load_into(parts.model, tensors, parts.folder)
     check_frozen(parts, meta["frozen"])
     parts.best_epoch = meta["epoch"]
     return predicted(parts, parts.model, parts.test)
