@@ -117,7 +117,7 @@ def _of_run(target: Any) -> tuple[Subject, _graph.Exported]:
         say("onnx     model.onnx resizes images itself; the network alone is measured (name the file to measure all of it)")
 
     def build() -> _graph.Exported:
-        return _wrapped(engine.load(run.path) if run.path else run, mode, softmax)
+        return _graph.of_run(engine.load(run.path) if run.path else run, stored=run.stored, preprocess=mode, softmax=softmax)
 
     files = {"fp32": file} if file.is_file() else {}
     for each in ("int8", "fp16"):  # those that zoo export made of the same model, taking the same
@@ -128,11 +128,7 @@ def _of_run(target: Any) -> tuple[Subject, _graph.Exported]:
         run.recipe.model, run.input, build, files, weights.stat().st_size / 1e6 if weights.is_file() else _mb(run.model), run.path, run,
         mode,
     )  # fmt: skip
-    return found, _wrapped(run, mode, softmax)
-
-
-def _wrapped(run: engine.Run, mode: str, softmax: bool) -> _graph.Exported:
-    return _graph.Exported(run.model, run.mean, run.std, size=run.input[1], stored=run.stored, preprocess=mode, softmax=softmax)
+    return found, _graph.of_run(run, stored=run.stored, preprocess=mode, softmax=softmax)
 
 
 def _mb(model: nn.Module) -> float:
@@ -160,7 +156,11 @@ def _of_file(path: Path) -> Subject:
         say(f"pytorch  left out: {path.name} was made from other weights than those of {path.parent}")
         return found
     softmax = written.get("softmax", "false") == "true"
-    return replace(found, build=lambda: _wrapped(engine.load(path.parent), mode, softmax), run=run)
+
+    def build() -> _graph.Exported:
+        return _graph.of_run(engine.load(path.parent), stored=run.stored, preprocess=mode, softmax=softmax)
+
+    return replace(found, build=build, run=run)
 
 
 def own_preprocessing(path: Path) -> tuple[str, bool]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.console import say
 from zoo.spec import BusyError, DataError, DisagreeError, FileError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -117,24 +118,17 @@ def onnx(
         raise DataError(
             f"int8 is calibrated on training images, which are not here ({run.recipe.data.name}); give its data.dir"
         )
-    exported = _graph.Exported(
-        run.model, run.mean, run.std, size=run.input[1], stored=seen.stored, preprocess=preprocess, softmax=softmax
-    )
-    graph = exact = onnx_fp32.trace(exported, opset=chosen)
-    calibration = None
-    if precision == "fp16":
-        graph = onnx_fp16.convert(exact)
-    elif precision == "int8":
-        assert seen.data is not None
-        graph, calibration = _accuracy_module().choose(exact, run, exported, seen.data, seed)
+    exported = _graph.of_run(run, stored=seen.stored, preprocess=preprocess, softmax=softmax)
+    say(f"trace    {run.recipe.model}, opset {chosen}, preprocess {preprocess}")
+    exact = onnx_fp32.trace(exported, opset=chosen)
+    graph, calibration = _in_precision(precision, exact, run, exported, seen, seed)
     parity = _checked(run, exported, graph, seen, spec.tolerance, own=precision == "int8")
-    test = _tested(run, exported, graph, None if graph is exact else exact, seen, max_drop)
+    test = _tested(run, exported, {precision: graph, "fp32": exact}, seen, max_drop)
     written = _graph.metadata(run, exported, opset=chosen, frozen=frozen) | {
-        "precision": precision,
-        "parity": json.dumps(parity.as_dict() | {"images": seen.source}),
-        "test": json.dumps(test),
+        "precision": precision, "parity": json.dumps(parity.as_dict() | {"images": seen.source}), "test": json.dumps(test),
         "calibration": json.dumps(calibration),
-    }
+    }  # fmt: skip
+    say(f"check    {target}")
     files.publish(target, lambda part: onnx_fp32.save(graph, part, written), lambda part: _session.open_session(part))
     return Receipt(
         target, target.stat().st_size, "onnx", precision, chosen, graph.ir_version, preprocess, _parity.BATCHES, parity.agree,
@@ -165,10 +159,18 @@ def program(
     return _other.program(run, chosen, fmt=fmt, preprocess=preprocess, softmax=softmax, force=force, images=images)
 
 
-def _accuracy_module() -> Any:
-    from zoo.export import _accuracy
+def _in_precision(
+    precision: str, exact: ModelProto, run: Run, exported: Exported, seen: Pictures, seed: int
+) -> tuple[ModelProto, dict[str, Any] | None]:
+    """The float32 graph ``exact`` in ``precision``, for int8 with how it was calibrated."""
+    from zoo.export import _accuracy, onnx_fp16
 
-    return _accuracy
+    if precision == "fp16":
+        return onnx_fp16.convert(exact), None
+    if precision == "int8":
+        assert seen.data is not None
+        return _accuracy.choose(exact, run, exported, seen.data, seed)
+    return exact, None
 
 
 def _known(what: str, value: str, known: tuple[str, ...]) -> None:
@@ -232,19 +234,15 @@ def _checked(run: Run, exported: Exported, graph: ModelProto, seen: Pictures, to
 
 
 def _tested(
-    run: Run, exported: Exported, graph: ModelProto, exact: ModelProto | None, seen: Pictures, max_drop: float
+    run: Run, exported: Exported, graphs: dict[str, ModelProto], seen: Pictures, max_drop: float
 ) -> dict[str, Any] | None:
-    """Accuracy on the whole test set, against float32 (``exact``) if this is another precision; None without the data."""
-    from zoo.export import _accuracy, _cases
+    """Accuracy of the first graph on the whole test set, against the second, float32, if there is one; None without the data."""
+    from zoo.export import _accuracy
 
     if seen.data is None or not len(seen.data.test):
         return None
     part = seen.data.test
-    hits, *reference = (
-        _cases.outputs(_accuracy.answer_of(each, run, exported), part).argmax(1) == part.targets
-        for each in (graph, exact)
-        if each is not None
-    )
+    hits, *reference = (_accuracy.hits(_accuracy.answer_of(each, run, exported), part, name) for name, each in graphs.items())
     found = _accuracy.compared(hits, reference[0] if reference else None)
     if found.get("drop", 0.0) > max_drop:
         raise DisagreeError(

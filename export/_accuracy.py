@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from zoo import metrics
+from zoo.console import say
 from zoo.export import _cases, _session, onnx_int8
 from zoo.export._graph import Exported
 from zoo.run import Run
-from zoo.spec import DataError, DataSet
+from zoo.spec import DataError, DataSet, Split
 
 VALIDATION = 2000
 LARGE = 64
@@ -29,6 +30,12 @@ def row(hits: np.ndarray) -> dict[str, Any]:
     """n, correct, accuracy in [0, 1] and its 95 % interval."""
     n, correct, accuracy, low, high = metrics.class_row(len(hits), int(hits.sum()))
     return {"n": n, "correct": correct, "accuracy": accuracy, "low": low, "high": high}
+
+
+def hits(answer: _cases.Answer, part: Split, name: str) -> np.ndarray:
+    """(N,) bool: which images of the test split ``part`` a file, ``name`` for people, puts in the right class."""
+    say(f"accuracy {name} on {len(part):,} test images")
+    return _cases.outputs(answer, part).argmax(1) == part.targets
 
 
 def compared(hits: np.ndarray, reference: np.ndarray | None) -> dict[str, Any]:
@@ -57,6 +64,8 @@ def choose(graph: Any, run: Run, exported: Exported, data: DataSet, seed: int) -
     counts = sorted({min(count, len(images)) for count in counts})
     val = _cases.spread(data.val if len(data.val) else data.train, VALIDATION if small else VALIDATION // 8)
     given = _cases.fed(images, run, exported)
+    tried_on = f"{len(val):,} {'validation' if len(data.val) else 'training'} images"
+    say(f"int8     tries {', '.join(onnx_int8.METHODS)} on {', '.join(map(str, counts))} training images")
     exact = _cases.outputs(answer_of(graph, run, exported), val)
     tried, best = [], None
     for method in onnx_int8.METHODS:
@@ -64,12 +73,13 @@ def choose(graph: Any, run: Run, exported: Exported, data: DataSet, seed: int) -
             made = onnx_int8.quantise(graph, ranges)
             got = _cases.outputs(answer_of(made, run, exported), val)
             right, apart = float((got.argmax(1) == val.targets).mean()), float(np.abs(got - exact).mean())
+            say(f"int8     {method}, {ranges.count}: {100 * right:.2f} % of {tried_on}, mean |difference| {apart:.2g}")
             tried.append({"method": method, "images": ranges.count, "accuracy": round(right, 6), "mean_abs": round(apart, 6)})
             if best is None or (right, -apart) > best[0]:
                 best = ((right, -apart), made, tried[-1])
     assert best is not None
     facts = {
         "method": best[2]["method"], "images": best[2]["images"], "seed": seed, "split": "train", "activations": "uint8", "weights": "int8 per channel",
-        "chosen_on": f"{len(val):,} {'validation' if len(data.val) else 'training'} images", "tried": tried,
+        "chosen_on": tried_on, "tried": tried,
     }  # fmt: skip
     return best[1], facts

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from zoo import sampling
+from zoo.console import counted
 from zoo.data import _augment
 from zoo.export._graph import Exported
 from zoo.export._parity import Case
@@ -100,5 +101,5 @@ def cases(run: Run, exported: Exported, pixels: np.ndarray) -> list[Case]:
 
 def outputs(answer: Answer, part: Split) -> np.ndarray:
     """(N, classes) of all images of a split."""
-    starts = range(0, len(part), MANY)
+    starts = counted(range(0, len(part), MANY), len(part), "accuracy", MANY)
     return np.concatenate([answer(np.asarray(part.images[start : start + MANY])) for start in starts])

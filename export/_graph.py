@@ -63,6 +63,11 @@ class Exported(nn.Module):
         return inputs if self.preprocess == "none" else inputs * self.scale + self.shift
 
 
+def of_run(run: Run, *, stored: int, preprocess: str, softmax: bool) -> Exported:
+    """A run's model with its own statistics and size of input."""
+    return Exported(run.model, run.mean, run.std, size=run.input[1], stored=stored, preprocess=preprocess, softmax=softmax)
+
+
 def fit(images: Tensor, stored: int, size: int) -> Tensor:
     """uint8 (N, H, W, 3) to float32 (N, 3, size, size) in 0..255: shorter side to ``stored``, centre cut, as Pillow does it.
 

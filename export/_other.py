@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from zoo import files
+from zoo.console import say
 from zoo.export import (
     Receipt,
     _accuracy,
@@ -37,12 +38,11 @@ def program(
     out = path or run.path / f"model{target.TARGET.suffix}"
     check_free(out, force=force)
     frozen, seen = check_weights(run), _cases.pictures(run, images)
-    exported = _graph.Exported(
-        run.model, run.mean, run.std, size=run.input[1], stored=seen.stored, preprocess=preprocess, softmax=softmax
-    )
+    exported = _graph.of_run(run, stored=seen.stored, preprocess=preprocess, softmax=softmax)
     facts = _graph.metadata(run, exported, opset=onnx_fp32.OPSET, frozen=frozen)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / f"model{target.TARGET.suffix}"
+        say(f"trace    {run.recipe.model}, {fmt}, preprocess {preprocess}")
         target.write(exported, made, metadata=facts)
         inner = target.answer(made)
 
@@ -58,8 +58,7 @@ def program(
             )
         test = None
         if seen.data is not None and len(seen.data.test):
-            part = seen.data.test
-            test = _accuracy.row(_cases.outputs(answer, part).argmax(1) == part.targets)
+            test = _accuracy.row(_accuracy.hits(answer, seen.data.test, fmt))
         target.write(exported, made, metadata=facts | {"parity": json.dumps(parity.as_dict()), "test": json.dumps(test)})
         size = sum(each.stat().st_size for each in Path(folder).iterdir())
         for each in sorted(Path(folder).iterdir()):  # weights (.bin) before the graph (.xml) that names them

@@ -13,6 +13,7 @@ from onnx import ModelProto, helper
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zoo.console import counted, say
 from zoo.export import _session
 
 BATCHES = (1, 2, 7)
@@ -66,13 +67,16 @@ class Parity:
 
 def check(cases: Sequence[Case], candidate: Answer, *, tolerance: float, probabilities: bool = False) -> Parity:
     """Run ``candidate`` on all images, in batches of 1, 2, 7 and 64, against each case's truth."""
-    truths = [np.concatenate([case.truth(case.images[at]) for at in _slices(len(case.images), MANY)]) for case in cases]
+    own, made = (sum(len(case.images) for case in cases if case.counted is real) for real in (True, False))
+    beside = f" and {made} saturated, constant or other ones" if made else ""
+    say(f"parity   {own:,} images{beside}, at batch {', '.join(map(str, BATCHES))} and {MANY}")
+    truths = [_truth(case) for case in cases]
     scale = 1.0 if probabilities else max(float(np.concatenate(truths).std(dtype=np.float64)), 1e-12)
     agree, ties, wrong, largest, worst = 0, 0, 0, 0.0, cases[0].images[:2]
     for case, truth in zip(cases, truths):
         all_of_it = _slices(len(truth), MANY)
-        small = [at for size in BATCHES for at in _slices(min(len(truth), size * ROUNDS), size)]
-        for number, at in enumerate([*all_of_it, *small]):
+        turns = [*all_of_it, *(at for size in BATCHES for at in _slices(min(len(truth), size * ROUNDS), size))]
+        for number, at in enumerate(counted(turns, len(turns), "parity   the file's batch")):
             wanted, got = truth[at].astype(np.float64), candidate(case.images[at]).astype(np.float64)
             apart = np.full(len(wanted), np.inf) if got.shape != wanted.shape else np.abs(got - wanted).max(1) / scale
             apart = np.where(np.isfinite(apart), apart, np.inf)
@@ -84,8 +88,13 @@ def check(cases: Sequence[Case], candidate: Answer, *, tolerance: float, probabi
                 undecided = differ & ((best[:, -1] - best[:, 0]) / scale <= 2 * tolerance)
                 agree += int((~differ).sum()) if case.counted else 0
                 ties, wrong = ties + int(undecided.sum()), wrong + int((differ & ~undecided).sum())
-    counted = sum(len(case.images) for case in cases if case.counted)
-    return Parity(counted, agree, ties, wrong, largest, scale, worst, tolerance)
+    return Parity(own, agree, ties, wrong, largest, scale, worst, tolerance)
+
+
+def _truth(case: Case) -> np.ndarray:
+    """(N, classes) of all of a case's images."""
+    parts = counted(_slices(len(case.images), MANY), len(case.images), "parity   PyTorch's answer", MANY)
+    return np.concatenate([case.truth(case.images[at]) for at in parts])
 
 
 def _slices(n: int, size: int) -> list[slice]:

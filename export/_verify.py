@@ -124,9 +124,7 @@ def _parity_checks(
         data = msgspec.structs.replace(run.recipe.data, dir=str(data_dir))
         run = dataclasses.replace(run, recipe=msgspec.structs.replace(run.recipe, data=data))
     seen = _cases.pictures(run, claim["n"])
-    exported = _graph.Exported(
-        run.model, run.mean, run.std, size=frame.size, stored=frame.stored, preprocess=frame.preprocess, softmax=frame.softmax
-    )
+    exported = _graph.of_run(run, stored=frame.stored, preprocess=frame.preprocess, softmax=frame.softmax)
     cases = [case for case in _cases.cases(run, exported, seen.pixels) if case.counted or facts["precision"] != "int8"]
     answer = _accuracy.answer_of(path, run, exported)
     parity = _parity.check(cases, answer, tolerance=tolerance, probabilities=exported.softmax)
@@ -154,8 +152,7 @@ def _accuracy_checks(path: Path, facts: dict[str, str], own: Run, frame: _graph.
         return [Check("accuracy", "not run", told, f"the data is not here ({str(error)[:60]}); name it with --data-dir")]
     if facts["data_sha256"] and data.digest != facts["data_sha256"]:
         return [Check("data", "differs", facts["data_sha256"][:12], data.digest[:12], 8)]
-    outputs = _cases.outputs(_accuracy.answer_of(path, own, frame), data.test)
-    got = _accuracy.row(outputs.argmax(1) == data.test.targets)
+    got = _accuracy.row(_accuracy.hits(_accuracy.answer_of(path, own, frame), data.test, path.name))
     fits = not claim or (got["n"] == claim["n"] and abs(got["correct"] - claim["correct"]) <= max(1, SLACK * got["n"]))
     found = f"{100 * got['accuracy']:.2f} % of {got['n']:,} [{100 * got['low']:.2f}, {100 * got['high']:.2f}]"
     return [Check("accuracy", "ok" if fits else "differs", told, found, 0 if fits else 8)]

@@ -43,6 +43,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return hand
 
 
+def test_counted_things_are_told_every_ten_seconds(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in console.counted(range(5), 1234, "data     decoded", 256):
+        clock.now += 6
+    assert capsys.readouterr().err.splitlines() == [
+        "data     decoded 512 of 1,234 · left 0:17",
+        "data     decoded 1,024 of 1,234 · left 0:05",
+    ]
+
+
 def test_a_log_gets_a_line_every_ten_seconds(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with console.Progress(2, 50, 5000) as progress:
         for done in range(1, 51):

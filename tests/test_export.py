@@ -125,6 +125,16 @@ def test_answers_and_says_what_it_is(run: Run, preprocess: str, softmax: bool) -
         np.testing.assert_allclose(got, wanted[:size].numpy(), atol=2e-6)
 
 
+def test_each_stage_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """A minute of silence looks like a hang: each piece of work is named before it begins."""
+    zoo.export.onnx(run, precision="fp16", max_drop=100)
+    nothing, told = capsys.readouterr()
+    assert [line.split()[0] for line in told.splitlines()] == ["trace", "parity", "accuracy", "accuracy", "check"]
+    assert "parity   64 images and 12 saturated, constant or other ones, at batch 1, 2, 7 and 64\n" in told
+    assert "accuracy fp16 on 64 test images\naccuracy fp32 on 64 test images\n" in told
+    assert nothing == ""
+
+
 def test_metadata(run: Run) -> None:
     receipt = zoo.export.onnx(run, preprocess="full", opset=18)
     model = onnx.load(receipt.path)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 QUIET_SECONDS = 10.0
 BAR = 15
@@ -23,6 +25,20 @@ def say(line: str) -> None:
     """Print a line of progress to stderr."""
     if leading():
         print(line, file=sys.stderr, flush=True)
+
+
+def counted(items: Iterable[T], total: int, words: str, each: int = 1) -> Iterator[T]:
+    """The items; whenever :data:`QUIET_SECONDS` have passed, a line such as ``data     decoded 512 of 5,784 · left 0:31``.
+
+    An item is ``each`` of the ``total`` things that are counted, the last one perhaps fewer.
+    """
+    began = told = time.monotonic()
+    for number, item in enumerate(items, 1):
+        yield item
+        now, done = time.monotonic(), min(number * each, total)
+        if now - told > QUIET_SECONDS and done < total:
+            told = now
+            say(f"{words} {done:,} of {total:,} · left {clock((now - began) / done * (total - done))}")
 
 
 class Progress:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from zoo.console import QUIET_SECONDS, clock, say
+from zoo.console import counted, say
 from zoo.data._image import SUFFIXES, decode, shown
 from zoo.data._parts import Part, fingerprints, part
 from zoo.files import publish
@@ -222,12 +221,6 @@ def _fill(paths: Sequence[str], images: np.ndarray, start: int) -> list[str]:
 
 def _watch(blocks: Sequence[Future[list[str]]], n: int) -> list[str]:
     """Wait for all blocks, telling every ten seconds how far they are; the faults in the order of the files."""
-    began = told = time.monotonic()
-    for done, block in enumerate(as_completed(blocks), 1):
+    for block in counted(as_completed(blocks), n, "data     decoded", BLOCK):
         block.result()
-        now = time.monotonic()
-        if now - told > QUIET_SECONDS:
-            told = now
-            left = (now - began) / done * (len(blocks) - done)
-            say(f"data     decoded {min(done * BLOCK, n):,} of {n:,} · left {clock(left)}")
     return [fault for block in blocks for fault in block.result()]
