@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from zoo.spec import DataError
+from zoo.spec import DataError, DataSet
 
 WEAKEST = 20
 """Most classes that are printed, the weakest first if there are more."""
@@ -152,6 +152,14 @@ def _cell(field: str, value: Any) -> str:
     if isinstance(value, tuple):
         return ("x" if field in ("input", "shape") else ", ").join(map(str, value))
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def checked(data: DataSet) -> None:
+    """The images of a data set that can be read, by split, and what identifies them."""
+    rows = [(split, f"{len(part):,}", len(data.classes)) for split, part in (("train", data.train), ("test", data.test))]
+    console = out()
+    console.print(make((data.name, ">images read", ">classes"), rows))
+    console.print(f"digest {data.digest}")
 
 
 def predictions(answers: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:

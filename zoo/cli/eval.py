@@ -14,8 +14,9 @@ from zoo.cli._shared import RUN, as_json
 @click.argument("run", required=False, type=RUN)
 @click.option("--split", type=click.Choice(["val", "test", "train"]), default="test", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for result.json and the tables as CSV.")
+@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read; the result says how many.")
 @as_json
-def command(run: str | None, split: str, out: Path | None, as_json: bool) -> None:
+def command(run: str | None, split: str, out: Path | None, skip_bad: bool, as_json: bool) -> None:
     """Evaluate a run's best weights: overall, macro, per class with 95 % intervals, shots, confused pairs, calibration.
 
     \b
@@ -28,12 +29,21 @@ def command(run: str | None, split: str, out: Path | None, as_json: bool) -> Non
     folder = runs.find(run)
     console.say(f"run      {folder}")
     from zoo import run as engine
+    from zoo.data._parts import UnreadableImages
 
     loaded = engine.load(folder)
-    result, logits, targets = engine.evaluate(loaded, split, data := loaded.dataset())
+    skipped: dict[str, int] = {}
+    try:
+        data = loaded.dataset()
+    except UnreadableImages as error:
+        if not skip_bad or (split != "test" and error.carved):  # else validation might hold images that were trained on
+            raise
+        data, skipped = error.data, {"skipped": len(error.bad)}
+        console.say(f"warning  {error} (left out here)")
+    result, logits, targets = engine.evaluate(loaded, split, data)
     counts = loaded.env.get("counts", ())
     chosen = {"chosen_on": loaded.recipe.select_on} if split == "test" else {}
-    story = {"run": str(folder), "split": split, **chosen, **result.summary(loaded.classes, counts)}
+    story = {"run": str(folder), "split": split, **chosen, **skipped, **result.summary(loaded.classes, counts)}
     if out is not None:
         engine.write_tables(out, result, logits, targets, getattr(data, split).files, loaded.classes)
         publish_text(out / "result.json", json.dumps(story, indent=1) + "\n")

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from zoo.console import counted, say
 from zoo.data._image import SUFFIXES, decode, shown
-from zoo.data._parts import Part, fingerprints, part
-from zoo.files import publish
+from zoo.data._parts import Part, fingerprints, part, unreadable
+from zoo.files import publish, publish_text
 from zoo.spec import DataError, DiskError
 
 BLOCK = 128
-"""Images a thread decodes before it reports."""
+"""Files a thread works through before it reports."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def scan(folder: Path, classes: Sequence[str], *, may_lack: bool = False) -> tup
     """Image files of each class, sorted by class and name, and a note that counts and names the files that are none.
 
     Raises:
-        DataError: a class without an image (unless ``may_lack``), or an image name that is not a regular file.
+        DataError: a class without an image (unless ``may_lack``).
     """
     paths: list[str] = []
     labels: list[int] = []
@@ -119,17 +122,12 @@ def _images(folder: Path) -> tuple[list[tuple[str, tuple[int, int]]], list[str]]
 
 
 def state_of(file: os.DirEntry[str] | Path) -> tuple[int, int]:
-    """Size and modification time of an image file; DataError unless it is a regular file that is there."""
+    """Size and modification time of an image file; (-1, 0) if it is no regular file, which decoding then names."""
     try:
         state = file.stat()
-    except OSError as error:
-        link = " (dangling link)" if file.is_symlink() else ""
-        raise DataError(
-            f"cannot read image ({shown(os.fspath(file))}, {error.strerror}{link}); restore or remove it"
-        ) from error
-    if not stat.S_ISREG(state.st_mode):
-        raise DataError(f"image is not a regular file ({shown(os.fspath(file))}); remove or rename it")
-    return state.st_size, state.st_mtime_ns
+    except OSError:
+        return -1, 0
+    return (state.st_size, state.st_mtime_ns) if stat.S_ISREG(state.st_mode) else (-1, 0)
 
 
 def _note(folder: Path, other: Sequence[str]) -> list[str]:
@@ -158,27 +156,67 @@ def square(image: np.ndarray, side: int) -> np.ndarray:
 def load(listing: Listing, side: int, name: str) -> Part:
     """The images at (side, side) pixels, memory-mapped from the cache; decoded into it first if they aren't there.
 
-    The cache is keyed by the paths, sizes and modification times of all files. Where it can't be written, the images stay
-    in memory.
+    The cache is keyed by the content of all files, so a folder that was moved or copied is not decoded again. Images that
+    cannot be read are left out and told in ``bad``. Where the cache can't be written, the images stay in memory.
 
     Raises:
-        DataError: images that cannot be read, with their number and the first three.
+        DataError: none of the images can be read.
     """
-    key = hashlib.sha256(repr((side, listing.paths, listing.states)).encode("utf-8", "surrogateescape"))
-    pixels = cache_folder() / "images" / f"{name}-{side}-{key.hexdigest()[:16]}.npy"
+    n = len(listing.paths)
+    pixels = cache_folder() / "images" / f"{_content(listing)}-{side}.npy"
     prints = pixels.with_suffix(".prints.npy")
     if not (pixels.is_file() and prints.is_file()):
-        images = None
         try:
-            publish(pixels, lambda temporary: _decode(listing.paths, _mapped(temporary, len(listing.paths), side), name))
+            publish(pixels, lambda temporary: _decode_all(listing.paths, _mapped(temporary, n, side), name))
         except DiskError as error:
             say(f"data     not cached: {error}")
-            images = np.empty((len(listing.paths), side, side, 3), np.uint8)
-            _decode(listing.paths, images, name)
-            return part(images, listing.targets, listing.paths)
+            images = np.empty((n, side, side, 3), np.uint8)
+            bad = _decode(listing.paths, images, name)
+            good = _without(bad, n)
+            read = listing.take(good)
+            return replace(part(images[good] if bad else images, read.targets, read.paths), bad=tuple(bad.values()))
+        except _Unreadable as error:
+            return replace(load(listing.take(_without(error.bad, n)), side, name), bad=tuple(error.bad.values()))
         found = fingerprints(np.load(pixels, mmap_mode="r"))
         publish(prints, lambda temporary: np.save(temporary, found))
     return Part(np.load(pixels, mmap_mode="r"), listing.targets, [shown(path) for path in listing.paths], np.load(prints))
+
+
+class _Unreadable(Exception):
+    """Images that cannot be read, by position."""
+
+    def __init__(self, bad: dict[int, str]) -> None:
+        self.bad = bad
+
+
+def _without(bad: dict[int, str], n: int) -> np.ndarray:
+    """The positions that are left; DataError if there are none."""
+    if n and len(bad) == n:
+        raise unreadable(list(bad.values()), n)
+    return np.setdiff1d(np.arange(n), list(bad))
+
+
+def _content(listing: Listing) -> str:
+    """Digest of the files' contents in order; files whose paths, sizes and times are known are not read for it again."""
+    state = hashlib.sha256(repr((listing.paths, listing.states)).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    known = cache_folder() / "images" / f"{state}.content"
+    if known.is_file():
+        return known.read_text(encoding="utf-8")
+    digests = _each(lambda number: _digest(listing.paths[number], listing.states[number]), len(listing.paths), "read")
+    content = hashlib.sha256(b"".join(digests)).hexdigest()[:24]
+    with contextlib.suppress(DiskError):
+        publish_text(known, content)
+    return content
+
+
+def _digest(path: str, state: tuple[int, int]) -> bytes:
+    if state[0] < 0:
+        return bytes(32)
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return bytes(32)  # decoding names it
 
 
 def _mapped(path: Path, n: int, side: int) -> np.ndarray:
@@ -190,37 +228,40 @@ def _mapped(path: Path, n: int, side: int) -> np.ndarray:
     return images
 
 
-def _decode(paths: Sequence[str], images: np.ndarray, name: str) -> None:
-    """Fill ``images`` from the files, two threads or more: Pillow decodes and resizes outside the interpreter lock."""
-    say(f"data     decoding {len(paths):,} images of {shown(name)} (once)")
-    Image.init()  # the readers are registered here, not by several threads at a time
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            blocks = [pool.submit(_fill, paths, images, start) for start in range(0, len(paths), BLOCK)]
-            bad = _watch(blocks, len(paths))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise DataError(
-            f"{len(bad)} of {len(paths):,} images cannot be read: {'; '.join(bad[:3])}{more}; replace or remove them"
-        )
+def _decode_all(paths: Sequence[str], images: np.ndarray, name: str) -> None:
+    if bad := _decode(paths, images, name):
+        raise _Unreadable(bad)
 
 
-def _fill(paths: Sequence[str], images: np.ndarray, start: int) -> list[str]:
-    bad = []
-    for number in range(start, min(start + BLOCK, len(paths))):
+def _decode(paths: Sequence[str], images: np.ndarray, name: str) -> dict[int, str]:
+    """Fill ``images`` from the files, several at a time: Pillow decodes and resizes outside the interpreter lock; the faults."""
+
+    def fill(number: int) -> str:
         try:
             images[number] = square(decode(paths[number]), images.shape[1])
         except DataError as error:
-            bad.append(str(error))
-    return bad
+            return str(error)
+        return ""
+
+    say(f"data     decoding {len(paths):,} images of {shown(name)} (once)")
+    Image.init()  # the readers are registered here, not by several threads at a time
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        told = _each(fill, len(paths), "decoded")
+    return {number: fault for number, fault in enumerate(told) if fault}
 
 
-def _watch(blocks: Sequence[Future[list[str]]], n: int) -> list[str]:
-    """Wait for all blocks, telling every ten seconds how far they are; the faults in the order of the files."""
-    for block in counted(as_completed(blocks), n, "data     decoded", BLOCK):
-        block.result()
-    return [fault for block in blocks for fault in block.result()]
+def _each(do: Callable[[int], T], n: int, done: str) -> list[T]:
+    """``do`` of each number below ``n`` in threads, in order, telling every ten seconds how far they are."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        blocks = [
+            pool.submit(lambda numbers: [do(number) for number in numbers], range(start, min(start + BLOCK, n)))
+            for start in range(0, n, BLOCK)
+        ]
+        for block in counted(as_completed(blocks), n, f"data     {done}", BLOCK):
+            block.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return [result for block in blocks for result in block.result()]

@@ -11,7 +11,7 @@ import numpy as np
 
 from zoo import sampling
 from zoo.data._image import shown
-from zoo.spec import DataSet, Split
+from zoo.spec import DataError, DataSet, Split
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,25 @@ class Part:
     targets: np.ndarray
     files: Sequence[str]
     prints: np.ndarray
+    bad: Sequence[str] = ()
+    """What is wrong with the images that were left out, one line each."""
+
+
+class UnreadableImages(DataError):
+    """Images that cannot be read, one line each; ``data`` is the data set without them."""
+
+    bad: Sequence[str]
+    data: DataSet
+    carved: bool
+    """Training images are among them, so the validation split carved from the others is another one."""
+
+
+def unreadable(bad: Sequence[str], n: int) -> UnreadableImages:
+    """The error that counts the images and names the first three."""
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    error = UnreadableImages(f"{len(bad)} of {n:,} images cannot be read: {'; '.join(bad[:3])}{more}; replace or remove them")
+    error.bad = bad
+    return error
 
 
 def part(images: np.ndarray, targets: np.ndarray, files: Sequence[str]) -> Part:
@@ -50,6 +69,9 @@ def assemble(
     """A data set of training and test parts; validation is carved from training, or a part of its own.
 
     The digest covers the pixels, targets and class names of all images in file order, so it is the same for every split.
+
+    Raises:
+        UnreadableImages: a part lacks some; the set of the others is the error's ``data``.
     """
     parts = [train, test]
     if isinstance(val, Part):
@@ -64,7 +86,12 @@ def assemble(
     last = Split(test.images, test.targets, test.files)
     told = (*notes, *_leaks(train, test))
     named = tuple(shown(c) for c in classes)
-    return DataSet(name, named, learn, held, last, mean, std, found.hexdigest(), told, _manifest(parts))
+    data = DataSet(name, named, learn, held, last, mean, std, found.hexdigest(), told, _manifest(parts))
+    if bad := [fault for each in parts for fault in each.bad]:
+        error = unreadable(bad, len(bad) + sum(len(each.targets) for each in parts))
+        error.data, error.carved = data, bool(train.bad) and not isinstance(val, Part)
+        raise error
+    return data
 
 
 def _manifest(parts: Sequence[Part]) -> np.ndarray:

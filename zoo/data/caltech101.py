@@ -6,14 +6,13 @@ class is left out. Without lists the same numbers are drawn from the official ar
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import numpy as np
 
 from zoo import sampling
 from zoo.console import say
-from zoo.data import _folders, _parts
+from zoo.data import _download, _folders, _parts
 from zoo.data._image import SUFFIXES, shown
 from zoo.data.folder import stored_side
 from zoo.spec import DataError, DataSet, DataSpec
@@ -22,8 +21,9 @@ IMAGES, BACKGROUND = "101_ObjectCategories", "BACKGROUND_Google"
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 TEST_SHARE = 2_893 / 8_677
-PATIENCE = 20.0
-"""Seconds without an answer after which a download has failed."""
+URL = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip"
+MD5 = "3138e1922a9193bfa496528edbbc45d0"
+"""As torchvision.datasets.Caltech101 has them."""
 
 
 def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
@@ -55,26 +55,22 @@ def _place(folder: Path | None) -> Path:
                 return inner
     if folder is not None:
         raise DataError(f"no Caltech-101 here ({shown(folder.absolute())}, {IMAGES}/ is missing); check --data-dir")
-    return _download()
+    return _downloaded()
 
 
-def _download() -> Path:
+def _downloaded() -> Path:
     from torchvision.datasets import Caltech101
 
     target = _folders.download_folder("caltech101")
     say(f"data     downloading caltech101 to {target}")
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
+    _download.fetch(URL, target / Path(URL).name, MD5)
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        Caltech101(str(target.parent), download=True)  # its folder is caltech101; the archive's md5 is checked
-    except Exception as error:  # one boundary around network, archive and disk, whose faults have many types
-        why = shown(str(error).strip("<> ").partition("\n")[0] or type(error).__name__)[:60]
+        Caltech101(str(target.parent), download=True)  # its folder is caltech101; finds the archive there and unpacks it
+    except Exception as error:  # one boundary around archive and disk, whose faults have many types
+        why = shown(str(error).partition("\n")[0] or type(error).__name__)[:60]
         raise DataError(
-            f"cannot download caltech101 ({target}, {why}); name a folder that holds {IMAGES}/ with --data-dir"
+            f"cannot unpack caltech101 ({target / Path(URL).name}, {why}); remove the file and try again"
         ) from error
-    finally:
-        socket.setdefaulttimeout(before)
     return target
 
 

@@ -6,7 +6,6 @@ From the official archive (``cifar-10-batches-py``, checked and if need be downl
 
 from __future__ import annotations
 
-import socket
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from zoo.console import say
-from zoo.data import _folders, _parts
+from zoo.data import _download, _folders, _parts
 from zoo.data._image import shown
 from zoo.spec import DataError, DataSet, DataSpec, UsageError
 
@@ -23,8 +22,6 @@ STEMS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 SIDE = 32
 MAX_BYTES = 4 << 30
 """Resized images of an archive are held in memory up to this size."""
-PATIENCE = 20.0
-"""Seconds without an answer after which a download has failed."""
 
 
 def build(name: str, folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
@@ -46,7 +43,7 @@ def build(name: str, folder: Path | None, *, size: int, val: float, seed: int) -
         if folder is not None:
             where = shown(folder.absolute())
             raise DataError(f"no {name} here ({where}); it needs {STEMS[name]}/, or train/ and test/ with class folders")
-        classes, parts, notes = _official(name, _download(name), size)
+        classes, parts, notes = _official(name, _downloaded(name), size)
     return _parts.assemble(name, classes, *parts, mean=spec.mean, std=spec.std, val=val, seed=seed, notes=notes)
 
 
@@ -117,20 +114,16 @@ def _resized(images: np.ndarray, size: int) -> np.ndarray:
     return larger
 
 
-def _download(name: str) -> Path:
+def _downloaded(name: str) -> Path:
     target = _folders.download_folder(name)
     say(f"data     downloading {name} to {target}")
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
+    kind = _reader(name)
+    _download.fetch(kind.url, target / kind.filename, kind.tgz_md5)
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        _reader(name)(str(target), train=True, download=True)
-    except Exception as error:  # one boundary around network, archive and disk, whose faults have many types
-        why = shown(str(error).strip("<> ").partition("\n")[0] or type(error).__name__)[:60]
-        wanted = f"put {STEMS[name]} or class folders into a folder and name it with --data-dir"
-        raise DataError(f"cannot download {name} ({target}, {why}); {wanted}") from error
-    finally:
-        socket.setdefaulttimeout(before)
+        kind(str(target), train=True, download=True)  # finds the archive and unpacks it
+    except Exception as error:  # one boundary around archive and disk, whose faults have many types
+        why = shown(str(error).partition("\n")[0] or type(error).__name__)[:60]
+        raise DataError(f"cannot unpack {name} ({target / kind.filename}, {why}); remove the file and try again") from error
     return target
 
 

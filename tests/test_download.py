@@ -1,0 +1,183 @@
+"""Downloads from a server that misbehaves, on this machine; verifying a data set; evaluating past bad images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests_support import resolve
+
+from zoo import run
+from zoo.__main__ import run as zoo
+from zoo.data import _download
+from zoo.spec import DataError, UsageError
+
+BODY = np.random.default_rng(0).bytes(300_000)
+MD5 = hashlib.md5(BODY).hexdigest()
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers by the path: the whole file, half of it, no ranges, a page, a redirect."""
+
+    asked: list[tuple[str, str]]
+
+    def do_GET(self) -> None:
+        what, wanted = self.path.strip("/"), self.headers.get("Range", "")
+        self.asked.append((what, wanted))
+        if what in ("elsewhere", "file"):
+            self.send_response(302)
+            self.send_header("Location", "file:///etc/passwd" if what == "file" else "https://example.org/x")
+            self.end_headers()
+            return
+        if what == "near":
+            self.send_response(302)
+            self.send_header("Location", "/whole")
+            self.end_headers()
+            return
+        start = int(wanted[6:-1]) if wanted and what != "ranges" else 0
+        if start >= len(BODY):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Type", "text/html" if what == "page" else "application/gzip")
+        self.send_header("Content-Length", str(len(BODY) - start))
+        self.end_headers()
+        body = BODY[start:] if what != "wrong" else bytes(len(BODY))
+        self.wfile.write(body[:100_000] if what == "cut" else body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    Server.asked = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as made:
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{made.server_port}"
+        made.shutdown()
+
+
+def test_a_whole_file_is_fetched_once(server: str, tmp_path: Path) -> None:
+    for name in ("whole", "near"):
+        _download.fetch(f"{server}/{name}", tmp_path / name / "a.tar", MD5)
+        assert (tmp_path / name / "a.tar").read_bytes() == BODY
+    before = len(Server.asked)
+    _download.fetch(f"{server}/whole", tmp_path / "whole" / "a.tar", MD5)
+    assert len(Server.asked) == before
+
+
+def test_56_a_download_that_broke_off_goes_on(server: str, tmp_path: Path) -> None:
+    path, part = tmp_path / "a.tar", tmp_path / "a.tar.part"
+    with pytest.raises(DataError, match=r"cannot download .*0\.1 MB are kept.*--data-dir"):
+        _download.fetch(f"{server}/cut", path, MD5)
+    assert part.read_bytes() == BODY[:100_000]
+    assert not path.exists()
+    _download.fetch(f"{server}/whole", path, MD5)
+    assert Server.asked[-1] == ("whole", "bytes=100000-")
+    assert path.read_bytes() == BODY
+    assert not part.exists()
+
+
+def test_56_a_server_without_ranges_starts_again_and_a_whole_part_is_enough(server: str, tmp_path: Path) -> None:
+    for name, start in (("ranges", BODY[:5]), ("whole", BODY)):
+        (tmp_path / "a.tar.part").write_bytes(start)
+        _download.fetch(f"{server}/{name}", tmp_path / "a.tar", MD5)
+        assert (tmp_path / "a.tar").read_bytes() == BODY
+        (tmp_path / "a.tar").unlink()
+
+
+def test_56_a_wrong_checksum_and_a_web_page_are_never_a_file(server: str, tmp_path: Path) -> None:
+    wrong = hashlib.md5(bytes(len(BODY))).hexdigest()
+    with pytest.raises(DataError, match=f"md5 {wrong}, published is {MD5}"):
+        _download.fetch(f"{server}/wrong", tmp_path / "a.tar", MD5)
+    with pytest.raises(DataError, match="a web page came instead of the file"):
+        _download.fetch(f"{server}/page", tmp_path / "a.tar", MD5)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["elsewhere", "file"])
+def test_57_a_redirect_leaves_neither_the_site_nor_the_web(server: str, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="redirected to another site"):
+        _download.fetch(f"{server}/{name}", tmp_path / "a.tar", MD5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sites() -> None:
+    assert _download._site("www.cs.toronto.edu") == _download._site("cs.toronto.edu") == "toronto.edu"
+    assert _download._site("10.0.0.1") != _download._site("20.1.0.1")
+
+
+# --- zoo data verify, zoo eval --skip-bad ---
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Two classes; each image is of its own."""
+    for number, place in enumerate(f"{s}/{c}" for s in ("train", "test") for c in ("cat", "dog")):
+        folder = tmp_path / "pets" / place
+        folder.mkdir(parents=True)
+        for i in range(10):
+            pixels = np.random.default_rng(100 * number + i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "pets"
+
+
+def spoil(pets: Path) -> list[str]:
+    """Five bad files in two parts."""
+    (pets / "train" / "cat" / "3.png").write_bytes(b"")
+    (pets / "train" / "dog" / "4.png").write_text("<html></html>")
+    (pets / "train" / "dog" / "9.png").unlink()
+    (pets / "train" / "dog" / "9.png").symlink_to("gone.png")
+    cut = pets / "test" / "cat" / "7.png"
+    cut.write_bytes(cut.read_bytes()[:300])
+    (pets / "test" / "dog" / "folder.png").mkdir()
+    return ["train/cat/3.png", "train/dog/4.png", "train/dog/9.png", "test/cat/7.png", "test/dog/folder.png"]
+
+
+def test_58_verify_names_every_bad_file_in_one_run(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo(["data", "verify", str(pets), "--json"]) == 0
+    fine = json.loads(capsys.readouterr().out)
+    assert (fine["train"], fine["test"], fine["bad"]) == (20, 20, [])
+    bad = spoil(pets)
+    assert zoo(["data", "verify", str(pets)]) == 3
+    out, err = capsys.readouterr()
+    assert all(str(pets / name) in out for name in bad)
+    assert "zoo data: 5 of 41 images cannot be read" in err
+    assert zoo(["data", "verify", str(pets), "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert (found["train"], found["test"], len(found["bad"])) == (17, 19, 5)
+    assert found["digest"] != fine["digest"]
+
+
+def test_verify_tells_what_is_no_data_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo(["data", "verify", "cifar11"]) == 2
+    assert "did you mean cifar10" in capsys.readouterr().err
+    for words in (["data"], ["data", "cifar"], ["data", "list", "cifar"], ["data", "--json"]):
+        assert zoo(words) == 0
+        assert "cifar100" in capsys.readouterr().out
+
+
+def test_42_eval_leaves_bad_images_out_only_where_asked(pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["epochs=1", "data.val=0.5", "batch_size=5", "precision=fp32", "data.augment=[]", f"data.dir={pets}"]
+    folder = run.train(resolve("two_layer_net", "data.name=folder", "data.imbalance=none", *words), out=tmp_path / "run")
+    whole = json.loads((folder / "result.json").read_text())
+    spoil(pets)
+    capsys.readouterr()
+    assert zoo(["eval", str(folder)]) == 3
+    assert "5 of 41 images cannot be read" in capsys.readouterr().err
+    assert zoo(["eval", str(folder), "--skip-bad", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["skipped"], found["n"], whole["n"]) == (5, 19, 20)
+    # the images of validation are drawn from those of training, so those that are left make another split
+    assert zoo(["eval", str(folder), "--skip-bad", "--split", "val"]) == 3
+    shutil.rmtree(pets)
+    assert zoo(["eval", str(folder), "--skip-bad"]) == 3

@@ -1,0 +1,117 @@
+"""Fetch an archive: kept as ``.part`` until its published checksum holds, and gone on with after a break."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from zoo.console import QUIET_SECONDS, clock, say
+from zoo.data._image import shown
+from zoo.files import telling_disk_faults
+from zoo.spec import DataError, UsageError, ZooError
+
+PATIENCE = 20.0
+"""Seconds without an answer after which a download has failed."""
+BLOCK = 1 << 20
+
+
+class _SameSite(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect within the site, by https; elsewhere a stranger could send anything, a local file included."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        before, after = urlsplit(req.full_url), urlsplit(newurl)
+        if after.scheme not in ("https", before.scheme) or _site(before.hostname) != _site(after.hostname):
+            raise _elsewhere(req.full_url, newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _elsewhere(url: str, target: str) -> UsageError:
+    return UsageError(
+        f"redirected to another site ({url} -> {shown(target)[:80]}); fetch the file yourself and name it with --data-dir"
+    )
+
+
+def _site(host: str | None) -> str:
+    """``www.cs.toronto.edu`` and ``cs.toronto.edu`` are one site, toronto.edu; an address in numbers is its own."""
+    name = host or ""
+    return name if name.replace(".", "").isdigit() else ".".join(name.split(".")[-2:])
+
+
+def fetch(url: str, path: Path, md5: str) -> None:
+    """Download ``url`` to ``path`` unless a file with that checksum is there; a break leaves ``path.part`` to go on from.
+
+    Raises:
+        DataError: no answer, cut off, a web page instead of the file, or another checksum. UsageError: a redirect to another
+            site or out of https. DiskError: no space.
+    """
+    if path.is_file() and _md5(path) == md5:
+        return
+    part = path.with_name(path.name + ".part")
+    with telling_disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _continue(url, part)
+        except (ZooError, FileNotFoundError):
+            raise
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            why = shown(str(getattr(error, "reason", "") or error).partition("\n")[0] or type(error).__name__)[:60]
+            kept = f", {part.stat().st_size / 1e6:.1f} MB are kept" if part.is_file() else ""
+            raise DataError(
+                f"cannot download {url} ({why}{kept}); try again, or save it as {path}, or name the data with --data-dir"
+            ) from error
+        found = _md5(part)
+        if found != md5:
+            part.unlink()
+            raise DataError(f"download has md5 {found}, published is {md5} ({url}); removed unopened, run it again")
+        part.replace(path)
+
+
+def _continue(url: str, part: Path) -> None:
+    """Add to ``part`` what it lacks; from the start where the server does not give a file's end alone."""
+    have = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    opener = urllib.request.build_opener(_SameSite)
+    try:
+        answer = opener.open(request, timeout=PATIENCE)
+    except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
+            return  # all of it is there; the checksum decides
+        if 300 <= error.code < 400:  # urllib itself refuses schemes other than the web's
+            raise _elsewhere(url, error.headers.get("Location", "")) from error
+        raise
+    with answer:
+        if answer.headers.get_content_type() == "text/html":
+            raise DataError(
+                f"a web page came instead of the file ({url}); check the connection, or save the file as {part.with_suffix('')}"
+            )
+        if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
+            have = 0
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length else 0
+        told = began = time.monotonic()
+        at = have
+        with part.open("ab" if have else "wb") as file:
+            while block := answer.read(BLOCK):
+                file.write(block)
+                at += len(block)
+                if (now := time.monotonic()) - told > QUIET_SECONDS:
+                    told = now
+                    left = (
+                        f" of {total / 1e6:.0f} MB · left {clock((total - at) * (now - began) / (at - have))}"
+                        if total
+                        else " MB"
+                    )
+                    say(f"data     downloaded {at / 1e6:.0f}{left}")
+        if at < total:
+            raise http.client.IncompleteRead(b"", total - at)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
