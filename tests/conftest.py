@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,38 @@ def quiet_places(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["ZOO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["ZOO_RUNS"] = str(tmp_path_factory.mktemp("runs"))
     os.environ.setdefault("NO_COLOR", "1")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test marked gpu is skipped, saying why, where there is no GPU."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device here")
+
+
+@pytest.fixture(params=["formula", "default", "avx2", "avx512"])
+def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each way the focal loss op can be computed here; all of zoo.ops goes through it."""
+    import torch
+    from ops_cases import FALLBACK, SETS
+
+    from zoo import ops
+
+    if request.param not in SETS:
+        pytest.skip(f"no {request.param} kernel here: {ops.kernel()}")
+    if request.param == FALLBACK:
+        with torch.library._scoped_library("zoo", "IMPL") as library:
+            library.impl("focal_loss", ops.formula, "CPU", allow_override=True)
+            monkeypatch.setattr(ops, "_C", None)
+            yield FALLBACK
+        return
+    assert ops._C is not None
+    before = ops._C.capability(None)
+    ops._C.capability(request.param)
+    yield request.param
+    ops._C.capability(before)
 
 
 @pytest.fixture(scope="session")

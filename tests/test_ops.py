@@ -3,137 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
-import threading
-import warnings
-from pathlib import Path
 
-import mpmath
 import pytest
 import torch
 import torch.nn.functional as F
+from ops_cases import FALLBACK, GAMMAS, agree, both, samples, worst
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from zoo import ops
-
-ROOT = Path(__file__).resolve().parent.parent
-GAMMAS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
-FALLBACK = "formula"
-
-
-def _sets() -> list[str]:
-    """The formula and each instruction set that this CPU and build have."""
-    found = [FALLBACK]
-    if ops._C is not None:
-        before = ops._C.capability(None)
-        for name in ("default", "avx2", "avx512"):
-            try:
-                found.append(ops._C.capability(name))
-            except ValueError:
-                continue
-        ops._C.capability(before)
-    return found
-
-
-SETS = _sets()
-
-
-@pytest.fixture(params=["formula", "default", "avx2", "avx512"])
-def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Each way the op can be computed here; all of zoo.ops goes through it."""
-    if request.param not in SETS:
-        pytest.skip(f"no {request.param} kernel here: {ops.kernel()}")
-    if request.param == FALLBACK:
-        with torch.library._scoped_library("zoo", "IMPL") as library:
-            library.impl("focal_loss", ops.formula, "CPU", allow_override=True)
-            monkeypatch.setattr(ops, "_C", None)
-            yield FALLBACK
-        return
-    before = ops._C.capability(None)
-    ops._C.capability(request.param)
-    yield request.param
-    ops._C.capability(before)
-
-
-def truth(row: list[float], label: int, gamma: float, weight: float = 1.0) -> tuple[mpmath.mpf, list[mpmath.mpf]]:
-    """Loss and gradient of one row to 60 digits (far beyond: 1 - p_t comes from the other classes)."""
-    with mpmath.workdps(60):
-        z = [mpmath.mpf(value) for value in row]
-        e = [mpmath.exp(value - max(z)) for value in z]
-        total = mpmath.fsum(e)
-        p = [value / total for value in e]
-        q = mpmath.fsum(value for c, value in enumerate(e) if c != label) / total
-        log_p = z[label] - max(z) - mpmath.log(total) if q > 0.5 else mpmath.log1p(-q)
-        power = mpmath.mpf(1) if gamma == 0 else q**gamma
-        slope = power - (gamma * power / q * p[label] * log_p if q else 0)
-        grad = [weight * slope * (-q if c == label else p[c]) for c in range(len(row))]
-        return -weight * power * log_p, grad
-
-
-def hard_rows() -> list[tuple[list[float], int]]:
-    """Logits up to +-1e4 with the label first, last, largest, smallest and tied."""
-    draw = torch.Generator().manual_seed(1)
-    rows = []
-    for size, spread in itertools.product((2, 3, 10, 17), (0.1, 3, 12, 29, 31, 60, 300, 1e4)):
-        for _ in range(3):
-            z = ((2 * torch.rand(size, generator=draw, dtype=torch.float64) - 1) * spread).float().tolist()
-            rows += [(z, z.index(max(z))), (z, z.index(min(z))), (z, int(torch.randint(size, (), generator=draw)))]
-    for gap in (0, 1e-6, 1e-3, 0.5, 1, 10, 20, 40, 80, 1000, 2e4):
-        rows += [([gap / 2, -gap / 2, -gap / 2], label) for label in (0, 1)]
-    return [(torch.tensor(z).tolist(), label) for z, label in rows]
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_float32_is_within_1e_5_of_mpmath(served: str, gamma: float) -> None:
-    worst = 0.0
-    for z, label in hard_rows():
-        logits = torch.tensor([z], requires_grad=True)
-        loss = ops.focal_loss(logits, torch.tensor([label]), gamma)
-        loss.backward()
-        true_loss, true_grad = truth(z, label, gamma)
-        for got, want in zip([loss.item(), *logits.grad[0].tolist()], [true_loss, *true_grad], strict=True):
-            assert got == got and abs(got) < 1e30, (z, label, got)
-            if abs(want) > 1e-30:
-                worst = max(worst, float(abs(got - want) / abs(want)))
-    assert worst < 1e-5, worst
-
-
-def samples(n: int = 70, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[tuple]:
-    """Arguments of the raw op over classes, reductions, gammas, weights, smoothing, ignored rows and label types."""
-    draw = torch.Generator().manual_seed(seed)
-    found = []
-    for number, classes in enumerate((1, 2, 3, 4, 7, 8, 10, 15, 16, 17, 31, 32, 33, 64, 100, 257, 1000)):
-        for case in range(6):
-            rows = (1, 5, n, 64, 130, 16)[(case + number) % 6]
-            logits = (torch.randn(rows, classes, generator=draw, dtype=torch.float64) * (3, 10, 40)[case % 3]).to(dtype)
-            target = torch.randint(classes, (rows,), generator=draw)
-            if case % 2:
-                target[torch.rand(rows, generator=draw) < 0.2] = -100
-            real = torch.float64 if dtype == torch.float64 else torch.float32
-            weight = torch.rand(classes, generator=draw, dtype=real) + 0.1 if case % 3 else None
-            gamma = (2.0, 0.0, 0.5, 1.0, 3.3, 2.0)[case]
-            smoothing = 0.1 if (case + number) % 5 == 0 else 0.0
-            found.append((logits, target, weight, gamma, smoothing, 1.0 + case, -100, (case + number) % 4, True, True))
-    return found
-
-
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 4e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}  # of the halves: one step
+    assert worst(gamma, "cpu") < 1e-5
 
 
 @pytest.mark.parametrize("dtype", ops.DTYPES, ids=str)
 def test_kernels_give_what_the_formula_gives(served: str, dtype: torch.dtype) -> None:
     for args in samples(dtype=dtype):
-        want, got = ops.formula(*args), torch.ops.zoo.focal_loss(*args)
-        for name, a, b in zip(("loss", "grad", "p", "factor"), want, got, strict=True):
-            assert a.shape == b.shape and a.dtype == b.dtype, name
-            tolerance = TOLERANCE[dtype] if name == "grad" else max(TOLERANCE[torch.float32] * (dtype != torch.float64), 1e-10)
-            # A gradient with smoothing crosses zero, and half types have a smallest step.
-            step = 6e-8 if dtype == torch.float16 and name == "grad" else 0.0
-            floor = max(1e-30, 1e-2 * float(a.double().abs().max()) if args[4] and a.numel() else 0)
-            error = ((a.double() - b.double()).abs() - step).clamp(min=0) / (a.double().abs() + floor)
-            assert error.numel() == 0 or error.max() <= tolerance, (name, args[0].shape, args[3:8], error.max())
+        agree(ops.formula(*args), torch.ops.zoo.focal_loss(*args), args)
 
 
 def test_gradcheck(served: str) -> None:
@@ -222,8 +110,9 @@ def test_infinite_and_nan_logits(served: str) -> None:
         for gamma in (0.0, 0.5, 2.0):
             for z, label, (loss, finite) in table:
                 logits = torch.tensor([z] * size, dtype=torch.float32, requires_grad=True)
-                got = ops.focal_loss(logits, torch.full((size,), label), gamma)
+                got, _, factor = ops.focal_loss_with_stats(logits, torch.full((size,), label), gamma)
                 got.backward()
+                assert bool(torch.isnan(factor)) == (loss != loss)
                 want = loss if gamma == 0 or loss in (0, inf) or loss != loss else 0.313262 * (1 - 0.731059) ** gamma
                 torch.testing.assert_close(
                     got.detach(), torch.tensor(want, dtype=torch.float32), equal_nan=True, rtol=1e-4, atol=0
@@ -235,7 +124,7 @@ def test_infinite_and_nan_logits(served: str) -> None:
 
 def test_strides_offsets_and_label_types(served: str) -> None:
     base, labels = torch.randn(6, 9, 4, 5), torch.randint(9, (6, 4, 5))
-    want_loss, want_grad = _both(base, labels)
+    want_loss, want_grad = both(base, labels)
     views = {
         "channels last": base.contiguous(memory_format=torch.channels_last),
         "transposed": base.transpose(0, 1).contiguous().transpose(0, 1),
@@ -245,21 +134,15 @@ def test_strides_offsets_and_label_types(served: str) -> None:
     for name, view in views.items():
         for dtype in ops.LABELS:
             kept = torch.stack((labels, labels), -1)[..., 1].to(dtype)
-            loss, grad = _both(view, kept)
+            loss, grad = both(view, kept)
             torch.testing.assert_close(loss, want_loss, rtol=2e-6, atol=0, msg=name)
             torch.testing.assert_close(grad, want_grad, rtol=2e-5, atol=1e-9, msg=name)
     one = torch.randn(1, 9).expand(5, 9)
-    torch.testing.assert_close(_both(one, torch.arange(5))[1], _both(one.clone(), torch.arange(5))[1])
+    torch.testing.assert_close(both(one, torch.arange(5))[1], both(one.clone(), torch.arange(5))[1])
     long = torch.randn(130, 10)
     torch.testing.assert_close(
-        _both(long.t().contiguous().t(), torch.arange(130) % 10)[1], _both(long, torch.arange(130) % 10)[1]
+        both(long.t().contiguous().t(), torch.arange(130) % 10)[1], both(long, torch.arange(130) % 10)[1]
     )
-
-
-def _both(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    leaf = logits.detach().requires_grad_()
-    loss = ops.focal_loss(leaf, target)
-    return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
 
 def test_stats_come_with_the_same_pass(served: str) -> None:
@@ -363,7 +246,7 @@ def test_same_bits_for_any_number_of_threads(served: str) -> None:
             found = []
             for threads in (1, 2, 4, 2):
                 torch.set_num_threads(threads)
-                found.append(_both(logits, target))
+                found.append(both(logits, target))
             for loss, grad in found[1:]:
                 assert torch.equal(loss, found[0][0]) and torch.equal(grad, found[0][1])
     finally:
@@ -406,115 +289,3 @@ def test_the_short_way_takes_only_what_it_knows() -> None:
     ones = [torch.ones(()), torch.ones((), dtype=torch.float64)]
     others = [torch.full((), 1.5), torch.ones(1), torch.ones((), dtype=torch.int64), torch.ones((), device="meta"), 1.0]
     assert [ops._C.is_one(each) for each in ones + others] == [True, True, *[False] * len(others)]
-
-
-def test_second_derivatives_vmap_and_forward_mode_are_refused(served: str) -> None:
-    logits, target = torch.randn(6, 3, requires_grad=True), torch.randint(3, (6,))
-    (grad,) = torch.autograd.grad(ops.focal_loss(logits, target), logits, create_graph=True)
-    with pytest.raises(NotImplementedError, match="second derivative"):
-        grad.sum().backward()
-    with pytest.raises(NotImplementedError, match="flatten the mapped"):
-        torch.func.vmap(ops.focal_loss)(torch.randn(2, 6, 3), torch.randint(3, (2, 6)))
-    with pytest.raises((NotImplementedError, RuntimeError), match="[jJ]vp|forward"):
-        torch.func.jvp(lambda z: ops.focal_loss(z, target), (logits.detach(),), (torch.ones(6, 3),))
-    wanted = torch.autograd.grad(ops.focal_loss(logits, target), logits)[0]
-    torch.testing.assert_close(torch.func.grad(lambda z: ops.focal_loss(z, target))(logits.detach()), wanted)
-
-
-def test_autocast_takes_what_comes(served: str) -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = torch.randn(8, 4, requires_grad=True) @ torch.randn(4, 3)
-        loss = ops.focal_loss(logits, torch.randint(3, (8,)))
-    assert logits.dtype == torch.bfloat16 and loss.dtype == torch.float32
-    loss.backward()
-
-
-def test_compile_and_export() -> None:
-    class Net(torch.nn.Module):
-        def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-            return ops.focal_loss(2 * logits, target, 1.5, label_smoothing=0.1)
-
-    logits, target = torch.randn(12, 5, requires_grad=True), torch.randint(5, (12,))
-    want = Net()(logits, target)
-    (want_grad,) = torch.autograd.grad(want, logits)
-    got = torch.compile(Net(), fullgraph=True, backend="aot_eager")(logits, target)
-    torch.testing.assert_close(got, want)
-    torch.testing.assert_close(torch.autograd.grad(got, logits)[0], want_grad)
-    program = torch.export.export(
-        Net(), (logits.detach(), target), dynamic_shapes=({0: torch.export.Dim("n")}, {0: torch.export.Dim("n")})
-    )
-    assert any("focal_loss" in str(node.target) for node in program.graph.nodes)
-    torch.testing.assert_close(program.module()(logits.detach()[:7], target[:7]), Net()(logits[:7], target[:7]).detach())
-
-
-def test_tensors_that_are_more_than_memory(served: str) -> None:
-    draw = torch.Generator().manual_seed(0)
-    target = torch.randint(5, (8,), generator=draw)
-    lazy = torch.randn(8, 5, dtype=torch.complex64, generator=draw).conj().imag
-    assert lazy.is_neg()
-    torch.testing.assert_close(ops.focal_loss(lazy, target), ops.focal_loss(lazy.resolve_neg().clone(), target))
-    one, other = torch.randn(2, 8, 5, generator=draw)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing is deprecated
-        traced = torch.jit.trace(lambda z: ops.focal_loss(z, target), one)
-    torch.testing.assert_close(traced(other), ops.focal_loss(other, target))
-    graph = make_fx(lambda z: ops.focal_loss(z, target))(one)
-    torch.testing.assert_close(graph(other), ops.focal_loss(other, target))
-
-
-def test_eight_threads_at_once(served: str) -> None:
-    logits, target = torch.randn(4000, 20), torch.randint(20, (4000,))
-    want = _both(logits, target)
-    found: list[tuple[Tensor, Tensor]] = []
-    workers = [threading.Thread(target=lambda: found.append(_both(logits, target))) for _ in range(8)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert len(found) == 8
-    assert all(torch.equal(loss, want[0]) and torch.equal(grad, want[1]) for loss, grad in found)
-
-
-FORKED = """
-import os, torch
-from zoo import ops
-torch.set_num_threads(2)
-x, y = torch.randn(20000, 10), torch.randint(10, (20000,))
-want = ops.focal_loss(x, y)
-pid = os.fork()
-if pid == 0:
-    os._exit(0 if torch.equal(ops.focal_loss(x, y), want) else 3)
-print("exit", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-"""
-
-
-@pytest.mark.skipif(ops._C is None, reason="the formula is PyTorch's own, which hangs in a bare fork")
-def test_fork_after_a_parallel_region() -> None:
-    ran = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert ran.stdout.strip() == "exit 0", ran.stderr
-
-
-def test_a_library_that_does_not_load_is_told_on_use(tmp_path: Path) -> None:
-    package = tmp_path / "zoo"
-    package.mkdir()
-    for name in ("__init__.py", "ops.py", "focal_formula.py", "spec.py"):
-        (package / name).write_bytes((ROOT / "zoo" / name).read_bytes())
-    (package / "_C.so").write_bytes(b"not a library")
-    code = "import zoo, zoo.ops, torch; print(zoo.ops.kernel()); zoo.ops.focal_loss(torch.zeros(1, 2), torch.tensor([0]))"
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert "does not load" in ran.stdout and "rebuild" in ran.stdout
-    assert ran.stderr.strip().splitlines()[-1].startswith("ImportError: zoo's compiled part does not load")
-
-
-def test_kernel_says_why_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ops.kernel().startswith(("C++ ", "PyTorch ("))
-    monkeypatch.setattr(ops, "_C", None)
-    assert ops.kernel().startswith("PyTorch (")
-
-
-def test_every_instruction_set_is_reached_here() -> None:
-    if ops._C is None:
-        pytest.skip(f"no compiled part: {ops.kernel()}")
-    assert {"formula", "default"} <= set(SETS)
-    with pytest.raises(ValueError, match="no sse9"):
-        ops._C.capability("sse9")

@@ -231,3 +231,26 @@ def test_set_up_says_at_once_what_is_missing(checkout: Path, pythons: dict[str, 
     assert len(lines) == 1
     assert says in lines[0]
     assert not (checkout / ".venv").exists()
+
+
+def test_the_gpu_script_goes_on_after_a_failure_and_tells_it(tmp_path: Path) -> None:
+    script(tmp_path / "python", 'case "$*" in *"-m gpu"*) echo 1 failed; exit 3;; *) echo "did $*";; esac')
+    script(tmp_path / "compute-sanitizer", 'echo "$2 found nothing"')
+    place = {
+        "OUT": str(tmp_path / "out"),
+        "PYTHON": str(tmp_path / "python"),
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+    }
+    gpu = [str(ROOT / "tools" / "gpu")]
+    ran = run(gpu, tmp_path, **place)
+    rows = [line.split(maxsplit=3) for line in (tmp_path / "out" / "summary.txt").read_text().splitlines()[1:]]
+    assert [row[0] for row in rows] == ["wheels", "build", "tests", "memcheck", "racecheck", "loss", "inference"]
+    assert [row[0] for row in rows if row[1] != "ok"] == ["tests"]
+    assert ran.returncode == 1 and "exit 3" in ran.stdout and "racecheck found nothing" in ran.stdout
+    assert run([*gpu, "build", "loss"], tmp_path, **place).returncode == 0
+    for words, environment, says in (
+        (["lunch"], {}, "no stage lunch"),
+        ([], {"PYTHON": "false"}, "no torch that sees a CUDA device"),
+    ):
+        ran = run([*gpu, *words], tmp_path, **place | environment)
+        assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1) and says in ran.stderr

@@ -38,7 +38,7 @@ def formula(
     a = torch.where(hot, w * (1 - label_smoothing) + share, share)  # (M, C) weight times smoothed target
 
     p, q, log_p = _probabilities(z)
-    power = q**gamma
+    power = (q**gamma).where(q == q, q)  # NaN ** 0 would be 1
     term = torch.where(a == 0, 0, -a * power * log_p).sum(1)
     loss = torch.where(wrong, torch.nan, torch.where(used, term, 0))
     seen = used.sum()
@@ -54,7 +54,7 @@ def formula(
         grad = torch.empty_like(logits).copy_(back)
     reduced = (loss * factor).reshape(target.shape) if reduction == 0 else (loss * factor).sum()
     rows = torch.where(wrong, torch.nan, torch.where(used, p.gather(1, y[:, None]).squeeze(1), 1))
-    mean_power = torch.where(used, picked, 0).sum() / seen.clamp(min=1)
+    mean_power = torch.where(used & ~wrong, picked, 0).sum() / seen.clamp(min=1)
     return (
         reduced.to(dtype),
         grad,

@@ -240,7 +240,7 @@ def _direct(
     label_smoothing: float, reduction: str, scale: float,
 ) -> Tensor | None:  # fmt: skip
     """The loss of plain CPU tensors (N, C) past the dispatcher, checked in C; None for whatever is not plain and right."""
-    if not _is_plain(logits) or not _is_plain(target) or _is_watched():
+    if not _is_plain(logits) or not logits.is_cpu or not _is_plain(target) or _is_watched():
         return None
     if weight is not None and (type(weight) not in _PLAIN or weight.requires_grad):
         return None

@@ -1,0 +1,131 @@
+"""The focal loss op among PyTorch's other parts: transforms, compilers, processes, threads, and builds without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from ops_cases import SETS, both
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from zoo import ops
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_second_derivatives_vmap_and_forward_mode_are_refused(served: str) -> None:
+    logits, target = torch.randn(6, 3, requires_grad=True), torch.randint(3, (6,))
+    (grad,) = torch.autograd.grad(ops.focal_loss(logits, target), logits, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        grad.sum().backward()
+    with pytest.raises(NotImplementedError, match="flatten the mapped"):
+        torch.func.vmap(ops.focal_loss)(torch.randn(2, 6, 3), torch.randint(3, (2, 6)))
+    with pytest.raises((NotImplementedError, RuntimeError), match="[jJ]vp|forward"):
+        torch.func.jvp(lambda z: ops.focal_loss(z, target), (logits.detach(),), (torch.ones(6, 3),))
+    wanted = torch.autograd.grad(ops.focal_loss(logits, target), logits)[0]
+    torch.testing.assert_close(torch.func.grad(lambda z: ops.focal_loss(z, target))(logits.detach()), wanted)
+
+
+def test_autocast_takes_what_comes(served: str) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = torch.randn(8, 4, requires_grad=True) @ torch.randn(4, 3)
+        loss = ops.focal_loss(logits, torch.randint(3, (8,)))
+    assert logits.dtype == torch.bfloat16 and loss.dtype == torch.float32
+    loss.backward()
+
+
+def test_compile_and_export() -> None:
+    class Net(torch.nn.Module):
+        def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+            return ops.focal_loss(2 * logits, target, 1.5, label_smoothing=0.1)
+
+    logits, target = torch.randn(12, 5, requires_grad=True), torch.randint(5, (12,))
+    want = Net()(logits, target)
+    (want_grad,) = torch.autograd.grad(want, logits)
+    got = torch.compile(Net(), fullgraph=True, backend="aot_eager")(logits, target)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got, logits)[0], want_grad)
+    program = torch.export.export(
+        Net(), (logits.detach(), target), dynamic_shapes=({0: torch.export.Dim("n")}, {0: torch.export.Dim("n")})
+    )
+    assert any("focal_loss" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(logits.detach()[:7], target[:7]), Net()(logits[:7], target[:7]).detach())
+
+
+def test_tensors_that_are_more_than_memory(served: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    target = torch.randint(5, (8,), generator=draw)
+    lazy = torch.randn(8, 5, dtype=torch.complex64, generator=draw).conj().imag
+    assert lazy.is_neg()
+    torch.testing.assert_close(ops.focal_loss(lazy, target), ops.focal_loss(lazy.resolve_neg().clone(), target))
+    one, other = torch.randn(2, 8, 5, generator=draw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated
+        traced = torch.jit.trace(lambda z: ops.focal_loss(z, target), one)
+    torch.testing.assert_close(traced(other), ops.focal_loss(other, target))
+    graph = make_fx(lambda z: ops.focal_loss(z, target))(one)
+    torch.testing.assert_close(graph(other), ops.focal_loss(other, target))
+
+
+def test_eight_threads_at_once(served: str) -> None:
+    logits, target = torch.randn(4000, 20), torch.randint(20, (4000,))
+    want = both(logits, target)
+    found: list[tuple[Tensor, Tensor]] = []
+    workers = [threading.Thread(target=lambda: found.append(both(logits, target))) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert len(found) == 8
+    assert all(torch.equal(loss, want[0]) and torch.equal(grad, want[1]) for loss, grad in found)
+
+
+FORKED = """
+import os, torch
+from zoo import ops
+torch.set_num_threads(2)
+x, y = torch.randn(20000, 10), torch.randint(10, (20000,))
+want = ops.focal_loss(x, y)
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if torch.equal(ops.focal_loss(x, y), want) else 3)
+print("exit", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(ops._C is None, reason="the formula is PyTorch's own, which hangs in a bare fork")
+def test_fork_after_a_parallel_region() -> None:
+    ran = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ran.stdout.strip() == "exit 0", ran.stderr
+
+
+def test_a_library_that_does_not_load_is_told_on_use(tmp_path: Path) -> None:
+    package = tmp_path / "zoo"
+    package.mkdir()
+    for name in ("__init__.py", "ops.py", "focal_formula.py", "spec.py"):
+        (package / name).write_bytes((ROOT / "zoo" / name).read_bytes())
+    (package / "_C.so").write_bytes(b"not a library")
+    code = "import zoo, zoo.ops, torch; print(zoo.ops.kernel()); zoo.ops.focal_loss(torch.zeros(1, 2), torch.tensor([0]))"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "does not load" in ran.stdout and "rebuild" in ran.stdout
+    assert ran.stderr.strip().splitlines()[-1].startswith("ImportError: zoo's compiled part does not load")
+
+
+def test_kernel_says_why_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ops.kernel().startswith(("C++ ", "PyTorch ("))
+    monkeypatch.setattr(ops, "_C", None)
+    assert ops.kernel().startswith("PyTorch (")
+
+
+def test_every_instruction_set_is_reached_here() -> None:
+    if ops._C is None:
+        pytest.skip(f"no compiled part: {ops.kernel()}")
+    assert {"formula", "default"} <= set(SETS)
+    with pytest.raises(ValueError, match="no sse9"):
+        ops._C.capability("sse9")
