@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.export import _guard
 from zoo.spec import UsageError
 
 BUSY = 0.25
@@ -32,6 +33,8 @@ def command(
     serve: bool = False,
     self_check: bool = False,
     out: Path | None = None,
+    max_memory: int = 0,
+    timeout: float = _guard.TIMEOUT,
     as_json: bool = False,
 ) -> Path:
     """``zoo bench``: measure runs (none named: the latest), models, files, or a part of zoo; print the table, say where the files are."""
@@ -43,12 +46,14 @@ def command(
         say(f"warning  other processes keep {taken:.1f} cores busy: figures will be off, by 10 times or more at small batches")
     part = next((str(target) for target in targets if str(target) in names()), "")
     if part:
-        if len(targets) > 1 or batches or devices or threads or seconds or serve or self_check:
+        limited = max_memory or timeout != _guard.TIMEOUT
+        if len(targets) > 1 or batches or devices or threads or seconds or serve or self_check or limited:
             raise UsageError(f"bench {part} takes neither other names nor --batches, --devices and the like; leave them out")
         module = importlib.import_module(f"zoo.bench.{part}")
         path = module.main(quick, out=out or _timing.default_out(part, quick=quick))
     else:
         options: dict[str, Any] = {"out": out, "batches": numbers("--batches", batches), "seconds": seconds}
+        options |= {"max_memory": max_memory, "timeout": timeout}
         if not serve and not self_check:
             options |= {"devices": words(devices), "allow_cpu_fallback": allow_cpu_fallback}
         elif words(devices) not in ((), ("cpu",)):

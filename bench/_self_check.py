@@ -13,7 +13,7 @@ from rich.table import Table
 from zoo import host, show
 from zoo.bench import _runtimes, _subjects, _timing, inference
 from zoo.bench._contenders import Call
-from zoo.export import _session
+from zoo.export import _guard, _session
 from zoo.spec import DisagreeError
 
 ALLOWED = 0.01
@@ -22,7 +22,7 @@ ALLOWED = 0.01
 
 def main(
     quick: bool = False, targets: Sequence[str] = (), *, out: Path | None = None, batches: Sequence[int] = (), threads: int = 0,
-    seconds: float = 0.0,
+    seconds: float = 0.0, max_memory: int = 0, timeout: float = _guard.TIMEOUT,
 ) -> Path:  # fmt: skip
     """Measure both ways in turns, for each model and batch (default 1 and 8); returns the CSV.
 
@@ -32,7 +32,7 @@ def main(
     used, rows = threads or host.cores(), []
     folders: list[Path | None] = []
     for target in targets:
-        with _subjects.opened(target, ("fp32",)) as subject:
+        with _subjects.opened(target, ("fp32",), max_memory=max_memory, timeout=timeout) as subject:
             folders.append(subject.folder)
             session = _session.open_session(next(iter(subject.files.values())), threads=used)
             for batch in inference.checked_batches(batches) or (1, 8):

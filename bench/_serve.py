@@ -23,6 +23,7 @@ from rich.table import Table
 import zoo
 from zoo import host, show
 from zoo.bench import _picture, _show, _subjects, _timing, _worker, inference
+from zoo.export import _guard
 from zoo.files import publish
 from zoo.spec import FileError
 
@@ -50,13 +51,13 @@ def setups(cores: int) -> list[Setup]:
 
 def main(
     quick: bool = False, targets: Sequence[str] = (), *, out: Path | None = None, batches: Sequence[int] = (), threads: int = 0,
-    seconds: float = 0.0,
+    seconds: float = 0.0, max_memory: int = 0, timeout: float = _guard.TIMEOUT,
 ) -> Path:  # fmt: skip
     """Measure every setup in shuffled rounds; ``threads`` are the cores to use, ``seconds`` those of one turn. Returns the CSV."""
     cores, rows = threads or host.cores(), []
     folders: list[Path | None] = []
     for target in targets:
-        with _subjects.opened(target, ("fp32",)) as subject:
+        with _subjects.opened(target, ("fp32",), max_memory=max_memory, timeout=timeout) as subject:
             folders.append(subject.folder)
             for batch in inference.checked_batches(batches) or (1,):
                 file, images = next(iter(subject.files.values())), subject.noise(batch).numpy()

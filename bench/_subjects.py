@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from zoo import registry
 from zoo import run as engine
 from zoo.console import say
 from zoo.data import _augment
-from zoo.export import _graph, _guard, _session, onnx_fp16, onnx_fp32, onnx_int8
+from zoo.export import _graph, _guard, _session, _verify, onnx_fp16, onnx_fp32, onnx_int8
 from zoo.parts import model_spec
 from zoo.spec import DataError, FileError, UsageError
 
@@ -72,18 +73,23 @@ class Subject:
 
 
 @contextlib.contextmanager
-def opened(target: str | Path | engine.Run | None, precisions: tuple[str, ...]) -> Iterator[Subject]:
+def opened(
+    target: str | Path | engine.Run | None, precisions: tuple[str, ...], *, max_memory: int = 0, timeout: float = _guard.TIMEOUT
+) -> Iterator[Subject]:
     """A run (None: the latest), a ``FILE.onnx`` or a model's name, with a file for each of ``precisions``.
 
-    Files that the run does not have are made anew and gone afterwards.
+    Files that are there are tried in a child process first (:func:`zoo.export._guard.trial`, by its ``max_memory`` MB and
+    ``timeout`` s), a run's own too: it may be a stranger's. Those that the run does not have are made and gone afterwards.
 
     Raises:
         UsageError: no such run or model. FileError: a file that cannot be used.
     """
+    tried = partial(_guard.trial, max_memory=max_memory, timeout=timeout)
     if isinstance(target, str | Path) and str(target).endswith(".onnx"):
+        tried(Path(target))
         yield _of_file(Path(target))
         return
-    subject, exported = _of_model(target) if _is_model(target) else _of_run(target)
+    subject, exported = _of_model(target) if _is_model(target) else _of_run(target, precisions, tried)
     with tempfile.TemporaryDirectory() as name:
         with torch.inference_mode(False):  # the exporter traces
             files = _files(subject, exported, Path(name), precisions)
@@ -108,21 +114,20 @@ def _of_model(target: Any) -> tuple[Subject, _graph.Exported]:
     return Subject(target, shape, build, weights_mb=_mb(exported)), exported
 
 
-def _of_run(target: Any) -> tuple[Subject, _graph.Exported]:
+def _of_run(target: Any, precisions: tuple[str, ...], tried: Callable[[Path], None]) -> tuple[Subject, _graph.Exported]:
     run = target if isinstance(target, engine.Run) else engine.load(target)
-    file = run.path / "model.onnx"
-    mode, softmax = own_preprocessing(file) if file.is_file() else ("none", False)
+    there = {each: path for each in precisions if (path := run.path / f"model{_verify.TARGETS[each].TARGET.suffix}").is_file()}
+    for path in there.values():
+        tried(path)
+    mode, softmax = own_preprocessing(there["fp32"]) if "fp32" in there else ("none", False)
     if mode == "full":  # takes images of any size as bytes; the network alone is what runtimes are compared by
-        mode, softmax, file = "none", False, Path()
+        mode, softmax = "none", False
         say("onnx     model.onnx resizes images itself; the network alone is measured (name the file to measure all of it)")
+    files = {each: path for each, path in there.items() if own_preprocessing(path) == (mode, softmax)}
 
     def build() -> _graph.Exported:
         return _graph.of_run(engine.load(run.path) if run.path else run, stored=run.stored, preprocess=mode, softmax=softmax)
 
-    files = {"fp32": file} if file.is_file() else {}
-    for each in ("int8", "fp16"):  # those that zoo export made of the same model, taking the same
-        if (made := run.path / f"model.{each}.onnx").is_file() and own_preprocessing(made) == (mode, softmax):
-            files[each] = made
     weights = run.path / "weights.safetensors"
     found = Subject(
         run.recipe.model, run.input, build, files, weights.stat().st_size / 1e6 if weights.is_file() else _mb(run.model), run.path, run,
@@ -137,7 +142,6 @@ def _mb(model: nn.Module) -> float:
 
 def _of_file(path: Path) -> Subject:
     """A file alone; with the run it was made from in its folder, PyTorch takes part too."""
-    _guard.trial(path)  # a stranger's file is looked at, and run once in a child process, before it is opened here
     session = _session.open_session(path)
     entry = session.get_inputs()[0]
     written = session.get_modelmeta().custom_metadata_map
@@ -179,9 +183,8 @@ def precision(path: Path) -> str:
 
 
 def _files(subject: Subject, exported: _graph.Exported, folder: Path, precisions: tuple[str, ...]) -> dict[str, Path]:
-    files = dict(subject.files)
-    if "fp32" not in files:
-        files["fp32"] = folder / "model.onnx"
+    files = {"fp32": folder / "model.onnx"} | subject.files  # first, whatever else there is
+    if "fp32" not in subject.files:
         onnx_fp32.write(exported, files["fp32"])
     for each in precisions:
         if each in files or each == "fp32":

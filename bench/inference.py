@@ -21,7 +21,7 @@ from zoo.bench._contenders import BASE, Call, Contender, Ready
 from zoo.bench._show import figures, table
 from zoo.bench._subjects import Subject
 from zoo.console import say
-from zoo.export import _session
+from zoo.export import _guard, _session
 from zoo.spec import DisagreeError, UsageError
 
 __all__ = ["figures", "main", "table"]
@@ -44,6 +44,8 @@ def main(
     threads: int = 0,
     seconds: float = 0.0,
     allow_cpu_fallback: bool = False,
+    max_memory: int = 0,
+    timeout: float = _guard.TIMEOUT,
 ) -> Path:
     """Benchmark runs (None: the latest), models by name and ONNX files; returns the CSV, with pictures beside it.
 
@@ -61,7 +63,7 @@ def main(
     names: list[str] = []
     with _settings(threads or host.cores(), places) as used:
         for target in targets:
-            with _subjects.opened(target, _precisions(places)) as subject:
+            with _subjects.opened(target, _precisions(places), max_memory=max_memory, timeout=timeout) as subject:
                 names.append(subject.name)
                 folders.append(subject.folder)
                 for place in places:

@@ -16,6 +16,8 @@ from zoo.spec import FileError
 
 LIMIT = 2**31 - 1
 """Bytes that protobuf can hold in one file."""
+TIMEOUT = 60.0
+"""Seconds that a first run may take."""
 BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16} | {
     **dict.fromkeys((17, 18, 19, 20, 24), 8), **dict.fromkeys((21, 22, 23), 4), **dict.fromkeys((25, 26), 2),
 }  # fmt: skip
@@ -63,7 +65,7 @@ def read(path: Path) -> bytes:
         raise FileError(f"cannot read the model ({path}, {error.strerror}); change its permissions") from error
 
 
-def trial(path: Path, *, max_memory: int = 0, timeout: float = 60.0) -> None:
+def trial(path: Path, *, max_memory: int = 0, timeout: float = TIMEOUT) -> None:
     """:func:`check`, then open the file and run it once on noise in a child process.
 
     Args:

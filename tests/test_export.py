@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import zoo.export
-from zoo import recipe, registry
+from zoo import recipe
+from zoo import run as engine
 from zoo.data._folders import square
 from zoo.data.synthetic import CLASSES, make
 from zoo.export import _graph, _parity, _session, onnx_fp32
@@ -25,23 +26,24 @@ from zoo.run import Run
 from zoo.spec import BusyError, DataError, DataSet, DisagreeError, FileError, Split, UsageError
 
 ort = pytest.importorskip("onnxruntime")
-MODELS = registry.table("models")
-HEAVY = {name for name, fields in MODELS.items() if fields["params"] > 5_000_000 or fields["macs"] > 90_000_000}
 MEAN, STD = (0.49, 0.45, 0.4), (0.25, 0.23, 0.21)
 
 
 @cache
-def images(side: int) -> DataSet:
-    pixels, targets = make(64, 2, side)
+def images(side: int, count: int = 64) -> DataSet:
+    pixels, targets = make(count, 2, side)
     part = Split(pixels, targets, [str(i) for i in range(len(targets))])
     return DataSet("synthetic", CLASSES, part, part, part, MEAN, STD, "0")
 
 
+@dataclasses.dataclass(frozen=True)
 class HeldRun(Run):
-    """A run whose data is in memory: 64 images."""
+    """A run whose data is in memory."""
+
+    count: int = 64
 
     def dataset(self) -> DataSet:
-        return images(self.input[1])
+        return images(self.input[1], self.count)
 
 
 class AwayRun(Run):
@@ -70,7 +72,7 @@ class Tiny(nn.Module):
 def run_of(model: nn.Module, folder: Path, kind: type[Run] = HeldRun, name: str = "cnn_small", **changes: Any) -> Run:
     made = recipe.resolve(name, {"data.name": "synthetic", "data.dir": str(folder)})
     rows = [{"epoch": 1, "split": "test", "n": 64, "accuracy": 0.5, "low": 0.4, "high": 0.6, "macro": 0.5, "loss": 1.0}]
-    shape = registry.table("models")[name]["input"]
+    shape = engine.model_spec(name).input
     run = kind(folder, model.eval(), made, CLASSES, shape, MEAN, STD, rows, {"data_digest": "abc"})
     return dataclasses.replace(run, **changes)
 
@@ -88,17 +90,6 @@ def run(tmp_path: Path) -> Run:
 
 def facts(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in HEAVY else []) for n in MODELS])
-def test_every_model(name: str, tmp_path: Path) -> None:
-    assert len(MODELS) - len(HEAVY) >= 6, "the walk is not empty"
-    torch.manual_seed(1)
-    run = run_of(registry.find("models", name).build(10), tmp_path, name=name)
-    receipt = zoo.export.onnx(run, preprocess="none", images=16)
-    assert (receipt.agree + receipt.ties, receipt.n) == (16, 16)
-    assert receipt.max_abs <= 2e-5
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"], "one file"
 
 
 @pytest.mark.parametrize(("preprocess", "softmax"), [("none", False), ("normalize", True), ("full", False)])

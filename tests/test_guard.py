@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
+from zoo import __main__ as cli
 from zoo import predictor
 from zoo.bench import _subjects
 from zoo.export import _guard, _wire
@@ -98,10 +102,14 @@ def test_good_external_data_passes(tmp_path: Path) -> None:
     _guard.trial(path)
 
 
+ONE = (1, 3, 1, 1)
+"""Shape of the smallest image."""
+
+
 def small(nodes: list[onnx.NodeProto], weights: list[TensorProto], folder: Path) -> Path:
     ends = [
-        helper.make_tensor_value_info("x", TensorProto.FLOAT, [1]),
-        helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ONE),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3, 1, 1]),
     ]
     model = helper.make_model(
         helper.make_graph(nodes, "", ends[:1], ends[1:], weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
@@ -114,9 +122,12 @@ def small(nodes: list[onnx.NodeProto], weights: list[TensorProto], folder: Path)
 def bomb(folder: Path) -> Path:
     """Some hundred bytes that ask for 2 GiB."""
     shape = numpy_helper.from_array(np.array([2**29], np.int64), "s")
-    return small(
-        [helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])], [shape], folder
-    )
+    nodes = [
+        helper.make_node("ConstantOfShape", ["s"], ["c"]),
+        helper.make_node("ReduceMax", ["c"], ["m"], keepdims=0),
+        helper.make_node("Add", ["x", "m"], ["y"]),
+    ]
+    return small(nodes, [shape], folder)
 
 
 def endless(folder: Path) -> Path:
@@ -124,8 +135,8 @@ def endless(folder: Path) -> Path:
     trips, go = numpy_helper.from_array(np.array(10**8, np.int64), "m"), numpy_helper.from_array(np.array(True), "go")
     ends = [
         helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("c", TensorProto.BOOL, []),
-        helper.make_tensor_value_info("v", TensorProto.FLOAT, [1]), helper.make_tensor_value_info("c2", TensorProto.BOOL, []),
-        helper.make_tensor_value_info("v2", TensorProto.FLOAT, [1]),
+        helper.make_tensor_value_info("v", TensorProto.FLOAT, ONE), helper.make_tensor_value_info("c2", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("v2", TensorProto.FLOAT, ONE),
     ]  # fmt: skip
     steps = [helper.make_node("Identity", ["c"], ["c2"]), helper.make_node("Sin", ["v"], ["v2"])]
     body = helper.make_graph(steps, "b", ends[:3], ends[3:])
@@ -140,6 +151,45 @@ def test_two_gigabytes_out_of_nothing(tmp_path: Path) -> None:
     ) as caught:
         _guard.trial(path)
     assert caught.value.code == 4
+
+
+def as_zoos(path: Path) -> Path:
+    """The same with the metadata that ``zoo predict`` asks for."""
+    steps = {"mode": "none", "size": 1, "resize": 1, "mean": [0, 0, 0], "std": [1, 1, 1]}
+    model = onnx.load(path)
+    helper.set_model_props(model, {"classes": '["a"]', "preprocessing": json.dumps(steps), "softmax": "false"})
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(("make", "told"), [(bomb, "needs too much memory"), (endless, "takes too long")])
+@pytest.mark.parametrize("words", ["bench --quick", "verify", "predict picture.png --onnx"])
+def test_each_command_has_the_limits(
+    words: str,
+    make: Callable[[Path], Path],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (1, 1)).save("picture.png")
+    path = as_zoos(make(tmp_path))
+    assert cli.run([*words.split(), str(path), "--max-memory", "1500", "--timeout", "3"]) == 4
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
+    assert f"model {told} ({path}, over {'1,500 MB' if make is bomb else '3 s'})" in line
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.int8.onnx"])
+def test_a_runs_own_files_are_tried_too(name: str, small_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small_run, tmp_path / "run"))
+    (folder / name).write_bytes(bomb(tmp_path).read_bytes())
+    with pytest.raises(FileError, match="needs too much memory"), _subjects.opened(folder, ("fp32", "int8")):
+        pass
+    hardlinked(folder).rename(folder / "again.onnx")
+    (folder / "again.onnx").rename(folder / name)
+    with pytest.raises(FileError, match="hard link"), _subjects.opened(folder, ("fp32", "int8")):
+        pass
 
 
 @pytest.mark.parametrize("make", [bomb, hardlinked])

@@ -78,8 +78,9 @@ def load(path: Path, *, device: str = "cpu", threads: int = 0) -> Predictor:
         ) from error
     if not fits:
         raise FileError(f"preprocessing in the metadata does not fit the model ({path}); export it again: zoo export --onnx")
-    if outputs.shape[-1] != len(found.classes):
-        raise FileError(f"classes differ (names {len(found.classes)}, model {outputs.shape[-1]}, {path}); export it again")
+    given = outputs.shape[-1] if outputs.shape else "a scalar"
+    if given != len(found.classes):
+        raise FileError(f"classes differ (names {len(found.classes)}, model {given}, {path}); export it again")
     return found
 
 

@@ -56,6 +56,21 @@ def run_names() -> list[str]:
 
 
 RUN = Name(run_names)
+
+
+def limited(until: str) -> Callable[[Any], Any]:
+    """The options ``--max-memory`` and ``--timeout`` of a command that tries a model file in a child process."""
+
+    def add(command: Any) -> Any:
+        memory = click.option("--max-memory", default=0, metavar="MB", type=click.IntRange(0),
+                              help="Memory that a model file may use (0: by its size).")  # fmt: skip
+        seconds = click.option("--timeout", default=60.0, show_default=True, metavar="S", type=click.FloatRange(0, min_open=True),
+                               help=f"Seconds that a model file may take {until}.")  # fmt: skip
+        return memory(seconds(command))
+
+    return add
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 

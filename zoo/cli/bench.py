@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli._shared import Name, as_json, registered, run_names
+from zoo.cli._shared import Name, as_json, limited, registered, run_names
 
 
 @click.command("bench")
@@ -21,6 +21,7 @@ from zoo.cli._shared import Name, as_json, registered, run_names
 @click.option("--self-check", is_flag=True, help="What zoo's own timing costs, against a bare loop.")
 @click.option("--compare", is_flag=True, help="Compare two CSV files of earlier benchmarks.")
 @click.option("--out", type=click.Path(path_type=Path), help="CSV file (default: bench.csv in the run folder, or runs/bench).")
+@limited("to open and run once")
 @as_json
 def command(
     what: tuple[str, ...],
@@ -34,6 +35,8 @@ def command(
     self_check: bool,
     compare: bool,
     out: Path | None,
+    max_memory: int,
+    timeout: float,
     as_json: bool,
 ) -> None:
     """Benchmark runs, models, ONNX files, or one of zoo's own parts (focal_loss, startup, training).
@@ -56,5 +59,6 @@ def command(
         raise click.UsageError("--serve and --self-check are two benchmarks; give one of them")
     zoo.bench.command(
         what, quick=quick, batches=batches, devices=devices, threads=threads or 0, seconds=seconds or 0.0,
-        allow_cpu_fallback=allow_cpu_fallback, serve=serve, self_check=self_check, out=out, as_json=as_json,
+        allow_cpu_fallback=allow_cpu_fallback, serve=serve, self_check=self_check, out=out, max_memory=max_memory,
+        timeout=timeout, as_json=as_json,
     )  # fmt: skip

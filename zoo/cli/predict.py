@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli._shared import RUN, as_json
+from zoo.cli._shared import RUN, as_json, limited
 
 
 @click.command("predict")
@@ -14,11 +14,7 @@ from zoo.cli._shared import RUN, as_json
 @click.option("--run", type=RUN, help="Run to use (default: the latest).")
 @click.option("--onnx", type=click.Path(path_type=Path), help="Use this exported file; torch is not needed.")
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1))
-@click.option(
-    "--max-memory", default=0, metavar="MB", type=click.IntRange(0), help="Memory that the file may use (0: by its size)."
-)
-@click.option("--timeout", default=60.0, show_default=True, metavar="S", type=click.FloatRange(0, min_open=True),
-              help="Seconds that the file may take to open and for each image.")  # fmt: skip
+@limited("to open and for each image")
 @as_json
 def command(
     images: tuple[Path, ...], run: str | None, onnx: Path | None, top: int, max_memory: int, timeout: float, as_json: bool

@@ -8,18 +8,14 @@ from pathlib import Path
 
 import click
 
-from zoo.cli._shared import RUN, as_json
+from zoo.cli._shared import RUN, as_json, limited
 
 
 @click.command("verify")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--run", type=RUN, help="Run to compare with (default: the one in whose folder the file lies).")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set.")
-@click.option(
-    "--max-memory", default=0, metavar="MB", type=click.IntRange(0), help="Memory that the file may use (0: by its size)."
-)
-@click.option("--timeout", default=60.0, show_default=True, metavar="S", type=click.FloatRange(0, min_open=True),
-              help="Seconds that the file may take to open and run once.")  # fmt: skip
+@limited("to open and run once")
 @as_json
 def command(file: Path, run: str | None, data_dir: Path | None, max_memory: int, timeout: float, as_json: bool) -> None:
     """Repeat the checks in an exported FILE's receipt: structure, digests, parity, accuracy. Exit 4 damaged, 8 differs.
