@@ -19,17 +19,51 @@ from zoo import ops
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_second_derivatives_vmap_and_forward_mode_are_refused(served: str) -> None:
+def test_second_derivatives_are_refused(served: str) -> None:
+    """Each way to ask for them: a zero would be a wrong number."""
     logits, target = torch.randn(6, 3, requires_grad=True), torch.randint(3, (6,))
-    (grad,) = torch.autograd.grad(ops.focal_loss(logits, target), logits, create_graph=True)
-    with pytest.raises(NotImplementedError, match="second derivative"):
-        grad.sum().backward()
-    with pytest.raises(NotImplementedError, match="flatten the mapped"):
-        torch.func.vmap(ops.focal_loss)(torch.randn(2, 6, 3), torch.randint(3, (2, 6)))
-    with pytest.raises((NotImplementedError, RuntimeError), match="[jJ]vp|forward"):
-        torch.func.jvp(lambda z: ops.focal_loss(z, target), (logits.detach(),), (torch.ones(6, 3),))
-    wanted = torch.autograd.grad(ops.focal_loss(logits, target), logits)[0]
-    torch.testing.assert_close(torch.func.grad(lambda z: ops.focal_loss(z, target))(logits.detach()), wanted)
+    plain = logits.detach()
+
+    def loss(z: Tensor) -> Tensor:
+        return ops.focal_loss(z, target)
+
+    def slope(z: Tensor) -> Tensor:
+        return torch.func.grad(loss)(z).square().sum()
+
+    (grad,) = torch.autograd.grad(loss(logits), logits, create_graph=True)
+    (wanted,) = torch.autograd.grad(loss(logits), logits)
+    torch.testing.assert_close(grad.detach(), wanted)
+    torch.testing.assert_close(torch.func.grad(loss)(plain), wanted)
+    asked = {
+        "backward": lambda: grad.sum().backward(retain_graph=True),
+        "grad": lambda: torch.autograd.grad(grad.sum(), logits, allow_unused=True),
+        "hessian": lambda: torch.autograd.functional.hessian(loss, plain),
+        "func": lambda: torch.func.grad(slope)(plain),
+        "stats": lambda: torch.autograd.functional.hessian(lambda z: ops.focal_loss_with_stats(z, target).loss, plain),
+    }
+    for name, ask in asked.items():
+        with pytest.raises(NotImplementedError, match="second derivative"):
+            print(name, ask())
+    scale = torch.tensor(2.0, requires_grad=True)  # the gradient is linear in grad_output: that derivative is right
+    (grad,) = torch.autograd.grad(scale * loss(logits), logits, create_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(grad.sum(), scale)[0], wanted.sum())
+
+
+def test_vmap_and_forward_mode_are_refused(served: str) -> None:
+    logits, target = torch.randn(2, 6, 3), torch.randint(3, (2, 6))
+    for call in (ops.focal_loss, torch.func.grad(ops.focal_loss)):
+        with pytest.raises(NotImplementedError, match="flatten the mapped"):
+            torch.func.vmap(call)(logits, target)
+
+    def loss(z: Tensor) -> Tensor:
+        return ops.focal_loss(z, target[0])
+
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(loss, (logits[0],), (logits[1],))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+        loss(torch.autograd.forward_ad.make_dual(logits[0], logits[1]))
+    with pytest.raises(NotImplementedError, match="forward mode|forward-mode"):
+        torch.func.hessian(loss)(logits[0])
 
 
 def test_autocast_takes_what_comes(served: str) -> None:
@@ -56,6 +90,53 @@ def test_compile_and_export() -> None:
     )
     assert any("focal_loss" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(logits.detach()[:7], target[:7]), Net()(logits[:7], target[:7]).detach())
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor() -> None:
+    """Inductor's own code stands around the op, which it calls as it is."""
+
+    def net(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        return 3 * ops.focal_loss(logits.tanh() * 2, target, 1.5, weight, label_smoothing=0.1)
+
+    compiled = torch.compile(net, fullgraph=True)
+    for rows in (12, 30, 31):  # the second makes the size dynamic
+        logits, target = torch.randn(rows, 5, requires_grad=True), torch.randint(5, (rows,))
+        target[1] = -100
+        weight = torch.rand(5)
+        want, got = net(logits, target, weight), compiled(logits, target, weight)
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(torch.autograd.grad(got, logits)[0], torch.autograd.grad(want, logits)[0])
+
+
+DISTRIBUTED = """
+import sys
+import torch, torch.distributed as dist
+from zoo import ops
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+torch.manual_seed(0)
+net, weight = torch.nn.Linear(8, 5), torch.rand(5)
+x, y = torch.randn(12, 8), torch.randint(5, (12,))
+def loss(model, rows):
+    return ops.focal_loss(model(x[rows]), y[rows], 1.5, weight, label_smoothing=0.1)
+want, alone = (torch.autograd.grad(loss(net, rows), list(net.parameters())) for rows in (slice(0, 12), slice(6 * rank, 6 * rank + 6)))
+team = torch.nn.parallel.DistributedDataParallel(net)
+loss(team, slice(6 * rank, 6 * rank + 6)).backward()
+for whole, half, parameter in zip(want, alone, net.parameters()):
+    torch.testing.assert_close(parameter.grad, whole)
+    assert not torch.allclose(half, whole)
+dist.destroy_process_group()
+print("the same")
+"""
+
+
+@pytest.mark.slow
+def test_distributed_data_parallel_gives_the_gradients_of_one_process(tmp_path: Path) -> None:
+    commands = [[sys.executable, "-c", DISTRIBUTED, str(rank), str(tmp_path / "meet")] for rank in range(2)]
+    teams = [subprocess.Popen(each, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for each in commands]
+    told = [each.communicate(timeout=120) for each in teams]
+    assert [out.strip() for out, _ in told] == ["the same"] * 2, told
 
 
 def test_tensors_that_are_more_than_memory(served: str) -> None:

@@ -134,7 +134,7 @@ def _call(
     else:
         with torch.no_grad():
             made = _run(logits, target, weight, settings, True, want_rows)
-        loss, p, factor = _Focal.apply(logits, made)
+        loss, _, p, factor = _Focal.apply(logits, made)
     if len(shape) > 2:
         loss = loss.reshape(shape) if reduction == "none" else loss
         p = p.reshape(shape) if want_rows else p
@@ -252,7 +252,7 @@ def _direct(
         return None
     if bad >= 0:
         check_labels(target, logits.shape[1], ignore_index)
-    return loss if grad is None else _Focal.apply(logits, (loss, grad))
+    return loss if grad is None else _Focal.apply(logits, (loss, grad))[0]
 
 
 class _Focal(torch.autograd.Function):
@@ -262,25 +262,30 @@ class _Focal(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, made: tuple[Tensor, ...]) -> Any:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(made[1])
-        if len(made) == 2:
-            return made[0]
-        loss, _, p, factor = made
-        ctx.mark_non_differentiable(p, factor)
-        return loss, p, factor
+        ctx.mark_non_differentiable(*made[2:])
+        return made
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, None]:
-        return _given(ctx, grad_loss), None
+    def backward(ctx: Any, grad_loss: Tensor | None, grad_grad: Tensor | None, *_: None) -> tuple[Tensor | None, None]:
+        return _given(ctx, grad_loss, grad_grad), None
 
 
-def _given(ctx: Any, grad_loss: Tensor | None) -> Tensor | None:
-    """The gradient of the logits: the buffer itself where grad_loss is 1 and nobody may ask again."""
-    (grad,) = ctx.saved_tensors
+def _given(ctx: Any, grad_loss: Tensor | None, grad_grad: Tensor | None) -> Tensor | None:
+    """The gradient of the logits: the buffer itself where grad_loss is 1 and nobody may ask again.
+
+    The buffer is an output too, so what is made of it for a second derivative leads back here, and is refused.
+    """
+    if grad_grad is not None:
+        raise NotImplementedError("focal_loss has no second derivative")
     if grad_loss is None:
         return None
-    if torch.is_grad_enabled():
-        return _Once.apply(grad, grad_loss, _tripwire())
-    if _C is not None and _C.is_one(grad_loss) and not torch._C._autograd._get_current_graph_task_keep_graph():
+    (grad,) = ctx.saved_tensors
+    if (
+        not torch.is_grad_enabled()
+        and _C is not None
+        and _C.is_one(grad_loss)
+        and not torch._C._autograd._get_current_graph_task_keep_graph()
+    ):
         return grad
     return _scaled(grad, grad_loss)
 
@@ -298,41 +303,18 @@ class _FocalTransformed(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _, grad, p, factor = output
         ctx.save_for_backward(grad)
-        ctx.mark_non_differentiable(grad, p, factor)
+        ctx.mark_non_differentiable(p, factor)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
-        return _given(ctx, grad_loss), None, None, None, None
+    def backward(
+        ctx: Any, grad_loss: Tensor | None, grad_grad: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, None, None, None, None]:
+        return _given(ctx, grad_loss, grad_grad), None, None, None, None
 
     @staticmethod
     def vmap(*_: Any) -> Any:
         return _no_vmap()
-
-
-class _Once(torch.autograd.Function):
-    """grad * grad_output whose own derivative is refused, rather than taken as that of a constant."""
-
-    @staticmethod
-    def forward(grad: Tensor, grad_loss: Tensor, tripwire: Tensor) -> Tensor:
-        return _scaled(grad, grad_loss)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:
-        raise NotImplementedError("focal_loss has no second derivative")
-
-    @staticmethod
-    def vmap(*_: Any) -> Any:
-        return _no_vmap()
-
-
-def _tripwire() -> Tensor:
-    """Makes what depends on it require a gradient: grad itself does not depend on the logits in autograd's eyes."""
-    return torch.zeros((), requires_grad=True)
 
 
 def _scaled(grad: Tensor, grad_loss: Tensor) -> Tensor:
@@ -351,11 +333,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if not ctx.has_grad:
         raise RuntimeError("zoo::focal_loss was called with want_grad=False")
+    if torch.is_grad_enabled():
+        raise NotImplementedError("zoo::focal_loss has no second derivative")
     (grad,) = ctx.saved_tensors
-    gradient = None
-    if grad_loss is not None:
-        gradient = _Once.apply(grad, grad_loss, _tripwire()) if torch.is_grad_enabled() else _scaled(grad, grad_loss)
-    return (gradient, *(None,) * 9)
+    return (None if grad_loss is None else _scaled(grad, grad_loss), *(None,) * 9)
 
 
 def _no_vmap(*_: Any) -> Any:
