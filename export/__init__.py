@@ -193,7 +193,7 @@ def check_weights(run: Run) -> dict[str, str]:
         FileError: a weight is not finite. DisagreeError: a frozen tensor is not what it was before training (the file
             itself is whole: a damaged one is a FileError).
     """
-    from zoo import checkpoint, optim
+    from zoo import checkpoint, console, optim
 
     for name, value in run.model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
@@ -206,6 +206,8 @@ def check_weights(run: Run) -> dict[str, str]:
             f"frozen tensors are not what they were before training ({run.path}, {len(moved)} of {len(before)}, first {moved[0]}); "
             "train again; nothing published"
         )
+    if before:
+        console.say(f"frozen   {len(before)} tensors have the sha256 they had before training")
     return before
 
 

@@ -14,7 +14,7 @@ LAYERS = {
     2: ["ops", "optim", "metrics", "host", "doctor", "lint", "parallel"],
     3: ["models", "losses", "data", "analysis"],
     4: ["train", "checkpoint", "weights"],
-    5: ["run", "parts", "trainer", "state", "objective"],
+    5: ["run", "parts", "trainer", "state", "freezing", "objective"],
     6: ["export", "report"],
     7: ["sweep", "bench", "predictor"],
     8: ["cli", "__main__"],

@@ -212,6 +212,45 @@ def freeze(model: nn.Module, selector: str, spec: ModelSpec, *, fresh: Collectio
     return FreezeTable(selector, tuple(names), tuple(_rows(model)))
 
 
+def unfreeze(model: nn.Module, table: FreezeTable, selector: str, spec: ModelSpec) -> FreezeTable:
+    """Release what :func:`freeze` froze (``table``) but ``selector`` does not; their BatchNorms move again in training."""
+    names = _selected(model, selector, spec)
+    released = set(table.names) - set(names)
+    for name, parameter in model.named_parameters():
+        if name in released:
+            parameter.requires_grad_(True)
+    for name, module in _norms(model):
+        if released & {f"{name}.{buffer}" for buffer, _ in module.named_buffers()}:
+            del module.train
+    return FreezeTable(selector, tuple(names), tuple(_rows(model)))
+
+
+def plan(model: nn.Module, spec: ModelSpec, selector: str, unfreeze: Sequence[str], epochs: int) -> list[tuple[int, str]]:
+    """What is frozen from which epoch on: ``selector`` from 0, then each of ``unfreeze``, written ``EPOCH:SELECTOR``.
+
+    ``["2:stage<=3", "4:none"]`` is gradual unfreezing (Howard and Ruder 2018, section 3.3), ``["1:none"]`` what fastai calls
+    fine_tune. Epochs are counted as those that are done.
+
+    Raises:
+        UsageError: wrongly written, not in order, past the end, or it would not freeze a part of what is frozen before.
+    """
+    found, before = [(0, selector)], set(_selected(model, selector, spec))
+    for text in unfreeze:
+        number, colon, kept = text.partition(":")
+        if not (colon and number.isdecimal() and kept):
+            raise UsageError(f"unfreeze = {text[:40]!r} is not EPOCH:SELECTOR; write e.g. unfreeze=['2:stage<=2','4:none']")
+        if not found[-1][0] < int(number) < epochs:
+            raise UsageError(f"unfreeze {text}: epochs must rise and lie within 1 to {epochs - 1} (epochs = {epochs})")
+        names = set(_selected(model, kept, spec))
+        if not names < before:
+            raise UsageError(
+                f"unfreeze {text} would not release a part of what {found[-1][1]} freezes; {_roles_line(model, spec)}"
+            )
+        found.append((int(number), kept))
+        before = names
+    return found
+
+
 def roles(model: nn.Module, spec: ModelSpec) -> list[str]:
     """Selectors that freeze something of this model and leave something to train."""
     parameters = {name for name, _ in model.named_parameters()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import lint, objective, optim, parallel, registry, sampling
+from zoo import freezing, lint, objective, optim, parallel, registry, sampling, weights
 from zoo.console import say
 from zoo.data import _augment
 from zoo.recipe import Recipe
 from zoo.spec import DataError, DataSet, ModelSpec, Split, UsageError
 from zoo.train import DTYPES, Batches, Step, autocast
 from zoo.trainer import Trainer
-from zoo.weights import load_weights, statistics
 
 
 def model_spec(name: str) -> ModelSpec:
@@ -42,6 +42,7 @@ def build(recipe: Recipe, folder: Path, where: torch.device, how: str, team: par
     """Everything that a run trains with, for a folder that need not exist yet, on device ``where`` at precision ``how``."""
     spec = model_spec(recipe.model)
     objective.check(recipe)
+    tensors, plan = _checked(recipe, spec)
     data = build_data(recipe, spec.input[1])
     for note in data.notes:
         say(f"data     {note}")
@@ -49,9 +50,9 @@ def build(recipe: Recipe, folder: Path, where: torch.device, how: str, team: par
     index = sampling.long_tail(data.train.targets, recipe.data.imbalance, recipe.seed)
     counts = sampling.class_counts(data.train.targets[index], len(data.classes))
     _check_classes(data, counts, allow_empty=recipe.allow_empty_class)
-    data = _normalised(data, statistics(recipe.weights, spec))
+    data = _normalised(data, weights.statistics(recipe.weights, spec))
     torch.manual_seed(recipe.seed)
-    model, frozen, random = _frozen(recipe, spec, len(data.classes))
+    model, frozen, random = _frozen(recipe, spec, len(data.classes), tensors)
     model = model.to(where).to(memory_format=torch.channels_last)
     dtype = DTYPES[how]
     sampler = objective.build_sampler(recipe, data.train.targets, index)
@@ -79,7 +80,7 @@ def build(recipe: Recipe, folder: Path, where: torch.device, how: str, team: par
     told = tuple(lint.check(recipe, counts, random))
     return Trainer(
         recipe, folder, data, spec, model, loss.to(where), batches, val, test, step, where, how, counts, frozen, ema, weight,
-        sampler, told, team,
+        sampler, told, team, plan,
     )  # fmt: skip
 
 
@@ -126,19 +127,37 @@ def _normalised(data: DataSet, statistics: tuple[Any, Any] | None) -> DataSet:
     return replace(data, mean=statistics[0], std=statistics[1])
 
 
-def _frozen(recipe: Recipe, spec: ModelSpec, classes: int) -> tuple[nn.Module, optim.FreezeTable, list[str]]:
+def _checked(recipe: Recipe, spec: ModelSpec) -> tuple[Mapping[str, Tensor] | None, list[tuple[int, str]]]:
+    """The weights to start from and what is frozen when: all that can be wrong about them is told before the data is read."""
+    with torch.device("meta"):
+        model = spec.build(spec.classes)
+    plan = optim.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
+    random = recipe.weights == "none" and not recipe.allow_random_frozen
+    optim.freeze(model, recipe.freeze, spec, fresh=tuple(model.state_dict()) if random else ())
+    if recipe.weights == "none":
+        return None, plan
+    tensors = weights.find(recipe.weights, spec)
+    weights.fitting(model.state_dict(), tensors, spec, recipe.weights)
+    return tensors, plan
+
+
+def _frozen(
+    recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, Tensor] | None
+) -> tuple[nn.Module, optim.FreezeTable, list[str]]:
     """The model with its weights loaded and frozen as the recipe says, what was frozen, and what of that is random."""
-    model, fresh = weighted(recipe.model, spec, classes, recipe.weights)
+    model, fresh = weighted(spec, classes, recipe.weights, tensors)
     table = optim.freeze(model, recipe.freeze, spec, fresh=() if recipe.allow_random_frozen else fresh)
     return model, table, [name for name in table.names if name in set(fresh)]
 
 
-def weighted(name: str, spec: ModelSpec, classes: int, weights: str) -> tuple[nn.Module, tuple[str, ...]]:
-    """A model and the names of its tensors that are random."""
+def weighted(
+    spec: ModelSpec, classes: int, source: str, tensors: Mapping[str, Tensor] | None = None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """A model and the names of its tensors that are random; ``tensors`` are those of ``source`` if they have been read."""
     model = spec.build(classes)
-    if weights == "none":
+    if source == "none":
         return model, tuple(model.state_dict())
-    notes = load_weights(model, weights, spec)
+    notes = weights.load_weights(model, source, spec, tensors)
     for note in notes:
         say(f"weights  {note}")
     return model, notes.fresh
@@ -152,19 +171,9 @@ def _step(
     recipe: Recipe, model: nn.Module, steps: int, where: torch.device, how: str, classes: int, ema: optim.Ema | None,
     sampler: sampling.Sampler | None,
 ) -> Step:  # fmt: skip
-    o, s = recipe.optim, recipe.schedule
-    scales = optim.lr_scales(model, model_spec(recipe.model), head=o.lr_head, layer_decay=o.layer_decay)
-    optimizer = optim.make(
-        model,
-        name=o.name,
-        lr=o.lr,
-        momentum=o.momentum,
-        nesterov=o.nesterov and o.momentum > 0,
-        weight_decay=o.weight_decay,
-        scales=scales,
-    )
+    s = recipe.schedule
     rate = partial(
-        optim.lr_at, steps_per_epoch=steps, epochs=recipe.epochs, lr=o.lr, schedule=s.name,
+        optim.lr_at, steps_per_epoch=steps, epochs=recipe.epochs, lr=recipe.optim.lr, schedule=s.name,
         warmup=s.warmup, steps=s.steps, step_size=s.step_size, lr_gamma=s.lr_gamma,
     )  # fmt: skip
     mix = None
@@ -182,4 +191,7 @@ def _step(
 
     scaler = torch.amp.GradScaler("cuda") if how == "fp16" else None
     see = sampler.see if sampler else None
-    return Step(optimizer, rate, where, how, o.clip, recipe.seed, ema.update if ema else None, mix, scaler, see)
+    # averages go by the model's own names, which a wrapper of several processes prefixes
+    after = partial(ema.update, model) if ema else None
+    optimizer = freezing.optimizer(recipe, model, model_spec(recipe.model))
+    return Step(optimizer, rate, where, how, recipe.optim.clip, recipe.seed, after, mix, scaler, see)

@@ -106,12 +106,14 @@ class Recipe(msgspec.Struct, frozen=True):
 
     ``select_on`` is the split whose accuracy chooses the epoch that is kept; with ``test`` the test result is too good, and
     every report of it says so.
+    ``unfreeze`` lists what is frozen instead of ``freeze`` after some epochs, e.g. ``["2:stage<=3", "4:none"]``.
     ``save_every`` is the number of steps between saved states, 0 for one an epoch; ``on_full`` what to do on a full disk.
     """
 
     model: str = "cnn_small"
     weights: str = "none"
     freeze: str = "none"
+    unfreeze: list[str] = msgspec.field(default_factory=list)
     allow_random_frozen: bool = False
     epochs: AtLeastOne = 10
     batch_size: AtLeastOne = 128

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import checkpoint, files, host, metrics, optim, parallel, report, runs
+from zoo import checkpoint, files, freezing, host, metrics, optim, parallel, report, runs
 from zoo import recipe as recipes
 from zoo.console import say
 from zoo.data import _augment
@@ -29,7 +29,7 @@ from zoo.spec import BusyError, DataError, DataSet, DiskError, FileError, Split,
 from zoo.state import restore
 from zoo.stop import signals
 from zoo.train import predict
-from zoo.trainer import Trainer, check_frozen, describe, epochs, predicted, say_frozen
+from zoo.trainer import Trainer, describe, epochs, predicted
 
 RESUMABLE = ("epochs", "patience", "data.dir", "device", "save_every", "on_full")
 """Settings that may differ between the parts of one run."""
@@ -67,7 +67,7 @@ def create_model(name: str, classes: int | None = None, weights: str = "none", f
         UsageError: unknown name. FileError: weights that cannot be had or don't fit.
     """
     spec = model_spec(name)
-    model, fresh = weighted(name, spec, classes or spec.classes, weights)
+    model, fresh = weighted(spec, classes or spec.classes, weights)
     optim.freeze(model, freeze, spec, fresh=fresh)
     return model
 
@@ -161,10 +161,11 @@ def train(recipe: Recipe, *, out: Path | None = None, resume: bool = False, forc
                 say(f"run      {folder} is complete: nothing to do")
                 return folder
             team.told(lambda: _begin(parts, allocator, command))
+            freezing.shorten(parts)
             with stop.after_the_step():
                 epochs(parts, stop)
-            logits, targets = _tested(parts)
-            team.told(lambda: _finish(parts, logits, targets))
+            logits, targets, proof = _tested(parts)
+            team.told(lambda: _finish(parts, logits, targets, proof))
     return folder
 
 
@@ -202,7 +203,7 @@ def _begin(parts: Trainer, allocator: str, command: str) -> None:
     if (manifest := parts.data.manifest) is not None:
         publish(folder / "last" / "manifest.npy", lambda temporary: np.save(temporary, manifest))
     describe(parts, allocator, command)
-    say_frozen(parts)
+    freezing.tell(parts)
 
 
 def _folder(recipe: Recipe, out: Path | None, *, resume: bool, force: bool) -> Path:
@@ -244,16 +245,16 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _tested(parts: Trainer) -> tuple[Tensor, Tensor]:
-    """Logits and targets of the test split by the kept weights, the one time that it is touched."""
+def _tested(parts: Trainer) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Logits and targets of the test split by the kept weights, the one time that it is touched, and the freeze proof."""
     tensors, meta = checkpoint.load_tensors(parts.folder / "weights.safetensors")
     checkpoint.load_into(parts.model, tensors, parts.folder)
-    check_frozen(parts, meta["frozen"])
+    proof = freezing.proven(parts, meta["frozen"])
     parts.best_epoch = meta["epoch"]
-    return predicted(parts, parts.model, parts.test)
+    return *predicted(parts, parts.model, parts.test), proof
 
 
-def _finish(parts: Trainer, logits: Tensor, targets: Tensor) -> None:
+def _finish(parts: Trainer, logits: Tensor, targets: Tensor, proof: dict[str, Any]) -> None:
     """Write the test result, the tables and pictures."""
     result = metrics.evaluate(logits, targets)
     summary = result.summary(parts.data.classes, parts.counts.tolist())
@@ -265,7 +266,7 @@ def _finish(parts: Trainer, logits: Tensor, targets: Tensor) -> None:
     write_tables(parts.folder, result, logits, targets, parts.data.test.files, parts.data.classes)
     _, meta = checkpoint.load_tensors(parts.folder / "weights.safetensors")
     chosen = {key: meta[key] for key in ("chosen_on", "chosen_accuracy")}
-    story = row | chosen | {"seconds": round(parts.seconds, 1)} | summary
+    story = row | chosen | {"seconds": round(parts.seconds, 1)} | summary | {"frozen": proof}
     publish_text(parts.folder / "result.json", json.dumps(story, indent=1) + "\n")
     report.figures(parts.folder)
     report.summary(parts.folder)

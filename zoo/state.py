@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo import checkpoint
+from zoo import checkpoint, freezing
 from zoo.console import say
 from zoo.spec import DataError, FileError
 from zoo.train import Totals
@@ -70,6 +70,8 @@ def restore(parts: Trainer) -> bool:
     setting = _setting(parts)
     if moved := [f"{key} {meta[key]} -> {value}" for key, value in setting.items() if meta.get(key, value) != value]:
         say(f"resume   not bit-identical: {', '.join(moved)}")
+    if selector := freezing.due(parts, meta["epoch"]):
+        freezing.release(parts, selector)
     checkpoint.load_into(parts.model, _part(tensors, "model"), parts.folder)
     checkpoint.unpack_optimizer(parts.step.optimizer, _part(tensors, "optim"), meta["optim"])
     if parts.ema:

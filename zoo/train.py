@@ -67,6 +67,8 @@ class Batches:
     """Positions in the split in the order of an epoch; without it each of ``index`` comes once, shuffled."""
     share: Callable[[int], slice] | None = None
     """The rows of a batch of n whose inputs this process computes, where several train together."""
+    features: Tensor | None = None
+    """(len(index), ...): what a frozen part of the model makes of each of ``index``, given out in place of the images."""
     _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -89,12 +91,23 @@ class Batches:
             yield self._inputs(chosen[mine], drawn[mine]), targets, chosen, drawn
 
     def _inputs(self, chosen: np.ndarray, draws: np.ndarray) -> Tensor:
+        if self.features is not None:
+            return self.features[self._rows[torch.from_numpy(chosen)].to(self.features.device)]
         where = torch.from_numpy(chosen).to(self._images.device)
         images = self._images[where].to(self.device, non_blocking=True)
         if self.augment is None:
             return _augment.normalise(images, self.mean, self.std, self.dtype, size=self.size)
         uniform = torch.from_numpy(draws).to(self.device)
         return _augment.augment(images, uniform, self.augment, self.mean, self.std, self.dtype, self.size)
+
+    @property
+    def _rows(self) -> Tensor:
+        """The place in ``index`` of each position in the split."""
+        if "rows" not in self._cache:
+            rows = torch.zeros(len(self.split), dtype=torch.int64)
+            rows[torch.from_numpy(self.index)] = torch.arange(len(self.index))
+            self._cache["rows"] = rows
+        return self._cache["rows"]
 
     @property
     def _images(self) -> Tensor:
@@ -124,8 +137,8 @@ class Step:
     precision: str = "fp32"
     clip: float = 0.0
     seed: int = 0
-    after: Callable[[nn.Module], None] | None = None
-    """Called with the model after each update (weight averaging)."""
+    after: Callable[[], None] | None = None
+    """Called after each update (weight averaging)."""
     mix: Callable[[Tensor, Tensor, np.ndarray], tuple[Tensor, Tensor]] | None = None
     """Blends inputs (N, 3, H, W) and targets (N,) to soft targets (N, C) with the batch's draws (mixup, cutmix)."""
     scaler: Any = None
@@ -202,8 +215,7 @@ def _update(
     step.optimizer.zero_grad(set_to_none=True)
     _backward(model, step.team.scaled(value, n), step)
     if step.after is not None:
-        # averages go by the model's own names, which the wrapper of several processes prefixes
-        step.after(model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model)
+        step.after()
     if step.see is not None and p is not None:
         step.see(chosen, p.cpu().numpy())
     return number, int((logits.detach().argmax(1) == targets).sum())

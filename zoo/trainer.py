@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import checkpoint, host, metrics, ops, optim, registry, sampling, state
+from zoo import checkpoint, freezing, host, metrics, ops, optim, registry, sampling, state
 from zoo.console import Progress, say
 from zoo.files import publish_text
 from zoo.parallel import Team
 from zoo.recipe import Recipe
-from zoo.spec import DataSet, DisagreeError, DiskError, DivergedError, ModelSpec
+from zoo.spec import DataSet, DiskError, DivergedError, ModelSpec
 from zoo.stop import Interrupted, Stop
 from zoo.train import Batches, Step, Totals, predict, train_epoch
 
@@ -42,6 +42,7 @@ class Trainer:
     precision: str
     counts: np.ndarray
     frozen: optim.FreezeTable
+    """What is frozen now."""
     ema: optim.Ema | None = None
     weight: Tensor | None = None
     """Class weights (C,), which the loss has from ``loss.drw_epoch`` on."""
@@ -49,8 +50,12 @@ class Trainer:
     lint: tuple[str, ...] = ()
     """What may surprise in the recipe, one line each."""
     team: Team = field(default_factory=Team)
+    plan: Sequence[tuple[int, str]] = ()
+    """What is frozen from which epoch on (:func:`zoo.optim.plan`)."""
     wrapped: nn.Module | None = None
     """The model as it is called in training, where several processes train it."""
+    tail: str = ""
+    """The module that is trained on stored features of the frozen part before it; empty: the whole model."""
     epoch: int = 0
     skip: int = 0
     totals: Totals | None = None
@@ -122,26 +127,6 @@ def describe(parts: Trainer, allocator: str, command: str) -> None:
         say(f"warning  {finding}")
 
 
-def say_frozen(parts: Trainer) -> None:
-    """The freeze table, part by part, if anything is frozen."""
-    table = parts.frozen
-    if not table.names:
-        return
-    say(
-        f"freeze   {table.selector}: {table.frozen:,} parameters frozen, {table.trained:,} trained, {table.held} BatchNorms held"
-    )
-    for name, frozen, trained, held, moving in table.rows:
-        norms = f" · BatchNorms {held} held, {moving} moving" if held or moving else ""
-        say(f"freeze     {name:16} {frozen:>12,} frozen {trained:>12,} trained{norms}")
-
-
-def check_frozen(parts: Trainer, before: dict[str, str]) -> None:
-    """DisagreeError naming the first frozen tensor whose values differ from those ``before`` training."""
-    after = optim.frozen_digest(parts.model, before)
-    if moved := [name for name, digest in before.items() if after[name] != digest]:
-        raise DisagreeError(f"frozen tensors changed in training ({len(moved)}, {moved[0]} first); report this as a bug of zoo")
-
-
 def epochs(parts: Trainer, stop: Stop) -> None:
     """Train what is left of the run; Interrupted after a signal, with the state saved."""
     recipe = parts.recipe
@@ -183,7 +168,7 @@ def _one_epoch(parts: Trainer, stop: Stop, progress: Progress) -> None:
     _set_loss(parts)
     try:
         parts.totals = train_epoch(
-            parts.wrapped or parts.model,
+            parts.wrapped or parts.model.get_submodule(parts.tail),
             parts.loss,
             parts.batches,
             parts.step,
@@ -259,7 +244,9 @@ def _record(parts: Trainer, took: float, before: int, progress: Progress, stop: 
     score = float(number)  # without a validation split the last epoch's weights are the ones kept
     if parts.val:
         alone = parts.team.size == 1
-        result = metrics.evaluate(*predicted(parts, shown, parts.val, lambda: _halt(parts, stop) if alone else None))
+        result = metrics.evaluate(
+            *predicted(parts, shown.get_submodule(parts.tail), parts.val, lambda: _halt(parts, stop) if alone else None)
+        )
         score = result.accuracy
         split = checkpoint.CHOOSING[parts.recipe.select_on]
         rows.append({"epoch": number, "split": split, "loss": result.loss, "accuracy": score, "macro": result.macro})
@@ -270,6 +257,10 @@ def _record(parts: Trainer, took: float, before: int, progress: Progress, stop: 
     if better and _written(parts, lambda: _save_weights(parts, shown, score)):
         parts.best, parts.best_epoch = score, parts.epoch
     _write_rows(parts, rows)
+    if not parts.complete and (selector := freezing.due(parts, parts.epoch)):
+        freezing.release(parts, selector)
+        freezing.tell(parts)
+        freezing.shorten(parts)
     _save_state(parts)
     _halt(parts, stop, save=False)
 

@@ -32,23 +32,19 @@ class Notes(list[str]):
     fresh: tuple[str, ...] = ()
 
 
-def load_weights(model: nn.Module, source: str, spec: ModelSpec) -> Notes:
+def load_weights(model: nn.Module, source: str, spec: ModelSpec, tensors: Mapping[str, Tensor] | None = None) -> Notes:
     """Load ``source`` into ``model``: "default", a name in ``spec.weights``, a file or a run folder.
 
-    The last linear layer stays fresh where its size differs (another number of classes).
+    The last linear layer stays fresh where its size differs (another number of classes). ``tensors`` are those of ``source``
+    where they have been read already.
 
     Raises:
         UsageError: no such download for this model. FileError: missing, unreadable or of another model, naming the first
             three keys on each side.
     """
-    notes = Notes()
-    if source == "default" or source in spec.weights:
-        tensors = _published(source, spec)
-    else:
-        tensors = read(Path(source).expanduser(), spec)
+    notes, tensors = Notes(), find(source, spec) if tensors is None else tensors
     own = model.state_dict()
-    fresh = [name for name in tensors if name in own and _in_head(name, spec) and tensors[name].shape != own[name].shape]
-    _check_fit(own, {name: value for name, value in tensors.items() if name not in fresh}, fresh, source)
+    fresh = fitting(own, tensors, spec, source)
     usable = {name: value for name, value in tensors.items() if name not in fresh}
     model.load_state_dict(usable, strict=False)
     notes.append(f"{source}: {len(usable)} of {len(own)} tensors")
@@ -57,6 +53,20 @@ def load_weights(model: nn.Module, source: str, spec: ModelSpec) -> Notes:
         notes.append(f"left fresh: {sizes}")
     notes.fresh = tuple(fresh)
     return notes
+
+
+def find(source: str, spec: ModelSpec) -> dict[str, Tensor]:
+    """The tensors of ``source`` by name; errors as :func:`load_weights`."""
+    if source == "default" or source in spec.weights:
+        return _published(source, spec)
+    return read(Path(source).expanduser(), spec)
+
+
+def fitting(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], spec: ModelSpec, source: str) -> list[str]:
+    """The tensors of the last linear layer that have another size than the model's ``own``; FileError if others do not fit."""
+    fresh = [name for name in tensors if name in own and _in_head(name, spec) and tensors[name].shape != own[name].shape]
+    _check_fit(own, {name: value for name, value in tensors.items() if name not in fresh}, fresh, source)
+    return fresh
 
 
 def statistics(source: str, spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

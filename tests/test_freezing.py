@@ -1,0 +1,273 @@
+"""A frozen part in a run: computed once where that gives the same numbers, released at its epochs, proven unchanged."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests_support import resolve
+from torch import nn
+
+import zoo.export
+from zoo import checkpoint, freezing, host, optim, registry, run, trainer
+from zoo.spec import DisagreeError, UsageError
+from zoo.stop import Interrupted
+
+GRADUAL = "unfreeze=['1:stage<=1','2:none']"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Runs that are compared bit by bit must not see the machine's share of cores change between them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "cores", lambda: 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def donors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights to start from, a file a model."""
+    folder = tmp_path_factory.mktemp("donors")
+    for name in ("cnn_small", "s2_cnn", "resnet20"):
+        torch.manual_seed(3)
+        torch.save(registry.find("models", name).build(10).state_dict(), folder / f"{name}.pth")
+    return folder
+
+
+def frozen(donors: Path, *settings: str, model: str = "cnn_small") -> Any:
+    return resolve(model, f"weights={donors / model}.pth", "freeze=conv", "data.augment=[]", "lr=0.05", *settings)
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load_tensors(checkpoint.states(folder)[0])[0]
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in checkpoint.read_rows(folder)]
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Send this process a signal after ``at`` steps from now."""
+    real, steps = trainer.train_epoch, iter(range(1, 1000))
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        inner = options.pop("watch")
+
+        def watch(number: int, totals: Any) -> None:
+            if next(steps) == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            inner(number, totals)
+
+        return real(*arguments, watch=watch, **options)
+
+    monkeypatch.setattr(trainer, "train_epoch", wrapped)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["precision=fp32 optim.name=adamw ema=0.9 sampler=focal", pytest.param("precision=bf16", marks=pytest.mark.slow)],
+)
+def test_stored_features_give_the_same_numbers(
+    donors: Path, settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = frozen(donors, "epochs=2", *settings.split())
+    once = run.train(mine, out=tmp_path / "once")
+    assert "the frozen part ran once: features of " in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(freezing, "_tail", lambda parts: ("", "for a test"))
+        plain = run.train(mine, out=tmp_path / "plain")
+    assert "the frozen part runs in every step: for a test" in capsys.readouterr().err
+    one, two = tensors(once), tensors(plain)
+    assert one.keys() == two.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    assert rows(once) == rows(plain)
+
+
+def test_a_run_on_stored_features_resumes_on_the_same_bits(
+    donors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = frozen(donors, "epochs=2", "optim.name=adamw", "ema=0.9", "sampler=focal")
+    whole = run.train(mine, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stopping(patch, 12)
+        with pytest.raises(Interrupted):
+            run.train(mine, out=tmp_path / "parts")
+    run.train(mine, out=tmp_path / "parts", resume=True)
+    one, two = tensors(whole), tensors(tmp_path / "parts")
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "why"),
+    [
+        ("cnn_small", ["data.augment=['flip']"], "each epoch changes the images"),
+        ("cnn_small", ["mixup=0.2"], "each epoch changes the images"),
+        ("cnn_small", ["freeze=stage<=2"], "more than one head module is trained"),
+        ("s2_cnn", ["data.imbalance=exp:0.02"], "it draws at random (dropout)"),
+    ],
+)
+def test_the_run_says_why_the_frozen_part_runs_in_every_step(
+    donors: Path, model: str, settings: list[str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    stopping(monkeypatch, 1)
+    with pytest.raises(Interrupted):
+        run.train(frozen(donors, *settings, model=model), out=tmp_path / "run")
+    assert f"the frozen part runs in every step: {why}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["resnet9", "resnet32_cosine", "s1_cnn", "alexnet"])
+def test_autograd_records_nothing_of_a_frozen_part(name: str) -> None:
+    """Why there is no torch.no_grad around it."""
+    spec = registry.find("models", name)
+    model = spec.build(10)
+    optim.freeze(model, "conv", spec)
+    given: list[torch.Tensor] = []
+    model.get_submodule(spec.head).register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    side = 64 if name == "alexnet" else 32
+    logits = model.train()(torch.randn(2, 3, side, side))
+    assert given[0].grad_fn is None
+    assert logits.grad_fn is not None
+
+
+def test_a_scale_after_the_head_forbids_stored_features(donors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo.models import cnn
+
+    real = cnn.Cnn.forward
+    monkeypatch.setattr(cnn.Cnn, "forward", lambda self, images: real(self, images) * 2)
+    stopping(monkeypatch, 1)
+    seen: list[str] = []
+    monkeypatch.setattr(freezing, "say", seen.append)
+    with pytest.raises(Interrupted):
+        run.train(frozen(donors), out=tmp_path / "run")
+    assert seen[-1].endswith("classifier is not the last layer")
+
+
+def test_the_proof_is_said_and_kept(donors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run.train(frozen(donors), out=tmp_path / "run")
+    assert "frozen   24 tensors (185,824 parameters) have the sha256 they had before training" in capsys.readouterr().err
+    proof = json.loads((folder / "result.json").read_text())["frozen"]
+    assert (proof["tensors"], proof["parameters"], proof["unchanged"]) == (24, 185_824, True)
+    start = registry.find("models", "cnn_small").build(10)
+    start.load_state_dict(torch.load(donors / "cnn_small.pth", weights_only=True))
+    assert proof["sha256"] == optim.frozen_digest(start, proof["sha256"])
+    capsys.readouterr()
+    zoo.export.onnx(run.load(folder))
+    assert "frozen   24 tensors have the sha256 they had before training" in capsys.readouterr().err
+
+
+def test_gradual_unfreezing_trains_what_is_released_and_no_more(
+    donors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held: list[tuple[int, int, int]] = []
+    real = trainer.train_epoch
+
+    def watched(model: nn.Module, *arguments: Any, **options: Any) -> Any:
+        found = real(model, *arguments, **options)
+        trained = [p for group in arguments[2].optimizer.param_groups for p in group["params"]]
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        held.append((len(trained), sum(p.grad is not None for p in trained), sum(m.training for m in norms)))
+        return found
+
+    monkeypatch.setattr(trainer, "train_epoch", watched)
+    folder = run.train(frozen(donors, "epochs=3", "optim.name=adamw", "lr=0.001", GRADUAL), out=tmp_path / "run")
+    assert held == [(2, 2, 0), (8, 8, 2), (14, 14, 4)]
+    err = capsys.readouterr().err
+    assert "the frozen part ran once" in err
+    assert "freeze   stage<=1 from epoch 2 on: " in err
+    assert "freeze   none from epoch 3 on: 0 parameters frozen, 187,114 trained, 0 BatchNorms held" in err
+    before = torch.load(donors / "cnn_small.pth", weights_only=True)
+    after = {name[6:]: value for name, value in tensors(folder).items() if name.startswith("model.")}
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("at", "name"),
+    [(10, "sgd"), pytest.param(9, "adamw", marks=pytest.mark.slow), pytest.param(20, "sgd", marks=pytest.mark.slow)],
+)
+def test_an_unfreezing_run_resumes_on_the_same_bits(
+    donors: Path, at: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = frozen(donors, "epochs=3", f"optim.name={name}", "lr=0.001", "data.augment=['flip']", GRADUAL)
+    whole = run.train(mine, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stopping(patch, at)  # of 9 steps an epoch: the last before an unfreezing, the first after it, in the last stage
+        with pytest.raises(Interrupted):
+            run.train(mine, out=tmp_path / "parts")
+    run.train(mine, out=tmp_path / "parts", resume=True)
+    one, two = tensors(whole), tensors(tmp_path / "parts")
+    assert one.keys() == two.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    assert rows(whole) == rows(tmp_path / "parts")
+
+
+def test_momentum_goes_on_and_begins_as_torchs(donors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an unfreezing the optimizer is what add_param_group would have made of it."""
+    kept: list[dict[str, torch.Tensor]] = []
+    real = freezing.release
+
+    def seen(parts: Any, selector: str) -> None:
+        def momentum() -> dict[str, torch.Tensor]:
+            state = parts.step.optimizer.state
+            named = parts.model.named_parameters()
+            return {name: state[p]["momentum_buffer"].clone() for name, p in named if p in state}
+
+        kept.append(momentum())
+        real(parts, selector)
+        kept.append(momentum())
+
+    monkeypatch.setattr(freezing, "release", seen)
+    run.train(frozen(donors, "epochs=2", "unfreeze=['1:stage<=1']"), out=tmp_path / "run")
+    before, after = kept
+    assert before.keys() == {"classifier.weight", "classifier.bias"}
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert len(after) == 8
+    assert not any(value.any() for name, value in after.items() if name not in before)
+
+
+@pytest.mark.parametrize(
+    ("unfreeze", "says"),
+    [
+        ("['2']", "not EPOCH:SELECTOR"),
+        ("['x:none']", "not EPOCH:SELECTOR"),
+        ("['0:none']", "within 1 to 4"),
+        ("['5:none']", "within 1 to 4"),
+        ("['2:stage<=1','2:none']", "epochs must rise"),
+        ("['2:stage<=1','3:stage<=2']", "would not release a part of what stage<=1 freezes"),
+        ("['2:fc:all']", "would not release a part of what conv freezes"),
+        ("['2:conv']", "would not release a part"),
+        ("['2:stage<=9']", "freezes nothing here"),
+    ],
+)
+def test_a_bad_plan_is_refused_before_the_data_is_read(
+    donors: Path, unfreeze: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zoo.parts.build_data", lambda *arguments: 1 / 0)
+    with pytest.raises(UsageError, match=says) as caught:
+        run.train(frozen(donors, "epochs=5", f"unfreeze={unfreeze}"), out=tmp_path / "run")
+    assert len(str(caught.value)) <= 200
+
+
+@pytest.mark.parametrize(("at", "name"), [(0, "features.8.weight"), (1, "features.0.weight")])
+def test_a_frozen_tensor_that_moves_fails_the_run(
+    donors: Path, at: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, epochs = trainer.train_epoch, iter(range(9))
+
+    def moving(model: nn.Module, *arguments: Any, **options: Any) -> Any:
+        if next(epochs) == at:
+            with torch.no_grad():
+                model.get_parameter(name)[0] += 1e-6
+        return real(model, *arguments, **options)
+
+    monkeypatch.setattr(trainer, "train_epoch", moving)
+    mine = frozen(donors, "epochs=3", "data.augment=['flip']", "unfreeze=['1:stage<=1','2:stage<=0']")
+    with pytest.raises(DisagreeError, match=rf"frozen tensors changed in training \(1, {name} first\)"):
+        run.train(mine, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
