@@ -7,6 +7,7 @@ key, nesting, size, a file that is none). Rows on data workers have none: images
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -20,9 +21,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests_support import resolve
 
-from zoo import checkpoint, files, host, parts, recipe, run, runs, trainer
+from zoo import checkpoint, files, host, lint, objective, parts, recipe, registry, run, runs, trainer
 from zoo.__main__ import run as zoo
 from zoo.spec import BusyError, DataError, DiskError, DivergedError, FileError, UsageError
 from zoo.stop import Interrupted
@@ -51,6 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "large.toml": "# " + "x" * (2 << 20),
         "afile": "x",
         "page.png": "<html></html>",
+        "page.pth": "<html></html>",
         "zero.png": "",
     }
     for name, text in texts.items():
@@ -61,6 +64,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "dangling.png").symlink_to(folder / "gone.png")
     os.mkfifo(folder / "pipe.png")
     os.mkfifo(folder / "pipe.toml")
+    torch.save(registry.find("models", "resnet32").build(10).state_dict(), folder / "resnet32.pth")
+    for name in ("two", "holed", "torn"):
+        for split in ("train", "test"):
+            for number, kind in enumerate(("a", "b")):
+                (folder / name / split / kind).mkdir(parents=True)
+                noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+                for image in ("0.png", "1.png"):
+                    Image.fromarray(noise).save(folder / name / split / kind / image)
+    (folder / "holed" / "train" / "c").mkdir()
+    torn = folder / "torn" / "train" / "a" / "1.png"
+    torn.write_bytes(torn.read_bytes()[:500])
     with tarfile.open(folder / "evil.tar", "w") as tar:
         member = tarfile.TarInfo("../escaped.txt")
         tar.addfile(member)
@@ -68,7 +82,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 ROWS = [
-    (1, "train resnet23", 2, "no model 'resnet23'|did you mean|zoo models"),
+    (1, "train resnet23", 2, "no model 'resnet23'|did you mean resnet32, resnet20, resnet9|zoo models"),
+    (1, "train timm/resnet52", 2, "no model 'resnet52'|did you mean resnet152, resnet152s, resnet152d"),
+    (1, "train resnet20 --freeze convs", 2, "'convs'|did you mean conv|roles of this model: conv, fc:all, backbone, bn, stage<=0 to 3, none"),
+    (1, "train resnet20 --freeze fc", 2, "freeze=fc freezes nothing here|roles of this model: conv, fc:all"),
+    (1, "train resnet20 --freeze *", 2, "nothing to train|roles of this model: conv, fc:all"),
+    (1, "train resnet20 --freeze conv --data folder --data-dir gone", 2, "random tensors|weights=default or a file"),
+    (1, "train resnet20 unfreeze=['2:none'] --data folder --data-dir gone", 2, "unfreeze 2:none|roles of this model"),
     (1, "train demo --loss focl", 2, "no loss 'focl'|did you mean focal"),
     (1, "train demo --data cifar11", 2, "no data set 'cifar11'|cifar10"),
     (2, "train typo.toml", 2, "optim.learning_rate|line 3"),
@@ -94,12 +114,20 @@ ROWS = [
     (8, "train demo --out afile", 6, "output is a file|/afile|--out"),
     (9, "train demo --out full", 7, "not empty|--resume|--force"),
     (12, "train demo --data folder --data-dir one", 3, "/one"),
+    (12, "train resnet20 --data holed", 3, "class has no images|holed/train/c"),
     (20, "train demo --device cuda:7", 2, "cuda:7|CUDA devices found"),
     (20, "train demo --device gpu", 2, "'gpu'|cpu"),
     (20, "train demo --device cpu --precision fp16", 2, "fp16|bf16"),
     (24, "train demo --resume --out gone", 4, "no run to resume|/gone"),
     (24, "eval empty", 4, "not a run folder|/empty"),
     (24, "eval", 4, "no run yet|zoo train"),
+    (29, "train resnet20 --weights gone.pth --data folder --data-dir gone", 4, "no weights file|/gone.pth|a run folder"),
+    (29, "train resnet20 --weights afile --data folder --data-dir gone", 4, "not a weights file|afile|.safetensors, .pth"),
+    (29, "train resnet20 --weights page.pth --data folder --data-dir gone", 4, "cannot read weights|page.pth"),
+    (29, "train resnet20 --weights default --data folder --data-dir gone", 2, "no weights to download|weights=FILE"),
+    (29, "train resnet20 --weights resnet32.pth --data folder --data-dir gone", 4,
+     "of another model|resnet32.pth|only in the file: layer1.3.conv1.weight, layer1.3.bn1.weight, layer1.3.bn1.bias"),
+    (42, "train resnet20 --data torn", 3, "1 of 8 images cannot be read|truncated image|torn/train/a/1.png, 500 bytes"),
     (55, "train demo --data folder --data-dir evil.tar", 3, "data folder is a file|/evil.tar"),
 ]  # fmt: skip
 
@@ -189,8 +217,27 @@ def test_12_an_empty_class_is_refused_or_named(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(DataError, match="no training image .*--allow-empty-class"):
         run.train(small("data.imbalance=exp:0.0001"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    run.train(small("data.imbalance=exp:0.0001", "allow_empty_class=true"), out=tmp_path / "run")
+    folder = run.train(
+        small("data.imbalance=exp:0.0001", "allow_empty_class=true", "class_weights=effective", "sampler=class_balanced"),
+        out=tmp_path / "run",
+    )
     assert "won't be learned" in capsys.readouterr().err
+    assert json.loads((folder / "env.json").read_text())["counts"][-3:] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["none", "effective", "inverse", "sqrt_inverse"])
+@pytest.mark.parametrize("loss", registry.names("losses"))
+def test_12_an_empty_class_leaves_every_loss_finite(loss: str, kind: str) -> None:
+    counts = np.array([40, 3, 0, 1, 0])
+    mine = small(f"loss={loss}", f"class_weights={kind}", "sampler=class_balanced", "allow_empty_class=true")
+    lint.check(mine, counts)
+    made, weight = objective.build_loss(mine, counts)
+    assert weight is None or (weight[[2, 4]].tolist(), round(weight.sum().item(), 5)) == ([0, 0], 3)
+    logits = torch.randn(6, 5, requires_grad=True)
+    value = made(logits, torch.tensor([0, 1, 3, 0, 3, 1]))
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(logits.grad).all()
 
 
 def test_13_no_state_is_ever_not_finite(tmp_path: Path) -> None:
@@ -405,11 +452,19 @@ def test_31_32_35_a_moved_run_resumes_and_says_what_differs(
     assert zoo(["eval", str(tmp_path / "elsewhere")]) == 0
 
 
+def test_47_a_run_of_other_classes_than_the_data_is_told(
+    small_plain: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(small_plain, tmp_path / "run")
+    text = (tmp_path / "run" / "recipe.toml").read_text().replace('"synthetic"', '"folder"')
+    (tmp_path / "run" / "recipe.toml").write_text(text.replace('dir = ""', f'dir = "{place / "two"}"'))
+    assert zoo(["eval", str(tmp_path / "run")]) == 4
+    assert "classes differ (model 10, data 2)" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 def test_42_to_48_bad_images_are_named_and_the_rest_go_on(
     small_plain: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from PIL import Image
-
     good = tmp_path / "new\nline.png"
     Image.new("RGB", (40, 50), (200, 10, 10)).save(good)
     Image.new("CMYK", (1, 1)).save(tmp_path / "cmyk.jpg")

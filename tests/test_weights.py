@@ -29,6 +29,7 @@ def donor() -> dict[str, Tensor]:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty ``checkpoints`` folder of torch hub."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
     folder = tmp_path / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder
@@ -169,7 +170,7 @@ def test_bad_safetensors_is_one_line(tmp_path: Path, raw: bytes) -> None:
 
 
 def test_missing_and_unknown(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="no weights file"):
+    with pytest.raises(FileError, match=r"no weights file \(.*\); name a file, a run folder$"):
         load_weights(SPEC.build(10), str(tmp_path / "none.pth"), SPEC)
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(FileError, match="not a weights file"):
@@ -252,6 +253,24 @@ def test_download_checks_the_hubs_full_hash(tmp_path: Path, hub: Path, donor: di
     model = SPEC.build(10)
     load_weights(model, "published", spec)
     assert same(model, donor)
+
+
+def test_a_cached_file_is_held_against_the_hubs_hash(
+    tmp_path: Path, hub: Path, donor: dict[str, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pointer = tmp_path / "raw" / "net.safetensors"
+    pointer.parent.mkdir()
+    save_file(donor, hub / "net.safetensors")
+    digest = hashlib.sha256((hub / "net.safetensors").read_bytes()).hexdigest()
+    spec = _published(SPEC, (tmp_path / "resolve" / "net.safetensors").as_uri(), "net.safetensors")
+    load_weights(SPEC.build(10), "default", spec)
+    assert "weights  net.safetensors is not checked: the sha256 of " in capsys.readouterr().err
+    pointer.write_text(f"oid sha256:{'0' * 64}\n")
+    with pytest.raises(FileError, match=rf"not the published file.*{digest}, published {'0' * 64}\).*weights=FILE"):
+        load_weights(SPEC.build(10), "default", spec)
+    pointer.write_text(f"oid sha256:{digest}\n")
+    load_weights(SPEC.build(10), "default", spec)
+    assert capsys.readouterr().err == ""
 
 
 def test_without_a_network_one_line_says_what_to_put_where(hub: Path) -> None:

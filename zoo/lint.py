@@ -84,7 +84,8 @@ def _weights(recipe: Recipe, counts: np.ndarray) -> Iterator[str]:
     weights = sampling.class_weights(counts, recipe.loss.class_weights, beta=recipe.loss.beta, given=recipe.loss.given_weights)
     if weights is None:
         return
-    reach = float(np.abs(weights / weights.mean() - 1).max())
+    there = weights[counts > 0]
+    reach = float(np.abs(there / there.mean() - 1).max())
     if reach < 0.01:
         what = (
             f"beta {recipe.loss.beta:g}"
@@ -100,7 +101,7 @@ def _weights(recipe: Recipe, counts: np.ndarray) -> Iterator[str]:
 
 def _batches(recipe: Recipe, counts: np.ndarray) -> Iterator[str]:
     shares = _shares(recipe, counts)
-    rarest = int(shares.argmin())
+    rarest = int(np.where(counts > 0, shares, np.inf).argmin())
     met = 1 - (1 - shares[rarest]) ** recipe.batch_size
     if met < 0.5:
         yield f"batch {recipe.batch_size} sees class {rarest} in {100 * met:.0f} % of steps"
@@ -111,7 +112,7 @@ def _shares(recipe: Recipe, counts: np.ndarray) -> np.ndarray:
     if recipe.sampler.name in ("none", "focal"):
         return counts / counts.sum()
     targets = np.repeat(np.arange(len(counts)), counts)
-    return np.bincount(targets, sampling.chances(recipe.sampler.name, targets, epochs=recipe.epochs))
+    return np.bincount(targets, sampling.chances(recipe.sampler.name, targets, epochs=recipe.epochs), len(counts))
 
 
 def _short(number: float) -> str:

@@ -193,13 +193,13 @@ def freeze(model: nn.Module, selector: str, spec: ModelSpec, *, fresh: Collectio
         UsageError: unknown selector, nothing frozen, nothing left to train, or random weights frozen.
     """
     names = _selected(model, selector, spec)
+    frozen = set(names)
+    if not any(parameter.requires_grad and name not in frozen for name, parameter in model.named_parameters()):
+        raise UsageError(f"freeze={selector} leaves nothing to train; {_roles_line(model, spec)}")
     if random := [name for name in names if name in set(fresh)]:
         raise UsageError(
             f"freeze={selector} would keep {len(random)} random tensors ({random[0]}, ...); start from weights=default or a file"
         )
-    frozen = set(names)
-    if not any(parameter.requires_grad and name not in frozen for name, parameter in model.named_parameters()):
-        raise UsageError(f"freeze={selector} leaves nothing to train; {_roles_line(model, spec)}")
     for name, parameter in model.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)

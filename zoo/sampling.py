@@ -231,8 +231,10 @@ def inverse_weights(counts: np.ndarray, power: float = 1.0) -> np.ndarray:
 def class_weights(counts: np.ndarray, kind: str, *, beta: float = 0.0, given: Sequence[float] = ()) -> np.ndarray | None:
     """Weights (C,) float64 of a kind: ``effective``, ``inverse``, ``sqrt_inverse``, ``given`` as they are, or None for ``none``.
 
+    A class without samples has no such weight; it gets 0, and the others' sum to their number.
+
     Raises:
-        UsageError: ``given`` has another length. ValueError: see :func:`effective_weights`.
+        UsageError: ``given`` has another length. ValueError: beta outside [0, 1).
     """
     if kind == "given":
         if len(given) != len(counts):
@@ -240,9 +242,13 @@ def class_weights(counts: np.ndarray, kind: str, *, beta: float = 0.0, given: Se
                 f"loss.given_weights has {len(given)} numbers, the data {len(counts)} classes; give one number a class"
             )
         return np.array(given, np.float64)
-    if kind == "effective":
-        return effective_weights(counts, beta)
-    return None if kind == "none" else inverse_weights(counts, {"inverse": 1.0, "sqrt_inverse": 0.5}[kind])
+    if kind == "none":
+        return None
+    counts, weights = np.asarray(counts), np.zeros(len(counts))
+    there = counts[counts > 0]
+    power = {"inverse": 1.0, "sqrt_inverse": 0.5}
+    weights[counts > 0] = effective_weights(there, beta) if kind == "effective" else inverse_weights(there, power[kind])
+    return weights
 
 
 def _populated(counts: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import re
 import sys
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zoo import checkpoint
+from zoo.console import say
 from zoo.spec import Download, FileError, ModelSpec, UsageError, did_you_mean
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
@@ -98,9 +100,9 @@ def read(path: Path, spec: ModelSpec | None = None) -> dict[str, Tensor]:
     """
     path = _file(path)
     if not path.is_file():
-        known = f" or one of {', '.join(spec.weights)}" if spec and spec.weights else ""
+        known = ["a file", "a run folder", *(("default", *spec.weights) if spec and spec.weights else ())]
         near = did_you_mean(str(path), spec.weights) if spec else ""
-        raise FileError(f"no weights file ({path.absolute()}){near}; name a file or run folder, default{known}")
+        raise FileError(f"no weights file ({path.absolute()}){near}; name {', '.join(known)}")
     if path.suffix not in SUFFIXES:
         raise FileError(f"not a weights file ({path}); use one that ends in {', '.join(SUFFIXES[:2])}, or a run folder")
     found = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
@@ -172,12 +174,7 @@ def _published(source: str, spec: ModelSpec) -> dict[str, Tensor]:
     place = spec.download(spec.weights[0] if source == "default" else source)
     path = Path(torch.hub.get_dir()) / "checkpoints" / place.file
     if path.is_file():
-        wanted = _hash_in_name(place.file)
-        if wanted and not (found := _sha256(path)).startswith(wanted):
-            raise FileError(
-                f"weights are not the published file ({path}, sha256 {found}, published {wanted}...); "
-                "delete it to download it again, or use weights=FILE to trust it"
-            )
+        _check_cached(place, path)
     else:
         _fetch(place, path)
     if place.read is None:
@@ -188,6 +185,22 @@ def _published(source: str, spec: ModelSpec) -> dict[str, Tensor]:
         raise FileError(
             f"cannot read weights ({path}, {type(error).__name__}); delete the file to download it again"
         ) from error
+
+
+def _check_cached(place: Download, path: Path) -> None:
+    """FileError if a file in the cache is not the published one; said if what is published cannot be had."""
+    try:
+        wanted = _hash(place, patience=3)
+    except (OSError, HTTPException):
+        wanted = None
+    if wanted is None:
+        say(f"weights  {path.name} is not checked: the sha256 of {place.url} cannot be had")
+    elif not (found := _sha256(path)).startswith(wanted):
+        more = "..." if len(wanted) < len(found) else ""
+        raise FileError(
+            f"weights are not the published file ({path}, sha256 {found}, published {wanted}{more}); "
+            "delete it to download it again, or use weights=FILE to trust it"
+        )
 
 
 def _fetch(place: Download, path: Path) -> None:
@@ -202,11 +215,11 @@ def _fetch(place: Download, path: Path) -> None:
         ) from error
 
 
-def _hash(place: Download) -> str | None:
-    """The published sha256: in full from the hub's pointer file, or the first digits in the file's name."""
+def _hash(place: Download, patience: float = 30) -> str | None:
+    """The published sha256: in full from the hub's pointer file (``patience`` in seconds), or the first digits in the file's name."""
     if "/resolve/" not in place.url:
         return _hash_in_name(place.file)
-    with urllib.request.urlopen(place.url.replace("/resolve/", "/raw/"), timeout=30) as answer:
+    with urllib.request.urlopen(place.url.replace("/resolve/", "/raw/"), timeout=patience) as answer:
         found = re.search(rb"oid sha256:([0-9a-f]{64})", answer.read(1024))
     return found[1].decode() if found else None
 

@@ -27,7 +27,8 @@ class Ldam(nn.Module):
         super().__init__()
         self.register_buffer("weight", weight)
         number = torch.tensor(counts, dtype=torch.float64)
-        self.register_buffer("margin", margin_scale * max_margin * (number.min() / number) ** 0.25, persistent=False)
+        least = number[number > 0].min()  # a class without samples is no label: its margin does not matter
+        self.register_buffer("margin", margin_scale * max_margin * (least / number.clamp(min=least)) ** 0.25, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         wide = logits if logits.dtype == torch.float64 else logits.float()
