@@ -18,6 +18,8 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
+from zoo.export import _shortcut
+
 SECONDS = 0.15
 """Of measuring one limit at one size."""
 SIZES = {"cpu": (768, 2048), "cuda": (4096, 8192)}
@@ -70,7 +72,7 @@ def _width(kind: int) -> int:
 
 
 def _macs(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
-    if node.op_type not in ("Conv", "Gemm", "MatMul"):
+    if node.op_type not in ("Conv", "Gemm", "MatMul") or node.name.startswith(_shortcut.NAME):
         return 0
     first, second, out = (shapes.get(name, ()) for name in (node.input[0], node.input[1], node.output[0]))
     if not (first and second and out):

@@ -13,7 +13,7 @@ import onnx
 import torch
 from onnx import ModelProto
 
-from zoo.export import _wire
+from zoo.export import _shortcut, _wire
 from zoo.export._graph import Exported
 from zoo.spec import FileError, TargetSpec, UsageError
 
@@ -63,6 +63,11 @@ def trace(model: Exported, *, opset: int = OPSET) -> ModelProto:
     Raises:
         FileError: too large for one file.
     """
+    return _shortcut.convolved(written(model, opset=opset))
+
+
+def written(model: Exported, *, opset: int = OPSET) -> ModelProto:
+    """:func:`trace` as torch writes it, the nodes being those of the model's code."""
     needed = sum(value.nbytes for value in model.state_dict().values())
     if needed > LIMIT:
         raise FileError(f"model is too large for one ONNX file ({needed / 1e9:.1f} GB, limit 2 GB); use a smaller model")

@@ -21,7 +21,7 @@ from zoo import recipe
 from zoo import run as engine
 from zoo.data._folders import square
 from zoo.data.synthetic import CLASSES, make
-from zoo.export import _graph, _parity, _session, onnx_fp32
+from zoo.export import _graph, _parity, _session, _shortcut, onnx_fp32
 from zoo.run import Run
 from zoo.spec import BusyError, DataError, DataSet, DisagreeError, FileError, Split, UsageError
 
@@ -146,6 +146,40 @@ def test_metadata(run: Run) -> None:
     assert str(run.path).encode() not in raw, "no path of this machine"
     assert b"site-packages" not in raw
     assert b".py" not in raw
+
+
+def test_a_shortcut_without_parameters_is_a_convolution(tmp_path: Path) -> None:
+    """The values are the same to the bit; one who reads the sliced values elsewhere, or other padding, is left alone."""
+    model = engine.create_model("resnet20").eval()
+    exported = _graph.Exported(model, MEAN, STD, size=32, stored=32, preprocess="none")
+    plain = onnx_fp32.written(exported)
+    made = onnx_fp32.trace(exported)
+    kinds = [[node.op_type for node in graph.graph.node] for graph in (plain, made)]
+    assert (kinds[0].count("Slice"), kinds[0].count("Pad")) == (4, 2)
+    assert not {"Slice", "Pad"} & set(kinds[1])
+    assert kinds[1].count("Conv") == kinds[0].count("Conv") + 2
+    onnx.checker.check_model(made, full_check=True)
+    pixels = np.random.default_rng(0).standard_normal((5, 3, 32, 32), np.float32)
+    answers = [
+        _session.open_session(graph.SerializeToString(), optimise=False).run(None, {"image": pixels})[0]
+        for graph in (plain, made)
+    ]
+    np.testing.assert_array_equal(*answers)
+    for change in ("reflect", "read twice", "other step"):
+        other = onnx.ModelProto()
+        other.CopyFrom(plain)
+        pads = [node for node in other.graph.node if node.op_type == "Pad"]
+        slices = [node for node in other.graph.node if node.op_type == "Slice"]
+        if change == "reflect":
+            for node in pads:
+                next(entry for entry in node.attribute if entry.name == "mode").s = b"reflect"
+        elif change == "read twice":
+            other.graph.output.extend(onnx.helper.make_empty_tensor_value_info(node.output[0]) for node in slices)
+        else:
+            for node in slices[::2]:
+                node.input[4] = slices[0].input[1]  # a step of 0
+        before = other.SerializeToString()
+        assert _shortcut.convolved(other).SerializeToString() == before, change
 
 
 def test_same_run_same_bytes(run: Run) -> None:

@@ -1,0 +1,148 @@
+"""What an exporter can do for onnxruntime: one model's graph written in several ways, and opened with several options.
+
+Each way is timed against the graph as torch writes it, in the same rounds on the same images; OpenVINO shows what the
+machine gives. What pays beyond the noise is what :func:`zoo.export.onnx_fp32.trace` does.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+from rich.table import Table
+
+from zoo import host, show
+from zoo import run as engine
+from zoo.bench import _runtimes, _show, _timing
+from zoo.bench._contenders import FP32_TOLERANCE, Call
+from zoo.export import _graph, _shortcut, onnx_fp32
+from zoo.spec import DisagreeError
+
+BASE = "as torch writes it"
+BATCHES = (1, 8, 64)
+STATISTICS = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+"""Mean and standard deviation of images, near CIFAR-10's."""
+
+
+def main(
+    quick: bool = False, *, out: Path | None = None, model: str = "resnet32", batches: Sequence[int] = (), seconds: float = 0.0
+) -> Path:
+    """Time all ways at each batch size with random weights; returns the CSV.
+
+    Raises:
+        DisagreeError: two ways answer otherwise.
+    """
+    out, rows = out or _timing.default_out("onnx_graph", quick=quick), []
+    for batch in batches or BATCHES:
+        calls = _calls(model, batch)
+        truth = calls[BASE]()
+        for name, call in calls.items():
+            apart = float(np.abs(call() - truth).max()) / max(1.0, float(np.abs(truth).max()))
+            if not apart <= FP32_TOLERANCE:
+                raise DisagreeError(
+                    f"{name} answers otherwise than {BASE} ({model}, batch {batch}, {apart:.2g}); nothing written"
+                )
+        samples = _timing.interleave(calls, seconds=seconds or (2.0 if quick else 40.0))
+        for name, sample in samples.items():
+            ratios = _timing.bootstrap(samples[BASE].medians / sample.medians)
+            row = {
+                "model": model, "contender": name, "batch": batch, "threads": host.cores(), "median_ms": sample.median / 1e6,
+                "images_per_s": batch / sample.median * 1e9, "ratio": _timing.ratio(samples[BASE], sample), "ratio_low": ratios[0],
+                "ratio_high": ratios[1], "noisy": "yes" if sample.noisy else "no", "rounds": sample.rounds,
+            }  # fmt: skip
+            rows.append({key: _timing.rounded(value) for key, value in row.items()} | _timing.environment())
+    return _timing.write_csv(out, rows)
+
+
+def _calls(name: str, batch: int) -> dict[str, Call]:
+    """The ways by name, each a call that gives the logits of the same images."""
+    torch.manual_seed(0)
+    model, size = engine.create_model(name), engine.model_spec(name).input[1]
+    images = np.random.default_rng(0).random((batch, 3, size, size), np.float32)
+    mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in STATISTICS)
+    graphs = {
+        mode: onnx_fp32.written(_graph.Exported(model, *STATISTICS, size=size, stored=size, preprocess=mode))
+        for mode in ("normalize", "none")
+    }
+    graph = graphs["normalize"]
+    normalised = np.ascontiguousarray((images - mean) / std, np.float32)
+    fixed: Callable[[Any], None] = lambda options: options.add_free_dimension_override_by_name("batch", batch)  # noqa: E731
+    ways: dict[str, Call] = {
+        BASE: _session(graph, images),
+        "shortcut as 1x1 convolution (zoo export)": _session(_shortcut.convolved(_copied(graph)), images),
+        "mean as GlobalAveragePool": _session(pooled(graph), images),
+        "shortcut and mean": _session(pooled(_shortcut.convolved(_copied(graph))), images),
+        "no normalisation (folded, it could not be faster)": _session(graphs["none"], normalised),
+        "option: batch fixed": _session(graph, images, fixed),
+        "option: no memory pattern": _session(graph, images, lambda options: setattr(options, "enable_mem_pattern", False)),
+        "option: denormals are zero": _session(
+            graph, images, lambda options: options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        ),
+    }
+    return ways | _openvino(graph, images)
+
+
+def _session(graph: ModelProto, images: np.ndarray, change: Callable[[Any], None] = lambda options: None) -> Call:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = host.cores(), 1, 4
+    change(options)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return _runtimes.run(session, images)
+
+
+def _openvino(graph: ModelProto, images: np.ndarray) -> dict[str, Call]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(graph.SerializeToString())
+        found = _runtimes.of_openvino({"fp32": path}, host.cores(), half=False)
+        return {each.name: each.prepare(torch.from_numpy(images)).call for each in found}
+
+
+def pooled(graph: ModelProto) -> ModelProto:
+    """A copy in which means over height and width are GlobalAveragePool and Flatten."""
+    made = _copied(graph)
+    weights = {each.name: numpy_helper.to_array(each) for each in made.graph.initializer}
+    nodes: list[NodeProto] = []
+    for node in graph.graph.node:
+        if node.op_type == "ReduceMean" and sorted(weights[node.input[1]].tolist()) in ([2, 3], [-2, -1]):
+            nodes.append(
+                helper.make_node("GlobalAveragePool", [node.input[0]], [f"{node.output[0]}.pool"], f"{node.name}.pool")
+            )
+            nodes.append(helper.make_node("Flatten", [f"{node.output[0]}.pool"], list(node.output), f"{node.name}.flat"))
+        else:
+            nodes.append(node)
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    onnx.checker.check_model(made, full_check=True)
+    return made
+
+
+def _copied(graph: ModelProto) -> ModelProto:
+    made = ModelProto()
+    made.CopyFrom(graph)
+    return made
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows for a terminal."""
+    return show.make(("way", ">batch", ">img/s", ">ratio", ">95 %"), map(_cells, rows))
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    mark = "*" if row["noisy"] == "yes" else ""
+    spread = f"{float(row['ratio_low']):.3f}-{float(row['ratio_high']):.3f}"
+    return (
+        row["contender"] + mark,
+        str(row["batch"]),
+        _show.short(float(row["images_per_s"])),
+        f"{float(row['ratio']):.3f}",
+        spread,
+    )
