@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from zoo.spec import DataError, DataSet
+from zoo.spec import DataError
 
 WEAKEST = 20
 """Most classes that are printed, the weakest first if there are more."""
@@ -124,42 +124,6 @@ def _pairs(console: Console, pairs: Sequence[Mapping[str, Any]]) -> None:
     ]
     if cells:
         console.print(make(("confused pair", ">first as second + back", ">images of both", ">%"), cells))
-
-
-LISTINGS: dict[str, tuple[str, ...]] = {
-    "models": ("input", "params", "macs", "data", "weights", "paper"),
-    "data": ("classes", "shape", "counts", "source"),
-    "losses": ("options", "paper"),
-}
-
-
-def listing(kind: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Registry entries as a table: numbers with thousands separated."""
-    if not rows:
-        out().print(f"nothing matches; see zoo {kind}")
-        return
-    fields = LISTINGS[kind]
-    numbers = {"params", "macs", "classes"}
-    cells = [(name, *(_cell(field, row.get(field)) for field in fields)) for name, row in rows.items()]
-    out().print(make(("name", *(f">{field}" if field in numbers else field for field in fields)), cells))
-
-
-def _cell(field: str, value: Any) -> str:
-    if value in (None, (), 0, ""):
-        return ""
-    if field == "counts":
-        return f"{value[0]:,} + {value[1]:,}"
-    if isinstance(value, tuple):
-        return ("x" if field in ("input", "shape") else ", ").join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def checked(data: DataSet) -> None:
-    """The images of a data set that can be read, by split, and what identifies them."""
-    rows = [(split, f"{len(part):,}", len(data.classes)) for split, part in (("train", data.train), ("test", data.test))]
-    console = out()
-    console.print(make((data.name, ">images read", ">classes"), rows))
-    console.print(f"digest {data.digest}")
 
 
 def predictions(answers: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -98,16 +97,3 @@ def start(recipe: Any, out: Path | None, resume: bool, force: bool) -> Path:
         error.run = out  # type: ignore[attr-defined]
         error.resume = f"zoo train --resume --out {shlex.quote(str(out))}"  # type: ignore[attr-defined]
         raise
-
-
-def listing(kind: str, pattern: str, as_json: bool) -> None:
-    """Print the entries of a registry folder that match a pattern."""
-    from fnmatch import fnmatch
-
-    from zoo import registry, show
-
-    rows = {name: entry for name, entry in registry.table(kind).items() if fnmatch(name, f"*{pattern}*")}
-    if as_json:
-        click.echo(json.dumps(rows))
-    else:
-        show.listing(kind, rows)

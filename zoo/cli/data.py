@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from zoo.cli._shared import Name, as_json, listing, registered
+from zoo.cli._listing import listing
+from zoo.cli._shared import Name, as_json, registered
 
 
 class _Listing(click.Group):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from zoo.cli._shared import as_json, listing
+from zoo.cli._listing import listing
+from zoo.cli._shared import as_json
 
 
 @click.command("losses")

@@ -1,0 +1,52 @@
+"""``zoo models``, ``zoo losses`` and ``zoo data``: everything told, within the width, without what is slow to import."""
+
+from __future__ import annotations
+
+import pytest
+from test_torch_free import loaded_by
+
+from zoo import registry
+from zoo.__main__ import run as zoo
+from zoo.cli import _listing
+
+
+def shown(kind: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert zoo([kind]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("kind", ["models", "losses", "data"])
+def test_every_entry_fits(kind: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(kind, width, monkeypatch, capsys)
+    assert max(map(len, lines)) <= width
+    table = registry.table(kind)
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == ["name", *table]
+    words = " ".join(lines).split()
+    for entry in table.values():
+        said = f"{entry.get('paper', '')} {entry.get('source', '')} {' '.join(entry.get('weights', ()))}"
+        assert [
+            word for word in said.split() if word not in words and f"{word}," not in words and f"{word};" not in words
+        ] == []
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_model_is_told_in_full(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(" ".join(shown("models", width, monkeypatch, capsys)).split())
+    assert (
+        "resnet50 224x224 23,714,981 4.09G caltech101, folder He et al. 2015, arXiv:1512.03385; weights: "
+        "imagenet1k_v2, imagenet1k_v1, timm:a1_in1k" in text
+    )
+    assert "resnet32 32x32 464,154 68.9M cifar10, cifar100, synthetic He et al. 2015, arXiv:1512.03385" in text
+
+
+def test_a_pattern_that_nothing_matches_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo(["models", "nothing"]) == 0
+    assert capsys.readouterr().out == "nothing matches; see zoo models\n"
+
+
+@pytest.mark.parametrize("kind", list(_listing.COLUMNS))
+def test_a_listing_does_without_rich(kind: str) -> None:
+    """It takes as long to import as Python and click together."""
+    assert loaded_by(kind, before="sys.modules['rich'] = None") == (0, set())
