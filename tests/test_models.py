@@ -91,12 +91,20 @@ def test_head_and_stages_name_what_is_there(name: str) -> None:
     assert outside == {key for key in outside if any(key.startswith(f"{part}.") for part in staged)}, "each in a stage"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_freezing_by_each_role(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [(name, slice(0, 1)) for name in NAMES]
+    + [
+        pytest.param(name, slice(1, None), marks=[pytest.mark.slow] if registry.entry("models", name)["macs"] > 70e6 else [])
+        for name in NAMES
+    ],
+    ids=lambda value: value if isinstance(value, str) else "first" if value.stop else "others",
+)
+def test_freezing_by_each_role(name: str, part: slice) -> None:
     spec = registry.find("models", name)
     every = optim.roles(spec.build(spec.classes), spec)
     assert every
-    for role in every if spec.macs < 70e6 else every[:1]:
+    for role in every[part]:
         _freeze_and_train(name, role)
 
 
@@ -158,6 +166,21 @@ def test_timm_spec_says_what_timm_says(name: str, params: int) -> None:
     assert table.trained == sum(parameter.numel() for parameter in model.get_classifier().parameters())
     assert optim.freeze(spec.build(5), "stage<=0", spec).frozen > 0
     assert spec.weights
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "convnext_atto", "mobilenetv3_small_050", "levit_128s"])
+def test_layer_decay_is_timms(name: str) -> None:
+    from timm.optim import param_groups_layer_decay
+
+    from zoo.models import timm_nets
+
+    spec = timm_nets.timm_spec(f"timm/{name}")
+    with torch.device("meta"):
+        model = spec.build(5)
+    factors = {id(p): g["lr_scale"] for g in param_groups_layer_decay(model, layer_decay=0.5) for p in g["params"]}
+    wanted = {key: factors[id(parameter)] for key, parameter in model.named_parameters()}
+    assert len(set(wanted.values())) > 5
+    assert optim.lr_scales(model, spec, layer_decay=0.5) == wanted
 
 
 def test_timm_with_two_heads() -> None:

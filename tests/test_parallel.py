@@ -54,7 +54,9 @@ def start(out: Path, *more: str, processes: int = 2) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("mixup=0.2", "ema=0.9")])
+@pytest.mark.parametrize(
+    "more", [(), ("mixup=0.2", "ema=0.9"), ("freeze=conv", "allow_random_frozen=true", "unfreeze=['1:stage<=2']")]
+)
 def test_two_processes_give_what_one_gives(tmp_path: Path, more: tuple[str, ...]) -> None:
     states = []
     for processes in (1, 2):

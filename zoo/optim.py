@@ -39,16 +39,17 @@ def groups(
 
 
 def lr_scales(model: nn.Module, spec: ModelSpec, *, head: float = 1.0, layer_decay: float = 1.0) -> dict[str, float]:
-    """Learning-rate factors by parameter name: ``head`` for the new head, ``layer_decay ** k`` for the k-th stage from the top.
+    """Learning-rate factors by parameter name: ``head`` for the new head, ``layer_decay ** k`` for the k-th layer from the top.
 
-    Parameters in no stage, such as hidden fully connected layers, keep 1 (Clark et al. 2020, ELECTRA, appendix B).
+    Layers are those of the spec, else its stages. Parameters in none, such as hidden fully connected layers, keep 1 (Clark et
+    al. 2020, ELECTRA, appendix B; the factors are those of timm's param_groups_layer_decay).
     """
-    scales = {}
+    scales, layers = {}, spec.layers or spec.stages
     for name, _ in model.named_parameters():
         if _inside(name, _new_head(spec)):
             scales[name] = head
         else:
-            below = [len(spec.stages) - number for number, stage in enumerate(spec.stages) if _inside(name, stage)]
+            below = [len(layers) - number for number, layer in enumerate(layers) if _inside(name, layer)]
             scales[name] = layer_decay ** (below[0] if below else 0)
     return scales
 

@@ -105,6 +105,8 @@ class ModelSpec:
     """Name of the last linear layer, replaced for another number of classes (default: ``head``)."""
     stages: tuple[tuple[str, ...], ...] = ()
     """Modules and parameters of each stage from the input on, the stem being stage 0; for ``freeze=stage<=N``."""
+    layers: tuple[tuple[str, ...], ...] = ()
+    """The same in smaller steps, for ``layer_decay`` (default: ``stages``); what is in none has the classifier's rate."""
     classes: int = 10
     macs: int = 0
     """Multiply-accumulates of one sample."""

@@ -26,7 +26,9 @@ from zoo.cli._shared import Name, headline, recipe_names, registered, start
 @click.option("--batch-size", type=int)
 @click.option("--lr", type=float, help="Peak learning rate.")
 @click.option("--lr-head", type=float, help="Factor on the rate of the new head.")
-@click.option("--layer-decay", type=float, help="Factor on the rate of each stage once more per stage below the top.")
+@click.option(
+    "--layer-decay", type=float, help="Factor on the rate of each stage (of timm: layer) once more per stage below the top."
+)
 @click.option("--lr-gamma", type=float, help="Factor of the step and multistep schedules.")
 @click.option("--seed", type=int)
 @click.option("--weights", help="none, default (download) or a file to start from.")

@@ -47,6 +47,7 @@ def timm_spec(name: str) -> ModelSpec:
         paper=f"timm {timm.__version__}, {config.get('paper_ids') or config.get('origin_url') or short}",
         head=" ".join(heads),
         stages=_stages(model, heads),
+        layers=_layers(model, heads),
         classes=model.num_classes,
         data=("caltech101", "folder"),
         weights=tuple(_tags(short)),
@@ -87,12 +88,28 @@ def _tags(short: str) -> list[str]:
 
 def _stages(model: Any, heads: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     """Owners of parameters by timm's coarse layer groups, without the classifier; empty if timm gives none."""
+    kept = ([name for name in names if not _classifies(name, heads)] for names in _groups(model, coarse=True))
+    return tuple(_owners(model, names) for names in kept if names)
+
+
+def _layers(model: Any, heads: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """The same by timm's fine groups; what shares the classifier's, a last norm say, has its rate and is left out."""
+    return tuple(
+        _owners(model, names) for names in _groups(model, coarse=False) if not any(_classifies(name, heads) for name in names)
+    )
+
+
+def _groups(model: Any, *, coarse: bool) -> list[list[str]]:
+    """Names of parameters by timm's layer groups, from the input on."""
     if not hasattr(model, "group_matcher"):
-        return ()
-    modules = dict(model.named_modules())
-    stages = []
-    for _, names in sorted(group_parameters(model, model.group_matcher(coarse=True)).items()):
-        kept = [name for name in names if not any(name.startswith(f"{head}.") for head in heads)]
-        owners = [name.rpartition(".")[0] for name in kept]
-        stages.append(tuple(dict.fromkeys(owner if owner in modules and owner else name for owner, name in zip(owners, kept))))
-    return tuple(stage for stage in stages if stage)
+        return []
+    return [names for _, names in sorted(group_parameters(model, model.group_matcher(coarse=coarse)).items())]
+
+
+def _classifies(name: str, heads: tuple[str, ...]) -> bool:
+    return any(name.startswith(f"{head}.") for head in heads)
+
+
+def _owners(model: Any, names: list[str]) -> tuple[str, ...]:
+    """The modules that hold these parameters, or the parameter where that is the whole model."""
+    return tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
