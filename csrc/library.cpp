@@ -25,21 +25,36 @@ void in_parallel(int64_t n, void (*body)(int64_t, int64_t, void*), void* context
 }
 
 // A fresh gradient is made of pages that the kernel touches first, and 4 KB at a time that takes longer than the loss
-// (measured at 1,048,576 x 10: 18 ms against 3.4). Asked for in time, the system gives pages of 2 MB.
-void ask_for_huge_pages(const zoo::Problem& p) {
+// (measured at 1,048,576 x 10: 18 ms against 3.4). Asked for in time, the system gives pages of 2 MB; filled by a call for each
+// thread's part instead of a trap for each page, the whole op takes 15.6 ms of one core instead of 19.1 (9.1 with no page missing).
+struct Pages {
+  static constexpr uintptr_t small = 4096, huge = 2 << 20;
+  uintptr_t begin, end;
+};
+
+void get_pages(const zoo::Problem& p) {
 #ifdef __linux__
-  constexpr uintptr_t page = 2 << 20;
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23  // Linux 5.14; an older one knows no such hint and does nothing
+#endif
   const int64_t item = p.type == zoo::Type::f64 ? 8 : p.type == zoo::Type::f32 ? 4 : 2;
   const int64_t bytes = p.n * p.inner * p.classes * item;
-  if (p.grad == nullptr || bytes < 2 * int64_t(page)) return;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(p.grad) / page * page + page;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(p.grad) + bytes) / page * page;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: what it returns changes nothing
+  if (p.grad == nullptr || bytes < 2 * int64_t(Pages::huge)) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(p.grad), end = begin + uintptr_t(bytes);
+  const uintptr_t first = begin / Pages::huge * Pages::huge + Pages::huge, last = end / Pages::huge * Pages::huge;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  Pages pages{begin / Pages::small * Pages::small, end};
+  const auto fill = [](int64_t from, int64_t to, void* context) {
+    const Pages& all = *static_cast<const Pages*>(context);
+    const uintptr_t here = all.begin + uintptr_t(from) * Pages::huge, there = all.begin + uintptr_t(to) * Pages::huge;
+    madvise(reinterpret_cast<void*>(here), (there < all.end ? there : all.end) - here, MADV_POPULATE_WRITE);
+  };
+  in_parallel(int64_t((pages.end - pages.begin + Pages::huge - 1) / Pages::huge), fill, &pages);
 #endif
 }
 
 zoo::Result compute(const zoo::Problem& p) {
-  ask_for_huge_pages(p);
+  get_pages(p);
   return zoo::focal_loss(p, in_parallel);
 }
 
