@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -210,3 +211,12 @@ def test_every_instruction_set_is_reached_here() -> None:
     assert {"formula", "default"} <= set(SETS)
     with pytest.raises(ValueError, match="no sse9"):
         ops._C.capability("sse9")
+
+
+@pytest.mark.parametrize("name", [*SETS[1:], "sse9"])
+def test_the_environment_chooses_the_instruction_set(name: str) -> None:
+    """One that is not there is no error: the best is taken."""
+    code = "from zoo import ops; print(ops.kernel().split(',')[0])"
+    environment = {**os.environ, "ZOO_CPU_CAPABILITY": name}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert ran.stdout.strip() == f"C++ {name if name in SETS else SETS[-1]}" or ops._C is None, ran.stderr
