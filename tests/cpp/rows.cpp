@@ -2,12 +2,22 @@
 // that a sanitizer sees a read or write beyond. Exit 77 where this CPU lacks the set.
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <random>
 #include <vector>
 
 #include "focal_loss.h"
+
+static long allocations = 0;
+void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* room = std::malloc(size)) return room;
+  std::abort();
+}
+void operator delete(void* room) noexcept { std::free(room); }
+void operator delete(void* room, std::size_t) noexcept { std::free(room); }
 
 namespace {
 
@@ -79,7 +89,9 @@ void check(int64_t n, int64_t classes, double gamma, float spread, bool weighted
   problem.logits = logits.get(); problem.n = n; problem.classes = classes; problem.stride_n = classes;
   problem.target = target.get(); problem.weight = weighted ? weight.get() : nullptr; problem.gamma = gamma;
   problem.grad = grad.get(); problem.grad_n = classes; problem.p_rows = p.get(); problem.scale = 3;
+  const long before = allocations;
   const zoo::Result result = zoo::focal_loss(problem, nullptr);
+  EXPECT(allocations == before, "%ld allocations in one call", allocations - before);
   long double loss = 0;
   const long double factor = count ? 3.0L / count : 0;
   for (int64_t r = 0; r < n; ++r) {
