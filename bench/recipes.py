@@ -110,6 +110,7 @@ def _row(folder: Path) -> dict[str, Any] | None:
         "low": round(result["low"], 5),
         "high": round(result["high"], 5),
         "macro": round(result["macro"], 5),
+        **_reported(name),
         "kept_epoch": result["epoch"],
         "images_per_s": round(statistics.median(row["images_per_s"] for row in train), 1),
         "minutes": round(result["seconds"] / 60, 1),
@@ -117,6 +118,12 @@ def _row(folder: Path) -> dict[str, Any] | None:
         "threads": env["threads"],
         **{name: facts[name] for name in _timing.ENVIRONMENT},
     }
+
+
+def _reported(name: str) -> dict[str, Any]:
+    """What others reported of a shipped recipe; nothing where a run changed it."""
+    found = recipes.read(recipes.shipped()[name]).reported if name in recipes.shipped() else recipes.Reported()
+    return {"reported": found.accuracy or "", "source": found.source}
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
@@ -130,8 +137,15 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Map
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One line a recipe: mean and standard deviation over seeds, and the 95 % interval (of the images where there is one seed)."""
-    columns = ("recipe", "data", ">test %", "95 % interval")
-    return show.make(columns, [(key[0], _data(group[0]), *_spread(group)) for key, group in _groups(rows).items()])
+    columns = ("recipe", "data", ">test %", "95 % interval", ">reported %")
+    cells = [
+        (key[0], _data(group[0]), *_spread(group), show.percent(_theirs(group[0]))) for key, group in _groups(rows).items()
+    ]
+    return show.make(columns, cells)
+
+
+def _theirs(row: Mapping[str, Any]) -> float | None:
+    return float(row["reported"]) if row.get("reported") else None
 
 
 def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -150,13 +164,16 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
             middle = statistics.mean(shares)
             whiskers = [[max(middle - low, 0)], [max(high - middle, 0)]]
             axes.errorbar([middle], [at], xerr=whiskers, marker="D", markersize=5, color=_draw.BLUE, capsize=3)
+            if theirs := _theirs(group[0]):
+                axes.plot([100 * theirs], [at], "s", markersize=6, markerfacecolor="none", color=_draw.ORANGE)
         axes.set_yticks(range(len(panel)), [f"{shown(name, 48)}  n={len(group)}" for name, group in panel], fontsize=8)
         axes.set_ylim(len(panel) - 0.5, -0.5)
         axes.set_title(f"{data}, {int(panel[0][1][0]['n']):,} test images", fontsize=9)
         _draw.tidy(axes, "x")
     every[-1].set_xlabel("test accuracy (%)", fontsize=9)
     figure.suptitle(
-        "Dot: a seed; diamond: the mean; bar: its 95 % interval (t over n seeds; Wilson over images if n = 1)", fontsize=10
+        "Dot: a seed; diamond: the mean; bar: its 95 % interval (t over n seeds; Wilson over images if n = 1); square: reported",
+        fontsize=10,
     )
     return figure
 

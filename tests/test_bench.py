@@ -60,6 +60,7 @@ def test_quick_writes_rows_with_every_column(tables: dict[str, Path], name: str)
     empty_allowed |= {"gb_per_s", "times_copy", "loss_share"}  # in a training step, and out of it
     empty_allowed |= {"resident_per_s", "resident_low", "resident_high"}  # on a GPU
     empty_allowed |= {"accuracy", "accuracy_low", "accuracy_high", "images"}  # with a run's data
+    empty_allowed |= {"reported", "source"}  # where others reported something
     for row in rows:
         assert {"cpu", "device", "torch", "zoo", "commit", "command"} <= set(row)
         assert not {key for key, value in row.items() if value == ""} - empty_allowed
@@ -394,11 +395,19 @@ def test_recipes_are_grouped_over_seeds_in_table_and_picture() -> None:
         }
         return {key: str(value) for key, value in (values | {"images_per_s": 800.0, "minutes": 9.5}).items()}
 
-    rows = [row("ce", 0, 0.70), row("ce", 1, 0.72), row("focal", 0, 0.75), row("peeked", 0, 0.6, "test")]
+    rows = [
+        row("ce", 0, 0.70) | {"reported": "0.704"},
+        row("ce", 1, 0.72),
+        row("focal", 0, 0.75),
+        row("peeked", 0, 0.6, "test"),
+    ]
     cells = [list(column.cells) for column in recipes_bench.table(rows).columns]
     assert cells[0] == ["ce", "focal", "peeked (CHOSEN ON TEST)"]
     assert cells[2] == ["71.00 ± 1.41 (n = 2)", "75.00 (n = 1)", "60.00 (n = 1)"]
+    assert cells[4] == ["70.4", "", ""]
     assert cells[3] == ["58.3 to 83.7", "74.0 to 76.0", "59.0 to 61.0"], "t over two seeds by hand: 71 ± 12.706"
     axes = recipes_bench.picture(rows).axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["focal  n=1", "ce  n=2", "peeked (CHOSEN ON TEST)  n=1"]
     assert "10,000 test images" in axes.get_title()
+    theirs = [line for line in axes.lines if line.get_marker() == "s"]
+    assert [(float(line.get_xdata()[0]), int(line.get_ydata()[0])) for line in theirs] == [(pytest.approx(70.4), 1)]

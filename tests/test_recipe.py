@@ -116,3 +116,11 @@ def test_unknown_model_names_three_near_ones() -> None:
 
 def test_differences() -> None:
     assert recipes.differences(Recipe(), recipes.Recipe(epochs=3)) == ["epochs: 10 -> 3"]
+
+
+def test_what_others_reported_changes_no_run() -> None:
+    told = recipes.Recipe(reported=recipes.Reported(0.5, "someone"))
+    assert recipes.differences(Recipe(), told) == []
+    for name, path in recipes.shipped().items():
+        found = recipes.read(path).reported
+        assert bool(found.accuracy) == bool(found.source), name

@@ -156,4 +156,4 @@ def test_what_cannot_be_swept(trainer: Trainer, tmp_path: Path) -> None:
 
 
 def test_every_recipe_key_can_vary() -> None:
-    assert {type(value) for value in sweep.flat(recipe.Recipe()).values()} <= {str, int, float, bool, list}
+    assert {type(value) for value in recipe.settings(recipe.Recipe()).values()} <= {str, int, float, bool, list}

@@ -101,6 +101,13 @@ class Schedule(msgspec.Struct, frozen=True):
     lr_gamma: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
 
 
+class Reported(msgspec.Struct, frozen=True):
+    """``[reported]``: what others reported of this recipe, shown beside what it reaches here; nothing depends on it."""
+
+    accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    source: str = ""
+
+
 class Recipe(msgspec.Struct, frozen=True):
     """One run. ``patience`` is the number of epochs without a better validation accuracy before stopping, 0 for never.
 
@@ -134,10 +141,11 @@ class Recipe(msgspec.Struct, frozen=True):
     sampler: Sampler = msgspec.field(default_factory=Sampler)
     optim: Optim = msgspec.field(default_factory=Optim)
     schedule: Schedule = msgspec.field(default_factory=Schedule)
+    reported: Reported = msgspec.field(default_factory=Reported)
 
 
 def keys() -> list[str]:
-    """Every dotted key of a recipe, e.g. ``optim.lr``."""
+    """Every dotted key of a recipe file, e.g. ``optim.lr``."""
     return list(_flatten(msgspec.to_builtins(Recipe())))
 
 
@@ -214,9 +222,15 @@ def full_key(key: str) -> str:
     raise UsageError(f"no setting {key!r}{near}; settings are {', '.join(known[:6])} ...: zoo train --help lists them")
 
 
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """All that a run depends on, by dotted key: not what others reported."""
+    flat = _flatten(msgspec.to_builtins(recipe))
+    return {key: value for key, value in flat.items() if not key.startswith("reported.")}
+
+
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Lines ``key: old -> new`` for every key that differs."""
-    before, after = (_flatten(msgspec.to_builtins(recipe)) for recipe in (old, new))
+    """Lines ``key: old -> new`` for every setting that differs."""
+    before, after = settings(old), settings(new)
     return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
 
 

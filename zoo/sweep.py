@@ -23,9 +23,8 @@ from zoo import recipe as recipes
 from zoo import report, run
 from zoo.console import say
 from zoo.files import publish_text
-from zoo.recipe import Recipe
+from zoo.recipe import Recipe, settings
 from zoo.report import Point
-from zoo.report._read import flat
 from zoo.spec import DivergedError, UsageError
 from zoo.stop import Interrupted
 
@@ -98,7 +97,7 @@ def _range(name: str, text: str) -> Axis:
         raise UsageError(f"cannot read the range {name}={text}; write {kind}:LOW:HIGH, e.g. {name}=log:1e-3:1e-1") from error
     if not low < high or (kind == "log" and low <= 0):
         raise UsageError(f"not a range ({name}={text}); LOW must be below HIGH" + ", and above 0 for log" * (kind == "log"))
-    whole = isinstance(flat(Recipe())[name], int)
+    whole = isinstance(settings(Recipe())[name], int)
     return Axis(name, (), kind, low, high, whole)
 
 

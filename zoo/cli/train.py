@@ -78,6 +78,8 @@ def command(
     if not leading():
         return
     show.result(folder)
+    if recipe.reported.source:
+        click.echo(f"reported {show.percent(recipe.reported.accuracy)} % ({recipe.reported.source})")
     click.echo(
         f"pictures  {folder}/curves.png  confusion.png  per_class.png   report  {folder}/report.html\nnext      zoo export --onnx     zoo bench"
     )

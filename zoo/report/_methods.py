@@ -8,8 +8,9 @@ from statistics import mean
 
 from scipy import stats
 
+from zoo.recipe import settings
 from zoo.report._blocks import Block, Heading, Table, Text
-from zoo.report._read import Folder, flat
+from zoo.report._read import Folder
 from zoo.report._sweep import interval, spread
 
 NOT_THE_METHOD = ("seed", "data.dir", "device")
@@ -19,7 +20,7 @@ LEVEL = 0.05
 
 def numbers(runs: Sequence[Folder]) -> list[int]:
     """For each run the number of its method, in the order in which methods come."""
-    keys = [repr({key: value for key, value in flat(run.recipe).items() if key not in NOT_THE_METHOD}) for run in runs]
+    keys = [repr({key: value for key, value in settings(run.recipe).items() if key not in NOT_THE_METHOD}) for run in runs]
     order = list(dict.fromkeys(keys))
     return [order.index(key) for key in keys]
 
@@ -27,7 +28,7 @@ def numbers(runs: Sequence[Folder]) -> list[int]:
 def names(runs: Sequence[Folder]) -> list[str]:
     """For each run its method's name: the loss, and whatever else the runs differ in; a run alone keeps its folder's name."""
     method = numbers(runs)
-    values = [flat(run.recipe) for run in runs]
+    values = [settings(run.recipe) for run in runs]
     differ = [key for key in values[0] if key not in NOT_THE_METHOD and len({repr(each[key]) for each in values}) > 1]
     extra = [key for key in differ if key not in IN_THE_NAME]
     found = [", ".join([run.loss, *(f"{key}={each[key]}" for key in extra)]) for run, each in zip(runs, values)]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
 import numpy as np
 
 from zoo import checkpoint, metrics
@@ -153,14 +152,6 @@ def _predictions(text: str) -> list[dict[str, str]]:
     if rows and not {"file", "target", "predicted"} <= set(rows[0]):
         raise ValueError("columns file, target and predicted are needed")
     return rows
-
-
-def flat(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's values by dotted key."""
-    values: dict[str, Any] = {}
-    for key, value in msgspec.to_builtins(recipe).items():
-        values |= {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
-    return values
 
 
 def percent(share: float | None) -> str:
