@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,7 @@ def draw_front(path: Path, title: str, note: str, rows: Sequence[Mapping[str, An
     """95th percentile of latency against throughput, a labelled point for workers x threads, the front joined."""
     figure = Figure(figsize=(8, 4.2), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
+    levels = _levels(rows)
     for mode, (colour, marker) in {"threads": (BLUE, "o"), "processes": (RED, "s")}.items():
         for row in (row for row in rows if row["mode"] == mode):
             speed, low, high, late = (float(row[key]) for key in ("images_per_s", "low", "high", "p95_ms"))
@@ -122,7 +124,8 @@ def draw_front(path: Path, title: str, note: str, rows: Sequence[Mapping[str, An
                 [speed], [late], xerr=[[speed - low], [high - speed]], color=colour, marker=marker, capsize=2, elinewidth=1,
                 markerfacecolor="white" if row["noisy"] == "yes" else colour,
             )  # fmt: skip
-            axes.annotate(f"{row['workers']} x {row['threads']}", (speed, late), (6, 5), textcoords="offset points", fontsize=8)
+            above = (6, 5 + 9 * levels[speed, late])
+            axes.annotate(f"{row['workers']} x {row['threads']}", (speed, late), above, textcoords="offset points", fontsize=8)
         axes.plot([], [], color=colour, marker=marker, linestyle="", label=f"workers as {mode}")
     best = sorted((float(row["images_per_s"]), float(row["p95_ms"])) for row in rows if row["front"] == "yes")
     axes.plot(*zip(*best), color=GREY, linewidth=1, zorder=0, label="front")
@@ -134,14 +137,29 @@ def draw_front(path: Path, title: str, note: str, rows: Sequence[Mapping[str, An
     finish(figure, path, title, note + hollow)
 
 
+def _levels(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[float, float], int]:
+    """How many lines higher the label of each point (throughput, latency) stands, lest it hides that of another."""
+    points = sorted((float(row["images_per_s"]), float(row["p95_ms"])) for row in rows)
+    wide, top = points[-1][0] - points[0][0], max(late for _, late in points)
+    found: dict[tuple[float, float], int] = {}
+    for speed, late in points:
+        near = [other[1] + 0.04 * top * level for other, level in found.items() if speed - other[0] < 0.08 * wide]
+        level = 0
+        while any(abs(late + 0.04 * top * level - place) < 0.04 * top for place in near):
+            level += 1
+        found[speed, late] = level
+    return found
+
+
 def _mark(lines: Sequence[Line]) -> str:
     return "; hollow: noisy" if any(any(line.noisy) for line in lines) else ""
 
 
 def plain_ticks(axis: Any, limits: tuple[float, float]) -> None:
-    """Plain numbers on a logarithmic axis, those between the powers of ten too where the span is small."""
+    """Plain numbers on a logarithmic axis, those between the powers of ten too where there are at most two of these."""
     axis.set_major_formatter(FuncFormatter(_plain))
-    axis.set_minor_formatter(FuncFormatter(_minor) if limits[1] / max(limits[0], 1e-12) < 30 else NullFormatter())
+    powers = math.floor(math.log10(limits[1])) - math.ceil(math.log10(max(limits[0], 1e-12))) + 1
+    axis.set_minor_formatter(FuncFormatter(_minor) if powers <= 2 else NullFormatter())
 
 
 def finish(figure: Figure, path: Path, title: str, note: str) -> None:

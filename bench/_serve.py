@@ -185,5 +185,5 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def figure(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Latency against throughput, a point a setup, the front joined by a line; for the first model and batch."""
     own = [row for row in rows if (row["model"], row["batch"]) == (rows[0]["model"], rows[0]["batch"])]
-    title = f"{own[0]['model']}, batch {own[0]['batch']}: workers x threads on {own[0]['cores']} cores of {own[0]['cpu']}"
+    title = f"{own[0]['model']}, batch {own[0]['batch']}: workers x threads on {_show.many(own[0]['cores'], 'core')} of {own[0]['cpu']}"
     _picture.draw_front(path, title, f"onnxruntime {own[0]['onnxruntime']}, {own[0]['date']}", own)

@@ -23,7 +23,7 @@ def table(rows: Sequence[Row]) -> RenderableType:
         place = own[0]["cpu"] if device == "cpu" else device
         found = show.make(
             ("contender", ">img/s", ">95 % interval", *resident_head(own), ">ratio", ">p50 ms", ">p95 ms", ">peak %"), [],
-            title=f"{model} · batch {batch} · {own[0]['threads']} threads · {place}",
+            title=f"{model} · batch {batch} · {many(own[0]['threads'], 'thread')} · {place}",
         )  # fmt: skip
         fastest = max(float(row["images_per_s"]) for row in own)
         for row in own:
@@ -57,6 +57,11 @@ def _speed(row: Row, own: Sequence[Row]) -> tuple[str, ...]:
         name, short(speed), interval, *stays, f"{float(row['ratio']):.2f}", f"{median:.3g}", f"{p95:.3g}",
         _number(row["share"], ".0%").rstrip("%"),
     )  # fmt: skip
+
+
+def many(number: Any, word: str) -> str:
+    """``1 core``, ``2 cores``."""
+    return f"{number} {word}{'' if str(number) == '1' else 's'}"
 
 
 def short(value: float) -> str:
@@ -110,7 +115,7 @@ def _drawn(path: Path, rows: Sequence[Row], draw: Callable[..., None]) -> Path:
     ]
     if len(devices) > 1:
         lines = [replace(line, name=f"{line.name} ({line.device})") for line in lines]
-    note = f"{rows[0]['threads']} threads, torch {rows[0]['torch']}, onnxruntime {rows[0]['onnxruntime']}, {rows[0]['date']}"
+    note = f"{many(rows[0]['threads'], 'thread')}, torch {rows[0]['torch']}, onnxruntime {rows[0]['onnxruntime']}, {rows[0]['date']}"
     publish(path, lambda temporary: draw(temporary, title, note, lines))
     return path
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from zoo.bench import _timing
+from zoo.bench import _show, _timing
 from zoo.files import publish_text
 
 MEAN = "mean:"
@@ -75,7 +75,7 @@ def _mean(values: Sequence[float]) -> str:
 def _source(row: dict[str, str]) -> str:
     facts = {key: row.get(key, "") for key in _timing.ENVIRONMENT}
     place = facts["cpu"] if facts["device"] == "cpu" else facts["device"]
-    parts = [place, facts["cores"] and f"{facts['cores']} cores"]
+    parts = [place, facts["cores"] and _show.many(facts["cores"], "core")]
     parts += [facts[name] and f"{name} {facts[name]}" for name in ("python", "torch", "onnxruntime", "zoo", "commit")]
     return f"<sub>{', '.join(filter(None, [*parts, facts['date']]))}: `{facts['command']}`</sub>"
 

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
 from zoo import __main__ as cli
 from zoo import registry
-from zoo.bench import _compare, _gpu, _memory, _roofline, _runtimes, _self_check, _serve, _subjects, _timing
+from zoo.bench import _compare, _gpu, _memory, _picture, _roofline, _runtimes, _self_check, _serve, _subjects, _timing
 from zoo.export import _session
 from zoo.spec import DisagreeError, FileError, UsageError
 
@@ -158,6 +159,22 @@ def test_serve_measures_every_setup(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_front() -> None:
     rows = [{"images_per_s": s, "p95_ms": p} for s, p in ((10, 1), (20, 2), (15, 3), (20, 4))]
     assert _serve.front(rows) == {0, 1}
+
+
+def test_labels_of_near_points_stand_above_each_other() -> None:
+    points = [(500, 5), (510, 5), (515, 5), (900, 5), (505, 30)]
+    levels = _picture._levels([{"images_per_s": speed, "p95_ms": late} for speed, late in points])
+    assert [levels[point] for point in points] == [0, 1, 2, 0, 0]
+    assert _picture._levels([{"images_per_s": 1, "p95_ms": 1}]) == {(1, 1): 0}
+
+
+@pytest.mark.parametrize(("limits", "labelled"), [((290, 9300), True), ((0.15, 130), False)])
+def test_an_axis_of_two_powers_of_ten_has_numbers_between(limits: tuple[float, float], labelled: bool) -> None:
+    axes = Figure().subplots()
+    axes.set_yscale("log")
+    axes.set_ylim(*limits)
+    _picture.plain_ticks(axes.yaxis, limits)
+    assert (axes.yaxis.get_minor_formatter()(500 if labelled else 0.5) != "") == labelled
 
 
 def row(name: str, speed: float, low: float, high: float, **more: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from test_export import Tiny, images, run_of
 
 import zoo.export
-from zoo.export import _graph, openvino_ir, torch_export
+from zoo.export import _graph, _tensorrt, openvino_ir, torch_export
 from zoo.run import Run
 from zoo.spec import BusyError, DisagreeError, UsageError
 
@@ -55,3 +56,17 @@ def test_unknown_format(run: Run) -> None:
     with pytest.raises(UsageError, match="no format 'tflite'; use one of pt2, openvino"):
         zoo.export.program(run, fmt="tflite")
     assert torch_export.TARGET.suffix == ".pt2"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("preprocess", ["none", "normalize", "full"])
+def test_the_command_for_tensorrt_names_what_the_file_has(tmp_path: Path, precision: str, preprocess: str) -> None:
+    path = tmp_path / "a model.onnx"
+    receipt = zoo.export.Receipt(path, 1, "onnx", precision, 20, 9, preprocess, (1, 2, 7), 1, 1, 0, 0.0, "", 0.0)
+    words = shlex.split(_tensorrt.command(receipt, 32))
+    if precision == "int8" or preprocess == "full":
+        assert not words, "TensorRT takes neither unsigned activations nor float64"
+        return
+    assert words[:3] == ["trtexec", f"--onnx={path}", f"--saveEngine={tmp_path / 'a model.engine'}"]
+    assert words[3:6] == [f"--{name}Shapes=image:{n}x3x32x32" for name, n in (("min", 1), ("opt", 8), ("max", 64))]
+    assert not {"--fp16", "--int8", "--best"} & set(words), "gone in TensorRT 11, and not allowed with strong types before"

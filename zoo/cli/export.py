@@ -46,11 +46,15 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **option
     folder = runs.find(run)
     console.say(f"run      {folder}")
     import zoo.export
+    from zoo.export import _tensorrt
     from zoo.run import load
 
+    loaded = load(folder)
     if fmt == "onnx":
-        receipt = zoo.export.onnx(load(folder), out, **options)
+        receipt = zoo.export.onnx(loaded, out, **options)
     else:
         kept = {key: options[key] for key in ("preprocess", "softmax", "force")}
-        receipt = zoo.export.program(load(folder), out, fmt=fmt, **kept)
+        receipt = zoo.export.program(loaded, out, fmt=fmt, **kept)
+    if line := _tensorrt.command(receipt, loaded.input[1]):
+        console.say(f"tensorrt {line}")
     click.echo(json.dumps(receipt.as_dict()) if as_json else f"export    {receipt.line()}")
