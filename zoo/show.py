@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from zoo.spec import DataError
+from zoo.spec import DataError, DataSet
 
 WEAKEST = 20
 """Most classes that are printed, the weakest first if there are more."""
@@ -124,6 +124,14 @@ def _pairs(console: Console, pairs: Sequence[Mapping[str, Any]]) -> None:
     ]
     if cells:
         console.print(make(("confused pair", ">first as second + back", ">images of both", ">%"), cells))
+
+
+def checked(data: DataSet) -> None:
+    """The images of a data set that can be read, by split, and what identifies them."""
+    rows = [(split, f"{len(part):,}", len(data.classes)) for split, part in (("train", data.train), ("test", data.test))]
+    console = out()
+    console.print(make((data.name, ">images read", ">classes"), rows))
+    console.print(f"digest {data.digest}")
 
 
 def predictions(answers: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
