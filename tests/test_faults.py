@@ -490,3 +490,15 @@ def test_an_internal_error_leaves_its_traceback_in_the_run(
     logs = list((tmp_path / "run").glob("crash-*.log"))
     assert "ZeroDivisionError" in logs[0].read_text()
     assert str(logs[0]) in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_weights_are_checked_without_what_is_slow_to_import() -> None:
+    """A model on torch's meta device would bring in its compiler, which takes as long as all the rest."""
+    code = (
+        "import sys\nfrom zoo.__main__ import run\n"
+        "code = run(['train', 'resnet20', '--weights', 'gone.pth'])\nprint(code, 'torch._dynamo' in sys.modules)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert ran.stdout.split() == ["4", "False"], ran.stderr

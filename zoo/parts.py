@@ -42,7 +42,8 @@ def build(recipe: Recipe, folder: Path, where: torch.device, how: str, team: par
     """Everything that a run trains with, for a folder that need not exist yet, on device ``where`` at precision ``how``."""
     spec = model_spec(recipe.model)
     objective.check(recipe)
-    tensors, plan = _checked(recipe, spec)
+    expected = registry.entry("data", recipe.data.name)["classes"] or spec.classes
+    model, tensors, plan = _checked(recipe, spec, expected)
     data = build_data(recipe, spec.input[1])
     for note in data.notes:
         say(f"data     {note}")
@@ -51,8 +52,9 @@ def build(recipe: Recipe, folder: Path, where: torch.device, how: str, team: par
     counts = sampling.class_counts(data.train.targets[index], len(data.classes))
     _check_classes(data, counts, allow_empty=recipe.allow_empty_class)
     data = _normalised(data, weights.statistics(recipe.weights, spec))
-    torch.manual_seed(recipe.seed)
-    model, frozen, random = _frozen(recipe, spec, len(data.classes), tensors)
+    if len(data.classes) != expected:
+        model = _built(recipe, spec, len(data.classes))
+    frozen, random = _frozen(recipe, model, spec, tensors)
     model = model.to(where).to(memory_format=torch.channels_last)
     dtype = DTYPES[how]
     sampler = objective.build_sampler(recipe, data.train.targets, index)
@@ -127,40 +129,46 @@ def _normalised(data: DataSet, statistics: tuple[Any, Any] | None) -> DataSet:
     return replace(data, mean=statistics[0], std=statistics[1])
 
 
-def _checked(recipe: Recipe, spec: ModelSpec) -> tuple[Mapping[str, Tensor] | None, list[tuple[int, str]]]:
-    """The weights to start from and what is frozen when: all that can be wrong about them is told before the data is read."""
-    with torch.device("meta"):
-        model = spec.build(spec.classes)
+def _checked(
+    recipe: Recipe, spec: ModelSpec, classes: int
+) -> tuple[nn.Module, Mapping[str, Tensor] | None, list[tuple[int, str]]]:
+    """The model, random as yet, the weights to start from and what is frozen when.
+
+    What is wrong with them is told before the data is read, whose number of classes may turn out to be another.
+    """
+    model = _built(recipe, spec, classes)
     plan = optim.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
     random = recipe.weights == "none" and not recipe.allow_random_frozen
     optim.freeze(model, recipe.freeze, spec, fresh=tuple(model.state_dict()) if random else ())
     if recipe.weights == "none":
-        return None, plan
+        return model, None, plan
     tensors = weights.find(recipe.weights, spec)
     weights.fitting(model.state_dict(), tensors, spec, recipe.weights)
-    return tensors, plan
+    return model, tensors, plan
+
+
+def _built(recipe: Recipe, spec: ModelSpec, classes: int) -> nn.Module:
+    torch.manual_seed(recipe.seed)
+    return spec.build(classes)
 
 
 def _frozen(
-    recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, Tensor] | None
-) -> tuple[nn.Module, optim.FreezeTable, list[str]]:
-    """The model with its weights loaded and frozen as the recipe says, what was frozen, and what of that is random."""
-    model, fresh = weighted(spec, classes, recipe.weights, tensors)
+    recipe: Recipe, model: nn.Module, spec: ModelSpec, tensors: Mapping[str, Tensor] | None
+) -> tuple[optim.FreezeTable, list[str]]:
+    """Load the weights and freeze as the recipe says: what was frozen, and what of that is random."""
+    fresh = weighted(model, spec, recipe.weights, tensors)
     table = optim.freeze(model, recipe.freeze, spec, fresh=() if recipe.allow_random_frozen else fresh)
-    return model, table, [name for name in table.names if name in set(fresh)]
+    return table, [name for name in table.names if name in set(fresh)]
 
 
-def weighted(
-    spec: ModelSpec, classes: int, source: str, tensors: Mapping[str, Tensor] | None = None
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """A model and the names of its tensors that are random; ``tensors`` are those of ``source`` if they have been read."""
-    model = spec.build(classes)
+def weighted(model: nn.Module, spec: ModelSpec, source: str, tensors: Mapping[str, Tensor] | None = None) -> tuple[str, ...]:
+    """Load ``source``; the names of what stays random. ``tensors`` are those of ``source`` if they have been read."""
     if source == "none":
-        return model, tuple(model.state_dict())
+        return tuple(model.state_dict())
     notes = weights.load_weights(model, source, spec, tensors)
     for note in notes:
         say(f"weights  {note}")
-    return model, notes.fresh
+    return notes.fresh
 
 
 def eval_batches(part: Split, data: DataSet, where: torch.device, size: int, how: str) -> Batches:

@@ -67,7 +67,8 @@ def create_model(name: str, classes: int | None = None, weights: str = "none", f
         UsageError: unknown name. FileError: weights that cannot be had or don't fit.
     """
     spec = model_spec(name)
-    model, fresh = weighted(spec, classes or spec.classes, weights)
+    model = spec.build(classes or spec.classes)
+    fresh = weighted(model, spec, weights)
     optim.freeze(model, freeze, spec, fresh=fresh)
     return model
 
