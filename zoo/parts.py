@@ -136,14 +136,13 @@ def _checked(
 
     What is wrong with them is told before the data is read, whose number of classes may turn out to be another.
     """
+    tensors = None if recipe.weights == "none" else weights.find(recipe.weights, spec)
     model = _built(recipe, spec, classes)
     plan = optim.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
     random = recipe.weights == "none" and not recipe.allow_random_frozen
     optim.freeze(model, recipe.freeze, spec, fresh=tuple(model.state_dict()) if random else ())
-    if recipe.weights == "none":
-        return model, None, plan
-    tensors = weights.find(recipe.weights, spec)
-    weights.fitting(model.state_dict(), tensors, spec, recipe.weights)
+    if tensors is not None:
+        weights.fitting(model.state_dict(), tensors, spec, recipe.weights)
     return model, tensors, plan
 
 
