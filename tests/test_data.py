@@ -302,7 +302,13 @@ def test_the_folder_set_needs_a_folder() -> None:
 def test_an_empty_class(tmp_path: Path) -> None:
     root = tree(tmp_path / "a")
     (root / "train" / "emu").mkdir()
-    assert str(root / "train" / "emu") in refused("class has no images", "folder", root)
+    data = build("folder", root)
+    assert data.classes == ("cat", "dog", "emu")
+    assert f"1 classes have no image in {root / 'train'} (emu)" in data.notes
+    for name in ("cat", "dog"):
+        shutil.rmtree(root / "test" / name)
+        (root / "test" / name).mkdir()
+    assert str(root / "test") in refused("no images in the class folders", "folder", root)
 
 
 def test_a_class_in_test_that_training_lacks(tmp_path: Path) -> None:
@@ -314,7 +320,7 @@ def test_a_class_in_test_that_training_lacks(tmp_path: Path) -> None:
 def test_a_class_that_test_lacks_is_noted(tmp_path: Path) -> None:
     root = tree(tmp_path / "a")
     shutil.rmtree(root / "test" / "dog")
-    assert "1 classes have no image in test (dog)" in build("folder", root).notes
+    assert f"1 classes have no image in {root / 'test'} (dog)" in build("folder", root).notes
 
 
 def test_bad_images_are_counted_and_named(tmp_path: Path) -> None:

@@ -87,11 +87,11 @@ def class_names(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 
-def scan(folder: Path, classes: Sequence[str], *, may_lack: bool = False) -> tuple[Listing, list[str]]:
-    """Image files of each class, sorted by class and name, and a note that counts and names the files that are none.
+def scan(folder: Path, classes: Sequence[str]) -> tuple[Listing, list[str]]:
+    """Image files of each class, sorted by class and name; notes that count and name files that are none and empty classes.
 
     Raises:
-        DataError: a class without an image (unless ``may_lack``).
+        DataError: no image at all.
     """
     paths: list[str] = []
     labels: list[int] = []
@@ -100,12 +100,15 @@ def scan(folder: Path, classes: Sequence[str], *, may_lack: bool = False) -> tup
     for number, name in enumerate(classes):
         found, strange = _images(folder / name)
         other += [f"{name}/{file}" for file in strange]
-        if not found and not may_lack:
-            raise DataError(f"class has no images ({shown((folder / name).absolute())}); add some or remove the folder")
         paths += [path for path, _ in found]
         states += [state for _, state in found]
         labels += [number] * len(found)
-    return Listing(paths, np.array(labels, np.int64), states), _note(folder, other)
+    if not paths:
+        raise DataError(f"no images in the class folders ({shown(folder.absolute())}); add some or remove the folder")
+    notes = _note(folder, other)
+    if empty := [name for name, n in zip(classes, np.bincount(labels, minlength=len(classes))) if not n]:
+        notes.append(f"{len(empty)} classes have no image in {shown(folder)} ({', '.join(map(shown, empty[:3]))})")
+    return Listing(paths, np.array(labels, np.int64), states), notes
 
 
 def _images(folder: Path) -> tuple[list[tuple[str, tuple[int, int]]], list[str]]:

@@ -60,12 +60,8 @@ def _listings(folder: Path) -> tuple[dict[str, _folders.Listing], list[str], lis
         if extra := sorted(set(_folders.class_names(place)) - set(classes)):
             where = shown((place / extra[0]).absolute())
             raise DataError(f"class in {place.name} but not in train ({where}); add training images or remove it")
-        listings[split], more = _folders.scan(place, classes, may_lack=split != "train")
+        listings[split], more = _folders.scan(place, classes)
         notes += more
-        if absent := [c for c, n in zip(classes, sampling.class_counts(listings[split].targets, len(classes))) if not n]:
-            notes.append(f"{len(absent)} classes have no image in {place.name} ({', '.join(map(shown, absent[:3]))})")
-        if not len(listings[split].targets):
-            raise DataError(f"no images in the {split} folder ({shown(place.absolute())}); add some or remove it")
     return listings, classes, notes
 
 
