@@ -26,20 +26,22 @@ SIZES = {"cpu": (768, 2048), "cuda": (4096, 8192)}
 """Sides of the square matrices; the best of them is the peak."""
 LARGE = 1024
 """Numbers in a tensor that is a weight, not a shape."""
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one sample: multiply-accumulates, and bytes that must move however clever the program: in and out, and once the weights."""
+    """Of one sample: multiply-accumulates, and what must move however clever the program: bytes in and out, and once the weights."""
 
     macs: int
     sample_bytes: int
-    weight_bytes: int
+    weights: int
+    """Their number; a program in another precision reads each in that precision's width."""
 
-    def moved(self, batch: int) -> int:
+    def moved(self, batch: int, precision: str) -> int:
         """Bytes that a batch cannot do without."""
-        return self.weight_bytes + batch * self.sample_bytes
+        return self.weights * _BYTES[precision] + batch * self.sample_bytes
 
 
 def work(path: Path) -> Work:
@@ -49,7 +51,7 @@ def work(path: Path) -> Work:
         ValueError: a shape that cannot be inferred.
     """
     model = onnx.load(path)
-    weights = sum(prod(tensor.dims) * _width(tensor.data_type) for tensor in model.graph.initializer)
+    weights = sum(prod(tensor.dims) for tensor in model.graph.initializer)
     for tensor in model.graph.initializer:
         if prod(tensor.dims) > LARGE:
             tensor.ClearField("raw_data")  # only shapes are asked for, and inference copies all bytes several times
@@ -150,11 +152,13 @@ class Limits:
     def place(self, model: Work, precision: str, batch: int, seconds: float) -> tuple[float, float, str]:
         """GFLOP/s of a call that took ``seconds``, its share of the roofline, and which limit that is."""
         done = 2 * model.macs * batch
-        by_compute, by_copy = done / self.flops[precision], model.moved(batch) / self.bandwidth
+        by_compute, by_copy = done / self.flops[precision], model.moved(batch, precision) / self.bandwidth
         bound = "copy" if by_copy > by_compute else "compute"
         return done / seconds / 1e9, max(by_compute, by_copy) / seconds, bound
 
 
 def limits(model: Work, precisions: set[str], where: torch.device, threads: int, batch: int) -> Limits:
     """Measure now; call it before and after the contenders and take the higher (:meth:`Limits.merged`)."""
-    return Limits({each: flops(each, where, threads) for each in sorted(precisions)}, bandwidth(model.moved(batch), where))
+    return Limits(
+        {each: flops(each, where, threads) for each in sorted(precisions)}, bandwidth(model.moved(batch, "fp32"), where)
+    )

@@ -45,7 +45,7 @@ def test_multiply_accumulates_are_the_registrys(model: str) -> None:
         found = _roofline.work(subject.files["fp32"])
     assert found.macs == registry.entry("models", model)["macs"]
     assert found.sample_bytes == (3 * 32 * 32 + 10) * 4
-    assert found.weight_bytes == pytest.approx(4 * registry.entry("models", model)["params"], rel=0.03)
+    assert found.weights == pytest.approx(registry.entry("models", model)["params"], rel=0.03)
 
 
 def test_all_precisions_do_the_same_work(small: dict[str, Path]) -> None:
@@ -59,6 +59,9 @@ def test_share_of_the_roofline() -> None:
     done, share, bound = limits.place(heavy, "fp32", 1, 0.04)
     assert (round(done, 6), round(share, 6), bound) == (50.0, 0.5, "compute")
     assert limits.place(light, "fp32", 2, 0.4)[1:] == (0.5, "copy")
+    large = _roofline.Work(1, 0, 10**9)
+    both = _roofline.Limits({"fp32": 100e9, "int8": 100e9}, 10e9)
+    assert [both.place(large, name, 1, 0.8)[1] for name in ("fp32", "int8")] == [0.5, 0.125]
     higher = limits.merged(_roofline.Limits({"fp32": 50e9}, 20e9))
     assert (higher.flops["fp32"], higher.bandwidth) == (100e9, 20e9)
 
