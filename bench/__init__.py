@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def command(
     from zoo.bench import _timing
     from zoo.console import say
 
-    targets = [what] if isinstance(what, str | Path) else list(what or ())
+    began, targets = time.time(), [what] if isinstance(what, str | Path) else list(what or ())
     if (taken := _timing.busy()) > BUSY:
         say(f"warning  other processes keep {taken:.1f} cores busy: figures will be off, by 10 times or more at small batches")
     part = next((str(target) for target in targets if str(target) in names()), "")
@@ -60,7 +61,7 @@ def command(
             raise UsageError(f"--serve and --self-check measure the CPU; leave out --devices {devices}")
         module = importlib.import_module(f"zoo.bench.{'_serve' if serve else '_self_check' if self_check else 'inference'}")
         path = module.main(quick, _known(targets), threads=threads, **options)
-    _tell(module, path, as_json=as_json)
+    _tell(module, path, began, as_json=as_json)
     return path
 
 
@@ -75,7 +76,8 @@ def _known(targets: Sequence[str | Path]) -> list[str]:
     return found
 
 
-def _tell(module: Any, path: Path, *, as_json: bool) -> None:
+def _tell(module: Any, path: Path, began: float, *, as_json: bool) -> None:
+    """Print the table and name the pictures that were drawn since ``began``: others' may have names that begin alike."""
     from zoo import report, show
     from zoo.bench import _timing
     from zoo.console import say
@@ -89,8 +91,8 @@ def _tell(module: Any, path: Path, *, as_json: bool) -> None:
         print()
         return
     show.out().print(module.table(rows))
-    pictures = [picture.name for picture in sorted(path.parent.glob(f"{path.stem}*.png"))]
-    say("  ".join([f"bench    {path}", *pictures]))
+    drawn = sorted(each for each in path.parent.glob(f"{path.stem}*.png") if each.stat().st_mtime >= began)
+    say("  ".join([f"bench    {path}", *(picture.name for picture in drawn)]))
 
 
 def compare(first: Path, second: Path, *, as_json: bool = False) -> None:
