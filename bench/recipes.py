@@ -172,7 +172,7 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
         _draw.tidy(axes, "x")
     every[-1].set_xlabel("test accuracy (%)", fontsize=9)
     figure.suptitle(
-        "Dot: a seed; diamond: the mean; bar: its 95 % interval (t over n seeds; Wilson over images if n = 1); square: reported",
+        "Dot: a seed; diamond: the mean; square: what others reported\nbar: 95 % interval of the mean (t over n seeds; Wilson over images if n = 1)",
         fontsize=10,
     )
     return figure
