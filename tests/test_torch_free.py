@@ -57,3 +57,10 @@ def test_import_zoo_alone() -> None:
         subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip()
         == "False"
     )
+
+
+def test_a_run_begins_without_what_only_its_end_needs() -> None:
+    heavy = ["matplotlib", "onnx", "scipy.stats", "timm", "torch._dynamo", "torchvision"]
+    code = f"import sys, zoo.run; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

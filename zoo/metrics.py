@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest
 from torch import Tensor
 
 from zoo.spec import DataError, DivergedError
@@ -117,6 +116,8 @@ def worst_pairs(confusion: np.ndarray, k: int = 3) -> list[Pair]:
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
     """95 % interval of a share of ``n`` > 0 (Wilson 1927)."""
+    from scipy.stats import binomtest  # 1.4 s to import, which a run need not pay before its first step
+
     interval = binomtest(correct, n).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -154,5 +155,7 @@ def mcnemar(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndar
     a, b = np.asarray(first, bool), np.asarray(second, bool)
     if a.shape != b.shape:
         raise ValueError(f"the two are of {a.shape} and {b.shape} images; McNemar's test needs the same images")
+    from scipy.stats import binomtest
+
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     return only_a, only_b, float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0

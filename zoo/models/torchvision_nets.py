@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torchvision
+from typing import Any
+
 from torch import nn
 
 from zoo.spec import Download, ModelSpec
@@ -10,17 +11,23 @@ from zoo.spec import Download, ModelSpec
 
 def alexnet(classes: int = 101) -> nn.Module:
     """torchvision's AlexNet, freshly initialised: (N, 3, 224, 224) to (N, classes)."""
-    return torchvision.models.alexnet(weights=None, num_classes=classes)
+    from torchvision import models  # seconds to import: a weights file that is missing is told before
+
+    return models.alexnet(weights=None, num_classes=classes)
 
 
 def resnet50(classes: int = 101) -> nn.Module:
     """torchvision's ResNet-50 (v1.5: stride in the 3x3 convolution), freshly initialised."""
-    return torchvision.models.resnet50(weights=None, num_classes=classes)
+    from torchvision import models
+
+    return models.resnet50(weights=None, num_classes=classes)
 
 
 def alexnet_download(name: str) -> Download:
     """ImageNet weights ``imagenet1k_v1``."""
-    return _torchvision(torchvision.models.AlexNet_Weights, name)
+    from torchvision import models
+
+    return _torchvision(models.AlexNet_Weights, name)
 
 
 def resnet50_download(name: str) -> Download:
@@ -29,10 +36,12 @@ def resnet50_download(name: str) -> Download:
         from zoo.models import timm_nets
 
         return timm_nets.timm_download(f"resnet50.{name.removeprefix('timm:')}")
-    return _torchvision(torchvision.models.ResNet50_Weights, name)
+    from torchvision import models
+
+    return _torchvision(models.ResNet50_Weights, name)
 
 
-def _torchvision(known: type[torchvision.models.WeightsEnum], name: str) -> Download:
+def _torchvision(known: Any, name: str) -> Download:
     url = known[name.upper()].url
     return Download(url, url.rsplit("/", 1)[-1])
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from itertools import combinations
 from statistics import mean
 
-from scipy import stats
-
 from zoo.recipe import settings
 from zoo.report._blocks import Block, Heading, Table, Text
 from zoo.report._read import Folder
@@ -76,6 +74,8 @@ def difference(first: Sequence[Folder], second: Sequence[Folder]) -> tuple[str, 
 
     Student's paired t where both have the same seeds, which then share their training images; Welch's (1947) where not.
     """
+    from scipy import stats
+
     a, b = ({run.recipe.seed: 100 * run.test["accuracy"] for run in group} for group in (first, second))
     if set(a) == set(b):
         seeds = sorted(a)

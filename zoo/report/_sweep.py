@@ -11,7 +11,6 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import stats
 
 from zoo.files import publish, publish_text
 from zoo.report import _blocks, _draw
@@ -51,6 +50,8 @@ def interval(values: Sequence[float]) -> str:
     """95 % interval of the mean over seeds by Student's t, in per cent; nothing for one seed."""
     if len(values) < 2:
         return ""
+    from scipy import stats
+
     half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
     return f"{percent(mean(values) - half)} to {percent(mean(values) + half)}"
 
