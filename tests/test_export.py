@@ -301,7 +301,7 @@ def test_undecided_images_are_told_apart() -> None:
 
 
 def test_without_the_data(run: Run) -> None:
-    away = AwayRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
+    away = AwayRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(Run)})
     assert "synthetic noise" in zoo.export.onnx(away).line()
 
 

@@ -135,7 +135,7 @@ def test_drop_is_measured() -> None:
 
 
 def test_int8_without_the_data(run: Run) -> None:
-    away = AwayRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
+    away = AwayRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(Run)})
     with pytest.raises(DataError, match="int8 is calibrated on training images, which are not here"):
         zoo.export.onnx(away, precision="int8")
 
