@@ -31,6 +31,16 @@ def quiet_places(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.setdefault("NO_COLOR", "1")
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Runs that are compared bit by bit must not see the machine's share of cores change between them."""
+    from zoo import host
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "cores", lambda: 1)
+        yield
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test marked gpu is skipped, saying why, where there is no GPU."""
     if item.get_closest_marker("gpu"):

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,7 @@ from zoo.spec import BusyError, DataError, DiskError, DivergedError, FileError, 
 from zoo.stop import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Runs that are compared bit by bit must not see the machine's share of cores change between them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "cores", lambda: 1)
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

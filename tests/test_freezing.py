@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,12 @@ from tests_support import resolve
 from torch import nn
 
 import zoo.export
-from zoo import checkpoint, freezing, host, optim, registry, run, trainer
+from zoo import checkpoint, freezing, optim, registry, run, trainer
 from zoo.spec import DisagreeError, UsageError
 from zoo.stop import Interrupted
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 GRADUAL = "unfreeze=['1:stage<=1','2:none']"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Runs that are compared bit by bit must not see the machine's share of cores change between them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "cores", lambda: 1)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -188,9 +189,8 @@ def _before(model: nn.Module, head: str, inputs: Tensor) -> Tensor | None:
 
     handle = model.get_submodule(head).register_forward_pre_hook(take)
     try:
-        model(inputs)
-    except _Enough:
-        pass
+        with contextlib.suppress(_Enough):
+            model(inputs)
     finally:
         handle.remove()
     return caught[0] if len(caught) == 1 and isinstance(caught[0], Tensor) else None
