@@ -24,7 +24,7 @@ from zoo.report import _draw
 from zoo.report._read import shown
 from zoo.spec import FileError
 
-NOT_THE_RECIPE = {"seed", "data.dir", "device", "precision"}
+NOT_THE_RECIPE = {"seed", "data.dir", "device", "precision", "compile"}
 """Keys in which two runs of one recipe may differ."""
 NEAR = 3  # a run that changes more settings of every shipped recipe than that is named after its model and loss
 
@@ -84,8 +84,9 @@ def _row(folder: Path) -> dict[str, Any] | None:
     env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
     finished = datetime.datetime.fromtimestamp((folder / "result.json").stat().st_mtime, datetime.UTC)
     name = _name(recipe)
+    compiled = "compile=true " if recipe.compile else ""
     command = (
-        f"zoo train {name} seed={recipe.seed}"
+        f"zoo train {name} {compiled}seed={recipe.seed}"
         if name.split()[0] in recipes.shipped()
         else f"zoo train {folder.name}/recipe.toml"
     )
@@ -116,6 +117,7 @@ def _row(folder: Path) -> dict[str, Any] | None:
         "minutes": round(result["seconds"] / 60, 1),
         "precision": env["precision"],
         "threads": env["threads"],
+        "compiled": "yes" if recipe.compile else "no",
         **{name: facts[name] for name in _timing.ENVIRONMENT},
     }
 

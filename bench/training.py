@@ -61,6 +61,8 @@ def main(
         calls = {BASE: _usual(model, split, batch, where), "zoo fp32": _zoo(model, split, batch, where, "fp32")}
         if best != "fp32":
             calls[f"zoo {best}"] = _zoo(model, split, batch, where, best)
+        if not quick:
+            calls[f"zoo {best} compiled"] = _zoo(model, split, batch, where, best, compiled=True)
         sync = torch.cuda.synchronize if where.type == "cuda" else None
         samples = _timing.interleave(calls, rounds=rounds or (2 if quick else 10), warmup=1, sync=sync)
         rows = [_row(name, samples, model, batch, steps, allocator) | _timing.environment(where) for name in samples]
@@ -99,15 +101,18 @@ def _usual(model: str, split: Split, batch: int, where: torch.device) -> Callabl
     return epoch
 
 
-def _zoo(model: str, split: Split, batch: int, where: torch.device, precision: str) -> Callable[[], object]:
+def _zoo(
+    model: str, split: Split, batch: int, where: torch.device, precision: str, *, compiled: bool = False
+) -> Callable[[], object]:
     """The loop of ``zoo train``: batched augmentation on uint8 images in memory, channels_last, ``precision``."""
     net = _fresh(model).to(where).to(memory_format=torch.channels_last)
+    called: Any = torch.compile(net, dynamic=False) if compiled else net
     loss = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
     batches = Batches(split, np.arange(len(split)), batch, where, MEAN, STD, 32, augment=["crop", "flip"])
     step = Step(optimizer, lambda _: 0.01, where, precision)
     epochs = itertools.count()
-    return lambda: train_epoch(net, loss, batches, step, epoch=next(epochs))
+    return lambda: train_epoch(called, loss, batches, step, epoch=next(epochs))
 
 
 def _row(

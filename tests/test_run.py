@@ -63,6 +63,7 @@ def test_a_loaded_run_gives_the_recorded_result(small_run: Path) -> None:
         "optim.name=adamw lr=0.001 ema=0.9",
         "mixup=0.2 cutmix=1.0 data.augment=['crop','flip','cutout:8']",
         "loss=dynamic_focal loss.rescale_every=1 class_weights=effective loss.drw_epoch=1 sampler=focal",
+        pytest.param("compile=true", marks=pytest.mark.slow),
     ],
 )
 def test_resume_after_a_stop_in_mid_epoch_ends_on_the_same_bits(
@@ -95,6 +96,27 @@ def test_resume_after_a_stop_in_mid_epoch_ends_on_the_same_bits(
         for f in (whole, tmp_path / "parts")
     ]
     assert same[0] == same[1]
+
+
+def test_a_compiled_run_trains_with_the_compiled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[bool] = []
+
+    def compiled(model: torch.nn.Module, *, dynamic: bool) -> torch.nn.Module:
+        model.register_forward_pre_hook(lambda module, given: called.append(module.training))
+        return torch.nn.Sequential(model)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    run.train(resolve("cnn_small", "compile=true"), out=tmp_path / "compiled")
+    assert called.count(True) == 9  # steps
+    assert json.loads((tmp_path / "compiled/env.json").read_text())["compiled"]
+
+
+def test_a_model_that_cannot_be_compiled_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config
+
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+    with pytest.raises(UsageError, match=r"torch.compile failed \(cnn_small: .*no-such-compiler.*leave --compile out"):
+        run.train(resolve("cnn_small", "compile=true"), out=tmp_path / "run")
 
 
 def test_kill_9_then_resume_ends_on_the_same_bits(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo import optim
 from zoo.console import say
 from zoo.recipe import Recipe
-from zoo.spec import DisagreeError, ModelSpec
+from zoo.spec import DisagreeError, ModelSpec, UsageError
 from zoo.train import Batches, autocast
 
 if TYPE_CHECKING:
@@ -91,9 +91,25 @@ def release(parts: Trainer, selector: str) -> None:
             # what torch begins with, written out: its fused step takes no group in which only some have a momentum
             made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     parts.step = replace(parts.step, optimizer=made)
+    wrap(parts)
+
+
+def wrap(parts: Trainer) -> None:
+    """Set how the model is called in training, which goes by what is frozen now.
+
+    Each shape is compiled for itself, so that a step has the same bits whatever shapes came before it.
+
+    Raises:
+        UsageError: ``compile`` with several processes, whose joint BatchNorm it would break up.
+    """
+    parts.wrapped = None  # the old wrapper's hooks go with it
     if parts.team.size > 1:
-        parts.wrapped = None  # the old wrapper's hooks go with it
+        if parts.recipe.compile:
+            raise UsageError(f"compile = true is for one process (here {parts.team.size}); leave --compile out")
         parts.wrapped = parts.team.wrapped(parts.model.train())
+    elif parts.recipe.compile:
+        torch.compiler.reset()  # what earlier models left counts against the limit of recompilations, then all runs uncompiled
+        parts.wrapped = cast(nn.Module, torch.compile(parts.model, dynamic=False))
 
 
 def shorten(parts: Trainer) -> None:

@@ -114,6 +114,7 @@ class Recipe(msgspec.Struct, frozen=True):
     ``select_on`` is the split whose accuracy chooses the epoch that is kept; with ``test`` the test result is too good, and
     every report of it says so.
     ``unfreeze`` lists what is frozen instead of ``freeze`` after some epochs, e.g. ``["2:stage<=3", "4:none"]``.
+    ``compile`` trains with torch.compile, which takes a minute first and pays in long runs.
     ``save_every`` is the number of steps between saved states, 0 for one an epoch; ``on_full`` what to do on a full disk.
     """
 
@@ -134,6 +135,7 @@ class Recipe(msgspec.Struct, frozen=True):
     select_on: Literal["val", "test"] = "val"
     allow_empty_class: bool = False
     deterministic: bool = False
+    compile: bool = False
     save_every: NotNegativeInt = 0
     on_full: Literal["stop", "keep-training"] = "stop"
     data: Data = msgspec.field(default_factory=Data)

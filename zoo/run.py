@@ -142,7 +142,7 @@ def train(recipe: Recipe, *, out: Path | None = None, resume: bool = False, forc
         UsageError, DataError, FileError, DivergedError, DiskError, BusyError: see their exit codes; Interrupted after a
         signal, with the state saved.
     """
-    with parallel.joined() as team, signals() as stop, host.deterministic(recipe.deterministic), _telling_memory(recipe):
+    with parallel.joined() as team, signals() as stop, host.deterministic(recipe.deterministic), _telling(recipe):
         where = team.device(host.device(recipe.device))
         how = host.precision(recipe.precision, where)
         allocator = host.keep_memory()
@@ -155,7 +155,7 @@ def train(recipe: Recipe, *, out: Path | None = None, resume: bool = False, forc
             parts = build(recipe, folder, where, how, team)
         if recipe.deterministic:
             check_deterministic(parts)
-        parts.wrapped = team.wrapped(parts.model) if team.size > 1 else None
+        freezing.wrap(parts)
         with contextlib.ExitStack() as held:
             team.told(lambda: _open(parts, held, force=force and not resume))
             if resume and not restore(parts):
@@ -171,11 +171,14 @@ def train(recipe: Recipe, *, out: Path | None = None, resume: bool = False, forc
 
 
 @contextlib.contextmanager
-def _telling_memory(recipe: Recipe) -> Iterator[None]:
-    """DiskError for a device, or a machine, that has not enough memory."""
+def _telling(recipe: Recipe) -> Iterator[None]:
+    """DiskError for a device, or a machine, that has not enough memory; UsageError for a model that torch cannot compile."""
     try:
         yield
     except RuntimeError as error:
+        if recipe.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            why = str(error.__cause__ or error).strip().splitlines()[0]
+            raise UsageError(f"torch.compile failed ({recipe.model}: {why}); leave --compile out") from error
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise
         half = max(1, recipe.batch_size // 2)

@@ -53,7 +53,7 @@ class Trainer:
     plan: Sequence[tuple[int, str]] = ()
     """What is frozen from which epoch on (:func:`zoo.optim.plan`)."""
     wrapped: nn.Module | None = None
-    """The model as it is called in training, where several processes train it."""
+    """The model as it is called in training, where several processes train it or it is compiled."""
     tail: str = ""
     """The module that is trained on stored features of the frozen part before it; empty: the whole model."""
     epoch: int = 0
@@ -88,6 +88,7 @@ def describe(parts: Trainer, allocator: str, command: str) -> None:
     env = host.facts(parts.device) | {
         "precision": parts.precision,
         "layout": "channels_last",
+        "compiled": recipe.compile,
         "allocator": allocator,
         "kernel": kernel,
         "data": data.name,
@@ -120,8 +121,9 @@ def describe(parts: Trainer, allocator: str, command: str) -> None:
     if recipe.select_on == "test":
         say("warning  the epoch to keep is chosen on the test images: the test result will be too good, and is marked as such")
     together = f"{parts.team.size} processes, each " if parts.team.size > 1 else ""
+    compiled = " · compiled in the first steps" if recipe.compile else ""
     say(
-        f"run      {together}{parts.device} · {env['threads']} threads · {parts.precision} · channels_last · memory: {allocator} · {parts.folder}"
+        f"run      {together}{parts.device} · {env['threads']} threads · {parts.precision} · channels_last{compiled} · memory: {allocator} · {parts.folder}"
     )
     for finding in parts.lint:
         say(f"warning  {finding}")
@@ -168,7 +170,7 @@ def _one_epoch(parts: Trainer, stop: Stop, progress: Progress) -> None:
     _set_loss(parts)
     try:
         parts.totals = train_epoch(
-            parts.wrapped or parts.model.get_submodule(parts.tail),
+            parts.model.get_submodule(parts.tail) if parts.tail or parts.wrapped is None else parts.wrapped,
             parts.loss,
             parts.batches,
             parts.step,
