@@ -31,7 +31,7 @@ from zoo.stop import signals
 from zoo.train import predict
 from zoo.trainer import Trainer, describe, epochs, predicted
 
-RESUMABLE = ("epochs", "patience", "data.dir", "device", "save_every", "on_full")
+RESUMABLE = ("epochs", "patience", "data.dir", "device", "compile", "save_every", "on_full")
 """Settings that may differ between the parts of one run."""
 
 
