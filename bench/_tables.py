@@ -3,7 +3,8 @@
 ``python -m zoo.bench._tables README.md`` writes again what stands between markers such as
 ``<!-- table:inference batch=64 contender images_per_s ratio -->`` and ``<!-- /table:inference -->``: the named columns of the rows of
 ``bench/results/inference.csv`` that have these values (``*`` stands for anything). With columns such as ``mean:accuracy`` the
-rows that agree in the others become one line: their number, the mean and standard deviation of these.
+rows that agree in the others become one line: their number, the mean and standard deviation of these. ``accuracy%`` shows a
+share in per cent.
 """
 
 from __future__ import annotations
@@ -35,15 +36,25 @@ def render(path: Path, columns: Sequence[str] = (), where: dict[str, str] | None
     if not rows:
         raise ValueError(f"{path.name} has no rows with {where}")
     columns = columns or [name for name in rows[0] if name not in _timing.ENVIRONMENT]
-    if missing := [name for name in columns if name.removeprefix(MEAN) not in rows[0]]:
+    if missing := [name for name in columns if _bare(name) not in rows[0]]:
         raise ValueError(f"{path.name} has no column {missing[0]!r}; it has {', '.join(rows[0])}")
+    for name in (name for name in columns if name.endswith("%")):
+        for row in rows:
+            row[name.removeprefix(MEAN)] = f"{100 * float(text):.6g}" if (text := row[_bare(name)]) else ""
     source = _source(rows[0])
     if any(name.startswith(MEAN) for name in columns):
         columns, rows = _means(columns, rows)
     number = [all(_is_number(row[name]) for row in rows if row[name]) for name in columns]
-    lines = [" | ".join(name.replace("_", " ") for name in columns), " | ".join("---:" if right else "---" for right in number)]
+    lines = [
+        " | ".join(name.replace("_", " ").replace("%", " %") for name in columns),
+        " | ".join("---:" if right else "---" for right in number),
+    ]
     lines += [" | ".join(_cell(row[name]) for name in columns) for row in rows]
     return "\n".join(f"| {line} |" for line in lines) + f"\n\n{source}\n"
+
+
+def _bare(column: str) -> str:
+    return column.removeprefix(MEAN).removesuffix("%")
 
 
 def _means(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> tuple[list[str], list[dict[str, str]]]:

@@ -355,6 +355,8 @@ def test_markdown(tmp_path: Path) -> None:
         _tables.render(tmp_path / "t.csv", where={"contender": "z"})
     means = _tables.render(tmp_path / "t.csv", ["ratio", "mean:images_per_s"], {"contender": "*"})
     assert "| ratio | runs | images per s |\n| ---: | ---: | ---: |\n| 1.23 | 2 | 617.5 ± 8.7e+02 |\n" in means
+    shares = _tables.render(tmp_path / "t.csv", ["contender", "ratio%"])
+    assert "| contender | ratio % |\n| --- | ---: |\n| a | 123 |\n" in shares
 
 
 def test_rows_of_other_runs_stay(tmp_path: Path) -> None:
