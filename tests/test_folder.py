@@ -1,0 +1,237 @@
+"""Class folders: what is read, how it is split, and what is said of folders that are wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_cases import build, check, noise, refused, tree
+from PIL import Image
+
+from zoo.data import _folders, _parts
+from zoo.data._image import read_image
+from zoo.spec import DataError, UsageError
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    root = tree(tmp_path / "pets", classes=("cat", "dog", "eel"))
+    data = build("folder", root)
+    check(data)
+    assert data.classes == ("cat", "dog", "eel")
+    assert (len(data.train), len(data.val), len(data.test)) == (9, 9, 18)
+    assert data.name == "pets"
+    first = data.test.files[0]
+    assert first == str(root / "test" / "cat" / "0.png")
+    assert np.array_equal(data.test.images[0], read_image(first))  # 32 = 8/7 of 28: stored as it is
+    assert data.notes == ()
+
+
+def test_any_size_becomes_the_stored_square(tmp_path: Path) -> None:
+    root = tree(tmp_path / "a", side=50)
+    wide = np.zeros((40, 100, 3), np.uint8)
+    wide[:, 30:70] = 255
+    Image.fromarray(wide).save(root / "test" / "cat" / "0.png")
+    data = build("folder", root, size=28)
+    assert data.test.images.shape == (12, 32, 32, 3)
+    assert data.test.images[0][:, 2:-2].min() > 250  # the centre is what is left
+    assert data.test.images[0].mean() > 240
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (2, 5)])
+def test_odd_shapes(shape: tuple[int, int]) -> None:
+    image = np.full((*shape, 3), 77, np.uint8)
+    assert np.array_equal(_folders.square(image, 16), np.full((16, 16, 3), 77, np.uint8))
+
+
+def test_square_is_resize_then_centre_crop() -> None:
+    image = np.asarray(Image.fromarray(noise(1, 8)).resize((96, 64), Image.Resampling.BICUBIC))
+    plain = Image.fromarray(image).resize((48, 32), Image.Resampling.BILINEAR).crop((8, 0, 40, 32))
+    assert np.abs(_folders.square(image, 32).astype(int) - np.asarray(plain)).max() <= 1
+
+
+def test_the_second_time_nothing_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tree(tmp_path / "a")
+    first = build("folder", root)
+    calls: list[str] = []
+    monkeypatch.setattr(_folders, "decode", lambda path: calls.append(path) or noise(0))  # type: ignore[func-returns-value]
+    again = build("folder", root)
+    assert calls == []
+    assert again.digest == first.digest
+    assert isinstance(again.test.images, np.memmap)
+    moved = root.rename(tmp_path / "b")
+    os.utime(moved / "train" / "cat" / "0.png", (2, 2))
+    assert build("folder", moved).digest == first.digest
+    assert calls == []  # the cache is keyed by content
+    moved.rename(root)
+    Image.fromarray(noise(5)).save(root / "test" / "cat" / "0.png")
+    os.utime(root / "test" / "cat" / "0.png", (1, 1))
+    assert build("folder", root).digest != first.digest
+    assert len(calls) == 12  # the test part only
+
+
+def test_where_the_cache_cannot_be_written_images_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tree(tmp_path / "a")
+    digest = build("folder", root).digest
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "file"))
+    data = build("folder", root)
+    assert data.digest == digest
+    assert "not cached: cannot write" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_no_fault_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    root = tree(tmp_path / "a")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    check(build("folder", root))
+    assert "no space left" in capsys.readouterr().err
+    assert not list(_folders.cache_folder().glob("images/.*tmp*"))
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
+    root = tree(tmp_path / "a")
+    digest = build("folder", root).digest
+    for path in (_folders.cache_folder() / "images").glob("*.prints.npy"):
+        path.unlink()
+    assert build("folder", root).digest == digest
+
+
+def test_without_a_test_folder_a_fifth_is_carved_whatever_the_seed(tmp_path: Path) -> None:
+    root = tree(tmp_path / "a", splits=(".",), n=10)
+    one, two = build("folder", root, seed=0), build("folder", root, seed=1)
+    check(one)
+    assert (len(one.train), len(one.val), len(one.test)) == (8, 8, 4)
+    assert one.test.files == two.test.files
+    assert one.val.files != two.val.files
+    assert "no test folder" in one.notes[0]
+
+
+def test_a_val_folder_is_the_validation_set(tmp_path: Path) -> None:
+    data = build("folder", tree(tmp_path / "a", splits=("train", "val", "test")), val=0.5)
+    check(data)
+    assert (len(data.train), len(data.val), len(data.test)) == (12, 12, 12)
+    assert all("/val/" in file for file in data.val.files)
+
+
+def test_a_val_folder_alone_is_the_test_set(tmp_path: Path) -> None:
+    data = build("folder", tree(tmp_path / "a", splits=("train", "val")))
+    check(data)
+    assert all("/val/" in file for file in data.test.files)
+    assert "val/ is the test set" in data.notes[0]
+
+
+def test_what_is_no_image_is_counted_and_named(tmp_path: Path) -> None:
+    root = tree(tmp_path / "a")
+    for name in (".DS_Store", "notes.txt", "Thumbs.db", "more.txt"):
+        (root / "train" / "cat" / name).write_text("x")
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    (root / "train" / "README.md").write_text("x")
+    data = build("folder", root)
+    check(data)
+    assert data.classes == ("cat", "dog")
+    assert len(data.notes) == 1
+    assert data.notes[0].startswith("6 entries of")
+    for kind in (".txt 2", ".DS_Store 1", ".ipynb_checkpoints 1"):
+        assert kind in data.notes[0]
+
+
+def test_a_leak_from_training_to_test_is_told(tmp_path: Path) -> None:
+    root = tree(tmp_path / "a")
+    shutil.copy(root / "train" / "cat" / "3.png", root / "test" / "dog" / "0.png")
+    assert build("folder", root).notes == ("warning: 1 test images are also training images (0.png = 3.png)",)
+
+
+def test_odd_names_stay_readable(tmp_path: Path) -> None:
+    root = tree(tmp_path / "a b ü")
+    (root / "train" / "cat" / "0.png").rename(root / "train" / "cat" / "line\nbreak.png")
+    (root / "train" / "cat" / "1.png").rename(os.fsdecode(bytes(root / "train" / "cat") + b"/\xff.png"))
+    (root / "train" / "cat" / "2.png").rename(root / "train" / "cat" / ("n" * 251 + ".png"))
+    data = build("folder", root, val=0.0)
+    check(data)
+    names = "".join(data.train.files)
+    assert names.encode("utf-8")
+    assert "line\\nbreak.png" in names
+    assert "\\udcff.png" in names
+
+
+@pytest.mark.parametrize("name", ["folder", "cifar10", "cifar100", "caltech101"])
+def test_folders_that_are_none(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    assert str(tmp_path) in refused("no data folder", name, tmp_path / "missing")
+    refused("data folder is a file", name, tmp_path / "file")
+    refused("data folder is empty", name, tmp_path / "empty")
+    (tmp_path / "empty" / "x.txt").write_text("x")
+    refused("no class folders|no cifar|no Caltech|not a folder of class folders", name, tmp_path / "empty")
+
+
+def test_the_folder_set_needs_a_folder() -> None:
+    refused("which folder", "folder", None, UsageError)
+
+
+def test_an_empty_class(tmp_path: Path) -> None:
+    root = tree(tmp_path / "a")
+    (root / "train" / "emu").mkdir()
+    data = build("folder", root)
+    assert data.classes == ("cat", "dog", "emu")
+    assert f"1 classes have no image in {root / 'train'} (emu)" in data.notes
+    for name in ("cat", "dog"):
+        shutil.rmtree(root / "test" / name)
+        (root / "test" / name).mkdir()
+    assert str(root / "test") in refused("no images in the class folders", "folder", root)
+
+
+def test_a_class_in_test_that_training_lacks(tmp_path: Path) -> None:
+    root = tree(tmp_path / "a")
+    (root / "test" / "emu").mkdir()
+    assert str(root / "test" / "emu") in refused("class in test but not in train", "folder", root)
+
+
+def test_a_class_that_test_lacks_is_noted(tmp_path: Path) -> None:
+    root = tree(tmp_path / "a")
+    shutil.rmtree(root / "test" / "dog")
+    assert f"1 classes have no image in {root / 'test'} (dog)" in build("folder", root).notes
+
+
+def test_bad_images_are_counted_and_named(tmp_path: Path) -> None:
+    root = tree(tmp_path / "a")
+    for number in (0, 2, 3, 5):
+        path = root / "train" / "dog" / f"{number}.png"
+        path.write_bytes(path.read_bytes()[: 400 * (number > 0)])
+    text = refused("4 of 24 images cannot be read: empty file", "folder", tmp_path / "a")
+    assert str(root / "train" / "dog" / "0.png") in text
+    assert "truncated image" in text
+    assert "and 1 more" in text
+    with pytest.raises(_parts.UnreadableImages) as told:
+        build("folder", root)
+    rest = told.value.data
+    check(rest)
+    assert len(told.value.bad) == 4
+    assert (len(rest.train) + len(rest.val), len(rest.test)) == (8, 12)
+    assert not {f"{number}.png" for number in (0, 2, 3, 5)} & {Path(f).name for f in rest.train.files if "dog" in f}
+    assert not list((_folders.cache_folder() / "images").glob(".*tmp*"))
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "device"])
+def test_names_that_are_no_files_do_not_hang(tmp_path: Path, kind: str) -> None:
+    root = tree(tmp_path / "a")
+    path = root / "train" / "cat" / "x.png"
+    {
+        "link": lambda: path.symlink_to("nowhere"),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "device": lambda: path.symlink_to("/dev/zero"),
+    }[kind]()
+    assert str(path) in refused("dangling link" if kind == "link" else "not a regular file", "folder", root)
+    with pytest.raises(DataError, match="dangling link" if kind == "link" else "not a regular file"):
+        read_image(path)
