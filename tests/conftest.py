@@ -82,6 +82,16 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run.train(recipe.resolve("cnn_small", overrides), out=tmp_path_factory.mktemp("run") / "small")
 
 
+@pytest.fixture(scope="module")
+def small_plain(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one short epoch on one thread, for others to be compared with."""
+    from tests_support import small
+
+    from zoo import run
+
+    return run.train(small(), out=tmp_path_factory.mktemp("plain") / "run")
+
+
 @pytest.fixture(scope="session")
 def real_cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with every 50th image of the real CIFAR-10 (1,200), or a skip that says what is missing."""

@@ -14,18 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests_support import resolve
+from tests_support import digests, resolve
 
 from zoo import checkpoint, metrics, run, trainer
 from zoo.spec import BusyError, DataError, DivergedError, FileError, UsageError
 from zoo.stop import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def weights_of(folder: Path) -> dict[str, str]:
-    _, meta = checkpoint.load_tensors(checkpoint.states(folder)[0])
-    return meta["digests"]
 
 
 def test_the_folder_holds_everything(small_run: Path) -> None:
@@ -90,7 +85,7 @@ def test_resume_after_a_stop_in_mid_epoch_ends_on_the_same_bits(
             run.train(recipe, out=tmp_path / "parts", resume=resume)
         assert caught.value.code == 143
     run.train(recipe, out=tmp_path / "parts", resume=True)
-    assert weights_of(tmp_path / "parts") == weights_of(whole)
+    assert digests(tmp_path / "parts") == digests(whole)
     same = [
         [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in checkpoint.read_rows(f)]
         for f in (whole, tmp_path / "parts")
@@ -135,16 +130,16 @@ def test_kill_9_then_resume_ends_on_the_same_bits(tmp_path: Path) -> None:
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert start(tmp_path / "killed", "--resume").wait(200) == 0
-    assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "whole")
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
 
 def test_a_complete_run_has_nothing_to_resume(small_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = weights_of(small_run)
+    before = digests(small_run)
     from zoo import recipe
 
     run.train(recipe.read(small_run / "recipe.toml"), out=small_run, resume=True)
     assert "nothing to do" in capsys.readouterr().err
-    assert weights_of(small_run) == before
+    assert digests(small_run) == before
 
 
 def test_refusals_touch_nothing(small_run: Path, tmp_path: Path) -> None:
@@ -183,7 +178,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Pat
     folders = [
         run.train(resolve("cnn_small", f"seed={seed}"), out=tmp_path / name) for name, seed in (("a", 3), ("b", 3), ("c", 4))
     ]
-    a, b, c = (weights_of(folder) for folder in folders)
+    a, b, c = (digests(folder) for folder in folders)
     assert a == b
     assert a != c
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from zoo import recipe
+from pathlib import Path
+
+from zoo import checkpoint, recipe
 from zoo.recipe import Recipe
 
 TINY = ("epochs=1", "batch_size=250", "data=synthetic", "data.imbalance=exp:0.05", "device=cpu")
@@ -11,3 +13,13 @@ TINY = ("epochs=1", "batch_size=250", "data=synthetic", "data.imbalance=exp:0.05
 def resolve(model: str, *settings: str) -> Recipe:
     """A recipe small enough for tests, with ``key=value`` changes."""
     return recipe.resolve(model, dict(recipe.parse_override(text) for text in (*TINY, *settings)))
+
+
+def small(*settings: str) -> Recipe:
+    """One short epoch of the small net."""
+    return resolve("cnn_small", *settings)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The digest of each tensor in the newest saved state of a run."""
+    return checkpoint.load_tensors(checkpoint.states(folder)[0])[1]["digests"]
