@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from zoo.bench._contenders import Call, Contender, Ready, loaded
-from zoo.export import _session
+from zoo.export import _guard, _session
 from zoo.spec import UsageError
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -67,7 +67,7 @@ def _contender(
         resident = None if fell else bound(session, inputs.to(where))
         return Ready(lambda: session.run(wanted, feed)[0], resident, proof if fell else f"tf32 off, {proof}")
 
-    return loaded(name, precision, load, prepare, file_mb=path.stat().st_size / 1e6, where=None if fell else where)
+    return loaded(name, precision, load, prepare, file_mb=_guard.check(path) / 1e6, where=None if fell else where)
 
 
 def open_session(path: Path, provider: str, where: torch.device, threads: int, profile: Path | None = None) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.bench import _gpu, _timing
 from zoo.bench._contenders import Call, Contender, Ready, loaded
-from zoo.export import _session
+from zoo.export import _guard, _session
 
 K = TypeVar("K")
 MARGIN = 0.03
@@ -35,7 +35,7 @@ def of_onnxruntime(
     return [
         loaded(
             _name("onnxruntime cpu", precision), precision, partial(Tuned, path, threads, tune=tune),
-            lambda tuned, inputs: tuned.prepare(inputs), file_mb=path.stat().st_size / 1e6,
+            lambda tuned, inputs: tuned.prepare(inputs), file_mb=_guard.check(path) / 1e6,
         )
         for precision, path in files.items() if precision != "fp16"  # on the CPU it is widened again: smaller, never faster
     ]  # fmt: skip
@@ -110,7 +110,7 @@ def of_openvino(files: Mapping[str, Path], threads: int, *, half: bool) -> list[
     return [
         loaded(
             _name("openvino", precision), precision, partial(core.read_model, str(files[source])),
-            partial(_compiled, core, threads, precision), file_mb=files[source].stat().st_size / 1e6, may_fail=True,
+            partial(_compiled, core, threads, precision), file_mb=_guard.check(files[source]) / 1e6, may_fail=True,
         )
         for precision, source in ways if source in files
     ]  # fmt: skip

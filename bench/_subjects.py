@@ -152,7 +152,7 @@ def _of_file(path: Path) -> Subject:
         raise FileError(
             f"input is not one of images ({path}, {entry.type} {entry.shape}); only the first dimension may be free"
         )
-    found = Subject(path.stem, shape, None, {precision(path): path}, path.stat().st_size / 1e6, preprocess=mode)
+    found = Subject(path.stem, shape, None, {precision(path): path}, _guard.check(path) / 1e6, preprocess=mode)
     if not (path.parent / "recipe.toml").is_file():
         return found
     run = engine.load(path.parent)

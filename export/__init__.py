@@ -29,6 +29,9 @@ class Receipt:
 
     path: Path
     bytes: int
+    """Of all files."""
+    files: tuple[str, ...]
+    """Their names: ``path`` first, then what lies beside it."""
     format: str
     precision: str
     opset: int
@@ -65,7 +68,7 @@ class Receipt:
             f" · calibrated by {self.calibration['method']} on {self.calibration['images']}" if self.calibration else ""
         )
         return (
-            f"{self.path}  {'2 files' if self.format == 'openvino' else '1 file'} {self.bytes / 1e6:.1f} MB · {self.precision}{opset} · batch {', '.join(map(str, self.batches))} agree: "
+            f"{self.path}  {len(self.files)} file{'s' if len(self.files) > 1 else ''} {self.bytes / 1e6:.1f} MB · {self.precision}{opset} · batch {', '.join(map(str, self.batches))} agree: "
             f"{self.agree:,}/{self.n:,} classes{ties}, max |difference| {self.max_abs:.1e} · {self.images}{right}{calibrated}"
         )
 
@@ -81,6 +84,7 @@ def onnx(
     precision: str = "fp32",
     preprocess: str = "normalize",
     softmax: bool = False,
+    external_data: bool = False,
     opset: int | None = None,
     target_ort: str | None = None,
     max_drop: float = 0.5,
@@ -91,6 +95,8 @@ def onnx(
     """Write a run's model as one ONNX file (default: ``model.onnx``, ``model.fp16.onnx`` or ``model.int8.onnx`` in its folder).
 
     Args:
+        external_data: put the weights in a file of their own, ``model.3f2a90c1.onnx.data`` with the first digits of its
+            sha1; they go there by themselves if they are more than 2 GB.
         opset: operator set; ``target_ort``, e.g. "1.17", takes the newest that this onnxruntime reads instead.
         max_drop: points of test accuracy that fp16 or int8 may lose against float32.
         seed: draws the images that int8 is calibrated on.
@@ -98,12 +104,11 @@ def onnx(
 
     Raises:
         BusyError: the file exists and ``force`` is not set. UsageError: opset, precision or preprocess that there is not.
-        FileError: a weight is not finite, or the model too large. DataError: int8 without the run's data.
+        FileError: a weight is not finite. DataError: int8 without the run's data.
         DisagreeError: the file and PyTorch differ, accuracy drops too far, or frozen weights are not what they were.
         DiskError: the file cannot be written. In each case nothing is published and an old file stays as it was.
     """
-    from zoo import files
-    from zoo.export import _cases, _graph, _parity, _session, onnx_fp16, onnx_fp32, onnx_int8
+    from zoo.export import _cases, _graph, _parity, onnx_fp16, onnx_fp32, onnx_int8
 
     began = time.monotonic()
     _known("precision", precision, PRECISIONS)
@@ -129,9 +134,9 @@ def onnx(
         "calibration": json.dumps(calibration),
     }  # fmt: skip
     say(f"check    {target}")
-    files.publish(target, lambda part: onnx_fp32.save(graph, part, written), lambda part: _session.open_session(part))
+    files = onnx_fp32.save(graph, target, written, external_data=external_data)
     return Receipt(
-        target, target.stat().st_size, "onnx", precision, chosen, graph.ir_version, preprocess, _parity.BATCHES, parity.agree,
+        target, sum(each.stat().st_size for each in files), tuple(each.name for each in files), "onnx", precision, chosen, graph.ir_version, preprocess, _parity.BATCHES, parity.agree,
         parity.n, parity.ties, parity.max_abs, seen.source, round(time.monotonic() - began, 2), test, calibration,
     )  # fmt: skip
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from zoo import metrics
 from zoo.console import say
-from zoo.export import _cases, _session, onnx_int8
+from zoo.export import _cases, _external, _session, onnx_int8
 from zoo.export._graph import Exported
 from zoo.run import Run
 from zoo.spec import DataError, DataSet, Split
@@ -21,7 +22,7 @@ LARGE = 64
 
 def answer_of(graph: Any, run: Run, exported: Exported) -> _cases.Answer:
     """What onnxruntime gives for a graph or file, from uint8 images."""
-    session = _session.open_session(graph if hasattr(graph, "is_file") else graph.SerializeToString())
+    session = _session.open_session(graph) if isinstance(graph, Path) else _external.session(graph)
     name = session.get_inputs()[0].name
     return lambda part: session.run(None, {name: _cases.fed(part, run, exported)})[0]
 

@@ -60,10 +60,15 @@ def program(
         if seen.data is not None and len(seen.data.test):
             test = _accuracy.row(_accuracy.hits(answer, seen.data.test, fmt))
         target.write(exported, made, metadata=facts | {"parity": json.dumps(parity.as_dict()), "test": json.dumps(test)})
-        size = sum(each.stat().st_size for each in Path(folder).iterdir())
-        for each in sorted(Path(folder).iterdir()):  # weights (.bin) before the graph (.xml) that names them
-            files.publish(out.with_suffix(each.suffix), partial(shutil.copyfile, each))
+        parts = sorted(Path(folder).iterdir(), reverse=True)  # the graph (.xml) before the weights (.bin)
+        size, names = sum(each.stat().st_size for each in parts), tuple(out.with_suffix(each.suffix).name for each in parts)
+        for each in parts[1:]:
+            beside = out.with_suffix(each.suffix)
+            check_free(beside, force=force)
+            # an old graph would be read with the new weights if all ended here
+            files.publish(beside, partial(shutil.copyfile, each), lambda _: out.unlink(missing_ok=True))
+        files.publish(out, partial(shutil.copyfile, parts[0]))
     return Receipt(
-        out, size, fmt, "fp32", 0, 0, preprocess, _parity.BATCHES, parity.agree, parity.n, parity.ties, parity.max_abs, seen.source,
+        out, size, names, fmt, "fp32", 0, 0, preprocess, _parity.BATCHES, parity.agree, parity.n, parity.ties, parity.max_abs, seen.source,
         round(time.monotonic() - began, 2), test,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.console import counted, say
-from zoo.export import _session
+from zoo.export import _external
 
 BATCHES = (1, 2, 7)
 ROUNDS = 3
@@ -115,7 +115,7 @@ def first_difference(graph: ModelProto, fed: np.ndarray, model: nn.Module, input
     names = [name for node in graph.graph.node for name in node.output if name]
     del probe.graph.output[:]
     probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-    session = _session.open_session(probe.SerializeToString(), optimise=False)
+    session = _external.session(probe, optimise=False)
     values = dict(zip(names, session.run(names, {session.get_inputs()[0].name: fed})))
     with torch.no_grad(), _Keep() as kept:
         model(inputs)

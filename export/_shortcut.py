@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from zoo.export import _external
 
 NAME = "shortcut."
 """How these convolutions' names begin: their multiplications are no work of the model's."""
@@ -20,7 +21,7 @@ NAME = "shortcut."
 def convolved(graph: ModelProto) -> ModelProto:
     """The graph, changed in place: rows and columns at a stride with channels of zeros beside them become a convolution."""
     weights = {each.name: numpy_helper.to_array(each) for each in graph.graph.initializer}
-    shapes = {each.name: each.type.tensor_type.shape.dim for each in onnx.shape_inference.infer_shapes(graph).graph.value_info}
+    shapes = {each.name: each.type.tensor_type.shape.dim for each in _external.shaped(graph).graph.value_info}
     makers = {name: node for node in graph.graph.node for name in node.output}
     readers = [*(name for node in graph.graph.node for name in node.input), *(each.name for each in graph.graph.output)]
     gone: set[str] = set()

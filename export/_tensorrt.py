@@ -13,9 +13,12 @@ BATCHES = (1, 8, 64)
 def command(receipt: Receipt, size: int) -> str:
     """What to type for a file whose images are ``size`` pixels wide and high, or nothing if TensorRT cannot take it.
 
-    It quantises symmetrically to signed bytes, zoo's int8 files hold unsigned ones; and images of any size as bytes
-    (``full``) are resized by arithmetic in float64, which it lacks. Types are those of the graph (``--stronglyTyped``, which
-    TensorRT 11 does in any case): a float16 file stays in float16, a float32 one is not rounded to TF32 (``--noTF32``).
+    It quantises symmetrically to signed bytes, zoo's int8 files hold unsigned ones. ``full`` resizes by weights in float64,
+    which its ONNX parser casts to float32 (onnx-tensorrt, docs/operators.md): not the arithmetic that parity was shown for.
+
+    The options are those of samples/common/sampleOptions.cpp in TensorRT 10.8, 10.13 and 11.1, read and not run.
+    ``--stronglyTyped`` keeps the graph's types, so that a float16 file stays in float16 (11 does so in any case and ignores
+    it); ``--noTF32`` keeps float32 products from being rounded to 10 bits, which TensorRT allows itself by default.
     """
     if receipt.format != "onnx" or receipt.precision == "int8" or receipt.preprocess == "full":
         return ""

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from zoo.export import _graph, onnx_fp32
+from zoo.export import _external, _graph, onnx_fp32
 from zoo.spec import DisagreeError, TargetSpec
 
 TARGET = TargetSpec(suffix=".fp16.onnx", tolerance=0.05, needs=onnx_fp32.TARGET.needs)
@@ -66,12 +66,13 @@ def convert(graph: ModelProto) -> ModelProto:
     kept = [each for each in body.initializer if each.name in taken]
     del body.initializer[:], body.value_info[:]
     body.initializer.extend(kept)
-    return onnx.shape_inference.infer_shapes(made, strict_mode=True)
+    body.value_info.extend(_external.shaped(made, strict=True).graph.value_info)
+    return made
 
 
 def _types(graph: ModelProto) -> dict[str, int]:
     """Element type of every tensor by name."""
-    inferred = onnx.shape_inference.infer_shapes(graph).graph
+    inferred = _external.shaped(graph).graph
     known = [*inferred.value_info, *inferred.input, *inferred.output]
     found = {each.name: each.type.tensor_type.elem_type for each in known}
     return found | {each.name: each.data_type for each in inferred.initializer}

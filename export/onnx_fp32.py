@@ -13,9 +13,10 @@ import onnx
 import torch
 from onnx import ModelProto
 
-from zoo.export import _shortcut, _wire
+from zoo import files
+from zoo.export import _external, _session, _shortcut, _wire
 from zoo.export._graph import Exported
-from zoo.spec import FileError, TargetSpec, UsageError
+from zoo.spec import TargetSpec, UsageError
 
 TARGET = TargetSpec(suffix=".onnx", tolerance=1e-4, needs=("onnx", "onnxscript", "onnxruntime"))
 OPSETS = range(18, 24)
@@ -23,8 +24,6 @@ OPSETS = range(18, 24)
 OPSET = 20
 ORT_OPSETS = (((1, 14), 18), ((1, 16), 19), ((1, 17), 20), ((1, 18), 21), ((1, 21), 22), ((1, 23), 23))
 """onnxruntime versions and the newest opset each runs; 1.15 lists 19 but lacks its Reshape (tried: 1.15 to 1.20)."""
-LIMIT = 2_000_000_000
-"""Bytes that protobuf can hold in one file."""
 
 
 def check_opset(opset: int | None, target_ort: str | None = None) -> int:
@@ -58,19 +57,12 @@ def write(model: Exported, path: Path, *, opset: int = OPSET, metadata: Mapping[
 
 
 def trace(model: Exported, *, opset: int = OPSET) -> ModelProto:
-    """The graph: input ``image``, output ``logits`` or ``probabilities``, first dimension ``batch``.
-
-    Raises:
-        FileError: too large for one file.
-    """
+    """The graph: input ``image``, output ``logits`` or ``probabilities``, first dimension ``batch``."""
     return _shortcut.convolved(written(model, opset=opset))
 
 
 def written(model: Exported, *, opset: int = OPSET) -> ModelProto:
     """:func:`trace` as torch writes it, the nodes being those of the model's code."""
-    needed = sum(value.nbytes for value in model.state_dict().values())
-    if needed > LIMIT:
-        raise FileError(f"model is too large for one ONNX file ({needed / 1e9:.1f} GB, limit 2 GB); use a smaller model")
     full, size = model.preprocess == "full", model.size
     # traced at 2, since a batch of 1 may be taken for a constant; sides differ, lest they are taken for one
     example = torch.zeros(2, size + 3, size + 5, 3, dtype=torch.uint8) if full else torch.zeros(2, 3, size, size)
@@ -114,15 +106,29 @@ def clean(graph: ModelProto) -> None:
     graph.ir_version = max(8, onnx.helper.find_min_ir_version_for(imports))
 
 
-def save(graph: ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write one file with these metadata_props, after onnx's full check."""
+def save(graph: ModelProto, path: Path, metadata: Mapping[str, str], *, external_data: bool = False) -> list[Path]:
+    """Publish a graph with these metadata_props, after onnx's full check and a first opening by onnxruntime.
+
+    Returns:
+        ``path`` and, if ``external_data`` is asked for or one file cannot hold the weights, the data file beside it. Its
+        checksum stands in the graph and so is part of ``content_sha256``.
+
+    Raises:
+        DiskError: a file cannot be written; both are then as they were.
+    """
     import zoo
 
     graph.producer_name, graph.producer_version = "zoo", zoo.__version__
     del graph.metadata_props[:]
-    content = _wire.content_sha256(memoryview(graph.SerializeToString(deterministic=True)))
-    facts = dict(metadata) | {"content_sha256": content}
-    facts["receipt_sha256"] = _wire.receipt_sha256(facts)
-    onnx.helper.set_model_props(graph, facts)
-    onnx.checker.check_model(graph, full_check=True)
-    path.write_bytes(graph.SerializeToString(deterministic=True))
+    with _external.placed(graph, path, asked=external_data) as (made, beside):
+        content = _wire.content_sha256(memoryview(made.SerializeToString(deterministic=True)))
+        facts = dict(metadata) | {"content_sha256": content}
+        facts["receipt_sha256"] = _wire.receipt_sha256(facts)
+        onnx.helper.set_model_props(made, facts)
+        files.publish(path, lambda part: part.write_bytes(made.SerializeToString(deterministic=True)), _check)
+    return [path, *beside]
+
+
+def _check(path: Path) -> None:
+    onnx.checker.check_model(str(path), full_check=True)
+    _session.open_session(path)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from zoo.export import _graph, onnx_fp32
+from zoo.export import _external, _graph, onnx_fp32
 from zoo.spec import TargetSpec
 
 TARGET = TargetSpec(suffix=".int8.onnx", tolerance=2.0, needs=onnx_fp32.TARGET.needs)
@@ -70,11 +70,10 @@ def calibrate(graph: ModelProto, images: np.ndarray, *, method: str, counts: Seq
     if method == "entropy":
         options["num_bins"] = 512  # as many bins as steps (the default) leave nothing to choose
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(_checked(graph).SerializeToString())
         found = create_calibrator(
-            path, list(OPERATORS), augmented_model_path=str(Path(folder) / "augmented.onnx"), calibrate_method=kinds[method],
-            extra_options=options,
+            _external.dump(graph, Path(folder) / "model.onnx"), list(OPERATORS),
+            augmented_model_path=str(Path(folder) / "augmented.onnx"), calibrate_method=kinds[method],
+            use_external_data_format=_external.too_large(graph), extra_options=options,
         )  # fmt: skip
         done = 0
         for count in counts:
@@ -91,7 +90,7 @@ def quantise(graph: ModelProto, ranges: Ranges) -> ModelProto:
 
     with _quiet():
         quantiser = QDQQuantizer(
-            _checked(graph), True, False, QuantType.QInt8, QuantType.QUInt8, ranges.values, _graph.model_nodes(graph), [],
+            graph, True, False, QuantType.QInt8, QuantType.QUInt8, ranges.values, _graph.model_nodes(graph), [],
             list(OPERATORS), {},
         )  # fmt: skip
         quantiser.quantize_model()
@@ -100,13 +99,6 @@ def quantise(graph: ModelProto, ranges: Ranges) -> ModelProto:
     onnx_fp32.clean(made)
     del made.graph.value_info[:]
     return made
-
-
-def _checked(graph: ModelProto) -> ModelProto:
-    """A copy with every shape known, as the quantiser wants it."""
-    import onnx
-
-    return onnx.shape_inference.infer_shapes(graph)
 
 
 class _Reader:

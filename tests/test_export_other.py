@@ -62,10 +62,10 @@ def test_unknown_format(run: Run) -> None:
 @pytest.mark.parametrize("preprocess", ["none", "normalize", "full"])
 def test_the_command_for_tensorrt_names_what_the_file_has(tmp_path: Path, precision: str, preprocess: str) -> None:
     path = tmp_path / "a model.onnx"
-    receipt = zoo.export.Receipt(path, 1, "onnx", precision, 20, 9, preprocess, (1, 2, 7), 1, 1, 0, 0.0, "", 0.0)
+    receipt = zoo.export.Receipt(path, 1, (path.name,), "onnx", precision, 20, 9, preprocess, (1, 2, 7), 1, 1, 0, 0.0, "", 0.0)
     words = shlex.split(_tensorrt.command(receipt, 32))
     if precision == "int8" or preprocess == "full":
-        assert not words, "TensorRT takes neither unsigned activations nor float64"
+        assert not words, "TensorRT takes no unsigned activations, and rounds float64 to float32"
         return
     assert words[:3] == ["trtexec", f"--onnx={path}", f"--saveEngine={tmp_path / 'a model.engine'}"]
     assert words[3:6] == [f"--{name}Shapes=image:{n}x3x32x32" for name, n in (("min", 1), ("opt", 8), ("max", 64))]

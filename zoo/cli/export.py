@@ -23,6 +23,7 @@ from zoo.spec import UsageError
 @click.option("--preprocess", type=click.Choice(["none", "normalize", "full"]), default="normalize", show_default=True,
               help="What the file does itself: nothing, normalisation, or all from uint8 images of any size.")  # fmt: skip
 @click.option("--softmax", is_flag=True, help="Give probabilities instead of logits.")
+@click.option("--external-data", is_flag=True, help="Put the weights in a file of their own beside FILE, as above 2 GB.")
 @click.option("--opset", type=int, help="ONNX operator set.")
 @click.option("--target-ort", metavar="VERSION", help="Choose the operator set that this onnxruntime reads, e.g. 1.17.")
 @click.option("--max-drop", type=click.FloatRange(0), default=0.5, show_default=True,
@@ -41,8 +42,10 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **option
     """
     from zoo import console, runs
 
-    if fmt != "onnx" and (options["precision"] != "fp32" or options["opset"] or options["target_ort"]):
-        raise UsageError(f"--precision, --opset and --target-ort are for ONNX (format {fmt}); leave them out")
+    if fmt != "onnx" and (
+        options["precision"] != "fp32" or options["opset"] or options["target_ort"] or options["external_data"]
+    ):
+        raise UsageError(f"--precision, --opset, --target-ort and --external-data are for ONNX (format {fmt}); leave them out")
     folder = runs.find(run)
     console.say(f"run      {folder}")
     import zoo.export

@@ -1,0 +1,130 @@
+"""Weights in a file beside the graph (ONNX's external data): where one file cannot hold them, or for those who ask.
+
+The data file is named by its content, ``model.3f2a90c1.onnx.data``: it is on disk before the graph that names it takes an
+older one's place, so that two files change in one step, and no graph is ever read with another's data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import ModelProto, TensorProto
+from onnx.external_data_helper import set_external_data
+
+from zoo import files
+from zoo.export import _session
+
+LIMIT = 2_000_000_000
+"""Bytes of weights that one file may have; protobuf holds 2 GiB."""
+SMALL = 1024
+"""Bytes of a tensor that stays in the graph, as in onnx: shapes, which shape inference reads, are among them."""
+PAGE = 4096
+"""Tensors begin at multiples of this, as ONNX asks, so that runtimes can map them."""
+
+
+def too_large(graph: ModelProto) -> bool:
+    """Whether the weights need a file of their own."""
+    return sum(len(each.raw_data) for each in graph.graph.initializer) > LIMIT
+
+
+def shaped(graph: ModelProto, *, strict: bool = False) -> ModelProto:
+    """The graph with every shape that can be inferred, without its large weights; ``strict`` raises on a wrong type."""
+    return onnx.shape_inference.infer_shapes(_without(graph, _large(graph)), strict_mode=strict)
+
+
+def session(graph: ModelProto, **options: Any) -> Any:
+    """:func:`_session.open_session` of a graph in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _session.open_session(dump(graph, Path(folder) / "model.onnx"), **options)
+
+
+def dump(graph: ModelProto, path: Path) -> Path:
+    """Write a graph to ``path`` for a library that reads files."""
+    with placed(graph, path) as (made, _):
+        path.write_bytes(made.SerializeToString())
+    return path
+
+
+@contextlib.contextmanager
+def placed(graph: ModelProto, path: Path, *, asked: bool = False) -> Iterator[tuple[ModelProto, list[Path]]]:
+    """Within: the graph as ``path`` is to hold it, and its data file, already beside it, if it has one.
+
+    Data files of earlier graphs at ``path`` are removed at the end; the new one is, if what is done within fails.
+
+    Raises:
+        DiskError: the data file cannot be written.
+    """
+    large = _large(graph) if asked or too_large(graph) else []
+    if not large:
+        yield graph, []
+        _sweep(path)
+        return
+    made, digest = _without(graph, large), hashlib.sha1(usedforsecurity=False)  # which the ONNX specification names
+    for block in _blocks(large):
+        digest.update(block)
+    data = path.with_name(f"{path.stem}.{digest.hexdigest()[:8]}{path.suffix}.data")
+    offset, outside = 0, (each for each in made.graph.initializer if each.data_location == TensorProto.EXTERNAL)
+    for tensor, whole in zip(outside, large, strict=True):
+        tensor.raw_data = b""  # or onnx refuses
+        set_external_data(tensor, data.name, offset, len(whole.raw_data), digest.hexdigest())
+        tensor.ClearField("raw_data")
+        offset += len(whole.raw_data) + _gap(whole.raw_data)
+    new = not data.exists()
+    files.publish(data, partial(_write, large), size=offset)
+    try:
+        yield made, [data]
+    except BaseException:
+        if new:
+            data.unlink(missing_ok=True)
+        raise
+    _sweep(path, data)
+
+
+def _large(graph: ModelProto) -> list[TensorProto]:
+    return [each for each in graph.graph.initializer if len(each.raw_data) >= SMALL]
+
+
+def _without(graph: ModelProto, large: Sequence[TensorProto]) -> ModelProto:
+    """A copy of a graph of zoo's in which ``large`` weights have no bytes."""
+    made = ModelProto(ir_version=graph.ir_version, producer_name=graph.producer_name, producer_version=graph.producer_version)
+    made.opset_import.extend(graph.opset_import)
+    made.functions.extend(graph.functions)
+    body, names = graph.graph, {each.name for each in large}
+    made.graph.name = body.name
+    for name in ("node", "input", "output", "value_info"):
+        getattr(made.graph, name).extend(getattr(body, name))
+    for each in body.initializer:
+        outside = TensorProto(name=each.name, data_type=each.data_type, dims=each.dims, data_location=TensorProto.EXTERNAL)
+        made.graph.initializer.append(outside if each.name in names else each)
+    return made
+
+
+def _blocks(large: Sequence[TensorProto]) -> Iterator[bytes]:
+    for tensor in large:
+        yield tensor.raw_data
+        yield bytes(_gap(tensor.raw_data))
+
+
+def _gap(raw: bytes) -> int:
+    return -len(raw) % PAGE
+
+
+def _write(large: Sequence[TensorProto], path: Path) -> None:
+    with path.open("wb") as file:
+        file.writelines(_blocks(large))
+
+
+def _sweep(path: Path, *keep: Path) -> None:
+    """Remove the data files of ``path``, other than those to ``keep``, that an earlier or killed export left."""
+    own = re.compile(rf"{re.escape(path.stem)}\.[0-9a-f]{{8}}{re.escape(path.suffix)}\.data")
+    for other in path.parent.iterdir():
+        if own.fullmatch(other.name) and other not in keep:
+            other.unlink(missing_ok=True)
