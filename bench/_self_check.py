@@ -49,28 +49,32 @@ def main(
 
 
 def both(call: Call, seconds: float) -> tuple[np.ndarray, np.ndarray]:
-    """(rounds,) nanoseconds a call by zoo's clock, and by a loop that reads a clock only at its ends; in turns."""
+    """(rounds,) nanoseconds a call by zoo's clock, and by a loop that reads a clock only at its ends; in turns, without rests.
+
+    Only one session runs here, so that no other's threads need a rest to fall asleep, and pairs of a few milliseconds see
+    the same machine.
+    """
     own: list[float] = []
     bare: list[float] = []
-    count = max(1, round(_timing.TURN_NS / _again(call)))
-    ways = [lambda: own.append(_again(call)), lambda: bare.append(_loop(call, count))]
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(own) < 5:
-        for way in ways:
-            way()
-        ways.reverse()
+    count = max(1, round(_timing.TURN_NS / _loop(call, 10)))
+    ways = [
+        lambda: own.append(float(_timing.timed(call, count, 1, _nothing).mean())),
+        lambda: bare.append(_loop(call, count)),
+    ]
+    with _timing.no_collection():
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(own) < 5:
+            for way in ways:
+                way()
+            ways.reverse()
     return np.array(own), np.array(bare)
 
 
-def _again(call: Call) -> float:
-    return float(np.mean(_timing.interleave({"own": call}, rounds=1, warmup=0)["own"].turns[0]))
+def _nothing() -> None:
+    """What a turn waits for on the CPU."""
 
 
 def _loop(call: Call, count: int) -> float:
-    """As a turn begins, so that caches and clock rates are alike: a rest, and untimed calls."""
-    time.sleep(_timing.REST_S)
-    for _ in range(max(1, count // 2)):
-        call()
     start = time.perf_counter_ns()
     for _ in range(count):
         call()

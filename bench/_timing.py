@@ -23,7 +23,7 @@ from zoo import host, runs
 from zoo.files import publish
 
 TURN_NS = 5_000_000
-"""A turn repeats its contender until this much time is measured (one call at least)."""
+"""A turn repeats its contender for about this long (one call at least)."""
 REST_S = 0.02
 """A pause before each turn: the idle threads of the previous contender's pool spin for milliseconds, on the cores that the next
 one needs (without the pause eager ResNet-32 at batch 1 after onnxruntime measured 3 times as slow)."""
@@ -56,6 +56,16 @@ class Sample:
     def medians(self) -> np.ndarray:
         """(rounds,) median time of each round's turn, in ns."""
         return np.array([np.median(turn) for turn in self.turns])
+
+    @cached_property
+    def rates(self) -> np.ndarray:
+        """(rounds,) calls a second in each round's turn: slow calls count in full, as they do in a service."""
+        return 1e9 / np.array([turn.mean() for turn in self.turns])
+
+    @property
+    def rate(self) -> float:
+        """Calls a second: median over rounds."""
+        return float(np.median(self.rates))
 
     @property
     def median(self) -> float:
@@ -93,6 +103,11 @@ def ratio(base: Sample, other: Sample) -> float:
     return float(np.median(base.medians / other.medians))
 
 
+def speedup(base: Sample, other: Sample) -> float:
+    """:func:`ratio` of calls a second."""
+    return float(np.median(other.rates / base.rates))
+
+
 def interleave(
     contenders: Mapping[str, Callable[[], object]],
     *,
@@ -118,7 +133,7 @@ def interleave(
     group = {name: max(1, -(-SHORTEST_NS // _once(call, wait))) for name, call in contenders.items()}
     turns: dict[str, list[np.ndarray]] = {name: [] for name in contenders}
     order, rng = list(contenders), np.random.default_rng(seed)
-    with _no_collection():
+    with no_collection():
         start = time.perf_counter()
         for done in range(rounds or MOST):
             if seconds is not None and done >= FEWEST and time.perf_counter() - start > seconds:
@@ -138,27 +153,35 @@ def _once(call: Callable[[], object], wait: Callable[[], object]) -> int:
 
 def _turn(call: Callable[[], object], group: int, wait: Callable[[], object]) -> np.ndarray:
     time.sleep(REST_S)
-    settled = _once(call, wait)
-    if settled > LONG_NS:
-        return np.array([settled], float)
+    first = settled = _once(call, wait)
+    if first > LONG_NS:
+        return np.array([first], float)
+    calls = 1
     while settled < SETTLE_NS:
         settled += _once(call, wait)
-    times: list[float] = []
+        calls += 1
+    return timed(call, max(1, round(TURN_NS * calls / settled / group)), group, wait)
+
+
+def timed(call: Callable[[], object], count: int, group: int, wait: Callable[[], object]) -> np.ndarray:
+    """(count,) nanoseconds a call, each the mean of ``group`` calls: all that a figure is made of.
+
+    The count is settled before: a turn that ended after so much time would end with a slow call more often than not.
+    """
+    times = np.empty(count)
     clock = time.perf_counter_ns
-    total = 0
-    while total < TURN_NS:
+    for at in range(count):
         start = clock()
         for _ in range(group):
             call()
         wait()
-        taken = clock() - start
-        total += taken
-        times.append(taken / group)
-    return np.array(times)
+        times[at] = (clock() - start) / group
+    return times
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
+    """No garbage collection while something is timed."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -201,7 +201,7 @@ class _Bench:
         rows = []
         for name, each in found.items():
             row = self._row(each, batch, samples, base)
-            row |= self._costs(each) | self._share(each, batch, samples[name].median / 1e9, limits)
+            row |= self._costs(each) | self._share(each, batch, 1 / samples[name].rate, limits)
             noisy = samples[name].noisy or any(samples[n].noisy for n in (f"{name} resident",) if n in samples)
             noisy = noisy or row["share"] > ABOVE
             row |= {"settings": each.ready.settings, "noisy": "yes" if noisy else "no", "rounds": samples[name].rounds}
@@ -230,17 +230,17 @@ class _Bench:
 
     def _row(self, each: _Found, batch: int, samples: dict[str, _timing.Sample], base: str) -> dict[str, Any]:
         contender, sample = each.contender, samples[each.contender.name]
-        slow, fast = (batch / time * 1e9 for time in reversed(sample.interval))
+        slow, fast = (batch * rate for rate in _timing.bootstrap(sample.rates))
         row = {
             "model": self.subject.name, "contender": contender.name, "batch": batch, "threads": self.threads,
             "precision": contender.precision, "median_ms": sample.median / 1e6, "p95_ms": sample.quantile(0.95) / 1e6,
-            "p99_ms": sample.quantile(0.99) / 1e6, "images_per_s": batch / sample.median * 1e9, "low": slow, "high": fast,
-            "ratio": _timing.ratio(samples[base], sample), "base": base,
+            "p99_ms": sample.quantile(0.99) / 1e6, "images_per_s": batch * sample.rate, "low": slow, "high": fast,
+            "ratio": _timing.speedup(samples[base], sample), "base": base,
         }  # fmt: skip
         stays = samples.get(f"{contender.name} resident")
-        row["resident_per_s"] = batch / stays.median * 1e9 if stays else ""
+        row["resident_per_s"] = batch * stays.rate if stays else ""
         row["resident_low"], row["resident_high"] = (
-            (batch / time * 1e9 for time in reversed(stays.interval)) if stays else ("", "")
+            (batch * rate for rate in _timing.bootstrap(stays.rates)) if stays else ("", "")
         )
         return row
 

@@ -227,8 +227,8 @@ def test_compare_refuses(tmp_path: Path, name: str, text: str | None, told: str)
 
 
 def test_self_check_finds_an_expensive_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = _timing._turn
-    monkeypatch.setattr(_timing, "_turn", lambda *given: honest(*given) * 20)  # far beyond what a busy machine does
+    honest = _timing.timed
+    monkeypatch.setattr(_timing, "timed", lambda *given: honest(*given) * 20)  # far beyond what a busy machine does
     own, bare = _self_check.both(lambda: sum(range(2000)), 0.3)
     assert np.median(own) > 5 * np.median(bare)
 

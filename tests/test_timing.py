@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
@@ -35,36 +36,66 @@ def test_every_round_times_everyone_in_changing_order() -> None:
     assert len(set(orders)) > 1
 
 
-def test_times_and_ratio_are_right() -> None:
-    calls = {"long": lambda: time.sleep(0.004), "short": lambda: time.sleep(0.002)}
+class Clock:
+    """Stands in for the module time: it moves by sleeping, and by 50 ns when it is read."""
+
+    now = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds * 1e9
+
+    def perf_counter_ns(self) -> int:
+        self.now += 50
+        return int(self.now)
+
+    def perf_counter(self) -> float:
+        return self.perf_counter_ns() / 1e9
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(_timing, "time", made)
+    return made
+
+
+def test_times_and_ratio_are_right(clock: Clock) -> None:
+    calls = {"long": lambda: clock.sleep(0.004), "short": lambda: clock.sleep(0.002)}
     found = _timing.interleave(calls, rounds=8)
-    assert 2.0e6 <= found["short"].median < 3.5e6
-    assert 1.4 < _timing.ratio(found["long"], found["short"]) < 2.2
-    low, high = found["short"].interval
-    assert low <= found["short"].median <= high
+    assert found["short"].median == pytest.approx(2e6, rel=1e-3)
+    assert _timing.ratio(found["long"], found["short"]) == pytest.approx(2, rel=1e-3)
+    assert found["short"].interval == pytest.approx((2e6, 2e6), rel=1e-3)
+    assert [len(found[name].turns[0]) for name in calls] == [1, 2], "a turn is of 5 ms"
 
 
-def test_short_calls_are_timed_in_groups() -> None:
-    found = _timing.interleave({"nothing": lambda: None}, rounds=3)
-    assert found["nothing"].median < 2_000, "a call of nanoseconds must not show the cost of reading the clock"
+def test_a_slow_call_counts_in_full_in_the_rate_but_not_in_the_median(clock: Clock) -> None:
+    took = itertools.cycle([0.0002] * 4 + [0.0012])  # 0.4 ms on average
+    found = _timing.interleave({"a": lambda: clock.sleep(next(took))}, rounds=40)["a"]
+    assert found.rate == pytest.approx(2500, rel=0.1)
+    assert found.median == pytest.approx(2e5, rel=0.01)
+    assert _timing.speedup(found, Sample(tuple(turn / 2 for turn in found.turns))) == pytest.approx(2)
 
 
-def test_sync_is_called_before_the_clock_is_read() -> None:
+def test_short_calls_are_timed_in_groups(clock: Clock) -> None:
+    found = _timing.interleave({"nothing": lambda: clock.sleep(1e-8)}, rounds=3)
+    assert found["nothing"].median == pytest.approx(10, rel=0.05), "a call of 10 ns must not show the cost of reading the clock"
+
+
+def test_sync_is_called_before_the_clock_is_read(clock: Clock) -> None:
     pending: list[int] = []
 
     def sync() -> None:
-        time.sleep(0.003 * len(pending))
+        clock.sleep(0.003 * len(pending))
         pending.clear()
 
     found = _timing.interleave({"queued": lambda: pending.append(1)}, rounds=3, sync=sync)
-    assert found["queued"].median >= 2.9e6, "work that is only queued must be waited for"
+    assert found["queued"].median == pytest.approx(3e6, rel=1e-3), "work that is only queued must be waited for"
 
 
-def test_seconds_end_the_rounds() -> None:
-    start = time.perf_counter()
-    found = _timing.interleave({"a": lambda: time.sleep(0.05)}, seconds=0.3)
-    assert _timing.FEWEST <= found["a"].rounds <= 8
-    assert time.perf_counter() - start < 2
+def test_seconds_end_the_rounds(clock: Clock) -> None:
+    found = _timing.interleave({"a": lambda: clock.sleep(0.05)}, seconds=0.3)
+    assert found["a"].rounds == 5  # of a rest of 20 ms and one call of 50
+    assert _timing.interleave({"a": lambda: clock.sleep(9)}, seconds=0.3)["a"].rounds == _timing.FEWEST
 
 
 @pytest.mark.parametrize("limits", [{}, {"rounds": 1, "seconds": 1.0}])
