@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from zoo.spec import FileError, ZooError
 
 LONGEST = 1 << 20
+TOLD = 4000
+"""Bytes at the end of the child's stderr that are looked at."""
 
 
 def lines(module: str, request: dict[str, Any], model: Path, *, max_memory: int, timeout: float) -> Iterator[dict[str, Any]]:
@@ -26,19 +30,27 @@ def lines(module: str, request: dict[str, Any], model: Path, *, max_memory: int,
         FileError: out of memory or time, killed, or a fault of the model that the child tells.
     """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    with subprocess.Popen(
-        [sys.executable, "-m", module], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as child:
+    with (
+        tempfile.TemporaryFile() as told,
+        subprocess.Popen(
+            [sys.executable, "-m", module], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=told
+        ) as child,
+    ):
         try:
             assert child.stdin is not None
             child.stdin.write(json.dumps(request | {"max_memory": max_memory}).encode())
             child.stdin.close()
-            yield from _answers(child, model, max_memory, timeout)
+            done = yield from _answers(child, model, max_memory, timeout)
+            if not done:
+                raise _ended(child.wait(), told, model, max_memory)
         finally:
             child.kill()
 
 
-def _answers(child: subprocess.Popen[bytes], model: Path, max_memory: int, timeout: float) -> Iterator[dict[str, Any]]:
+def _answers(
+    child: subprocess.Popen[bytes], model: Path, max_memory: int, timeout: float
+) -> Generator[dict[str, Any], None, bool]:
+    """The child's answers; whether it said that it was done before it ended."""
     assert child.stdout is not None
     rest, deadline = b"", time.monotonic() + timeout
     while True:
@@ -47,22 +59,34 @@ def _answers(child: subprocess.Popen[bytes], model: Path, max_memory: int, timeo
             raise FileError(f"model takes too long ({model}, over {timeout:g} s); if you trust it, raise --timeout")
         got = os.read(child.stdout.fileno(), LONGEST)
         if not got:
-            break
+            return False
         *whole, rest = (rest + got).split(b"\n")
         for line in whole:
             answer = json.loads(line)
             if answer.get("done"):
-                return
+                return True
             if "memory" in answer:
                 raise _too_much(model, max_memory)
             if "fault" in answer:
                 raise FileError(answer["fault"])
             yield answer
             deadline = time.monotonic() + timeout
-    code = child.wait()
-    if code == -6 or code == 1:  # a failed allocation in C++ aborts, in Python's own start-up it ends with 1
-        raise _too_much(model, max_memory)
-    raise FileError(f"model makes onnxruntime fail ({model}, exit {code}); export it again: zoo export --onnx")
+
+
+def _ended(code: int, told: IO[bytes], model: Path, max_memory: int) -> FileError:
+    """Why the child ended before it was done, by its exit status and the end of what it wrote to stderr."""
+    told.seek(max(0, told.seek(0, os.SEEK_END) - TOLD))
+    text = told.read().decode(errors="replace")
+    if code == -6 or _about_memory(text):  # a failed allocation in C++ aborts
+        return _too_much(model, max_memory)
+    if code >= 0:
+        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing said")
+        return FileError(f"model cannot be tried ({model}, exit {code}: {last[:120]}); report this as a bug of zoo")
+    return FileError(f"model makes onnxruntime fail ({model}, {_signal(code)}); export it again: zoo export --onnx")
+
+
+def _signal(code: int) -> str:
+    return signal.Signals(-code).name if -code in signal.valid_signals() else f"exit {code}"
 
 
 def _too_much(model: Path, max_memory: int) -> FileError:
@@ -93,7 +117,8 @@ def serve(answers: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]) -> None
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error, or one that it came from, is about memory."""
-    texts = (str(error), str(error.__cause__ or ""))
-    return any(
-        word in text.lower() for text in texts for word in ("bad_alloc", "bad allocation", "failed to allocate", "alloc")
-    )
+    return _about_memory(f"{error} {error.__cause__ or ''}")
+
+
+def _about_memory(text: str) -> bool:
+    return any(word in text.lower() for word in ("alloc", "memoryerror", "failed to map"))

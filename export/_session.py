@@ -46,7 +46,11 @@ def open_session(
     try:
         import onnxruntime
     except ImportError as error:
-        raise UsageError("onnxruntime is not installed; install it: pip install onnxruntime-gpu (or onnxruntime)") from error
+        if error.name == "onnxruntime" and isinstance(error, ModuleNotFoundError):
+            raise UsageError(
+                "onnxruntime is not installed; install it: pip install onnxruntime-gpu (or onnxruntime)"
+            ) from error
+        raise UsageError(f"onnxruntime does not load ({reason(error)}); install it again") from error
     if isinstance(model, Path) and not model.is_file():
         raise FileError(f"no model file ({model.absolute()}); make one with: zoo export --onnx")
     kind, _, number = device.partition(":")

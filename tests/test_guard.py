@@ -18,7 +18,7 @@ from PIL import Image
 from zoo import __main__ as cli
 from zoo import predictor
 from zoo.bench import _subjects
-from zoo.export import _guard, _wire
+from zoo.export import _child, _guard, _wire
 from zoo.spec import FileError
 
 pytest.importorskip("onnxruntime")
@@ -85,7 +85,8 @@ def test_external_data_refused(attack: str, tmp_path: Path, monkeypatch: pytest.
     make, told = ATTACKS[attack]
     path = make(folder)
     monkeypatch.setattr("subprocess.Popen", None)  # nothing is opened, not even in a child
-    for use in (_guard.trial, lambda model: predictor.predict(model, [])):
+    benched = lambda model: _subjects.opened(model, ("fp32",)).__enter__()  # noqa: E731
+    for use in (_guard.trial, lambda model: predictor.predict(model, []), benched):
         with pytest.raises(FileError) as caught:
             use(path)
         text = str(caught.value)
@@ -151,6 +152,16 @@ def test_two_gigabytes_out_of_nothing(tmp_path: Path) -> None:
     ) as caught:
         _guard.trial(path)
     assert caught.value.code == 4
+
+
+def test_a_child_that_cannot_start_in_its_memory_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"needs too much memory \(.*over 20 MB"):
+        _guard.trial(with_external(tmp_path, "weights.bin"), max_memory=20)
+
+
+def test_a_fault_of_the_child_itself_is_told_as_one(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"cannot be tried \(m.onnx, exit 1: .*No module named .?zoo.nothing.*report this"):
+        next(_child.lines("zoo.nothing", {}, Path("m.onnx"), max_memory=10**9, timeout=60))
 
 
 def as_zoos(path: Path) -> Path:
