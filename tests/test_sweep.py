@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from zoo import recipe, run, sweep
+from zoo import recipe, report, run, sweep
 from zoo.recipe import Recipe
-from zoo.spec import DivergedError, UsageError
+from zoo.spec import BusyError, DivergedError, UsageError
 from zoo.stop import Interrupted
 
 
@@ -49,10 +49,15 @@ class Trainer:
     def __init__(self) -> None:
         self.calls: list[tuple[float, int, bool]] = []
         self.stop_at: int = -1
+        self.kill_at: int = -1
+        self.shares: set[float] = set()
         self.diverge: float = -1
 
     def __call__(self, asked: Recipe, *, out: Path, resume: bool, force: bool, command: str) -> Path:
         self.calls.append((asked.loss.beta, asked.seed, resume))
+        self.shares.add(asked.data.val)
+        if len(self.calls) == self.kill_at:
+            raise SystemExit
         (out / "last").mkdir(parents=True, exist_ok=True)
         (out / "last" / "state-1.safetensors").touch()
         if len(self.calls) == self.stop_at:
@@ -60,6 +65,7 @@ class Trainer:
         if asked.loss.beta == self.diverge:
             raise DivergedError("loss is not finite")
         score = asked.loss.beta / 2 + asked.seed / 100
+        (out / "env.json").write_text(json.dumps({"lint": ["said of all", f"said of {asked.loss.beta:g}"]}))
         (out / "result.json").write_text(json.dumps({"chosen_accuracy": score, "accuracy": 1 - score}))
         return out
 
@@ -71,10 +77,10 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     return fake
 
 
-def search(out: Path, *settings: str, seeds: int = 2, **options: Any) -> list[sweep.Point]:
+def search(out: Path, *settings: str, seeds: int = 2, what: str = "demo", **options: Any) -> list[sweep.Point]:
     axes, fixed = sweep.parse(settings)
     return sweep.search(
-        "demo", axes, fixed, seeds=seeds, out=out, command="zoo sweep", **{"storage": "", "trials": None, **options}
+        what, axes, fixed, seeds=seeds, out=out, command="zoo sweep", **{"storage": "", "trials": None, **options}
     )
 
 
@@ -89,6 +95,47 @@ def test_a_grid_is_run_once_and_chosen_on_validation(trainer: Trainer, tmp_path:
     assert "chosen by val accuracy: loss.beta=0.9: test 54.50 \u00b1 0.71 (n = 2)" in text
     assert "99.50" not in text, "the test accuracy of what was not chosen"
     assert "data:image/png" in (tmp_path / "s" / "report.html").read_text()
+
+
+def test_the_linter_speaks_beside_the_setting_it_means(trainer: Trainer, tmp_path: Path) -> None:
+    points = search(tmp_path / "s", "loss.beta=0,0.9", seeds=1)
+    table = report.sweep_table(points, "val")
+    assert [(row[0], row[-1]) for row in table.rows] == [("0.9", "said of 0.9"), ("0", "said of 0")]
+    assert (tmp_path / "s" / "README.md").read_text().count("said of all") == 1, "what holds for all is said once"
+    assert {row["lint"] for row in csv.DictReader((tmp_path / "s" / "sweep.csv").open())} == {
+        "said of all; said of 0", "said of all; said of 0.9"
+    }  # fmt: skip
+
+
+def test_a_recipe_without_validation_gets_some(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search(tmp_path / "s", "loss.beta=0,0.9", seeds=1, what="s1_cbf")
+    assert trainer.shares == {sweep.CARVED}
+    assert "data.val = 0.1" in capsys.readouterr().err
+
+
+def test_two_machines_of_one_storage_share_a_grid(trainer: Trainer, tmp_path: Path) -> None:
+    shared = f"sqlite:///{tmp_path / 'shared.db'}"
+    study = sweep._study(tmp_path / "here" / "s", shared, grid=True)
+    for _ in range(2):  # both looked at the storage before either had written
+        for value in ("0", "0.9"):
+            study.enqueue_trial({"loss.beta": value})
+    here = search(tmp_path / "here" / "s", "loss.beta=0,0.9", seeds=1, storage=shared)
+    assert search(tmp_path / "there" / "s", "loss.beta=0,0.9", seeds=1, storage=shared) == here
+    assert len(trainer.calls) == 2
+    assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE"] * 2 + ["FAIL"] * 2, "each setting is one trial's"
+    text = (tmp_path / "there" / "s" / "README.md").read_text()
+    assert "test 55.00 (n = 1)" in text, "of a run that is on the other machine"
+    with pytest.raises(UsageError, match=r"another sweep is here .* axes differ"):
+        search(tmp_path / "third" / "s", "loss.beta=0,0.5", seeds=1, storage=shared)
+
+
+def test_what_others_still_train_is_told(trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_alive", lambda holder: True)
+    for trainer.kill_at in (1, 2):
+        with pytest.raises(SystemExit):
+            search(tmp_path / "s", "loss.beta=0,0.9", seeds=1)
+    with pytest.raises(BusyError, match="2 settings are with other processes"):
+        search(tmp_path / "s", "loss.beta=0,0.9", seeds=1)
 
 
 def test_an_interrupted_run_goes_on(trainer: Trainer, tmp_path: Path) -> None:

@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, Any
 from zoo import recipe as recipes
 from zoo import report, run
 from zoo.console import say
-from zoo.files import publish_text
 from zoo.recipe import Recipe, settings
 from zoo.report import Point
-from zoo.spec import DivergedError, UsageError
+from zoo.spec import BusyError, DivergedError, UsageError
 from zoo.stop import Interrupted
 
 if TYPE_CHECKING:
@@ -35,6 +34,14 @@ TRIALS = 20
 """Settings tried where a range is searched and no number is given."""
 MOST = 10_000
 """Largest grid that is taken for meant."""
+CARVED = 0.1
+"""Share of the training images to choose on where the recipe holds none back."""
+PLACE = ("data.dir", "device")
+"""What may differ between the machines of one sweep."""
+
+
+class _Twice(Exception):
+    """Another process has a trial of the same setting."""
 
 
 @dataclass(frozen=True)
@@ -115,17 +122,23 @@ def search(
     """Run the sweep, or what of it is left, and write its tables, pictures and page into ``out``; the settings it tried.
 
     Raises:
-        UsageError: settings that make no recipe, or a folder with another sweep. Interrupted: after a signal.
+        UsageError: settings that make no recipe, or a folder with another sweep. BusyError: other processes have all that is
+            left, and nothing is finished. Interrupted: after a signal.
     """
     base = recipes.resolve(what, fixed)
+    if base.select_on == "val" and not base.data.val and "data.val" not in {*fixed, *(axis.key for axis in axes)}:
+        fixed = {**fixed, "data.val": CARVED}
+        base = recipes.resolve(what, fixed)
+        say(f"data     the recipe holds no images back to choose on; the sweep does, with data.val = {CARVED}")
     if base.select_on == "val" and not base.data.val:
         raise UsageError("a sweep chooses on validation images, and data.val is 0; give it a share, e.g. data.val=0.1")
     grid = all(axis.kind == "list" for axis in axes)
     for axis in axes:
         for value in axis.values or (axis.low, axis.high):
             recipes.resolve(what, {**fixed, axis.key: int(value) if axis.whole else value})
-    _same(out, base, axes, seeds)
+    out.mkdir(parents=True, exist_ok=True)
     study = _study(out, storage, grid)
+    _same(out, base, axes, seeds, study)
     _again(study)
     wanted = _enqueue(study, axes) if grid else trials or TRIALS
     say(f"sweep    {out} · {wanted} settings x {seeds} seeds · chosen on {base.select_on} accuracy")
@@ -133,31 +146,36 @@ def search(
     def objective(trial: Trial) -> float:
         trial.set_user_attr("held_by", f"{socket.gethostname()} {os.getpid()}")
         changes = {axis.key: axis.suggest(trial) for axis in axes}
+        if grid and _taken(study, trial):
+            raise _Twice
         return _train(what, {**fixed, **changes}, changes, seeds, out, trial, command)
 
     while _left(study, wanted):
-        study.optimize(objective, n_trials=1)
+        study.optimize(objective, n_trials=1, catch=(_Twice,))
         _again(study)
-    points = _points(study)
+    points, elsewhere = _points(study), _running(study)
+    if elsewhere:
+        say(f"sweep    {elsewhere} settings are still trained by other processes; the same line again shows all of them")
+    if not points:
+        raise BusyError(f"nothing is finished yet ({out}, {elsewhere} settings are with other processes); try again later")
     if not any(point.scores for point in points):
         raise DivergedError(f"every setting diverged ({len(points)}, {out}); lower the learning rate")
     report.sweep(out, points, select_on=base.select_on, what=what or base.model)
     return points
 
 
-def _same(out: Path, base: Recipe, axes: Sequence[Axis], seeds: int) -> None:
-    """Keep the sweep's definition, or see that the folder's is this one ; more trials are allowed."""
+def _same(out: Path, base: Recipe, axes: Sequence[Axis], seeds: int, study: Study) -> None:
+    """Keep the sweep's definition, or see that the one kept under this name is the same; more trials are allowed."""
     mine = {
-        "recipe": recipes.dump(base),
+        "recipe": {key: value for key, value in settings(base).items() if key not in PLACE},
         "seeds": seeds,
         "axes": [f"{a.key} {a.kind} {list(a.values) or [a.low, a.high]}" for a in axes],
     }
-    path = out / "sweep.json"
-    if path.is_file():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+    if theirs := study.user_attrs.get("sweep"):
         if changed := [key for key in mine if mine[key] != theirs.get(key)]:
             raise UsageError(f"another sweep is here ({out}, its {', '.join(changed)} differ); choose another --out")
-    publish_text(path, json.dumps(mine, indent=1) + "\n")
+    else:
+        study.set_user_attr("sweep", mine)
 
 
 def _study(out: Path, storage: str, grid: bool) -> Study:
@@ -165,7 +183,7 @@ def _study(out: Path, storage: str, grid: bool) -> Study:
         import optuna
     except ImportError as error:
         raise UsageError(f"zoo sweep needs optuna, which does not load ({error}); install it: pip install optuna") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are the tracebacks of interrupted trials
     url = storage or f"sqlite:///{(out / 'study.db').absolute()}"
     try:
         with warnings.catch_warnings():
@@ -195,6 +213,20 @@ def _again(study: Study) -> None:
         if trial.state == TrialState.FAIL and trial.params and trial.params not in taken:
             study.enqueue_trial(trial.params)
             taken.append(trial.params)
+
+
+def _taken(study: Study, trial: Trial) -> bool:
+    """Whether an earlier trial has these settings: two processes that start at once enqueue the same grid."""
+    from optuna.trial import TrialState
+
+    earlier = (each for each in study.get_trials(deepcopy=False) if each.number < trial.number)
+    return any(_settings(each) == trial.params and each.state != TrialState.FAIL for each in earlier)
+
+
+def _running(study: Study) -> int:
+    from optuna.trial import TrialState
+
+    return len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
 
 
 def _settings(trial: Any) -> dict[str, Any]:
@@ -242,6 +274,7 @@ def _train(
     first = recipes.resolve(what, values).seed
     named = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
     scores: dict[str, float] = {}
+    tested: list[float] = []
     for seed in range(first, first + seeds):
         folder = out / re.sub(r"[^\w.,=-]+", "-", f"{named},s{seed}")
         if not (folder / "result.json").is_file():
@@ -259,6 +292,10 @@ def _train(
                 raise
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         scores[folder.name] = result["chosen_accuracy"]
+        tested.append(result["accuracy"])
+        env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+        trial.set_user_attr("lint", env.get("lint", []))
+    trial.set_user_attr("tested", tested)
     trial.set_user_attr("scores", scores)
     return statistics.mean(scores.values())
 
@@ -271,6 +308,9 @@ def _points(study: Study) -> list[Point]:
     for trial in study.get_trials(deepcopy=False):
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
             values = {key: json.loads(value) if isinstance(value, str) else value for key, value in trial.params.items()}
-            scores = trial.user_attrs.get("scores", {}) if trial.state == TrialState.COMPLETE else {}
-            found[json.dumps(values)] = Point(values, scores, trial.user_attrs.get("diverged", ""))
+            told = trial.user_attrs
+            scores = told.get("scores", {}) if trial.state == TrialState.COMPLETE else {}
+            found[json.dumps(values)] = Point(
+                values, scores, told.get("diverged", ""), tuple(told.get("tested", ())), tuple(told.get("lint", ()))
+            )
     return list(found.values())

@@ -42,7 +42,7 @@ def command(
     zoo sweep demo lr=log:1e-3:1e-1 epochs=10 --trials 12
     """
     headline()
-    from zoo import report, runs, show, sweep
+    from zoo import recipe, report, runs, show, sweep
 
     axes, fixed = sweep.parse([*settings, *([f"select_on={select_on}"] if select_on else [])])
     name = "-".join([Path(what).stem, *(axis.key.rpartition(".")[2] for axis in axes)])
@@ -54,7 +54,8 @@ def command(
         with (out / "sweep.csv").open(newline="", encoding="utf-8") as file:
             click.echo(json.dumps(list(csv.DictReader(file))))
         return
-    table = report.sweep_table(points, select_on or "val")
+    chosen_on = recipe.resolve(what, fixed).select_on
+    table = report.sweep_table(points, chosen_on)
     show.out().print(show.make(table.columns, table.rows))
-    click.echo(report.sweep_choice(out, points, select_on or "val"))
+    click.echo(report.sweep_choice(points, chosen_on))
     click.echo(f"pictures  {out}/sweep.png   table  {out}/sweep.csv   report  {out}/report.html")

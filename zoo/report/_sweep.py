@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,10 @@ class Point:
     values: Mapping[str, Any]
     scores: Mapping[str, float]
     diverged: str = ""
+    tested: Sequence[float] = ()
+    """Test accuracy of each run; shown of the chosen setting alone."""
+    lint: Sequence[str] = ()
+    """What the linter says of the setting."""
 
     @property
     def mean(self) -> float:
@@ -53,33 +56,40 @@ def interval(values: Sequence[float]) -> str:
     from scipy import stats
 
     half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
-    return f"{percent(mean(values) - half)} to {percent(mean(values) + half)}"
+    return f"{percent(max(mean(values) - half, 0.0))} to {percent(min(mean(values) + half, 1.0))}"
+
+
+def common(points: Sequence[Point]) -> list[str]:
+    """What the linter says of every setting that has a result."""
+    told = [point.lint for point in points if point.scores]
+    return [line for line in told[0] if all(line in each for each in told)] if told else []
 
 
 def table(points: Sequence[Point], select_on: str) -> Table:
-    """A row a setting, the best first; the first is the chosen one."""
-    keys = list(points[0].values)
+    """A row a setting, the best first; the first is the chosen one. Beside it what the linter says of it and not of all."""
+    keys, shared = list(points[0].values), common(points)
     rows = []
     for point in sorted(points, key=lambda point: -point.mean):
         scores = list(point.scores.values())
         cells = (spread(scores), interval(scores)) if scores else ("diverged", "")
-        rows.append([*(_value(point.values[key]) for key in keys), *cells])
-    best = frozenset({(0, len(keys))})
-    head = (*(f">{key}" for key in keys), f">{select_on} accuracy %, mean \u00b1 sd", "95 % interval")
-    return Table(head, rows, best)
+        told = "; ".join(line for line in point.lint if line not in shared)
+        rows.append([*(_value(point.values[key]) for key in keys), *cells, told])
+    head = [*(f">{key}" for key in keys), f">{select_on} accuracy %, mean \u00b1 sd", "95 % interval", "linter"]
+    if not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    return Table(head, rows, frozenset({(0, len(keys))}))
 
 
 def _value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def chosen(out: Path, points: Sequence[Point], select_on: str) -> str:
+def chosen(points: Sequence[Point], select_on: str) -> str:
     """The line of the chosen setting, with its test accuracy, which no other setting shows."""
     best = max(points, key=lambda point: point.mean)
-    tested = [json.loads((out / name / "result.json").read_text(encoding="utf-8"))["accuracy"] for name in best.scores]
     named = " ".join(f"{key}={_value(value)}" for key, value in best.values.items())
     warning = "; CHOSEN ON THE TEST IMAGES: too good to compare" if select_on == "test" else ""
-    return f"chosen by {select_on} accuracy: {named}: test {spread(tested)} %{warning}"
+    return f"chosen by {select_on} accuracy: {named}: test {spread(best.tested)} %{warning}"
 
 
 def write(out: Path, points: Sequence[Point], *, select_on: str, what: str) -> None:
@@ -90,14 +100,16 @@ def write(out: Path, points: Sequence[Point], *, select_on: str, what: str) -> N
     def rows(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow([*keys, "run", f"{select_on}_accuracy", "chosen", "diverged"])
+            writer.writerow([*keys, "run", f"{select_on}_accuracy", "chosen", "diverged", "lint"])
             for point in points:
                 for name, score in point.scores.items() or [("", "")]:
-                    writer.writerow([*point.values.values(), name, score, "yes" if point is best else "", point.diverged])
+                    told = ("yes" if point is best else "", point.diverged, "; ".join(point.lint))
+                    writer.writerow([*point.values.values(), name, score, *told])
 
     publish(out / "sweep.csv", rows)
     _draw.save(_picture(points, keys, select_on, what), out / "sweep.png")
-    blocks: list[Block] = [Text(chosen(out, points, select_on) + ".", strong=True), table(points, select_on)]
+    blocks: list[Block] = [Text(chosen(points, select_on) + ".", strong=True), table(points, select_on)]
+    blocks += [Text(f"Of every setting the linter says: {line}.") for line in common(points)]
     blocks += [
         Text(f"The settings are compared by {select_on} accuracy; the test accuracy is shown of the chosen one alone."),
         Heading("Pictures"),
