@@ -27,6 +27,14 @@ FINDINGS = [
     ("class_weights=effective beta=0", "beta 0 changes no class weight by more than 0"),
     ("class_weights=effective beta=0.9", "beta 0.9 changes no class weight by more than 0.0046"),
     ("loss=focal class_weights=effective beta=0.9999", "the mean weight is 0.17: the same as dividing lr by 5.8"),
+    (
+        "loss=ce_then_focal loss.switch_epoch=20 class_weights=effective",
+        "the mean weight is 0.17 from epoch 21 on: the same as dividing lr by 5.8",
+    ),
+    (
+        "loss=hybrid loss.drw_epoch=40 class_weights=effective",
+        "the mean weight of the focal part is 0.17 from epoch 41 on: the same as dividing that part by 5.8",
+    ),
     ("schedule=multistep steps=[100,101]", "steps [100, 101] never fire in 50 epochs; the rate stays 0.1"),
     ("schedule=multistep steps=[25,50]", "steps [50] never fire in 50 epochs"),
     ("schedule=multistep steps=[6,8] epochs=80 lr=0.01", "72 of 80 epochs run at 1e-4"),

@@ -102,6 +102,11 @@ def test_bad_recipes_are_named(tmp_path: Path, text: str, says: list[str]) -> No
     assert len(message.replace(str(path), "")) <= 200
 
 
+def test_a_wrong_override_is_not_laid_on_a_line_of_the_file() -> None:
+    with pytest.raises(UsageError, match=r"^loss.beta = 1.0 is not allowed: expected float < 1.0$"):
+        recipes.resolve("demo", {"loss.beta": 1.0})
+
+
 def test_a_huge_recipe_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "big.toml"
     path.write_text("#" * (recipes.MAX_BYTES + 1))

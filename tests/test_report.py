@@ -173,6 +173,19 @@ def test_curves_say_which_loss(run: Path) -> None:
     assert "12,406 train · 500 val · 1,000 test" in figure._suptitle.get_text()
 
 
+def test_what_a_rescaled_loss_and_a_sampler_did(tmp_path: Path) -> None:
+    path = fake_run(tmp_path / "run", epochs=12, loss="dynamic_focal", sampler="focal", **{"loss.rescale_every": 5})
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["split"] == "train":
+            row |= {"mean_factor": 1 / (1 + row["epoch"]), "focal_scale": 1.0 + row["epoch"], "easy": 0.25, "hard": 0.5}
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = [line for line in report.summary(path).read_text().splitlines() if line.endswith("| 25.0 | 50.0 |")]
+    assert table == [
+        "| 5 | 0.167 | 6.00 | 25.0 | 50.0 |", "| 10 | 0.091 | 11.00 | 25.0 | 50.0 |", "| 12 | 0.077 | 13.00 | 25.0 | 50.0 |"
+    ]  # fmt: skip
+
+
 def test_confusion_shows_counts_and_names(run: Path) -> None:
     folder = _read.read(run)
     axes = _draw.confusion(folder).axes[0]
@@ -343,6 +356,24 @@ def test_comparison_tells_differences_from_none(three: list[Path], tmp_path: Pat
     with Image.open(tmp_path / "c_curves.png") as one, Image.open(tmp_path / "c_classes.png") as two:
         assert one.size[0] == two.size[0] == 1280
     assert page.count("data:image/png;base64,") == 4, "with a confusion matrix a method"
+
+
+def test_the_pairs_that_all_confuse_are_compared(three: list[Path], tmp_path: Path) -> None:
+    rows = cells(report.compare(three, tmp_path / "c.html").read_text())
+    at = next(number for number, row in enumerate(rows) if row[0] == "run" and " and " in row[1])
+    first, second = rows[at][1].removesuffix(" %").split(" and ")
+    for row, path in zip(rows[at + 1 : at + 4], three):
+        run = _read.read(path)
+        a, b = run.classes.index(first), run.classes.index(second)
+        share = (run.confusion[a, b] + run.confusion[b, a]) / (2 * 200)
+        assert row[:2] == [path.name, f"{100 * share:.1f}"]
+
+
+def test_runs_without_validation_have_no_empty_panel(tmp_path: Path) -> None:
+    runs = [_read.read(fake_run(tmp_path / name, val=0)) for name in ("a", "b")]
+    (axes,) = _compare._curves(runs, ["a", "b"]).axes
+    assert axes.get_title().startswith("training accuracy")
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["cross entropy (2 seeds)"]
 
 
 def test_two_seeds_of_a_recipe_get_a_mean(three: list[Path], tmp_path: Path) -> None:

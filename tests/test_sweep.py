@@ -115,7 +115,7 @@ def test_a_recipe_without_validation_gets_some(trainer: Trainer, tmp_path: Path,
 
 def test_two_machines_of_one_storage_share_a_grid(trainer: Trainer, tmp_path: Path) -> None:
     shared = f"sqlite:///{tmp_path / 'shared.db'}"
-    study = sweep._study(tmp_path / "here" / "s", shared, grid=True)
+    study = sweep._study(tmp_path / "here" / "s", shared)
     for _ in range(2):  # both looked at the storage before either had written
         for value in ("0", "0.9"):
             study.enqueue_trial({"loss.beta": value})
@@ -180,6 +180,16 @@ def test_a_range_gets_its_trials_and_more_later(trainer: Trainer, tmp_path: Path
     assert len({point.values["loss.beta"] for point in points}) == 3
     assert len(search(tmp_path / "s", "loss.beta=lin:0:0.9", "batch_size=64", seeds=1, trials=5)) == 5
     assert len(trainer.calls) == 5
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_process_that_joins_a_search_draws_other_values(trainer: Trainer, tmp_path: Path) -> None:
+    joins = sweep._study(tmp_path / "s", f"sqlite:///{tmp_path / 'shared.db'}")
+    joins.ask()  # its first trial, begun before this process's
+    axes = ("loss.beta=lin:0:0.9", "batch_size=64")
+    here = search(tmp_path / "s", *axes, seeds=1, trials=3, storage=f"sqlite:///{tmp_path / 'shared.db'}")
+    alone = search(tmp_path / "alone" / "s", *axes, seeds=1, trials=1)
+    assert alone[0].values not in [point.values for point in here]
 
 
 def test_a_choice_on_the_test_images_is_stamped(trainer: Trainer, tmp_path: Path) -> None:

@@ -41,6 +41,12 @@ def counted(items: Iterable[T], total: int, words: str, each: int = 1) -> Iterat
             say(f"{words} {done:,} of {total:,} · left {clock((now - began) / done * (total - done))}")
 
 
+def note(topic: str, text: str) -> None:
+    """A line about ``topic``, or a warning where the text begins as one."""
+    warned = text.removeprefix("warning: ")
+    say(f"{topic if warned == text else 'warning':8} {warned}")
+
+
 class Progress:
     """Progress of a training run of ``epochs`` epochs, each of ``steps`` steps over ``images`` images; ``held`` is evaluated after each.
 

@@ -93,10 +93,13 @@ def _weights(recipe: Recipe, counts: np.ndarray) -> Iterator[str]:
             else f"class_weights {recipe.loss.class_weights}"
         )
         yield f"{what} changes no class weight by more than {reach:.2g}".replace("e-0", "e-")
-    mean = float(_shares(recipe, counts) @ weights)
-    if not registry.entry("losses", recipe.loss.name).get("weighted_mean") and not 0.5 <= mean <= 2 and mean > 0:
-        how = f"dividing lr by {1 / mean:.1f}" if mean < 1 else f"multiplying lr by {mean:.1f}"
-        yield f"the mean weight is {mean:.2g}: the same as {how}"
+    mean, loss = float(_shares(recipe, counts) @ weights), recipe.loss
+    if not registry.entry("losses", loss.name).get("weighted_mean") and not 0.5 <= mean <= 2 and mean > 0:
+        # the cross entropy of a hybrid divides by the weights of the batch, its focal part does not
+        whose, what = (" of the focal part", "that part") if loss.name == "hybrid" else ("", "lr")
+        how = f"dividing {what} by {1 / mean:.1f}" if mean < 1 else f"multiplying {what} by {mean:.1f}"
+        start = max(loss.drw_epoch, loss.switch_epoch if loss.name == "ce_then_focal" else 0)
+        yield f"the mean weight{whose} is {mean:.2g}{f' from epoch {start + 1} on' if start else ''}: the same as {how}"
 
 
 def _batches(recipe: Recipe, counts: np.ndarray) -> Iterator[str]:

@@ -22,6 +22,8 @@ def check(recipe: Recipe) -> None:
         )
     if (loss.class_weights == "given") != bool(loss.given_weights):
         raise UsageError("loss.given_weights goes with loss.class_weights = 'given'; set both, or neither")
+    if loss.given_weights and not any(loss.given_weights):
+        raise UsageError("loss.given_weights are all 0, so nothing would be learned; give at least one that is not")
 
 
 def build_loss(recipe: Recipe, counts: np.ndarray) -> tuple[nn.Module, Tensor | None]:

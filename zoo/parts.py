@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import freezing, lint, objective, optim, parallel, registry, sampling, weights
+from zoo import console, freezing, lint, objective, optim, parallel, registry, sampling, weights
 from zoo.console import say
 from zoo.data import _augment
 from zoo.recipe import Recipe
@@ -46,7 +46,7 @@ def build(recipe: Recipe, folder: Path, where: torch.device, how: str, team: par
     model, tensors, plan = _checked(recipe, spec, expected)
     data = build_data(recipe, spec.input[1])
     for note in data.notes:
-        say(f"data     {note}")
+        console.note("data", note)
     _check_labels(data)
     index = sampling.long_tail(data.train.targets, recipe.data.imbalance, recipe.seed)
     counts = sampling.class_counts(data.train.targets[index], len(data.classes))

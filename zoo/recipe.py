@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -174,7 +174,7 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
     if path.suffix == ".toml" or what in shipped():
         text, written = read_text(path)
         base = _suited(values.get("model", written.get("model", Recipe().model)), written | values)
-        return _typed(base | written | values, path, text)
+        return _typed(base | written | values, path, text, values)
     if not what.startswith("timm/") and what not in registry.names("models"):
         names = [*registry.names("models"), *shipped()]
         raise UsageError(f"no model {what!r}{did_you_mean(what, names)}; list them with: zoo models")
@@ -274,14 +274,16 @@ def _suited(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return registry.entry("data", name).get("recipe", {}) | entry.get("recipe", {}) | {"data.name": suits[0], "model": model}
 
 
-def _typed(flat: Mapping[str, Any], path: Path | None = None, text: str = "") -> Recipe:
+def _typed(flat: Mapping[str, Any], path: Path | None = None, text: str = "", changed: Collection[str] = ()) -> Recipe:
+    """A recipe of dotted keys; a mistake is told with its line of ``text`` unless its key is ``changed`` outside of it."""
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         table, _, leaf = key.rpartition(".")
         (tree.setdefault(table, {}) if table else tree)[leaf] = value
     for key, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{key} = {value}{_where(path, text, key)} is not a finite number")
+            place = "" if key in changed else _where(path, text, key)
+            raise UsageError(f"{key} = {value}{place} is not a finite number")
     try:
         return msgspec.convert(tree, Recipe)
     except msgspec.ValidationError as error:
@@ -290,7 +292,8 @@ def _typed(flat: Mapping[str, Any], path: Path | None = None, text: str = "") ->
         expected = expected.replace("`", "").replace("Expected", "expected")
         if "Invalid enum" in expected:
             expected = "expected one of " + ", ".join(_choices(key))
-        raise UsageError(f"{key} = {flat.get(key)!r}{_where(path, text, key)} is not allowed: {expected}") from error
+        where = "" if key in changed else _where(path, text, key)
+        raise UsageError(f"{key} = {flat.get(key)!r}{where} is not allowed: {expected}") from error
 
 
 def _choices(key: str) -> Iterator[str]:

@@ -12,8 +12,8 @@ import os
 import re
 import socket
 import statistics
+import time
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,14 +137,18 @@ def search(
         for value in axis.values or (axis.low, axis.high):
             recipes.resolve(what, {**fixed, axis.key: int(value) if axis.whole else value})
     out.mkdir(parents=True, exist_ok=True)
-    study = _study(out, storage, grid)
+    study = _study(out, storage)
     _same(out, base, axes, seeds, study)
     _again(study)
     wanted = _enqueue(study, axes) if grid else trials or TRIALS
     say(f"sweep    {out} · {wanted} settings x {seeds} seeds · chosen on {base.select_on} accuracy")
 
+    from optuna.samplers import TPESampler
+
     def objective(trial: Trial) -> float:
         trial.set_user_attr("held_by", f"{socket.gethostname()} {os.getpid()}")
+        if not grid:  # a trial's draws are its number's: the same again, and others in every process
+            study.sampler = TPESampler(seed=trial.number, n_startup_trials=8)
         changes = {axis.key: axis.suggest(trial) for axis in axes}
         if grid and _taken(study, trial):
             raise _Twice
@@ -155,7 +159,7 @@ def search(
         _again(study)
     points, elsewhere = _points(study), _running(study)
     if elsewhere:
-        say(f"sweep    {elsewhere} settings are still trained by other processes; the same line again shows all of them")
+        say(f"sweep    other processes still train {elsewhere} of {wanted} settings; the same line again shows all of them")
     if not points:
         raise BusyError(f"nothing is finished yet ({out}, {elsewhere} settings are with other processes); try again later")
     if not any(point.scores for point in points):
@@ -178,25 +182,30 @@ def _same(out: Path, base: Recipe, axes: Sequence[Axis], seeds: int, study: Stud
         study.set_user_attr("sweep", mine)
 
 
-def _study(out: Path, storage: str, grid: bool) -> Study:
+def _study(out: Path, storage: str) -> Study:
     try:
         import optuna
     except ImportError as error:
         raise UsageError(f"zoo sweep needs optuna, which does not load ({error}); install it: pip install optuna") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are the tracebacks of interrupted trials
-    url = storage or f"sqlite:///{(out / 'study.db').absolute()}"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            kept = optuna.storages.RDBStorage(url, heartbeat_interval=60, grace_period=300)
-        study = optuna.create_study(study_name=out.name, storage=kept, direction="maximize", load_if_exists=True)
-    except Exception as error:  # every database driver has its own
-        first = str(error).splitlines()[0][:90]
-        raise UsageError(f"cannot open the storage ({storage or 'study.db'}, {first}); give an SQLAlchemy URL") from error
-    if not grid:  # other draws after the trials that are there, and on another machine: the same seed would draw the same again
-        place = zlib.crc32(f"{socket.gethostname()} {os.getpid()}".encode()) if storage else 0
-        study.sampler = optuna.samplers.TPESampler(seed=place + len(study.get_trials(deepcopy=False)), n_startup_trials=8)
-    return study
+    return _opened(storage or f"sqlite:///{(out / 'study.db').absolute()}", out.name)
+
+
+def _opened(url: str, name: str) -> Study:
+    import optuna
+
+    for left in (2, 1, 0):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                kept = optuna.storages.RDBStorage(url, heartbeat_interval=60, grace_period=300)
+            return optuna.create_study(study_name=name, storage=kept, direction="maximize", load_if_exists=True)
+        except Exception as error:  # every database driver has its own
+            if not left:
+                first = str(error).splitlines()[0][:90]
+                raise UsageError(f"cannot open the storage ({url}, {first}); give an SQLAlchemy URL") from error
+            time.sleep(0.5)  # another process may be making the same tables at this moment
+    raise AssertionError
 
 
 def _again(study: Study) -> None:

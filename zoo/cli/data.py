@@ -58,8 +58,7 @@ def _verify(name: str, data_dir: Path | None, as_json: bool) -> None:
     zoo data verify cifar10 --data-dir FOLDER
     zoo data verify my_images/ --json
     """
-    from zoo import registry, show
-    from zoo.console import say
+    from zoo import console, registry, show
     from zoo.data._parts import UnreadableImages
     from zoo.spec import did_you_mean
 
@@ -81,7 +80,7 @@ def _verify(name: str, data_dir: Path | None, as_json: bool) -> None:
         click.echo(json.dumps({"data": data.name, "digest": data.digest, **counts, "bad": bad, "notes": list(data.notes)}))
     else:
         for note in data.notes:
-            say(f"data     {note}")
+            console.note("data", note)
         for fault in bad:
             click.echo(fault)
         show.checked(data)

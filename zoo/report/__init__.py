@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo import metrics
+from zoo import metrics, sampling
 from zoo.files import publish_text
 from zoo.report import _blocks, _compare, _draw
 from zoo.report._blocks import Block, Code, Heading, Picture, Table, Text
@@ -104,7 +104,7 @@ def _story(run: Folder, classes: int) -> list[Block]:
         parts += [Text(OPTIMISTIC, strong=True)]
     if run.test:
         parts += [Text(_chosen(run))]
-    parts += [_splits(run), *_shots(run), *_confused(run), Heading("Pictures")]
+    parts += [_splits(run), *_shots(run), *_confused(run), *_course(run), Heading("Pictures")]
     parts += [Picture(run.path / name, alt) for name, alt in PICTURES.items() if (run.path / name).is_file()]
     parts += _classes(run, classes)
     parts += [
@@ -188,6 +188,28 @@ def _confused(run: Folder) -> list[Block]:
         rows.append((f"{run.classes[a]} and {run.classes[b]}", f"{there:,}", f"{back:,}", both, percent(share)))
     head = ("pair", ">first taken for second", ">second for first", ">both, of the two classes' images", ">%")
     return [Heading("Most confused pairs"), Table(head, rows)] if rows else []
+
+
+COURSE = {
+    "mean_factor": (">mean of (1 - p_t)^gamma", lambda value: f"{value:.3f}"),
+    "focal_scale": (">scale from here on", lambda value: f"{value:.2f}"),
+    "easy": (">easy draws %", percent),
+    "hard": (">hard draws %", percent),
+}
+
+
+def _course(run: Folder) -> list[Block]:
+    """What a loss that rescales itself and a sampler did, at the epochs at which the first acts; all are in metrics.jsonl."""
+    train, every = run.split("train"), run.recipe.loss.rescale_every
+    keys = [key for key in COURSE if train and key in train[0]]
+    rows = [
+        (row["epoch"], *(COURSE[key][1](row[key]) for key in keys))
+        for row in train
+        if row["epoch"] % every == 0 or row is train[-1]
+    ]
+    head = ("epoch", *(COURSE[key][0] for key in keys))
+    bounds = f" (easy: p_t from {sampling.EASY}, hard: below {sampling.HARD})" if "easy" in keys else ""
+    return [Heading(f"What loss and sampler did{bounds}"), Table(head, rows)] if keys else []
 
 
 def _classes(run: Folder, most: int) -> list[Block]:

@@ -27,15 +27,18 @@ ALL_PAIRS = 4
 """Up to so many runs each two are tested; of more, those of two methods with the same seed."""
 BARS = 60
 """Most bars in the picture of classes."""
+PAIRS = 4
+"""Confused pairs of classes that are compared."""
 
 
 def story(runs: Sequence[Folder], out: Path) -> tuple[str, list[Block]]:
     """Title and blocks of the page; its pictures are published beside ``out``."""
     names = labels(runs)
     blocks: list[Block] = [_results(runs, names), *_data(runs), *_methods.over_seeds(runs), *_paired(runs, names)]
+    blocks += _confused(runs, names)
     blocks += [Heading("What differs in the recipes"), _differences(runs, names), Heading("Pictures")]
     path = _draw.save(_curves(runs, names), out.with_name(f"{out.stem}_curves.png"))
-    blocks.append(Picture(path, "validation loss and accuracy of all runs"))
+    blocks.append(Picture(path, "learning curves of all runs"))
     tested = [(run, name) for run, name in zip(runs, names) if run.per_class]
     if len(tested) > 1 and len({run.classes for run, _ in tested}) == 1:
         path = _draw.save(_bars(*zip(*tested)), out.with_name(f"{out.stem}_classes.png"))
@@ -151,6 +154,22 @@ def _paired(runs: Sequence[Folder], names: Sequence[str]) -> list[Block]:
     return blocks
 
 
+def _confused(runs: Sequence[Folder], names: Sequence[str]) -> list[Block]:
+    """The pairs of classes that all runs together confuse most, and how much each run does."""
+    tested = [(run, name, run.confusion) for run, name in zip(runs, names) if run.confusion is not None]
+    if len({run.classes for run, _, _ in tested}) != 1:
+        return []
+    classes = tested[0][0].classes
+    pairs = metrics.worst_pairs(np.sum([counts for _, _, counts in tested], axis=0), PAIRS)
+    cells = [
+        (name, *(percent((c[p.first, p.second] + c[p.second, p.first]) / c[[p.first, p.second]].sum()) for p in pairs))
+        for _, name, c in tested
+    ]
+    head = ("run", *(f">{classes[p.first]} and {classes[p.second]} %" for p in pairs))
+    said = "Images of the first class taken for the second and back, of the test images of both."
+    return [Heading("Most confused pairs of classes"), Table(head, cells), Text(said)] if pairs else []
+
+
 def _p(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
 
@@ -170,9 +189,10 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def _curves(runs: Sequence[Folder], names: Sequence[str]) -> Figure:
-    """Validation loss and accuracy of each run; the training accuracy where there is no validation."""
+    """Validation loss and accuracy of each run; the training accuracy where there is no validation, alone if none has any."""
     figure = _draw.canvas(4 + 0.2 * len(runs))
-    left, right = figure.subplots(1, 2)
+    held = any(run.held for run in runs)
+    *left, right = figure.subplots(1, 1 + held, squeeze=False)[0]
     marker = "o" if max(len(run.split("train")) for run in runs) <= 30 else ""
     method = _methods.numbers(runs)
     several = len(set(method)) < len(runs)
@@ -180,8 +200,9 @@ def _curves(runs: Sequence[Folder], names: Sequence[str]) -> Figure:
         number = method[at]
         label = ("" if number in method[:at] else called) if several else name
         rows, look = run.held, _style(number) | {"marker": marker, "markersize": 3}
-        left.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], **look)
-        kind, rows = ("", rows) if rows else (" (training accuracy: no validation)", run.split("train"))
+        for axes in left:
+            axes.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], **look)
+        kind, rows = ("", rows) if rows else (" (training accuracy: no validation)" if held else "", run.split("train"))
         right.plot(
             [row["epoch"] for row in rows],
             [100 * row["accuracy"] for row in rows],
@@ -193,10 +214,10 @@ def _curves(runs: Sequence[Folder], names: Sequence[str]) -> Figure:
             look |= {"marker": "D", "markersize": 4, "markeredgecolor": "black", "capsize": 3, "zorder": 5}
             right.errorbar([run.test["epoch"]], [100 * run.test["accuracy"]], ends, **look)
     for axes, title, unit in (
-        (left, "validation loss", "cross entropy (nats)"),
-        (right, "validation accuracy", "accuracy (%)"),
+        *((axes, "validation loss", "cross entropy (nats)") for axes in left),
+        (right, f"{'validation' if held else 'training'} accuracy (diamond: test, 95 % interval)", "accuracy (%)"),
     ):
-        axes.set_title(title + (" (diamond: test, 95 % interval)" if axes is right else ""), fontsize=9)
+        axes.set_title(title, fontsize=9)
         axes.set_ylabel(unit, fontsize=9)
         axes.set_xlabel("epoch", fontsize=9)
         axes.xaxis.get_major_locator().set_params(integer=True)

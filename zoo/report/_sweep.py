@@ -154,6 +154,7 @@ def _panel(axes: Axes, points: Sequence[Point], key: str) -> None:
             [means[[round(x) == n for x in at]].max() for n in range(len(ticks))],
             color=_draw.SKY,
             linewidth=1.2,
+            label="the best of each value",
         )
         axes.set_xticks(range(len(ticks)), [_value(tick) for tick in ticks])
     elif min(ticks) > 0 and max(ticks) > _draw.WIDE * min(ticks):
