@@ -30,6 +30,9 @@ BATCHES, QUICK_BATCHES = (1, 8, 64, 256), (1, 8, 64)
 ACCURACY_BATCH, QUICK_IMAGES, MOST_BYTES = 64, 1000, 400_000_000
 """Accuracy is taken at this batch size or the largest below it, on 1,000 images in a quick run and never on more than 400 MB."""
 
+QUICK_S, QUICK_CALLS = 30.0, 7
+"""Seconds that a quick look may take at one batch size, in which each contender is called so often where a call is long."""
+
 ABOVE = 1.1
 """A share of the roofline beyond this means that its limits were measured while others had the cores: such a row is noisy too."""
 
@@ -56,7 +59,8 @@ def main(
         UsageError: a device or runtime that is not there. DisagreeError: outputs differ; nothing is written.
     """
     targets = list(targets) if isinstance(targets, list | tuple) else [targets]
-    batches = checked_batches(batches) or (QUICK_BATCHES if quick else BATCHES)
+    asked = checked_batches(batches)
+    batches = asked or (QUICK_BATCHES if quick else BATCHES)
     places = [_Place.of(name, allow_cpu_fallback) for name in devices] or [_Place(torch.device("cpu")), *_gpu_here()]
     rows: list[dict[str, Any]] = []
     folders: list[Path | None] = []
@@ -68,7 +72,8 @@ def main(
                 folders.append(subject.folder)
                 for place in places:
                     bench = _Bench(subject, place, used, quick, bool(devices), allow_cpu_fallback)
-                    rows += bench.measured(batches, seconds or (1.5 if quick else 15.0))
+                    chosen = bench.affordable(batches) if quick and not asked else batches
+                    rows += bench.measured(chosen, seconds or (1.5 if quick else 15.0))
     out = out or default_out("bench", folders, names)
     _timing.write_csv(out, rows)
     figures(rows, out)
@@ -172,6 +177,18 @@ class _Bench:
             if not native:
                 say("skipped  openvino (not installed; pip install openvino)")
         return found
+
+    def affordable(self, batches: Sequence[int]) -> Sequence[int]:
+        """The smallest of ``batches`` and those that take no more than :data:`QUICK_S`, going by two calls at the smallest."""
+        call = self.contenders[0].prepare(self._inputs(batches[0])).call
+        call()
+        start = time.perf_counter()
+        call()
+        spent = (time.perf_counter() - start) / batches[0] * QUICK_CALLS * len(self.contenders)
+        kept = [batch for batch in batches if batch == batches[0] or spent * batch <= QUICK_S]
+        for batch in batches[len(kept) :]:
+            say(f"skipped  batch {batch} (quick; it would take about {spent * batch:,.0f} s; ask for it with --batches)")
+        return kept
 
     def measured(self, batches: Sequence[int], seconds: float) -> list[dict[str, Any]]:
         """The rows of all batch sizes; each accuracy stands in all rows of its contender."""

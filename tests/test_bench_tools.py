@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import mmap
 import time
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,19 @@ from rich.console import Console
 
 from zoo import __main__ as cli
 from zoo import registry
-from zoo.bench import _compare, _gpu, _memory, _picture, _roofline, _runtimes, _self_check, _serve, _subjects, _timing
+from zoo.bench import (
+    _compare,
+    _gpu,
+    _memory,
+    _picture,
+    _roofline,
+    _runtimes,
+    _self_check,
+    _serve,
+    _subjects,
+    _timing,
+    inference,
+)
 from zoo.export import _session
 from zoo.spec import DisagreeError, FileError, UsageError
 
@@ -224,6 +238,21 @@ def test_compare_refuses(tmp_path: Path, name: str, text: str | None, told: str)
     with pytest.raises(FileError, match="no rows in common"):
         _compare.compared(good, other)
     assert cli.run(["bench", "--compare", str(good)]) == 2
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(0.001, [1, 8, 64]), (0.05, [1, 8]), (9.0, [1])])
+def test_a_quick_look_leaves_out_batches_that_take_long(
+    seconds: float, kept: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = itertools.count(0, seconds)
+    monkeypatch.setattr(inference, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    contender = SimpleNamespace(prepare=lambda inputs: SimpleNamespace(call=lambda: None))
+    bench = SimpleNamespace(contenders=[contender] * 5, _inputs=lambda batch: None)
+    assert inference._Bench.affordable(bench, (1, 8, 64)) == kept  # type: ignore[arg-type]
+    told = capsys.readouterr().err
+    assert told.count("skipped  batch") == 3 - len(kept)
+    if len(kept) == 2:
+        assert "batch 64 (quick; it would take about 112 s" in told  # 0.05 s x 64 x 7 calls x 5 contenders
 
 
 def test_self_check_finds_an_expensive_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

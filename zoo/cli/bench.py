@@ -11,7 +11,9 @@ from zoo.cli._shared import Name, as_json, limited, registered, run_names
 
 @click.command("bench")
 @click.argument("what", nargs=-1, type=Name(run_names, registered("models")), metavar="[RUN|FILE|MODEL|PART]...")
-@click.option("--quick", is_flag=True, help="Seconds instead of minutes: fewer rounds and sizes, nothing compiled.")
+@click.option(
+    "--quick", is_flag=True, help="Seconds instead of minutes: fewer rounds, nothing compiled, no batch that takes over 30 s."
+)
 @click.option("--batches", help="Batch sizes, e.g. 1,8,64.")
 @click.option("--devices", "--device", help="E.g. cpu,cuda; one that isn't there is an error, never a silent fallback.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads for all contenders (default: the cores really available).")
