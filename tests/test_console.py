@@ -137,3 +137,12 @@ def test_a_dumb_terminal_gets_lines() -> None:
     text = on_a_terminal(TERM="dumb")
     assert "\x1b" not in text
     assert "epoch 101/200" in text
+
+
+def test_a_note_that_is_a_warning_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    console.note("data", "3 files are no images")
+    console.note("data", "warning: 2 test images are also training images")
+    assert capsys.readouterr().err.splitlines() == [
+        "data     3 files are no images",
+        "warning  2 test images are also training images",
+    ]

@@ -29,11 +29,6 @@ class CrossEntropy(nn.Module):
         )
 
 
-def build(weight: Tensor | None = None, label_smoothing: float = 0.0) -> CrossEntropy:
-    """The module from a recipe's options; ``weight`` (C,)."""
-    return CrossEntropy(weight, label_smoothing)
-
-
 def reference(logits: Tensor, target: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
     """-sum_n sum_c w_c q_nc log p_nc / sum_n w_y with q the smoothed target, for tests."""
     classes = logits.shape[1]
@@ -44,7 +39,7 @@ def reference(logits: Tensor, target: Tensor, weight: Tensor | None = None, labe
 
 SPECS = {
     "cross_entropy": LossSpec(
-        build=build,
+        build=CrossEntropy,
         reference=reference,
         paper="Szegedy et al. 2016, arXiv:1512.00567",
         options=("label_smoothing",),

@@ -12,7 +12,7 @@ from zoo.spec import LossSpec
 
 
 class Ldam(nn.Module):
-    """Cross entropy after s m_y is taken from the label's logit, m_c = max_margin (n_min / n_c)^(1/4), (C,).
+    """Cross entropy after s m_y is taken from the label's logit, m_c = max_margin (n_min / n_c)^(1/4), n = ``counts`` (C,).
 
     The paper writes CE(s (cos - m)) with s = 30 and a head that gives cosines. Here the logits (N, C) are s cos already, as
     the ``_cosine`` models give them, so that their softmax stays the model's probability.
@@ -37,11 +37,6 @@ class Ldam(nn.Module):
         return F.cross_entropy(wide - taken, target, weight)
 
 
-def build(counts: Sequence[int], weight: Tensor | None = None, max_margin: float = 0.5, margin_scale: float = 30.0) -> Ldam:
-    """The module from a recipe's options; ``counts`` (C,) training samples, ``weight`` (C,)."""
-    return Ldam(counts, weight, max_margin, margin_scale)
-
-
 def reference(
     logits: Tensor,
     target: Tensor,
@@ -64,7 +59,7 @@ def reference(
 
 SPECS = {
     "ldam": LossSpec(
-        build=build,
+        build=Ldam,
         reference=reference,
         paper="Cao et al. 2019, arXiv:1906.07413",
         options=("max_margin", "margin_scale"),

@@ -12,7 +12,7 @@ from zoo.spec import LossSpec
 
 
 class LogitAdjustment(nn.Module):
-    """CE(z + tau log pi, y), pi the training shares (C,); logits (N, C), target (N,) or shares (N, C).
+    """CE(z + tau log pi, y), pi the shares of ``counts`` (C,), the training samples; logits (N, C), target (N,) or shares (N, C).
 
     The model's own logits, without the addition, are what is evaluated: they rank classes as a balanced training set would.
     """
@@ -32,11 +32,6 @@ class LogitAdjustment(nn.Module):
         return F.cross_entropy(wide + self.shift.to(wide.dtype), target, weight)
 
 
-def build(counts: Sequence[int], weight: Tensor | None = None, tau: float = 1.0) -> LogitAdjustment:
-    """The module from a recipe's options; ``counts`` (C,) training samples, ``weight`` (C,)."""
-    return LogitAdjustment(counts, tau, weight)
-
-
 def reference(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, counts: Sequence[int] = (), tau: float = 1.0
 ) -> Tensor:
@@ -50,7 +45,7 @@ def reference(
 
 SPECS = {
     "logit_adjustment": LossSpec(
-        build=build,
+        build=LogitAdjustment,
         reference=reference,
         paper="Menon et al. 2021, arXiv:2007.07314",
         options=("tau",),

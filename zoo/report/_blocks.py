@@ -15,7 +15,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; m
 h1 { font-size: 1.5rem; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin-top: 2rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem } caption { text-align: left; color: #555 }
 th, td { padding: .2rem .7rem .2rem 0; text-align: left; border-bottom: 1px solid #e3e3e3; vertical-align: top }
-.n { text-align: right; font-variant-numeric: tabular-nums } img { max-width: 100%; height: auto }
+.n { text-align: right; font-variant-numeric: tabular-nums } td.n { white-space: nowrap } img { max-width: 100%; height: auto }
 pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: .85rem } .main { font-size: 1.2rem; font-weight: 600 }
 """
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
