@@ -184,11 +184,14 @@ def _known(what: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def check_free(target: Path, *, force: bool) -> None:
-    """BusyError if the file exists and may not be replaced; UsageError if it is a folder."""
+    """BusyError if the file exists and may not be replaced; UsageError if it is a folder; DiskError if none can be made."""
+    from zoo import files
+
     if target.is_dir():
         raise UsageError(f"output is a folder ({target.absolute()}); name a file, e.g. --out {target / 'model.onnx'}")
     if target.exists() and not force:
         raise BusyError(f"file exists ({target}); use --force to replace it, or another --out")
+    files.check_writable(target)
 
 
 def check_weights(run: Run) -> dict[str, str]:

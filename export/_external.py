@@ -123,8 +123,9 @@ def _write(large: Sequence[TensorProto], path: Path) -> None:
 
 
 def _sweep(path: Path, *keep: Path) -> None:
-    """Remove the data files of ``path``, other than those to ``keep``, that an earlier or killed export left."""
-    own = re.compile(rf"{re.escape(path.stem)}\.[0-9a-f]{{8}}{re.escape(path.suffix)}\.data")
+    """Remove the data files of ``path``, other than those to ``keep``, that an earlier or killed export left, half written too."""
+    name = rf"{re.escape(path.stem)}\.[0-9a-f]{{8}}{re.escape(path.suffix)}"
+    own = re.compile(rf"{name}\.data|\.{name}\.\w{{8}}{re.escape(files.TEMPORARY)}\.data")
     for other in path.parent.iterdir():
         if own.fullmatch(other.name) and other not in keep:
             other.unlink(missing_ok=True)

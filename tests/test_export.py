@@ -23,7 +23,7 @@ from zoo.data._folders import square
 from zoo.data.synthetic import CLASSES, make
 from zoo.export import _graph, _parity, _session, _shortcut, onnx_fp32
 from zoo.run import Run
-from zoo.spec import BusyError, DataError, DataSet, DisagreeError, FileError, Split, UsageError
+from zoo.spec import BusyError, DataError, DataSet, DisagreeError, DiskError, FileError, Split, UsageError
 
 ort = pytest.importorskip("onnxruntime")
 MEAN, STD = (0.49, 0.45, 0.4), (0.25, 0.23, 0.21)
@@ -194,6 +194,22 @@ def test_existing_file_is_kept(run: Run) -> None:
         zoo.export.onnx(run)
     assert path.read_bytes() == b"mine"
     assert zoo.export.onnx(run, force=True).bytes > 1000
+
+
+def test_what_a_killed_export_left_goes(run: Run) -> None:
+    stray, other = (run.path / f".model{kind}.abcd_123.zoo-tmp.onnx" for kind in ("", ".int8"))
+    data = run.path / ".model.0123abcd.onnx.abcd_123.zoo-tmp.data"
+    for path in (stray, other, data):
+        path.write_bytes(b"half")
+    zoo.export.onnx(run)
+    assert {path.name for path in run.path.iterdir()} == {"model.onnx", other.name}, "another file's may be in the making"
+
+
+def test_a_place_that_takes_no_file_is_told_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_fp32, "trace", None)
+    (run.path / "mine").write_bytes(b"")
+    with pytest.raises(DiskError, match=r"cannot write \(.*mine/model.onnx, Not a directory\); choose another --out"):
+        zoo.export.onnx(run, run.path / "mine" / "model.onnx")
 
 
 def test_a_folder_is_no_file(run: Run) -> None:

@@ -64,6 +64,17 @@ def test_every_model_on_a_thousand_images(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fmt", ["pt2", "openvino"])
+@pytest.mark.parametrize("name", [*MODELS, *TIMM])
+def test_every_model_in_other_formats(name: str, fmt: str, tmp_path: Path) -> None:
+    if fmt == "openvino":
+        pytest.importorskip("openvino")
+    receipt = zoo.export.program(settled(name, tmp_path), fmt=fmt, images=64)
+    assert (receipt.agree, receipt.n) == (64, 64)
+    assert receipt.max_abs <= 1e-4
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*MODELS, *TIMM])
 def test_every_model_in_fp16(name: str, tmp_path: Path) -> None:
     receipt = zoo.export.onnx(settled(name, tmp_path), precision="fp16", images=16, max_drop=100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import re
 import shutil
@@ -60,6 +61,13 @@ def sweep(folder: Path) -> None:
     """Remove what a killed :func:`publish` left in a folder that no other process writes to; nothing else."""
     for stray in folder.glob(f".*{TEMPORARY}*"):
         stray.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """DiskError unless a file can be made where ``path`` is to lie; what a killed :func:`publish` of it left is removed."""
+    with telling_disk_faults(path), tempfile.TemporaryFile(dir=_existing(path.absolute().parent)):
+        for stray in path.parent.glob(f".{glob.escape(path.stem[:60])}.????????{TEMPORARY}{glob.escape(path.suffix)}"):
+            stray.unlink(missing_ok=True)
 
 
 def check_room(folder: Path, need: int) -> None:

@@ -237,7 +237,6 @@ def _clear(folder: Path) -> None:
     for name in (
         "weights.safetensors",
         "metrics.jsonl",
-        "model.onnx",
         "bench.csv",
         "result.json",
         "predictions.csv",
@@ -245,6 +244,9 @@ def _clear(folder: Path) -> None:
         "env.json",
     ):
         (folder / name).unlink(missing_ok=True)
+    for exported in folder.glob("model.*"):  # of the old weights, in any precision and format
+        if exported.suffix in (".onnx", ".data", ".pt2", ".xml", ".bin"):
+            exported.unlink()
     for name in ("last", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
