@@ -56,6 +56,7 @@ def test_every_small_model(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)  # 25 TFLOP for ResNet-50
 @pytest.mark.parametrize("name", [*MODELS, *TIMM])
 def test_every_model_on_a_thousand_images(name: str, tmp_path: Path) -> None:
     receipt = zoo.export.onnx(settled(name, tmp_path, 1000), images=1000)
