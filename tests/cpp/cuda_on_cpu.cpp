@@ -2,6 +2,7 @@
 // CPU op. It shows their logic, indices and sums; what only a GPU can show (launches, races between warps) it does not.
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -185,7 +186,7 @@ void check(int64_t n, int64_t classes, int64_t inner, double gamma, double smoot
       expect(close(zoo::read(loss_rows.data(), as, int64_t(r)), zoo::read(loss_too.data(), as, int64_t(r)), exact), "row", n, classes, type, zoo::read(loss_rows.data(), as, int64_t(r)), zoo::read(loss_too.data(), as, int64_t(r)));
   }
   double largest = 0;
-  for (size_t i = 0; i < count; ++i) largest = std::fmax(largest, std::fabs(zoo::read(second.get(), type, int64_t(i))));
+  for (size_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(zoo::read(second.get(), type, int64_t(i))));
   const double floor = smoothing > 0 ? 1e-6 * largest : type == zoo::Type::f16 ? 6.1e-8 : 0;  // smoothed gradients cross zero
   for (size_t i = 0; i < count; ++i) {
     const double a = zoo::read(grad, type, int64_t(i)), b = zoo::read(second.get(), type, int64_t(i));
