@@ -1,6 +1,8 @@
 // zoo::focal_loss for CUDA tensors, in LibTorch's stable ABI: allocates, launches the kernels of focal_loss_cuda.h on the
-// current stream. Nothing is copied back, so a wrong label shows as NaN; ZOO_SYNC=1 makes zoo/ops.py look for it.
+// current stream. Nothing is copied back and nothing waited for: a wrong label shows as NaN, and in a word that zoo/ops.py reads.
 #include <Python.h>
+
+#include <atomic>
 
 #include <cuda_runtime.h>
 
@@ -19,6 +21,32 @@ int64_t busy_blocks() {
   STD_TORCH_CHECK(cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess,
                   "zoo::focal_loss: the CUDA device cannot be asked");
   return int64_t(processors) * 16;
+}
+
+// Host memory that every device's kernels write and the host reads without a call (see Scratch::wrong). Kept for good: a
+// CUDA graph may hold its address.
+std::atomic<int64_t*> wrong{nullptr};
+
+int64_t* wrong_word() {
+  static int64_t* const made = [] {
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // also where the first call is one of a graph being captured
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    void* word = nullptr;
+    const cudaError_t error = cudaHostAlloc(&word, sizeof(int64_t), cudaHostAllocPortable | cudaHostAllocMapped);
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    STD_TORCH_CHECK(error == cudaSuccess, "zoo::focal_loss: no pinned memory: ", cudaGetErrorString(error));
+    *static_cast<int64_t*>(word) = 0;
+    wrong = static_cast<int64_t*>(word);
+    return static_cast<int64_t*>(word);
+  }();
+  return made;
+}
+
+PyObject* take_wrong_row(PyObject*, PyObject*) {
+  volatile int64_t* word = wrong.load();
+  const int64_t found = word == nullptr ? 0 : *word;
+  if (found != 0) *word = 0;
+  return PyLong_FromLongLong(found - 1);
 }
 
 template <typename T>
@@ -49,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> focal_loss(
   const int64_t size[] = {2 * zoo::most_blocks + 2};
   const Tensor room = torch::stable::new_empty(logits, torch::headeronly::IntHeaderOnlyArrayRef(size, size_t(1)), ScalarType::Double);
   double* doubles = static_cast<double*>(room.mutable_data_ptr());
-  const zoo::Scratch scratch{doubles, doubles + 2 * zoo::most_blocks};
+  const zoo::Scratch scratch{doubles, doubles + 2 * zoo::most_blocks, wrong_word()};
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(logits.get_device_index(), &stream) == 0, "zoo::focal_loss: no current CUDA stream");
   const auto on = static_cast<cudaStream_t>(stream);
@@ -64,7 +92,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> focal_loss(
   return {made.loss, made.grad, made.rows, made.factor};
 }
 
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cuda", "The focal loss in CUDA.", -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+PyMethodDef methods[] = {
+    {"take_wrong_row", take_wrong_row, METH_NOARGS,
+     "take_wrong_row(): a row in which a kernel that has run met a label out of range, and forgets it; -1 where there is none."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cuda", "The focal loss in CUDA.", -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 

@@ -3,7 +3,7 @@
 //
 // Three launches: `count` adds up rows and weights, the kernel for the row length writes loss and gradient, `finish` adds the
 // blocks' sums in order: no atomics, the same bits each time. A grid of one block does all three in one launch.
-// A label out of range makes its row's loss NaN and its gradient 0, and reads nothing.
+// A label out of range makes its row's loss NaN and its gradient 0, reads nothing, and leaves its row's number for the host.
 #pragma once
 
 #include <cfloat>
@@ -23,6 +23,7 @@ constexpr int long_threads = 512;  // for one long row
 struct Scratch {
   double* blocks;  // (count or loss, weight or power) of each block; 2 * most_blocks
   double* norm;    // factor that multiplies loss and gradient, number of rows that count
+  int64_t* wrong;  // in host memory: 1 + a row with a label out of range, whichever is written last; untouched without one
 };
 
 struct Totals {
@@ -177,9 +178,11 @@ struct Row {
   __device__ bool plain() const { return !ignored && !wrong; }
 
   // Loss, power and p of the row go out; returns what the block adds up.
-  __device__ Totals write(const Problem& p, double loss, double power, double prob, double factor) const {
+  __device__ Totals write(const Frame<A>& frame, double loss, double power, double prob) const {
+    const Problem& p = frame.p;
     const double nan = double(NAN);
-    write_row(p.loss_rows, p, number, wrong ? nan : ignored ? 0.0 : loss * factor);
+    if (wrong) *static_cast<volatile int64_t*>(frame.scratch.wrong) = number + 1;
+    write_row(p.loss_rows, p, number, wrong ? nan : ignored ? 0.0 : loss * frame.factor);
     write_row(p.p_rows, p, number, wrong ? nan : ignored ? 1.0 : prob);
     return wrong ? Totals{nan, 0} : ignored ? Totals{0, 0} : Totals{loss, power};
   }
@@ -269,11 +272,11 @@ __global__ void few_classes(Problem p, Scratch scratch, typename T::Real* loss, 
           const A slope = all * factor / (rest + std::exp(shift));
           for (int c = 0; c < C; ++c) z[c] = c == row.label ? -all * factor * mine.q : slope * std::exp(z[c] - top);
         }
-        const Totals more = row.write(p, double(total), double(mine.power), double(mine.p), frame.factor);
+        const Totals more = row.write(frame, double(total), double(mine.power), double(mine.p));
         sums.a += more.a;
         sums.b += more.b;
       } else {
-        const Totals more = row.write(p, 0, 0, 0, 0);
+        const Totals more = row.write(frame, 0, 0, 0);
         sums.a += more.a;
         for (int c = 0; c < C; ++c) z[c] = 0;
       }
@@ -371,7 +374,7 @@ __global__ void warp_row(Problem p, Scratch scratch, typename T::Real* loss, typ
       total = weight == 0 ? A(0) : weight * mine.loss;
     }
     if (lane == 0) {
-      const Totals more = row.write(p, double(total), double(mine.power), double(mine.p), frame.factor);
+      const Totals more = row.write(frame, double(total), double(mine.power), double(mine.p));
       sums.a += more.a;
       sums.b += more.b;
     }
@@ -474,7 +477,7 @@ __global__ void long_row(Problem p, Scratch scratch, typename T::Real* loss, typ
       all += A(more.b);
     }
     if (me == 0) {
-      const Totals more = row.write(p, double(total), double(label.power), double(label.p), frame.factor);
+      const Totals more = row.write(frame, double(total), double(label.power), double(label.p));
       sums.a += more.a;
       sums.b += more.b;
     }

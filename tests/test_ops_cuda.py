@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 
 import pytest
 import torch
@@ -125,11 +126,33 @@ def test_a_wrong_label_costs_its_row_alone(classes: int, monkeypatch: pytest.Mon
             want = ops.focal_loss(logits[~bad], target[~bad], reduction="none")
             torch.testing.assert_close(loss[~bad], want)
         assert not leaf.grad[bad].any() and bool(torch.isfinite(leaf.grad).all()) and bool((leaf.grad[~bad] != 0).any(1).all())
+        with pytest.raises(IndexError, match="an earlier focal loss on CUDA was out of range") as error:
+            ops.focal_loss(logits[:3], target[:3])  # the reading above has waited
+        assert int(re.findall(r"row (\d+)", str(error.value))[0]) in wrong
     torch.cuda.synchronize()  # raises if a kernel left its bounds
     assert torch.isfinite(ops.focal_loss(logits[:3], target[:3]))
     monkeypatch.setenv("ZOO_SYNC", "1")
     with pytest.raises(IndexError, match=rf"^target\[3\]={classes} is out of range for {classes} classes"):
         ops.focal_loss(logits, target)
+    ops.raise_wrong_label()  # told in place, and not again
+
+
+def test_a_wrong_label_in_a_captured_or_compiled_step_is_told() -> None:
+    logits, target = draw(300, 10)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = ops.focal_loss(logits, target)
+    graph.replay()
+    assert bool(torch.isfinite(loss))
+    ops.raise_wrong_label()
+    target[7] = 10
+    compiled = torch.compile(Net(), fullgraph=True, backend="aot_eager")
+    for replay in (graph.replay, lambda: compiled(logits, target)):
+        replay()
+        torch.cuda.synchronize()
+        with pytest.raises(IndexError, match="^target row 7 of"):
+            ops.raise_wrong_label()
+        ops.raise_wrong_label()
 
 
 def test_the_current_stream_is_used() -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import threading
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from ops_cases import SETS, both
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from zoo import ops
+from zoo import ops, train
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -197,6 +201,38 @@ def test_a_library_that_does_not_load_is_told_on_use(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "does not load" in ran.stdout and "rebuild" in ran.stdout
     assert ran.stderr.strip().splitlines()[-1].startswith("ImportError: zoo's compiled part does not load")
+
+
+class Found:
+    """In place of zoo._C_cuda: a kernel has met a wrong label in row 3."""
+
+    row = 3
+
+    def take_wrong_row(self) -> int:
+        row, self.row = self.row, -1
+        return row
+
+
+def test_a_wrong_label_on_cuda_is_told_at_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "_C_cuda", Found())
+    ops.focal_loss(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))  # on the CPU: not of its concern
+    with FakeTensorMode():
+        logits, target = torch.empty(4, 3, device="cuda"), torch.empty(4, dtype=torch.int64, device="cuda")
+        with pytest.raises(IndexError, match="^target row 3 of an earlier focal loss on CUDA was out of range"):
+            ops.focal_loss(logits, target)
+        assert ops.focal_loss(logits, target).shape == ()
+
+
+def test_training_tells_of_a_wrong_label_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "_C_cuda", Found())
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    step = train.Step(torch.optim.SGD(net.parameters(), lr=0.1), lambda at: 0.1, torch.device("cpu"))
+    batch = (torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64), np.arange(2), np.arange(2))
+    told = contextlib.nullcontext(), pytest.raises(IndexError, match="target row 3"), contextlib.nullcontext()
+    for on_cuda, wanted in zip((False, True, True), told, strict=True):
+        value = SimpleNamespace(item=lambda: float("nan"), is_cuda=on_cuda)
+        with wanted:
+            assert train._update(net, lambda z, y, value=value: value, step, 0, *batch) == (None, 0)
 
 
 def test_kernel_says_why_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,8 @@ def focal_loss(
         The loss in float32 (float64 for float64 logits; a float16 sum would overflow); shaped as target for "none".
 
     Raises:
-        IndexError: a label out of range (CPU; on CUDA that row's loss is NaN and its gradient 0, ``ZOO_SYNC=1`` raises).
+        IndexError: a label out of range. On the CPU before anything is written. On CUDA that row's loss is NaN and its
+            gradient 0, and the error comes later, see :func:`raise_wrong_label`; ``ZOO_SYNC=1`` raises in place.
         TypeError, ValueError: an argument of wrong type, shape, device or range.
         NotImplementedError: second derivatives, forward mode and ``torch.func.vmap``.
     """
@@ -95,6 +96,23 @@ def focal_loss_with_stats(
 ) -> WithStats:
     """:func:`focal_loss` with p_t of each row and the mean modulating factor, from the same pass over the logits."""
     return WithStats(*_call(logits, target, gamma, weight, ignore_index, label_smoothing, reduction, scale, True))
+
+
+def raise_wrong_label() -> None:
+    """Tell of a label out of range that a kernel on CUDA has met since the last call; without one this costs a memory read.
+
+    It waits for no device: a kernel's find is seen once its stream was waited for, by ``loss.item()`` for instance. Eager
+    calls of :func:`focal_loss` on CUDA begin with it and ``zoo train`` calls it when a loss is not finite; after compiled
+    steps or a CUDA graph's replay call it yourself. The PyTorch formula leaves NaN alone.
+
+    Raises:
+        IndexError: naming one such row, which is forgotten then; the device remains usable.
+    """
+    if _C_cuda is not None and (row := _C_cuda.take_wrong_row()) >= 0:
+        raise IndexError(
+            f"target row {row} of an earlier focal loss on CUDA was out of range (its loss NaN, its gradient 0); set ZOO_SYNC=1"
+            " to see the call and the label"
+        )
 
 
 def kernel() -> str:
@@ -196,16 +214,17 @@ def _run(
     logits: Tensor, target: Tensor, weight: Tensor | None, settings: tuple[Any, ...], want_grad: bool, want_rows: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op, a bad label told as IndexError whoever found it."""
+    if logits.is_cuda:
+        raise_wrong_label()
+        if os.environ.get("ZOO_SYNC") == "1":
+            check_labels(target, logits.shape[1], settings[3])
     try:
-        out = torch.ops.zoo.focal_loss.default(logits, target, weight, *settings, want_grad, want_rows)
+        return torch.ops.zoo.focal_loss.default(logits, target, weight, *settings, want_grad, want_rows)
     except NotImplementedError:
         raise
     except RuntimeError:
         check_labels(target, logits.shape[1], settings[3])
         raise
-    if logits.is_cuda and os.environ.get("ZOO_SYNC") == "1":
-        check_labels(target, logits.shape[1], settings[3])
-    return out
 
 
 def _prepared(weight: Tensor, dtype: torch.dtype) -> Tensor:

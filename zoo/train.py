@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import sampling
+from zoo import ops, sampling
 from zoo.data import _augment
 from zoo.parallel import Team
 from zoo.spec import DivergedError, Split
@@ -170,6 +170,7 @@ def train_epoch(
     Raises:
         DivergedError: the loss is not finite, and the weights are those before that step; or the gradient scaler found no
             scale with finite gradients. It has ``position``, the samples of the batch in the split.
+        IndexError: the loss is not finite as a label is out of range (:func:`zoo.ops.raise_wrong_label`).
     """
     totals = totals or Totals()
     model.train()
@@ -211,6 +212,8 @@ def _update(
     value, p = _loss(loss, logits, wanted, targets) if step.see else (loss(logits, wanted), None)
     number = value.item()
     if not np.isfinite(number):
+        if value.is_cuda:
+            ops.raise_wrong_label()
         return None, 0
     step.optimizer.zero_grad(set_to_none=True)
     _backward(model, step.team.scaled(value, n), step)

@@ -107,11 +107,13 @@ struct Buffers {
   std::vector<double> weight, loss_rows, p_rows, other_loss_rows, other_p_rows;
 };
 
+// The row of a wrong label comes back as Result::bad_row.
 template <typename T>
 void emulate(zoo::Problem& p, zoo::Result& result, int64_t blocks) {
   using A = typename T::Real;
   std::vector<double> room(2 * zoo::most_blocks), norm(2);
-  const zoo::Scratch scratch{room.data(), norm.data()};
+  int64_t wrong = 0;
+  const zoo::Scratch scratch{room.data(), norm.data(), &wrong};
   A loss = 0, power = 0;
   const auto launch = [&](auto kernel, int64_t grid, int threads) {
     const auto start = [&](int64_t count, int size, auto call) {
@@ -133,6 +135,7 @@ void emulate(zoo::Problem& p, zoo::Result& result, int64_t blocks) {
   zoo::choose<T>(p, launch, blocks);
   result.loss = p.reduction == zoo::Reduction::none ? 0.0 : double(loss);
   result.factor = double(power);
+  result.bad_row = wrong - 1;
 }
 
 bool close(double got, double want, double tolerance) {
@@ -177,6 +180,7 @@ void check(int64_t n, int64_t classes, int64_t inner, double gamma, double smoot
   if (q.loss_rows != nullptr) q.loss_rows = loss_too.data();
   const zoo::Result want = zoo::focal_loss(q, nullptr);
   const double exact = type == zoo::Type::f64 ? 1e-9 : 1e-5, step = type == zoo::Type::bf16 ? 0.008 : type == zoo::Type::f16 ? 0.001 : exact;
+  expect(got.bad_row == -1, "wrong row", n, classes, type, double(got.bad_row), -1);
   expect(close(got.loss, want.loss, exact), "loss", n, classes, type, got.loss, want.loss);
   expect(close(got.factor, want.factor, exact), "factor", n, classes, type, got.factor, want.factor);
   const zoo::Type as = type == zoo::Type::f64 ? zoo::Type::f64 : zoo::Type::f32;
@@ -209,7 +213,7 @@ void sizes() {
         }
 }
 
-// Labels out of range: that row's loss is NaN and its gradient 0, the others are as ever.
+// Labels out of range: that row's loss is NaN, its gradient 0 and its number left; the others are as ever.
 void wrong_labels() {
   for (const int64_t classes : {10, 100, 1500}) {
     std::vector<float> logits(size_t(4 * classes), 0.5f), grad(size_t(4 * classes), 7.0f), rows(4);
@@ -219,6 +223,7 @@ void wrong_labels() {
     p.grad = grad.data(); p.grad_n = classes; p.loss_rows = rows.data(); p.reduction = zoo::Reduction::none;
     zoo::Result result;
     emulate<zoo::F32>(p, result, 2);
+    expect(result.bad_row == 1 || result.bad_row == 3, "wrong row", 4, classes, p.type, double(result.bad_row), 1);
     for (size_t r = 0; r < 4; ++r) {
       expect((rows[r] != rows[r]) == (r % 2 == 1), "wrong label", 4, classes, p.type, rows[r], 0);
       for (size_t c = 0; c < size_t(classes); ++c) {
