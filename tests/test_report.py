@@ -325,7 +325,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     place = tmp_path_factory.mktemp("three")
     return [
         fake_run(place / "ce", n=200, noise=1),
-        fake_run(place / "focal", n=200, noise=2, loss="focal"),
+        fake_run(place / "focal", n=200, noise=2, loss="focal", **{"data.dir": "/elsewhere"}),
         fake_run(place / "better", n=200, noise=3, skill=0.9, loss="focal", seed=1),
     ]
 

@@ -176,7 +176,7 @@ def _p(value: float) -> str:
 
 def _differences(runs: Sequence[Folder], names: Sequence[str]) -> Table:
     values = [settings(run.recipe) for run in runs]
-    keys = [key for key in values[0] if any(each[key] != values[0][key] for each in values)]
+    keys = [key for key in values[0] if key != "data.dir" and any(each[key] != values[0][key] for each in values)]
     return Table(("run", *keys), [(name, *(each[key] for key in keys)) for name, each in zip(names, values)])
 
 
