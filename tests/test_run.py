@@ -228,3 +228,11 @@ def test_larger_images_without_augmentation_are_cut_for_training() -> None:
     data = registry.find("data", "synthetic").build(None, size=32, val=0.1, seed=0)
     made = Batches(data.train, np.arange(4), 4, torch.device("cpu"), data.mean, data.std, 24, augment=())
     assert next(iter(made.epoch(0)))[0].shape == (4, 3, 24, 24)
+
+
+def test_a_forced_run_keeps_no_file_of_the_old_weights(tmp_path: Path) -> None:
+    mine = tmp_path / "model.txt"
+    for name in ("model.onnx", "model.int8.onnx", "model.3f2a90c1.onnx.data", "model.pt2", "model.xml", "model.bin", mine.name):
+        (tmp_path / name).write_bytes(b"old")
+    run._clear(tmp_path)
+    assert list(tmp_path.iterdir()) == [mine]
