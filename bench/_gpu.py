@@ -5,7 +5,9 @@ Alone onnxruntime takes the CPU in silence where CUDA cannot start.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -21,8 +23,8 @@ from zoo.export import _guard, _session
 from zoo.spec import UsageError
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-HEAVY = ("Conv", "FusedConv", "Gemm", "MatMul", "FusedMatMul", "QLinearConv", "ConvTranspose")
-"""Operators that no small shape computation needs: one of them on the CPU is a fallback."""
+HEAVY = ("Conv", "Gemm", "MatMul")
+"""In the names of operators that no small shape computation needs (NhwcFusedConv too): one of them on the CPU is a fallback."""
 FELL = " (on the cpu)"
 _KINDS = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(float16)": np.float16}
 
@@ -64,8 +66,12 @@ def _contender(
     def prepare(session: Any, inputs: Tensor) -> Ready:
         label, wanted = session.get_inputs()[0].name, [session.get_outputs()[0].name]
         feed = {label: inputs.numpy()}
-        resident = None if fell else bound(session, inputs.to(where))
-        return Ready(lambda: session.run(wanted, feed)[0], resident, proof if fell else f"tf32 off, {proof}")
+
+        def call() -> Any:
+            return session.run(wanted, feed)[0]
+
+        resident = None if fell else bound(session, inputs.to(where), call())
+        return Ready(call, resident, proof if fell else f"tf32 off, {proof}")
 
     return loaded(name, precision, load, prepare, file_mb=_guard.check(path) / 1e6, where=None if fell else where)
 
@@ -85,21 +91,23 @@ def open_session(path: Path, provider: str, where: torch.device, threads: int, p
     if provider not in live:
         raise UsageError(f"onnxruntime has no {provider} (here: {', '.join(live)}); use --devices cpu")
     if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()  # torch's CUDA libraries
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+            onnxruntime.preload_dlls()  # torch's CUDA libraries
     try:
-        return _checked(
-            onnxruntime.InferenceSession(str(path), _options(threads, profile, locked=True), providers=_chain(provider, where)),
-            provider,
-        )
+        return _checked(_opened(path, _options(threads, profile, locked=True), _chain(provider, where)), provider)
     except UsageError:
         raise
     except Exception as error:  # onnxruntime raises its own types, RuntimeError and ValueError
         if "explicitly assigned" not in str(error) and "assigned to the default CPU EP" not in str(error):
             raise UsageError(_why(provider, error)) from error
-    providers = [*_chain(provider, where), CPU]
-    return _checked(
-        onnxruntime.InferenceSession(str(path), _options(threads, profile, locked=False), providers=providers), provider
-    )
+    return _checked(_opened(path, _options(threads, profile, locked=False), [*_chain(provider, where), CPU]), provider)
+
+
+def _opened(path: Path, options: Any, providers: list[Any]) -> Any:
+    """A session whose failure is raised: by default onnxruntime prints it to stdout and goes on with the CPU."""
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
 
 
 def _options(threads: int, profile: Path | None, *, locked: bool) -> Any:
@@ -161,7 +169,7 @@ def placed(profile: Path) -> dict[str, Counter[str]]:
 def judged(counts: Mapping[str, Counter[str]], provider: str) -> str:
     """The counts in words; UsageError if ``provider`` ran nothing or heavy work ran on the CPU."""
     here = counts.get(CPU, Counter())
-    heavy = {name: number for name, number in here.items() if name in HEAVY}
+    heavy = {name: number for name, number in here.items() if any(part in name for part in HEAVY)}
     if not counts.get(provider) or heavy:
         listed = ", ".join(f"{number} {name}" for name, number in heavy.items()) or "all nodes"
         raise UsageError(
@@ -177,14 +185,14 @@ def judged(counts: Mapping[str, Counter[str]], provider: str) -> str:
     return ", ".join(parts)
 
 
-def bound(session: Any, inputs: Tensor) -> Call:
-    """A run whose inputs and outputs stay on the GPU (I/O binding)."""
-    outputs = torch.empty((len(inputs), session.get_outputs()[0].shape[1]), device=inputs.device)
+def bound(session: Any, inputs: Tensor, answer: np.ndarray) -> Call:
+    """A run whose inputs and outputs stay on the GPU (I/O binding); outputs have the shape and type of ``answer``."""
+    outputs = torch.empty_like(torch.from_numpy(answer), device=inputs.device)
     binding = session.io_binding()
     place = (inputs.device.type, inputs.device.index or 0)
     kind = np.uint8 if inputs.dtype == torch.uint8 else np.float32
     binding.bind_input(session.get_inputs()[0].name, *place, kind, tuple(inputs.shape), inputs.data_ptr())
-    binding.bind_output(session.get_outputs()[0].name, *place, np.float32, tuple(outputs.shape), outputs.data_ptr())
+    binding.bind_output(session.get_outputs()[0].name, *place, answer.dtype.type, tuple(outputs.shape), outputs.data_ptr())
 
     def call() -> Tensor:
         assert inputs.is_contiguous()  # and holds the tensor that is read

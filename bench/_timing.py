@@ -31,8 +31,8 @@ SETTLE_NS = 2_000_000
 """Untimed calls that open a turn: caches are warm again and the contender's own threads awake."""
 LONG_NS = 20 * SETTLE_NS
 """A turn whose first call takes longer than this is that one call: what settles in 2 ms does not matter to it."""
-SHORTEST_NS = 10_000
-"""Calls shorter than this are timed in groups, since reading the clock takes 50 ns or so."""
+SHORTEST_NS = 50_000
+"""Calls shorter than this are timed in groups, since timing one adds 150 ns or so."""
 RESAMPLES = 1000
 SPREAD, DRIFT = 0.15, 0.10
 """Above this interquartile range, or change from the first to the second half, over the median, a sample is noisy."""
@@ -83,12 +83,16 @@ class Sample:
 
     @property
     def noisy(self) -> bool:
-        """The rounds spread or drift so much that the figure should not be relied on."""
-        low, high = np.quantile(self.medians, [0.25, 0.75])
-        first, second = (
-            (np.median(half) for half in np.array_split(self.medians, 2) if len(half)) if self.rounds > 1 else (1, 1)
-        )
-        return bool((high - low) / self.median > SPREAD or abs(second / first - 1) > DRIFT)
+        """The rounds spread or drift so much, in median or rate, that the figures should not be relied on."""
+        return _unsteady(self.medians) or _unsteady(self.rates)
+
+
+def _unsteady(values: np.ndarray) -> bool:
+    if len(values) == 1:
+        return False
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    first, second = (np.median(half) for half in np.array_split(values, 2))
+    return bool((high - low) / median > SPREAD or abs(second / first - 1) > DRIFT)
 
 
 def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:

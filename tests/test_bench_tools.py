@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -134,11 +135,44 @@ def test_proof_reads_a_real_profile(small: dict[str, Path], tmp_path: Path) -> N
         _gpu.judged(counts, _gpu.CUDA)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_bound_tensors_are_those_that_are_read_and_written(precision: str) -> None:
+    """I/O binding by pointers, which needs no GPU; of a file with outputs of its own type and a length it does not tell."""
+    kind = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.FLOAT
+    ends = [onnx.helper.make_tensor_value_info(*each) for each in (("x", 1, ["n", 3]), ("y", kind, ["n", "classes"]))]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Cast", ["x"], ["y"], to=kind)], "", ends[:1], ends[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    session = _session.open_session(model.SerializeToString())
+    inputs = torch.tensor([[1.0, 2.0, 3.0]])
+    call = _gpu.bound(session, inputs, session.run(None, {"x": inputs.numpy()})[0])
+    assert call().tolist() == [[1, 2, 3]]
+    inputs.mul_(2)
+    assert call().tolist() == [[2, 4, 6]]
+    assert str(call().dtype).endswith("float16" if precision == "fp16" else "float32")
+
+
+def test_a_provider_that_fails_is_not_replaced_in_silence(
+    small: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnxruntime
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("CUDA failure 35: driver too old")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [_gpu.CUDA, _gpu.CPU])
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fails)
+    with pytest.raises(UsageError, match="CUDA failure 35: driver too old"):
+        _gpu.open_session(small["fp32"], _gpu.CUDA, torch.device("cuda"), 1)
+    assert not capsys.readouterr().out
+
+
 def test_heavy_nodes_on_the_cpu_are_a_failure() -> None:
     good = {_gpu.CUDA: Counter(Conv=30, Gemm=1), _gpu.CPU: Counter(Shape=1, Gather=2)}
     assert _gpu.judged(good, _gpu.CUDA) == "cuda 31 nodes, cpu 3 (Gather, Shape)"
     with pytest.raises(UsageError, match="ran 1 Gemm on the CPU"):
         _gpu.judged({_gpu.CUDA: Counter(Conv=30), _gpu.CPU: Counter(Gemm=1)}, _gpu.CUDA)
+    with pytest.raises(UsageError, match="ran 2 NhwcFusedConv on the CPU"):
+        _gpu.judged({_gpu.CUDA: Counter(Conv=30), _gpu.CPU: Counter(NhwcFusedConv=2)}, _gpu.CUDA)
     with pytest.raises(UsageError, match="ran all nodes on the CPU"):
         _gpu.judged({_gpu.CPU: Counter(Shape=1)}, _gpu.CUDA)
 

@@ -133,6 +133,13 @@ def test_noise_is_marked(medians: list[float], noisy: bool) -> None:
     assert sample(*medians).noisy is noisy
 
 
+def test_noise_of_the_rate_is_marked_too() -> None:
+    quiet, hit = np.full(5, 100.0), np.array([100.0, 100, 100, 100, 800])
+    found = Sample((quiet, hit, quiet, hit, hit, quiet))
+    assert set(found.medians) == {100.0}
+    assert found.noisy
+
+
 def test_ratio_is_taken_round_by_round() -> None:
     assert _timing.ratio(sample(10, 20, 40), sample(5, 10, 20)) == pytest.approx(2.0)
     assert _timing.ratio(sample(10, 20, 1000), sample(5, 10, 1)) == pytest.approx(2.0)
