@@ -20,7 +20,8 @@ NAME = "shortcut."
 
 def convolved(graph: ModelProto) -> ModelProto:
     """The graph, changed in place: rows and columns at a stride with channels of zeros beside them become a convolution."""
-    weights = {each.name: numpy_helper.to_array(each) for each in graph.graph.initializer}
+    small = (each for each in graph.graph.initializer if len(each.raw_data) < _external.SMALL)  # steps and widths
+    weights = {each.name: numpy_helper.to_array(each) for each in small}
     shapes = {each.name: each.type.tensor_type.shape.dim for each in _external.shaped(graph).graph.value_info}
     makers = {name: node for node in graph.graph.node for name in node.output}
     readers = [*(name for node in graph.graph.node for name in node.input), *(each.name for each in graph.graph.output)]
@@ -44,7 +45,8 @@ def convolved(graph: ModelProto) -> ModelProto:
                 strides=[stride, stride],
             )
         )  # fmt: skip
-    _drop(graph, gone)
+    if gone:
+        _drop(graph, gone)
     return graph
 
 
