@@ -157,8 +157,11 @@ def _switched(call: Callable[[], object], name: str, back: str) -> Callable[[], 
 
 
 def empty_of(logits: Tensor, *, backward: bool) -> Callable[[], object]:
-    """An autograd function that only fills a scalar and hands back a buffer: what any loss costs before it computes."""
-    leaf, grad = logits.detach().requires_grad_(backward), torch.zeros_like(logits)
+    """An autograd function that only fills a scalar and hands back a fresh buffer: what any loss costs before it computes.
+
+    A buffer that is held elsewhere too would be copied into ``leaf.grad``.
+    """
+    leaf = logits.detach().requires_grad_(backward)
 
     class Empty(torch.autograd.Function):
         @staticmethod
@@ -167,7 +170,7 @@ def empty_of(logits: Tensor, *, backward: bool) -> Callable[[], object]:
 
         @staticmethod
         def backward(ctx: Any, _: Tensor) -> Tensor:
-            return grad
+            return torch.empty_like(logits)
 
     def call() -> None:
         loss = Empty.apply(leaf)

@@ -151,8 +151,7 @@ def _timed(case: Case, able: Sequence[Able], threads: int, seconds: float, *, co
         calls = {name: _call(each.contender, case, backward) for name, each in told.items()}
         sets = backward and case.dtype == "fp32" and (n, c) in SETS_AT
         calls |= _losses.kernels_of(logits, target, weight, backward=backward, sets=sets)
-        if logits.is_cuda:
-            calls[EMPTY] = _losses.empty_of(logits, backward=backward)
+        calls[EMPTY] = _losses.empty_of(logits, backward=backward)
         calls[COPY] = _losses.copy_of(logits, target, backward=backward)
         peaks = {name: told[name].peak[backward] if name in told else _peak(call) for name, call in calls.items()}
         warmup = 0 if logits.numel() > LARGE else 2  # one call comes before the clock anyway

@@ -240,13 +240,13 @@ def test_focal_rows_hold_errors_and_the_copy(tables: dict[str, Path]) -> None:
         assert float(row["low_us"]) <= float(row["median_us"]) <= float(row["high_us"])
     rows = [row for row in rows if row not in steps]
     assert {row["pass"] for row in rows} == {"forward", "forward+backward"}
-    assert {"eager textbook", "eager stable", "F.cross_entropy", "torchvision sigmoid", "zoo", "copy"} <= {
+    assert {"eager textbook", "eager stable", "F.cross_entropy", "torchvision sigmoid", "zoo", "empty function", "copy"} <= {
         row["contender"] for row in rows
     }
     for row in rows:
         if row["contender"] == "copy":
             assert float(row["times_copy"]) == 1.0
-        elif not row["contender"].startswith("zoo kernel"):
+        elif not row["contender"].startswith(("zoo kernel", "empty function")):
             assert 0 <= float(row["loss_error"]) < 1e-4
             assert 0 <= float(row["grad_error"]) < 1e-4
 
@@ -304,8 +304,13 @@ def test_a_step_knows_the_share_of_its_loss() -> None:
 
 
 def test_the_empty_function_has_the_passes_of_a_loss() -> None:
+    """And moves no gradient: autograd copies one that something else holds."""
     for backward in (False, True):
-        _losses.empty_of(torch.zeros(4, 3), backward=backward)()
+        call = _losses.empty_of(torch.zeros(4, 3), backward=backward)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            call()
+        names = {event.name for event in profile.events()}
+        assert ("EmptyBackward" in names) == backward and not names & {"aten::copy_", "aten::clone"}
 
 
 def test_copy_moves_the_bytes_of_the_loss() -> None:
