@@ -33,6 +33,8 @@ ACCURACY_BATCH, QUICK_IMAGES, MOST_BYTES = 64, 1000, 400_000_000
 QUICK_S, QUICK_CALLS = 30.0, 7
 """Seconds that a quick look may take at one batch size, in which each contender is called so often where a call is long."""
 
+TF32 = "NVIDIA_TF32_OVERRIDE"
+
 ABOVE = 1.1
 """A share of the roofline beyond this means that its limits were measured while others had the cores: such a row is noisy too."""
 
@@ -130,10 +132,11 @@ def _precisions(places: Sequence[_Place]) -> tuple[str, ...]:
 def _settings(threads: int, places: Sequence[_Place]) -> Iterator[int]:
     """``threads`` for PyTorch, no TF32 anywhere (onnxruntime is given none either), no gradients; all as before afterwards."""
     before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    override = os.environ.get(TF32)
     torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if any(place.device.type == "cuda" for place in places):
-        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # TensorRT has no switch of its own in onnxruntime
+        os.environ[TF32] = "0"  # TensorRT has no switch of its own in onnxruntime
         say("tf32     off in PyTorch and in onnxruntime")
     try:
         with torch.inference_mode():
@@ -141,6 +144,9 @@ def _settings(threads: int, places: Sequence[_Place]) -> Iterator[int]:
     finally:
         torch.set_num_threads(before[0])
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before[1:]
+        os.environ.pop(TF32, None)
+        if override is not None:
+            os.environ[TF32] = override
 
 
 class _Bench:

@@ -5,7 +5,9 @@ Not here: torch, so that ``zoo predict --onnx`` needs onnxruntime, numpy and Pil
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,8 +75,10 @@ def open_session(
     where = {"device_id": int(number or 0), "use_tf32": 0}
     try:
         if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()
-        session = onnxruntime.InferenceSession(source, options, providers=[(wanted, where)])
+            with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+                onnxruntime.preload_dlls()
+        # without enable_fallback=0 a failure is printed to stdout and the CPU taken
+        session = onnxruntime.InferenceSession(source, options, providers=[(wanted, where)], enable_fallback=0)
         first = session.get_providers()[0]
     except Exception as error:  # onnxruntime raises its own types, RuntimeError and ValueError
         first = str(error).strip().splitlines()[0][:60] if str(error).strip() else type(error).__name__
