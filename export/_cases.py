@@ -75,14 +75,20 @@ def normalised(part: np.ndarray, run: Run) -> Any:
     return _augment.normalise(torch.from_numpy(part.copy()), run.mean, run.std, size=run.input[1]).contiguous()
 
 
+def right(run: Run, exported: Exported) -> Answer:
+    """What evaluation makes of images, in float32."""
+
+    def answer(part: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            logits = exported.model(normalised(part, run))
+            return (logits.softmax(1) if exported.softmax else logits).numpy()
+
+    return answer
+
+
 def cases(run: Run, exported: Exported, pixels: np.ndarray) -> list[Case]:
     """Real, saturated and constant images, right being what evaluation does with them; for ``full`` also other sizes."""
-    model, side = exported.model, pixels.shape[1]
-
-    def truth(part: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            logits = model(normalised(part, run))
-            return (logits.softmax(1) if exported.softmax else logits).numpy()
+    side, truth = pixels.shape[1], right(run, exported)
 
     def own_truth(part: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

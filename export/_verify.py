@@ -67,7 +67,7 @@ def verify(
             f"no zoo receipt in the model ({path}, {str(error)[:60]}); export it with: zoo export --onnx"
         ) from error
     checks += _parity_checks(path, facts, run, frame, claims["parity"], tolerance, data_dir)
-    return [*checks, *_accuracy_checks(path, facts, own, frame, claims["test"])]
+    return [*checks, *_accuracy_checks(path, facts, own, frame, claims["test"], run)]
 
 
 def _structure(path: Path, raw: memoryview) -> Check:
@@ -144,7 +144,9 @@ def _frozen(run: Run, claim: dict[str, str]) -> list[Check]:
     return [Check("frozen tensors", "differs" if moved else "ok", f"{len(claim)} tensors", found, 8 if moved else 0)]
 
 
-def _accuracy_checks(path: Path, facts: dict[str, str], own: Run, frame: _graph.Exported, claim: Any) -> list[Check]:
+def _accuracy_checks(
+    path: Path, facts: dict[str, str], own: Run, frame: _graph.Exported, claim: Any, run: Run | None
+) -> list[Check]:
     told = f"{100 * claim['accuracy']:.2f} % of {claim['n']:,}" if claim else "none"
     try:
         data = own.dataset()
@@ -152,10 +154,21 @@ def _accuracy_checks(path: Path, facts: dict[str, str], own: Run, frame: _graph.
         return [Check("accuracy", "not run", told, f"the data is not here ({str(error)[:60]}); name it with --data-dir")]
     if facts["data_sha256"] and data.digest != facts["data_sha256"]:
         return [Check("data", "differs", facts["data_sha256"][:12], data.digest[:12], 8)]
-    got = _accuracy.row(_accuracy.hits(_accuracy.answer_of(path, own, frame), data.test, path.name))
-    fits = not claim or (got["n"] == claim["n"] and abs(got["correct"] - claim["correct"]) <= max(1, SLACK * got["n"]))
+    hits = _accuracy.hits(_accuracy.answer_of(path, own, frame), data.test, path.name)
+    got, room = _accuracy.row(hits), max(1, SLACK * len(hits))
+    fits = not claim or (got["n"] == claim["n"] and abs(got["correct"] - claim["correct"]) <= room)
     found = f"{100 * got['accuracy']:.2f} % of {got['n']:,} [{100 * got['low']:.2f}, {100 * got['high']:.2f}]"
-    return [Check("accuracy", "ok" if fits else "differs", told, found, 0 if fits else 8)]
+    checks = [Check("accuracy", "ok" if fits else "differs", told, found, 0 if fits else 8)]
+    if not claim or "drop" not in claim:
+        return checks
+    told = f"{claim['drop']:+.2f} points from {100 * claim['fp32']['accuracy']:.2f} %"
+    if run is None or _graph.weights_sha256(run.model) != facts["weights_sha256"]:
+        return [*checks, Check("drop from fp32", "not run", told, "the run is not here; name it with --run")]
+    exported = _graph.of_run(run, stored=frame.stored, preprocess=frame.preprocess, softmax=frame.softmax)
+    now = _accuracy.compared(hits, _accuracy.hits(_cases.right(own, exported), data.test, "PyTorch float32"))
+    found = f"{now['drop']:+.2f} points from {100 * now['fp32']['accuracy']:.2f} %"
+    fits = abs(now["drop"] - claim["drop"]) <= 100 * room / len(hits) + 1e-6
+    return [*checks, Check("drop from fp32", "ok" if fits else "differs", told, found, 0 if fits else 8)]
 
 
 def at_hand(path: Path, name: str | None) -> Run | None:

@@ -95,6 +95,19 @@ def test_frozen_tensors_are_those_of_the_run(exported: tuple[Path, Run], tmp_pat
         assert checks["receipt"].code == 0
 
 
+def test_the_drop_from_float32_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    run = run_of(Tiny(), tmp_path, env={})
+    path = zoo.export.onnx(run, precision="fp16").path
+    monkeypatch.setattr(Run, "dataset", lambda self: run.dataset())
+    assert states(_verify.verify(path, run=run))["drop from fp32"] == "ok"
+    assert states(_verify.verify(path))["drop from fp32"] == "not run"
+    known = np.eye(10)[run.dataset().test.targets]
+    monkeypatch.setattr(_verify._cases, "right", lambda run, exported: lambda part: known[: len(part)])
+    checks = _verify.verify(path, run=run)
+    assert [(each.name, each.code) for each in checks if each.code and "parity" not in each.name] == [("drop from fp32", 8)]
+
+
 def test_no_receipt(exported: tuple[Path, Run], tmp_path: Path) -> None:
     model = onnx.load(exported[0])
     onnx_fp32.save(model, tmp_path / "x.onnx", {"classes": "[]"})
