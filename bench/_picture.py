@@ -71,6 +71,7 @@ def draw(path: Path, title: str, note: str, lines: Sequence[Line]) -> None:
         left.plot(batch, speed, label=line.name, **look)
         left.fill_between(batch, line.columns["low"], line.columns["high"], color=look["color"], alpha=0.2, linewidth=0)
         right.plot(speed, line.columns["median_ms"], **look)
+        right.vlines(speed, line.columns["median_ms"], line.columns["p95_ms"], color=look["color"], linewidth=0.8)
         right.plot(speed, line.columns["p95_ms"], color=look["color"], linestyle="", marker="_", markersize=7)
         _hollow(left, batch, speed, line.noisy, look)
         _hollow(right, speed, line.columns["median_ms"], line.noisy, look)

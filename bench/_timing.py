@@ -157,14 +157,13 @@ def _once(call: Callable[[], object], wait: Callable[[], object]) -> int:
 
 def _turn(call: Callable[[], object], group: int, wait: Callable[[], object]) -> np.ndarray:
     time.sleep(REST_S)
-    first = settled = _once(call, wait)
+    first = _once(call, wait)
     if first > LONG_NS:
         return np.array([first], float)
-    calls = 1
-    while settled < SETTLE_NS:
-        settled += _once(call, wait)
-        calls += 1
-    return timed(call, max(1, round(TURN_NS * calls / settled / group)), group, wait)
+    settled: list[int] = []  # without the first call, which may wait milliseconds for threads to wake
+    while sum(settled) < SETTLE_NS:
+        settled.append(_once(call, wait))
+    return timed(call, max(1, round(TURN_NS / float(np.median(settled)) / group)), group, wait)
 
 
 def timed(call: Callable[[], object], count: int, group: int, wait: Callable[[], object]) -> np.ndarray:

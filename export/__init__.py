@@ -108,7 +108,7 @@ def onnx(
         DisagreeError: the file and PyTorch differ, accuracy drops too far, or frozen weights are not what they were.
         DiskError: the file cannot be written. In each case nothing is published and an old file stays as it was.
     """
-    from zoo.export import _cases, _graph, _parity, onnx_fp16, onnx_fp32, onnx_int8
+    from zoo.export import _graph, _parity, onnx_fp16, onnx_fp32, onnx_int8
 
     began = time.monotonic()
     _known("precision", precision, PRECISIONS)
@@ -118,11 +118,7 @@ def onnx(
     chosen = onnx_fp32.check_opset(opset, target_ort)
     check_free(target, force=force)
     frozen = check_weights(run)
-    seen = _cases.pictures(run, images)
-    if precision == "int8" and seen.data is None:
-        raise DataError(
-            f"int8 is calibrated on training images, which are not here ({run.recipe.data.name}); give its data.dir"
-        )
+    seen = _seen(run, images, precision)
     exported = _graph.of_run(run, stored=seen.stored, preprocess=preprocess, softmax=softmax)
     say(f"trace    {run.recipe.model}, opset {chosen}, preprocess {preprocess}")
     exact = onnx_fp32.trace(exported, opset=chosen)
@@ -162,6 +158,18 @@ def program(
     _known("preprocess", preprocess, tuple(_graph.PREPROCESS))
     chosen = Path(path) if path else None
     return _other.program(run, chosen, fmt=fmt, preprocess=preprocess, softmax=softmax, force=force, images=images)
+
+
+def _seen(run: Run, images: int, precision: str) -> Pictures:
+    """What the file is compared on; DataError where ``precision`` needs the run's data and it is not here."""
+    from zoo.export import _cases
+
+    seen = _cases.pictures(run, images)
+    if precision == "int8" and seen.data is None:
+        raise DataError(
+            f"int8 is calibrated on training images, which are not here ({run.recipe.data.name}); give its data.dir"
+        )
+    return seen
 
 
 def _in_precision(

@@ -76,6 +76,23 @@ def test_a_slow_call_counts_in_full_in_the_rate_but_not_in_the_median(clock: Clo
     assert _timing.speedup(found, Sample(tuple(turn / 2 for turn in found.turns))) == pytest.approx(2)
 
 
+def test_a_turn_is_as_long_after_a_slow_awakening(clock: Clock) -> None:
+    asleep = [True]
+
+    def rest(seconds: float) -> None:
+        asleep[0] = True
+        clock.now += seconds * 1e9
+
+    def call() -> None:
+        clock.now += 8e6 if asleep[0] else 2e5
+        asleep[0] = False
+
+    clock.sleep = rest  # type: ignore[method-assign]
+    found = _timing.interleave({"a": call}, rounds=5)["a"]
+    assert [len(turn) for turn in found.turns] == [25] * 5
+    assert found.median == pytest.approx(2e5, rel=0.01)
+
+
 def test_short_calls_are_timed_in_groups(clock: Clock) -> None:
     found = _timing.interleave({"nothing": lambda: clock.sleep(1e-8)}, rounds=3)
     assert found["nothing"].median == pytest.approx(10, rel=0.05), "a call of 10 ns must not show the cost of reading the clock"
