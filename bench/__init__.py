@@ -53,11 +53,12 @@ def command(
         module = importlib.import_module(f"zoo.bench.{part}")
         path = module.main(quick, out=out or _timing.default_out(part, quick=quick))
     else:
+        places = words("--devices", devices)
         options: dict[str, Any] = {"out": out, "batches": numbers("--batches", batches), "seconds": seconds}
         options |= {"max_memory": max_memory, "timeout": timeout}
         if not serve and not self_check:
-            options |= {"devices": words(devices), "allow_cpu_fallback": allow_cpu_fallback}
-        elif words(devices) not in ((), ("cpu",)):
+            options |= {"devices": places, "allow_cpu_fallback": allow_cpu_fallback}
+        elif places not in ((), ("cpu",)):
             raise UsageError(f"--serve and --self-check measure the CPU; leave out --devices {devices}")
         module = importlib.import_module(f"zoo.bench.{'_serve' if serve else '_self_check' if self_check else 'inference'}")
         path = module.main(quick, _known(targets), threads=threads, **options)
@@ -111,11 +112,16 @@ def compare(first: Path, second: Path, *, as_json: bool = False) -> None:
 def numbers(option: str, text: str | None) -> tuple[int, ...]:
     """``1,8,64`` as numbers; UsageError for anything else."""
     try:
-        return tuple(int(word) for word in text.split(",")) if text else ()
+        return () if text is None else tuple(int(word) for word in text.split(","))
     except ValueError as error:
         raise UsageError(f"cannot read {option} {text!r}; give numbers with commas, e.g. {option} 1,8,64") from error
 
 
-def words(text: str | None) -> tuple[str, ...]:
-    """``cpu,cuda`` as words, each once."""
-    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip())) if text else ()
+def words(option: str, text: str | None) -> tuple[str, ...]:
+    """``cpu,cuda`` as words, each once; UsageError for none."""
+    if text is None:
+        return ()
+    found = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not found:
+        raise UsageError(f"{option} {text!r} names nothing; e.g. {option} cpu,cuda")
+    return found

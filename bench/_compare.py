@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from zoo.spec import FileError
 
 KEYS = ("model", "contender", "mode", "workers", "device", "batch", "threads", "precision")
 """Columns by which rows of the two files belong together, those of them that both have."""
+KINDS = ("base", "workers", "steps")
+"""Columns by which ``zoo bench``, ``--serve`` and ``training`` are told apart: equal names mean other things there."""
+FIGURES = ("images_per_s", "low", "high")
 
 
 def compared(first: Path, second: Path) -> list[dict[str, Any]]:
@@ -23,9 +28,13 @@ def compared(first: Path, second: Path) -> list[dict[str, Any]]:
     difference``.
 
     Raises:
-        FileError: a file that is missing or none of these benchmarks', or two without a row in common.
+        FileError: a file that is missing or none of these benchmarks', or two of different ones or without a row in common.
     """
     old, new = _read(first), _read(second)
+    if apart := [key for key in KINDS if (key in old[0]) != (key in new[0])]:
+        raise FileError(
+            f"two kinds of benchmark ({first}, {second}; only one has {', '.join(apart)}); compare files of one command"
+        )
     keys = [key for key in KEYS if key in old[0] and key in new[0]]
     by_key = {tuple(row[key] for key in keys): row for row in new}
     found = []
@@ -45,18 +54,28 @@ def _read(path: Path) -> list[dict[str, str]]:
         raise FileError(f"no file {str(path)!r}; give two CSV files that zoo bench wrote")
     try:
         rows = _timing.read_csv(path)
-        if rows and all({"contender", "images_per_s", "low", "high"} <= set(row) for row in rows):
-            return rows
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileError(f"cannot be read ({path}, {error}); give two CSV files that zoo bench wrote") from error
-    raise FileError(
-        f"not a benchmark of inference ({path}, no rows with images_per_s, low and high); zoo bench writes such files"
-    )
+    if not rows or not {"contender", *FIGURES} <= set(rows[0]):
+        raise FileError(
+            f"not a benchmark of inference ({path}, no rows with {', '.join(FIGURES)}); zoo bench writes such files"
+        )
+    for number, row in enumerate(rows, 1):
+        if not all(_positive(row[key]) for key in FIGURES):
+            raise FileError(f"damaged ({path}, row {number}: {', '.join(FIGURES)} must be above 0); measure again: zoo bench")
+    return rows
+
+
+def _positive(text: str | None) -> bool:
+    try:
+        return 0 < float(text or "") < math.inf
+    except ValueError:
+        return False
 
 
 def _pair(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, Any]:
-    a, a_low, a_high = (float(old[key]) for key in ("images_per_s", "low", "high"))
-    b, b_low, b_high = (float(new[key]) for key in ("images_per_s", "low", "high"))
+    a, a_low, a_high = (float(old[key]) for key in FIGURES)
+    b, b_low, b_high = (float(new[key]) for key in FIGURES)
     verdict = "faster" if b_low > a_high else "slower" if b_high < a_low else "not a difference"
     noisy = "yes" in (old.get("noisy"), new.get("noisy"))
     row = {
@@ -69,6 +88,8 @@ def _pair(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, Any]:
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """For a terminal; what differs within the 95 % intervals only is said not to differ."""
     found = show.make(("contender", ">batch", ">first", ">second img/s", ">ratio", ">95 %", "verdict"), [])
+    if any(row["noisy"] == "yes" for row in rows):
+        found.caption, found.caption_justify = "* noisy: rounds of one or both differ much", "left"
     several = len({row.get("model") for row in rows}) > 1
     for row in rows:
         name = f"{row['model']} {row['contender']}" if several else row["contender"]

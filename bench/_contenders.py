@@ -32,6 +32,8 @@ class Ready:
     resident: Call | None = None
     """The same with inputs and outputs that stay on the GPU."""
     settings: str = ""
+    tune: Callable[[], Ready] | None = None
+    """Looks for a faster way to do the same; apart, so that its trials count neither as the first run nor as its memory."""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+
+from zoo.spec import DiskError
 
 T = TypeVar("T")
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -28,6 +31,17 @@ def used(work: Callable[[], T], where: torch.device | None = None) -> tuple[T, f
     result = work()
     peak = _mb("VmHWM")
     return result, max(0.0, peak - before), max(0.0, _mb("VmRSS") - before)
+
+
+@contextlib.contextmanager
+def enough_for(batch: int) -> Iterator[None]:
+    """DiskError, which is memory's too, where numpy, PyTorch or onnxruntime find none left for a batch."""
+    try:
+        yield
+    except Exception as error:
+        if not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)):
+            raise
+        raise DiskError(f"out of memory (batch {batch:,}); give smaller ones, e.g. --batches 1,8,64") from error
 
 
 def _on_gpu(work: Callable[[], T], where: torch.device) -> tuple[T, float, float]:

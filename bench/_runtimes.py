@@ -58,9 +58,11 @@ class Tuned:
         return _session.open_session(self.path, threads=self.threads, entries=entries)
 
     def prepare(self, inputs: Tensor) -> Ready:
+        """A plain call, with :meth:`tuned` to follow."""
+        return Ready(run(self.session, inputs.numpy()), tune=partial(self.tuned, inputs) if self.tune else None)
+
+    def tuned(self, inputs: Tensor) -> Ready:
         """The fastest call found for this batch; how to wait is settled by the first batch."""
-        if not self.tune:
-            return Ready(run(self.session, inputs.numpy()))
         if not self.waits:
             self._choose_waiting(inputs.numpy())
         parts = {1: run(self.session, inputs.numpy())}

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from zoo import host, show
-from zoo.bench import _runtimes, _subjects, _timing, inference
+from zoo import show
+from zoo.bench import _memory, _runtimes, _subjects, _timing, inference
 from zoo.bench._contenders import Call
 from zoo.export import _guard, _session
 from zoo.spec import DisagreeError
@@ -29,15 +29,16 @@ def main(
     Raises:
         DisagreeError: the two differ by more than 1 % beyond doubt.
     """
-    used, rows = threads or host.cores(), []
+    used, rows = inference.checked_threads(threads), []
     folders: list[Path | None] = []
     for target in targets:
         with _subjects.opened(target, ("fp32",), max_memory=max_memory, timeout=timeout) as subject:
             folders.append(subject.folder)
             session = _session.open_session(next(iter(subject.files.values())), threads=used)
             for batch in inference.checked_batches(batches) or (1, 8):
-                call = _runtimes.run(session, subject.noise(batch).numpy())
-                rows.append(_row(subject.name, batch, used, *both(call, seconds or (2.0 if quick else 10.0))))
+                with _memory.enough_for(batch):
+                    call = _runtimes.run(session, subject.noise(batch).numpy())
+                    rows.append(_row(subject.name, batch, used, *both(call, seconds or (2.0 if quick else 10.0))))
     path = out or inference.default_out("self_check", folders, [str(row["model"]) for row in rows])
     _timing.write_csv(path, rows)
     if wrong := [row for row in rows if row["verdict"] == "no"]:

@@ -21,8 +21,8 @@ import numpy as np
 from rich.table import Table
 
 import zoo
-from zoo import host, show
-from zoo.bench import _picture, _show, _subjects, _timing, _worker, inference
+from zoo import show
+from zoo.bench import _memory, _picture, _show, _subjects, _timing, _worker, inference
 from zoo.export import _guard
 from zoo.files import publish
 from zoo.spec import FileError
@@ -54,16 +54,16 @@ def main(
     seconds: float = 0.0, max_memory: int = 0, timeout: float = _guard.TIMEOUT,
 ) -> Path:  # fmt: skip
     """Measure every setup in shuffled rounds; ``threads`` are the cores to use, ``seconds`` those of one turn. Returns the CSV."""
-    cores, rows = threads or host.cores(), []
+    cores, rows = inference.checked_threads(threads), []
     folders: list[Path | None] = []
     for target in targets:
         with _subjects.opened(target, ("fp32",), max_memory=max_memory, timeout=timeout) as subject:
             folders.append(subject.folder)
             for batch in inference.checked_batches(batches) or (1,):
-                file, images = next(iter(subject.files.values())), subject.noise(batch).numpy()
-                found = measured(
-                    file, images, setups(cores), QUICK_ROUNDS if quick else ROUNDS, seconds or (0.3 if quick else 1.0)
-                )
+                file, rounds = next(iter(subject.files.values())), QUICK_ROUNDS if quick else ROUNDS
+                with _memory.enough_for(batch):
+                    images = subject.noise(batch).numpy()
+                    found = measured(file, images, setups(cores), rounds, seconds or (0.3 if quick else 1.0))
                 rows += _rows(subject.name, batch, found)
     path = out or inference.default_out("serve", folders, [str(row["model"]) for row in rows])
     _timing.write_csv(path, rows)

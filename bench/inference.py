@@ -67,7 +67,7 @@ def main(
     rows: list[dict[str, Any]] = []
     folders: list[Path | None] = []
     names: list[str] = []
-    with _settings(threads or host.cores(), places) as used:
+    with _settings(checked_threads(threads), places) as used:
         for target in targets:
             with _subjects.opened(target, _precisions(places), max_memory=max_memory, timeout=timeout) as subject:
                 names.append(subject.name)
@@ -96,6 +96,14 @@ def checked_batches(batches: Sequence[int]) -> tuple[int, ...]:
     if found and found[0] < 1:
         raise UsageError(f"batch size {found[0]} is not allowed; give positive numbers, e.g. --batches 1,8,64")
     return found
+
+
+def checked_threads(threads: int) -> int:
+    """``threads``, for 0 the cores really available; UsageError for more than the machine has cores."""
+    most = os.cpu_count() or 1
+    if threads > most:
+        raise UsageError(f"--threads {threads} is more than this machine has cores; give at most {most}")
+    return threads or host.cores()
 
 
 @dataclass(frozen=True)
@@ -202,7 +210,8 @@ class _Bench:
         rows: list[dict[str, Any]] = []
         for batch in batches:
             say(f"measure  {self.subject.name} on {self.where.type}, batch {batch}")
-            rows += self._batch(batch, seconds, accuracy=batch == at)
+            with _memory.enough_for(batch):
+                rows += self._batch(batch, seconds, accuracy=batch == at)
         environment = _timing.environment(self.where)
         return [row | self._accuracy(row["contender"]) | environment for row in rows]
 
@@ -319,6 +328,9 @@ def agreeing(
             say(f"skipped  {each.name}: {why}")
             continue
         spent = (time.perf_counter() - start) * 1e3
+        if ready.tune:
+            ready = ready.tune()
+            answer = _answer(ready)
         truth = answer if truth is None else truth
         worst = _difference(answer, truth)
         if not worst <= each.tolerance:  # also when it is nan
@@ -334,12 +346,16 @@ def agreeing(
 
 def _first(contender: Contender, inputs: Tensor) -> tuple[Ready, Tensor]:
     ready = contender.prepare(inputs)
-    answer = torch.as_tensor(ready.call()).float().cpu().clone()
+    answer = _answer(ready)
     if ready.resident and not _difference(torch.as_tensor(ready.resident()).float().cpu(), answer) <= 1e-5:
         raise DisagreeError(
             f"{contender.name} answers otherwise when its data stay on the GPU (batch {len(inputs)}); nothing written"
         )
     return ready, answer
+
+
+def _answer(ready: Ready) -> Tensor:
+    return torch.as_tensor(ready.call()).float().cpu().clone()
 
 
 def _difference(answer: Tensor, truth: Tensor) -> float:

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import mmap
+import os
 import time
 from collections import Counter
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from zoo import __main__ as cli
 from zoo import registry
 from zoo.bench import (
     _compare,
+    _contenders,
     _gpu,
     _memory,
     _picture,
@@ -37,7 +39,7 @@ from zoo.bench import (
     inference,
 )
 from zoo.export import _session
-from zoo.spec import DisagreeError, FileError, UsageError
+from zoo.spec import DisagreeError, DiskError, FileError, UsageError
 
 CPU = torch.device("cpu")
 
@@ -108,8 +110,11 @@ def test_another_setting_must_be_clearly_faster() -> None:
 def test_a_tuned_session_answers_the_same(small: dict[str, Path]) -> None:
     inputs = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     plain = _runtimes.Tuned(small["fp32"], 2, tune=False).prepare(inputs)
-    tuned = _runtimes.Tuned(small["fp32"], 2, tune=True).prepare(inputs)
-    assert plain.settings == ""
+    ready = _runtimes.Tuned(small["fp32"], 2, tune=True).prepare(inputs)
+    assert plain.tune is None
+    assert ready.tune
+    tuned = ready.tune()
+    assert plain.settings == ready.settings == ""
     assert tuned.settings.startswith(("threads spin", "threads sleep"))
     session = _session.open_session(small["fp32"])
     for call in (plain.call, tuned.call, _runtimes.run(session, inputs.numpy(), 4)):
@@ -118,6 +123,36 @@ def test_a_tuned_session_answers_the_same(small: dict[str, Path]) -> None:
     before = call()
     inputs.zero_()
     assert not np.allclose(before, call()), "a call reads the inputs anew"
+
+
+def test_tuning_is_no_part_of_the_first_run() -> None:
+    def tuned(answer: float) -> _contenders.Contender:
+        def tune() -> _contenders.Ready:
+            time.sleep(0.5)
+            return _contenders.Ready(lambda: torch.full((1, 2), answer), settings="found")
+
+        return _contenders.Contender("x", "fp32", lambda _: _contenders.Ready(lambda: torch.ones(1, 2), tune=tune))
+
+    (found,) = inference.agreeing([tuned(1.0)], torch.zeros(1), torch.ones(1, 2), {}, CPU).values()
+    assert found.first_ms < 400
+    assert found.ready.settings == "found"
+    with pytest.raises(DisagreeError, match="x and the unoptimised graph disagree"):
+        inference.agreeing([tuned(2.0)], torch.zeros(1), torch.ones(1, 2), {}, CPU)
+
+
+@pytest.mark.parametrize("main", [inference.main, _serve.main, _self_check.main])
+def test_a_batch_that_memory_does_not_hold(main: Any, small: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match=r"out of memory \(batch 1,000,000,000\); give smaller ones"):
+        main(True, [str(small["fp32"])], out=tmp_path / "x.csv", batches=[10**9])
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_want_of_memory_is_called_so() -> None:
+    for error in (MemoryError(), torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        with pytest.raises(DiskError, match="batch 8"), _memory.enough_for(8):
+            raise error
+    with pytest.raises(RuntimeError, match="shapes"), _memory.enough_for(8):
+        raise RuntimeError("shapes")
 
 
 def test_proof_reads_a_real_profile(small: dict[str, Path], tmp_path: Path) -> None:
@@ -191,6 +226,7 @@ def test_cuda_rows(tmp_path: Path) -> None:
         assert float(row["resident_per_s"]) > 0
 
 
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
 def test_serve_measures_every_setup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "s.csv"
     assert cli.run(["bench", "cnn_small", "--serve", "--quick", "--threads", "2", "--seconds", "0.05", "--out", str(path)]) == 0
@@ -260,7 +296,17 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "text", "told"),
-    [("none.csv", None, "no file"), ("x.csv", "a,b\n1,2\n", "not a benchmark"), ("x.csv", "", "not a benchmark")],
+    [
+        ("none.csv", None, "no file"),
+        ("x.csv", "a,b\n1,2\n", "not a benchmark"),
+        ("x.csv", "", "not a benchmark"),
+        ("x.csv", "contender,images_per_s,low,high\nx,1,1,1\nx,0,1,1\n", "damaged .*row 2"),
+        ("x.csv", "contender,images_per_s,low,high\nx,much,1,1\n", "damaged .*row 1"),
+        ("x.csv", "contender,images_per_s,low,high\nx,nan,1,1\n", "damaged .*row 1"),
+        ("x.csv", "contender,images_per_s,low,high\nx,1\n", "damaged .*row 1"),
+        ("x.csv", f"contender,images_per_s,low,high\n{'x' * 200_000},1,1,1\n", "cannot be read"),
+        ("x.csv", "contender,images_per_s,low,high,workers\nx,1,1,1,2\n", "two kinds of benchmark .*only one has workers"),
+    ],
 )
 def test_compare_refuses(tmp_path: Path, name: str, text: str | None, told: str) -> None:
     good = _timing.write_csv(tmp_path / "good.csv", [row("x", 100, 95, 105)])
@@ -314,5 +360,12 @@ def test_options_that_do_not_go_together() -> None:
         ["cnn_small", "--serve", "--devices", "cuda"],
         ["startup", "--threads", "2"],
         ["cnn_small", "--threads", "0"],
+        ["cnn_small", "--threads", "100000"],
+        ["cnn_small", "--serve", "--threads", "100000"],
+        ["cnn_small", "--self-check", "--threads", "100000"],
+        ["cnn_small", "--devices", ","],
+        ["cnn_small", "--batches", ""],
+        ["cnn_small", "--seconds", "nan"],
+        ["cnn_small", "--seconds", "inf"],
     ):
-        assert cli.run(["bench", *words]) == 2
+        assert cli.run(["bench", *words]) == 2, words

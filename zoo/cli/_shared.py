@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -57,13 +58,24 @@ def run_names() -> list[str]:
 RUN = Name(run_names)
 
 
+class Finite(click.FloatRange):
+    """A number in a range; click's own lets ``nan`` into each, and no limit holds against that."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; click's error, exit 2, if it is none or outside."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 def limited(until: str) -> Callable[[Any], Any]:
     """The options ``--max-memory`` and ``--timeout`` of a command that tries a model file in a child process."""
 
     def add(command: Any) -> Any:
         memory = click.option("--max-memory", default=0, metavar="MB", type=click.IntRange(0),
                               help="Memory that a model file may use (0: by its size).")  # fmt: skip
-        seconds = click.option("--timeout", default=60.0, show_default=True, metavar="S", type=click.FloatRange(0, min_open=True),
+        seconds = click.option("--timeout", default=60.0, show_default=True, metavar="S", type=Finite(0, min_open=True),
                                help=f"Seconds that a model file may take {until}.")  # fmt: skip
         return memory(seconds(command))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli._shared import Name, as_json, limited, registered, run_names
+from zoo.cli._shared import Finite, Name, as_json, limited, registered, run_names
 
 
 @click.command("bench")
@@ -17,7 +17,7 @@ from zoo.cli._shared import Name, as_json, limited, registered, run_names
 @click.option("--batches", help="Batch sizes, e.g. 1,8,64.")
 @click.option("--devices", "--device", help="E.g. cpu,cuda; one that isn't there is an error, never a silent fallback.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads for all contenders (default: the cores really available).")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Time of measuring at one batch size.")
+@click.option("--seconds", type=Finite(min=0, min_open=True), help="Time of measuring at one batch size.")
 @click.option("--allow-cpu-fallback", is_flag=True, help="Go on where a GPU cannot run the model; the rows then say so.")
 @click.option("--serve", is_flag=True, help="Workers x threads under load: throughput against latency.")
 @click.option("--self-check", is_flag=True, help="What zoo's own timing costs, against a bare loop.")

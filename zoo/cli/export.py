@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from zoo.cli._shared import RUN, as_json
+from zoo.cli._shared import RUN, Finite, as_json
 from zoo.spec import UsageError
 
 
@@ -26,7 +26,7 @@ from zoo.spec import UsageError
 @click.option("--external-data", is_flag=True, help="Put the weights in a file of their own beside FILE, as above 2 GB.")
 @click.option("--opset", type=int, help="ONNX operator set.")
 @click.option("--target-ort", metavar="VERSION", help="Choose the operator set that this onnxruntime reads, e.g. 1.17.")
-@click.option("--max-drop", type=click.FloatRange(0), default=0.5, show_default=True,
+@click.option("--max-drop", type=Finite(0), default=0.5, show_default=True,
               help="Points of test accuracy that fp16 or int8 may lose.")  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path), help="File (default: model.onnx, model.int8.onnx, ... in the run folder)."
