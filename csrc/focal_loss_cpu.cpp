@@ -89,14 +89,16 @@ const Set* best() {
 const Set* chosen = best();
 
 constexpr int64_t max_blocks = 1024;     // sums of that many blocks fit on the stack
-constexpr int64_t block_elements = 8192; // logits in a block: 32 KB, about what the first cache holds
+constexpr int64_t block_elements = 16384;  // logits in a block at most: enough that its sums cost nothing
 constexpr int64_t threads_from = 32768;  // logits from which a second thread pays (measured, see tests/cpp/speed.cpp)
 
-// Rows in a block: of short rows a multiple of 64, so that blocks start on a cache line and groups of 4, 8 and 16 rows fit.
+// Rows in a block: a power of two of blocks, which threads share evenly; of short rows a multiple of 64, so that blocks start
+// on a cache line and groups of 4, 8 and 16 rows fit.
 int64_t rows_per_block(int64_t rows, int64_t classes) {
-  const int64_t wanted = std::max<int64_t>(block_elements / classes, (rows + max_blocks - 1) / max_blocks);
+  int64_t blocks = 1;
+  while (blocks < max_blocks && blocks < rows && rows * classes > blocks * block_elements) blocks *= 2;
   const int64_t step = classes < 1024 ? 64 : 1;
-  return (std::max<int64_t>(wanted, 1) + step - 1) / step * step;
+  return std::max<int64_t>((rows + blocks * step - 1) / (blocks * step) * step, step);
 }
 
 struct Work {

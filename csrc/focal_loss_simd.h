@@ -4,8 +4,8 @@
 //
 // A block is cut into tiles that stay in the first cache. exp runs over a tile in memory order, whatever C is; then the row
 // sums, then the logarithms and powers of ZOO_W rows at a time, then one multiplication over the tile. As long as no logit
-// of the tile lies beyond +-30 exp needs no maximum: C exp(30) and exp(-30) are far from float's ends. Otherwise each row
-// is scaled by a power of two near its largest exp, which rounds nothing.
+// of the tile lies beyond a guard (+-30, +-44.3 in AVX-512) exp needs no maximum: C exp(44) and exp(-44) are far from
+// float's ends. Otherwise each row is scaled by a power of two near its largest exp, which rounds nothing.
 
 namespace zoo {
 namespace {
@@ -25,7 +25,6 @@ constexpr int64_t most_rows = 256;           // in a tile
 constexpr int64_t long_row = 1024;           // from that many classes on a row's exponentials are not kept
 constexpr int64_t room = W * long_row + 64;  // floats in a tile at most, and what vectors may touch beyond
 constexpr int64_t stream_from = 4 << 20;     // logits from which stores that bypass the caches pay (16 MB of them)
-constexpr float guard = 30.0f;
 constexpr float reach = 11000.0f;            // a largest logit beyond that is left to exact_row
 
 ZOO_INLINE F all(float value) { return F{} + value; }
@@ -34,6 +33,15 @@ ZOO_INLINE void store(float* to, F value) { std::memcpy(to, &value, sizeof value
 ZOO_INLINE I bits(F value) { return (I)value; }
 ZOO_INLINE F floats(I value) { return (F)value; }
 ZOO_INLINE F pick(I mask, F yes, F no) { return mask ? yes : no; }
+ZOO_INLINE bool any(I mask) {
+#if ZOO_W == 16
+  return _mm512_movepi32_mask((__m512i)mask) != 0;
+#elif ZOO_W == 8
+  return _mm256_movemask_ps((__m256)mask) != 0;
+#else
+  return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
+#endif
+}
 ZOO_INLINE float sum(F value) {
   float parts[W];
   store(parts, value);
@@ -135,29 +143,63 @@ alignas(64) const float powers[32] = {
     1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.8340081f,  1.87416768f, 1.91520655f, 1.95714414f};
 #endif
 
-// exp(z) for |z| <= guard, or (scaled) exp(z) 2^-k for |z| <= reach + 300.
-template <bool scaled>
-ZOO_INLINE F exp_of(F z, float k) {
+// exp(z) for |z| <= 45, or (scaled) exp(z) 2^-k for |z| <= reach + 300. y is z / log(2) rounded, moved to where float's
+// last bits hold it.
 #if ZOO_W == 16
-  // 2^(i / 32) from a table in two registers, i the low bits of a rounding addition; exp of the rest, below 0.0109, to
-  // degree 2, where 1 + 1.466e-5 instead of 1 spreads the missing r^3 / 6 evenly: relative error 6e-8.
-  const __m512 magic = _mm512_set1_ps(393216.0f);  // 1.5 2^18: its last bit is 1 / 32
-  const __m512 x = (__m512)z;
-  const __m512 y = _mm512_fmadd_ps(x, _mm512_set1_ps(1.44269504f), magic);
-  const __m512 n = _mm512_sub_ps(y, magic);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693147182f), x);
+constexpr float moved = 393280.0f;  // 1.5 2^18 + 64: the last bit is 1 / 32, and [-64, 64) is what the last 12 bits hold
+
+ZOO_INLINE F rounded(F z) { return (F)_mm512_fmadd_ps((__m512)z, _mm512_set1_ps(1.44269504f), _mm512_set1_ps(moved)); }
+
+// 2^(i / 32) from a table in two registers, i the low bits of y; exp of the rest, below 0.0109, to degree 2, where
+// 1 + 1.466e-5 instead of 1 spreads the missing r^3 / 6 evenly: relative error 6e-8.
+template <bool scaled>
+ZOO_INLINE F exp_from(F z, F y, float k) {
+  const __m512 n = _mm512_sub_ps((__m512)y, _mm512_set1_ps(moved));
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693147182f), (__m512)z);
   if constexpr (scaled) r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-1.9046543e-9f), r);
-  const __m512 t = _mm512_permutex2var_ps(_mm512_load_ps(powers), _mm512_castps_si512(y), _mm512_load_ps(powers + 16));
+  const __m512 t = _mm512_permutex2var_ps(_mm512_load_ps(powers), (__m512i)y, _mm512_load_ps(powers + 16));
   const __m512 p = _mm512_fmadd_ps(_mm512_fmadd_ps(r, _mm512_set1_ps(0.5f), _mm512_set1_ps(1.00001466f)), r, _mm512_set1_ps(1.0f));
   return (F)_mm512_scalef_ps(_mm512_mul_ps(t, p), scaled ? _mm512_sub_ps(n, _mm512_set1_ps(k)) : n);
+}
 #else
-  const F y = z * 1.44269504f + 12582912.0f;  // 1.5 2^23: rounds to an integer
-  const F n = y - 12582912.0f;
+constexpr float moved = 12582912.0f;  // 1.5 2^23: the last bit is 1
+
+ZOO_INLINE F rounded(F z) { return z * 1.44269504f + moved; }
+
+template <bool scaled>
+ZOO_INLINE F exp_from(F z, F y, float k) {
+  const F n = y - moved;
   // log 2 in three parts, of which n (14 bits) times the first two is exact.
   const F r = ((z - n * 0.693359375f) - n * -2.121925354e-4f) - n * -1.90465421e-9f;
   return times_2_to(exp_near_0(r), bits(y) - 0x4b400000 - int32_t(scaled ? k : 0));
-#endif
 }
+#endif
+
+template <bool scaled>
+ZOO_INLINE F exp_of(F z, float k) { return exp_from<scaled>(z, rounded(z), k); }
+
+// exp(z) and whether any z was beyond the guard, NaN and infinity among them. With AVX-512 one instruction: the bits of y
+// above the last 12 are always the same within it.
+struct Guard {
+  I seen{};
+  ZOO_INLINE F exp(F z) {
+    const F y = rounded(z);
+#if ZOO_W == 16
+    seen = (I)_mm512_ternarylogic_epi32((__m512i)seen, (__m512i)y, _mm512_set1_epi32(0x48c00000), 0xf6);  // seen | (y ^ c)
+#else
+    const I size = bits(z) & 0x7fffffff;
+    seen = size > seen ? size : seen;
+#endif
+    return exp_from<false>(z, y, 0);
+  }
+  bool holds() const {
+#if ZOO_W == 16
+    return !any((U)seen > 0xfffu);
+#else
+    return !any(seen > bits(all(30.0f)));
+#endif
+  }
+};
 
 // log(x) = k log 2 + log_m for normal x in (0, 1], rest = 1 - x known exactly where x is near 1.
 struct Log {
@@ -214,9 +256,11 @@ ZOO_INLINE Rows rows_of(F e, F others, F far, bool scaled, const Gamma& gamma) {
   const F p = e * inverse, q = others * inverse;
   const Log log = log_of(p, q);
   F minus_log = -(log.k * 0.693147182f + log.log_m);
-  if (scaled) {  // e may have lost its digits, or all of it: log(total) - (z_t - k log 2) then
-    const Log of_total = log_of(total, all(1.0f));
-    minus_log = pick(e < 1e-30f, far + (of_total.k * 0.693147182f + of_total.log_m), minus_log);
+  const I tiny = p < 1e-36f;
+  if (__builtin_expect(any(tiny), false)) {  // p may have lost its digits, or all of them: log(total) - log(e), of a scaled e - (z_t - k log 2)
+    const Log of_total = log_of(total, all(1.0f)), of_e = log_of(e, all(1.0f));
+    if (!scaled) far = -(of_e.k * 0.693147182f + of_e.log_m);
+    minus_log = pick(tiny, far + (of_total.k * 0.693147182f + of_total.log_m), minus_log);
   }
   const F product = pick(p == 0.0f, F{}, p * minus_log);  // its limit at p = 0 is 0
   if (gamma.whole == 2.0f) {
@@ -315,6 +359,18 @@ struct Block {
     }
     if (weights == nullptr) {
       for (int32_t r = 0; r < rows; ++r) tile.weight[r] = tile.used[r];
+#if ZOO_W == 16
+    } else if (C <= 32) {  // from a table in two registers; a gather costs as much as the tile's exponentials
+      const __m512 low = _mm512_maskz_loadu_ps(__mmask16((int64_t(1) << C) - 1), weights);
+      const __m512 high = _mm512_maskz_loadu_ps(__mmask16(((int64_t(1) << C) - 1) >> 16), weights + 16);
+      I start = lane * classes;
+      for (int32_t r = 0; r < rows; r += W, start += W * classes) {
+        I at;
+        std::memcpy(&at, tile.at + r, sizeof at);
+        const F weight = (F)_mm512_permutex2var_ps(low, (__m512i)(at - start), high);
+        store(tile.weight + r, pick(load(tile.used + r) != 0.0f, weight, F{}));
+      }
+#endif
     } else {
       for (int32_t r = 0; r < rows; ++r) {
         const float weight = weights[tile.at[r] - r * classes];
@@ -345,38 +401,21 @@ struct Block {
   // exp of the whole tile without a maximum; false if a logit is beyond the guard.
   bool plain_exp() {
     const int64_t count = tile.rows * C, padded = (tile.rows + W - 1) / W * W * C;
-    I largest{};
+    Guard guard;
     if (flat_in) {
       const Stored* from = logits(tile.first * C);
       int64_t i = 0;
       for (; i + W <= count; i += W) {
-        const F z = load_as<T>(from + i);
-        const I size = bits(z) & 0x7fffffff;
-        largest = size > largest ? size : largest;
-        store(tile.values + i, exp_of<false>(z, 0));
+        __builtin_prefetch(from + count + i);  // the next tile's: memory is read while exp is taken, and written after
+        store(tile.values + i, guard.exp(load_as<T>(from + i)));
       }
-      if (i < count) {
-        const F z = load_part<T>(from + i, count - i, 0);
-        const I size = bits(z) & 0x7fffffff;
-        largest = size > largest ? size : largest;
-        store(tile.values + i, exp_of<false>(z, 0));
-      }
+      if (i < count) store(tile.values + i, guard.exp(load_part<T>(from + i, count - i, 0)));
     } else {
       gather();
-      for (int64_t i = 0; i < count; i += W) {
-        const F z = load(tile.values + i);
-        const I size = bits(z) & 0x7fffffff;
-        largest = size > largest ? size : largest;
-        store(tile.values + i, exp_of<false>(z, 0));
-      }
+      for (int64_t i = 0; i < count; i += W) store(tile.values + i, guard.exp(load(tile.values + i)));
     }
     for (int64_t i = count; i < padded; ++i) tile.values[i] = 1;
-    int32_t most = 0;
-    for (int i = 0; i < W; ++i) most = largest[i] > most ? largest[i] : most;
-    const float limit = guard;
-    int32_t limit_bits;
-    std::memcpy(&limit_bits, &limit, 4);
-    return most <= limit_bits;  // NaN and infinity are large as integers
+    return guard.holds();
   }
 
   void gather() {
@@ -465,9 +504,9 @@ struct Block {
     Stored* to = grad(tile.first * C);
 #if ZOO_W >= 8
     if constexpr (std::is_same_v<T, Single>)
-      if (stream) return streamed_gradients(to);
-    if (C <= 32) return flat_gradients<false>(to);
-#endif
+      if (stream) return C <= 32 ? flat_gradients<true>(to) : long_gradients<true>(to);
+    return C <= 32 ? flat_gradients<false>(to) : long_gradients<false>(to);
+#else
     for (int64_t r = 0; r < tile.rows; ++r) {
       const F slope = all(tile.slope[r]);
       const float* from = tile.values + r * C;
@@ -477,30 +516,30 @@ struct Block {
       if (C >= W) store_as<T>(to + r * C + C - W, load(from + C - W) * slope);  // overlaps what is there already
       else store_part<T>(to + r * C, load(from) * slope, C);
     }
+#endif
   }
 
 #if ZOO_W >= 8
-  // Whole vectors past the caches: a tile's first element is aligned, as it starts at a multiple of W rows. The next tile's
-  // logits are fetched meanwhile, or the loads of one tile and the stores of another would take turns.
-  void streamed_gradients(float* to) {
-    if (C <= 32) return flat_gradients<true>(to);
+  // Whole vectors whatever C is: a tile's first element is aligned, as it starts at a multiple of W rows, and stores across
+  // cache lines cost double.
+  template <bool streaming>
+  void long_gradients(Stored* to) {
     const int64_t count = tile.rows * C;
-    int64_t r = 0, edge = C;  // where row r ends
     int64_t i = 0;
-    for (; i + W <= count; i += W) {
-      fetch(i);
-      while (i >= edge) edge += C, ++r;
+    const auto put = [&](F slope) {
+      const F value = load(tile.values + i) * slope;
+      if constexpr (streaming) bypass(to + i, value);
+      else store_as<T>(to + i, value);
+      i += W;
+    };
+    for (int64_t r = 0, edge = C; r < tile.rows; ++r, edge += C) {
       const F slope = all(tile.slope[r]);
-      F value = load(tile.values + i);
-      if (i + W <= edge) value *= slope;
-      else value *= pick(lane < int32_t(edge - i), slope, all(tile.slope[r + 1]));
-      bypass(to + i, value);
+      while (i + W <= edge) put(slope);
+      if (i >= edge) continue;
+      const F both = pick(lane < int32_t(edge - i), slope, all(tile.slope[r + 1]));  // of this row and the next
+      if (i + W <= count) put(both);
+      else store_part<T>(to + i, load(tile.values + i) * both, count - i);
     }
-    for (; i < count; ++i) to[i] = tile.values[i] * tile.slope[i / C];
-  }
-
-  ZOO_INLINE void fetch(int64_t i) const {
-    if (flat_in) __builtin_prefetch(static_cast<const float*>(p.logits) + (tile.first + tile.rows) * C + i);
   }
 
   ZOO_INLINE static void bypass(float* to, F value) {
@@ -519,7 +558,7 @@ struct Block {
       for (int64_t k = 0; k < C; ++k, at += W) {
         const F value = load(tile.values + at) * spread(slopes, row_of_lane[k]);
         if (at + W <= count) {
-          if constexpr (streaming) fetch(at), bypass(to + at, value);
+          if constexpr (streaming) bypass(to + at, value);
           else store_as<T>(to + at, value);
         } else if (at < count) store_part<T>(to + at, value, count - at);
       }
@@ -575,33 +614,27 @@ struct Long {
 
   explicit Long(const Call& c) : call(c), p(c.problem), gamma(c.problem.gamma) {}
 
-  // Sum of exp over [0, count), and the largest magnitude as bits into `most`.
+  // Sum of exp over [0, count), watched by the guard unless scaled.
   template <bool scaled>
-  double sum_of(const Stored* from, int64_t count, float top, float k, int32_t& most) const {
+  double sum_of(const Stored* from, int64_t count, float top, float k, Guard& guard) const {
     constexpr int64_t run = 64 * W;  // so many terms are added up in float
     const F floor = all(top - 300.0f);
-    I largest{};
     D total{};
     for (int64_t start = 0; start < count; start += run) {
       const int64_t end = count - start < run ? count : start + run;
       F part{};
       for (int64_t i = start; i < end; i += W) {
         const bool whole = i + W <= end;
-        F z = whole ? load_as<T>(from + i) : load_part<T>(from + i, end - i, scaled ? top - 300.0f : -guard);
-        if constexpr (scaled) {
-          z = pick(z < floor, floor, z);
-        } else {
-          const I size = bits(z) & 0x7fffffff;
-          largest = size > largest ? size : largest;
-        }
-        F e = exp_of<scaled>(z, k);
+        const F z = whole ? load_as<T>(from + i) : load_part<T>(from + i, end - i, scaled ? top - 300.0f : 0.0f);
+        F e;
+        if constexpr (scaled) e = exp_of<true>(pick(z < floor, floor, z), k);
+        else e = guard.exp(z);
         if (!whole)
           for (int64_t lane = end - i; lane < W; ++lane) e[lane] = 0;
         part += e;
       }
       total += __builtin_convertvector(part, D);
     }
-    for (int i = 0; i < W; ++i) most = largest[i] > most ? largest[i] : most;
     return sum(total);
   }
 
@@ -639,23 +672,21 @@ struct Long {
     const int64_t label = label_at(p, r);
     const Stored* from = static_cast<const Stored*>(p.logits) + row_start(p, r);
     if (label == p.ignore_index) return exact_row(call, r, sums);
-    int32_t most = 0, limit;
-    const float edge = guard;
-    std::memcpy(&limit, &edge, 4);
-    float top = guard, k = 0;
-    F label_logit = load_part<T>(from + label, 1, 0);
-    double others = sum_of<false>(from, label, 0, 0, most) + sum_of<false>(from + label + 1, p.classes - label - 1, 0, 0, most);
-    const int32_t own = bits(label_logit)[0] & 0x7fffffff;
-    const bool scaled = (own > most ? own : most) > limit;
+    const F z = load_part<T>(from + label, 1, 0);
+    Guard guard;
+    F e = guard.exp(z);
+    float top = 0, k = 0;
+    const int64_t after = p.classes - label - 1;
+    double others = sum_of<false>(from, label, top, k, guard) + sum_of<false>(from + label + 1, after, top, k, guard);
+    const bool scaled = !guard.holds();
     if (scaled) {
       top = largest(from);
       if (!(top <= reach && top >= -reach)) return exact_row(call, r, sums);
       k = std::nearbyint(top * 1.44269504f);
-      others = sum_of<true>(from, label, top, k, most) + sum_of<true>(from + label + 1, p.classes - label - 1, top, k, most);
+      others = sum_of<true>(from, label, top, k, guard) + sum_of<true>(from + label + 1, after, top, k, guard);
+      e = exp_of<true>(pick(z < all(top - 300.0f), all(top - 300.0f), z), k);
     }
-    const float z = label_logit[0];
-    const F e = scaled ? exp_of<true>(all(z < top - 300.0f ? top - 300.0f : z), k) : exp_of<false>(all(z), 0);
-    const F far = all(float(double(k) * 0.6931471805599453 - double(z)));
+    const F far = all(float(double(k) * 0.6931471805599453 - double(z[0])));
     const Rows rows = rows_of(e, all(float(others)), far, scaled, gamma);
     const double weight = weight_of(p, label);
     const double loss = weight == 0 ? 0 : double(rows.loss[0]) * weight;

@@ -131,7 +131,7 @@ int main(int count, char** words) {
   uint32_t seed = 0;
   for (const int64_t classes : {1, 2, 3, 7, 8, 10, 15, 16, 17, 31, 32, 33, 100, 257, 1000, 1024, 1500})
     for (const double gamma : {0.0, 0.5, 1.0, 2.0, 3.3})
-      for (const float spread : {3.0f, 29.0f, 80.0f, 1e4f})
+      for (const float spread : {3.0f, 29.0f, 44.0f, 80.0f, 1e4f})
         for (const int64_t n : {1, 5, 16, 67}) check(n, classes, gamma, spread, seed % 2 == 0, seed), ++seed;
   std::printf("%s: %u problems, %d failures\n", set, seed, failures);
   return failures != 0;
