@@ -91,7 +91,7 @@ FAULTS = [
     ("bare gamma option", "train demo --gamma 2", 2, ["--focal-gamma", "--lr-gamma"]),
     ("weights of wrong length", "train demo class_weights=given loss.given_weights=[1,2]", 2, ["2 numbers", "10 classes"]),
     ("class without samples", "train demo imbalance=exp:0.0001", 3, ["no training image"]),
-    ("drw past the end", "train demo epochs=5 --drw-epoch 5", 2, ["drw_epoch = 5", "5 epochs"]),
+    ("drw past the end", "train demo epochs=5 --drw-epoch 5 --dry-run", 2, ["drw_epoch = 5", "5 epochs"]),
     ("unknown sampler", "train demo --sampler focl", 2, ["sampler.name = 'focl'", "focal", "class_balanced"]),
 ]  # fmt: skip
 
@@ -168,6 +168,7 @@ def test_a_signal_saves_and_tells_how_to_go_on(tmp_path: Path, number: int, code
 def test_dry_run_warns_on_stderr_and_prints_the_recipe_alone_on_stdout(tmp_path: Path) -> None:
     ran = zoo_command("train", "demo", "--beta", "0.5", "--dry-run", cwd=tmp_path)
     assert ran.returncode == 0
+    assert "data     synthetic · 2,448 train (600, 464" in ran.stderr
     assert "warning  beta 0.5 changes no class weight by more than" in ran.stderr
     (tmp_path / "again.toml").write_text(ran.stdout)
     assert zoo_command("train", "again.toml", "--dry-run", cwd=tmp_path).stdout == ran.stdout

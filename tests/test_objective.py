@@ -25,7 +25,7 @@ COUNTS = np.array([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])
 )
 def test_what_is_wrong_before_any_data_is_read(settings: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        objective.check(resolve("cnn_small", *settings.split()))
+        resolve("cnn_small", *settings.split())
 
 
 def test_weights_of_a_wrong_length_are_told() -> None:

@@ -140,6 +140,11 @@ def fit(parts: Sequence[tuple[int, str]], width: int) -> str:
     return line
 
 
+def first_ten(counts: Sequence[int]) -> str:
+    """``5,000, 2,997 ...``: the images of the first classes."""
+    return ", ".join(f"{n:,}" for n in counts[:10]) + (" ..." if len(counts) > 10 else "")
+
+
 def clock(seconds: float) -> str:
     """``1:05`` for 65 seconds, ``2:03:00`` for two hours and three minutes."""
     minutes, rest = divmod(round(seconds), 60)

@@ -8,22 +8,6 @@ from torch import Tensor, nn
 
 from zoo import registry, sampling
 from zoo.recipe import Recipe
-from zoo.spec import UsageError
-
-
-def check(recipe: Recipe) -> None:
-    """What can be wrong about the loss before the data is read."""
-    loss = recipe.loss
-    registry.entry("losses", loss.name)
-    if loss.drw_epoch >= recipe.epochs:
-        raise UsageError(
-            f"loss.drw_epoch = {loss.drw_epoch} is past the end ({recipe.epochs} epochs), so the class weights would never act; "
-            f"use less than {recipe.epochs}"
-        )
-    if (loss.class_weights == "given") != bool(loss.given_weights):
-        raise UsageError("loss.given_weights goes with loss.class_weights = 'given'; set both, or neither")
-    if loss.given_weights and not any(loss.given_weights):
-        raise UsageError("loss.given_weights are all 0, so nothing would be learned; give at least one that is not")
 
 
 def build_loss(recipe: Recipe, counts: np.ndarray) -> tuple[nn.Module, Tensor | None]:

@@ -174,12 +174,28 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
     if path.suffix == ".toml" or what in shipped():
         text, written = read_text(path)
         base = _suited(values.get("model", written.get("model", Recipe().model)), written | values)
-        return _typed(base | written | values, path, text, values)
+        return _checked(_typed(base | written | values, path, text, values))
     if not what.startswith("timm/") and what not in registry.names("models"):
         names = [*registry.names("models"), *shipped()]
         raise UsageError(f"no model {what!r}{did_you_mean(what, names)}; list them with: zoo models")
     values["model"] = what
-    return _typed(_suited(what, values) | values)
+    return _checked(_typed(_suited(what, values) | values))
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    """The recipe, once its settings of the loss are seen to go together."""
+    loss = recipe.loss
+    registry.entry("losses", loss.name)
+    if loss.drw_epoch >= recipe.epochs:
+        raise UsageError(
+            f"loss.drw_epoch = {loss.drw_epoch} is past the end ({recipe.epochs} epochs), so the class weights would never act; "
+            f"use less than {recipe.epochs}"
+        )
+    if (loss.class_weights == "given") != bool(loss.given_weights):
+        raise UsageError("loss.given_weights goes with loss.class_weights = 'given'; set both, or neither")
+    if loss.given_weights and not any(loss.given_weights):
+        raise UsageError("loss.given_weights are all 0, so nothing would be learned; give at least one that is not")
+    return recipe
 
 
 def read(path: Path) -> Recipe:

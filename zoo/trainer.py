@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo import checkpoint, freezing, host, metrics, ops, optim, registry, sampling, state
-from zoo.console import Progress, say
+from zoo.console import Progress, first_ten, say
 from zoo.files import publish_text
 from zoo.parallel import Team
 from zoo.recipe import Recipe
@@ -104,7 +104,7 @@ def describe(parts: Trainer, allocator: str, command: str) -> None:
         "lint": list(parts.lint),
     }
     publish_text(parts.folder / "env.json", json.dumps(env, indent=1) + "\n")
-    tail = f" · long tail {recipe.data.imbalance} ({', '.join(f'{n:,}' for n in parts.counts[:10])}{' ...' if len(parts.counts) > 10 else ''})"
+    tail = f" · long tail {recipe.data.imbalance} ({first_ten(parts.counts.tolist())})"
     imbalance = tail if recipe.data.imbalance != "none" else ""
     say(
         f"data     {data.name} · {parts.counts.sum():,} train · {len(data.val):,} val · {len(data.test):,} test · "

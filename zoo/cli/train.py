@@ -59,7 +59,7 @@ def command(
     """
     from zoo import lint, runs, show
     from zoo import recipe as recipes
-    from zoo.console import leading, say
+    from zoo.console import first_ten, leading, say
 
     if what and "=" in what:
         settings, what = (what, *settings), None
@@ -70,7 +70,10 @@ def command(
         what = str(out / "recipe.toml")
     recipe = recipes.resolve(what, overrides)
     if dry_run:
-        for finding in lint.check(recipe, lint.expected_counts(recipe)):
+        counts = lint.expected_counts(recipe)
+        if counts is not None:
+            say(f"data     {recipe.data.name} · {counts.sum():,} train ({first_ten(counts.tolist())})")
+        for finding in lint.check(recipe, counts):
             say(f"warning  {finding}")
         click.echo(recipes.dump(recipe), nl=False)
         return
