@@ -38,7 +38,12 @@ from zoo.cli._shared import Name, headline, recipe_names, registered, start
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @click.option("--select-on", help="val (default) or test: what chooses the epoch to keep; test is stamped on the result.")
 @click.option("--deterministic", is_flag=True, default=None, help="Use only operations that give the same bits again.")
-@click.option("--compile", is_flag=True, default=None, help="Train with torch.compile: a minute at first, faster steps after.")
+@click.option(
+    "--compile",
+    is_flag=True,
+    default=None,
+    help="Train with torch.compile: a minute at first; ResNets gain, nets with max pooling can lose.",
+)
 @click.option("--allow-empty-class", is_flag=True, default=None, help="Train although a class has no images.")
 @click.option("--save-every", type=int, help="Steps between saved states (default: one at the end of each epoch).")
 @click.option("--on-full", help="On a full disk: stop, or keep-training and try again with the next save.")
