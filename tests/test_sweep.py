@@ -192,6 +192,17 @@ def test_a_process_that_joins_a_search_draws_other_values(trainer: Trainer, tmp_
     assert alone[0].values not in [point.values for point in here]
 
 
+def test_a_search_leaves_out_what_another_process_trains(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "_alive", lambda holder: True)
+    trainer.kill_at = 1
+    with pytest.raises(SystemExit):
+        search(tmp_path / "s", "loss.rescale_every=lin:1:2", seeds=1, trials=1)
+    assert len(search(tmp_path / "s", "loss.rescale_every=lin:1:2", seeds=1, trials=4)) == 1
+    assert len(list((tmp_path / "s").glob("rescale_every=*"))) == 1, "two values, of which one is with another process"
+
+
 def test_a_choice_on_the_test_images_is_stamped(trainer: Trainer, tmp_path: Path) -> None:
     search(tmp_path / "s", "loss.beta=0,0.9", "select_on=test", seeds=1)
     for name in ("README.md", "report.html"):

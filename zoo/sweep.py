@@ -150,7 +150,7 @@ def search(
         if not grid:  # a trial's draws are its number's: the same again, and others in every process
             study.sampler = TPESampler(seed=trial.number, n_startup_trials=8)
         changes = {axis.key: axis.suggest(trial) for axis in axes}
-        if grid and _taken(study, trial):
+        if _taken(study, trial, finished=grid):
             raise _Twice
         return _train(what, {**fixed, **changes}, changes, seeds, out, trial, command)
 
@@ -224,12 +224,17 @@ def _again(study: Study) -> None:
             taken.append(trial.params)
 
 
-def _taken(study: Study, trial: Trial) -> bool:
-    """Whether an earlier trial has these settings: two processes that start at once enqueue the same grid."""
+def _taken(study: Study, trial: Trial, finished: bool) -> bool:
+    """Whether an earlier trial has these settings: two processes that start at once enqueue the same grid, and draw the same of few.
+
+    Where ``finished`` is false, only a trial that is at work counts: a search may come back to a setting.
+    """
     from optuna.trial import TrialState
 
-    earlier = (each for each in study.get_trials(deepcopy=False) if each.number < trial.number)
-    return any(_settings(each) == trial.params and each.state != TrialState.FAIL for each in earlier)
+    earlier = [
+        each for each in study.get_trials(deepcopy=False) if each.number < trial.number and _settings(each) == trial.params
+    ]
+    return any(each.state == TrialState.RUNNING or (finished and each.state != TrialState.FAIL) for each in earlier)
 
 
 def _running(study: Study) -> int:
