@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo import files
 from zoo.export import _guard
 from zoo.spec import UsageError
 
@@ -43,6 +44,8 @@ def command(
     from zoo.console import say
 
     began, targets = time.time(), [what] if isinstance(what, str | Path) else list(what or ())
+    if out is not None:
+        _check_out(out)
     if (taken := _timing.busy()) > BUSY:
         say(f"warning  other processes keep {taken:.1f} cores busy: figures will be off, by 10 times or more at small batches")
     part = next((str(target) for target in targets if str(target) in names()), "")
@@ -64,6 +67,15 @@ def command(
         path = module.main(quick, _known(targets), threads=threads, **options)
     _tell(module, path, began, as_json=as_json)
     return path
+
+
+def _check_out(out: Path) -> None:
+    """Before anything is measured: UsageError unless ``out`` is a CSV file by its name, DiskError if it cannot be made."""
+    if out.is_dir():
+        raise UsageError(f"output is a folder ({out.absolute()}); name a file, e.g. --out {out / 'bench.csv'}")
+    if out.suffix != ".csv":  # the pictures beside it have its name with .png
+        raise UsageError(f"output is no CSV file by its name ({out}); e.g. --out {out.with_suffix('.csv')}")
+    files.check_writable(out)
 
 
 def _known(targets: Sequence[str | Path]) -> list[str]:

@@ -57,16 +57,32 @@ def dump(graph: ModelProto, path: Path) -> Path:
 def placed(graph: ModelProto, path: Path, *, asked: bool = False) -> Iterator[tuple[ModelProto, list[Path]]]:
     """Within: the graph as ``path`` is to hold it, and its data file, already beside it, if it has one.
 
-    Data files of earlier graphs at ``path`` are removed at the end; the new one is, if what is done within fails.
+    Data files of earlier graphs at ``path`` are removed at the end; the new one is, if what is done within fails. Another
+    export into the same folder waits, lest one removes the data whose graph the other is about to publish.
 
     Raises:
         DiskError: the data file cannot be written.
     """
     large = _large(graph) if asked or too_large(graph) else []
-    if not large:
-        yield graph, []
-        _sweep(path)
-        return
+    with files.alone(path):
+        if not large:
+            yield graph, []
+            _sweep(path)
+            return
+        made, data, size = _apart(graph, large, path)
+        new = not data.exists()
+        files.publish(data, partial(_write, large), size=size)
+        try:
+            yield made, [data]
+        except BaseException:
+            if new:
+                data.unlink(missing_ok=True)
+            raise
+        _sweep(path, data)
+
+
+def _apart(graph: ModelProto, large: Sequence[TensorProto], path: Path) -> tuple[ModelProto, Path, int]:
+    """The graph with ``large`` weights in a file beside ``path``, that file's name and its bytes."""
     made, digest = _without(graph, large), hashlib.sha1(usedforsecurity=False)  # which the ONNX specification names
     for block in _blocks(large):
         digest.update(block)
@@ -77,15 +93,7 @@ def placed(graph: ModelProto, path: Path, *, asked: bool = False) -> Iterator[tu
         set_external_data(tensor, data.name, offset, len(whole.raw_data), digest.hexdigest())
         tensor.ClearField("raw_data")
         offset += len(whole.raw_data) + _gap(whole.raw_data)
-    new = not data.exists()
-    files.publish(data, partial(_write, large), size=offset)
-    try:
-        yield made, [data]
-    except BaseException:
-        if new:
-            data.unlink(missing_ok=True)
-        raise
-    _sweep(path, data)
+    return made, data, offset
 
 
 def _large(graph: ModelProto) -> list[TensorProto]:

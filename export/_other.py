@@ -63,11 +63,14 @@ def program(
         parts = sorted(Path(folder).iterdir(), reverse=True)  # the graph (.xml) before the weights (.bin)
         size, names = sum(each.stat().st_size for each in parts), tuple(out.with_suffix(each.suffix).name for each in parts)
         for each in parts[1:]:
-            beside = out.with_suffix(each.suffix)
-            check_free(beside, force=force)
-            # an old graph would be read with the new weights if all ended here
-            files.publish(beside, partial(shutil.copyfile, each), lambda _: out.unlink(missing_ok=True))
-        files.publish(out, partial(shutil.copyfile, parts[0]))
+            check_free(out.with_suffix(each.suffix), force=force)
+        with files.alone(out):  # lest the graph is one export's and the weights are another's
+            for each in parts[1:]:
+                # an old graph would be read with the new weights if all ended here
+                files.publish(
+                    out.with_suffix(each.suffix), partial(shutil.copyfile, each), lambda _: out.unlink(missing_ok=True)
+                )
+            files.publish(out, partial(shutil.copyfile, parts[0]))
     return Receipt(
         out, size, names, fmt, "fp32", 0, 0, preprocess, _parity.BATCHES, parity.agree, parity.n, parity.ties, parity.max_abs, seen.source,
         round(time.monotonic() - began, 2), test,

@@ -369,3 +369,10 @@ def test_options_that_do_not_go_together() -> None:
         ["cnn_small", "--seconds", "inf"],
     ):
         assert cli.run(["bench", *words]) == 2, words
+
+
+def test_where_to_write_is_settled_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "main", None)
+    (tmp_path / "file").touch()
+    for out, code in ((tmp_path, 2), (tmp_path / "x.png", 2), (tmp_path / "file" / "x.csv", 6)):
+        assert cli.run(["bench", "cnn_small", "--out", str(out)]) == code, out

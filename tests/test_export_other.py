@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import torch
 from test_export import Tiny, images, run_of
 
 import zoo.export
+from zoo import files
 from zoo.export import _graph, _tensorrt, openvino_ir, torch_export
 from zoo.run import Run
 from zoo.spec import BusyError, DisagreeError, UsageError
@@ -43,6 +47,24 @@ def test_openvino(run: Run) -> None:
     assert (receipt.agree, receipt.n) == (64, 64)
     got = openvino_ir.answer(receipt.path)(np.zeros((3, 3, 32, 32), np.float32))
     assert got.shape == (3, 10)
+
+
+def test_the_two_files_of_openvino_are_one_exports(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    publish, seen = files.publish, []
+
+    def held(path: Path, *rest: Any) -> None:
+        if path.parent == run.path:
+            handle = os.open(path.parent, os.O_RDONLY)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.close(handle)
+            seen.append(path.name)
+        publish(path, *rest)
+
+    monkeypatch.setattr(files, "publish", held)
+    zoo.export.program(run, fmt="openvino")
+    assert seen == ["model.bin", "model.xml"]
 
 
 def test_a_wrong_one_is_not_published(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

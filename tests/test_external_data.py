@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -171,3 +172,23 @@ def test_killed_between_the_two(run: Run) -> None:
     _guard.check(first.path)
     assert zoo.export.onnx(run, external_data=True, force=True).files == first.files
     assert names(run.path) == sorted(first.files)
+
+
+def test_another_export_waits(run: Run) -> None:
+    """Without that it takes the data beside the graph that is about to be published for an older one's."""
+    graph = onnx.load(zoo.export.onnx(run).path)
+    path = run.path / "other.onnx"
+
+    def other() -> None:
+        with _external.placed(graph, path):
+            pass
+
+    thread = threading.Thread(target=other)
+    with _external.placed(graph, path, asked=True) as (made, (data,)):
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive()
+        assert data.is_file()
+        path.write_bytes(made.SerializeToString())
+    thread.join(60)
+    assert not thread.is_alive()

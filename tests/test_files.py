@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -81,3 +82,28 @@ def test_kill_9_never_leaves_a_torn_file(tmp_path: Path) -> None:
             assert len(content) == 3_000_000
             assert content == content[:1] * 3_000_000
     assert path.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc")
+def test_a_folder_that_takes_no_new_files() -> None:
+    with pytest.raises(DiskError, match=r"cannot write \(/proc/x.onnx, "):
+        files.check_writable(Path("/proc/x.onnx"))
+
+
+def test_what_another_process_is_writing_is_not_swept(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    stray = tmp_path / f".a.12345678{files.TEMPORARY}.onnx"
+    stray.touch()
+    thread = threading.Thread(target=files.check_writable, args=(path,))
+    with files.alone(path):
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        assert stray.is_file()
+    thread.join(60)
+    assert not stray.exists(), "nobody writes it now"
+
+
+def test_to_ask_makes_no_folder(tmp_path: Path) -> None:
+    files.check_writable(tmp_path / "new" / "a.onnx")
+    assert not list(tmp_path.iterdir())

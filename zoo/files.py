@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import glob
 import os
 import re
@@ -65,9 +66,36 @@ def sweep(folder: Path) -> None:
 
 def check_writable(path: Path) -> None:
     """DiskError unless a file can be made where ``path`` is to lie; what a killed :func:`publish` of it left is removed."""
-    with telling_disk_faults(path), tempfile.TemporaryFile(dir=_existing(path.absolute().parent)):
+    with telling_disk_faults(path):
+        try:
+            tempfile.TemporaryFile(dir=_existing(path.absolute().parent)).close()
+        except FileNotFoundError as error:  # what /proc says of each new name
+            raise DiskError(f"cannot write ({path}, no files can be made in that folder); choose another --out") from error
+    if not path.parent.is_dir():
+        return
+    with alone(path):  # none of the strays is being written
         for stray in path.parent.glob(f".{glob.escape(path.stem[:60])}.????????{TEMPORARY}{glob.escape(path.suffix)}"):
             stray.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the folder of ``path``, made if it is not there, while files in it that belong together change; another waits.
+
+    The lock is flock's, which ends with its process. Where the file system has none, nobody waits.
+
+    Raises:
+        DiskError: the folder cannot be made.
+    """
+    with telling_disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def check_room(folder: Path, need: int) -> None:
