@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zoo import host, metrics
-from zoo.bench import _contenders, _memory, _roofline, _runtimes, _subjects, _timing
+from zoo.bench import _contenders, _gpu, _memory, _roofline, _runtimes, _subjects, _timing
 from zoo.bench._contenders import BASE, Call, Contender, Ready
 from zoo.bench._show import figures, table
 from zoo.bench._subjects import Subject
@@ -178,6 +178,8 @@ class _Bench:
             found += _contenders.of_pytorch(subject.build, self.where, compiled=compiled, file_mb=subject.weights_mb)
             if not compiled:
                 say("skipped  torch.compile (quick)")
+            if self.place.fell:  # beside the CPU's own rows these are none of theirs
+                found = [replace(each, name=each.name + _gpu.FELL) for each in found]
         try:
             where = torch.device("cuda") if self.place.fell else self.where
             found += _runtimes.of_onnxruntime(subject.files, where, self.threads, tune=not self.quick, allow_cpu=allow_cpu)

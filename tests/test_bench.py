@@ -188,9 +188,13 @@ def test_absent_device_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_an_allowed_fallback_is_said_in_the_row(tmp_path: Path) -> None:
     path = inference.main(
-        True, "cnn_small", out=tmp_path / "x.csv", devices=["cuda"], batches=[1], seconds=0.01, allow_cpu_fallback=True
+        True, "cnn_small", out=tmp_path / "x.csv", devices=["cpu", "cuda"], batches=[1], seconds=0.01, allow_cpu_fallback=True
     )
-    rows = [row for row in _timing.read_csv(path) if row["contender"].startswith("onnxruntime")]
+    rows = _timing.read_csv(path)
+    names = [row["contender"] for row in rows]
+    assert len(set(names)) == len(names), "told apart from the CPU's own"
+    assert {row["base"] for row in rows} == {"pytorch eager", "pytorch eager (on the cpu)"}
+    rows = [row for row in rows if row["contender"].startswith("onnxruntime cuda")]
     assert [row["contender"] for row in rows] == ["onnxruntime cuda (on the cpu)", "onnxruntime cuda fp16 (on the cpu)"]
     assert {(row["device"], row["settings"]) for row in rows} == {("cpu", "fell back to the cpu, as allowed")}
 

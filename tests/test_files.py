@@ -66,6 +66,7 @@ def test_kill_9_never_leaves_a_torn_file(tmp_path: Path) -> None:
     path = tmp_path / "big.bin"
     code = (
         "import sys; from pathlib import Path; from zoo.files import publish\n"
+        "print(flush=True)\n"
         "n = 0\n"
         "while True:\n"
         "    n += 1\n"
@@ -73,10 +74,12 @@ def test_kill_9_never_leaves_a_torn_file(tmp_path: Path) -> None:
     )
     env = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parent.parent)}
     for pause in (0.15, 0.22, 0.31, 0.4):
-        child = subprocess.Popen([sys.executable, "-c", code, str(path)], env=env)
+        child = subprocess.Popen([sys.executable, "-c", code, str(path)], env=env, stdout=subprocess.PIPE)
+        assert child.stdout
+        child.stdout.readline()  # it has started, which a busy machine takes its time for
         time.sleep(pause)
         child.send_signal(signal.SIGKILL)
-        child.wait()
+        child.communicate()
         if path.exists():
             content = path.read_bytes()
             assert len(content) == 3_000_000
