@@ -33,7 +33,8 @@ def main(quick: bool = False, *, out: Path | None = None) -> Path:
     """Write a row for each finished run, beside the rows of other runs that the file has; FileError if there is none."""
     if quick:
         run.train(recipes.resolve("demo", {"epochs": 1, "data.imbalance": "none"}))
-    rows = [row for folder in runs.all_runs() if (row := _row(folder))]
+    folders = [*runs.all_runs(), *sorted(path.parent for path in runs.sweeps().glob("*/*/recipe.toml"))]
+    rows = [row for folder in folders if (row := _row(folder))]
     if not rows:
         raise FileError(f"no finished run ({runs.root().absolute()}); make one with: zoo train")
     path = out or _timing.default_out("recipes", quick=quick)
@@ -118,6 +119,7 @@ def _row(folder: Path) -> dict[str, Any] | None:
         "precision": env["precision"],
         "threads": env["threads"],
         "compiled": "yes" if recipe.compile else "no",
+        "lint": "; ".join(env.get("lint", [])),
         **{name: facts[name] for name in _timing.ENVIRONMENT},
     }
 
@@ -151,7 +153,11 @@ def _theirs(row: Mapping[str, Any]) -> float | None:
 
 
 def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Test accuracy of each recipe, a panel a data set: a dot a seed, the mean with its 95 % interval, the best mean first."""
+    """Test accuracy of each recipe, a panel a data set: a dot a seed, the mean with its 95 % interval, the best mean first.
+
+    What was chosen on the test images is left out where there is anything else: it is too good to stand beside it.
+    """
+    rows = [row for row in rows if row.get("select_on") != "test"] or rows
     panels: dict[str, list[tuple[str, list[Mapping[str, Any]]]]] = {}
     for (name, _), group in _groups(rows).items():
         panels.setdefault(_data(group[0]), []).append((name, group))

@@ -21,9 +21,7 @@ import zoo
 import zoo.bench
 from zoo import __main__ as cli
 from zoo import ops
-from zoo import recipe as recipes
 from zoo.bench import _contenders, _losses, _runtimes, _subjects, _tables, _timing, focal_loss, inference
-from zoo.bench import recipes as recipes_bench
 from zoo.spec import DisagreeError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -366,57 +364,8 @@ def test_markdown(tmp_path: Path) -> None:
     assert "| contender | ratio % |\n| --- | ---: |\n| a | 123 |\n" in shares
 
 
-def test_rows_of_other_runs_stay(tmp_path: Path) -> None:
-    rows = [{"digest": digest, "seed": seed, "accuracy": 0.5} for digest, seed in (("a", 0), ("a", 1), ("b", 0))]
-    path = _timing.write_csv(tmp_path / "r.csv", rows)
-    merged = recipes_bench._merged(path, [{"digest": "a", "seed": 1, "accuracy": 0.75, "new": "x"}])
-    assert [(row["digest"], int(row["seed"]), float(row["accuracy"]), row["new"]) for row in merged] == [
-        ("a", 0, 0.5, ""),
-        ("b", 0, 0.5, ""),
-        ("a", 1, 0.75, "x"),
-    ]
-
-
-def test_a_recipe_is_named_by_what_it_changes() -> None:
-    recipe = recipes.resolve("cifar10_resnet32_ce", {"epochs": 20, "seed": 3, "data.dir": "/somewhere"})
-    assert recipes_bench._name(recipe) == "cifar10_resnet32_ce epochs=20"
-    assert recipes_bench._digest(recipe) == recipes_bench._digest(recipes.resolve("cifar10_resnet32_ce", {"epochs": 20}))
-    assert recipes_bench._digest(recipe) != recipes_bench._digest(recipes.resolve("cifar10_resnet32_ce", {}))
-    assert recipes_bench._name(recipes.Recipe(model="wrn_16_4", epochs=7)) == "wrn_16_4 cross_entropy"
-
-
 def test_readme_tables_are_those_of_the_results() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     if "<!-- table:" not in text:
         pytest.skip("README has no table markers")
     assert _tables.updated(text) == text, "run: python -m zoo.bench._tables README.md"
-
-
-def test_recipes_are_grouped_over_seeds_in_table_and_picture() -> None:
-    def row(recipe: str, seed: int, accuracy: float, select_on: str = "val") -> dict[str, str]:
-        values = {"recipe": recipe, "digest": recipe, "seed": seed, "data": "cifar10", "imbalance": "exp:0.01", "n": 10000}
-        values |= {
-            "accuracy": accuracy,
-            "low": accuracy - 0.01,
-            "high": accuracy + 0.01,
-            "macro": accuracy,
-            "select_on": select_on,
-        }
-        return {key: str(value) for key, value in (values | {"images_per_s": 800.0, "minutes": 9.5}).items()}
-
-    rows = [
-        row("ce", 0, 0.70) | {"reported": "0.704"},
-        row("ce", 1, 0.72),
-        row("focal", 0, 0.75),
-        row("peeked", 0, 0.6, "test"),
-    ]
-    cells = [list(column.cells) for column in recipes_bench.table(rows).columns]
-    assert cells[0] == ["ce", "focal", "peeked (CHOSEN ON TEST)"]
-    assert cells[2] == ["71.00 ± 1.41 (n = 2)", "75.00 (n = 1)", "60.00 (n = 1)"]
-    assert cells[4] == ["70.4", "", ""]
-    assert cells[3] == ["58.3 to 83.7", "74.0 to 76.0", "59.0 to 61.0"], "t over two seeds by hand: 71 ± 12.706"
-    axes = recipes_bench.picture(rows).axes[0]
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["focal  n=1", "ce  n=2", "peeked (CHOSEN ON TEST)  n=1"]
-    assert "10,000 test images" in axes.get_title()
-    theirs = [line for line in axes.lines if line.get_marker() == "s"]
-    assert [(float(line.get_xdata()[0]), int(line.get_ydata()[0])) for line in theirs] == [(pytest.approx(70.4), 1)]

@@ -32,6 +32,11 @@ def all_runs() -> list[Path]:
     )
 
 
+def sweeps() -> Path:
+    """Where sweeps keep their folders, each with a run for a setting and a seed."""
+    return root() / "sweeps"
+
+
 def find(name: str | Path | None) -> Path:
     """The folder of a run: a path, a name, a unique prefix of one, or the latest for None and ``latest``.
 

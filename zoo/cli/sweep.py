@@ -46,7 +46,7 @@ def command(
 
     axes, fixed = sweep.parse([*settings, *([f"select_on={select_on}"] if select_on else [])])
     name = "-".join([Path(what).stem, *(axis.key.rpartition(".")[2] for axis in axes)])
-    out = out or runs.root() / "sweeps" / name
+    out = out or runs.sweeps() / name
     points = sweep.search(
         what, axes, fixed, seeds=seeds, trials=trials, out=out, storage=storage, command=shlex.join(["zoo", *sys.argv[1:]])
     )

@@ -1,0 +1,75 @@
+"""The rows of finished runs: named, grouped over seeds, merged with those of other machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zoo import recipe as recipes
+from zoo.bench import _timing
+from zoo.bench import recipes as recipes_bench
+
+
+def test_rows_of_other_runs_stay(tmp_path: Path) -> None:
+    rows = [{"digest": digest, "seed": seed, "accuracy": 0.5} for digest, seed in (("a", 0), ("a", 1), ("b", 0))]
+    path = _timing.write_csv(tmp_path / "r.csv", rows)
+    merged = recipes_bench._merged(path, [{"digest": "a", "seed": 1, "accuracy": 0.75, "new": "x"}])
+    assert [(row["digest"], int(row["seed"]), float(row["accuracy"]), row["new"]) for row in merged] == [
+        ("a", 0, 0.5, ""),
+        ("b", 0, 0.5, ""),
+        ("a", 1, 0.75, "x"),
+    ]
+
+
+def test_runs_of_sweeps_have_rows_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_RUNS", str(tmp_path / "runs"))
+    for name in ("alone", "sweeps/s/beta=0,s0", "sweeps/s/begun"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "recipe.toml").touch()
+    fixed = {"data": "d", "imbalance": "none", "model": "m", "seed": 0, "digest": "", "n": 100}
+    fixed |= {"accuracy": 0.5, "low": 0.4, "high": 0.6}
+    monkeypatch.setattr(
+        recipes_bench, "_row", lambda folder: None if folder.name == "begun" else fixed | {"recipe": folder.name}
+    )
+    path = recipes_bench.main(out=tmp_path / "recipes.csv")
+    assert [row["recipe"] for row in _timing.read_csv(path)] == ["alone", "beta=0,s0"]
+
+
+def test_a_recipe_is_named_by_what_it_changes() -> None:
+    recipe = recipes.resolve("cifar10_resnet32_ce", {"epochs": 20, "seed": 3, "data.dir": "/somewhere"})
+    assert recipes_bench._name(recipe) == "cifar10_resnet32_ce epochs=20"
+    assert recipes_bench._digest(recipe) == recipes_bench._digest(recipes.resolve("cifar10_resnet32_ce", {"epochs": 20}))
+    assert recipes_bench._digest(recipe) != recipes_bench._digest(recipes.resolve("cifar10_resnet32_ce", {}))
+    assert recipes_bench._name(recipes.Recipe(model="wrn_16_4", epochs=7)) == "wrn_16_4 cross_entropy"
+
+
+def test_recipes_are_grouped_over_seeds_in_table_and_picture() -> None:
+    def row(recipe: str, seed: int, accuracy: float, select_on: str = "val") -> dict[str, str]:
+        values = {"recipe": recipe, "digest": recipe, "seed": seed, "data": "cifar10", "imbalance": "exp:0.01", "n": 10000}
+        values |= {
+            "accuracy": accuracy,
+            "low": accuracy - 0.01,
+            "high": accuracy + 0.01,
+            "macro": accuracy,
+            "select_on": select_on,
+        }
+        return {key: str(value) for key, value in (values | {"images_per_s": 800.0, "minutes": 9.5}).items()}
+
+    rows = [
+        row("ce", 0, 0.70) | {"reported": "0.704"},
+        row("ce", 1, 0.72),
+        row("focal", 0, 0.75),
+        row("peeked", 0, 0.6, "test"),
+    ]
+    cells = [list(column.cells) for column in recipes_bench.table(rows).columns]
+    assert cells[0] == ["ce", "focal", "peeked (CHOSEN ON TEST)"]
+    assert cells[2] == ["71.00 ± 1.41 (n = 2)", "75.00 (n = 1)", "60.00 (n = 1)"]
+    assert cells[4] == ["70.4", "", ""]
+    assert cells[3] == ["58.3 to 83.7", "74.0 to 76.0", "59.0 to 61.0"], "t over two seeds by hand: 71 ± 12.706"
+    axes = recipes_bench.picture(rows).axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["focal  n=1", "ce  n=2"]
+    assert recipes_bench.picture(rows[-1:]).axes[0].get_yticklabels()[0].get_text() == "peeked (CHOSEN ON TEST)  n=1"
+    assert "10,000 test images" in axes.get_title()
+    theirs = [line for line in axes.lines if line.get_marker() == "s"]
+    assert [(float(line.get_xdata()[0]), int(line.get_ydata()[0])) for line in theirs] == [(pytest.approx(70.4), 1)]
