@@ -22,7 +22,7 @@ from zoo.console import say
 from zoo.data import _augment
 from zoo.export import _graph, _guard, _session, _verify, onnx_fp16, onnx_fp32, onnx_int8
 from zoo.parts import model_spec
-from zoo.spec import DataError, FileError, UsageError
+from zoo.spec import DataError, FileError, UsageError, did_you_mean
 
 IMAGES = 10_000
 """Test images at most that a contender's accuracy is measured on."""
@@ -115,7 +115,12 @@ def _of_model(target: Any) -> tuple[Subject, _graph.Exported]:
 
 
 def _of_run(target: Any, precisions: tuple[str, ...], tried: Callable[[Path], None]) -> tuple[Subject, _graph.Exported]:
-    run = target if isinstance(target, engine.Run) else engine.load(target)
+    try:
+        run = target if isinstance(target, engine.Run) else engine.load(target)
+    except UsageError as error:
+        if near := did_you_mean(str(target), registry.names("models")):
+            raise UsageError(f"no run or model {str(target)!r}{near}; list models with: zoo models") from error
+        raise
     there = {each: path for each in precisions if (path := run.path / f"model{_verify.TARGETS[each].TARGET.suffix}").is_file()}
     for path in there.values():
         tried(path)
