@@ -126,13 +126,14 @@ def draw_front(path: Path, title: str, note: str, rows: Sequence[Mapping[str, An
                 markerfacecolor="white" if row["noisy"] == "yes" else colour,
             )  # fmt: skip
             above = (6, 5 + 9 * levels[speed, late])
-            axes.annotate(f"{row['workers']} x {row['threads']}", (speed, late), above, textcoords="offset points", fontsize=8)
+            words = f"{row['workers']} x {row['threads']}"
+            axes.annotate(words, (speed, late), above, textcoords="offset points", fontsize=8, color=colour)
         axes.plot([], [], color=colour, marker=marker, linestyle="", label=f"workers as {mode}")
     best = sorted((float(row["images_per_s"]), float(row["p95_ms"])) for row in rows if row["front"] == "yes")
     axes.plot(*zip(*best), color=GREY, linewidth=1, zorder=0, label="front")
     axes.set_xlabel("images/s of all workers (bar: 95 % interval); further right is better")
     axes.set_ylabel("95th percentile of latency, ms; lower is better")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15 * max(float(row["p95_ms"]) for row in rows))
     axes.margins(x=0.12)
     hollow = "; hollow: noisy" if any(row["noisy"] == "yes" for row in rows) else ""
     finish(figure, path, title, note + hollow)
@@ -146,7 +147,7 @@ def _levels(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[float, float], int]
     for speed, late in points:
         near = [other[1] + 0.04 * top * level for other, level in found.items() if speed - other[0] < 0.08 * wide]
         level = 0
-        while any(abs(late + 0.04 * top * level - place) < 0.04 * top for place in near):
+        while any(abs(late + 0.04 * top * level - place) < 0.03 * top for place in near):
             level += 1
         found[speed, late] = level
     return found
