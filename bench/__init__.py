@@ -61,8 +61,8 @@ def command(
         options |= {"max_memory": max_memory, "timeout": timeout}
         if not serve and not self_check:
             options |= {"devices": places, "allow_cpu_fallback": allow_cpu_fallback}
-        elif places not in ((), ("cpu",)):
-            raise UsageError(f"--serve and --self-check measure the CPU; leave out --devices {devices}")
+        elif allow_cpu_fallback or places not in ((), ("cpu",)):
+            raise UsageError("--serve and --self-check measure the CPU; leave out --devices and --allow-cpu-fallback")
         module = importlib.import_module(f"zoo.bench.{'_serve' if serve else '_self_check' if self_check else 'inference'}")
         path = module.main(quick, _known(targets), threads=threads, **options)
     _tell(module, path, began, as_json=as_json)
