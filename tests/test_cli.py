@@ -93,7 +93,8 @@ FAULTS = [
     ("bare gamma option", "train demo --gamma 2", 2, ["--focal-gamma", "--lr-gamma"]),
     ("weights of wrong length", "train demo class_weights=given loss.given_weights=[1,2]", 2, ["2 numbers", "10 classes"]),
     ("class without samples", "train demo imbalance=exp:0.0001", 3, ["no training image"]),
-    ("drw past the end", "train demo epochs=5 --drw-epoch 5 --dry-run", 2, ["drw_epoch = 5", "5 epochs"]),
+    ("drw past the end", "train demo epochs=5 --drw-epoch 5", 2, ["drw_epoch = 5", "5 epochs"]),
+    ("drw past the end, dry", "train demo epochs=5 --drw-epoch 5 --dry-run", 2, ["drw_epoch = 5", "5 epochs"]),
     ("unknown sampler", "train demo --sampler focl", 2, ["sampler.name = 'focl'", "focal", "class_balanced"]),
 ]  # fmt: skip
 

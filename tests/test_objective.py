@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests_support import resolve
 
-from zoo import objective, sampling
+from zoo import objective, recipe, sampling
 from zoo.spec import UsageError
 
 COUNTS = np.array([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])
@@ -25,7 +25,7 @@ COUNTS = np.array([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])
 )
 def test_what_is_wrong_before_any_data_is_read(settings: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        resolve("cnn_small", *settings.split())
+        recipe.check(resolve("cnn_small", *settings.split()))
 
 
 def test_weights_of_a_wrong_length_are_told() -> None:

@@ -203,6 +203,11 @@ def test_a_search_leaves_out_what_another_process_trains(
     assert len(list((tmp_path / "s").glob("rescale_every=*"))) == 1, "two values, of which one is with another process"
 
 
+def test_settings_that_go_together_only_in_pairs_can_be_swept(trainer: Trainer, tmp_path: Path) -> None:
+    points = search(tmp_path / "s", "epochs=200,300", "loss.drw_epoch=160,180", "class_weights=effective", seeds=1)
+    assert len(points) == 4, "each alone would be past the end of the recipe's own epochs"
+
+
 def test_a_choice_on_the_test_images_is_stamped(trainer: Trainer, tmp_path: Path) -> None:
     search(tmp_path / "s", "loss.beta=0,0.9", "select_on=test", seeds=1)
     for name in ("README.md", "report.html"):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo import console, freezing, lint, objective, optim, parallel, registry, sampling, weights
+from zoo import recipe as recipes
 from zoo.console import say
 from zoo.data import _augment
 from zoo.recipe import Recipe
@@ -41,6 +42,7 @@ def build_data(recipe: Recipe, size: int) -> DataSet:
 def build(recipe: Recipe, folder: Path, where: torch.device, how: str, team: parallel.Team) -> Trainer:
     """Everything that a run trains with, for a folder that need not exist yet, on device ``where`` at precision ``how``."""
     spec = model_spec(recipe.model)
+    recipes.check(recipe)
     expected = registry.entry("data", recipe.data.name)["classes"] or spec.classes
     model, tensors, plan = _checked(recipe, spec, expected)
     data = build_data(recipe, spec.input[1])

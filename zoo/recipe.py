@@ -174,16 +174,16 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
     if path.suffix == ".toml" or what in shipped():
         text, written = read_text(path)
         base = _suited(values.get("model", written.get("model", Recipe().model)), written | values)
-        return _checked(_typed(base | written | values, path, text, values))
+        return _typed(base | written | values, path, text, values)
     if not what.startswith("timm/") and what not in registry.names("models"):
         names = [*registry.names("models"), *shipped()]
         raise UsageError(f"no model {what!r}{did_you_mean(what, names)}; list them with: zoo models")
     values["model"] = what
-    return _checked(_typed(_suited(what, values) | values))
+    return _typed(_suited(what, values) | values)
 
 
-def _checked(recipe: Recipe) -> Recipe:
-    """The recipe, once its settings of the loss are seen to go together."""
+def check(recipe: Recipe) -> None:
+    """UsageError unless the settings of the loss go together; apart from :func:`resolve`, as a sweep changes one at a time."""
     loss = recipe.loss
     registry.entry("losses", loss.name)
     if loss.drw_epoch >= recipe.epochs:
@@ -195,7 +195,6 @@ def _checked(recipe: Recipe) -> Recipe:
         raise UsageError("loss.given_weights goes with loss.class_weights = 'given'; set both, or neither")
     if loss.given_weights and not any(loss.given_weights):
         raise UsageError("loss.given_weights are all 0, so nothing would be learned; give at least one that is not")
-    return recipe
 
 
 def read(path: Path) -> Recipe:

@@ -75,6 +75,7 @@ def command(
         what = str(out / "recipe.toml")
     recipe = recipes.resolve(what, overrides)
     if dry_run:
+        recipes.check(recipe)
         counts = lint.expected_counts(recipe)
         if counts is not None:
             say(f"data     {recipe.data.name} · {counts.sum():,} train ({first_ten(counts.tolist())})")
