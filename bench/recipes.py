@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,15 +19,17 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from scipy import stats
 
-from zoo import checkpoint, report, run, runs, show
+from zoo import checkpoint, metrics, report, run, runs, show
 from zoo import recipe as recipes
 from zoo.bench import _timing
 from zoo.report import _draw
 from zoo.report._read import shown
 from zoo.spec import FileError
 
-NOT_THE_RECIPE = {"seed", "data.dir", "device", "precision", "compile"}
-"""Keys in which two runs of one recipe may differ."""
+DIFFERENCE = (
+    "difference: ours minus reported in points, 95 % interval; with several seeds that of one more run, with one seed it knows\n"
+    "the chance of the images alone, not that of the seed"
+)
 NEAR = 3  # a run that changes more settings of every shipped recipe than that is named after its model and loss
 
 
@@ -34,7 +38,7 @@ def main(quick: bool = False, *, out: Path | None = None) -> Path:
     if quick:
         run.train(recipes.resolve("demo", {"epochs": 1, "data.imbalance": "none"}))
     folders = [*runs.all_runs(), *sorted(path.parent for path in runs.sweeps().glob("*/*/recipe.toml"))]
-    rows = [row for folder in folders if (row := _row(folder))]
+    rows = rows_of(folders)
     if not rows:
         raise FileError(f"no finished run ({runs.root().absolute()}); make one with: zoo train")
     path = out or _timing.default_out("recipes", quick=quick)
@@ -42,6 +46,11 @@ def main(quick: bool = False, *, out: Path | None = None) -> Path:
     _timing.write_csv(path, merged)
     _draw.save(picture(merged), path.with_suffix(".png"))
     return path
+
+
+def rows_of(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """A row for each of the run folders that is finished."""
+    return [row for folder in folders if (row := _row(folder))]
 
 
 def _merged(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -59,7 +68,7 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _name(recipe: recipes.Recipe) -> str:
     """The shipped recipe that this one is, with the settings it changes: ``cifar10_resnet32_ce epochs=20``."""
-    changes = {name: _changes(recipes.read(path), recipe) for name, path in recipes.shipped().items()}
+    changes = {name: _changes(recipes.resolve(name, {}), recipe) for name in recipes.shipped()}
     nearest = min(changes, key=lambda name: len(changes[name]))
     if len(changes[nearest]) > NEAR or recipes.read(recipes.shipped()[nearest]).model != recipe.model:
         return f"{recipe.model} {recipe.loss.name}"
@@ -69,7 +78,7 @@ def _name(recipe: recipes.Recipe) -> str:
 def _changes(old: recipes.Recipe, new: recipes.Recipe) -> list[str]:
     """``key=value`` of what makes ``new`` another recipe; of paths the last part."""
     lines = (line.partition(": ") for line in recipes.differences(old, new))
-    return [f"{key}={Path(line.rpartition(' -> ')[2]).name}" for key, _, line in lines if key not in NOT_THE_RECIPE]
+    return [f"{key}={Path(line.rpartition(' -> ')[2]).name}" for key, _, line in lines if key not in recipes.NOT_THE_RECIPE]
 
 
 def _digest(recipe: recipes.Recipe) -> str:
@@ -127,7 +136,7 @@ def _row(folder: Path) -> dict[str, Any] | None:
 def _reported(name: str) -> dict[str, Any]:
     """What others reported of a shipped recipe; nothing where a run changed it."""
     found = recipes.read(recipes.shipped()[name]).reported if name in recipes.shipped() else recipes.Reported()
-    return {"reported": found.accuracy or "", "source": found.source}
+    return {"reported": found.accuracy or "", "source": found.source, "note": found.note}
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
@@ -141,15 +150,75 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Map
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One line a recipe: mean and standard deviation over seeds, and the 95 % interval (of the images where there is one seed)."""
-    columns = ("recipe", "data", ">test %", "95 % interval", ">reported %")
+    columns = ("recipe", "data", ">test %", "95 % interval", ">reported %", ">difference", "differs")
     cells = [
-        (key[0], _data(group[0]), *_spread(group), show.percent(_theirs(group[0]))) for key, group in _groups(rows).items()
+        (key[0], _data(group[0]), *_spread(group), show.percent(_theirs(group[0])), *_apart(group))
+        for key, group in _groups(rows).items()
     ]
     return show.make(columns, cells)
 
 
+def classes(folders: Sequence[Path], reported: recipes.Reported) -> Table | None:
+    """A line a class: the mean of our runs beside what was reported; None where nothing was reported of the classes."""
+    ours: dict[str, list[float]] = {}
+    for folder in folders:
+        with (folder / "per_class.csv").open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                ours.setdefault(row["class"], []).append(float(row["accuracy"] or "nan"))
+    if len(ours) != len(reported.classes):
+        return None
+    cells = [
+        (
+            name,
+            report.spread(shares).partition(" (")[0],
+            show.percent(theirs),
+            f"{100 * (statistics.mean(shares) - theirs):+.1f}",
+        )
+        for (name, shares), theirs in zip(ours.items(), reported.classes)
+    ]
+    return show.make(("class", ">test %", ">reported %", ">difference"), cells)
+
+
+def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to know of each recipe: where the reported figure is from, what is known of it, what the linter says."""
+    told: dict[str, None] = {}
+    for row in rows:
+        kinds = {"reported": row["source"], "note": row["note"], "lint": row["lint"]}
+        told |= {f"{kind:9} {row['recipe']}: {text}": None for kind, text in kinds.items() if text}
+    return list(told)
+
+
 def _theirs(row: Mapping[str, Any]) -> float | None:
     return float(row["reported"]) if row.get("reported") else None
+
+
+def difference(group: Sequence[Mapping[str, Any]]) -> tuple[float, float, float] | None:
+    """Ours minus the reported accuracy in points, and its 95 % interval; None where nothing was reported.
+
+    With several seeds: where one more run of ours would lie (mean and t over seeds, the new run's own spread added), as theirs
+    was one run. With one seed: Newcombe's interval of two independent shares (1998, method 10), both of as many images.
+    """
+    theirs = _theirs(group[0])
+    if theirs is None:
+        return None
+    apart = statistics.mean(_shares(group)) - 100 * theirs
+    if len(group) > 1:
+        half = _t(len(group)) * statistics.stdev(_shares(group)) * (1 + 1 / len(group)) ** 0.5
+        return apart, apart - half, apart + half
+    n = int(group[0]["n"])
+    ours, (low, high) = float(group[0]["accuracy"]), _ends(group)
+    below, above = metrics.wilson(round(theirs * n), n)
+    down = math.hypot(100 * ours - low, 100 * (above - theirs))
+    up = math.hypot(high - 100 * ours, 100 * (theirs - below))
+    return apart, apart - down, apart + up
+
+
+def _apart(group: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    found = difference(group)
+    if found is None:
+        return "", ""
+    apart, low, high = found
+    return f"{apart:+.1f} ({low:+.1f} to {high:+.1f})", "no" if low <= 0 <= high else "yes"
 
 
 def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -195,8 +264,13 @@ def _ends(group: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     if len(group) == 1:
         return 100 * float(group[0]["low"]), 100 * float(group[0]["high"])
     shares = _shares(group)
-    half = float(stats.t.ppf(0.975, len(shares) - 1)) * statistics.stdev(shares) / len(shares) ** 0.5
+    half = _t(len(shares)) * statistics.stdev(shares) / len(shares) ** 0.5
     return statistics.mean(shares) - half, statistics.mean(shares) + half
+
+
+def _t(n: int) -> float:
+    """Student's t that leaves 2.5 % above, of ``n`` values."""
+    return float(stats.t.ppf(0.975, n - 1))
 
 
 def _data(row: Mapping[str, Any]) -> str:

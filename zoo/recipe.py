@@ -19,12 +19,15 @@ from zoo import registry
 from zoo.spec import UsageError, did_you_mean
 
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+AtMostOne = Annotated[float, msgspec.Meta(ge=0, le=1)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 NotNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
 
 MAX_BYTES = 1 << 20
+NOT_THE_RECIPE = {"seed", "data.dir", "device", "precision", "compile"}
+"""Keys in which two runs of one recipe may differ."""
 BARE_GAMMA = (
     "no setting 'gamma': the loss's exponent is focal_gamma (--focal-gamma), the schedule's factor lr_gamma (--lr-gamma)"
 )
@@ -56,7 +59,7 @@ class Loss(msgspec.Struct, frozen=True):
     given_weights: list[NotNegative] = msgspec.field(default_factory=list)
     beta: Share = 0.9999
     drw_epoch: NotNegativeInt = 0
-    alpha: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
+    alpha: AtMostOne = 0.5
     switch_epoch: NotNegativeInt = 0
     rescale_every: AtLeastOne = 5
     max_scale: NotNegative = 0.0
@@ -104,8 +107,12 @@ class Schedule(msgspec.Struct, frozen=True):
 class Reported(msgspec.Struct, frozen=True):
     """``[reported]``: what others reported of this recipe, shown beside what it reaches here; nothing depends on it."""
 
-    accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    accuracy: AtMostOne = 0.0
     source: str = ""
+    classes: list[AtMostOne] = msgspec.field(default_factory=list)
+    """Accuracy of each class, in the order of the data set's classes."""
+    note: str = ""
+    """What to know of it before the two are compared."""
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -206,6 +213,11 @@ def read(path: Path) -> Recipe:
 def dump(recipe: Recipe) -> str:
     """The recipe as TOML text with every key."""
     return tomli_w.dumps(msgspec.to_builtins(recipe))
+
+
+def same(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes differ at most in their seed, and in where and how fast they are trained."""
+    return all(line.partition(":")[0] in NOT_THE_RECIPE for line in differences(one, other))
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -15,7 +15,7 @@ from typing import IO
 
 from zoo.console import say
 from zoo.files import sweep
-from zoo.recipe import Recipe
+from zoo.recipe import Recipe, read, same
 from zoo.spec import BusyError, FileError, UsageError, did_you_mean
 
 
@@ -75,8 +75,37 @@ def new_name(recipe: Recipe, when: datetime.date | None = None) -> str:
     data = Path(recipe.data.dir).name if recipe.data.name == "folder" and recipe.data.dir else recipe.data.name
     stem = f"{data}-{recipe.model}-{recipe.loss.name}-s{recipe.seed}-{when:%m%d}"
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
-    letters = [*string.ascii_lowercase, *(a + b for a in string.ascii_lowercase for b in string.ascii_lowercase)]
-    return next(stem + letter for letter in letters if not (root() / (stem + letter)).exists())
+    return next(stem + letter for letter in _letters() if not (root() / (stem + letter)).exists())
+
+
+def free(stem: str) -> str:
+    """``stem``, or with a letter behind it where a run is called so already."""
+    return next(name for name in (stem, *(stem + letter for letter in _letters())) if not (root() / name).exists())
+
+
+def _letters() -> Iterator[str]:
+    """a to z, then aa to zz."""
+    yield from string.ascii_lowercase
+    yield from (a + b for a in string.ascii_lowercase for b in string.ascii_lowercase)
+
+
+def like(recipe: Recipe) -> list[tuple[int, Path]]:
+    """Seed and folder of every run that differs from ``recipe`` at most in its seed, and in where and how fast it was trained.
+
+    The finished ones come first. A folder whose recipe cannot be read is left out.
+    """
+    found = []
+    for path in all_runs():
+        with contextlib.suppress(UsageError):
+            theirs = read(path / "recipe.toml")
+            if same(theirs, recipe):
+                found.append((theirs.seed, path))
+    return sorted(found, key=lambda run: not is_finished(run[1]))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has its test result."""
+    return (folder / "result.json").is_file()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,168 @@
+"""Reported experiments: what is trained, what is not trained again, how theirs and ours are set side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from scipy import stats
+
+from zoo import metrics, reproduce, run, runs
+from zoo import recipe as recipes
+from zoo.bench import _timing
+from zoo.bench import recipes as bench
+from zoo.cli import cli
+from zoo.recipe import Recipe
+from zoo.spec import BusyError, DivergedError, UsageError
+from zoo.stop import Interrupted
+
+NAMES = ["s0_4", "s0_5"]
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def leave(folder: Path, recipe: Recipe, *, finished: bool = True, accuracy: float = 0.4) -> None:
+    """A run folder as training leaves it."""
+    (folder / "last").mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.toml").write_text(recipes.dump(recipe))
+    (folder / "last" / "state-1").touch()
+    env = {"precision": "fp32", "threads": 1, "lint": ["a warning"]} | dict.fromkeys(_timing.ENVIRONMENT, "")
+    (folder / "env.json").write_text(json.dumps(env))
+    (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "split": "train", "images_per_s": 100.0}) + "\n")
+    rows = [f"{name},1000,{round(1000 * accuracy)},{accuracy},0.3,0.5" for name in CLASSES]
+    (folder / "per_class.csv").write_text("\n".join(["class,n,correct,accuracy,low,high", *rows]) + "\n")
+    if finished:
+        low, high = metrics.wilson(round(10_000 * accuracy), 10_000)
+        result = {"n": 10_000, "accuracy": accuracy, "low": low, "high": high, "macro": accuracy, "epoch": 1, "seconds": 60.0}
+        (folder / "result.json").write_text(json.dumps(result))
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, bool]]:
+    """Folder name, seed and whether it was resumed, of each run that is trained; nothing is."""
+    monkeypatch.setenv("ZOO_RUNS", str(tmp_path / "runs"))
+    calls: list[tuple[str, int, bool]] = []
+
+    def train(recipe: Recipe, *, out: Path, resume: bool, force: bool, command: str) -> Path:
+        calls.append((out.name, recipe.seed, resume))
+        assert force is not resume and command == "zoo reproduce"
+        leave(out, recipe)
+        return out
+
+    monkeypatch.setattr(run, "train", train)
+    return calls
+
+
+def repeat(seeds: int = 1, **fixed: Any) -> list[str]:
+    return reproduce.repeat(NAMES, seeds=seeds, fixed=fixed, command="zoo reproduce")
+
+
+def test_the_first_seed_of_all_comes_first_and_nothing_is_trained_twice(trained: list[tuple[str, int, bool]]) -> None:
+    assert repeat(2) == []
+    assert trained == [("s0_4-s0", 0, False), ("s0_5-s0", 0, False), ("s0_4-s1", 1, False), ("s0_5-s1", 1, False)]
+    repeat(2)
+    assert len(trained) == 4
+    repeat(3, compile=True)
+    assert trained[4:] == [("s0_4-s2", 2, False), ("s0_5-s2", 2, False)], "speed makes no other experiment"
+    assert [path.name for path in reproduce.finished("s0_4")] == ["s0_4-s0", "s0_4-s1", "s0_4-s2"]
+
+
+def test_a_run_under_any_name_counts_and_another_recipe_does_not(trained: list[tuple[str, int, bool]]) -> None:
+    leave(runs.root() / "mine", recipes.resolve("s0_4", {"data.dir": "/images", "precision": "fp32"}))
+    leave(runs.root() / "s0_5-s0", recipes.resolve("s0_5", {"epochs": 3}))
+    (runs.root() / "broken").mkdir()
+    (runs.root() / "broken" / "recipe.toml").write_text("epochs = ")
+    repeat()
+    assert trained == [("s0_5-s0a", 0, False)]
+    assert [path.name for path in reproduce.finished("s0_4")] == ["mine"]
+
+
+def test_an_interrupted_run_goes_on_where_it_was_begun(trained: list[tuple[str, int, bool]]) -> None:
+    leave(runs.root() / "begun", recipes.resolve("s0_4", {}), finished=False)
+    repeat()
+    assert trained == [("begun", 0, True), ("s0_5-s0", 0, False)]
+
+
+@pytest.mark.parametrize(("error", "told"), [(BusyError("held"), []), (DivergedError("nan"), ["s0_4 seed 0 diverged: nan"])])
+def test_what_cannot_be_trained_keeps_no_other_back(
+    trained: list[tuple[str, int, bool]], monkeypatch: pytest.MonkeyPatch, error: Exception, told: list[str]
+) -> None:
+    works: Callable[..., Path] = run.train
+
+    def train(recipe: Recipe, *, out: Path, **how: Any) -> Path:
+        if out.name == "s0_4-s0":
+            raise error
+        return works(recipe, out=out, **how)
+
+    monkeypatch.setattr(run, "train", train)
+    assert repeat() == told
+    assert trained == [("s0_5-s0", 0, False)]
+
+
+def test_a_signal_ends_it_with_the_line_that_goes_on(monkeypatch: pytest.MonkeyPatch, trained: list[Any]) -> None:
+    def train(*_: Any, **__: Any) -> Path:
+        raise Interrupted(2)
+
+    monkeypatch.setattr(run, "train", train)
+    with pytest.raises(Interrupted) as caught:
+        repeat()
+    assert caught.value.resume == "zoo reproduce"  # type: ignore[attr-defined]
+
+
+def test_patterns() -> None:
+    assert reproduce.chosen(["s2_cbf_9*", "S2_CE"]) == ["s2_cbf_9", "s2_cbf_99", "s2_cbf_999", "s2_ce"]
+    with pytest.raises(UsageError, match=r"no experiment 's0_7' \(did you mean s0_\d.*list them with: zoo reproduce"):
+        reproduce.chosen(["s0_7"])
+
+
+def test_reported_classes_average_to_the_reported_accuracy() -> None:
+    found = {name: recipe.reported for name, recipe in reproduce.experiments().items() if recipe.reported.classes}
+    assert len(found) == 9
+    for name, reported in found.items():
+        assert len(reported.classes) == 10
+        assert sum(reported.classes) / 10 == pytest.approx(reported.accuracy, abs=0.0015), name
+
+
+def test_the_difference_of_one_run_is_that_of_two_shares() -> None:
+    low, high = metrics.wilson(4_000, 10_000)
+    group = [{"accuracy": "0.4", "low": low, "high": high, "n": "10000", "reported": "0.39"}]
+
+    # Newcombe 1998, method 10, with the score interval written out once more
+    def score(p: float) -> tuple[float, float]:
+        z2, n = stats.norm.ppf(0.975) ** 2, 10_000
+        middle, half = p + z2 / (2 * n), (z2 * (p * (1 - p) / n + z2 / (4 * n * n))) ** 0.5
+        return (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
+
+    (a, b), (c, d) = score(0.4), score(0.39)
+    expected = (
+        1.0,
+        1.0 - 100 * ((0.4 - a) ** 2 + (d - 0.39) ** 2) ** 0.5,
+        1.0 + 100 * ((b - 0.4) ** 2 + (0.39 - c) ** 2) ** 0.5,
+    )
+    assert bench.difference(group) == pytest.approx(expected, abs=1e-9)
+    assert bench.difference([group[0] | {"reported": ""}]) is None
+
+
+def test_the_difference_of_several_runs_counts_the_spread_of_one_more() -> None:
+    group = [{"accuracy": str(share), "n": "10000", "reported": "0.39"} for share in (0.40, 0.41, 0.42)]
+    half = stats.t.ppf(0.975, 2) * 1.0 * (4 / 3) ** 0.5
+    assert bench.difference(group) == pytest.approx((2.0, 2.0 - half, 2.0 + half), abs=1e-9)
+
+
+def test_the_command_shows_theirs_and_ours(trained: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    for seed, share in enumerate((0.45, 0.46)):
+        leave(runs.root() / f"a{seed}", recipes.resolve("s0_5", {"seed": seed}), accuracy=share)
+    result = CliRunner().invoke(cli, ["reproduce", "s0_5", "--seeds", "2"])
+    assert result.exit_code == 0, result.output
+    assert trained == []
+    assert "45.50 ± 0.71 (n = 2)" in result.output and "43.2" in result.output and "+2.3 (-8.7 to +13.3)" in result.output
+    assert "airplane" in result.output and "-20.1" in result.output, "class by class"
+    assert "note      s0_5: the weights have a mean of 0.17" in result.output
+    assert "lint      s0_5: a warning" in result.output
+    assert (runs.root() / "reproduce.csv").is_file() and (runs.root() / "reproduce.png").is_file()
+    listed = json.loads(CliRunner().invoke(cli, ["reproduce", "--json"]).output)
+    assert {row["experiment"]: row["here"] for row in listed}["s0_5"] == [0.45, 0.46]

@@ -1,0 +1,98 @@
+"""Repeat reported experiments."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+import sys
+from typing import Any
+
+import click
+
+from zoo.cli._shared import Name, as_json, headline, recipe_names
+
+
+@click.command("reproduce")
+@click.argument("experiments", nargs=-1, type=Name(recipe_names))
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each experiment.")
+@click.option("--data-dir", help="Where the data set lies; without it zoo looks in its cache and downloads.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.")
+@click.option("--compile", is_flag=True, default=None, help="Train with torch.compile, see: zoo train --help.")
+@as_json
+def command(experiments: tuple[str, ...], seeds: int, as_json: bool, **place: Any) -> None:
+    """Repeat reported EXPERIMENTS (names or patterns of recipes) and set theirs and ours side by side; without one, list them.
+
+    A run that is here is never trained again, an interrupted one goes on, and several processes share the work.
+
+    \b
+    zoo reproduce
+    zoo reproduce s0_5 --seeds 3
+    zoo reproduce "s0_*" "s1_*"
+    """
+    from zoo import reproduce
+
+    if not experiments:
+        _list(as_json)
+        return
+    names = reproduce.chosen(experiments)
+    headline()
+    keys = {"data_dir": "data.dir", "device": "device", "compile": "compile"}
+    fixed = {keys[key]: value for key, value in place.items() if value is not None}
+    diverged = reproduce.repeat(names, seeds=seeds, fixed=fixed, command=shlex.join(["zoo", *sys.argv[1:]]))
+    _compare(names, diverged, as_json)
+
+
+def _list(as_json: bool) -> None:
+    """What can be repeated, what was reported, and what the runs here reached."""
+    from zoo import recipe, reproduce, show
+
+    rows: list[dict[str, Any]] = []
+    for name, found in reproduce.experiments().items():
+        ours = [json.loads((path / "result.json").read_text(encoding="utf-8"))["accuracy"] for path in reproduce.finished(name)]
+        what = recipe.shipped()[name].read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        rows.append({"experiment": name, "reported": found.reported.accuracy or None, "here": ours, "what": what})
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    cells = [(r["experiment"], show.percent(r["reported"]), _mean(r["here"]), r["what"]) for r in rows]
+    show.out().print(show.make(("experiment", ">reported %", ">here %", "what"), cells))
+
+
+def _mean(shares: list[float]) -> str:
+    return f"{100 * statistics.fmean(shares):.1f} (n = {len(shares)})" if shares else ""
+
+
+def _compare(names: list[str], diverged: list[str], as_json: bool) -> None:
+    """The table, what to know of it, the classes of a single experiment; CSV and picture beside the runs."""
+    from zoo import reproduce, runs
+    from zoo.bench import _timing
+    from zoo.bench import recipes as bench
+    from zoo.report import _draw
+    from zoo.spec import BusyError, DivergedError
+
+    rows = bench.rows_of([path for name in names for path in reproduce.finished(name)])
+    if not rows and not diverged:
+        raise BusyError(f"nothing is finished yet ({', '.join(names)} are with other processes); try again later")
+    if not rows:
+        raise DivergedError("; ".join(diverged))
+    path = _timing.write_csv(runs.root() / "reproduce.csv", rows)
+    _draw.save(bench.picture(rows), path.with_suffix(".png"))
+    if as_json:
+        click.echo(json.dumps(rows))
+    else:
+        _print(names, rows)
+        click.echo(f"picture   {path.with_suffix('.png')}   table  {path}")
+    if diverged:
+        raise DivergedError("; ".join(diverged))
+
+
+def _print(names: list[str], rows: list[dict[str, Any]]) -> None:
+    from zoo import recipe, reproduce, show
+    from zoo.bench import recipes as bench
+
+    show.out().print(bench.table(rows))
+    if len(names) == 1 and (classes := bench.classes(reproduce.finished(names[0]), recipe.resolve(names[0], {}).reported)):
+        show.out().print(classes)
+    for line in [bench.DIFFERENCE, *bench.notes(rows)]:
+        click.echo(line)

@@ -1,0 +1,77 @@
+"""Repeat reported experiments: the shipped recipes that say what others reached with them are trained where no run is here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from zoo import recipe as recipes
+from zoo import runs
+from zoo.console import say
+from zoo.recipe import Recipe, Reported
+from zoo.spec import BusyError, DivergedError, UsageError, did_you_mean
+from zoo.stop import Interrupted
+
+
+def experiments() -> dict[str, Recipe]:
+    """Shipped recipes that others reported something of, by name."""
+    found = {name: recipes.resolve(name, {}) for name in recipes.shipped()}
+    return {name: recipe for name, recipe in found.items() if recipe.reported != Reported()}
+
+
+def chosen(patterns: Sequence[str]) -> list[str]:
+    """Names of the experiments that are meant, e.g. by ``s0_*``; UsageError for a pattern that fits none."""
+    known, wanted = list(experiments()), []
+    for pattern in patterns:
+        fits = [name for name in known if fnmatchcase(name, pattern.lower())]
+        if not fits:
+            raise UsageError(f"no experiment {pattern!r}{did_you_mean(pattern, known)}; list them with: zoo reproduce")
+        wanted += fits
+    return list(dict.fromkeys(wanted))
+
+
+def finished(name: str) -> list[Path]:
+    """Finished runs of an experiment, one a seed."""
+    found = {seed: path for seed, path in reversed(runs.like(recipes.resolve(name, {}))) if runs.is_finished(path)}
+    return [found[seed] for seed in sorted(found)]
+
+
+def repeat(names: Sequence[str], *, seeds: int, fixed: Mapping[str, Any], command: str) -> list[str]:
+    """Train each experiment with seeds 0 to ``seeds`` - 1, the first seed of all first; a run that is here is not repeated.
+
+    ``fixed`` are settings that change no result: ``data.dir``, ``device``, ``precision`` and ``compile``. An interrupted run is
+    resumed, and one that another process trains is left to it.
+
+    Returns:
+        A line for each run that diverged.
+
+    Raises:
+        Interrupted: after a signal, with the line that goes on.
+    """
+    from zoo import run
+
+    diverged = []
+    todo = [(name, seed) for seed in range(seeds) for name in names]
+    for number, (name, seed) in enumerate(todo, 1):
+        recipe = recipes.resolve(name, {**fixed, "seed": seed})
+        here = [path for theirs, path in runs.like(recipe) if theirs == seed]
+        if here and runs.is_finished(here[0]):
+            continue
+        folder = here[0] if here else runs.root() / runs.free(f"{name}-s{seed}")
+        begun = any((folder / "last").glob("state-*"))
+        say(f"repeat   {name} seed {seed} ({number} of {len(todo)}){' goes on' if begun else ''}")
+        if begun:  # where it was begun may differ from where this process trains
+            recipe = recipes.resolve(str(folder / "recipe.toml"), fixed)
+        try:
+            run.train(recipe, out=folder, resume=begun, force=not begun, command=command)
+        except BusyError as error:
+            say(f"repeat   {name} seed {seed} is left to the process that has it: {error}")
+        except DivergedError as error:
+            diverged.append(f"{name} seed {seed} diverged: {error}")
+            say(f"repeat   {diverged[-1]}")
+        except Interrupted as error:
+            error.resume = command  # type: ignore[attr-defined]
+            raise
+    return diverged
