@@ -1,6 +1,6 @@
-"""The README's tables, made from the CSV files of the benchmarks.
+"""The tables of README and docs, made from the CSV files of the benchmarks.
 
-``python -m zoo.bench._tables README.md`` writes again what stands between markers such as
+``python -m zoo.bench._tables README.md docs/*.md`` writes again what stands between markers such as
 ``<!-- table:inference batch=64 contender images_per_s ratio -->`` and ``<!-- /table:inference -->``: the named columns of the rows of
 ``bench/results/inference.csv`` that have these values (``*`` stands for anything). With columns such as ``mean:accuracy`` the
 rows that agree in the others become one line: their number, the mean and standard deviation of these. ``accuracy%`` shows a
@@ -119,10 +119,11 @@ def updated(text: str, results: Path = RESULTS) -> str:
     return _MARKED.sub(again, text)
 
 
-def update_readme(path: Path, results: Path = RESULTS) -> None:
+def update(path: Path, results: Path = RESULTS) -> None:
     """Write the marked tables of a Markdown file again."""
     publish_text(path, updated(path.read_text(encoding="utf-8"), results))
 
 
 if __name__ == "__main__":
-    update_readme(Path(sys.argv[1]))
+    for name in sys.argv[1:]:
+        update(Path(name))

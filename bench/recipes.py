@@ -27,8 +27,8 @@ from zoo.report._read import shown
 from zoo.spec import FileError
 
 DIFFERENCE = (
-    "difference: ours minus reported in points, 95 % interval; with several seeds that of one more run, with one seed it knows\n"
-    "the chance of the images alone, not that of the seed"
+    "difference: ours minus reported in points, 95 % interval (* without 0); with several seeds that of one more run, with one\n"
+    "seed it knows the chance of the images alone, not that of the seed"
 )
 NEAR = 3  # a run that changes more settings of every shipped recipe than that is named after its model and loss
 
@@ -150,9 +150,9 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Map
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One line a recipe: mean and standard deviation over seeds, and the 95 % interval (of the images where there is one seed)."""
-    columns = ("recipe", "data", ">test %", "95 % interval", ">reported %", ">difference", "differs")
+    columns = ("recipe", "data", ">test %", "95 % interval", ">reported %", ">difference")
     cells = [
-        (key[0], _data(group[0]), *_spread(group), show.percent(_theirs(group[0])), *_apart(group))
+        (key[0], _data(group[0]), *_spread(group), show.percent(_theirs(group[0])), _apart(group))
         for key, group in _groups(rows).items()
     ]
     return show.make(columns, cells)
@@ -213,12 +213,12 @@ def difference(group: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]
     return apart, apart - down, apart + up
 
 
-def _apart(group: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def _apart(group: Sequence[Mapping[str, Any]]) -> str:
     found = difference(group)
     if found is None:
-        return "", ""
+        return ""
     apart, low, high = found
-    return f"{apart:+.1f} ({low:+.1f} to {high:+.1f})", "no" if low <= 0 <= high else "yes"
+    return f"{apart:+.1f} ({low:+.1f} to {high:+.1f}){'' if low <= 0 <= high else '*'}"
 
 
 def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:

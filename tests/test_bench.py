@@ -364,8 +364,10 @@ def test_markdown(tmp_path: Path) -> None:
     assert "| contender | ratio % |\n| --- | ---: |\n| a | 123 |\n" in shares
 
 
-def test_readme_tables_are_those_of_the_results() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    if "<!-- table:" not in text:
-        pytest.skip("README has no table markers")
-    assert _tables.updated(text) == text, "run: python -m zoo.bench._tables README.md"
+def test_tables_in_documents_are_those_of_the_results() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    marked = [page for page in pages if "<!-- table:" in page.read_text(encoding="utf-8")]
+    assert len(marked) > 1
+    for page in marked:
+        text = page.read_text(encoding="utf-8")
+        assert _tables.updated(text) == text, "run: python -m zoo.bench._tables README.md docs/*.md"

@@ -160,6 +160,7 @@ def test_the_command_shows_theirs_and_ours(trained: list[Any], monkeypatch: pyte
     assert result.exit_code == 0, result.output
     assert trained == []
     assert "45.50 ± 0.71 (n = 2)" in result.output and "43.2" in result.output and "+2.3 (-8.7 to +13.3)" in result.output
+    assert "+13.3)*" not in result.output, "the interval holds 0"
     assert "airplane" in result.output and "-20.1" in result.output, "class by class"
     assert "note      s0_5: the weights have a mean of 0.17" in result.output
     assert "lint      s0_5: a warning" in result.output
