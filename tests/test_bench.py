@@ -58,7 +58,7 @@ def test_quick_writes_rows_with_every_column(tables: dict[str, Path], name: str)
     empty_allowed |= {"gb_per_s", "times_copy", "loss_share"}  # in a training step, and out of it
     empty_allowed |= {"resident_per_s", "resident_low", "resident_high"}  # on a GPU
     empty_allowed |= {"accuracy", "accuracy_low", "accuracy_high", "images"}  # with a run's data
-    empty_allowed |= {"reported", "source"}  # where others reported something
+    empty_allowed |= {"reported", "source", "note"}  # where others reported something
     for row in rows:
         assert {"cpu", "device", "torch", "zoo", "commit", "command"} <= set(row)
         assert not {key for key, value in row.items() if value == ""} - empty_allowed
