@@ -21,7 +21,7 @@ from scipy import stats
 
 from zoo import checkpoint, metrics, report, run, runs, show
 from zoo import recipe as recipes
-from zoo.bench import _timing
+from zoo.bench import _course, _timing
 from zoo.report import _draw
 from zoo.report._read import shown
 from zoo.spec import FileError
@@ -45,12 +45,23 @@ def main(quick: bool = False, *, out: Path | None = None) -> Path:
     merged = sorted(_merged(path, rows), key=_key)
     _timing.write_csv(path, merged)
     _draw.save(picture(merged), path.with_suffix(".png"))
+    if course := course_of(folders):
+        beside = path.with_name(f"{path.stem}_course.csv")
+        _timing.write_csv(
+            beside, sorted(_merged(beside, course), key=lambda row: (row["recipe"], int(row["seed"]), int(row["epoch"])))
+        )
     return path
 
 
 def rows_of(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """A row for each of the run folders that is finished."""
     return [row for folder in folders if (row := _row(folder))]
+
+
+def course_of(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Rows of the epochs of finished runs whose loss or sampler changes with them (:mod:`zoo.bench._course`)."""
+    made = ((folder, _row(folder)) for folder in folders)
+    return [row for folder, facts in made if facts for row in _course.rows(folder, facts, _shipped(facts["recipe"]))]
 
 
 def _merged(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -94,6 +105,7 @@ def _row(folder: Path) -> dict[str, Any] | None:
     env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
     finished = datetime.datetime.fromtimestamp((folder / "result.json").stat().st_mtime, datetime.UTC)
     name = _name(recipe)
+    found = _shipped(name)
     compiled = "compile=true " if recipe.compile else ""
     command = (
         f"zoo train {name} {compiled}seed={recipe.seed}"
@@ -121,7 +133,9 @@ def _row(folder: Path) -> dict[str, Any] | None:
         "low": round(result["low"], 5),
         "high": round(result["high"], 5),
         "macro": round(result["macro"], 5),
-        **_reported(name),
+        "reported": found.accuracy or "",
+        "source": found.source,
+        "note": found.note,
         "kept_epoch": result["epoch"],
         "images_per_s": round(statistics.median(row["images_per_s"] for row in train), 1),
         "minutes": round(result["seconds"] / 60, 1),
@@ -133,10 +147,9 @@ def _row(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def _reported(name: str) -> dict[str, Any]:
+def _shipped(name: str) -> recipes.Reported:
     """What others reported of a shipped recipe; nothing where a run changed it."""
-    found = recipes.read(recipes.shipped()[name]).reported if name in recipes.shipped() else recipes.Reported()
-    return {"reported": found.accuracy or "", "source": found.source, "note": found.note}
+    return recipes.read(recipes.shipped()[name]).reported if name in recipes.shipped() else recipes.Reported()
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:

@@ -167,3 +167,24 @@ def test_the_command_shows_theirs_and_ours(trained: list[Any], monkeypatch: pyte
     assert (runs.root() / "reproduce.csv").is_file() and (runs.root() / "reproduce.png").is_file()
     listed = json.loads(CliRunner().invoke(cli, ["reproduce", "--json"]).output)
     assert {row["experiment"]: row["here"] for row in listed}["s0_5"] == [0.45, 0.46]
+
+
+def test_the_course_of_a_loss_stands_beside_the_reported_one(trained: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    for seed in (0, 1):
+        folder = runs.root() / f"s3_dfl-s{seed}"
+        leave(folder, recipes.resolve("s3_dfl", {"seed": seed}))
+        found = [
+            {"epoch": n, "split": "train", "images_per_s": 1.0, "mean_factor": 0.5 + seed / 10, "focal_scale": n / 2}
+            for n in range(1, 12)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    rows = bench.course_of(reproduce.finished("s3_dfl"))
+    assert [(row["seed"], row["epoch"], row["focal_scale"], row["reported_focal_scale"]) for row in rows] == [
+        (seed, epoch, epoch / 2, theirs) for seed in (0, 1) for epoch, theirs in ((5, 3.33), (10, 4.30), (11, ""))
+    ]
+    assert {row["easy"] for row in rows} == {""}, "it has no such sampler"
+    output = CliRunner().invoke(cli, ["reproduce", "s3_dfl", "--seeds", "2"]).output
+    assert [line.split() for line in output.splitlines() if line.startswith("5 ")] == [["5", "0.55", "0.3", "2.5", "3.33"]]
+    path = bench.main(out=runs.root() / "all.csv")
+    assert len(_timing.read_csv(path.with_name("all_course.csv"))) == 6

@@ -104,6 +104,16 @@ class Schedule(msgspec.Struct, frozen=True):
     lr_gamma: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
 
 
+class Course(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was reported of one epoch: mean of (1 - p_t)^gamma, the loss's scale from then on, shares of easy and hard draws."""
+
+    epoch: AtLeastOne
+    mean_factor: AtMostOne = 0.0
+    focal_scale: NotNegative = 0.0
+    easy: AtMostOne = 0.0
+    hard: AtMostOne = 0.0
+
+
 class Reported(msgspec.Struct, frozen=True):
     """``[reported]``: what others reported of this recipe, shown beside what it reaches here; nothing depends on it."""
 
@@ -111,6 +121,7 @@ class Reported(msgspec.Struct, frozen=True):
     source: str = ""
     classes: list[AtMostOne] = msgspec.field(default_factory=list)
     """Accuracy of each class, in the order of the data set's classes."""
+    course: list[Course] = msgspec.field(default_factory=list)
     note: str = ""
     """What to know of it before the two are compared."""
 

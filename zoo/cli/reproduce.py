@@ -89,9 +89,12 @@ def _compare(names: list[str], diverged: list[str], as_json: bool) -> None:
 
 def _print(names: list[str], rows: list[dict[str, Any]]) -> None:
     from zoo import recipe, reproduce, show
+    from zoo.bench import _course
     from zoo.bench import recipes as bench
 
     show.out().print(bench.table(rows))
+    if len(names) == 1 and (course := bench.course_of(reproduce.finished(names[0]))):
+        show.out().print(_course.table(course))
     if len(names) == 1 and (classes := bench.classes(reproduce.finished(names[0]), recipe.resolve(names[0], {}).reported)):
         show.out().print(classes)
     for line in [bench.DIFFERENCE, *bench.notes(rows)]:

@@ -1,0 +1,68 @@
+"""How a loss that rescales itself, or a sampler that follows the loss, went from epoch to epoch, beside what was reported."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from zoo import checkpoint, recipe, show
+from zoo.bench import _timing
+
+COLUMNS = ("mean_factor", "focal_scale", "easy", "hard")
+"""Mean of (1 - p_t)^gamma over an epoch, the loss's scale from its end on, the shares of easy and hard samples among its draws."""
+SHORT = {
+    "mean_factor": "mean of (1-p)^gamma",
+    "focal_scale": "scale from here on",
+    "easy": "easy draws %",
+    "hard": "hard draws %",
+}
+
+
+def rows(folder: Path, facts: Mapping[str, Any], reported: recipe.Reported) -> list[dict[str, Any]]:
+    """Rows of a run at the epochs at which the loss rescales, at those of which something was reported, and at the last.
+
+    ``facts`` are the run's row in the table of recipes. Nothing where the run has no such loss or sampler.
+    """
+    train = [row for row in checkpoint.read_rows(folder) if row["split"] == "train"]
+    if not train or not any(name in train[-1] for name in COLUMNS):
+        return []
+    every = recipe.read(folder / "recipe.toml").loss.rescale_every
+    theirs = {point.epoch: point for point in reported.course}
+    made = []
+    for row in train:
+        if row["epoch"] % every and row["epoch"] not in theirs and row is not train[-1]:
+            continue
+        told = theirs.get(row["epoch"])
+        made.append(
+            {name: facts[name] for name in ("recipe", "digest", "run", "seed")}
+            | {"epoch": row["epoch"]}
+            | {name: round(row[name], 5) if name in row else "" for name in COLUMNS}
+            | {f"reported_{name}": getattr(told, name) or "" if told else "" for name in COLUMNS}
+            | {name: facts[name] for name in _timing.ENVIRONMENT}
+        )
+    return made
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A line an epoch, the mean over the seeds of one recipe beside what was reported."""
+    shown = [name for name in COLUMNS if rows[0][name] != ""]
+    columns = ["epoch", *(head for name in shown for head in (f">{SHORT[name]}", ">reported"))]
+    cells = []
+    for epoch in dict.fromkeys(row["epoch"] for row in rows):
+        group = [row for row in rows if row["epoch"] == epoch]
+        cells.append([epoch])
+        for name in shown:
+            told = group[0][f"reported_{name}"]
+            cells[-1] += [
+                _cell(name, statistics.fmean(float(row[name]) for row in group)),
+                _cell(name, float(told)) if told else "",
+            ]
+    return show.make(columns, cells)
+
+
+def _cell(name: str, value: float) -> str:
+    return show.percent(value) if name in ("easy", "hard") else f"{value:.3g}"
