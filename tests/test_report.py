@@ -2,89 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import html.parser
 import json
-import math
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tomli_w
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from PIL import Image
+from report_cases import CIFAR, Reader, fake_run, overlaps, write_csv
 
-from zoo import metrics, recipe, report
+from zoo import recipe, report
 from zoo.report import _blocks, _compare, _draw, _read
-from zoo.spec import DataError, FileError, UsageError
-
-CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-TAIL = (5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50)
-
-
-def write_csv(path: Path, header: list, rows: list) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
-
-
-def fake_run(
-    path: Path, *, classes: tuple[str, ...] = CIFAR, counts: tuple[int, ...] | None = TAIL, n: int = 100, epochs: int = 12,
-    skill: float = 0.8, seed: int = 0, noise: int = 0, finished: bool = True, val: int = 500, **settings: object,
-) -> Path:  # fmt: skip
-    """A run folder whose test predictions are right with probability ``skill``, less for rare classes; ``noise`` moves them."""
-    path.mkdir(parents=True)
-    chance = np.random.default_rng(noise)
-    changes = {
-        "epochs": epochs,
-        "seed": seed,
-        "data": "cifar10",
-        "data.imbalance": "exp:0.01" if counts else "none",
-        **settings,
-    }
-    (path / "recipe.toml").write_text(recipe.dump(recipe.resolve("resnet32", changes)))
-    env = {
-        "zoo": "0.1.0", "python": "3.11", "torch": "2.15", "device": "cpu", "cpu": "a <fast> one", "threads": 2, "precision": "fp32",
-        "data_train": sum(counts or (0,)), "data_val": val, "data_test": n * len(classes), "command": "zoo train x", "data_digest": "ab" * 32,
-    }  # fmt: skip
-    (path / "env.json").write_text(json.dumps(env | ({"counts": list(counts)} if counts else {})))
-    rows = [row for epoch in range(1, epochs + 1) for row in epoch_rows(epoch, epochs, skill, val)]
-    if finished:
-        rows.append(write_test(path, classes, n, skill, chance) | {"epoch": max(1, epochs - 1)})
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def epoch_rows(epoch: int, epochs: int, skill: float, val: int) -> list[dict]:
-    far = 1 - math.exp(-4 * epoch / epochs)
-    lr = 0.05 * (1 + math.cos(math.pi * (epoch - 1) / epochs)) + 1e-5
-    train = {"split": "train", "loss": 2.3 - 2 * far, "accuracy": far, "lr": lr, "images_per_s": 900.0, "seconds": 61.5}
-    check = {"split": "val", "loss": 2.2 - 1.6 * far * skill, "accuracy": far * skill}
-    return [{"epoch": epoch, **row} for row in ([train, check] if val else [train])]
-
-
-def write_test(path: Path, classes: tuple[str, ...], n: int, skill: float, chance: np.random.Generator) -> dict:
-    size = len(classes)
-    targets = np.repeat(np.arange(size), n)
-    sure = skill + 0.18 - 0.4 * targets / size
-    others = (targets + 1 + np.minimum(chance.geometric(0.4, len(targets)), size - 1) - 1) % size
-    predicted = np.where(chance.random(len(targets)) < sure, targets, others)
-    confusion = np.zeros((size, size), np.int64)
-    np.add.at(confusion, (targets, predicted), 1)
-    table = [metrics.class_row(int(row.sum()), int(row[i])) for i, row in enumerate(confusion)]
-    write_csv(
-        path / "per_class.csv", ["class", "n", "correct", "accuracy", "low", "high"], [[c, *r] for c, r in zip(classes, table)]
-    )
-    write_csv(path / "confusion.csv", ["true\\pred", *classes], [[c, *r.tolist()] for c, r in zip(classes, confusion)])
-    answers = [[f"test[{i}]", classes[t], classes[p], 0.5] for i, (t, p) in enumerate(zip(targets, predicted))]
-    write_csv(path / "predictions.csv", ["file", "target", "predicted", "probability"], answers)
-    right, total = int(confusion.trace()), len(targets)
-    low, high = metrics.wilson(right, total)
-    macro = float(np.mean([row[2] for row in table]))
-    return {
-        "split": "test", "loss": 0.9, "accuracy": right / total, "n": total, "low": low, "high": high, "macro": macro, "ece": 0.05,
-    }  # fmt: skip
+from zoo.spec import DataError, FileError
 
 
 @pytest.fixture(scope="module")
@@ -96,40 +27,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report.summary(path)
     report.page(path)
     return path
-
-
-class Reader(html.parser.HTMLParser):
-    """Collects tags, attributes and text; fails on a tag that closes another."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.text = ""
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def overlaps(figure: object) -> list[tuple[str, str]]:
-    """Titles and axis labels that lie on each other or stick out of the picture."""
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw(renderer)
-    texts = [figure._suptitle, *(text for axes in figure.axes for text in (axes.title, axes.xaxis.label, axes.yaxis.label))]
-    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts if text.get_text()]
-    whole = figure.bbox
-    found = [(name, "edge") for name, box in boxes if box.x0 < 0 or box.y0 < 0 or box.x1 > whole.x1 or box.y1 > whole.y1]
-    return found + [(a, b) for i, (a, one) in enumerate(boxes) for b, two in boxes[i + 1 :] if one.overlaps(two)]
 
 
 def test_pictures_are_wide_and_light(run: Path) -> None:
@@ -317,139 +214,6 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, text: str) -> None:
     (path / name).write_text(text)
     with pytest.raises(FileError, match=re.escape(name)):
         report.figures(path)
-
-
-@pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two runs that differ in nothing, one that is clearly better; all on the same test images."""
-    place = tmp_path_factory.mktemp("three")
-    return [
-        fake_run(place / "ce", n=200, noise=1),
-        fake_run(place / "focal", n=200, noise=2, loss="focal", **{"data.dir": "/elsewhere"}),
-        fake_run(place / "better", n=200, noise=3, skill=0.9, loss="focal", seed=1),
-    ]
-
-
-def cells(page: str) -> list[list[str]]:
-    """Rows of all tables of a page, as text."""
-    rows = re.findall(r"<tr>(.*?)</tr>", page)
-    return [[re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)] for row in rows]
-
-
-def test_comparison_tells_differences_from_none(three: list[Path], tmp_path: Path) -> None:
-    out = report.compare(three, tmp_path / "c.html")
-    page = out.read_text()
-    Reader(page)
-    verdicts = {tuple(row[:2]): row[-1] for row in cells(page) if row[-1] in ("not a difference", "better is better")}
-    assert verdicts == {
-        ("ce", "focal"): "not a difference",
-        ("ce", "better"): "better is better",
-        ("focal", "better"): "better is better",
-    }
-    first, second = (_read.read(path) for path in three[:2])
-    b, c, p = metrics.mcnemar(first.right, second.right)
-    row = next(row for row in cells(page) if row[:2] == ["ce", "focal"])
-    assert row[2:5] == [str(b), str(c), f"{p:.3f}"]
-    assert ["run", "seed", "loss.name"] in cells(page), "only what differs"
-    assert re.search(r"<tr><td>better</td>.*?<b>", page)
-    assert not re.search(r"<tr><td>ce</td>.*?<b>.*?</tr>", page)
-    with Image.open(tmp_path / "c_curves.png") as one, Image.open(tmp_path / "c_classes.png") as two:
-        assert one.size[0] == two.size[0] == 1280
-    assert page.count("data:image/png;base64,") == 4, "with a confusion matrix a method"
-
-
-def test_the_pairs_that_all_confuse_are_compared(three: list[Path], tmp_path: Path) -> None:
-    rows = cells(report.compare(three, tmp_path / "c.html").read_text())
-    at = next(number for number, row in enumerate(rows) if row[0] == "run" and " and " in row[1])
-    first, second = rows[at][1].removesuffix(" %").split(" and ")
-    for row, path in zip(rows[at + 1 : at + 4], three):
-        run = _read.read(path)
-        a, b = run.classes.index(first), run.classes.index(second)
-        share = (run.confusion[a, b] + run.confusion[b, a]) / (2 * 200)
-        assert row[:2] == [path.name, f"{100 * share:.1f}"]
-
-
-def test_runs_without_validation_have_no_empty_panel(tmp_path: Path) -> None:
-    runs = [_read.read(fake_run(tmp_path / name, val=0)) for name in ("a", "b")]
-    (axes,) = _compare._curves(runs, ["a", "b"]).axes
-    assert axes.get_title().startswith("training accuracy")
-    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["cross entropy (2 seeds)"]
-
-
-def test_two_seeds_of_a_recipe_get_a_mean(three: list[Path], tmp_path: Path) -> None:
-    page = report.compare(three, tmp_path / "c.html").read_text()
-    values = [100 * _read.read(path).test["accuracy"] for path in three[1:]]
-    expected = f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} (n = 2)"
-    assert ["focal", "0, 1", expected] in [row[:3] for row in cells(page)]
-
-
-@pytest.fixture(scope="module")
-def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two methods of three seeds each, the second clearly better."""
-    place = tmp_path_factory.mktemp("seeds")
-    methods = (("ce", "cross_entropy", 0.6), ("focal", "focal", 0.9))
-    return [
-        fake_run(place / f"{name}-s{s}", n=100, noise=s, seed=s, skill=skill, loss=loss, epochs=3)
-        for name, loss, skill in methods
-        for s in range(3)
-    ]
-
-
-def test_methods_are_tested_over_their_seeds(seeds: list[Path], tmp_path: Path) -> None:
-    page = report.compare(seeds, tmp_path / "c.html").read_text()
-    first, second = ([100 * _read.read(path).test["accuracy"] for path in part] for part in (seeds[:3], seeds[3:]))
-    row = next(row for row in cells(page) if row[:2] == ["cross entropy", "focal"])
-    gaps = np.subtract(first, second)
-    half = 4.30265 * gaps.std(ddof=1) / np.sqrt(3)
-    assert row[2:5] == ["3 seeds, paired", f"{gaps.mean():+.2f}", f"{gaps.mean() - half:+.2f} to {gaps.mean() + half:+.2f}"]
-    assert row[-1] == "focal is better"
-    pairs = [row for row in cells(page) if row[0].startswith("ce-s") and row[1].startswith("focal-s")]
-    assert [(row[0][-1], row[1][-1]) for row in pairs] == [("0", "0"), ("1", "1"), ("2", "2")], "same seed, two methods"
-    assert page.count("data:image/png;base64,") == 4, "curves, classes, and a confusion matrix a method"
-
-
-def test_a_method_has_one_colour_in_every_picture(seeds: list[Path]) -> None:
-    runs = [_read.read(path) for path in seeds]
-    names = _compare.labels(runs)
-    drawn = [line for line in _compare._curves(runs, names).axes[0].lines if len(line.get_xdata()) == 3]
-    colours = [to_hex(line.get_color()).upper() for line in drawn]
-    assert colours == [_draw.BLUE] * 3 + [_draw.ORANGE] * 3
-    bars = [box for box in _compare._bars(runs, names).axes[0].containers if hasattr(box, "patches")]
-    assert [to_hex(box.patches[0].get_facecolor()).upper() for box in bars] == colours
-    labels = [text.get_text() for text in _compare._curves(runs, names).legends[0].get_texts()]
-    assert labels == ["cross entropy (3 seeds)", "focal (3 seeds)"]
-
-
-def test_other_test_images_are_not_paired(three: list[Path], tmp_path: Path) -> None:
-    other = fake_run(tmp_path / "other", n=50, data="cifar100", val=0)
-    page = report.compare([three[0], other], tmp_path / "c.html").read_text()
-    assert "1 of 1 pairs are not tested" in page
-    assert "different data (cifar10, cifar100)" in page
-    assert "is better" not in page
-    (three_again := fake_run(tmp_path / "again", n=200)).joinpath("predictions.csv").unlink()
-    assert "not tested" in report.compare([three[0], three_again], tmp_path / "c.html").read_text()
-
-
-def test_an_unfinished_run_in_a_comparison(three: list[Path], tmp_path: Path) -> None:
-    page = report.compare([three[0], fake_run(tmp_path / "new", finished=False)], tmp_path / "c.html").read_text()
-    assert "not finished" in page
-
-
-def test_a_comparison_needs_two(three: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"needs two runs \(got 1\)"):
-        report.compare([three[0], three[0] / "."], tmp_path / "c.html")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    runs = [_read.read(fake_run(tmp_path / place / "run", epochs=1)) for place in ("a", "b")]
-    assert _compare.labels(runs) == ["a/run", "b/run"]
-
-
-def test_holm_by_hand() -> None:
-    assert _compare.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert _compare.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert _compare.holm([]) == []
 
 
 def test_code_in_markdown_is_fenced() -> None:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = (_draw.BLUE, _draw.ORANGE, _draw.GREEN, _draw.RED, _draw.PINK, _draw.SKY, _draw.BLACK, "#808080")
-DASHES = ("-", "--", ":", "-.")
+DASHES, HATCHES = ("-", "--", ":", "-."), ("", "///", "...", "xxx")
+"""Of the second eight methods and so on."""
 LEVEL = 0.05
 HEAT_MAPS = 6
 """Most confusion matrices of a comparison: of each method the first run's."""
@@ -232,28 +233,33 @@ def _common(runs: Sequence[Folder]) -> str:
 
 
 def _bars(runs: Sequence[Folder], names: Sequence[str]) -> Figure:
-    """Accuracy of each class, a bar a run; the classes that differ most where there are too many."""
-    classes, most = list(range(len(runs[0].classes))), max(5, BARS // len(runs))
+    """Accuracy of each class, a bar a method, the mean over its seeds; the classes that differ most where there are too many."""
+    method = _methods.numbers(runs)
+    groups = [[run for run, number in zip(runs, method) if number == each] for each in range(max(method) + 1)]
+    several = len(groups) < len(runs)
+    called = _methods.names(runs) if several else names
+    rows = [_methods.classes(group) for group in groups]
+    classes, most = list(range(len(runs[0].classes))), max(5, BARS // len(groups))
     cut = len(classes) > most
     if cut:
-        shares = np.array([[row[2] or 0.0 for row in run.per_class] for run in runs])
+        shares = np.array([[row[2] or 0.0 for row in each] for each in rows])
         classes = sorted(np.argsort(-np.ptp(shares, axis=0), kind="stable")[:most].tolist())
     counts = runs[0].counts if all(run.counts == runs[0].counts for run in runs) else []
     if counts:
         classes.sort(key=lambda i: -counts[i])
-    figure = _draw.canvas(1.6 + len(classes) * (0.12 + 0.11 * len(runs)) + 0.17 * len(runs))
+    figure = _draw.canvas(1.6 + len(classes) * (0.12 + 0.11 * len(groups)) + 0.17 * len(groups))
     axes = figure.subplots()
-    height = 0.84 / len(runs)
-    method = _methods.numbers(runs)
-    for number, (run, name) in enumerate(zip(runs, names)):
-        at = np.arange(len(classes)) + (number - (len(runs) - 1) / 2) * height
-        _draw.bars(
-            axes, [run.per_class[i] for i in classes], at, height, COLOURS[method[number] % len(COLOURS)], shown(name, 60)
-        )
+    height = 0.84 / len(groups)
+    for number, each in enumerate(rows):
+        at = np.arange(len(classes)) + (number - (len(groups) - 1) / 2) * height
+        look = {"color": COLOURS[number % len(COLOURS)], "hatch": HATCHES[number // len(COLOURS) % len(HATCHES)]}
+        _draw.bars(axes, [each[i] for i in classes], at, height, look, shown(called[method.index(number)], 60))
     _draw.class_axis(axes, [shown(runs[0].classes[i]) + (f"  {counts[i]:,}" if counts else "") for i in classes])
     axes.set_ylabel("class, training images" if counts else "class", fontsize=9)
+    if several:
+        axes.set_xlabel("accuracy (%), mean over seeds; whisker: 95 % Wilson interval of one run's images", fontsize=9)
     figure.legend(loc="outside lower center", fontsize=8, frameon=False)
-    tail = f"the {most} of {len(runs[0].classes)} classes in which the runs differ most" if cut else f"{len(classes)} classes"
+    tail = f"the {most} of {len(runs[0].classes)} classes that differ most" if cut else f"{len(classes)} classes"
     sizes = " / ".join(dict.fromkeys(f"{run.test['n']:,}" for run in runs))
     figure.suptitle(f"{_common(runs)}, n = {sizes} test images: {tail}", fontsize=10)
     return figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -166,7 +166,7 @@ def per_class(run: Folder) -> Figure:
         [run.per_class[i] for i in chosen],
         np.arange(len(chosen)),
         0.72,
-        [_colour(counts[i]) if counts else BLUE for i in chosen],
+        {"color": [_colour(counts[i]) if counts else BLUE for i in chosen]},
     )
     names = [shown(run.classes[i]) + (f"  {counts[i]:,}" if counts else "") for i in chosen]
     class_axis(axes, names)
@@ -186,10 +186,12 @@ def _colour(count: int) -> str:
     return next(SHOT_COLOURS[name] for name, (first, last) in metrics.SHOTS.items() if first <= count <= last)
 
 
-def bars(axes: Axes, rows: Sequence[metrics.Row], at: np.ndarray, height: float, colour: Any, label: str = "") -> None:
+def bars(
+    axes: Axes, rows: Sequence[metrics.Row], at: np.ndarray, height: float, look: Mapping[str, Any], label: str = ""
+) -> None:
     """Horizontal bars in per cent with interval whiskers; a class without images has none."""
     values = np.array([[100 * (value or 0) for value in row[2:]] for row in rows]).reshape(-1, 3)
-    axes.barh(at, values[:, 0], height, color=colour, label=label or None)
+    axes.barh(at, values[:, 0], height, label=label or None, edgecolor="white", linewidth=0, **look)
     drawn = np.array([row[0] > 0 for row in rows], bool)
     middle, low, high = values[drawn].T
     whiskers = [np.maximum(middle - low, 0), np.maximum(high - middle, 0)]

@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone are one method: its name, its mean over seeds, and whether two differ."""
+"""Runs that differ in their seed, and in where and how fast they were trained, are one method: its name, its mean over seeds, and whether two differ."""
 
 from __future__ import annotations
 
@@ -6,31 +6,46 @@ from collections.abc import Sequence
 from itertools import combinations
 from statistics import mean
 
-from zoo.recipe import settings
+from zoo import metrics
+from zoo.recipe import NOT_THE_RECIPE, settings
 from zoo.report._blocks import Block, Heading, Table, Text
 from zoo.report._read import Folder
 from zoo.report._sweep import interval, spread
 
-NOT_THE_METHOD = ("seed", "data.dir", "device")
-IN_THE_NAME = ("loss.name", "loss.class_weights")
 LEVEL = 0.05
 
 
 def numbers(runs: Sequence[Folder]) -> list[int]:
     """For each run the number of its method, in the order in which methods come."""
-    keys = [repr({key: value for key, value in settings(run.recipe).items() if key not in NOT_THE_METHOD}) for run in runs]
+    keys = [repr({key: value for key, value in settings(run.recipe).items() if key not in NOT_THE_RECIPE}) for run in runs]
     order = list(dict.fromkeys(keys))
     return [order.index(key) for key in keys]
 
 
 def names(runs: Sequence[Folder]) -> list[str]:
-    """For each run its method's name: the loss, and whatever else the runs differ in; a run alone keeps its folder's name."""
+    """For each run its method's name: the loss, and of methods of one loss the settings that it takes to tell them apart."""
     method = numbers(runs)
     values = [settings(run.recipe) for run in runs]
-    differ = [key for key in values[0] if key not in NOT_THE_METHOD and len({repr(each[key]) for each in values}) > 1]
-    extra = [key for key in differ if key not in IN_THE_NAME]
-    found = [", ".join([run.loss, *(f"{key}={each[key]}" for key in extra)]) for run, each in zip(runs, values)]
-    return [f"{name} ({method.count(number)} seeds)" for name, number in zip(found, method)]
+    found = [run.loss for run in runs]
+    for key in (key for key in values[0] if key not in NOT_THE_RECIPE):
+        shared = {name: {repr(each[key]) for each, other in zip(values, found) if other == name} for name in found}
+        unclear = {name for name in found if len({n for n, other in zip(method, found) if other == name}) > 1}
+        found = [
+            f"{name}, {key}={each[key]}" if name in unclear and len(shared[name]) > 1 else name
+            for name, each in zip(found, values)
+        ]
+    return [f"{name} ({count} seed{'s' * (count > 1)})" for name, count in zip(found, map(method.count, method))]
+
+
+def classes(group: Sequence[Folder]) -> list[metrics.Row]:
+    """Rows of the classes of one method: the mean over its seeds, with Wilson's interval of one run's images."""
+    found = []
+    for rows in zip(*(run.per_class for run in group), strict=True):
+        n, right = rows[0][0], round(mean(row[1] for row in rows))
+        found.append(
+            (n, right, mean(row[2] for row in rows) if n else None, *(metrics.wilson(right, n) if n else (None, None)))
+        )
+    return found
 
 
 def over_seeds(runs: Sequence[Folder]) -> list[Block]:

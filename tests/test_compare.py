@@ -1,0 +1,186 @@
+"""Several runs side by side: what differs, over one run and over seeds, in tables and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+from report_cases import Reader, cells, fake_run
+
+from zoo import metrics, report
+from zoo.report import _compare, _draw, _methods, _read
+from zoo.spec import UsageError
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs that differ in nothing, one that is clearly better; all on the same test images."""
+    place = tmp_path_factory.mktemp("three")
+    return [
+        fake_run(place / "ce", n=200, noise=1),
+        fake_run(place / "focal", n=200, noise=2, loss="focal", **{"data.dir": "/elsewhere"}),
+        fake_run(place / "better", n=200, noise=3, skill=0.9, loss="focal", seed=1),
+    ]
+
+
+def test_comparison_tells_differences_from_none(three: list[Path], tmp_path: Path) -> None:
+    out = report.compare(three, tmp_path / "c.html")
+    page = out.read_text()
+    Reader(page)
+    verdicts = {tuple(row[:2]): row[-1] for row in cells(page) if row[-1] in ("not a difference", "better is better")}
+    assert verdicts == {
+        ("ce", "focal"): "not a difference",
+        ("ce", "better"): "better is better",
+        ("focal", "better"): "better is better",
+    }
+    first, second = (_read.read(path) for path in three[:2])
+    b, c, p = metrics.mcnemar(first.right, second.right)
+    row = next(row for row in cells(page) if row[:2] == ["ce", "focal"])
+    assert row[2:5] == [str(b), str(c), f"{p:.3f}"]
+    assert ["run", "seed", "loss.name"] in cells(page), "only what differs"
+    assert re.search(r"<tr><td>better</td>.*?<b>", page)
+    assert not re.search(r"<tr><td>ce</td>.*?<b>.*?</tr>", page)
+    with Image.open(tmp_path / "c_curves.png") as one, Image.open(tmp_path / "c_classes.png") as two:
+        assert one.size[0] == two.size[0] == 1280
+    assert page.count("data:image/png;base64,") == 4, "with a confusion matrix a method"
+
+
+def test_the_pairs_that_all_confuse_are_compared(three: list[Path], tmp_path: Path) -> None:
+    rows = cells(report.compare(three, tmp_path / "c.html").read_text())
+    at = next(number for number, row in enumerate(rows) if row[0] == "run" and " and " in row[1])
+    first, second = rows[at][1].removesuffix(" %").split(" and ")
+    for row, path in zip(rows[at + 1 : at + 4], three):
+        run = _read.read(path)
+        a, b = run.classes.index(first), run.classes.index(second)
+        share = (run.confusion[a, b] + run.confusion[b, a]) / (2 * 200)
+        assert row[:2] == [path.name, f"{100 * share:.1f}"]
+
+
+def test_runs_without_validation_have_no_empty_panel(tmp_path: Path) -> None:
+    runs = [_read.read(fake_run(tmp_path / name, val=0)) for name in ("a", "b")]
+    (axes,) = _compare._curves(runs, ["a", "b"]).axes
+    assert axes.get_title().startswith("training accuracy")
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["cross entropy (2 seeds)"]
+
+
+def test_two_seeds_of_a_recipe_get_a_mean(three: list[Path], tmp_path: Path) -> None:
+    page = report.compare(three, tmp_path / "c.html").read_text()
+    values = [100 * _read.read(path).test["accuracy"] for path in three[1:]]
+    expected = f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} (n = 2)"
+    assert ["focal", "0, 1", expected] in [row[:3] for row in cells(page)]
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two methods of three seeds each, the second clearly better."""
+    place = tmp_path_factory.mktemp("seeds")
+    methods = (("ce", "cross_entropy", 0.6), ("focal", "focal", 0.9))
+    return [
+        fake_run(place / f"{name}-s{s}", n=100, noise=s, seed=s, skill=skill, loss=loss, epochs=3)
+        for name, loss, skill in methods
+        for s in range(3)
+    ]
+
+
+def test_methods_are_tested_over_their_seeds(seeds: list[Path], tmp_path: Path) -> None:
+    page = report.compare(seeds, tmp_path / "c.html").read_text()
+    first, second = ([100 * _read.read(path).test["accuracy"] for path in part] for part in (seeds[:3], seeds[3:]))
+    row = next(row for row in cells(page) if row[:2] == ["cross entropy", "focal"])
+    gaps = np.subtract(first, second)
+    half = 4.30265 * gaps.std(ddof=1) / np.sqrt(3)
+    assert row[2:5] == ["3 seeds, paired", f"{gaps.mean():+.2f}", f"{gaps.mean() - half:+.2f} to {gaps.mean() + half:+.2f}"]
+    assert row[-1] == "focal is better"
+    pairs = [row for row in cells(page) if row[0].startswith("ce-s") and row[1].startswith("focal-s")]
+    assert [(row[0][-1], row[1][-1]) for row in pairs] == [("0", "0"), ("1", "1"), ("2", "2")], "same seed, two methods"
+    assert page.count("data:image/png;base64,") == 4, "curves, classes, and a confusion matrix a method"
+
+
+def test_a_method_has_one_colour_in_every_picture(seeds: list[Path]) -> None:
+    runs = [_read.read(path) for path in seeds]
+    names = _compare.labels(runs)
+    drawn = [line for line in _compare._curves(runs, names).axes[0].lines if len(line.get_xdata()) == 3]
+    colours = [to_hex(line.get_color()).upper() for line in drawn]
+    assert colours == [_draw.BLUE] * 3 + [_draw.ORANGE] * 3
+    bars = [box for box in _compare._bars(runs, names).axes[0].containers if hasattr(box, "patches")]
+    assert [to_hex(box.patches[0].get_facecolor()).upper() for box in bars] == [_draw.BLUE, _draw.ORANGE], "a bar a method"
+    first = 100 * np.mean([run.per_class[0][2] for run in runs[:3]])
+    assert min(abs(patch.get_width() - first) for patch in bars[0].patches) < 1e-9, "the mean over its seeds"
+    for figure in (_compare._curves(runs, names), _compare._bars(runs, names)):
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cross entropy (3 seeds)", "focal (3 seeds)"]
+
+
+def test_names_of_methods_say_what_tells_them_apart_and_no_more(seeds: list[Path]) -> None:
+    run = _read.read(seeds[0])
+
+    def changed(**loss: object) -> _read.Folder:
+        settings = {key: value for key, value in loss.items() if key in ("epochs", "seed")}
+        rest = {key: value for key, value in loss.items() if key not in settings}
+        return dataclasses.replace(
+            run, recipe=msgspec.structs.replace(run.recipe, **settings, loss=msgspec.structs.replace(run.recipe.loss, **rest))
+        )
+
+    runs = [
+        run,
+        changed(seed=1),
+        changed(epochs=9, focal_gamma=1.0),
+        changed(epochs=9, beta=0.9),
+        changed(name="ldam", tau=2.0),
+    ]
+    assert _methods.names(runs) == [
+        "cross entropy, epochs=3 (2 seeds)",
+        "cross entropy, epochs=3 (2 seeds)",
+        "cross entropy, epochs=9, loss.focal_gamma=1.0 (1 seed)",
+        "cross entropy, epochs=9, loss.focal_gamma=2.0 (1 seed)",
+        "ldam (1 seed)",
+    ]
+
+
+def test_speed_and_place_make_no_method(seeds: list[Path]) -> None:
+    runs = [_read.read(path) for path in seeds]
+    other = [msgspec.structs.replace(run.recipe, compile=True, device="cuda", precision="fp32") for run in runs[1:]]
+    assert _methods.numbers([runs[0], *(dataclasses.replace(run, recipe=new) for run, new in zip(runs[1:], other))]) == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
+
+
+def test_other_test_images_are_not_paired(three: list[Path], tmp_path: Path) -> None:
+    other = fake_run(tmp_path / "other", n=50, data="cifar100", val=0)
+    page = report.compare([three[0], other], tmp_path / "c.html").read_text()
+    assert "1 of 1 pairs are not tested" in page
+    assert "different data (cifar10, cifar100)" in page
+    assert "is better" not in page
+    (three_again := fake_run(tmp_path / "again", n=200)).joinpath("predictions.csv").unlink()
+    assert "not tested" in report.compare([three[0], three_again], tmp_path / "c.html").read_text()
+
+
+def test_an_unfinished_run_in_a_comparison(three: list[Path], tmp_path: Path) -> None:
+    page = report.compare([three[0], fake_run(tmp_path / "new", finished=False)], tmp_path / "c.html").read_text()
+    assert "not finished" in page
+
+
+def test_a_comparison_needs_two(three: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"needs two runs \(got 1\)"):
+        report.compare([three[0], three[0] / "."], tmp_path / "c.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [_read.read(fake_run(tmp_path / place / "run", epochs=1)) for place in ("a", "b")]
+    assert _compare.labels(runs) == ["a/run", "b/run"]
+
+
+def test_holm_by_hand() -> None:
+    assert _compare.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert _compare.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert _compare.holm([]) == []
