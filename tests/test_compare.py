@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import shutil
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from matplotlib.colors import to_hex
 from PIL import Image
 from report_cases import Reader, cells, fake_run
 
 from zoo import metrics, report
+from zoo.cli import cli
 from zoo.report import _compare, _draw, _methods, _read
 from zoo.spec import UsageError
 
@@ -30,7 +34,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_comparison_tells_differences_from_none(three: list[Path], tmp_path: Path) -> None:
-    out = report.compare(three, tmp_path / "c.html")
+    out = report.compare(three, tmp_path / "c.html").page
     page = out.read_text()
     Reader(page)
     verdicts = {tuple(row[:2]): row[-1] for row in cells(page) if row[-1] in ("not a difference", "better is better")}
@@ -52,7 +56,7 @@ def test_comparison_tells_differences_from_none(three: list[Path], tmp_path: Pat
 
 
 def test_the_pairs_that_all_confuse_are_compared(three: list[Path], tmp_path: Path) -> None:
-    rows = cells(report.compare(three, tmp_path / "c.html").read_text())
+    rows = cells(report.compare(three, tmp_path / "c.html").page.read_text())
     at = next(number for number, row in enumerate(rows) if row[0] == "run" and " and " in row[1])
     first, second = rows[at][1].removesuffix(" %").split(" and ")
     for row, path in zip(rows[at + 1 : at + 4], three):
@@ -70,7 +74,7 @@ def test_runs_without_validation_have_no_empty_panel(tmp_path: Path) -> None:
 
 
 def test_two_seeds_of_a_recipe_get_a_mean(three: list[Path], tmp_path: Path) -> None:
-    page = report.compare(three, tmp_path / "c.html").read_text()
+    page = report.compare(three, tmp_path / "c.html").page.read_text()
     values = [100 * _read.read(path).test["accuracy"] for path in three[1:]]
     expected = f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} (n = 2)"
     assert ["focal", "0, 1", expected] in [row[:3] for row in cells(page)]
@@ -89,7 +93,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_methods_are_tested_over_their_seeds(seeds: list[Path], tmp_path: Path) -> None:
-    page = report.compare(seeds, tmp_path / "c.html").read_text()
+    page = report.compare(seeds, tmp_path / "c.html").page.read_text()
     first, second = ([100 * _read.read(path).test["accuracy"] for path in part] for part in (seeds[:3], seeds[3:]))
     row = next(row for row in cells(page) if row[:2] == ["cross entropy", "focal"])
     gaps = np.subtract(first, second)
@@ -156,16 +160,16 @@ def test_speed_and_place_make_no_method(seeds: list[Path]) -> None:
 
 def test_other_test_images_are_not_paired(three: list[Path], tmp_path: Path) -> None:
     other = fake_run(tmp_path / "other", n=50, data="cifar100", val=0)
-    page = report.compare([three[0], other], tmp_path / "c.html").read_text()
+    page = report.compare([three[0], other], tmp_path / "c.html").page.read_text()
     assert "1 of 1 pairs are not tested" in page
     assert "different data (cifar10, cifar100)" in page
     assert "is better" not in page
     (three_again := fake_run(tmp_path / "again", n=200)).joinpath("predictions.csv").unlink()
-    assert "not tested" in report.compare([three[0], three_again], tmp_path / "c.html").read_text()
+    assert "not tested" in report.compare([three[0], three_again], tmp_path / "c.html").page.read_text()
 
 
 def test_an_unfinished_run_in_a_comparison(three: list[Path], tmp_path: Path) -> None:
-    page = report.compare([three[0], fake_run(tmp_path / "new", finished=False)], tmp_path / "c.html").read_text()
+    page = report.compare([three[0], fake_run(tmp_path / "new", finished=False)], tmp_path / "c.html").page.read_text()
     assert "not finished" in page
 
 
@@ -184,3 +188,21 @@ def test_holm_by_hand() -> None:
     assert _compare.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert _compare.holm([0.9, 0.8]) == [1.0, 1.0]
     assert _compare.holm([]) == []
+
+
+def test_the_command_prints_what_the_page_begins_with(
+    seeds: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    line = ["report", *map(str, seeds), "--out", str(tmp_path / "c.html")]
+    told = CliRunner().invoke(cli, line).stdout
+    assert told.splitlines()[-1] == f"report    {tmp_path / 'c.html'}"
+    assert "ce-s0" in told and "focal is better" in told and "3 seeds, paired" in told
+    found = json.loads(CliRunner().invoke(cli, [*line, "--json"]).stdout)
+    assert [row["run"] for row in found["runs"]] == [path.name for path in seeds]
+    assert [row["seeds"] for row in found["methods"]] == ["0, 1, 2"] * 2
+    assert [row["verdict"] for row in found["tests"]] == ["focal is better"]
+    assert len(found["pairs"]) == 3
+    alone = shutil.copytree(seeds[0], tmp_path / "alone")
+    (alone / "result.json").write_text('{"accuracy": 0.5}')
+    assert json.loads(CliRunner().invoke(cli, ["report", str(alone), "--json"]).stdout) == {"accuracy": 0.5}

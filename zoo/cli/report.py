@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from zoo.cli._shared import RUN
+from zoo.cli._shared import RUN, as_json
+
+MOST = 20
+"""Most pairs of runs that are printed; the page has all."""
 
 
 @click.command("report")
 @click.argument("runs", nargs=-1, type=RUN)
 @click.option("--out", type=click.Path(path_type=Path), help="HTML file of a comparison (default: compare.html).")
-def command(runs: tuple[str, ...], out: Path | None) -> None:
-    """Draw a run's curves, confusion and classes again, or compare several runs on one page.
+@as_json
+def command(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+    """Draw a run's curves, confusion and classes again, or compare several runs: results, methods over their seeds, paired tests.
 
     \b
     zoo report
@@ -21,14 +27,40 @@ def command(runs: tuple[str, ...], out: Path | None) -> None:
     """
     from zoo import report as reports
     from zoo import runs as folders
+    from zoo import show
     from zoo.console import say
 
     found = [folders.find(name) for name in runs or (None,)]
     say("run      " + "  ".join(map(str, found)))
-    if len(found) == 1:
+    if len(found) > 1:
+        page, tables = reports.compare(found, out or Path("compare.html"))
+        _compared(tables, as_json)
+    else:
         reports.figures(found[0])
         reports.summary(found[0])
-        page = reports.page(found[0])
-    else:
-        page = reports.compare(found, out or Path("compare.html"))
-    click.echo(f"report    {page}")
+        page, result = reports.page(found[0]), found[0] / "result.json"
+        if as_json:
+            click.echo(result.read_text(encoding="utf-8") if result.is_file() else "{}", nl=False)
+        else:
+            show.result(found[0])
+    (say if as_json else click.echo)(f"report    {page}")
+
+
+def _compared(tables: dict[str, Any], as_json: bool) -> None:
+    from zoo import show
+
+    if as_json:
+        rows = {
+            name if at == 0 else "tests": [
+                dict(zip((c.lstrip(">") for c in table.columns), map(str, row))) for row in table.rows
+            ]
+            for name, part in tables.items()
+            for at, table in enumerate(part)  # the methods' second table is of the tests between them
+        }
+        click.echo(json.dumps(rows))
+        return
+    for name, part in tables.items():
+        for table in part:
+            show.out().print(show.make(table.columns, table.rows[:MOST] if name == "pairs" else table.rows))
+            if name == "pairs" and len(table.rows) > MOST:
+                click.echo(f"{MOST} of {len(table.rows)} pairs of runs; all are in the report")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoo import metrics, sampling
 from zoo.files import publish_text
@@ -20,7 +21,7 @@ from zoo.report._sweep import table as sweep_table
 from zoo.report._sweep import write as sweep
 from zoo.spec import UsageError
 
-__all__ = ["Point", "compare", "figures", "page", "spread", "summary", "sweep", "sweep_choice", "sweep_table"]
+__all__ = ["Comparison", "Point", "compare", "figures", "page", "spread", "summary", "sweep", "sweep_choice", "sweep_table"]
 PICTURES = {
     "curves.png": "learning curves",
     "confusion.png": "confusion matrix",
@@ -80,7 +81,14 @@ def page(run_dir: Path) -> Path:
     return run.path / "report.html"
 
 
-def compare(run_dirs: Sequence[Path], out: Path) -> Path:
+class Comparison(NamedTuple):
+    """The page, and the tables it begins with: of the ``runs``, of the ``methods`` over their seeds, of the ``pairs`` tested."""
+
+    page: Path
+    tables: dict[str, list[Table]]
+
+
+def compare(run_dirs: Sequence[Path], out: Path) -> Comparison:
     """Write one HTML page that sets runs side by side, its two pictures also as PNG files beside it.
 
     Two models are told apart by McNemar's exact test on the same test images, corrected after Holm (1979) where there are
@@ -93,9 +101,10 @@ def compare(run_dirs: Sequence[Path], out: Path) -> Path:
     if len(folders) < 2:
         raise UsageError(f"a comparison needs two runs (got {len(folders)}); name another, e.g. zoo report RUN1 RUN2")
     runs, out = [read(path) for path in folders], Path(out)
-    title, blocks = _compare.story(runs, out)
+    said = _compare.numbers(runs)
+    title, blocks = _compare.story(runs, chain(*said.values()), out)
     publish_text(out, _blocks.page(title, blocks))
-    return out
+    return Comparison(out, {name: [block for block in part if isinstance(block, Table)] for name, part in said.items()})
 
 
 def _story(run: Folder, classes: int) -> list[Block]:

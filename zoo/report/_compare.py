@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,11 +32,20 @@ PAIRS = 4
 """Confused pairs of classes that are compared."""
 
 
-def story(runs: Sequence[Folder], out: Path) -> tuple[str, list[Block]]:
-    """Title and blocks of the page; its pictures are published beside ``out``."""
+def numbers(runs: Sequence[Folder]) -> dict[str, list[Block]]:
+    """What a comparison says in numbers: the ``runs``, the ``methods`` over their seeds, and the ``pairs`` that are tested."""
     names = labels(runs)
-    blocks: list[Block] = [_results(runs, names), *_data(runs), *_methods.over_seeds(runs), *_paired(runs, names)]
-    blocks += _confused(runs, names)
+    return {
+        "runs": [_results(runs, names), *_data(runs)],
+        "methods": _methods.over_seeds(runs),
+        "pairs": _paired(runs, names),
+    }
+
+
+def story(runs: Sequence[Folder], said: Iterable[Block], out: Path) -> tuple[str, list[Block]]:
+    """Title and blocks of the page that begins with ``said``; its pictures are published beside ``out``."""
+    names = labels(runs)
+    blocks: list[Block] = [*said, *_confused(runs, names)]
     blocks += [Heading("What differs in the recipes"), _differences(runs, names), Heading("Pictures")]
     path = _draw.save(_curves(runs, names), out.with_name(f"{out.stem}_curves.png"))
     blocks.append(Picture(path, "learning curves of all runs"))
