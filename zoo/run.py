@@ -110,19 +110,27 @@ def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tupl
     return metrics.evaluate(logits, targets), logits, targets
 
 
+def read_input(run: Run, path: Path) -> tuple[np.ndarray, Tensor]:
+    """An image file as the run's data set would keep it, (H, W, 3) uint8, and as its model takes it, (3, h, w) normalised.
+
+    Raises:
+        DataError: a file that is no image.
+    """
+    image = square(read_image(path), run.stored)
+    return image, _augment.normalise(torch.tensor(image)[None], run.mean, run.std, torch.float32, size=run.input[1])[0]
+
+
 def predict_files(run: Run, paths: Sequence[Path], *, top: int = 3) -> list[dict[str, Any]]:
     """For each image file ``{"file", "top": [(class, probability), ...]}``, or ``{"file", "error"}`` if it can't be read."""
-    size = run.input[1]
     answers: list[dict[str, Any]] = []
     for path in paths:
         try:
-            image = square(read_image(path), run.stored)
+            _, image = read_input(run, path)
         except DataError as error:
             answers.append({"file": str(path), "error": str(error)})
             continue
         with torch.inference_mode():
-            inputs = _augment.normalise(torch.tensor(image)[None], run.mean, run.std, torch.float32, size=size)
-            shares = run.model(inputs).float().softmax(1)[0]
+            shares = run.model(image[None]).float().softmax(1)[0]
         best = shares.topk(min(top, len(run.classes)))
         answers.append(
             {

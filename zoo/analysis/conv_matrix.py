@@ -1,0 +1,118 @@
+"""A convolution as the sparse matrix that it is (Dumoulin and Visin 2016, arXiv:1603.07285, section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A convolution without its weights; pairs are height and width."""
+
+    size: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    channels: tuple[int, int] = (1, 1)
+    """In and out."""
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless it has an output and the groups divide the channels."""
+        if self.groups < 1 or any(count < 1 or count % self.groups for count in self.channels):
+            raise ValueError(f"channels {self.channels} must be positive multiples of groups {self.groups}")
+        positive = (*self.size, *self.kernel, *self.stride, *self.dilation)
+        if min(positive) < 1 or min(self.padding) < 0:
+            raise ValueError(f"sizes must be at least 1 and padding at least 0, not {positive} and {self.padding}")
+        if min(self.out) < 1:
+            raise ValueError(f"the kernel {self.kernel} does not fit into {self.size} with padding {self.padding}")
+
+    @property
+    def out(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        height, width = (
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(self.size, self.kernel, self.stride, self.padding, self.dilation)
+        )
+        return height, width
+
+    @property
+    def weight(self) -> tuple[int, int, int, int]:
+        """Shape (C_out, C_in / groups, k_h, k_w) of the weights."""
+        return self.channels[1], self.channels[0] // self.groups, *self.kernel
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows C_out * H_out * W_out and columns C_in * H * W of the matrix."""
+        return self.channels[1] * self.out[0] * self.out[1], self.channels[0] * self.size[0] * self.size[1]
+
+
+def entries(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and flat index of the weight of every entry of A that is not zero by construction, each (entries,) int64.
+
+    A vec(x) = vec(conv2d(x)) with vec in memory order, so a row is an output (channel, y, x) and a column an input.
+    """
+    taps = torch.arange(torch.Size(shape.weight).numel())
+    out, inside, u, v = torch.unravel_index(taps, shape.weight)
+    y, x = torch.meshgrid(torch.arange(shape.out[0]), torch.arange(shape.out[1]), indexing="ij")
+    rows, columns, which = [], [], []
+    per_group = shape.channels[1] // shape.groups
+    for tap in taps.tolist():
+        line = y * shape.stride[0] - shape.padding[0] + u[tap] * shape.dilation[0]
+        column = x * shape.stride[1] - shape.padding[1] + v[tap] * shape.dilation[1]
+        hit = (line >= 0) & (line < shape.size[0]) & (column >= 0) & (column < shape.size[1])
+        channel = inside[tap] + out[tap] // per_group * shape.weight[1]
+        rows.append(((out[tap] * shape.out[0] + y) * shape.out[1] + x)[hit])
+        columns.append(((channel * shape.size[0] + line) * shape.size[1] + column)[hit])
+        which.append(torch.full((int(hit.sum()),), tap))
+    row, column, tap_of = torch.cat(rows), torch.cat(columns), torch.cat(which)
+    order = (row * shape.matrix[1] + column).argsort()
+    return row[order], column[order], tap_of[order]
+
+
+def matrix(shape: Shape, weight: Tensor) -> Tensor:
+    """The sparse COO matrix A (C_out * H_out * W_out, C_in * H * W) of ``weight`` (C_out, C_in / groups, k_h, k_w).
+
+    Raises:
+        ValueError: a weight of another shape.
+    """
+    if tuple(weight.shape) != shape.weight:
+        raise ValueError(f"weight must be {shape.weight}, not {tuple(weight.shape)}")
+    row, column, tap = entries(shape)
+    return torch.sparse_coo_tensor(
+        torch.stack([row, column]), weight.flatten()[tap], shape.matrix, check_invariants=False
+    ).coalesce()
+
+
+def names(shape: Shape, tap: Tensor) -> list[str]:
+    """What the entries are called: ``w02`` is row 0, column 2 of the kernel; with several channels ``w[out,in,0,2]``."""
+    places = torch.stack(torch.unravel_index(tap, shape.weight), 1).tolist()
+    single = shape.weight[:2] == (1, 1) and max(shape.kernel) <= 10
+    return [f"w{u}{v}" if single else f"w[{out},{inside},{u},{v}]" for out, inside, u, v in places]
+
+
+def errors(shape: Shape, seed: int = 0) -> dict[str, float]:
+    """Largest differences in float64 for random weights: A x against F.conv2d, and A^T y against its gradient, the transposed
+    convolution of y."""
+    chance = torch.Generator().manual_seed(seed)
+    weight, x, y = (
+        torch.randn(size, dtype=torch.float64, generator=chance)
+        for size in (shape.weight, (1, shape.channels[0], *shape.size), (1, shape.channels[1], *shape.out))
+    )
+    a = matrix(shape, weight)
+    stride, padding, dilation, groups = list(shape.stride), list(shape.padding), list(shape.dilation), shape.groups
+    forward = F.conv2d(x, weight, None, stride, padding, dilation, groups)
+    spare = [
+        n + 2 * p - d * (k - 1) - 1 - (out - 1) * s
+        for n, out, k, s, p, d in zip(shape.size, shape.out, shape.kernel, stride, padding, dilation)
+    ]  # rows and columns that the last stride leaves over
+    back = F.conv_transpose2d(y, weight, None, stride, padding, spare, groups, dilation)
+    return {
+        "A x - conv2d(x)": float((a @ x.flatten() - forward.flatten()).abs().max()),
+        "A^T y - conv_transpose2d(y)": float((a.t() @ y.flatten() - back.flatten()).abs().max()),
+    }

@@ -1,0 +1,172 @@
+"""Look into convolutions and networks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zoo.cli._shared import RUN, as_json, headline
+
+SHOWN = 18
+"""Largest number of rows and columns of a matrix that is printed."""
+
+
+class Pair(click.ParamType):
+    """``3`` or ``3x5``: height and width."""
+
+    name = "N or HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Two integers; click's error, exit 2, if it is neither."""
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"(\d+)(?:x(\d+))?", str(value))
+        if not found:
+            self.fail(f"{value!r} is neither a number nor two, such as 3x5.", param, ctx)
+        return int(found[1]), int(found[2] or found[1])
+
+
+PAIR = Pair()
+
+
+@click.group("analyze")
+def command() -> None:
+    """Look into convolutions and networks.
+
+    \b
+    zoo analyze conv-matrix --size 3 --kernel 3 --stride 4 --padding 2
+    zoo analyze local-affine RUN --image cat.png
+    """
+
+
+@command.command("conv-matrix")
+@click.option("--size", type=PAIR, default="3", show_default=True, help="Of the input.")
+@click.option("--kernel", type=PAIR, default="3", show_default=True)
+@click.option("--stride", type=PAIR, default="1", show_default=True)
+@click.option("--padding", type=PAIR, default="0", show_default=True, help="Zeros around the input.")
+@click.option("--dilation", type=PAIR, default="1", show_default=True)
+@click.option("--channels", type=PAIR, default="1x1", show_default=True, help="In and out, e.g. 3x16.")
+@click.option("--groups", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="CSV of the entries; a picture goes beside it.")
+@as_json
+def _conv_matrix(out: Path | None, as_json: bool, **shape: Any) -> None:
+    """Write a convolution (cross-correlation, as F.conv2d) as a matrix A: vec(conv2d(x)) = A vec(x).
+
+    \b
+    zoo analyze conv-matrix --size 3 --kernel 3 --stride 4 --padding 2
+    zoo analyze conv-matrix --size 8x6 --channels 4x8 --groups 2 --out a.csv
+    """
+    from zoo import show
+    from zoo.analysis import conv_matrix
+    from zoo.report import _analysis
+    from zoo.spec import UsageError
+
+    try:
+        made = conv_matrix.Shape(**shape)
+    except ValueError as error:
+        raise UsageError(f"{error}; change --size, --kernel, --padding, --channels or --groups") from error
+    row, column, tap = conv_matrix.entries(made)
+    called, checked = conv_matrix.names(made, tap), conv_matrix.errors(made)
+    entries = list(zip(row.tolist(), column.tolist(), called))
+    if out is not None:
+        _write(out, ("row", "column", "weight"), entries)
+        _analysis.spy(made.matrix, row.tolist(), column.tolist(), out.with_suffix(".png"))
+    if as_json:
+        click.echo(json.dumps({"shape": made.matrix, "output": made.out, "entries": entries, "errors": checked}))
+        return
+    n, m = made.matrix
+    click.echo(f"matrix    {n} x {m}, {len(entries)} of {n * m:,} entries · output {made.out[0]} x {made.out[1]}")
+    if max(n, m) <= SHOWN:
+        cells = [["0"] * m for _ in range(n)]
+        for at, to, name in entries:
+            cells[at][to] = name
+        show.out().print(show.make(("", *(f">{to}" for to in range(m))), [(at, *line) for at, line in enumerate(cells)]))
+    for what, most in checked.items():
+        click.echo(f"check     {what}: at most {most:.1e} in float64, random weights")
+    if out is not None:
+        click.echo(f"table     {out}   picture  {out.with_suffix('.png')}")
+
+
+@command.command("local-affine")
+@click.argument("run", required=False, type=RUN)
+@click.option("--image", type=click.Path(path_type=Path), help="Image at which the run's net is taken apart.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), default="local_affine.png", show_default=True, help="Picture."
+)
+@as_json
+def _local_affine(run: str | None, image: Path | None, out: Path, as_json: bool) -> None:
+    """Show the affine function W x + b that a ReLU net is around an input, and how far the next kink is.
+
+    Without a run and an image: the exercise 1 -> 2 -> 2 -> 1 of the reported experiments (S2-Q2).
+
+    \b
+    zoo analyze local-affine
+    zoo analyze local-affine latest --image cat.png
+    """
+    from zoo.spec import UsageError
+
+    if image is None:
+        if run is not None:
+            raise UsageError("an image is needed to take a run's net apart; give --image FILE")
+        _exercise(as_json)
+        return
+    headline()
+    from zoo import run as engine
+    from zoo import runs
+    from zoo.analysis import local_affine
+    from zoo.report import _analysis
+
+    loaded = engine.load(runs.find(run))
+    pixels, x = engine.read_input(loaded, image)
+    found = local_affine.local_affine(loaded.model, x)
+    top = int(found.output.argmax())
+    facts = {
+        "run": str(loaded.path), "image": str(image), "class": loaded.classes[top], "logit": float(found.output[top]),
+        "w_x": float(found.weight[top] @ found.x), "b": float(found.bias[top]), "kink": found.along, "error": found.error,
+    }  # fmt: skip
+    _analysis.weight_map(pixels, found.weight[top].view_as(x).numpy(), facts, out)
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    click.echo(f"class     {facts['class']}, logit {facts['logit']:.4f} = W x + b = {facts['w_x']:.4f} + {facts['b']:.4f}")
+    click.echo(
+        f"kink      {found.along:.3g} away in the direction that raises the logit fastest; |x| is {float(found.x.norm()):.3g} (normalised)"
+    )
+    click.echo(
+        f"check     f - (W x + b) up to it: at most {found.error:.1e}{'' if found.error < 1e-6 else ': not piecewise affine'}"
+    )
+    click.echo(f"picture   {out}")
+
+
+def _exercise(as_json: bool) -> None:
+    import torch
+
+    from zoo import show
+    from zoo.analysis import local_affine
+
+    net = local_affine.worked_example()
+    rows = []
+    for x in (2.0, 1.0, -1.0, -3.0):
+        found = local_affine.local_affine(net, torch.tensor([x]))
+        rows.append({"x": x, "h": float(found.output), "W": float(found.weight), "b": float(found.bias), "kink": found.radius})
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    click.echo("net       1 -> 2 -> 2 -> 1, ReLU; h(x) = W x + b up to the next kink")
+    cells = [tuple(f"{value:g}" for value in row.values()) for row in rows]
+    show.out().print(show.make((">x", ">h(x)", ">W", ">b", ">next kink at distance"), cells))
+
+
+def _write(path: Path, header: tuple[str, ...], rows: Any) -> None:
+    from zoo.files import publish
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *rows])
+
+    publish(path, write)
