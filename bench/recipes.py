@@ -10,11 +10,13 @@ import datetime
 import hashlib
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 from scipy import stats
@@ -44,7 +46,8 @@ def main(quick: bool = False, *, out: Path | None = None) -> Path:
     path = out or _timing.default_out("recipes", quick=quick)
     merged = sorted(_merged(path, rows), key=_key)
     _timing.write_csv(path, merged)
-    _draw.save(picture(merged), path.with_suffix(".png"))
+    for title, part in panels(merged).items():
+        _draw.save(picture(part), path.with_name(f"{path.stem}-{re.sub('[^a-z0-9.]+', '-', title.lower())}.png"))
     if course := course_of(folders):
         beside = path.with_name(f"{path.stem}_course.csv")
         _timing.write_csv(
@@ -234,31 +237,33 @@ def _apart(group: Sequence[Mapping[str, Any]]) -> str:
     return f"{apart:+.1f} ({low:+.1f} to {high:+.1f}){'' if low <= 0 <= high else '*'}"
 
 
-def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Test accuracy of each recipe, a panel a data set: a dot a seed, the mean with its 95 % interval, the best mean first.
+def panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows that can stand under one axis: those of a data set, apart from the reported experiments on it (s0_1 to s4_r1).
 
     What was chosen on the test images is left out where there is anything else: it is too good to stand beside it.
     """
-    rows = [row for row in rows if row.get("select_on") != "test"] or rows
-    panels: dict[str, list[tuple[str, list[Mapping[str, Any]]]]] = {}
-    for (name, _), group in _groups(rows).items():
-        panels.setdefault(_data(group[0]), []).append((name, group))
-    lines = [len(panel) for panel in panels.values()]
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in [row for row in rows if row.get("select_on") != "test"] or rows:
+        repeated = ", reported experiments" if re.match(r"s\d_", row["recipe"]) else ""
+        found.setdefault(f"{_data(row)}{repeated}", []).append(row)
+    return found
+
+
+def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Test accuracy of each recipe, by :func:`panels`: a dot a seed, the mean with its 95 % interval, the best mean first."""
+    titled = {title: [(name, group) for (name, _), group in _groups(part).items()] for title, part in panels(rows).items()}
+    lines = [len(panel) for panel in titled.values()]
     figure = _draw.canvas(0.5 + sum(0.34 * n + 1.0 for n in lines))
-    every = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[n + 2 for n in lines])[:, 0]
-    for axes, (data, panel) in zip(every, panels.items()):
+    every = figure.subplots(len(titled), 1, squeeze=False, height_ratios=[n + 2 for n in lines])[:, 0]
+    for axes, (title, panel) in zip(every, titled.items()):
         panel.sort(key=lambda item: -statistics.mean(_shares(item[1])))
+        seen: list[float] = []
         for at, (_, group) in enumerate(panel):
-            shares, (low, high) = _shares(group), _ends(group)
-            axes.plot(shares, [at] * len(shares), "o", color=_draw.SKY, markersize=4)
-            middle = statistics.mean(shares)
-            whiskers = [[max(middle - low, 0)], [max(high - middle, 0)]]
-            axes.errorbar([middle], [at], xerr=whiskers, marker="D", markersize=5, color=_draw.BLUE, capsize=3)
-            if theirs := _theirs(group[0]):
-                axes.plot([100 * theirs], [at], "s", markersize=6, markerfacecolor="none", color=_draw.ORANGE)
+            seen += _line(axes, at, group)
+        axes.set_xlim(max(min(seen) - 2, 0), min(max(seen) + 2, 100))  # two seeds' bars would leave no room for the rest
         axes.set_yticks(range(len(panel)), [f"{shown(name, 48)}  n={len(group)}" for name, group in panel], fontsize=8)
         axes.set_ylim(len(panel) - 0.5, -0.5)
-        axes.set_title(f"{data}, {int(panel[0][1][0]['n']):,} test images", fontsize=9)
+        axes.set_title(f"{title}, {int(panel[0][1][0]['n']):,} test images", fontsize=9)
         _draw.tidy(axes, "x")
     every[-1].set_xlabel("test accuracy (%)", fontsize=9)
     figure.suptitle(
@@ -266,6 +271,19 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
         fontsize=10,
     )
     return figure
+
+
+def _line(axes: Axes, at: int, group: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Draw one recipe; what has to be seen of it, in per cent: its seeds, what was reported, the bar unless it is of two seeds."""
+    shares, (low, high) = _shares(group), _ends(group)
+    axes.plot(shares, [at] * len(shares), "o", color=_draw.SKY, markersize=4)
+    middle = statistics.mean(shares)
+    whiskers = [[max(middle - low, 0)], [max(high - middle, 0)]]
+    axes.errorbar([middle], [at], xerr=whiskers, marker="D", markersize=5, color=_draw.BLUE, capsize=3)
+    theirs = [100 * share] if (share := _theirs(group[0])) else []
+    if theirs:
+        axes.plot(theirs, [at], "s", markersize=6, markerfacecolor="none", color=_draw.ORANGE)
+    return [*shares, *theirs, *((low, high) if len(group) != 2 else ())]
 
 
 def _shares(group: Sequence[Mapping[str, Any]]) -> list[float]:
