@@ -6,13 +6,16 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
-from zoo.analysis import conv_matrix, local_affine
+from zoo import recipe as recipes
+from zoo import run as engine
+from zoo.analysis import conv_matrix, local_affine, shape_bias
 from zoo.analysis.conv_matrix import Shape
 from zoo.cli import cli
 
@@ -138,3 +141,91 @@ def test_the_exercise_of_the_command() -> None:
     assert [(row["x"], row["W"], row["b"]) for row in rows] == [(2, 6, 3), (1, 6, 3), (-1, 1.5, 3), (-3, 0, 0)]
     refused = CliRunner().invoke(cli, ["analyze", "local-affine", "arun"])
     assert "give --image FILE" in str(refused.exception)
+
+
+# ---- shape or texture ----
+
+
+def pictures(n: int = 6, side: int = 16) -> torch.Tensor:
+    return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(3))
+
+
+def chance() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_nothing_is_changed_at_no_strength() -> None:
+    images = pictures()
+    for make, none in ((shape_bias.contrast, 1.0), (shape_bias.phase_noise, 0.0), (shape_bias.patch_shuffle, 1.0)):
+        torch.testing.assert_close(make(images, none, chance()), images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        shape_bias.low_pass(images, 1.0, chance()) + shape_bias.high_pass(images, 1.0, chance()),
+        images + images.mean((2, 3), keepdim=True),
+        rtol=0,
+        atol=1e-5,
+    )
+
+
+def test_phase_noise_keeps_amplitudes() -> None:
+    images = pictures()
+    noisy = shape_bias.phase_noise(images, 90.0, chance())
+    torch.testing.assert_close(torch.fft.fft2(noisy).abs(), torch.fft.fft2(images).abs(), rtol=1e-3, atol=1e-3)
+    assert (noisy - images).abs().max() > 0.1
+
+
+def test_shuffled_patches_are_the_same_patches() -> None:
+    image = torch.arange(3 * 8 * 8).float().view(1, 3, 8, 8)
+    shuffled = shape_bias.patch_shuffle(image, 4.0, chance())
+    assert not torch.equal(shuffled, image)
+    assert torch.equal(shuffled.flatten().sort().values, image.flatten())
+    corner = shuffled[0, 0, :2, :2]
+    assert torch.equal(corner - corner[0, 0], torch.tensor([[0.0, 1.0], [8.0, 9.0]])), "within a patch nothing moves"
+
+
+def test_a_bright_disc_on_dark_ground_becomes_black_on_white() -> None:
+    y, x = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    disc = ((y - 8) ** 2 + (x - 8) ** 2 < 25).float()
+    image = (0.2 + 0.6 * disc)[None, None].expand(1, 3, 16, 16)
+    assert torch.equal(shape_bias.silhouette(image, 1.0, chance())[0, 0], 1 - disc)
+    assert torch.equal(shape_bias.silhouette(1 - image, 1.0, chance())[0, 0], 1 - disc), "whichever side is the brighter"
+    lines = shape_bias.edges(image, 1.0, chance())[0, 0]
+    assert lines[8, 8] == 1.0 and lines.min() < 1e-6 and disc[lines < 0.5].mean() > 0.2
+
+
+def test_otsu_separates_two_groups() -> None:
+    grey = torch.cat([torch.full((50,), 0.2), torch.full((20,), 0.8)]).view(7, 10)
+    assert torch.equal(grey > shape_bias.otsu(grey), grey == 0.8)
+
+
+def test_a_conflict_has_one_images_phases_and_anothers_amplitudes() -> None:
+    images = (pictures(4, 8) * 0.2 + 0.4).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    mixed, shape, texture = shape_bias.conflicts(images, np.array([0, 0, 1, 1]))
+    assert shape.tolist() == [0, 0, 1, 1] and (texture == 1 - shape).all()
+    spectrum, sources = (np.fft.fft2(each / 255.0, axes=(1, 2)) for each in (mixed, images))
+    assert np.abs(spectrum[:, 0, 0] - sources[:, 0, 0]).min(1).shape == (4,)
+    for row, other in zip(spectrum, texture):
+        assert min(np.abs(np.abs(row) - np.abs(source)).max() for source in sources[np.array([0, 0, 1, 1]) == other]) < 0.3
+    with pytest.raises(ValueError, match="two classes"):
+        shape_bias.conflicts(images, np.zeros(4, int))
+
+
+def test_decisions_for_neither_do_not_count() -> None:
+    found = shape_bias.judge(np.array([0, 0, 1, 2]), np.array([0, 0, 0, 0]), np.array([1, 1, 1, 1]))
+    assert (found.shape, found.texture, found.n) == (2, 1, 4)
+    assert found.bias == pytest.approx(2 / 3) and found.low < 2 / 3 < found.high
+    assert math.isnan(shape_bias.judge(np.array([2]), np.array([0]), np.array([1])).bias)
+
+
+def test_the_command_on_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_RUNS", str(tmp_path))
+    how = {"data": "synthetic", "epochs": 1, "batch_size": 500, "device": "cpu"}
+    engine.train(recipes.resolve("cnn_small", how), out=tmp_path / "r")
+    ran = CliRunner().invoke(cli, ["analyze", "shape-bias", "r", "--images", "40", "--json"])
+    assert ran.exit_code == 0, ran.output
+    found = json.loads(ran.stdout)
+    assert [row["kind"] for row in found["scores"]][:4] == ["unchanged", "greyscale", "edges", "silhouette"]
+    assert found["conflict"]["n"] == 40
+    assert len((tmp_path / "r" / "shape_bias.csv").read_text().splitlines()) == 1 + len(found["scores"])
+    for name in ("shape_bias.png", "shape_bias_images.png"):
+        with Image.open(tmp_path / "r" / name) as picture:
+            assert picture.size[0] == 1280

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zoo import checkpoint, files, freezing, host, metrics, optim, parallel, report, runs
 from zoo import recipe as recipes
+from zoo.analysis import shape_bias as stimuli
 from zoo.console import say
 from zoo.data import _augment
 from zoo.data._folders import square
@@ -139,6 +140,31 @@ def predict_files(run: Run, paths: Sequence[Path], *, top: int = 3) -> list[dict
             }
         )
     return answers
+
+
+def shape_bias(
+    run: Run, *, images: int = 2_000, seed: int = 0
+) -> tuple[list[stimuli.Score], stimuli.Conflict, dict[str, np.ndarray]]:
+    """How a run answers on changed test images and on cue conflicts, and eight of the images of each kind, the second mildest."""
+    data = run.dataset()
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(data.test))[:images])
+    pixels, targets = data.test.images[chosen], data.test.targets[chosen]
+    names = [data.test.files[i] for i in chosen]
+
+    def answers(changed: np.ndarray) -> np.ndarray:
+        _, logits, _ = evaluate(run, "test", replace(data, test=Split(changed, targets, names)))
+        return logits.argmax(1).numpy()
+
+    scores: list[stimuli.Score] = []
+    samples: dict[str, np.ndarray] = {}
+    eight = np.linspace(0, len(pixels) - 1, 8).astype(int)
+    for kind, strength, changed in stimuli.changed(pixels, seed):
+        if sum(each.kind == kind for each in scores) < 2:
+            samples[kind] = changed[eight]
+        scores.append(stimuli.score(kind, strength, answers(changed) == targets))
+    mixed, shape, texture = stimuli.conflicts(pixels, targets, seed)
+    samples["cue conflict"] = mixed[eight]
+    return scores, stimuli.judge(answers(mixed), shape, texture), samples
 
 
 def train(recipe: Recipe, *, out: Path | None = None, resume: bool = False, force: bool = False, command: str = "") -> Path:

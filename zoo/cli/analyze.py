@@ -143,6 +143,64 @@ def _local_affine(run: str | None, image: Path | None, out: Path, as_json: bool)
     click.echo(f"picture   {out}")
 
 
+@command.command("shape-bias")
+@click.argument("run", required=False, type=RUN)
+@click.option("--images", type=click.IntRange(2), default=2_000, show_default=True, help="Test images, drawn at random.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="CSV (default: shape_bias.csv in the run); pictures beside it.",
+)
+@as_json
+def _shape_bias(run: str | None, images: int, seed: int, out: Path | None, as_json: bool) -> None:
+    """Test a run on images without colour, contrast, fine or coarse detail, on edges, silhouettes and shuffled patches, and on
+    images with one class's shape and another's texture.
+
+    \b
+    zoo analyze shape-bias
+    zoo analyze shape-bias cifar10-resnet32 --images 500 --json
+    """
+    headline()
+    from dataclasses import asdict
+
+    from zoo import run as engine
+    from zoo import runs, show
+    from zoo.console import say
+    from zoo.report import _analysis
+
+    loaded = engine.load(runs.find(run))
+    say(f"run      {loaded.path}")
+    scores, conflict, samples = engine.shape_bias(loaded, images=images, seed=seed)
+    path = out or loaded.path / "shape_bias.csv"
+    rows = [asdict(each) for each in scores]
+    _write(path, tuple(rows[0]), (row.values() for row in rows))
+    title = f"{loaded.recipe.model} on {loaded.recipe.data.name}, {conflict.n:,} test images"
+    _analysis.severities(scores, conflict, title, path.with_suffix(".png"))
+    _analysis.samples(samples, path.with_name(f"{path.stem}_images.png"))
+    if as_json:
+        click.echo(json.dumps({"scores": rows, "conflict": asdict(conflict)}))
+        return
+    cells = [
+        (
+            each.kind,
+            f"{each.strength:g}" if each.kind in _analysis.graded(scores) else "",
+            show.percent(each.accuracy),
+            f"{show.percent(each.low)} to {show.percent(each.high)}",
+        )
+        for each in scores
+    ]
+    show.out().print(show.make(("images", ">strength", ">%", "95 % interval"), cells))
+    click.echo(
+        f"conflict  shape bias {show.percent(conflict.bias)} % [{show.percent(conflict.low)}, {show.percent(conflict.high)}]: "
+        f"{conflict.shape:,} by shape, {conflict.texture:,} by texture, of {conflict.n:,}"
+    )
+    click.echo(
+        "stand-ins edges: Sobel, silhouette: Otsu, conflict: Fourier amplitudes swapped; not the stimuli of Geirhos et al. 2019"
+    )
+    click.echo(f"table     {path}   pictures  {path.with_suffix('.png')}  {path.stem}_images.png")
+
+
 def _exercise(as_json: bool) -> None:
     import torch
 

@@ -44,3 +44,62 @@ def weight_map(pixels: np.ndarray, weight: np.ndarray, facts: Mapping[str, Any],
         f"logit {facts['logit']:.3f} = W x ({facts['w_x']:.3f}) + b ({facts['b']:.3f}); next kink {kink}", fontsize=10
     )
     return _draw.save(figure, path)
+
+
+def graded(scores: Sequence[Any]) -> list[str]:
+    """Kinds of changed images that come in several strengths, in order."""
+    kinds = [score.kind for score in scores]
+    return [kind for kind in dict.fromkeys(kinds) if kinds.count(kind) > 1]
+
+
+def severities(scores: Sequence[Any], conflict: Any, title: str, path: Path) -> Path:
+    """Accuracy against strength for the graded kinds, and the others as bars."""
+    curves = graded(scores)
+    figure = _draw.canvas(7.2)
+    grid = figure.add_gridspec(2, max(len(curves), 1), height_ratios=(1.1, 1))
+    top = figure.add_subplot(grid[0, :])
+    single = [score for score in scores if score.kind not in curves]
+    names = [score.kind for score in single] + ["shape bias in conflicts"]
+    middle = [score.accuracy for score in single] + [conflict.bias]
+    ends = [
+        [m - score.low for m, score in zip(middle, [*single, conflict])],
+        [score.high - m for m, score in zip(middle, [*single, conflict])],
+    ]
+    colours = [_draw.BLUE] * len(single) + [_draw.ORANGE]
+    top.barh(
+        range(len(names)), [100 * share for share in middle], xerr=np.maximum(100 * np.array(ends), 0), color=colours, capsize=2
+    )
+    top.set_yticks(range(len(names)), names, fontsize=8)
+    top.invert_yaxis()
+    top.set_xlim(0, 101)
+    top.set_xlabel("right answers (%); shape bias: decisions by shape of those by shape or texture (%)", fontsize=8)
+    _draw.tidy(top, "x")
+    first = None
+    for at, kind in enumerate(curves):
+        axes = figure.add_subplot(grid[1, at], sharey=first)
+        first = first or axes
+        part = [score for score in scores if score.kind == kind]
+        shares = np.array([(score.accuracy, score.low, score.high) for score in part]) * 100
+        axes.plot(range(len(part)), shares[:, 0], "o-", color=_draw.BLUE, markersize=3)
+        axes.fill_between(range(len(part)), shares[:, 1], shares[:, 2], color=_draw.SKY, alpha=0.4, linewidth=0)
+        axes.axhline(100 * scores[0].accuracy, color=_draw.GREY, linestyle="--", linewidth=0.8)
+        axes.set_xticks(range(len(part)), [f"{score.strength:g}" for score in part])
+        axes.set_title(kind, fontsize=8)
+        axes.set_ylim(0, 101)
+        axes.set_ylabel("right answers (%)" if at == 0 else "", fontsize=8)
+        _draw.tidy(axes)
+    figure.suptitle(f"{title}\nwhisker, band: 95 % Wilson interval; dashed: unchanged images", fontsize=10)
+    return _draw.save(figure, path)
+
+
+def samples(images: Mapping[str, np.ndarray], path: Path) -> Path:
+    """A row of images of each kind."""
+    figure = _draw.canvas(0.9 * len(images))
+    every = figure.subplots(len(images), len(next(iter(images.values()))), squeeze=False)
+    for row, (kind, part) in zip(every, images.items()):
+        for axes, image in zip(row, part):
+            axes.imshow(image)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        row[0].set_ylabel(kind, fontsize=7, rotation=0, ha="right", va="center")
+    return _draw.save(figure, path)
