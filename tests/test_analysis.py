@@ -15,9 +15,10 @@ from torch import nn
 
 from zoo import recipe as recipes
 from zoo import run as engine
-from zoo.analysis import conv_matrix, local_affine, shape_bias
+from zoo.analysis import conv_matrix, dead_relu, local_affine, shape_bias
 from zoo.analysis.conv_matrix import Shape
 from zoo.cli import cli
+from zoo.report import _analysis
 
 # ---- a convolution as a matrix ----
 
@@ -143,6 +144,67 @@ def test_the_exercise_of_the_command() -> None:
     assert "give --image FILE" in str(refused.exception)
 
 
+# ---- units that no input switches on ----
+
+
+def test_dead_units_are_counted_over_all_batches() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 4, bias=False), nn.ReLU(inplace=True), nn.Linear(4, 3), nn.ReLU())
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+        net[3].weight.fill_(-1.0)
+        net[3].bias.copy_(torch.tensor([0.0, 1.5, -1.0]))
+    batches = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])]
+    first, second = dead_relu.census(net, batches)
+    assert first.dead.tolist() == [False, True, False, True], "the third is on for the second batch alone"
+    assert second.dead.tolist() == [True, False, True]
+    assert (first.units, first.channels) == (4, 2)
+    with pytest.raises(ValueError, match="no ReLU"):
+        dead_relu.census(nn.Linear(2, 2), batches)
+
+
+def test_relu_functions_are_seen_and_channels_counted() -> None:
+    class Functional(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(torch.nn.functional.relu(x) - 1)
+
+    images = torch.tensor([[[-1.0, -1.0], [-2.0, 3.0]], [[-1.0, -1.0], [0.5, 0.5]]]).view(2, 2, 1, 2)
+    first, second = dead_relu.census(Functional(), [images])
+    assert first.dead.flatten().tolist() == [True, True, False, False] and first.channels == 1
+    assert second.dead.flatten().tolist() == [True, True, True, False]
+
+
+def test_negative_biases_kill_and_normalisation_saves() -> None:
+    chance = torch.Generator().manual_seed(0)
+    images, targets = torch.randn(64, 3, 16, 16, generator=chance), torch.randint(0, 3, (64,), generator=chance)
+    settings = [
+        dead_relu.Setting("plain"),
+        dead_relu.Setting("negative", bias=-20.0),
+        dead_relu.Setting("saved", bias=-20.0, norm=True, batch=4),
+        dead_relu.Setting("lost", lr=1e6, batch=8),
+    ]
+    rows = dead_relu.ablate(images, targets, 3, settings=settings, epochs=3)
+    start = {s.name: sum(r.dead for r in rows if r.setting == s.name and r.epoch == 0) for s in settings}
+    units = sum(row.units for row in rows if row.setting == "plain" and row.epoch == 0)
+    assert start["plain"] < 0.1 * units and start["negative"] == units
+    assert sum(r.dead for r in rows if r.setting == "saved" and r.epoch == 3) < 0.1 * units
+    assert sum(r.revived for r in rows if r.setting == "saved") > 0.9 * units, "they come back"
+    lost = [row for row in rows if row.setting == "lost"]
+    assert not math.isfinite(lost[-1].loss) and lost[-1].epoch < 3
+    columns, cells = _analysis.causes(rows)
+    assert columns[-2:] == [">revived units", ">last loss"] and [line[-1] for line in cells][-1] == "diverged"
+
+
+def test_the_dead_relu_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_relu, "SETTINGS", dead_relu.SETTINGS[:2])
+    out = str(tmp_path / "d.csv")
+    ran = CliRunner().invoke(cli, ["analyze", "dead-relu", "--images", "60", "--epochs", "1", "--out", out])
+    assert ran.exit_code == 0, ran.output
+    assert "Xavier init" in ran.output and "dead is not for good" in ran.output
+    assert len((tmp_path / "d.csv").read_text().splitlines()) == 1 + 6 * 2 * 4
+    with Image.open(tmp_path / "d.png") as picture:
+        assert picture.size[0] == 1280
+
+
 # ---- shape or texture ----
 
 
@@ -218,7 +280,7 @@ def test_decisions_for_neither_do_not_count() -> None:
 
 def test_the_command_on_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_RUNS", str(tmp_path))
-    how = {"data": "synthetic", "epochs": 1, "batch_size": 500, "device": "cpu"}
+    how = {"data": "synthetic", "data.imbalance": "exp:0.01", "epochs": 1, "batch_size": 500, "device": "cpu"}
     engine.train(recipes.resolve("cnn_small", how), out=tmp_path / "r")
     ran = CliRunner().invoke(cli, ["analyze", "shape-bias", "r", "--images", "40", "--json"])
     assert ran.exit_code == 0, ran.output
@@ -226,6 +288,8 @@ def test_the_command_on_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [row["kind"] for row in found["scores"]][:4] == ["unchanged", "greyscale", "edges", "silhouette"]
     assert found["conflict"]["n"] == 40
     assert len((tmp_path / "r" / "shape_bias.csv").read_text().splitlines()) == 1 + len(found["scores"])
+    dead = CliRunner().invoke(cli, ["analyze", "dead-relu", "r", "--images", "40", "--json", "--out", str(tmp_path / "d.csv")])
+    assert [row["shape"] for row in json.loads(dead.stdout)] == ["32x32x32", "64x16x16", "96x8x8", "128x4x4"]
     for name in ("shape_bias.png", "shape_bias_images.png"):
         with Image.open(tmp_path / "r" / name) as picture:
             assert picture.size[0] == 1280

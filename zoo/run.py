@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from zoo import checkpoint, files, freezing, host, metrics, optim, parallel, report, runs
 from zoo import recipe as recipes
+from zoo.analysis import dead_relu as relu
 from zoo.analysis import shape_bias as stimuli
 from zoo.console import say
-from zoo.data import _augment
+from zoo.data import _augment, synthetic
 from zoo.data._folders import square
 from zoo.data._image import read_image
 from zoo.data.folder import stored_side
@@ -140,6 +141,22 @@ def predict_files(run: Run, paths: Sequence[Path], *, top: int = 3) -> list[dict
             }
         )
     return answers
+
+
+def dead_relu(run: Run, *, images: int = 1_000) -> list[relu.Layer]:
+    """The ReLUs of a run's model and which of their units none of the first test images, spread over the classes, switches on."""
+    data = run.dataset()
+    chosen = np.linspace(0, len(data.test) - 1, min(images, len(data.test))).astype(int)
+    parts = np.array_split(data.test.images[chosen], max(1, len(chosen) // 250))
+    size = run.input[1]
+    return relu.census(run.model, (_augment.normalise(torch.tensor(part), run.mean, run.std, size=size) for part in parts))
+
+
+def dead_relu_causes(*, images: int = 1_000, epochs: int = 5) -> list[relu.Epoch]:
+    """What makes dead units, on small nets and the built-in images (:func:`zoo.analysis.dead_relu.ablate`)."""
+    spec, (pixels, targets) = synthetic.SPECS["synthetic"], synthetic.make(images, 0)
+    inputs = _augment.normalise(torch.tensor(pixels), spec.mean, spec.std).contiguous()
+    return relu.ablate(inputs, torch.tensor(targets), len(synthetic.CLASSES), epochs=epochs)
 
 
 def shape_bias(

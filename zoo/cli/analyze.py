@@ -143,6 +143,63 @@ def _local_affine(run: str | None, image: Path | None, out: Path, as_json: bool)
     click.echo(f"picture   {out}")
 
 
+@command.command("dead-relu")
+@click.argument("run", required=False, type=RUN)
+@click.option("--images", type=click.IntRange(2), default=1_000, show_default=True, help="Images over which a unit must be 0.")
+@click.option(
+    "--epochs", type=click.IntRange(1), default=5, show_default=True, help="Of the small nets, where no run is named."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="dead_relu.csv",
+    show_default=True,
+    help="CSV; a picture goes beside it.",
+)
+@as_json
+def _dead_relu(run: str | None, images: int, epochs: int, out: Path, as_json: bool) -> None:
+    """Count the ReLU units of RUN that no image switches on; without one, train small nets that show what makes such units.
+
+    \b
+    zoo analyze dead-relu
+    zoo analyze dead-relu cifar10-resnet32 --images 2000
+    """
+    headline()
+    from dataclasses import asdict
+
+    from zoo import run as engine
+    from zoo import runs, show
+    from zoo.report import _analysis
+
+    columns: list[str]
+    if run is not None:
+        layers = engine.dead_relu(engine.load(runs.find(run)), images=images)
+        rows = [_layer(each) for each in layers]
+        columns = [">layer", "shape", ">units", ">dead", ">%", ">dead channels"]
+        cells = [[*[*row.values()][:4], show.percent(row["dead"] / row["units"]), row["dead_channels"]] for row in rows]
+    else:
+        found = engine.dead_relu_causes(images=images, epochs=epochs)
+        rows = [asdict(each) for each in found]
+        columns, cells = _analysis.causes(found)
+        _analysis.dead_units(found, images, out.with_suffix(".png"))
+    _write(out, tuple(rows[0]), (row.values() for row in rows))
+    if as_json:
+        click.echo(json.dumps(rows).replace("NaN", "null"))
+        return
+    show.out().print(show.make(columns, cells))
+    if run is None:
+        click.echo(
+            "revived   0 for every image after one epoch, not after the next: dead is not for good while the layers before it learn"
+        )
+    click.echo(f"table     {out}" + ("" if run else f"   picture  {out.with_suffix('.png')}"))
+
+
+def _layer(layer: Any) -> dict[str, Any]:
+    dead = int(layer.dead.sum())
+    shape = "x".join(map(str, layer.shape))
+    return {"layer": layer.name, "shape": shape, "units": layer.units, "dead": dead, "dead_channels": layer.channels}
+
+
 @command.command("shape-bias")
 @click.argument("run", required=False, type=RUN)
 @click.option("--images", type=click.IntRange(2), default=2_000, show_default=True, help="Test images, drawn at random.")

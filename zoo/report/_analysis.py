@@ -103,3 +103,52 @@ def samples(images: Mapping[str, np.ndarray], path: Path) -> Path:
             axes.set_yticks([])
         row[0].set_ylabel(kind, fontsize=7, rotation=0, ha="right", va="center")
     return _draw.save(figure, path)
+
+
+def causes(rows: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells of a line a setting: the share of dead units after each epoch, all layers together, and how many came back."""
+    epochs = sorted({row.epoch for row in rows})
+    cells = []
+    for name in dict.fromkeys(row.setting for row in rows):
+        part = [row for row in rows if row.setting == name]
+        shares = dict(_course(part))
+        lost = not math.isfinite(part[-1].loss)
+        line = [f"{shares[epoch]:.1f}" if epoch in shares and not (lost and epoch) else "" for epoch in epochs]
+        revived, loss = sum(row.revived for row in part), part[-1].loss
+        cells.append([name, *line, f"{revived:,}", "diverged" if lost else f"{loss:.2f}"])
+    heads = [">dead %: start", *(f">epoch {epoch}" for epoch in epochs[1:])]
+    return ["setting", *heads, ">revived units", ">last loss"], cells
+
+
+def _course(part: Sequence[Any]) -> list[tuple[int, float]]:
+    """Epoch and share of dead units in per cent, all layers together."""
+    found = []
+    for epoch in sorted({row.epoch for row in part}):
+        now = [row for row in part if row.epoch == epoch]
+        found.append((epoch, 100 * sum(row.dead for row in now) / sum(row.units for row in now)))
+    return found
+
+
+def dead_units(rows: Sequence[Any], images: int, path: Path) -> Path:
+    """Share of units that are 0 for every image against the epoch, a line a setting, a panel a layer."""
+    layers = list(dict.fromkeys(row.layer for row in rows))
+    figure = _draw.canvas(4.6)
+    every = figure.subplots(1, len(layers), sharey=True)
+    palette = (_draw.BLUE, _draw.SKY, _draw.RED, _draw.ORANGE, _draw.PINK, _draw.GREEN)
+    for axes, layer in zip(every, layers):
+        for at, name in enumerate(dict.fromkeys(row.setting for row in rows)):
+            part = [
+                row for row in rows if row.setting == name and row.layer == layer and (math.isfinite(row.loss) or not row.epoch)
+            ]
+            label = name if layer == layers[0] else None
+            axes.plot(*zip(*_course(part)), "o-", color=palette[at % len(palette)], markersize=3, label=label)
+        units = next(row.units for row in rows if row.layer == layer)
+        axes.set_title(f"{layer}, {units:,} units", fontsize=9)
+        axes.set_xlabel("epoch", fontsize=9)
+        axes.set_ylim(-3, 103)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _draw.tidy(axes)
+    every[0].set_ylabel(f"units that are 0 for all {images:,} images (%)", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.suptitle("What makes ReLU units dead: a small CNN on the built-in images", fontsize=10)
+    return _draw.save(figure, path)
