@@ -186,5 +186,15 @@ def test_the_course_of_a_loss_stands_beside_the_reported_one(trained: list[Any],
     assert {row["easy"] for row in rows} == {""}, "it has no such sampler"
     output = CliRunner().invoke(cli, ["reproduce", "s3_dfl", "--seeds", "2"]).output
     assert [line.split() for line in output.splitlines() if line.startswith("5 ")] == [["5", "0.55", "0.3", "2.5", "3.33"]]
+    folder = runs.root() / "s3_fs-s0"
+    leave(folder, recipes.resolve("s3_fs", {}))
+    sampled = [{"epoch": n, "split": "train", "images_per_s": 1.0, "easy": n / 100, "hard": 0.5} for n in range(1, 7)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sampled))
+    drawn = bench.course_of([folder])
+    assert [(row["epoch"], row["easy"], row["reported_easy"]) for row in drawn] == [
+        (4, 0.04, 0.092),
+        (5, 0.05, ""),
+        (6, 0.06, ""),
+    ]
     path = bench.main(out=runs.root() / "all.csv")
-    assert len(_timing.read_csv(path.with_name("all_course.csv"))) == 6
+    assert len(_timing.read_csv(path.with_name("all_course.csv"))) == 6 + 3

@@ -29,11 +29,7 @@ def names(runs: Sequence[Folder]) -> list[str]:
     found = [run.loss for run in runs]
     for key in (key for key in values[0] if key not in NOT_THE_RECIPE):
         shared = {name: {repr(each[key]) for each, other in zip(values, found) if other == name} for name in found}
-        unclear = {name for name in found if len({n for n, other in zip(method, found) if other == name}) > 1}
-        found = [
-            f"{name}, {key}={each[key]}" if name in unclear and len(shared[name]) > 1 else name
-            for name, each in zip(found, values)
-        ]
+        found = [f"{name}, {key}={each[key]}" if len(shared[name]) > 1 else name for name, each in zip(found, values)]
     return [f"{name} ({count} seed{'s' * (count > 1)})" for name, count in zip(found, map(method.count, method))]
 
 
