@@ -1,4 +1,7 @@
-"""Logit-adjusted cross entropy: tau log pi_c is added to each logit while training (Menon et al. 2021, eq. 10)."""
+"""Logit-adjusted cross entropy: tau log pi_c is added to each logit while training (Menon et al. 2021, eq. 10).
+
+Balanced softmax, which weighs each class of the softmax by its samples (Ren et al. 2020, eq. 3 and 4), is the same with tau = 1.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,30 @@ def reference(
     return (w[target] * terms.sum(1).log()).sum() / w[target].sum()
 
 
+def balanced_softmax(counts: Sequence[int], weight: Tensor | None = None) -> LogitAdjustment:
+    """Logit adjustment with tau = 1, to which it is equal; ``counts`` (C,) training samples, ``weight`` (C,)."""
+    return LogitAdjustment(counts, 1.0, weight)
+
+
+def balanced_softmax_reference(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, counts: Sequence[int] = ()
+) -> Tensor:
+    """-log(n_y e^(z_y) / sum_c n_c e^(z_c)), divided by the weights of the batch."""
+    mass = torch.tensor(counts, dtype=logits.dtype) * logits.exp()  # (N, C)
+    rows = -(mass.gather(1, target[:, None]).squeeze(1) / mass.sum(1)).log()
+    w = logits.new_ones(logits.shape[1]) if weight is None else weight
+    return (w[target] * rows).sum() / w[target].sum()
+
+
 SPECS = {
+    "balanced_softmax": LossSpec(
+        build=balanced_softmax,
+        reference=balanced_softmax_reference,
+        paper="Ren et al. 2020, arXiv:2007.10740",
+        counts=True,
+        soft=True,
+        weighted_mean=True,
+    ),
     "logit_adjustment": LossSpec(
         build=LogitAdjustment,
         reference=reference,
