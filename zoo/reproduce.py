@@ -41,8 +41,8 @@ def finished(name: str) -> list[Path]:
 def repeat(names: Sequence[str], *, seeds: int, fixed: Mapping[str, Any], command: str) -> list[str]:
     """Train each experiment with seeds 0 to ``seeds`` - 1, the first seed of all first; a run that is here is not repeated.
 
-    ``fixed`` are settings that change no result: ``data.dir``, ``device``, ``precision`` and ``compile``. An interrupted run is
-    resumed, and one that another process trains is left to it.
+    ``fixed`` are settings that may differ between the parts of a run: ``data.dir``, ``device`` and ``compile``. An interrupted run
+    is resumed, and one that another process trains is left to it.
 
     Returns:
         A line for each run that diverged.
