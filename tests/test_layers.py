@@ -16,7 +16,7 @@ LAYERS = {
     4: ["train", "checkpoint", "weights"],
     5: ["run", "parts", "trainer", "state", "freezing", "objective"],
     6: ["export", "report"],
-    7: ["sweep", "reproduce", "bench", "predictor"],
+    7: ["sweep", "reproduce", "analyses", "bench", "predictor"],
     8: ["cli", "__main__"],
 }
 LEVEL = {name: level for level, names in LAYERS.items() for name in names}

@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from zoo import checkpoint, files, freezing, host, metrics, optim, parallel, report, runs
 from zoo import recipe as recipes
-from zoo.analysis import dead_relu as relu
-from zoo.analysis import shape_bias as stimuli
 from zoo.console import say
-from zoo.data import _augment, synthetic
+from zoo.data import _augment
 from zoo.data._folders import square
 from zoo.data._image import read_image
 from zoo.data.folder import stored_side
@@ -141,47 +139,6 @@ def predict_files(run: Run, paths: Sequence[Path], *, top: int = 3) -> list[dict
             }
         )
     return answers
-
-
-def dead_relu(run: Run, *, images: int = 1_000) -> list[relu.Layer]:
-    """The ReLUs of a run's model and which of their units none of the first test images, spread over the classes, switches on."""
-    data = run.dataset()
-    chosen = np.linspace(0, len(data.test) - 1, min(images, len(data.test))).astype(int)
-    parts = np.array_split(data.test.images[chosen], max(1, len(chosen) // 250))
-    size = run.input[1]
-    return relu.census(run.model, (_augment.normalise(torch.tensor(part), run.mean, run.std, size=size) for part in parts))
-
-
-def dead_relu_causes(*, images: int = 1_000, epochs: int = 5) -> list[relu.Epoch]:
-    """What makes dead units, on small nets and the built-in images (:func:`zoo.analysis.dead_relu.ablate`)."""
-    spec, (pixels, targets) = synthetic.SPECS["synthetic"], synthetic.make(images, 0)
-    inputs = _augment.normalise(torch.tensor(pixels), spec.mean, spec.std).contiguous()
-    return relu.ablate(inputs, torch.tensor(targets), len(synthetic.CLASSES), epochs=epochs)
-
-
-def shape_bias(
-    run: Run, *, images: int = 2_000, seed: int = 0
-) -> tuple[list[stimuli.Score], stimuli.Conflict, dict[str, np.ndarray]]:
-    """How a run answers on changed test images and on cue conflicts, and eight of the images of each kind, the second mildest."""
-    data = run.dataset()
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(data.test))[:images])
-    pixels, targets = data.test.images[chosen], data.test.targets[chosen]
-    names = [data.test.files[i] for i in chosen]
-
-    def answers(changed: np.ndarray) -> np.ndarray:
-        _, logits, _ = evaluate(run, "test", replace(data, test=Split(changed, targets, names)))
-        return logits.argmax(1).numpy()
-
-    scores: list[stimuli.Score] = []
-    samples: dict[str, np.ndarray] = {}
-    eight = np.linspace(0, len(pixels) - 1, 8).astype(int)
-    for kind, strength, changed in stimuli.changed(pixels, seed):
-        if sum(each.kind == kind for each in scores) < 2:
-            samples[kind] = changed[eight]
-        scores.append(stimuli.score(kind, strength, answers(changed) == targets))
-    mixed, shape, texture = stimuli.conflicts(pixels, targets, seed)
-    samples["cue conflict"] = mixed[eight]
-    return scores, stimuli.judge(answers(mixed), shape, texture), samples
 
 
 def train(recipe: Recipe, *, out: Path | None = None, resume: bool = False, force: bool = False, command: str = "") -> Path:

@@ -167,18 +167,18 @@ def _dead_relu(run: str | None, images: int, epochs: int, out: Path, as_json: bo
     headline()
     from dataclasses import asdict
 
+    from zoo import analyses, runs, show
     from zoo import run as engine
-    from zoo import runs, show
     from zoo.report import _analysis
 
     columns: list[str]
     if run is not None:
-        layers = engine.dead_relu(engine.load(runs.find(run)), images=images)
+        layers = analyses.dead_relu(engine.load(runs.find(run)), images=images)
         rows = [_layer(each) for each in layers]
         columns = [">layer", "shape", ">units", ">dead", ">%", ">dead channels"]
         cells = [[*[*row.values()][:4], show.percent(row["dead"] / row["units"]), row["dead_channels"]] for row in rows]
     else:
-        found = engine.dead_relu_causes(images=images, epochs=epochs)
+        found = analyses.dead_relu_causes(images=images, epochs=epochs)
         rows = [asdict(each) for each in found]
         columns, cells = _analysis.causes(found)
         _analysis.dead_units(found, images, out.with_suffix(".png"))
@@ -221,14 +221,14 @@ def _shape_bias(run: str | None, images: int, seed: int, out: Path | None, as_js
     headline()
     from dataclasses import asdict
 
+    from zoo import analyses, runs, show
     from zoo import run as engine
-    from zoo import runs, show
     from zoo.console import say
     from zoo.report import _analysis
 
     loaded = engine.load(runs.find(run))
     say(f"run      {loaded.path}")
-    scores, conflict, samples = engine.shape_bias(loaded, images=images, seed=seed)
+    scores, conflict, samples = analyses.shape_bias(loaded, images=images, seed=seed)
     path = out or loaded.path / "shape_bias.csv"
     rows = [asdict(each) for each in scores]
     _write(path, tuple(rows[0]), (row.values() for row in rows))
