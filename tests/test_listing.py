@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 from test_torch_free import loaded_by
 
 from zoo import registry
 from zoo.__main__ import run as zoo
-from zoo.cli import _listing
+from zoo.cli import _listing, cli
 
 
 def shown(kind: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -50,3 +51,11 @@ def test_a_pattern_that_nothing_matches_is_told(capsys: pytest.CaptureFixture[st
 def test_a_listing_does_without_rich(kind: str) -> None:
     """It takes as long to import as Python and click together."""
     assert loaded_by(kind, before="sys.modules['rich'] = None") == (0, set())
+
+
+def test_recipes_stand_in_columns_and_none_is_told() -> None:
+    lines = CliRunner().invoke(cli, ["recipes", "s0_"]).output.splitlines()
+    assert len(lines) == 6 and all(line.startswith("s0_") for line in lines)
+    everything = CliRunner().invoke(cli, ["recipes"]).output.splitlines()
+    assert len({len(line) - len(line.split(" ", 1)[1].lstrip()) for line in everything}) == 1, "the texts begin in one column"
+    assert CliRunner().invoke(cli, ["recipes", "nothing"]).output == "nothing matches; see zoo recipes\n"

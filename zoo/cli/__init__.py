@@ -36,7 +36,7 @@ def cli(debug: bool) -> None:
     """Train image classifiers on imbalanced data, export them to ONNX with proof, benchmark them honestly.
 
     \b
-    zoo demo                          everything once, on built-in images, in about a minute
+    zoo demo                          everything once, on built-in images, in a few minutes
     zoo train resnet32 --data cifar10
     zoo export --onnx                 the latest run
     zoo bench                         the latest run, PyTorch against onnxruntime

@@ -12,7 +12,7 @@ from zoo.cli._shared import headline, start
 @click.command("demo")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.")
 def command(out: Path | None) -> None:
-    """Train a small CNN on built-in images, export it, benchmark it: about two minutes, no download.
+    """Train a small CNN on built-in images, export it, benchmark it: a few minutes, no download.
 
     \b
     zoo demo

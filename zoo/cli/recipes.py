@@ -19,7 +19,10 @@ def command(pattern: str, show: bool) -> None:
 
     from zoo import recipe
 
-    for name, path in recipe.shipped().items():
-        if fnmatch(name, f"*{pattern}*"):
-            text = path.read_text(encoding="utf-8")
-            click.echo(text if show else f"{name:28} {text.splitlines()[0].lstrip('# ')}")
+    found = {name: path for name, path in recipe.shipped().items() if fnmatch(name, f"*{pattern}*")}
+    if not found:
+        click.echo("nothing matches; see zoo recipes")
+    width = max(map(len, found), default=0)
+    for name, path in found.items():
+        text = path.read_text(encoding="utf-8")
+        click.echo(text if show else f"{name:{width}} {text.splitlines()[0].lstrip('# ')}")
