@@ -13,12 +13,14 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
+from zoo import analyses
 from zoo import recipe as recipes
 from zoo import run as engine
 from zoo.analysis import conv_matrix, dead_relu, local_affine, shape_bias
 from zoo.analysis.conv_matrix import Shape
-from zoo.cli import cli
+from zoo.cli import analyze, cli
 from zoo.report import _analysis
+from zoo.spec import DataSet, Split, UsageError
 
 # ---- a convolution as a matrix ----
 
@@ -65,6 +67,31 @@ def test_an_impossible_convolution() -> None:
         Shape((5, 5), (3, 3), channels=(3, 4), groups=2)
     with pytest.raises(ValueError, match=r"weight must be \(1, 1, 3, 3\), not \(3, 3\)"):
         conv_matrix.matrix(Shape((5, 5), (3, 3)), torch.zeros(3, 3))
+
+
+def test_a_matrix_too_large_or_of_nothing_is_refused_before_it_is_made() -> None:
+    with pytest.raises(ValueError, match="up to 37,748,736 entries, over 10,000,000"):
+        Shape((32, 32), (3, 3), padding=(1, 1), channels=(64, 64))
+    ran = CliRunner().invoke(cli, ["analyze", "conv-matrix", "--size", "1", "--kernel", "1", "--stride", "2", "--padding", "1"])
+    assert isinstance(ran.exception, UsageError) and "meets the padding alone" in str(ran.exception)
+
+
+def test_what_a_tool_cannot_look_into_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, targets = np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, np.int64)
+    part = Split(images, targets, ["a"] * 4)
+    data = DataSet("one", ("a", "b"), part, part, part, (0.5,) * 3, (0.5,) * 3, "")
+    monkeypatch.setattr(engine.Run, "dataset", lambda run: data)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2), nn.GELU())
+    run = engine.Run(Path("r"), model, recipes.Recipe(model="curved"), ("a", "b"), (3, 32, 32), (0.5,) * 3, (0.5,) * 3, [], {})
+    with pytest.raises(UsageError, match=r"no ReLU.*\(curved\); name a run whose model has ReLUs"):
+        analyses.dead_relu(run)
+    with pytest.raises(UsageError, match=r"two classes.*\(4 test images of one\); take more"):
+        analyses.shape_bias(run)
+
+
+def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
+    analyze._echo({"kink": math.inf, "bias": [math.nan, 1.0]})
+    assert capsys.readouterr().out == '{"kink": null, "bias": [null, 1.0]}\n'
 
 
 def test_the_matrix_command(tmp_path: Path) -> None:
@@ -194,8 +221,7 @@ def test_negative_biases_kill_and_normalisation_saves() -> None:
     assert columns[-2:] == [">revived units", ">last loss"] and [line[-1] for line in cells][-1] == "diverged"
 
 
-def test_the_dead_relu_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dead_relu, "SETTINGS", dead_relu.SETTINGS[:2])
+def test_the_dead_relu_command(tmp_path: Path) -> None:
     out = str(tmp_path / "d.csv")
     ran = CliRunner().invoke(cli, ["analyze", "dead-relu", "--images", "60", "--epochs", "1", "--out", out])
     assert ran.exit_code == 0, ran.output

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+MOST = 10_000_000
+"""Largest number of entries of a matrix; each takes 24 bytes and more while it is made."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Shape:
     groups: int = 1
 
     def __post_init__(self) -> None:
-        """Raise ValueError unless it has an output and the groups divide the channels."""
+        """Raise ValueError unless it has an output, the groups divide the channels, and the matrix is not too large."""
         if self.groups < 1 or any(count < 1 or count % self.groups for count in self.channels):
             raise ValueError(f"channels {self.channels} must be positive multiples of groups {self.groups}")
         positive = (*self.size, *self.kernel, *self.stride, *self.dilation)
@@ -31,6 +35,8 @@ class Shape:
             raise ValueError(f"sizes must be at least 1 and padding at least 0, not {positive} and {self.padding}")
         if min(self.out) < 1:
             raise ValueError(f"the kernel {self.kernel} does not fit into {self.size} with padding {self.padding}")
+        if (entries := math.prod(self.weight) * math.prod(self.out)) > MOST:
+            raise ValueError(f"the matrix would have up to {entries:,} entries, over {MOST:,}")
 
     @property
     def out(self) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -63,6 +62,7 @@ def _conv_matrix(out: Path | None, as_json: bool, **shape: Any) -> None:
     """
     from zoo import show
     from zoo.analysis import conv_matrix
+    from zoo.bench import _timing
     from zoo.report import _analysis
     from zoo.spec import UsageError
 
@@ -73,11 +73,13 @@ def _conv_matrix(out: Path | None, as_json: bool, **shape: Any) -> None:
     row, column, tap = conv_matrix.entries(made)
     called, checked = conv_matrix.names(made, tap), conv_matrix.errors(made)
     entries = list(zip(row.tolist(), column.tolist(), called))
+    if not entries:
+        raise UsageError("the kernel meets the padding alone, so the matrix is all 0; lower --padding or --stride")
     if out is not None:
-        _write(out, ("row", "column", "weight"), entries)
+        _timing.write_csv(out, [dict(zip(("row", "column", "weight"), entry)) for entry in entries])
         _analysis.spy(made.matrix, row.tolist(), column.tolist(), out.with_suffix(".png"))
     if as_json:
-        click.echo(json.dumps({"shape": made.matrix, "output": made.out, "entries": entries, "errors": checked}))
+        _echo({"shape": made.matrix, "output": made.out, "entries": entries, "errors": checked})
         return
     n, m = made.matrix
     click.echo(f"matrix    {n} x {m}, {len(entries)} of {n * m:,} entries · output {made.out[0]} x {made.out[1]}")
@@ -131,7 +133,7 @@ def _local_affine(run: str | None, image: Path | None, out: Path, as_json: bool)
     }  # fmt: skip
     _analysis.weight_map(pixels, found.weight[top].view_as(x).numpy(), facts, out)
     if as_json:
-        click.echo(json.dumps(facts))
+        _echo(facts)
         return
     click.echo(f"class     {facts['class']}, logit {facts['logit']:.4f} = W x + b = {facts['w_x']:.4f} + {facts['b']:.4f}")
     click.echo(
@@ -169,6 +171,7 @@ def _dead_relu(run: str | None, images: int, epochs: int, out: Path, as_json: bo
 
     from zoo import analyses, runs, show
     from zoo import run as engine
+    from zoo.bench import _timing
     from zoo.report import _analysis
 
     columns: list[str]
@@ -182,9 +185,9 @@ def _dead_relu(run: str | None, images: int, epochs: int, out: Path, as_json: bo
         rows = [asdict(each) for each in found]
         columns, cells = _analysis.causes(found)
         _analysis.dead_units(found, images, out.with_suffix(".png"))
-    _write(out, tuple(rows[0]), (row.values() for row in rows))
+    _timing.write_csv(out, rows)
     if as_json:
-        click.echo(json.dumps(rows).replace("NaN", "null"))
+        _echo(rows)
         return
     show.out().print(show.make(columns, cells))
     if run is None:
@@ -223,6 +226,7 @@ def _shape_bias(run: str | None, images: int, seed: int, out: Path | None, as_js
 
     from zoo import analyses, runs, show
     from zoo import run as engine
+    from zoo.bench import _timing
     from zoo.console import say
     from zoo.report import _analysis
 
@@ -231,12 +235,12 @@ def _shape_bias(run: str | None, images: int, seed: int, out: Path | None, as_js
     scores, conflict, samples = analyses.shape_bias(loaded, images=images, seed=seed)
     path = out or loaded.path / "shape_bias.csv"
     rows = [asdict(each) for each in scores]
-    _write(path, tuple(rows[0]), (row.values() for row in rows))
+    _timing.write_csv(path, rows)
     title = f"{loaded.recipe.model} on {loaded.recipe.data.name}, {conflict.n:,} test images"
     _analysis.severities(scores, conflict, title, path.with_suffix(".png"))
     _analysis.samples(samples, path.with_name(f"{path.stem}_images.png"))
     if as_json:
-        click.echo(json.dumps({"scores": rows, "conflict": asdict(conflict)}))
+        _echo({"scores": rows, "conflict": asdict(conflict)})
         return
     cells = [
         (
@@ -270,18 +274,13 @@ def _exercise(as_json: bool) -> None:
         found = local_affine.local_affine(net, torch.tensor([x]))
         rows.append({"x": x, "h": float(found.output), "W": float(found.weight), "b": float(found.bias), "kink": found.radius})
     if as_json:
-        click.echo(json.dumps(rows))
+        _echo(rows)
         return
     click.echo("net       1 -> 2 -> 2 -> 1, ReLU; h(x) = W x + b up to the next kink")
     cells = [tuple(f"{value:g}" for value in row.values()) for row in rows]
     show.out().print(show.make((">x", ">h(x)", ">W", ">b", ">next kink at distance"), cells))
 
 
-def _write(path: Path, header: tuple[str, ...], rows: Any) -> None:
-    from zoo.files import publish
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *rows])
-
-    publish(path, write)
+def _echo(value: Any) -> None:
+    """Print JSON, null for what is no finite number: its standard knows none."""
+    click.echo(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None)))

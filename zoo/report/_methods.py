@@ -1,4 +1,5 @@
-"""Runs that differ in their seed, and in where and how fast they were trained, are one method: its name, its mean over seeds, and whether two differ."""
+"""Runs that differ in their seed, and in where and how fast they were trained, are one method: its name, its mean over seeds,
+and whether two differ."""
 
 from __future__ import annotations
 
