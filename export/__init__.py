@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo import registry
 from zoo.console import say
 from zoo.spec import BusyError, DataError, DisagreeError, FileError, UsageError, did_you_mean
 
@@ -147,14 +148,15 @@ def program(
     force: bool = False,
     images: int = 1000,
 ) -> Receipt:
-    """Write a run's model for PyTorch (``fmt`` "pt2", ``model.pt2``) or OpenVINO ("openvino", ``model.xml`` and ``model.bin``).
+    """Write a run's model for PyTorch (``fmt`` "pt2", ``model.pt2``), OpenVINO ("openvino", ``model.xml`` and ``model.bin``) or
+    another format that a file here names.
 
     Raises:
         As :func:`onnx`; UsageError also if openvino is not installed.
     """
     from zoo.export import _graph, _other
 
-    _known("format", fmt, tuple(_other.TARGETS))
+    _known("format", fmt, tuple(registry.formats()))
     _known("preprocess", preprocess, tuple(_graph.PREPROCESS))
     chosen = Path(path) if path else None
     return _other.program(run, chosen, fmt=fmt, preprocess=preprocess, softmax=softmax, force=force, images=images)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
-from zoo import files
+from zoo import files, registry
 from zoo.console import say
 from zoo.export import (
     Receipt,
@@ -21,20 +21,16 @@ from zoo.export import (
     check_free,
     check_weights,
     onnx_fp32,
-    openvino_ir,
-    torch_export,
 )
 from zoo.run import Run
 from zoo.spec import DisagreeError
-
-TARGETS: dict[str, ModuleType] = {"pt2": torch_export, "openvino": openvino_ir}
 
 
 def program(
     run: Run, path: Path | None, *, fmt: str, preprocess: str, softmax: bool, force: bool, images: int
 ) -> Receipt:  # fmt: skip
     """See :func:`zoo.export.program`."""
-    began, target = time.monotonic(), TARGETS[fmt]
+    began, target = time.monotonic(), importlib.import_module(f"zoo.export.{registry.formats()[fmt]['module']}")
     out = path or run.path / f"model{target.TARGET.suffix}"
     check_free(out, force=force)
     frozen, seen = check_weights(run), _cases.pictures(run, images)

@@ -14,7 +14,9 @@ from zoo.export._cases import Answer
 from zoo.export._graph import Exported
 from zoo.spec import TargetSpec, UsageError
 
-TARGET = TargetSpec(suffix=".xml", tolerance=1e-4, needs=("openvino", *onnx_fp32.TARGET.needs))
+TARGET = TargetSpec(
+    suffix=".xml", tolerance=1e-4, needs=("openvino", *onnx_fp32.TARGET.needs), format="openvino", beside=(".bin",)
+)
 
 
 def write(model: Exported, path: Path, *, metadata: Mapping[str, str] | None = None) -> None:

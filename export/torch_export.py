@@ -13,7 +13,7 @@ from zoo.export._cases import Answer
 from zoo.export._graph import Exported
 from zoo.spec import TargetSpec
 
-TARGET = TargetSpec(suffix=".pt2", tolerance=1e-4, needs=())
+TARGET = TargetSpec(suffix=".pt2", tolerance=1e-4, format="pt2")
 
 
 def write(model: Exported, path: Path, *, metadata: Mapping[str, str] | None = None) -> None:

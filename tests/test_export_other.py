@@ -15,8 +15,8 @@ import torch
 from test_export import Tiny, images, run_of
 
 import zoo.export
-from zoo import files
-from zoo.export import _graph, _tensorrt, openvino_ir, torch_export
+from zoo import files, registry
+from zoo.export import _graph, _tensorrt, _verify, openvino_ir, torch_export
 from zoo.run import Run
 from zoo.spec import BusyError, DisagreeError, UsageError
 
@@ -74,8 +74,15 @@ def test_a_wrong_one_is_not_published(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert list(run.path.iterdir()) == []
 
 
+def test_every_target_file_is_a_precision_of_onnx_or_a_format() -> None:
+    files = {path.stem for path in Path(zoo.export.__file__).parent.glob("[a-z]*.py") if "TARGET = " in path.read_text()}
+    formats = {fields["module"] for fields in registry.formats().values()}
+    assert files == formats | {module.__name__.rpartition(".")[2] for module in _verify.TARGETS.values()}
+    assert {"pt2", "openvino"} <= set(registry.formats())
+
+
 def test_unknown_format(run: Run) -> None:
-    with pytest.raises(UsageError, match="no format 'tflite'; use one of pt2, openvino"):
+    with pytest.raises(UsageError, match="no format 'tflite'; use one of openvino, pt2"):
         zoo.export.program(run, fmt="tflite")
     assert torch_export.TARGET.suffix == ".pt2"
 

@@ -65,7 +65,7 @@ def test_every_model_on_a_thousand_images(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fmt", ["pt2", "openvino"])
+@pytest.mark.parametrize("fmt", registry.formats())
 @pytest.mark.parametrize("name", [*MODELS, *TIMM])
 def test_every_model_in_other_formats(name: str, fmt: str, tmp_path: Path) -> None:
     if fmt == "openvino":

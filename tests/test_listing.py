@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
+
 import pytest
 from click.testing import CliRunner
 from test_torch_free import loaded_by
 
-from zoo import registry
+from zoo import doctor, recipe, registry
 from zoo.__main__ import run as zoo
 from zoo.cli import _listing, cli
 
@@ -59,3 +62,18 @@ def test_recipes_stand_in_columns_and_none_is_told() -> None:
     everything = CliRunner().invoke(cli, ["recipes"]).output.splitlines()
     assert len({len(line) - len(line.split(" ", 1)[1].lstrip()) for line in everything}) == 1, "the texts begin in one column"
     assert CliRunner().invoke(cli, ["recipes", "nothing"]).output == "nothing matches; see zoo recipes\n"
+
+
+def test_recipes_as_json_are_whole() -> None:
+    told = json.loads(CliRunner().invoke(cli, ["recipes", "--json"]).output)
+    shipped = recipe.shipped()
+    assert list(told) == list(shipped)
+    assert told["s1_ce"]["settings"] == tomllib.loads(shipped["s1_ce"].read_text(encoding="utf-8"))
+    assert told["s1_ce"]["about"].startswith("S1-CE (reported): ")
+    assert CliRunner().invoke(cli, ["recipes", "nothing", "--json"]).output == "{}\n"
+
+
+def test_the_doctor_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "report", lambda: [("timm", "absent", "pip install timm")])
+    told = json.loads(CliRunner().invoke(cli, ["doctor", "--json"]).output)
+    assert told == [{"part": "timm", "state": "absent", "detail": "pip install timm"}]

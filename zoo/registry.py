@@ -54,6 +54,19 @@ def find(kind: str, name: str) -> Any:
     return module.SPECS[name]
 
 
+@cache
+def formats() -> dict[str, dict[str, Any]]:
+    """Export formats beside ONNX: the literal fields of each ``TARGET`` in ``zoo/export`` that names one, plus ``module``."""
+    found = {}
+    for path in sorted((Path(__file__).parent / "export").glob("[a-z]*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.targets[0]) == "TARGET":
+                fields = _fields(node.value, {})
+                if "format" in fields:
+                    found[fields["format"]] = fields | {"module": path.stem}
+    return dict(sorted(found.items()))
+
+
 def _specs(tree: ast.Module) -> dict[str, dict[str, Any]]:
     constants: dict[str, Any] = {}
     specs: dict[str, dict[str, Any]] = {}

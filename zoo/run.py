@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import checkpoint, files, freezing, host, metrics, optim, parallel, report, runs
+from zoo import checkpoint, files, freezing, host, metrics, optim, parallel, registry, report, runs
 from zoo import recipe as recipes
 from zoo.console import say
 from zoo.data import _augment
-from zoo.data._folders import square
+from zoo.data._folders import square, stored_side
 from zoo.data._image import read_image
-from zoo.data.folder import stored_side
 from zoo.files import publish, publish_text
 from zoo.parts import build, build_data, check_deterministic, eval_batches, model_spec, weighted
 from zoo.recipe import Recipe
@@ -53,7 +52,8 @@ class Run:
     @property
     def stored(self) -> int:
         """Side in pixels of the images as the run's data set keeps them: the model's input, or more, cut at the centre."""
-        return stored_side(self.input[1]) if self.recipe.data.name in ("folder", "caltech101") else self.input[1]
+        size = self.input[1]
+        return stored_side(size) if registry.entry("data", self.recipe.data.name).get("margin") else size
 
     def dataset(self) -> DataSet:
         """The data set of the run, split as it was; DataError if it isn't here."""
@@ -252,8 +252,11 @@ def _clear(folder: Path) -> None:
         "env.json",
     ):
         (folder / name).unlink(missing_ok=True)
+    suffixes = {".onnx", ".data"}
+    for target in registry.formats().values():
+        suffixes |= {target["suffix"], *target.get("beside", ())}
     for exported in folder.glob("model.*"):  # of the old weights, in any precision and format
-        if exported.suffix in (".onnx", ".data", ".pt2", ".xml", ".bin"):
+        if exported.suffix in suffixes:
             exported.unlink()
     for name in ("last", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -202,16 +202,22 @@ class DataSpec:
     source: str
     balanced: bool = False
     """Whether every class has the same number of training samples."""
+    margin: bool = False
+    """Whether images are kept an eighth larger than ``size``, so that training can crop at random."""
     recipe: dict[str, Any] = field(default_factory=dict)
     """Recipe values that suit this data set, by dotted key."""
 
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """One export format."""
+    """One file of ``zoo/export`` that writes a model."""
 
     suffix: str
     tolerance: float
     """Largest absolute difference of class probabilities or normalised logits that passes."""
     needs: tuple[str, ...] = ()
     """Packages that must be installed besides torch."""
+    format: str = ""
+    """What ``zoo export --format`` calls it; ONNX, whose files are its precisions, has none."""
+    beside: tuple[str, ...] = ()
+    """Suffixes of the files that lie beside the first."""

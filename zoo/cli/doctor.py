@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import click
+
+from zoo.cli._shared import as_json
 
 
 @click.command("doctor")
-def command() -> None:
+@as_json
+def command(as_json: bool) -> None:
     """Say what is live on this machine, what is not, why, and the line that mends it.
 
     \b
@@ -15,4 +20,8 @@ def command() -> None:
     """
     from zoo import doctor, show
 
-    show.doctor(doctor.report())
+    rows = doctor.report()
+    if as_json:
+        click.echo(json.dumps([dict(zip(("part", "state", "detail"), row)) for row in rows]))
+    else:
+        show.doctor(rows)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from zoo import registry
 from zoo.cli._shared import RUN, Finite, as_json
 from zoo.spec import UsageError
 
@@ -15,9 +16,7 @@ from zoo.spec import UsageError
 @click.command("export")
 @click.argument("run", required=False, type=RUN)
 @click.option("--onnx", "fmt", flag_value="onnx", default="onnx", help="Write ONNX (the default).")
-@click.option(
-    "--format", "fmt", type=click.Choice(["onnx", "pt2", "openvino"]), help="Or write torch.export's or OpenVINO's file."
-)
+@click.option("--format", "fmt", type=click.Choice(["onnx", *registry.formats()]), help="Or write another format's file.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True,
               help="int8 is calibrated on the run's training images.")  # fmt: skip
 @click.option("--preprocess", type=click.Choice(["none", "normalize", "full"]), default="normalize", show_default=True,

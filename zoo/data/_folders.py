@@ -28,6 +28,11 @@ BLOCK = 128
 T = TypeVar("T")
 
 
+def stored_side(size: int) -> int:
+    """Images are kept at 8/7 of the network's input, 256 for 224, so that training can crop at random."""
+    return round(size * 8 / 7)
+
+
 @dataclass(frozen=True)
 class Listing:
     """Image files with their class numbers (n,) int64; ``states`` are (size, modification time) for the cache's key."""

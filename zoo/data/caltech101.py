@@ -14,7 +14,6 @@ from zoo import sampling
 from zoo.console import say
 from zoo.data import _download, _folders, _parts
 from zoo.data._image import SUFFIXES, shown
-from zoo.data.folder import stored_side
 from zoo.spec import DataError, DataSet, DataSpec
 
 IMAGES, BACKGROUND = "101_ObjectCategories", "BACKGROUND_Google"
@@ -44,7 +43,8 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
         listing, notes = _folders.scan(images, classes)
         listings = [listing.take(where) for where in sampling.carve(listing.targets, TEST_SHARE, 0)]
         notes.append(f"no train.txt and test.txt: {len(listings[1].targets):,} images, always the same, are the test set")
-    parts = [_folders.load(each, stored_side(size), f"caltech101-{split}") for split, each in zip(("train", "test"), listings)]
+    side = _folders.stored_side(size)
+    parts = [_folders.load(each, side, f"caltech101-{split}") for split, each in zip(("train", "test"), listings)]
     return _parts.assemble("caltech101", classes, *parts, mean=MEAN, std=STD, val=val, seed=seed, notes=notes)
 
 
@@ -118,6 +118,7 @@ SPECS = {
         mean=MEAN,
         std=STD,
         counts=(5_784, 2_893),
+        margin=True,
         source="Fei-Fei, Fergus and Perona 2004, data.caltech.edu/records/mzrjq-6wc02",
         recipe={"data.val": 0.5, "data.augment": ["rcrop", "flip"]},
     ),

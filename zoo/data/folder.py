@@ -27,18 +27,13 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
         raise UsageError("which folder? name the folder of class folders with --data FOLDER")
     _folders.check_folder(folder)
     name = shown(folder.absolute().name)
-    side = stored_side(size)
+    side = _folders.stored_side(size)
     listings, classes, notes = _listings(folder)
     parts = {split: _folders.load(listing, side, f"{_plain(name)}-{split}") for split, listing in listings.items()}
     held = parts.get("val", val)
     return _parts.assemble(
         name, classes, parts["train"], parts["test"], mean=MEAN, std=STD, val=held, seed=seed, notes=notes
     )  # fmt: skip
-
-
-def stored_side(size: int) -> int:
-    """Images are kept at 8/7 of the network's input, 256 for 224, so that training can crop at random."""
-    return round(size * 8 / 7)
 
 
 def _plain(name: str) -> str:
@@ -92,6 +87,7 @@ SPECS = {
         mean=MEAN,
         std=STD,
         counts=(0, 0),
+        margin=True,
         source="your folder of class folders",
         recipe={"data.augment": ["rcrop", "flip"]},
     ),

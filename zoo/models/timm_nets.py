@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.models import group_parameters
-from torch import Tensor, nn
+from torch import nn
 
-from zoo.spec import Download, ModelSpec, UsageError, did_you_mean
+from zoo.models._timm import download
+from zoo.spec import ModelSpec, UsageError, did_you_mean
 
 
 def build_timm(name: str, classes: int = 1000) -> nn.Module:
@@ -51,31 +49,11 @@ def timm_spec(name: str) -> ModelSpec:
         classes=model.num_classes,
         data=("caltech101", "folder"),
         weights=tuple(_tags(short)),
-        download=lambda tag: timm_download(f"{short.partition('.')[0]}.{tag}"),
+        download=lambda tag: download(f"{short.partition('.')[0]}.{tag}"),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         recipe={"data.augment": ["rcrop:224", "flip"], "optim.lr": 0.01, "optim.weight_decay": 5e-5},
     )
-
-
-def timm_download(full: str) -> Download:
-    """Where timm's weights ``architecture.tag`` come from: the Hugging Face hub if they are there, else their own address."""
-    config: Any = timm.get_pretrained_cfg(full)
-    if config.hf_hub_id:
-        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        file = config.hf_hub_filename or "model.safetensors"
-        return Download(f"{hub}/{config.hf_hub_id}/resolve/main/{file}", f"{full}{Path(file).suffix}", _reader(full))
-    return Download(config.url, config.url.rsplit("/", 1)[-1], _reader(full))
-
-
-def _reader(full: str) -> Callable[[Path], dict[str, Tensor]]:
-    """timm reads the file, since some of its files need their names changed first."""
-
-    def read(path: Path) -> dict[str, Tensor]:
-        model = timm.create_model(full, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
-        return dict(model.state_dict())
-
-    return read
 
 
 def _tags(short: str) -> list[str]:

@@ -33,9 +33,9 @@ def alexnet_download(name: str) -> Download:
 def resnet50_download(name: str) -> Download:
     """torchvision's ImageNet weights, or timm's, whose ResNet-50 has the same parameter names."""
     if name.startswith("timm:"):
-        from zoo.models import timm_nets
+        from zoo.models import _timm
 
-        return timm_nets.timm_download(f"resnet50.{name.removeprefix('timm:')}")
+        return _timm.download(f"resnet50.{name.removeprefix('timm:')}")
     from torchvision import models
 
     return _torchvision(models.ResNet50_Weights, name)
