@@ -26,7 +26,7 @@ demo: $(STAMP)
 	@$(BIN)/zoo demo
 
 test: lint
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

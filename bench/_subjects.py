@@ -89,9 +89,9 @@ def opened(
         tried(Path(target))
         yield _of_file(Path(target))
         return
-    subject, exported = _of_model(target) if _is_model(target) else _of_run(target, precisions, tried)
     with tempfile.TemporaryDirectory() as name:
-        with torch.inference_mode(False):  # the exporter traces
+        with torch.inference_mode(False):  # the exporter traces, which takes it two attempts with weights made in that mode
+            subject, exported = _of_model(target) if _is_model(target) else _of_run(target, precisions, tried)
             files = _files(subject, exported, Path(name), precisions)
         yield replace(subject, files=files)
 

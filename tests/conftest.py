@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    # a core a worker: threads of two workers on the same cores would wait for each other most of the time
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 SHARED = ROOT.parent / "shared" / "data"
 TINY = ["epochs=1", "batch_size=250", "data.name=synthetic", "data.imbalance=exp:0.05", "device=cpu"]
 
@@ -19,7 +23,7 @@ TINY = ["epochs=1", "batch_size=250", "data.name=synthetic", "data.imbalance=exp
 def zoo_command(*words: str, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``zoo`` in a fresh process, as a user would."""
     command = [sys.executable, "-m", "zoo", *words]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **environment}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
 
 
@@ -29,6 +33,7 @@ def quiet_places(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["ZOO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["ZOO_RUNS"] = str(tmp_path_factory.mktemp("runs"))
     os.environ.setdefault("NO_COLOR", "1")
+    os.environ["COLUMNS"] = "100"
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def test_rcrop_is_a_window(images: Tensor, draws: Tensor) -> None:
 
 @pytest.mark.parametrize("size", [28, 32, 64, 96, 127, 128, 224, 299])
 def test_rcrop_undoes_the_stored_eighth(size: int) -> None:
-    from zoo.data.folder import stored_side
+    from zoo.data._folders import stored_side
 
     images = torch.zeros((1, stored_side(size), stored_side(size), 3), dtype=torch.uint8)
     assert pixels(images, torch.zeros(1, _augment.DRAWS), "rcrop").shape == (1, size, size, 3)
