@@ -18,7 +18,7 @@ from report_cases import Reader, cells, fake_run
 
 from zoo import metrics, report
 from zoo.cli import cli
-from zoo.report import _compare, _draw, _methods, _read
+from zoo.report import _blocks, _compare, _draw, _methods, _read
 from zoo.spec import UsageError
 
 
@@ -67,7 +67,7 @@ def test_the_pairs_that_all_confuse_are_compared(three: list[Path], tmp_path: Pa
 
 
 def test_runs_without_validation_have_no_empty_panel(tmp_path: Path) -> None:
-    runs = [_read.read(fake_run(tmp_path / name, val=0)) for name in ("a", "b")]
+    runs = [_read.read(fake_run(tmp_path / name, val=0, seed=seed)) for seed, name in enumerate(("a", "b"))]
     (axes,) = _compare._curves(runs, ["a", "b"]).axes
     assert axes.get_title().startswith("training accuracy")
     assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["cross entropy (2 seeds)"]
@@ -95,14 +95,28 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_methods_are_tested_over_their_seeds(seeds: list[Path], tmp_path: Path) -> None:
     page = report.compare(seeds, tmp_path / "c.html").page.read_text()
     first, second = ([100 * _read.read(path).test["accuracy"] for path in part] for part in (seeds[:3], seeds[3:]))
-    row = next(row for row in cells(page) if row[:2] == ["cross entropy", "focal"])
-    gaps = np.subtract(first, second)
+    row = next(row for row in cells(page) if row[:2] == ["focal", "cross entropy"])
+    gaps = np.subtract(second, first)
     half = 4.30265 * gaps.std(ddof=1) / np.sqrt(3)
     assert row[2:5] == ["3 seeds, paired", f"{gaps.mean():+.2f}", f"{gaps.mean() - half:+.2f} to {gaps.mean() + half:+.2f}"]
     assert row[-1] == "focal is better"
     pairs = [row for row in cells(page) if row[0].startswith("ce-s") and row[1].startswith("focal-s")]
     assert [(row[0][-1], row[1][-1]) for row in pairs] == [("0", "0"), ("1", "1"), ("2", "2")], "same seed, two methods"
     assert page.count("data:image/png;base64,") == 4, "curves, classes, and a confusion matrix a method"
+
+
+def test_methods_stand_by_their_means_and_a_seed_trained_twice_is_one(seeds: list[Path]) -> None:
+    runs = [_read.read(path) for path in seeds]
+    again = msgspec.structs.replace(runs[0].recipe, compile=True)
+    twice = [*runs, dataclasses.replace(runs[0], recipe=again, test={**runs[0].test, "accuracy": 0.0})]
+    table = next(block for block in _methods.over_seeds(twice) if isinstance(block, _blocks.Table))
+    own = [run.test["accuracy"] for run in runs[:3]]
+    assert [row[:2] for row in table.rows] == [("focal", "0, 1, 2"), ("cross entropy", "0, 1, 2")]
+    assert (
+        table.rows[1][2]
+        == f"{100 * np.mean([own[0] / 2, *own[1:]]):.2f} ± {100 * np.std([own[0] / 2, *own[1:]], ddof=1):.2f} (n = 3)"
+    )
+    assert _methods.names(twice)[0] == "cross entropy (3 seeds)"
 
 
 def test_a_method_has_one_colour_in_every_picture(seeds: list[Path]) -> None:
@@ -185,9 +199,9 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_holm_by_hand() -> None:
-    assert _compare.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert _compare.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert _compare.holm([]) == []
+    assert metrics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert metrics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert metrics.holm([]) == []
 
 
 def test_the_command_prints_what_the_page_begins_with(

@@ -159,3 +159,12 @@ def mcnemar(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndar
 
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     return only_a, only_b, float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p values corrected for their number (Holm 1979): each stays below the level only if all smaller ones do."""
+    corrected, largest = [0.0] * len(values), 0.0
+    for rank, at in enumerate(np.argsort(values, kind="stable")):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[at]))
+        corrected[at] = largest
+    return corrected

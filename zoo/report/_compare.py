@@ -119,22 +119,13 @@ def same_images(a: Folder, b: Folder) -> bool:
     return bool(keys[0]) and keys[0] == keys[1]
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """p values corrected for their number (Holm 1979): each stays below the level only if all smaller ones do."""
-    corrected, largest = [0.0] * len(values), 0.0
-    for rank, at in enumerate(np.argsort(values, kind="stable")):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[at]))
-        corrected[at] = largest
-    return corrected
-
-
 def _paired(runs: Sequence[Folder], names: Sequence[str]) -> list[Block]:
     every, method = list(combinations(range(len(runs)), 2)), _methods.numbers(runs)
     if len(runs) > ALL_PAIRS:
         every = [(a, b) for a, b in every if method[a] != method[b] and runs[a].recipe.seed == runs[b].recipe.seed]
     pairs = [(a, b) for a, b in every if same_images(runs[a], runs[b])]
     tests = [metrics.mcnemar(runs[a].right, runs[b].right) for a, b in pairs]
-    corrected = holm([p for _, _, p in tests])
+    corrected = metrics.holm([p for _, _, p in tests])
     rows = []
     for (a, b), (only_a, only_b, p), q in zip(pairs, tests, corrected):
         better = names[a] if only_a > only_b else names[b]

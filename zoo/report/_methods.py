@@ -3,7 +3,7 @@ and whether two differ."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import mean
 
@@ -31,7 +31,8 @@ def names(runs: Sequence[Folder]) -> list[str]:
     for key in (key for key in values[0] if key not in NOT_THE_RECIPE):
         shared = {name: {repr(each[key]) for each, other in zip(values, found) if other == name} for name in found}
         found = [f"{name}, {key}={each[key]}" if len(shared[name]) > 1 else name for name, each in zip(found, values)]
-    return [f"{name} ({count} seed{'s' * (count > 1)})" for name, count in zip(found, map(method.count, method))]
+    seeds = [len({run.recipe.seed for run, other in zip(runs, method) if other == each}) for each in method]
+    return [f"{name} ({count} seed{'s' * (count > 1)})" for name, count in zip(found, seeds)]
 
 
 def classes(group: Sequence[Folder]) -> list[metrics.Row]:
@@ -45,35 +46,43 @@ def classes(group: Sequence[Folder]) -> list[metrics.Row]:
     return found
 
 
+def by_seed(group: Sequence[Folder]) -> dict[int, float]:
+    """Test accuracy of a method's finished runs by seed: of two runs of one seed, on another device say, the mean."""
+    found: dict[int, list[float]] = {}
+    for run in group:
+        if run.test:
+            found.setdefault(run.recipe.seed, []).append(run.test["accuracy"])
+    return {seed: mean(values) for seed, values in sorted(found.items())}
+
+
 def over_seeds(runs: Sequence[Folder]) -> list[Block]:
-    """Mean, deviation and interval of each method, and a test of each two over their seeds; nothing if no method has two."""
+    """Mean, deviation and interval of each method, the best first, and a test of each two; nothing if no method has two seeds."""
     method, called = numbers(runs), names(runs)
-    groups = [[run for run, number in zip(runs, method) if number == each and run.test] for each in range(max(method) + 1)]
-    labels = [called[method.index(each)].rpartition(" (")[0] for each in range(len(groups))]
-    if all(len(group) < 2 for group in groups):
+    methods = []
+    for each in range(max(method) + 1):
+        values = by_seed([run for run, number in zip(runs, method) if number == each])
+        if values:
+            methods.append((called[method.index(each)].rpartition(" (")[0], values))
+    methods.sort(key=lambda item: -mean(item[1].values()))
+    if all(len(values) < 2 for _, values in methods):
         return []
-    rows = []
-    for name, group in zip(labels, groups):
-        if group:
-            values = [run.test["accuracy"] for run in group]
-            rows.append((name, ", ".join(str(run.recipe.seed) for run in group), spread(values), interval(values)))
+    rows = [
+        (name, ", ".join(map(str, values)), spread(list(values.values())), interval(list(values.values())))
+        for name, values in methods
+    ]
     head = ("method", "seeds", ">test accuracy %, mean ± sd", "95 % interval (t)")
     blocks: list[Block] = [Heading("Methods, over their seeds"), Table(head, rows)]
-    tests = [
-        (labels[a], labels[b], *difference(groups[a], groups[b]))
-        for a, b in combinations(range(len(groups)), 2)
-        if min(len(groups[a]), len(groups[b])) > 1
+    pairs = [(a, b) for a, b in combinations(methods, 2) if min(len(a[1]), len(b[1])) > 1]
+    tests = [difference(a, b) for (_, a), (_, b) in pairs]
+    corrected = metrics.holm([p for *_, p in tests])
+    cells = [
+        (a, b, over, f"{gap:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{p:.2g}", _verdict(a, b, gap, q))
+        for ((a, _), (b, _)), (over, gap, low, high, p), q in zip(pairs, tests, corrected)
     ]
-    if tests:
+    if cells:
+        many = f" (p corrected for {len(tests)} tests, Holm 1979)" if len(tests) > 1 else ""
         columns = ("first", "second", "test over", ">difference, points", "95 % interval", ">p", "verdict")
-        corrected = (
-            f" (p below {LEVEL / len(tests):.2g}: {LEVEL} over {len(tests)} tests, Bonferroni)" if len(tests) > 1 else ""
-        )
-        cells = [
-            (a, b, over, f"{gap:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{p:.2g}", _verdict(a, b, gap, p * len(tests)))
-            for a, b, over, gap, low, high, p in tests
-        ]
-        blocks += [Table(columns, cells), Text(f"A verdict needs a difference beyond the chance of seeds{corrected}.")]
+        blocks += [Table(columns, cells), Text(f"A verdict needs a difference beyond the chance of seeds{many}.")]
     return blocks
 
 
@@ -81,14 +90,14 @@ def _verdict(first: str, second: str, gap: float, p: float) -> str:
     return f"{first if gap > 0 else second} is better" if p < LEVEL else "not a difference"
 
 
-def difference(first: Sequence[Folder], second: Sequence[Folder]) -> tuple[str, float, float, float, float]:
-    """What was tested, mean difference first - second in points, its 95 % interval, and p.
+def difference(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[str, float, float, float, float]:
+    """What was tested, mean difference first - second in points, its 95 % interval, and p; the accuracies are given by seed.
 
     Student's paired t where both have the same seeds, which then share their training images; Welch's (1947) where not.
     """
     from scipy import stats
 
-    a, b = ({run.recipe.seed: 100 * run.test["accuracy"] for run in group} for group in (first, second))
+    a, b = ({seed: 100 * value for seed, value in each.items()} for each in (first, second))
     if set(a) == set(b):
         seeds = sorted(a)
         gaps = [a[seed] - b[seed] for seed in seeds]
