@@ -201,7 +201,7 @@ class Degrade:
             raise error
         print(f"zoo: {part}: {error}", file=sys.stderr)
         what = str(error).splitlines()[0][:120] if isinstance(error, RuntimeError) else "it did not compile or link"
-        reasons[part] = f"{what}; see why with: pip install -v --no-build-isolation --no-deps ."
+        reasons[part] = f"{what}; see why with: pip install -v --no-deps ."
 
     def copy_extensions_to_source(self) -> None:
         """Into the checkout of an editable install, each in one step: another process sees the old file, none, or the new one."""

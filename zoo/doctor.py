@@ -75,7 +75,7 @@ def _kernels() -> list[Row]:
         state = "absent" if served.startswith("PyTorch") else "broken" if "does not load" in served else "ok"
         rows.append(("focal loss kernel", state, served))
     except (ImportError, OSError, RuntimeError) as error:  # torch itself, or a kernel that was built for something else
-        rows.append(("focal loss kernel", "broken", f"{_first(error)}; rebuild it: pip install --no-build-isolation -e ."))
+        rows.append(("focal loss kernel", "broken", f"{_first(error)}; rebuild it: pip install --no-deps -e ."))
     note = Path(__file__).with_name("_build.json")
     if not note.is_file():
         return [*rows, ("extension", "absent", "never built here: pip install . (in a checkout: make lint)")]
