@@ -103,7 +103,7 @@ def test_bad_recipes_are_named(tmp_path: Path, text: str, says: list[str]) -> No
 
 
 def test_a_wrong_override_is_not_laid_on_a_line_of_the_file() -> None:
-    with pytest.raises(UsageError, match=r"^loss.beta = 1.0 is not allowed: expected float < 1.0$"):
+    with pytest.raises(UsageError, match=r"^loss.beta = 1.0 is not allowed: expected float >= 0 and < 1$"):
         recipes.resolve("demo", {"loss.beta": 1.0})
 
 

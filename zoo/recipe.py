@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -329,19 +329,26 @@ def _typed(flat: Mapping[str, Any], path: Path | None = None, text: str = "", ch
         key = place.strip("`$.").partition("[")[0]
         expected = expected.replace("`", "").replace("Expected", "expected")
         if "Invalid enum" in expected:
-            expected = "expected one of " + ", ".join(_choices(key))
+            expected = "expected one of " + ", ".join(map(str, _type(key).__args__))
+        expected = re.sub(r"(int|float) [<>]=? .*", lambda found: f"{found[1]} {_bounds(key)}", expected)
         where = "" if key in changed else _where(path, text, key)
         raise UsageError(f"{key} = {flat.get(key)!r}{where} is not allowed: {expected}") from error
 
 
-def _choices(key: str) -> Iterator[str]:
+def _type(key: str) -> Any:
+    """The type that the setting is declared with."""
     struct: Any = Recipe
-    *tables, leaf = key.split(".")
-    for table in tables:
-        struct = {field.name: field.type for field in msgspec.structs.fields(struct)}[table]
-    for field in msgspec.structs.fields(struct):
-        if field.name == leaf:
-            yield from (str(choice) for choice in getattr(field.type, "__args__", ()))
+    for part in key.split("."):
+        struct = {field.name: field.type for field in msgspec.structs.fields(struct)}[part]
+    return struct
+
+
+def _bounds(key: str) -> str:
+    """``>= 0 and < 1``: the whole range of a number, or of each in a list, where msgspec names the bound that was passed."""
+    kind: Any = msgspec.inspect.type_info(_type(key))
+    kind = getattr(kind, "item_type", kind)
+    ends = {">": kind.gt, ">=": kind.ge, "<": kind.lt, "<=": kind.le}
+    return " and ".join(f"{sign} {value:.15g}" for sign, value in ends.items() if value is not None)
 
 
 def _twice(text: str, message: str) -> str:
