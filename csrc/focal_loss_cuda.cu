@@ -2,7 +2,12 @@
 // current stream. Nothing is copied back and nothing waited for: a wrong label shows as NaN, and in a word that zoo/ops.py reads.
 #include <Python.h>
 
+#include <algorithm>
 #include <atomic>
+#include <map>
+#include <mutex>
+#include <tuple>
+#include <utility>
 
 #include <cuda_runtime.h>
 
@@ -15,12 +20,23 @@
 
 namespace {
 
-// Blocks that keep the device busy: many small ones on each multiprocessor.
-int64_t busy_blocks() {
-  int device = 0, processors = 0;
-  STD_TORCH_CHECK(cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess,
-                  "zoo::focal_loss: the CUDA device cannot be asked");
-  return int64_t(processors) * 16;
+// Blocks of a kernel that the device runs at once, at most `most` on each multiprocessor (0: as many as fit). More would begin
+// when these end, and leave most of the device idle while the last few run.
+int64_t blocks_at_once(const void* kernel, int threads, int most) {
+  static std::mutex alone;
+  static std::map<std::tuple<const void*, int, int>, std::pair<int, int>> known;
+  int device = 0;
+  STD_TORCH_CHECK(cudaGetDevice(&device) == cudaSuccess, "zoo::focal_loss: the CUDA device cannot be asked");
+  const std::lock_guard<std::mutex> lock(alone);
+  auto [found, fresh] = known.try_emplace({kernel, threads, device});
+  auto& [processors, fit] = found->second;
+  if (fresh) {
+    const bool told = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
+                      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, threads, 0) == cudaSuccess && fit > 0;
+    if (!told) known.erase(found);
+    STD_TORCH_CHECK(told, "zoo::focal_loss: the CUDA device cannot run this kernel: ", cudaGetErrorString(cudaGetLastError()));
+  }
+  return int64_t(processors) * (most != 0 && most < fit ? most : fit);
 }
 
 // Host memory that every device's kernels write and the host reads without a call (see Scratch::wrong). Kept for good: a
@@ -50,23 +66,21 @@ PyObject* take_wrong_row(PyObject*, PyObject*) {
 }
 
 template <typename T>
-void run(const zoo::Problem& p, const Tensor& loss, const Tensor& factor, const zoo::Scratch& scratch, cudaStream_t stream) {
+void run(const zoo::Problem& p, const Tensor& loss, const Tensor& factor, zoo::Scratch scratch, cudaStream_t stream) {
   using A = typename T::Real;
   A* loss_out = static_cast<A*>(loss.mutable_data_ptr());
   A* power_out = static_cast<A*>(factor.mutable_data_ptr());
-  zoo::choose<T>(
-      p,
-      [&](auto kernel, int64_t grid, int threads) {
-        if (grid > 1) {
-          const int64_t rows = p.n * p.inner, wanted = (rows + 1023) / 1024;
-          const int counting = int(wanted < 256 ? wanted : 256);
-          zoo::count_rows<<<counting, 256, 0, stream>>>(p, scratch);
-          zoo::normalise<<<1, 256, 0, stream>>>(p, scratch, counting);
-        }
-        kernel<<<unsigned(grid), threads, 0, stream>>>(p, scratch, loss_out, power_out);
-        if (grid > 1) zoo::finish<A><<<1, 256, 0, stream>>>(p, scratch, int(grid), loss_out, power_out);
-      },
-      busy_blocks());
+  zoo::choose<T>(p, [&](auto kernel, int64_t wanted, int threads, int most) {
+    const int64_t busy = blocks_at_once(reinterpret_cast<const void*>(kernel), threads, most);
+    const int64_t grid = std::clamp<int64_t>(wanted, 1, std::min<int64_t>(busy, zoo::most_blocks));
+    if (grid > 1) {
+      constexpr int64_t labels = zoo::most_counts * zoo::labels_at_once;  // of a block that counts
+      scratch.counting = int(std::min<int64_t>((p.n * p.inner + labels - 1) / labels, zoo::most_counts));
+      zoo::count_rows<<<unsigned(scratch.counting), zoo::most_counts, 0, stream>>>(p, scratch);
+    }
+    kernel<<<unsigned(grid), unsigned(threads), 0, stream>>>(p, scratch, loss_out, power_out);
+    if (grid > 1) zoo::finish<A><<<1, 256, 0, stream>>>(p, scratch, int(grid), loss_out, power_out);
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> focal_loss(
@@ -74,10 +88,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> focal_loss(
     double scale, int64_t ignore_index, int64_t reduction, bool want_grad, bool want_rows) {
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   Prepared made = prepare(logits, target, weight, gamma, label_smoothing, scale, ignore_index, reduction, want_grad, want_rows);
-  const int64_t size[] = {2 * zoo::most_blocks + 2};
+  const int64_t size[] = {2 * (zoo::most_counts + zoo::most_blocks)};
   const Tensor room = torch::stable::new_empty(logits, torch::headeronly::IntHeaderOnlyArrayRef(size, size_t(1)), ScalarType::Double);
-  double* doubles = static_cast<double*>(room.mutable_data_ptr());
-  const zoo::Scratch scratch{doubles, doubles + 2 * zoo::most_blocks, wrong_word()};
+  auto* totals = static_cast<zoo::Totals*>(room.mutable_data_ptr());
+  const zoo::Scratch scratch{totals, totals + zoo::most_counts, wrong_word(), 0};
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(logits.get_device_index(), &stream) == 0, "zoo::focal_loss: no current CUDA stream");
   const auto on = static_cast<cudaStream_t>(stream);

@@ -199,5 +199,5 @@ def test_the_cuda_kernels_compile_and_stay_in_registers(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     built = {number: set(re.findall(rf"Compiling entry function '(\w+)' for 'sm_{number}'", ran.stderr)) for number in (80, 90)}
     assert built[80] == built[90]
-    assert all(any(name in kernel for kernel in built[80]) for name in ("few_classes", "warp_row", "long_row", "finish"))
+    assert all(any(name in kernel for kernel in built[80]) for name in ("few_classes", "held_row", "long_row", "finish"))
     assert set(re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", ran.stderr)) == {("0", "0")}
