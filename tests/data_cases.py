@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from zoo import registry
+from zoo.data._folders import stored_side
 from zoo.spec import DataError, DataSet
 
 
@@ -37,7 +38,11 @@ def tree(
 
 
 def build(name: str, folder: Path | None, *, size: int = 28, val: float = 0.5, seed: int = 0) -> DataSet:
-    return registry.find("data", name).build(folder, size=size, val=val, seed=seed)
+    """The data set, its images as large as its spec says."""
+    spec = registry.find("data", name)
+    data: DataSet = spec.build(folder, size=size, val=val, seed=seed)
+    assert data.test.images.shape[1] == (stored_side(size) if spec.margin else size)
+    return data
 
 
 def check(data: DataSet) -> None:

@@ -237,3 +237,12 @@ def test_a_forced_run_keeps_no_file_of_the_old_weights(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"old")
     run._clear(tmp_path)
     assert list(tmp_path.iterdir()) == [mine]
+
+
+@pytest.mark.parametrize(("data", "side"), [("folder", 256), ("caltech101", 256), ("cifar10", 224)])
+def test_an_image_is_taken_as_the_data_set_keeps_its_own(tmp_path: Path, data: str, side: int) -> None:
+    from zoo import recipe
+
+    made = recipe.resolve("alexnet", {"data.name": data, "data.dir": str(tmp_path)})
+    shown = run.Run(tmp_path, torch.nn.Identity(), made, ("a", "b"), (3, 224, 224), (0.0,) * 3, (1.0,) * 3, [], {})
+    assert shown.stored == side
