@@ -129,7 +129,7 @@ def _paired(runs: Sequence[Folder], names: Sequence[str]) -> list[Block]:
     rows = []
     for (a, b), (only_a, only_b, p), q in zip(pairs, tests, corrected):
         better = names[a] if only_a > only_b else names[b]
-        verdict = f"{better} is better" if q < LEVEL else "not a difference"
+        verdict = f"{better} is better" if q < LEVEL else "no difference shown"
         rows.append((names[a], names[b], f"{only_a:,}", f"{only_b:,}", _p(p), *([_p(q)] if len(pairs) > 1 else []), verdict))
     head = [
         "first",

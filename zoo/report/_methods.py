@@ -76,18 +76,18 @@ def over_seeds(runs: Sequence[Folder]) -> list[Block]:
     tests = [difference(a, b) for (_, a), (_, b) in pairs]
     corrected = metrics.holm([p for *_, p in tests])
     cells = [
-        (a, b, over, f"{gap:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{p:.2g}", _verdict(a, b, gap, q))
+        (a, b, over, f"{gap:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{p:.2g}", f"{q:.2g}", _verdict(a, b, gap, q))
         for ((a, _), (b, _)), (over, gap, low, high, p), q in zip(pairs, tests, corrected)
     ]
     if cells:
-        many = f" (p corrected for {len(tests)} tests, Holm 1979)" if len(tests) > 1 else ""
-        columns = ("first", "second", "test over", ">difference, points", "95 % interval", ">p", "verdict")
+        many = f" (p below {LEVEL}, corrected for {len(tests)} tests by Holm 1979)" if len(tests) > 1 else ""
+        columns = ("first", "second", "test over", ">difference, points", "95 % interval", ">p", ">p, Holm", "verdict")
         blocks += [Table(columns, cells), Text(f"A verdict needs a difference beyond the chance of seeds{many}.")]
     return blocks
 
 
 def _verdict(first: str, second: str, gap: float, p: float) -> str:
-    return f"{first if gap > 0 else second} is better" if p < LEVEL else "not a difference"
+    return f"{first if gap > 0 else second} is better" if p < LEVEL else "no difference shown"
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[str, float, float, float, float]:
