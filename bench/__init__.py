@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo import files
+from zoo.errors import UsageError
 from zoo.export import _guard
-from zoo.spec import UsageError
 
 BUSY = 0.25
 """Cores in use by others above which a benchmark warns: threads that wait for each other then wait for the scheduler."""
@@ -41,13 +41,15 @@ def command(
 ) -> Path:
     """``zoo bench``: measure runs (none named: the latest), models, files, or a part of zoo; print the table, say where the files are."""
     from zoo.bench import _timing
-    from zoo.console import say
+    from zoo.console import print_line
 
     began, targets = time.time(), [what] if isinstance(what, str | Path) else list(what or ())
     if out is not None:
         _check_out(out)
     if (taken := _timing.busy()) > BUSY:
-        say(f"warning  other processes keep {taken:.1f} cores busy: figures will be off, by 10 times or more at small batches")
+        print_line(
+            f"warning  other processes keep {taken:.1f} cores busy: figures will be off, by 10 times or more at small batches"
+        )
     part = next((str(target) for target in targets if str(target) in names()), "")
     if part:
         limited = max_memory or timeout != _guard.TIMEOUT
@@ -80,20 +82,20 @@ def _check_out(out: Path) -> None:
 
 def _known(targets: Sequence[str | Path]) -> list[str]:
     """The targets, the latest run if there are none; which run a name stands for is said."""
-    from zoo import runs
-    from zoo.console import say
+    from zoo import run_folders
+    from zoo.console import print_line
 
-    found = [str(target) for target in targets] or [str(runs.find(None))]
+    found = [str(target) for target in targets] or [str(run_folders.find(None))]
     if not targets:
-        say(f"run      {found[0]}")
+        print_line(f"run      {found[0]}")
     return found
 
 
 def _tell(module: Any, path: Path, began: float, *, as_json: bool) -> None:
     """Print the table and name the pictures that were drawn since ``began``: others' may have names that begin alike."""
-    from zoo import report, show
+    from zoo import report, tables
     from zoo.bench import _timing
-    from zoo.console import say
+    from zoo.console import print_line
 
     if (path.parent / "recipe.toml").is_file() and path.name == "bench.csv":
         report.summary(path.parent)
@@ -103,14 +105,14 @@ def _tell(module: Any, path: Path, began: float, *, as_json: bool) -> None:
         json.dump(rows, sys.stdout, indent=1)
         print()
         return
-    show.out().print(module.table(rows))
+    tables.out().print(module.table(rows))
     drawn = sorted(each for each in path.parent.glob(f"{path.stem}*.png") if each.stat().st_mtime >= began)
-    say("  ".join([f"bench    {path}", *(picture.name for picture in drawn)]))
+    print_line("  ".join([f"bench    {path}", *(picture.name for picture in drawn)]))
 
 
 def compare(first: Path, second: Path, *, as_json: bool = False) -> None:
     """``zoo bench --compare``: two CSV files row by row."""
-    from zoo import show
+    from zoo import tables
     from zoo.bench import _compare
 
     rows = _compare.compared(first, second)
@@ -118,7 +120,7 @@ def compare(first: Path, second: Path, *, as_json: bool = False) -> None:
         json.dump(rows, sys.stdout, indent=1)
         print()
     else:
-        show.out().print(_compare.table(rows))
+        tables.out().print(_compare.table(rows))
 
 
 def numbers(option: str, text: str | None) -> tuple[int, ...]:

@@ -10,9 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
-from zoo import show
+from zoo import tables
 from zoo.bench import _show, _timing
-from zoo.spec import FileError
+from zoo.errors import FileError
 
 KEYS = ("model", "contender", "mode", "workers", "device", "batch", "threads", "precision")
 """Columns by which rows of the two files belong together, those of them that both have."""
@@ -87,7 +87,7 @@ def _pair(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """For a terminal; what differs within the 95 % intervals only is said not to differ."""
-    found = show.make(("contender", ">batch", ">first", ">second img/s", ">ratio", ">95 %", "verdict"), [])
+    found = tables.make(("contender", ">batch", ">first", ">second img/s", ">ratio", ">95 %", "verdict"), [])
     if any(row["noisy"] == "yes" for row in rows):
         found.caption, found.caption_justify = "* noisy: rounds of one or both differ much", "left"
     several = len({row.get("model") for row in rows}) > 1

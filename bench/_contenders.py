@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo import host
+from zoo import machine
 from zoo.bench import _memory
 from zoo.export._graph import Exported
 
@@ -66,18 +66,18 @@ def loaded(
     *,
     file_mb: float,
     may_fail: bool = False,
-    where: torch.device | None = None,
+    device: torch.device | None = None,
 ) -> Contender:
     """The contender of what ``load`` gives, with the time and the memory that loading took."""
     start = time.perf_counter()
-    thing, _, kept = _memory.used(load, where)
+    thing, _, kept = _memory.used(load, device)
     spent = (time.perf_counter() - start) * 1e3
     return Contender(name, precision, lambda inputs: prepare(thing, inputs), spent, kept, file_mb, may_fail)
 
 
-def of_pytorch(build: Callable[[], Exported], where: torch.device, *, compiled: bool, file_mb: float) -> list[Contender]:
+def of_pytorch(build: Callable[[], Exported], device: torch.device, *, compiled: bool, file_mb: float) -> list[Contender]:
     """PyTorch's ways to run the model that ``build`` makes, on ``where``, eager float32 first."""
-    half = _half(where)
+    half = _half(device)
     ways = [
         (BASE, "fp32", torch.contiguous_format, False),
         ("pytorch channels_last", "fp32", torch.channels_last, False),
@@ -86,7 +86,7 @@ def of_pytorch(build: Callable[[], Exported], where: torch.device, *, compiled: 
         (f"torch.compile {half}", half, torch.channels_last, True),
     ]
     return [
-        _way(name, precision, build, layout, where, compiled=compile_it, file_mb=file_mb)
+        _way(name, precision, build, layout, device, compiled=compile_it, file_mb=file_mb)
         for name, precision, layout, compile_it in ways
         if precision and (compiled or not compile_it)
     ]
@@ -109,15 +109,15 @@ class _Typed(nn.Module):
         return logits.softmax(1) if self.exported.softmax else logits
 
 
-def _half(where: torch.device) -> str:
+def _half(device: torch.device) -> str:
     """The half type that the hardware multiplies, if any: fp16 on a GPU, as onnxruntime's there."""
-    if where.type == "cuda":
+    if device.type == "cuda":
         return "fp16"
-    return "bf16" if host.precision("auto", where) == "bf16" else ""
+    return "bf16" if machine.precision("auto", device) == "bf16" else ""
 
 
 def _way(
-    name: str, precision: str, build: Callable[[], Exported], layout: torch.memory_format, where: torch.device, *, compiled: bool,
+    name: str, precision: str, build: Callable[[], Exported], layout: torch.memory_format, device: torch.device, *, compiled: bool,
     file_mb: float,
 ) -> Contender:  # fmt: skip
     dtype = _DTYPES[precision]
@@ -126,12 +126,12 @@ def _way(
         # compiled for this one shape, weights frozen into the graph: the fastest that torch.compile offers
         run = torch.compile(model, dynamic=False, options={"freezing": True}) if compiled else model
 
-        if where.type == "cpu":
+        if device.type == "cpu":
             return Ready(lambda: run(inputs))
-        here = inputs.to(where)
-        return Ready(lambda: run(inputs.to(where)).cpu(), lambda: run(here))
+        here = inputs.to(device)
+        return Ready(lambda: run(inputs.to(device)).cpu(), lambda: run(here))
 
     def load() -> nn.Module:
-        return _Typed(build(), dtype, layout).to(where)
+        return _Typed(build(), dtype, layout).to(device)
 
-    return loaded(name, precision, load, prepare, file_mb=file_mb, may_fail=compiled, where=where)
+    return loaded(name, precision, load, prepare, file_mb=file_mb, may_fail=compiled, device=device)

@@ -9,8 +9,9 @@ from typing import Any
 
 from rich.table import Table
 
-from zoo import checkpoint, recipe, show
+from zoo import recipe, tables
 from zoo.bench import _timing
+from zoo.training import checkpoint
 
 COLUMNS = ("mean_factor", "focal_scale", "easy", "hard")
 """Mean of (1 - p_t)^gamma over an epoch, the loss's scale from its end on, the shares of easy and hard samples among its draws."""
@@ -61,8 +62,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
                 _cell(name, statistics.fmean(float(row[name]) for row in group)),
                 _cell(name, float(told)) if told else "",
             ]
-    return show.make(columns, cells)
+    return tables.make(columns, cells)
 
 
 def _cell(name: str, value: float) -> str:
-    return show.percent(value) if name in ("easy", "hard") else f"{value:.3g}"
+    return tables.percent(value) if name in ("easy", "hard") else f"{value:.3g}"

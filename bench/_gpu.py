@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from zoo.bench._contenders import Call, Contender, Ready, loaded
+from zoo.errors import UsageError
 from zoo.export import _guard, _session
-from zoo.spec import UsageError
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 HEAVY = ("Conv", "Gemm", "MatMul")
@@ -29,7 +29,7 @@ FELL = " (on the cpu)"
 _KINDS = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(float16)": np.float16}
 
 
-def contenders(files: Mapping[str, Path], where: torch.device, threads: int, *, allow_cpu: bool) -> list[Contender]:
+def contenders(files: Mapping[str, Path], device: torch.device, threads: int, *, allow_cpu: bool) -> list[Contender]:
     """The CUDA provider (fp32, fp16), and TensorRT where it starts.
 
     Raises:
@@ -42,26 +42,26 @@ def contenders(files: Mapping[str, Path], where: torch.device, threads: int, *, 
                 continue
             full = name if precision == "fp32" else f"{name} {precision}"
             try:
-                proof = prove(path, provider, where, threads)
+                proof = prove(path, provider, device, threads)
             except UsageError:
                 if provider == TENSORRT:
                     continue
                 if not allow_cpu:
                     raise
                 proof, full = "fell back to the cpu, as allowed", full + FELL
-            found.append(_contender(full, precision, path, provider, where, threads, proof))
+            found.append(_contender(full, precision, path, provider, device, threads, proof))
     return found
 
 
 def _contender(
-    name: str, precision: str, path: Path, provider: str, where: torch.device, threads: int, proof: str
+    name: str, precision: str, path: Path, provider: str, device: torch.device, threads: int, proof: str
 ) -> Contender:
     fell = name.endswith(FELL)
 
     def load() -> Any:
         if fell:
             return _session.open_session(path, threads=threads)
-        return open_session(path, provider, where, threads)
+        return open_session(path, provider, device, threads)
 
     def prepare(session: Any, inputs: Tensor) -> Ready:
         label, wanted = session.get_inputs()[0].name, [session.get_outputs()[0].name]
@@ -70,13 +70,13 @@ def _contender(
         def call() -> Any:
             return session.run(wanted, feed)[0]
 
-        resident = None if fell else bound(session, inputs.to(where), call())
+        resident = None if fell else bound(session, inputs.to(device), call())
         return Ready(call, resident, proof if fell else f"tf32 off, {proof}")
 
-    return loaded(name, precision, load, prepare, file_mb=_guard.check(path) / 1e6, where=None if fell else where)
+    return loaded(name, precision, load, prepare, file_mb=_guard.check(path) / 1e6, device=None if fell else device)
 
 
-def open_session(path: Path, provider: str, where: torch.device, threads: int, profile: Path | None = None) -> Any:
+def open_session(path: Path, provider: str, device: torch.device, threads: int, profile: Path | None = None) -> Any:
     """A session on ``provider``, its way back to the CPU shut; TF32 off as in PyTorch.
 
     A graph with small shape nodes, which belong on the CPU, is refused by onnxruntime then; it is opened without the lock,
@@ -94,13 +94,13 @@ def open_session(path: Path, provider: str, where: torch.device, threads: int, p
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
             onnxruntime.preload_dlls()  # torch's CUDA libraries
     try:
-        return _checked(_opened(path, _options(threads, profile, locked=True), _chain(provider, where)), provider)
+        return _checked(_opened(path, _options(threads, profile, locked=True), _chain(provider, device)), provider)
     except UsageError:
         raise
     except Exception as error:  # onnxruntime raises its own types, RuntimeError and ValueError
         if "explicitly assigned" not in str(error) and "assigned to the default CPU EP" not in str(error):
             raise UsageError(_why(provider, error)) from error
-    return _checked(_opened(path, _options(threads, profile, locked=False), [*_chain(provider, where), CPU]), provider)
+    return _checked(_opened(path, _options(threads, profile, locked=False), [*_chain(provider, device), CPU]), provider)
 
 
 def _opened(path: Path, options: Any, providers: list[Any]) -> Any:
@@ -141,14 +141,14 @@ def _why(provider: str, error: object) -> str:
     return f"onnxruntime cannot start {provider} ({first}; live here: {CPU}); use --devices cpu, or --allow-cpu-fallback"
 
 
-def prove(path: Path, provider: str, where: torch.device, threads: int) -> str:
+def prove(path: Path, provider: str, device: torch.device, threads: int) -> str:
     """Run a batch of one with a profile and say where the nodes ran, e.g. ``cuda 40 nodes, cpu 2 (Shape, Gather)``.
 
     Raises:
         UsageError: the provider is not there, or a Conv, Gemm or MatMul ran on the CPU.
     """
     with tempfile.TemporaryDirectory() as folder:
-        session = open_session(path, provider, where, threads, Path(folder) / "profile")
+        session = open_session(path, provider, device, threads, Path(folder) / "profile")
         entry = session.get_inputs()[0]
         shape = [axis if isinstance(axis, int) else 1 if place == 0 else 64 for place, axis in enumerate(entry.shape)]
         session.run(None, {entry.name: np.zeros(shape, _KINDS[entry.type])})

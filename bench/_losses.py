@@ -72,18 +72,18 @@ def own(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return ops.focal_loss(logits, target, gamma=GAMMA, weight=weight)
 
 
-def all_of(where: torch.device, *, compiled: bool) -> list[Contender]:
+def all_of(device: torch.device, *, compiled: bool) -> list[Contender]:
     """Those that can run on ``where``; compiling takes half a minute a size, so it can be left out."""
     found = [Contender(BASE, textbook), Contender("eager stable", stable)]
     if compiled:
         torch._dynamo.reset()
         found.append(Contender("torch.compile", torch.compile(stable, dynamic=False), optional=True))
-        if where.type == "cuda":  # on the CPU it only tunes matrix products, of which there are none
+        if device.type == "cuda":  # on the CPU it only tunes matrix products, of which there are none
             tuned = torch.compile(stable, dynamic=False, mode="max-autotune-no-cudagraphs")
             found.append(Contender("torch.compile max-autotune", tuned, optional=True))
     found.append(Contender("F.cross_entropy", weighted_cross_entropy, "cross_entropy"))
     found.append(Contender("torchvision sigmoid", torchvision_sigmoid, "sigmoid", optional=True))
-    if where.type == "cuda" and importlib.util.find_spec("mmcv"):
+    if device.type == "cuda" and importlib.util.find_spec("mmcv"):
         found.append(Contender("mmcv softmax", mmcv_softmax, optional=True))
     return [*found, Contender(OWN, own)]
 
@@ -190,14 +190,14 @@ class Step:
 
     BATCH, CLASSES = 128, 10
 
-    def __init__(self, model: str, contender: Contender, where: torch.device, sync: Callable[[], object] | None) -> None:
+    def __init__(self, model: str, contender: Contender, device: torch.device, sync: Callable[[], object] | None) -> None:
         draw = torch.Generator().manual_seed(0)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.net = runs.create_model(model, self.CLASSES).to(where).to(memory_format=torch.channels_last).train()
-        self.inputs = torch.randn(self.BATCH, 3, 32, 32, generator=draw).to(where, memory_format=torch.channels_last)
-        self.target = torch.randint(self.CLASSES, (self.BATCH,), generator=draw).to(where)
-        self.weight = torch.ones(self.CLASSES, device=where)
+            self.net = runs.create_model(model, self.CLASSES).to(device).to(memory_format=torch.channels_last).train()
+        self.inputs = torch.randn(self.BATCH, 3, 32, 32, generator=draw).to(device, memory_format=torch.channels_last)
+        self.target = torch.randint(self.CLASSES, (self.BATCH,), generator=draw).to(device)
+        self.weight = torch.ones(self.CLASSES, device=device)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
         self.loss, self.sync = contender.call, sync or (lambda: None)
         self.shares: list[float] = []

@@ -11,21 +11,21 @@ from typing import TypeVar
 
 import torch
 
-from zoo.spec import DiskError
+from zoo.errors import DiskError
 
 T = TypeVar("T")
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def used(work: Callable[[], T], where: torch.device | None = None) -> tuple[T, float, float]:
+def used(work: Callable[[], T], device: torch.device | None = None) -> tuple[T, float, float]:
     """The result of ``work``, and by how many MB (of 1e6 bytes) memory rose at its peak and afterwards; nan where unknown.
 
     On the CPU these are resident pages, freed blocks given back to the system first; the kernel keeps the peak and starts it
     anew when told (proc(5), clear_refs). On a GPU nobody keeps the peak over all libraries: the memory taken afterwards is
     given for both, which is right for those that keep what they allocated, as PyTorch and onnxruntime do.
     """
-    if where is not None and where.type == "cuda":
-        return _on_gpu(work, where)
+    if device is not None and device.type == "cuda":
+        return _on_gpu(work, device)
     _give_back()
     before = _mb("VmRSS") if _reset() else float("nan")
     result = work()
@@ -44,13 +44,13 @@ def enough_for(batch: int) -> Iterator[None]:
         raise DiskError(f"out of memory (batch {batch:,}); give smaller ones, e.g. --batches 1,8,64") from error
 
 
-def _on_gpu(work: Callable[[], T], where: torch.device) -> tuple[T, float, float]:
-    torch.cuda.synchronize(where)
+def _on_gpu(work: Callable[[], T], device: torch.device) -> tuple[T, float, float]:
+    torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
-    before = torch.cuda.mem_get_info(where)[0]
+    before = torch.cuda.mem_get_info(device)[0]
     result = work()
-    torch.cuda.synchronize(where)
-    taken = max(0.0, (before - torch.cuda.mem_get_info(where)[0]) / 1e6)
+    torch.cuda.synchronize(device)
+    taken = max(0.0, (before - torch.cuda.mem_get_info(device)[0]) / 1e6)
     return result, taken, taken
 
 

@@ -85,21 +85,21 @@ def _macs(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
     return prod(out) * first[0 if across else -1]
 
 
-def flops(precision: str, where: torch.device, threads: int) -> float:
+def flops(precision: str, device: torch.device, threads: int) -> float:
     """Operations (two a multiply-accumulate) a second of the best matrix product of this precision here."""
     if precision == "int8":
-        return max((_best(call, where) for call in _int8_products(where, threads)), default=float("nan"))
+        return max((_best(call, device) for call in _int8_products(device, threads)), default=float("nan"))
     found = 0.0
-    for side in SIZES[where.type]:
-        a = torch.ones(side, side, dtype=_DTYPES[precision], device=where)
+    for side in SIZES[device.type]:
+        a = torch.ones(side, side, dtype=_DTYPES[precision], device=device)
         b, out = torch.ones_like(a), torch.empty_like(a)
-        found = max(found, _best((2 * side**3, partial(torch.mm, a, b, out=out)), where))
+        found = max(found, _best((2 * side**3, partial(torch.mm, a, b, out=out)), device))
     return found
 
 
-def _int8_products(where: torch.device, threads: int) -> list[tuple[int, Callable[[], Any]]]:
+def _int8_products(device: torch.device, threads: int) -> list[tuple[int, Callable[[], Any]]]:
     """onnxruntime's product of unsigned and signed bytes; PyTorch has none for the CPU that uses its instructions."""
-    if where.type != "cpu":
+    if device.type != "cpu":
         return []
     from zoo.export import _session
 
@@ -114,18 +114,18 @@ def _int8_products(where: torch.device, threads: int) -> list[tuple[int, Callabl
     return [(2 * side**3, lambda: session.run(None, feed))]
 
 
-def bandwidth(size: int, where: torch.device) -> float:
+def bandwidth(size: int, device: torch.device) -> float:
     """Bytes a second of a copy that reads and writes ``size`` bytes together, as large as what a model moves."""
     half = min(max(size // 2, 1 << 20), 1 << 29)
-    a = torch.ones(half, dtype=torch.uint8, device=where)
+    a = torch.ones(half, dtype=torch.uint8, device=device)
     out = torch.empty_like(a)
-    return _best((2 * half, lambda: out.copy_(a)), where)
+    return _best((2 * half, lambda: out.copy_(a)), device)
 
 
-def _best(job: tuple[int, Callable[[], Any]], where: torch.device) -> float:
+def _best(job: tuple[int, Callable[[], Any]], device: torch.device) -> float:
     """Units a second in the quickest of the calls that fit into :data:`SECONDS`: a limit is what was ever reached."""
     units, call = job
-    wait = torch.cuda.synchronize if where.type == "cuda" else lambda: None
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     call()
     wait()
     best, end = float("inf"), time.perf_counter() + SECONDS
@@ -157,8 +157,8 @@ class Limits:
         return done / seconds / 1e9, max(by_compute, by_copy) / seconds, bound
 
 
-def limits(model: Work, precisions: set[str], where: torch.device, threads: int, batch: int) -> Limits:
+def limits(model: Work, precisions: set[str], device: torch.device, threads: int, batch: int) -> Limits:
     """Measure now; call it before and after the contenders and take the higher (:meth:`Limits.merged`)."""
     return Limits(
-        {each: flops(each, where, threads) for each in sorted(precisions)}, bandwidth(model.moved(batch, "fp32"), where)
+        {each: flops(each, device, threads) for each in sorted(precisions)}, bandwidth(model.moved(batch, "fp32"), device)
     )

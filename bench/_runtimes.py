@@ -23,15 +23,15 @@ SPLIT_FROM = 16
 
 
 def of_onnxruntime(
-    files: Mapping[str, Path], where: torch.device, threads: int, *, tune: bool = False, allow_cpu: bool = False
+    files: Mapping[str, Path], device: torch.device, threads: int, *, tune: bool = False, allow_cpu: bool = False
 ) -> list[Contender]:
     """onnxruntime on the CPU (fp32, int8) or the GPU (fp32, fp16; there through TensorRT too, if live).
 
     Raises:
         UsageError: onnxruntime is missing or cannot run on ``where`` (alone it would take the CPU in silence).
     """
-    if where.type != "cpu":
-        return _gpu.contenders(files, where, threads, allow_cpu=allow_cpu)
+    if device.type != "cpu":
+        return _gpu.contenders(files, device, threads, allow_cpu=allow_cpu)
     return [
         loaded(
             _name("onnxruntime cpu", precision), precision, partial(Tuned, path, threads, tune=tune),

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from zoo import show
+from zoo import tables
 from zoo.bench import _memory, _runtimes, _subjects, _timing, inference
 from zoo.bench._contenders import Call
+from zoo.errors import DisagreeError
 from zoo.export import _guard, _session
-from zoo.spec import DisagreeError
 
 ALLOWED = 0.01
 """Largest share by which the two may differ."""
@@ -101,7 +101,7 @@ def _row(model: str, batch: int, threads: int, own: np.ndarray, bare: np.ndarray
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """For a terminal; ``undecided`` is a machine too noisy to tell 1 %."""
     columns = ("model", ">batch", ">zoo img/s", ">bare loop img/s", ">difference %", ">95 %", "within 1 %")
-    return show.make(columns, map(_cells, rows))
+    return tables.make(columns, map(_cells, rows))
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -21,11 +21,11 @@ import numpy as np
 from rich.table import Table
 
 import zoo
-from zoo import show
+from zoo import tables
 from zoo.bench import _memory, _picture, _show, _subjects, _timing, _worker, inference
+from zoo.errors import FileError
 from zoo.export import _guard
 from zoo.files import publish
-from zoo.spec import FileError
 
 MODES = ("processes", "threads")
 ROUNDS, QUICK_ROUNDS = 10, 3
@@ -171,7 +171,7 @@ def front(rows: Sequence[Mapping[str, Any]]) -> set[int]:
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """For a terminal: the front, among which to choose, in bold."""
     columns = ("model", ">batch", ">workers x threads", "as", ">img/s", ">95 % interval", ">p50 ms", ">p95 ms", "front")
-    found = show.make(columns, [])
+    found = tables.make(columns, [])
     for row in rows:
         speed, low, high, median, p95 = (float(row[key]) for key in ("images_per_s", "low", "high", "median_ms", "p95_ms"))
         cells = (

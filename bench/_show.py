@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from zoo import show
+from zoo import tables
 from zoo.bench import _picture
 from zoo.files import publish
 
@@ -21,7 +21,7 @@ def table(rows: Sequence[Row]) -> RenderableType:
     parts: list[RenderableType] = []
     for (model, device, batch), own in _grouped(rows, "model", "device", "batch").items():
         place = own[0]["cpu"] if device == "cpu" else device
-        found = show.make(
+        found = tables.make(
             ("contender", ">img/s", ">95 % interval", *resident_head(own), ">ratio", ">p50 ms", ">p95 ms", ">peak %"), [],
             title=f"{model} · batch {batch} · {many(own[0]['threads'], 'thread')} · {place}",
         )  # fmt: skip
@@ -32,7 +32,7 @@ def table(rows: Sequence[Row]) -> RenderableType:
     for (model, _), own in _grouped(rows, "model", "device").items():
         largest = [row for row in own if row["batch"] == own[-1]["batch"]]
         columns = ("contender", ">load ms", ">first ms", ">peak MB", ">file MB", ">accuracy %", ">max diff")
-        parts += [show.make(columns, map(_cost, largest), title=f"{model} · what it costs, batch {own[-1]['batch']}"), ""]
+        parts += [tables.make(columns, map(_cost, largest), title=f"{model} · what it costs, batch {own[-1]['batch']}"), ""]
     return Group(*parts, *_notes(rows))
 
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from zoo import registry
 from zoo import run as engine
-from zoo.console import say
+from zoo.console import print_line
 from zoo.data import _augment
+from zoo.errors import DataError, FileError, UsageError, did_you_mean
 from zoo.export import _graph, _guard, _session, _verify, onnx_fp16, onnx_fp32, onnx_int8
-from zoo.parts import model_spec
-from zoo.spec import DataError, FileError, UsageError, did_you_mean
+from zoo.training.build import model_spec
 
 IMAGES = 10_000
 """Test images at most that a contender's accuracy is measured on."""
@@ -127,7 +127,9 @@ def _of_run(target: Any, precisions: tuple[str, ...], tried: Callable[[Path], No
     mode, softmax = own_preprocessing(there["fp32"]) if "fp32" in there else ("none", False)
     if mode == "full":  # takes images of any size as bytes; the network alone is what runtimes are compared by
         mode, softmax = "none", False
-        say("onnx     model.onnx resizes images itself; the network alone is measured (name the file to measure all of it)")
+        print_line(
+            "onnx     model.onnx resizes images itself; the network alone is measured (name the file to measure all of it)"
+        )
     files = {each: path for each, path in there.items() if own_preprocessing(path) == (mode, softmax)}
 
     def build() -> _graph.Exported:
@@ -162,7 +164,7 @@ def _of_file(path: Path) -> Subject:
         return found
     run = engine.load(path.parent)
     if _graph.weights_sha256(run.model) != written.get("weights_sha256"):
-        say(f"pytorch  left out: {path.name} was made from other weights than those of {path.parent}")
+        print_line(f"pytorch  left out: {path.name} was made from other weights than those of {path.parent}")
         return found
     softmax = written.get("softmax", "false") == "true"
 
@@ -201,7 +203,7 @@ def _files(subject: Subject, exported: _graph.Exported, folder: Path, precisions
             else:
                 onnx_fp16.write(exported, target)
         except Exception as error:  # several libraries take part, each with its own errors
-            say(
+            print_line(
                 f"skipped  {each}: no file of it can be made ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})"
             )
             continue

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zoo import host, runs
+from zoo import machine, run_folders
 from zoo.files import publish
 
 TURN_NS = 5_000_000
@@ -216,10 +216,10 @@ def _idle() -> tuple[int, int] | None:
     return sum(ticks), ticks[3] + ticks[4]
 
 
-def environment(where: torch.device | None = None) -> dict[str, str]:
+def environment(device: torch.device | None = None) -> dict[str, str]:
     """Where and by what a figure was made: the columns :data:`ENVIRONMENT`, to end each row."""
-    facts = host.facts(where or torch.device("cpu")) | {
-        "cores": host.cores(),
+    facts = machine.facts(device or torch.device("cpu")) | {
+        "cores": machine.cores(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "command": _command(),
     }
@@ -242,7 +242,7 @@ def default_out(name: str, *, quick: bool) -> Path:
     """``bench/results/NAME.csv`` of a checkout, whose tables are kept; for a quick look, or where installed, ``runs/bench``."""
     checkout = Path(__file__).resolve().parent.parent
     kept = (checkout / ".git").exists() and not quick
-    return (checkout / "bench" / "results" if kept else runs.root() / "bench") / f"{name.replace('/', '-')}.csv"
+    return (checkout / "bench" / "results" if kept else run_folders.root() / "bench") / f"{name.replace('/', '-')}.csv"
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

@@ -22,13 +22,13 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from zoo import host, ops, show
+from zoo import machine, ops, tables
 from zoo.bench import _losses, _picture, _timing
 from zoo.bench._losses import BASE, COPY, EMPTY, OWN, OWN_KERNEL, Contender
-from zoo.console import say
+from zoo.console import print_line
+from zoo.errors import DisagreeError
 from zoo.files import publish
-from zoo.spec import DisagreeError
-from zoo.train import DTYPES
+from zoo.training.loop import DTYPES
 
 SIZES = (
     (128, 10), (128, 100), (4096, 10), (4096, 100), (65536, 10), (65536, 100), (1048576, 10), (8192, 1000), (512, 50257),
@@ -59,13 +59,13 @@ def main(
     Raises:
         UsageError: no such device. DisagreeError: zoo's own loss or gradient is off; nothing is written.
     """
-    where = host.device(device)
+    where = machine.device(device)
     out = out or _timing.default_out("focal_loss", quick=quick)
     dtypes = dtypes or (("fp32",) if quick else ("fp32", "bf16"))
-    threads = threads or sorted({host.cores()} if quick or where.type == "cuda" else {1, host.cores()})
+    threads = threads or sorted({machine.cores()} if quick or where.type == "cuda" else {1, machine.cores()})
     seconds = seconds or (0.3 if quick else 2.0)
     if quick:
-        say("skipped  torch.compile (quick)")
+        print_line("skipped  torch.compile (quick)")
     rows: list[dict[str, Any]] = []
     before = torch.get_num_threads()
     try:
@@ -96,11 +96,11 @@ class Case:
     weight: Tensor
 
     @staticmethod
-    def draw(n: int, c: int, dtype: str, where: torch.device) -> Case:
+    def draw(n: int, c: int, dtype: str, device: torch.device) -> Case:
         source = torch.Generator().manual_seed(0)
-        logits = (3 * torch.randn(n, c, generator=source)).to(where, DTYPES[dtype])
-        target = torch.randint(c, (n,), generator=source).to(where)
-        return Case(dtype, logits, target, (0.5 + torch.rand(c, generator=source)).to(where))
+        logits = (3 * torch.randn(n, c, generator=source)).to(device, DTYPES[dtype])
+        target = torch.randint(c, (n,), generator=source).to(device)
+        return Case(dtype, logits, target, (0.5 + torch.rand(c, generator=source)).to(device))
 
     @cached_property
     def onehot(self) -> Tensor:
@@ -134,7 +134,7 @@ def _able(case: Case, contenders: Sequence[Contender]) -> list[Able]:
         except Exception as error:
             if not contender.optional:
                 raise
-            say(f"skipped  {contender.name}: {(str(error).strip() or type(error).__name__).splitlines()[0][:100]}")
+            print_line(f"skipped  {contender.name}: {(str(error).strip() or type(error).__name__).splitlines()[0][:100]}")
             continue
         found.append(Able(contender, errors, peak))
     return found
@@ -176,11 +176,11 @@ def _facts(able: Able | None) -> dict[str, Any]:
     return {"formula": formula, "buffer": buffer, "loss_error": errors[0], "grad_error": errors[1]}
 
 
-def _steps(model: str, where: torch.device, threads: int, seconds: float) -> list[dict[str, Any]]:
+def _steps(model: str, device: torch.device, threads: int, seconds: float) -> list[dict[str, Any]]:
     """Rows of whole training steps of ``model`` at batch 128 with zoo's loss and with PyTorch's cross entropy."""
-    contenders = [each for each in _losses.all_of(where, compiled=False) if each.name in (OWN, "F.cross_entropy")]
-    sync = torch.cuda.synchronize if where.type == "cuda" else None
-    steps = {each.name: _losses.Step(model, each, where, sync) for each in contenders}
+    contenders = [each for each in _losses.all_of(device, compiled=False) if each.name in (OWN, "F.cross_entropy")]
+    sync = torch.cuda.synchronize if device.type == "cuda" else None
+    steps = {each.name: _losses.Step(model, each, device, sync) for each in contenders}
     samples = _timing.interleave(steps, seconds=seconds, warmup=1, sync=sync)
     rows = []
     for each in contenders:
@@ -191,7 +191,7 @@ def _steps(model: str, where: torch.device, threads: int, seconds: float) -> lis
         row |= {"loss_error": "", "grad_error": "", **_times(sample), **numbers}
         row |= {"noisy": "yes" if sample.noisy else "no", "rounds": sample.rounds, "peak_mb": _peak(steps[each.name])}
         row["loss_share"] = steps[each.name].share
-        rows.append({key: _timing.rounded(value) for key, value in row.items()} | _timing.environment(where))
+        rows.append({key: _timing.rounded(value) for key, value in row.items()} | _timing.environment(device))
     return rows
 
 
@@ -262,7 +262,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows for a terminal: forward and backward together, one block a size."""
     shown = [row for row in rows if row["pass"] == "forward+backward"]
     columns = ("contender", ">N x C", ">type", ">threads", ">us", ">x copy", ">ratio", ">grad error", ">MB")
-    found = show.make(columns, [])
+    found = tables.make(columns, [])
     for row in shown:
         found.add_row(*_cells(row), style="bold" if row["contender"] in (OWN, OWN_KERNEL) else None)
     if steps := [row for row in rows if row["pass"].endswith(STEP)]:

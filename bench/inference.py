@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo import host, metrics
+from zoo import machine, metrics
 from zoo.bench import _contenders, _gpu, _memory, _roofline, _runtimes, _subjects, _timing
 from zoo.bench._contenders import BASE, Call, Contender, Ready
 from zoo.bench._show import figures, table
 from zoo.bench._subjects import Subject
-from zoo.console import say
+from zoo.console import print_line
+from zoo.errors import DisagreeError, UsageError
 from zoo.export import _guard, _session
-from zoo.spec import DisagreeError, UsageError
 
 __all__ = ["figures", "main", "table"]
 
@@ -103,7 +103,7 @@ def checked_threads(threads: int) -> int:
     most = os.cpu_count() or 1
     if threads > most:
         raise UsageError(f"--threads {threads} is more than this machine has cores; give at most {most}")
-    return threads or host.cores()
+    return threads or machine.cores()
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,10 @@ class _Place:
     @staticmethod
     def of(name: str, allow_cpu: bool) -> _Place:
         if name.startswith("cuda") and allow_cpu and not torch.cuda.is_available():
-            say(f"warning  no GPU for {name}: what is measured runs on the cpu, as allowed, and each row says so")
+            print_line(f"warning  no GPU for {name}: what is measured runs on the cpu, as allowed, and each row says so")
             return _Place(torch.device("cpu"), fell=True)
         try:
-            return _Place(host.device(name))
+            return _Place(machine.device(name))
         except UsageError as error:
             found = f"CUDA devices found: {torch.cuda.device_count()}"
             hint = ", or --allow-cpu-fallback" if name.startswith("cuda") else ""
@@ -145,7 +145,7 @@ def _settings(threads: int, places: Sequence[_Place]) -> Iterator[int]:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if any(place.device.type == "cuda" for place in places):
         os.environ[TF32] = "0"  # TensorRT has no switch of its own in onnxruntime
-        say("tf32     off in PyTorch and in onnxruntime")
+        print_line("tf32     off in PyTorch and in onnxruntime")
     try:
         with torch.inference_mode():
             yield threads
@@ -162,7 +162,7 @@ class _Bench:
 
     def __init__(self, subject: Subject, place: _Place, threads: int, quick: bool, must: bool, allow_cpu: bool) -> None:
         self.subject, self.place, self.threads, self.quick = subject, place, threads, quick
-        self.where = place.device
+        self.device = place.device
         self.contenders = self._gather(must=must, allow_cpu=allow_cpu)
         self.work = _roofline.work(next(iter(subject.files.values())))
         size = math.prod(subject.shape) * (1 if subject.preprocess == "full" else 4)
@@ -175,23 +175,23 @@ class _Bench:
         subject, found = self.subject, []
         if subject.build:
             compiled = not self.quick and not self.place.fell
-            found += _contenders.of_pytorch(subject.build, self.where, compiled=compiled, file_mb=subject.weights_mb)
+            found += _contenders.of_pytorch(subject.build, self.device, compiled=compiled, file_mb=subject.weights_mb)
             if not compiled:
-                say("skipped  torch.compile (quick)")
+                print_line("skipped  torch.compile (quick)")
             if self.place.fell:  # beside the CPU's own rows these are none of theirs
                 found = [replace(each, name=each.name + _gpu.FELL) for each in found]
         try:
-            where = torch.device("cuda") if self.place.fell else self.where
-            found += _runtimes.of_onnxruntime(subject.files, where, self.threads, tune=not self.quick, allow_cpu=allow_cpu)
+            device = torch.device("cuda") if self.place.fell else self.device
+            found += _runtimes.of_onnxruntime(subject.files, device, self.threads, tune=not self.quick, allow_cpu=allow_cpu)
         except UsageError as error:
             if must or not found:
                 raise
-            say(f"skipped  onnxruntime {self.where.type}: {error}")
-        if self.where.type == "cpu" and not self.place.fell:
-            half = host.precision("auto", self.where) == "bf16"
+            print_line(f"skipped  onnxruntime {self.device.type}: {error}")
+        if self.device.type == "cpu" and not self.place.fell:
+            half = machine.precision("auto", self.device) == "bf16"
             found += (native := _runtimes.of_openvino(subject.files, self.threads, half=half))
             if not native:
-                say("skipped  openvino (not installed; pip install openvino)")
+                print_line("skipped  openvino (not installed; pip install openvino)")
         return found
 
     def affordable(self, batches: Sequence[int]) -> Sequence[int]:
@@ -203,7 +203,7 @@ class _Bench:
         spent = (time.perf_counter() - start) / batches[0] * QUICK_CALLS * len(self.contenders)
         kept = [batch for batch in batches if batch == batches[0] or spent * batch <= QUICK_S]
         for batch in batches[len(kept) :]:
-            say(f"skipped  batch {batch} (quick; it would take about {spent * batch:,.0f} s; ask for it with --batches)")
+            print_line(f"skipped  batch {batch} (quick; it would take about {spent * batch:,.0f} s; ask for it with --batches)")
         return kept
 
     def measured(self, batches: Sequence[int], seconds: float) -> list[dict[str, Any]]:
@@ -211,20 +211,20 @@ class _Bench:
         at = max((batch for batch in batches if batch <= ACCURACY_BATCH), default=batches[0])
         rows: list[dict[str, Any]] = []
         for batch in batches:
-            say(f"measure  {self.subject.name} on {self.where.type}, batch {batch}")
+            print_line(f"measure  {self.subject.name} on {self.device.type}, batch {batch}")
             with _memory.enough_for(batch):
                 rows += self._batch(batch, seconds, accuracy=batch == at)
-        environment = _timing.environment(self.where)
+        environment = _timing.environment(self.device)
         return [row | self._accuracy(row["contender"]) | environment for row in rows]
 
     def _batch(self, batch: int, seconds: float, *, accuracy: bool) -> list[dict[str, Any]]:
         torch.compiler.reset()  # what was compiled for another batch counts towards the limit of recompilations
         inputs = self._inputs(batch)
         before = self._limits(batch)
-        found = agreeing(self.contenders, inputs, self._reference(inputs), self.kept, self.where)
+        found = agreeing(self.contenders, inputs, self._reference(inputs), self.kept, self.device)
         calls: dict[str, Call] = {name: each.ready.call for name, each in found.items()}
         resident = {f"{name} resident": each.ready.resident for name, each in found.items() if each.ready.resident}
-        sync = torch.cuda.synchronize if self.where.type == "cuda" else None
+        sync = torch.cuda.synchronize if self.device.type == "cuda" else None
         samples = _timing.interleave(calls | resident, seconds=seconds, sync=sync)
         limits = before.merged(self._limits(batch))
         self.peaks = {key: max(value, self.peaks.get(key, 0.0)) for key, value in limits.flops.items()}
@@ -248,7 +248,7 @@ class _Bench:
         if self.tested:
             images = self.tested[0]
             inputs = images[torch.arange(batch) % len(images)].contiguous()
-        return inputs.pin_memory() if self.where.type == "cuda" else inputs
+        return inputs.pin_memory() if self.device.type == "cuda" else inputs
 
     def _reference(self, inputs: Tensor) -> Tensor | None:
         """For a file alone, whose model PyTorch does not have: the graph as it is written, by onnxruntime unoptimised."""
@@ -260,7 +260,7 @@ class _Bench:
 
     def _limits(self, batch: int) -> _roofline.Limits:
         wanted = {each.precision for each in self.contenders}
-        return _roofline.limits(self.work, wanted, self.where, self.threads, batch)
+        return _roofline.limits(self.work, wanted, self.device, self.threads, batch)
 
     def _row(self, each: _Found, batch: int, samples: dict[str, _timing.Sample], base: str) -> dict[str, Any]:
         contender, sample = each.contender, samples[each.contender.name]
@@ -312,7 +312,7 @@ class _Found:
 
 
 def agreeing(
-    contenders: Sequence[Contender], inputs: Tensor, truth: Tensor | None, kept: dict[str, float], where: torch.device
+    contenders: Sequence[Contender], inputs: Tensor, truth: Tensor | None, kept: dict[str, float], device: torch.device
 ) -> dict[str, _Found]:
     """Each contender that can run, its answer held against ``truth`` (None: that of the first, eager float32) before any timing.
 
@@ -322,12 +322,12 @@ def agreeing(
     for each in contenders:
         start = time.perf_counter()
         try:
-            (ready, answer), peak, stays = _memory.used(lambda each=each: _first(each, inputs), where)  # type: ignore[misc]
+            (ready, answer), peak, stays = _memory.used(lambda each=each: _first(each, inputs), device)  # type: ignore[misc]
         except Exception as error:
             if not each.may_fail:
                 raise
             why = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
-            say(f"skipped  {each.name}: {why}")
+            print_line(f"skipped  {each.name}: {why}")
             continue
         spent = (time.perf_counter() - start) * 1e3
         if ready.tune:

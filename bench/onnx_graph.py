@@ -17,12 +17,12 @@ import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from rich.table import Table
 
-from zoo import host, show
+from zoo import machine, tables
 from zoo import run as engine
 from zoo.bench import _runtimes, _show, _timing
 from zoo.bench._contenders import FP32_TOLERANCE, Call
+from zoo.errors import DisagreeError
 from zoo.export import _graph, _shortcut, onnx_fp32
-from zoo.spec import DisagreeError
 
 BASE = "as torch writes it"
 BATCHES = (1, 8, 64)
@@ -52,7 +52,7 @@ def main(
         for name, sample in samples.items():
             ratios = _timing.bootstrap(samples[BASE].medians / sample.medians)
             row = {
-                "model": model, "contender": name, "batch": batch, "threads": host.cores(), "median_ms": sample.median / 1e6,
+                "model": model, "contender": name, "batch": batch, "threads": machine.cores(), "median_ms": sample.median / 1e6,
                 "images_per_s": batch / sample.median * 1e9, "ratio": _timing.ratio(samples[BASE], sample), "ratio_low": ratios[0],
                 "ratio_high": ratios[1], "noisy": "yes" if sample.noisy else "no", "rounds": sample.rounds,
             }  # fmt: skip
@@ -92,7 +92,7 @@ def _session(graph: ModelProto, images: np.ndarray, change: Callable[[Any], None
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = host.cores(), 1, 4
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = machine.cores(), 1, 4
     change(options)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return _runtimes.run(session, images)
@@ -102,7 +102,7 @@ def _openvino(graph: ModelProto, images: np.ndarray) -> dict[str, Call]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(graph.SerializeToString())
-        found = _runtimes.of_openvino({"fp32": path}, host.cores(), half=False)
+        found = _runtimes.of_openvino({"fp32": path}, machine.cores(), half=False)
         return {each.name: each.prepare(torch.from_numpy(images)).call for each in found}
 
 
@@ -133,7 +133,7 @@ def _copied(graph: ModelProto) -> ModelProto:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows for a terminal."""
-    return show.make(("way", ">batch", ">img/s", ">ratio", ">95 %"), map(_cells, rows))
+    return tables.make(("way", ">batch", ">img/s", ">ratio", ">95 %"), map(_cells, rows))
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

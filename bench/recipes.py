@@ -21,12 +21,13 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from scipy import stats
 
-from zoo import checkpoint, metrics, report, run, runs, show
+from zoo import metrics, report, run, run_folders, tables
 from zoo import recipe as recipes
 from zoo.bench import _course, _timing
+from zoo.errors import FileError
 from zoo.report import _draw
 from zoo.report._read import shown
-from zoo.spec import FileError
+from zoo.training import checkpoint
 
 DIFFERENCE = (
     "difference: ours minus reported in points, 95 % interval (* without 0); with several seeds that of one more run, with one\n"
@@ -39,10 +40,10 @@ def main(quick: bool = False, *, out: Path | None = None) -> Path:
     """Write a row for each finished run, beside the rows of other runs that the file has; FileError if there is none."""
     if quick:
         run.train(recipes.resolve("demo", {"epochs": 1, "data.imbalance": "none"}))
-    folders = [*runs.all_runs(), *sorted(path.parent for path in runs.sweeps().glob("*/*/recipe.toml"))]
+    folders = [*run_folders.all_runs(), *sorted(path.parent for path in run_folders.sweeps().glob("*/*/recipe.toml"))]
     rows = rows_of(folders)
     if not rows:
-        raise FileError(f"no finished run ({runs.root().absolute()}); make one with: zoo train")
+        raise FileError(f"no finished run ({run_folders.root().absolute()}); make one with: zoo train")
     path = out or _timing.default_out("recipes", quick=quick)
     merged = sorted(_merged(path, rows), key=_key)
     _timing.write_csv(path, merged)
@@ -168,10 +169,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One line a recipe: mean and standard deviation over seeds, and the 95 % interval (of the images where there is one seed)."""
     columns = ("recipe", "data", ">test %", "95 % interval", ">reported %", ">difference")
     cells = [
-        (key[0], _data(group[0]), *_spread(group), show.percent(_theirs(group[0])), _apart(group))
+        (key[0], _data(group[0]), *_spread(group), tables.percent(_theirs(group[0])), _apart(group))
         for key, group in _groups(rows).items()
     ]
-    return show.make(columns, cells)
+    return tables.make(columns, cells)
 
 
 def classes(folders: Sequence[Path], reported: recipes.Reported) -> Table | None:
@@ -187,12 +188,12 @@ def classes(folders: Sequence[Path], reported: recipes.Reported) -> Table | None
         (
             name,
             report.spread(shares).partition(" (")[0],
-            show.percent(theirs),
+            tables.percent(theirs),
             f"{100 * (statistics.mean(shares) - theirs):+.1f}",
         )
         for (name, shares), theirs in zip(ours.items(), reported.classes)
     ]
-    return show.make(("class", ">test %", ">reported %", ">difference"), cells)
+    return tables.make(("class", ">test %", ">reported %", ">difference"), cells)
 
 
 def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:

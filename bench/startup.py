@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 import zoo
-from zoo import show
+from zoo import tables
 from zoo.bench import _timing
 
 BASE = 'python -c "import torch"'
@@ -50,7 +50,7 @@ def _process(arguments: Sequence[str]) -> Callable[[], object]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows for a terminal."""
-    return show.make(("command", ">median ms", ">95 % interval", ">p95 ms", ">ratio"), map(_cells, rows))
+    return tables.make(("command", ">median ms", ">95 % interval", ">p95 ms", ">ratio"), map(_cells, rows))
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

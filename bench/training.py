@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from zoo import host, show
+from zoo import machine, tables
 from zoo import run as runs
 from zoo.bench import _timing
 from zoo.spec import Split
-from zoo.train import Batches, Step, train_epoch
+from zoo.training.batches import Batches
+from zoo.training.loop import Step, train_epoch
 
 BASE = "usual trainer"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -51,21 +52,21 @@ def main(
     trainer, which does not set it.
     """
     out = out or _timing.default_out("training", quick=quick)
-    where = host.device("auto")
+    device = machine.device("auto")
     steps = steps or (5 if quick else 20)
-    before, allocator = torch.get_num_threads(), host.keep_memory()
-    torch.set_num_threads(host.cores())
+    before, allocator = torch.get_num_threads(), machine.keep_memory()
+    torch.set_num_threads(machine.cores())
     try:
         split = _images(batch * steps)
-        best = host.precision("auto", where)
-        calls = {BASE: _usual(model, split, batch, where), "zoo fp32": _zoo(model, split, batch, where, "fp32")}
+        best = machine.precision("auto", device)
+        calls = {BASE: _usual(model, split, batch, device), "zoo fp32": _zoo(model, split, batch, device, "fp32")}
         if best != "fp32":
-            calls[f"zoo {best}"] = _zoo(model, split, batch, where, best)
+            calls[f"zoo {best}"] = _zoo(model, split, batch, device, best)
         if not quick:
-            calls[f"zoo {best} compiled"] = _zoo(model, split, batch, where, best, compiled=True)
-        sync = torch.cuda.synchronize if where.type == "cuda" else None
+            calls[f"zoo {best} compiled"] = _zoo(model, split, batch, device, best, compiled=True)
+        sync = torch.cuda.synchronize if device.type == "cuda" else None
         samples = _timing.interleave(calls, rounds=rounds or (2 if quick else 10), warmup=1, sync=sync)
-        rows = [_row(name, samples, model, batch, steps, allocator) | _timing.environment(where) for name in samples]
+        rows = [_row(name, samples, model, batch, steps, allocator) | _timing.environment(device) for name in samples]
     finally:
         torch.set_num_threads(before)
     return _timing.write_csv(out, rows)
@@ -83,17 +84,17 @@ def _fresh(model: str) -> nn.Module:
         return runs.create_model(model, 10)
 
 
-def _usual(model: str, split: Split, batch: int, where: torch.device) -> Callable[[], object]:
+def _usual(model: str, split: Split, batch: int, device: torch.device) -> Callable[[], object]:
     """float32, NCHW, a DataLoader with a worker a core that starts anew each epoch (so it is idle in the others' turns)."""
-    net = _fresh(model).to(where).train()
+    net = _fresh(model).to(device).train()
     loss = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    loader = DataLoader(PerImage(split), batch, shuffle=True, num_workers=host.cores(), pin_memory=where.type == "cuda")
+    loader = DataLoader(PerImage(split), batch, shuffle=True, num_workers=machine.cores(), pin_memory=device.type == "cuda")
 
     def epoch() -> None:
         for images, targets in loader:
             optimizer.zero_grad()
-            value = loss(net(images.to(where, non_blocking=True)), targets.to(where, non_blocking=True))
+            value = loss(net(images.to(device, non_blocking=True)), targets.to(device, non_blocking=True))
             value.backward()
             optimizer.step()
             value.item()
@@ -102,15 +103,15 @@ def _usual(model: str, split: Split, batch: int, where: torch.device) -> Callabl
 
 
 def _zoo(
-    model: str, split: Split, batch: int, where: torch.device, precision: str, *, compiled: bool = False
+    model: str, split: Split, batch: int, device: torch.device, precision: str, *, compiled: bool = False
 ) -> Callable[[], object]:
     """The loop of ``zoo train``: batched augmentation on uint8 images in memory, channels_last, ``precision``."""
-    net = _fresh(model).to(where).to(memory_format=torch.channels_last)
+    net = _fresh(model).to(device).to(memory_format=torch.channels_last)
     called: Any = torch.compile(net, dynamic=False) if compiled else net
     loss = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    batches = Batches(split, np.arange(len(split)), batch, where, MEAN, STD, 32, augment=["crop", "flip"])
-    step = Step(optimizer, lambda _: 0.01, where, precision)
+    batches = Batches(split, np.arange(len(split)), batch, device, MEAN, STD, 32, augment=["crop", "flip"])
+    step = Step(optimizer, lambda _: 0.01, device, precision)
     epochs = itertools.count()
     return lambda: train_epoch(called, loss, batches, step, epoch=next(epochs))
 
@@ -131,7 +132,7 @@ def _row(
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows for a terminal."""
-    return show.make(("contender", ">img/s", ">95 % interval", ">ratio", ">step ms"), map(_cells, rows))
+    return tables.make(("contender", ">img/s", ">95 % interval", ">ratio", ">step ms"), map(_cells, rows))
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

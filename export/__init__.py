@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo import registry
-from zoo.console import say
-from zoo.spec import BusyError, DataError, DisagreeError, FileError, UsageError, did_you_mean
+from zoo.console import print_line
+from zoo.errors import BusyError, DataError, DisagreeError, FileError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -121,7 +121,7 @@ def onnx(
     frozen = check_weights(run)
     seen = _seen(run, images, precision)
     exported = _graph.of_run(run, stored=seen.stored, preprocess=preprocess, softmax=softmax)
-    say(f"trace    {run.recipe.model}, opset {chosen}, preprocess {preprocess}")
+    print_line(f"trace    {run.recipe.model}, opset {chosen}, preprocess {preprocess}")
     exact = onnx_fp32.trace(exported, opset=chosen)
     graph, calibration = _in_precision(precision, exact, run, exported, seen, seed)
     parity = _checked(run, exported, graph, seen, spec.tolerance, own=precision == "int8")
@@ -130,7 +130,7 @@ def onnx(
         "precision": precision, "parity": json.dumps(parity.as_dict() | {"images": seen.source}), "test": json.dumps(test),
         "calibration": json.dumps(calibration),
     }  # fmt: skip
-    say(f"check    {target}")
+    print_line(f"check    {target}")
     files = onnx_fp32.save(graph, target, written, external_data=external_data)
     return Receipt(
         target, sum(each.stat().st_size for each in files), tuple(each.name for each in files), "onnx", precision, chosen, graph.ir_version, preprocess, _parity.BATCHES, parity.agree,
@@ -211,21 +211,22 @@ def check_weights(run: Run) -> dict[str, str]:
         FileError: a weight is not finite. DisagreeError: a frozen tensor is not what it was before training (the file
             itself is whole: a damaged one is a FileError).
     """
-    from zoo import checkpoint, console, optim
+    from zoo import console, tensor_files
+    from zoo.training import freezing
 
     for name, value in run.model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise FileError(f"weights are not finite ({run.path}, tensor {name}); train again, or use an earlier checkpoint")
     path = run.path / "weights.safetensors"
-    before: dict[str, str] = checkpoint.load_tensors(path)[1].get("frozen", {}) if path.is_file() else {}
-    after = optim.frozen_digest(run.model, before)
+    before: dict[str, str] = tensor_files.load_tensors(path)[1].get("frozen", {}) if path.is_file() else {}
+    after = freezing.frozen_digest(run.model, before)
     if moved := [name for name, digest in before.items() if after[name] != digest]:
         raise DisagreeError(
             f"frozen tensors are not what they were before training ({run.path}, {len(moved)} of {len(before)}, first {moved[0]}); "
             "train again; nothing published"
         )
     if before:
-        console.say(f"frozen   {len(before)} tensors have the sha256 they had before training")
+        console.print_line(f"frozen   {len(before)} tensors have the sha256 they had before training")
     return before
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from zoo import metrics
-from zoo.console import say
+from zoo.console import print_line
+from zoo.errors import DataError
 from zoo.export import _cases, _external, _session, onnx_int8
 from zoo.export._graph import Exported
 from zoo.run import Run
-from zoo.spec import DataError, DataSet, Split
+from zoo.spec import DataSet, Split
 
 VALIDATION = 2000
 LARGE = 64
@@ -35,7 +36,7 @@ def row(hits: np.ndarray) -> dict[str, Any]:
 
 def hits(answer: _cases.Answer, part: Split, name: str) -> np.ndarray:
     """(N,) bool: which images of the test split ``part`` a file, ``name`` for people, puts in the right class."""
-    say(f"accuracy {name} on {len(part):,} test images")
+    print_line(f"accuracy {name} on {len(part):,} test images")
     return _cases.outputs(answer, part).argmax(1) == part.targets
 
 
@@ -66,7 +67,7 @@ def choose(graph: Any, run: Run, exported: Exported, data: DataSet, seed: int) -
     val = _cases.spread(data.val if len(data.val) else data.train, VALIDATION if small else VALIDATION // 8)
     given = _cases.fed(images, run, exported)
     tried_on = f"{len(val):,} {'validation' if len(data.val) else 'training'} images"
-    say(f"int8     tries {', '.join(onnx_int8.METHODS)} on {', '.join(map(str, counts))} training images")
+    print_line(f"int8     tries {', '.join(onnx_int8.METHODS)} on {', '.join(map(str, counts))} training images")
     exact = _cases.outputs(answer_of(graph, run, exported), val)
     tried, best = [], None
     for method in onnx_int8.METHODS:
@@ -74,7 +75,7 @@ def choose(graph: Any, run: Run, exported: Exported, data: DataSet, seed: int) -
             made = onnx_int8.quantise(graph, ranges)
             got = _cases.outputs(answer_of(made, run, exported), val)
             right, apart = float((got.argmax(1) == val.targets).mean()), float(np.abs(got - exact).mean())
-            say(f"int8     {method}, {ranges.count}: {100 * right:.2f} % of {tried_on}, mean |difference| {apart:.2g}")
+            print_line(f"int8     {method}, {ranges.count}: {100 * right:.2f} % of {tried_on}, mean |difference| {apart:.2g}")
             tried.append({"method": method, "images": ranges.count, "accuracy": round(right, 6), "mean_abs": round(apart, 6)})
             if best is None or (right, -apart) > best[0]:
                 best = ((right, -apart), made, tried[-1])

@@ -12,10 +12,11 @@ import torch
 from zoo import sampling
 from zoo.console import counted
 from zoo.data import _augment
+from zoo.errors import DataError, UsageError
 from zoo.export._graph import Exported
 from zoo.export._parity import Case
 from zoo.run import Run
-from zoo.spec import DataError, DataSet, Split, UsageError
+from zoo.spec import DataSet, Split
 
 Answer = Callable[[np.ndarray], np.ndarray]
 """Images (N, H, W, 3) uint8 to outputs (N, classes)."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from zoo.spec import FileError, ZooError
+from zoo.errors import FileError, ZooError
 
 LONGEST = 1 << 20
 TOLD = 4000

@@ -11,8 +11,8 @@ import math
 import stat
 from pathlib import Path, PureWindowsPath
 
+from zoo.errors import FileError
 from zoo.export import _child, _wire
-from zoo.spec import FileError
 
 LIMIT = 2**31 - 1
 """Bytes that protobuf can hold in one file."""

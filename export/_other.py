@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from zoo import files, registry
-from zoo.console import say
+from zoo.console import print_line
+from zoo.errors import DisagreeError
 from zoo.export import (
     Receipt,
     _accuracy,
@@ -23,7 +24,6 @@ from zoo.export import (
     onnx_fp32,
 )
 from zoo.run import Run
-from zoo.spec import DisagreeError
 
 
 def program(
@@ -38,7 +38,7 @@ def program(
     facts = _graph.metadata(run, exported, opset=onnx_fp32.OPSET, frozen=frozen)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / f"model{target.TARGET.suffix}"
-        say(f"trace    {run.recipe.model}, {fmt}, preprocess {preprocess}")
+        print_line(f"trace    {run.recipe.model}, {fmt}, preprocess {preprocess}")
         target.write(exported, made, metadata=facts)
         inner = target.answer(made)
 

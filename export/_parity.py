@@ -13,7 +13,7 @@ from onnx import ModelProto, helper
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zoo.console import counted, say
+from zoo.console import counted, print_line
 from zoo.export import _external
 
 BATCHES = (1, 2, 7)
@@ -69,7 +69,7 @@ def check(cases: Sequence[Case], candidate: Answer, *, tolerance: float, probabi
     """Run ``candidate`` on all images, in batches of 1, 2, 7 and 64, against each case's truth."""
     own, made = (sum(len(case.images) for case in cases if case.counted is real) for real in (True, False))
     beside = f" and {made} saturated, constant or other ones" if made else ""
-    say(f"parity   {own:,} images{beside}, at batch {', '.join(map(str, BATCHES))} and {MANY}")
+    print_line(f"parity   {own:,} images{beside}, at batch {', '.join(map(str, BATCHES))} and {MANY}")
     truths = [_truth(case) for case in cases]
     scale = 1.0 if probabilities else max(float(np.concatenate(truths).std(dtype=np.float64)), 1e-12)
     agree, ties, wrong, largest, worst = 0, 0, 0, 0.0, cases[0].images[:2]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from zoo.errors import FileError
 from zoo.export import _child, _session
-from zoo.spec import FileError
 
 KINDS = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(uint8)": np.uint8,

@@ -14,12 +14,13 @@ import numpy as np
 import onnx
 from torch import nn
 
-from zoo import optim
 from zoo import recipe as recipes
 from zoo import run as engine
+from zoo.errors import DataError, FileError, UsageError
 from zoo.export import _accuracy, _cases, _graph, _guard, _parity, _wire, onnx_fp16, onnx_fp32, onnx_int8
 from zoo.run import Run
-from zoo.spec import DataError, FileError, Split, UsageError
+from zoo.spec import Split
+from zoo.training import freezing
 
 TARGETS = {"fp32": onnx_fp32, "fp16": onnx_fp16, "int8": onnx_int8}
 SLACK = 1e-3
@@ -139,7 +140,7 @@ def _frozen(run: Run, claim: dict[str, str]) -> list[Check]:
     if not claim:
         return []
     here = run.model.state_dict()
-    known = optim.frozen_digest(run.model, [name for name in claim if name in here])
+    known = freezing.frozen_digest(run.model, [name for name in claim if name in here])
     moved = [name for name, digest in claim.items() if known.get(name) != digest]
     found = f"{len(moved)} differ, first {moved[0]}" if moved else f"{len(claim)} the same"
     return [Check("frozen tensors", "differs" if moved else "ok", f"{len(claim)} tensors", found, 8 if moved else 0)]

@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from zoo.errors import DisagreeError
 from zoo.export import _external, _graph, onnx_fp32
-from zoo.spec import DisagreeError, TargetSpec
+from zoo.spec import TargetSpec
 
 TARGET = TargetSpec(suffix=".fp16.onnx", tolerance=0.05, needs=onnx_fp32.TARGET.needs)
 """float16 keeps 11 bits: 5e-4 of a value at each layer. Values beyond :data:`LARGEST` inside the model fail the parity check."""

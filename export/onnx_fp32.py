@@ -14,9 +14,10 @@ import torch
 from onnx import ModelProto
 
 from zoo import files
+from zoo.errors import UsageError
 from zoo.export import _external, _session, _shortcut, _wire
 from zoo.export._graph import Exported
-from zoo.spec import TargetSpec, UsageError
+from zoo.spec import TargetSpec
 
 TARGET = TargetSpec(suffix=".onnx", tolerance=1e-4, needs=("onnx", "onnxscript", "onnxruntime"))
 OPSETS = range(18, 24)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from zoo.errors import UsageError
 from zoo.export import onnx_fp32
 from zoo.export._cases import Answer
 from zoo.export._graph import Exported
-from zoo.spec import TargetSpec, UsageError
+from zoo.spec import TargetSpec
 
 TARGET = TargetSpec(
     suffix=".xml", tolerance=1e-4, needs=("openvino", *onnx_fp32.TARGET.needs), format="openvino", beside=(".bin",)

@@ -39,10 +39,10 @@ def quiet_places(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Runs that are compared bit by bit must not see the machine's share of cores change between them."""
-    from zoo import host
+    from zoo import machine
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "cores", lambda: 1)
+        patch.setattr(machine, "cores", lambda: 1)
         yield
 
 

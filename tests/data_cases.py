@@ -11,7 +11,8 @@ from PIL import Image
 
 from zoo import registry
 from zoo.data._folders import stored_side
-from zoo.spec import DataError, DataSet
+from zoo.errors import DataError
+from zoo.spec import DataSet
 
 
 def noise(seed: int, side: int = 32) -> np.ndarray:

@@ -19,8 +19,9 @@ from zoo import run as engine
 from zoo.analysis import conv_matrix, dead_relu, local_affine, shape_bias
 from zoo.analysis.conv_matrix import Shape
 from zoo.cli import analyze, cli
+from zoo.errors import UsageError
 from zoo.report import _analysis
-from zoo.spec import DataSet, Split, UsageError
+from zoo.spec import DataSet, Split
 
 # ---- a convolution as a matrix ----
 

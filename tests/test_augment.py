@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo import sampling
 from zoo.data import _augment, _trivial
-from zoo.spec import UsageError
+from zoo.errors import UsageError
 
 MEAN, STD = (0.49, 0.48, 0.44), (0.25, 0.24, 0.26)
 ZERO, ONE = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)

@@ -22,7 +22,7 @@ import zoo.bench
 from zoo import __main__ as cli
 from zoo import ops
 from zoo.bench import _contenders, _losses, _runtimes, _subjects, _tables, _timing, focal_loss, inference
-from zoo.spec import DisagreeError, UsageError
+from zoo.errors import DisagreeError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path.stem for path in (ROOT / "bench").glob("[a-z]*.py"))
@@ -121,13 +121,13 @@ def test_unequal_answers_write_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("answer", [torch.full((2, 3), torch.nan), torch.zeros(2, 4), torch.full((2, 3), 1.01)])
 def test_nan_shape_and_small_differences_are_seen(answer: torch.Tensor) -> None:
     truth = contender(_contenders.BASE, torch.ones(2, 3))
-    where = torch.device("cpu")
+    device = torch.device("cpu")
     with pytest.raises(DisagreeError):
-        inference.agreeing([truth, contender("other", answer)], torch.zeros(2, 1), None, {}, where)
-    found = inference.agreeing([truth, contender("same", torch.ones(2, 3))], torch.zeros(2, 1), None, {}, where)
+        inference.agreeing([truth, contender("other", answer)], torch.zeros(2, 1), None, {}, device)
+    found = inference.agreeing([truth, contender("same", torch.ones(2, 3))], torch.zeros(2, 1), None, {}, device)
     assert set(found) == {_contenders.BASE, "same"}
     with pytest.raises(DisagreeError, match="and the unoptimised graph disagree"):
-        inference.agreeing([truth], torch.zeros(2, 1), torch.zeros(2, 3), {}, where)
+        inference.agreeing([truth], torch.zeros(2, 1), torch.zeros(2, 3), {}, device)
 
 
 @pytest.mark.parametrize("preprocess", ["none", "normalize", "full"])

@@ -38,8 +38,8 @@ from zoo.bench import (
     _timing,
     inference,
 )
+from zoo.errors import DisagreeError, DiskError, FileError, UsageError
 from zoo.export import _session
-from zoo.spec import DisagreeError, DiskError, FileError, UsageError
 
 CPU = torch.device("cpu")
 

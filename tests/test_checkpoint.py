@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo import checkpoint
-from zoo.spec import FileError
+from zoo import tensor_files
+from zoo.errors import FileError
+from zoo.training import checkpoint
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_one_flipped_bit_names_the_tensor(saved: Path) -> None:
     raw[-20] ^= 1
     path.write_bytes(raw)
     with pytest.raises(FileError, match=r"checksum differs in tensor (model\.w|n) "):
-        checkpoint.load_tensors(path)
+        tensor_files.load_tensors(path)
 
 
 class Evil:
@@ -64,16 +65,16 @@ def test_what_is_no_checkpoint_is_refused_and_not_run(tmp_path: Path, content: b
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)
     with pytest.raises(FileError, match="not a zoo checkpoint"):
-        checkpoint.load_tensors(path)
+        tensor_files.load_tensors(path)
     assert not (tmp_path / "pwned").exists()
 
 
 def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
-    checkpoint.save_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(2)}, {})
+    tensor_files.save_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(2)}, {})
     monkeypatch.undo()
     with pytest.raises(FileError, match="newer zoo"):
-        checkpoint.load_tensors(tmp_path / "w.safetensors")
+        tensor_files.load_tensors(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -18,8 +18,8 @@ from report_cases import Reader, cells, fake_run
 
 from zoo import metrics, report
 from zoo.cli import cli
+from zoo.errors import UsageError
 from zoo.report import _blocks, _compare, _draw, _methods, _read
-from zoo.spec import UsageError
 
 
 @pytest.fixture(scope="module")

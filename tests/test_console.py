@@ -16,14 +16,14 @@ from zoo import console
 ROOT = Path(__file__).resolve().parent.parent
 ROW = {"images_per_s": 12345.6, "loss": 0.1234, "accuracy": 0.999, "seconds": 61}
 RUN = """
-from zoo.console import Progress, say
+from zoo.console import Progress, print_line
 row = {"images_per_s": 12345.6, "loss": 0.1234, "accuracy": 0.999, "seconds": 61}
 with Progress(200, 4, 10_000) as progress:
     for epoch in (100, 101):
         for done in range(1, 5):
             progress.step(epoch, done, 0.5)
         progress.epoch(epoch, row, row)
-    say("run      saved")
+    print_line("run      saved")
 """
 
 

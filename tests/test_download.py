@@ -18,7 +18,7 @@ from tests_support import resolve
 from zoo import run
 from zoo.__main__ import run as zoo
 from zoo.data import _download
-from zoo.spec import DataError, UsageError
+from zoo.errors import DataError, UsageError
 
 BODY = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(BODY).hexdigest()

@@ -21,9 +21,10 @@ from zoo import recipe
 from zoo import run as engine
 from zoo.data._folders import square
 from zoo.data.synthetic import CLASSES, make
+from zoo.errors import BusyError, DataError, DisagreeError, DiskError, FileError, UsageError
 from zoo.export import _graph, _parity, _session, _shortcut, onnx_fp32
 from zoo.run import Run
-from zoo.spec import BusyError, DataError, DataSet, DisagreeError, DiskError, FileError, Split, UsageError
+from zoo.spec import DataSet, Split
 
 ort = pytest.importorskip("onnxruntime")
 MEAN, STD = (0.49, 0.45, 0.4), (0.25, 0.23, 0.21)

@@ -16,9 +16,9 @@ from test_export import Tiny, images, run_of
 
 import zoo.export
 from zoo import files, registry
+from zoo.errors import BusyError, DisagreeError, UsageError
 from zoo.export import _graph, _tensorrt, _verify, openvino_ir, torch_export
 from zoo.run import Run
-from zoo.spec import BusyError, DisagreeError, UsageError
 
 
 @pytest.fixture

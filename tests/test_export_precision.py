@@ -14,10 +14,11 @@ from onnx import TensorProto
 from test_export import AwayRun, Tiny, facts, run_of
 
 import zoo.export
-from zoo import checkpoint, optim
+from zoo import tensor_files
+from zoo.errors import DataError, DisagreeError, FileError, UsageError
 from zoo.export import _accuracy, _graph, _session, onnx_fp16, onnx_fp32
 from zoo.run import Run
-from zoo.spec import DataError, DisagreeError, FileError, UsageError
+from zoo.training import freezing
 
 pytest.importorskip("onnxruntime")
 
@@ -167,8 +168,8 @@ def test_target_runtime_refused(version: str, opset: int | None, told: str) -> N
 
 def test_frozen_tensors_are_checked_again(run: Run) -> None:
     names = ["conv1.weight", "bn.running_mean"]
-    meta = {"model": "cnn_small", "frozen": optim.frozen_digest(run.model, names)}
-    checkpoint.save_tensors(run.path / "weights.safetensors", run.model.state_dict(), meta)
+    meta = {"model": "cnn_small", "frozen": freezing.frozen_digest(run.model, names)}
+    tensor_files.save_tensors(run.path / "weights.safetensors", run.model.state_dict(), meta)
     assert json.loads(facts(zoo.export.onnx(run).path)["frozen_sha256"]) == meta["frozen"]
     with torch.no_grad():
         run.model.bn.running_mean[2] += 1e-6  # type: ignore[union-attr,index,operator]

@@ -19,9 +19,9 @@ import zoo.export
 from zoo import files, predictor
 from zoo.bench import _subjects
 from zoo.cli.verify import command
+from zoo.errors import DiskError, FileError
 from zoo.export import _external, _guard, _session, _verify, onnx_int8
 from zoo.run import Run
-from zoo.spec import DiskError, FileError
 
 pytest.importorskip("onnxruntime")
 

@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 from tests_support import digests, small
 
-from zoo import checkpoint, host, parts, recipe, registry, run, trainer
+from zoo import machine, recipe, registry, run, tensor_files
 from zoo.__main__ import run as zoo
-from zoo.spec import DataError, FileError
+from zoo.errors import DataError, FileError
+from zoo.training import build, session
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -158,7 +159,7 @@ def test_28_a_header_that_claims_more_than_the_file_is_refused(tmp_path: Path) -
     header = b'{"a":{"dtype":"F32","shape":[250000000000],"data_offsets":[0,1000000000000]}}'
     (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(FileError, match="not a zoo checkpoint"):
-        checkpoint.load_tensors(tmp_path / "w.safetensors")
+        tensor_files.load_tensors(tmp_path / "w.safetensors")
 
 
 def test_29_33_34_what_does_not_fit_is_told(small_plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +171,7 @@ def test_29_33_34_what_does_not_fit_is_told(small_plain: Path, tmp_path: Path, m
         run.train(recipe.read(folder / "recipe.toml"), out=folder, resume=True)
     (folder / "recipe.toml").write_text(text)
 
-    real = parts.build_data
+    real = build.build_data
 
     def changed(*arguments: Any) -> Any:
         data = real(*arguments)
@@ -179,14 +180,14 @@ def test_29_33_34_what_does_not_fit_is_told(small_plain: Path, tmp_path: Path, m
         return dataclasses.replace(data, digest="0" * 64, manifest=manifest[:-2])
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "build_data", changed)
+        patch.setattr(build, "build_data", changed)
         with pytest.raises(DataError, match=r"data changed .*0 added, 2 removed, 3 changed"):
             run.train(small(), out=folder, resume=True)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT", 9)
-        checkpoint.save_tensors(tmp_path / "new.safetensors", {"a": torch.zeros(1)}, {})
+        patch.setattr(tensor_files, "FORMAT", 9)
+        tensor_files.save_tensors(tmp_path / "new.safetensors", {"a": torch.zeros(1)}, {})
     with pytest.raises(FileError, match=r"newer zoo .*format 9.*this is zoo .* format 1"):
-        checkpoint.load_tensors(tmp_path / "new.safetensors")
+        tensor_files.load_tensors(tmp_path / "new.safetensors")
     assert digests(folder) == digests(small_plain)
 
 
@@ -194,7 +195,7 @@ def test_31_32_35_a_moved_run_resumes_and_says_what_differs(
     small_plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(small_plain, tmp_path / "elsewhere")
-    monkeypatch.setattr(host, "cores", lambda: torch.get_num_threads() + 1)
+    monkeypatch.setattr(machine, "cores", lambda: torch.get_num_threads() + 1)
     run.train(small(), out=tmp_path / "elsewhere", resume=True)
     err = capsys.readouterr().err
     assert "not bit-identical: threads" in err
@@ -235,7 +236,7 @@ def test_42_to_48_bad_images_are_named_and_the_rest_go_on(
 def test_an_internal_error_leaves_its_traceback_in_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(trainer, "train_epoch", lambda *arguments, **options: 1 / 0)
+    monkeypatch.setattr(session, "train_epoch", lambda *arguments, **options: 1 / 0)
     assert zoo(["train", "cnn_small", "epochs=1", "data=synthetic", "device=cpu", "--out", str(tmp_path / "run")]) == 1
     logs = list((tmp_path / "run").glob("crash-*.log"))
     assert "ZeroDivisionError" in logs[0].read_text()

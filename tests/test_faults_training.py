@@ -16,10 +16,11 @@ import pytest
 import torch
 from tests_support import digests, small
 
-from zoo import checkpoint, files, lint, objective, parts, registry, run, runs, trainer
+from zoo import files, registry, run, run_folders
 from zoo.__main__ import run as zoo
-from zoo.spec import BusyError, DataError, DiskError, DivergedError, UsageError
-from zoo.stop import Interrupted
+from zoo.errors import BusyError, DataError, DiskError, DivergedError, UsageError
+from zoo.training import build, checkpoint, lint, objective, session
+from zoo.training.signals import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,31 +36,31 @@ def test_8_a_full_disk_is_told_before_the_first_step(tmp_path: Path, monkeypatch
 def test_10_a_held_folder_names_its_holder_and_a_dead_one_is_taken_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = f"from zoo import runs; import time, pathlib; h = runs.locked(pathlib.Path({str(tmp_path)!r})); h.__enter__(); print(1, flush=True); time.sleep(60)"
+    code = f"from zoo import run_folders; import time, pathlib; h = run_folders.locked(pathlib.Path({str(tmp_path)!r})); h.__enter__(); print(1, flush=True); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
     assert child.stdout is not None
     child.stdout.readline()
     with pytest.raises(BusyError, match=f"in use .*pid {child.pid} on "):
-        runs.check_free(tmp_path)
+        run_folders.check_free(tmp_path)
     assert zoo(["train", "demo", "--out", str(tmp_path)]) == 7
     assert f"pid {child.pid}" in capsys.readouterr().err
     child.kill()
     child.wait()
-    with runs.locked(tmp_path):
+    with run_folders.locked(tmp_path):
         assert f"pid {child.pid}" in capsys.readouterr().err
-    with runs.locked(tmp_path):
+    with run_folders.locked(tmp_path):
         assert capsys.readouterr().err == ""
 
 
 def test_11_a_label_out_of_range_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = parts.build_data
+    real = build.build_data
 
     def spoilt(*arguments: Any) -> Any:
         data = real(*arguments)
         data.train.targets[5] = 10
         return data
 
-    monkeypatch.setattr(parts, "build_data", spoilt)
+    monkeypatch.setattr(build, "build_data", spoilt)
     with pytest.raises(DataError, match=r"label out of range \(train\[\d+\], label 10, 10 classes\)"):
         run.train(small(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -100,7 +101,7 @@ def test_13_no_state_is_ever_not_finite(tmp_path: Path) -> None:
 
 
 def test_14_a_scaler_that_only_skips_has_diverged(tmp_path: Path) -> None:
-    from zoo.train import SKIPS, Step, _backward
+    from zoo.training.loop import SKIPS, Step, _backward
 
     class Scaler:
         value = 2.0**60
@@ -130,7 +131,7 @@ def test_14_a_scaler_that_only_skips_has_diverged(tmp_path: Path) -> None:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, number: int, at: int, *, where: str = "train_epoch") -> None:
     """Send this process a signal once, after ``at`` steps or, with ``predict``, evaluation batches."""
-    real, left = getattr(trainer, where), iter(range(at, -1, -1))
+    real, left = getattr(session, where), iter(range(at, -1, -1))
 
     def counted(inner: Any) -> Any:
         def call(*arguments: Any) -> Any:
@@ -145,7 +146,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, number: int, at: int, *, where: s
             return real(*arguments[:3], counted(arguments[3] if len(arguments) > 3 else lambda: None))
         return real(*arguments, **options | {"watch": counted(options["watch"])})
 
-    monkeypatch.setattr(trainer, where, wrapped)
+    monkeypatch.setattr(session, where, wrapped)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_15_16_a_signal_saves_and_the_resumed_run_has_the_same_bits(
 
 
 def test_15_a_signal_before_the_first_step_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "build_data", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(build, "build_data", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted) as caught:
         run.train(small(), out=tmp_path / "run")
     assert not caught.value.saved
@@ -186,7 +187,7 @@ def test_17_states_are_saved_every_so_many_steps_and_only_own_temporaries_swept(
     assert kept[:3] == [0, 4, 8]
     (tmp_path / ".mine.tmp.txt").write_text("mine")
     (tmp_path / f".weights.abc{files.TEMPORARY}.safetensors").write_text("torn")
-    with runs.locked(tmp_path):
+    with run_folders.locked(tmp_path):
         assert (tmp_path / ".mine.tmp.txt").is_file()
         assert list(tmp_path.glob(f"*{files.TEMPORARY}*")) == []
 
@@ -226,7 +227,7 @@ def test_20_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest
     def burst(*arguments: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer, "train_epoch", burst)
+    monkeypatch.setattr(session, "train_epoch", burst)
     with pytest.raises(DiskError, match=r"out of memory \(batch_size 250\).*--batch-size 125"):
         run.train(small(), out=tmp_path / "run")
     assert checkpoint.load_state(tmp_path / "run")[1]["epoch"] == 0
@@ -244,7 +245,7 @@ def test_23_an_operation_without_a_deterministic_way_is_named_at_start(tmp_path:
             torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
             return torch.nn.functional.cross_entropy(logits, target)
 
-    monkeypatch.setattr(parts.objective, "build_loss", lambda *arguments: (Odd(), None))
+    monkeypatch.setattr(build.objective, "build_loss", lambda *arguments: (Odd(), None))
     with pytest.raises(UsageError, match="put_ has no deterministic way"):
         run.train(small("deterministic=true"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

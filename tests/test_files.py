@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from zoo import files
-from zoo.spec import DiskError
+from zoo.errors import DiskError
 
 
 def test_publish_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from zoo.data import _folders, _parts
 from zoo.data._image import read_image
-from zoo.spec import DataError, UsageError
+from zoo.errors import DataError, UsageError
 
 
 def test_class_folders(tmp_path: Path) -> None:

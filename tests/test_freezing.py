@@ -14,9 +14,10 @@ from tests_support import resolve
 from torch import nn
 
 import zoo.export
-from zoo import checkpoint, freezing, optim, registry, run, trainer
-from zoo.spec import DisagreeError, UsageError
-from zoo.stop import Interrupted
+from zoo import registry, run, tensor_files
+from zoo.errors import DisagreeError, UsageError
+from zoo.training import checkpoint, features, freezing, session
+from zoo.training.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GRADUAL = "unfreeze=['1:stage<=1','2:none']"
@@ -37,7 +38,7 @@ def frozen(donors: Path, *settings: str, model: str = "cnn_small") -> Any:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load_tensors(checkpoint.states(folder)[0])[0]
+    return tensor_files.load_tensors(checkpoint.states(folder)[0])[0]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -46,7 +47,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def stopping(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """Send this process a signal after ``at`` steps from now."""
-    real, steps = trainer.train_epoch, iter(range(1, 1000))
+    real, steps = session.train_epoch, iter(range(1, 1000))
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
         inner = options.pop("watch")
@@ -58,7 +59,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
 
         return real(*arguments, watch=watch, **options)
 
-    monkeypatch.setattr(trainer, "train_epoch", wrapped)
+    monkeypatch.setattr(session, "train_epoch", wrapped)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_stored_features_give_the_same_numbers(
     once = run.train(mine, out=tmp_path / "once")
     assert "the frozen part ran once: features of " in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch.setattr(freezing, "_tail", lambda parts: ("", "for a test"))
+        patch.setattr(features, "_tail", lambda parts: ("", "for a test"))
         plain = run.train(mine, out=tmp_path / "plain")
     assert "the frozen part runs in every step: for a test" in capsys.readouterr().err
     one, two = tensors(once), tensors(plain)
@@ -119,7 +120,7 @@ def test_autograd_records_nothing_of_a_frozen_part(name: str) -> None:
     """Why there is no torch.no_grad around it."""
     spec = registry.find("models", name)
     model = spec.build(10)
-    optim.freeze(model, "conv", spec)
+    freezing.freeze(model, "conv", spec)
     given: list[torch.Tensor] = []
     model.get_submodule(spec.head).register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
     side = 64 if name == "alexnet" else 32
@@ -135,7 +136,7 @@ def test_a_scale_after_the_head_forbids_stored_features(donors: Path, tmp_path: 
     monkeypatch.setattr(cnn.Cnn, "forward", lambda self, images: real(self, images) * 2)
     stopping(monkeypatch, 1)
     seen: list[str] = []
-    monkeypatch.setattr(freezing, "say", seen.append)
+    monkeypatch.setattr(features, "print_line", seen.append)
     with pytest.raises(Interrupted):
         run.train(frozen(donors), out=tmp_path / "run")
     assert seen[-1].endswith("classifier is not the last layer")
@@ -148,7 +149,7 @@ def test_the_proof_is_said_and_kept(donors: Path, tmp_path: Path, capsys: pytest
     assert (proof["tensors"], proof["parameters"], proof["unchanged"]) == (24, 185_824, True)
     start = registry.find("models", "cnn_small").build(10)
     start.load_state_dict(torch.load(donors / "cnn_small.pth", weights_only=True))
-    assert proof["sha256"] == optim.frozen_digest(start, proof["sha256"])
+    assert proof["sha256"] == freezing.frozen_digest(start, proof["sha256"])
     capsys.readouterr()
     zoo.export.onnx(run.load(folder))
     assert "frozen   24 tensors have the sha256 they had before training" in capsys.readouterr().err
@@ -158,7 +159,7 @@ def test_gradual_unfreezing_trains_what_is_released_and_no_more(
     donors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held: list[tuple[int, int, int]] = []
-    real = trainer.train_epoch
+    real = session.train_epoch
 
     def watched(model: nn.Module, *arguments: Any, **options: Any) -> Any:
         found = real(model, *arguments, **options)
@@ -167,7 +168,7 @@ def test_gradual_unfreezing_trains_what_is_released_and_no_more(
         held.append((len(trained), sum(p.grad is not None for p in trained), sum(m.training for m in norms)))
         return found
 
-    monkeypatch.setattr(trainer, "train_epoch", watched)
+    monkeypatch.setattr(session, "train_epoch", watched)
     folder = run.train(frozen(donors, "epochs=3", "optim.name=adamw", "lr=0.001", GRADUAL), out=tmp_path / "run")
     assert held == [(2, 2, 0), (8, 8, 2), (14, 14, 4)]
     err = capsys.readouterr().err
@@ -202,7 +203,7 @@ def test_an_unfreezing_run_resumes_on_the_same_bits(
 def test_momentum_goes_on_and_begins_as_torchs(donors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After an unfreezing the optimizer is what add_param_group would have made of it."""
     kept: list[dict[str, torch.Tensor]] = []
-    real = freezing.release
+    real = features.release
 
     def seen(parts: Any, selector: str) -> None:
         def momentum() -> dict[str, torch.Tensor]:
@@ -214,7 +215,7 @@ def test_momentum_goes_on_and_begins_as_torchs(donors: Path, tmp_path: Path, mon
         real(parts, selector)
         kept.append(momentum())
 
-    monkeypatch.setattr(freezing, "release", seen)
+    monkeypatch.setattr(features, "release", seen)
     run.train(frozen(donors, "epochs=2", "unfreeze=['1:stage<=1']"), out=tmp_path / "run")
     before, after = kept
     assert before.keys() == {"classifier.weight", "classifier.bias"}
@@ -240,7 +241,7 @@ def test_momentum_goes_on_and_begins_as_torchs(donors: Path, tmp_path: Path, mon
 def test_a_bad_plan_is_refused_before_the_data_is_read(
     donors: Path, unfreeze: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zoo.parts.build_data", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("zoo.training.build.build_data", lambda *arguments: 1 / 0)
     with pytest.raises(UsageError, match=says) as caught:
         run.train(frozen(donors, "epochs=5", f"unfreeze={unfreeze}"), out=tmp_path / "run")
     assert len(str(caught.value)) <= 200
@@ -250,7 +251,7 @@ def test_a_bad_plan_is_refused_before_the_data_is_read(
 def test_a_frozen_tensor_that_moves_fails_the_run(
     donors: Path, at: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, epochs = trainer.train_epoch, iter(range(9))
+    real, epochs = session.train_epoch, iter(range(9))
 
     def moving(model: nn.Module, *arguments: Any, **options: Any) -> Any:
         if next(epochs) == at:
@@ -258,7 +259,7 @@ def test_a_frozen_tensor_that_moves_fails_the_run(
                 model.get_parameter(name)[0] += 1e-6
         return real(model, *arguments, **options)
 
-    monkeypatch.setattr(trainer, "train_epoch", moving)
+    monkeypatch.setattr(session, "train_epoch", moving)
     mine = frozen(donors, "epochs=3", "data.augment=['flip']", "unfreeze=['1:stage<=1','2:stage<=0']")
     with pytest.raises(DisagreeError, match=rf"frozen tensors changed in training \(1, {name} first\)"):
         run.train(mine, out=tmp_path / "run")

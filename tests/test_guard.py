@@ -18,8 +18,8 @@ from PIL import Image
 from zoo import __main__ as cli
 from zoo import predictor
 from zoo.bench import _subjects
+from zoo.errors import FileError
 from zoo.export import _child, _guard, _wire
-from zoo.spec import FileError
 
 pytest.importorskip("onnxruntime")
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -13,7 +13,7 @@ from data_cases import noise
 from PIL import Image
 
 from zoo.data._image import read_image
-from zoo.spec import DataError
+from zoo.errors import DataError
 
 
 def saved(path: Path, image: Image.Image, **options: Any) -> np.ndarray:

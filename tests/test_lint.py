@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from tests_support import resolve
 
-from zoo import lint, optim, parts, run, sampling
 from zoo import recipe as recipes
+from zoo import run, sampling
 from zoo.recipe import Recipe, Schedule
+from zoo.training import build, lint, optim
 
 COUNTS = np.array([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])
 
@@ -104,7 +105,7 @@ def test_counts_are_known_before_the_data_is_read_where_classes_are_equal() -> N
 
 def test_expected_counts_are_the_real_ones() -> None:
     mine = resolve("cnn_small", "data.val=0.2", "data.imbalance=exp:0.05")
-    data = parts.build_data(mine, 32)
+    data = build.build_data(mine, 32)
     index = sampling.long_tail(data.train.targets, "exp:0.05", mine.seed)
     assert np.array_equal(lint.expected_counts(mine), sampling.class_counts(data.train.targets[index], 10))
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo import metrics
-from zoo.spec import DataError, DivergedError
+from zoo.errors import DataError, DivergedError
 
 
 def certain(predicted: list[int], classes: int) -> torch.Tensor:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from zoo import optim, registry
-from zoo.spec import ModelSpec, UsageError
+from zoo import registry
+from zoo.errors import UsageError
+from zoo.spec import ModelSpec
+from zoo.training import freezing, optim
 
 NAMES = registry.names("models")
 LARGE = ("alexnet", "resnet50")
@@ -102,7 +104,7 @@ def test_head_and_stages_name_what_is_there(name: str) -> None:
 )
 def test_freezing_by_each_role(name: str, part: slice) -> None:
     spec = registry.find("models", name)
-    every = optim.roles(spec.build(spec.classes), spec)
+    every = freezing.roles(spec.build(spec.classes), spec)
     assert every
     for role in every[part]:
         _freeze_and_train(name, role)
@@ -110,9 +112,9 @@ def test_freezing_by_each_role(name: str, part: slice) -> None:
 
 def _freeze_and_train(name: str, role: str) -> None:
     model, spec = built(name)
-    table = optim.freeze(model, role, spec)
-    before = optim.frozen_digest(model, table.names)
-    everything = optim.frozen_digest(model, [key for key, _ in model.named_parameters()])
+    table = freezing.freeze(model, role, spec)
+    before = freezing.frozen_digest(model, table.names)
+    everything = freezing.frozen_digest(model, [key for key, _ in model.named_parameters()])
     optimizer = optim.make(model, name="sgd", lr=0.01, weight_decay=0.1)
     held = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and not module.training]
     assert len(held) == table.held
@@ -122,8 +124,8 @@ def _freeze_and_train(name: str, role: str) -> None:
         sample = torch.randn(2, *(spec.input if name not in LARGE else (3, 64, 64)))
         nn.functional.cross_entropy(model(sample), torch.tensor([0, 1])).backward()
         optimizer.step()
-    assert optim.frozen_digest(model, table.names) == before, role
-    after = optim.frozen_digest(model, everything)
+    assert freezing.frozen_digest(model, table.names) == before, role
+    after = freezing.frozen_digest(model, everything)
     moved = [key for key in everything if everything[key] != after[key]]
     assert len(moved) == len([key for key in everything if key not in before]), "what is not frozen trains"
     assert table.frozen + table.trained == spec.params
@@ -132,7 +134,7 @@ def _freeze_and_train(name: str, role: str) -> None:
 @pytest.mark.parametrize(("name", "trained", "held"), [("alexnet", 54_947_941, 0), ("resnet50", 206_949, 53)])
 def test_freeze_conv_of_the_catalogue(name: str, trained: int, held: int) -> None:
     model, spec = built(name, 101)
-    table = optim.freeze(model, "conv", spec)
+    table = freezing.freeze(model, "conv", spec)
     assert (table.trained, table.held, table.frozen + table.trained) == (trained, held, spec.params)
 
 
@@ -162,9 +164,9 @@ def test_timm_spec_says_what_timm_says(name: str, params: int) -> None:
     model = spec.build(5)
     assert (spec.params, spec.input, spec.classes) == (params, (3, 224, 224), 1000)
     assert dict(model.named_modules())[spec.head].out_features == 5
-    table = optim.freeze(model, "conv", spec)
+    table = freezing.freeze(model, "conv", spec)
     assert table.trained == sum(parameter.numel() for parameter in model.get_classifier().parameters())
-    assert optim.freeze(spec.build(5), "stage<=0", spec).frozen > 0
+    assert freezing.freeze(spec.build(5), "stage<=0", spec).frozen > 0
     assert spec.weights
 
 

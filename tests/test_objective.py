@@ -7,8 +7,9 @@ import pytest
 import torch
 from tests_support import resolve
 
-from zoo import objective, recipe, sampling
-from zoo.spec import UsageError
+from zoo import recipe, sampling
+from zoo.errors import UsageError
+from zoo.training import objective
 
 COUNTS = np.array([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])
 

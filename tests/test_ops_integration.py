@@ -19,7 +19,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from zoo import ops, train
+from zoo import ops
+from zoo.training import loop
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -226,13 +227,13 @@ def test_a_wrong_label_on_cuda_is_told_at_the_next_call(monkeypatch: pytest.Monk
 def test_training_tells_of_a_wrong_label_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "_C_cuda", Found())
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
-    step = train.Step(torch.optim.SGD(net.parameters(), lr=0.1), lambda at: 0.1, torch.device("cpu"))
+    step = loop.Step(torch.optim.SGD(net.parameters(), lr=0.1), lambda at: 0.1, torch.device("cpu"))
     batch = (torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64), np.arange(2), np.arange(2))
     told = contextlib.nullcontext(), pytest.raises(IndexError, match="target row 3"), contextlib.nullcontext()
     for on_cuda, wanted in zip((False, True, True), told, strict=True):
         value = SimpleNamespace(item=lambda: float("nan"), is_cuda=on_cuda)
         with wanted:
-            assert train._update(net, lambda z, y, value=value: value, step, 0, *batch) == (None, 0)
+            assert loop._update(net, lambda z, y, value=value: value, step, 0, *batch) == (None, 0)
 
 
 def test_kernel_says_why_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from zoo import optim, registry
-from zoo.spec import ModelSpec, UsageError
+from zoo import registry
+from zoo.errors import UsageError
+from zoo.spec import ModelSpec
+from zoo.training import freezing, optim
 
 STEPS, EPOCHS = 7, 6
 
@@ -147,7 +149,7 @@ def test_ema_takes_buffers_along() -> None:
 
 def test_held_norms_stay_in_eval_in_copies_too() -> None:
     model, spec = net()
-    optim.freeze(model, "stage<=1", spec)
+    freezing.freeze(model, "stage<=1", spec)
     twin = copy.deepcopy(model)
     for each in (model, twin):
         each.train()
@@ -170,7 +172,7 @@ def test_requires_grad_alone_would_not_hold_a_norm() -> None:
 
 def test_globs_and_table() -> None:
     model, spec = net()
-    table = optim.freeze(model, "features.[01]", spec)
+    table = freezing.freeze(model, "features.[01]", spec)
     assert set(table.names) == {
         "features.0.weight", "features.1.weight", "features.1.bias", "features.1.running_mean", "features.1.running_var",
         "features.1.num_batches_tracked",
@@ -178,7 +180,7 @@ def test_globs_and_table() -> None:
     assert table.held == 1
     assert table.rows == (("features", 928, 184_896, 1, 3), ("classifier", 0, 516, 0, 0))
     assert len(optim.make(model, name="sgd", lr=0.1).param_groups[0]["params"]) == len(list(model.parameters())) - 3
-    assert optim.freeze(net()[0], "none", spec).names == ()
+    assert freezing.freeze(net()[0], "none", spec).names == ()
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_globs_and_table() -> None:
 def test_freeze_refuses(name: str, selector: str, says: str) -> None:
     spec = registry.find("models", name)
     with pytest.raises(UsageError, match=says) as caught:
-        optim.freeze(spec.build(10), selector, spec)
+        freezing.freeze(spec.build(10), selector, spec)
     assert "roles of this model" in str(caught.value)
     assert len(str(caught.value)) <= 200
 
@@ -207,20 +209,20 @@ def test_a_head_called_fc_is_not_the_role_fc() -> None:
     model.add_module("conv", nn.Conv2d(3, 3, 1))
     model.add_module("fc", nn.Linear(3, 2))
     with pytest.raises(UsageError, match="freezes nothing"):
-        optim.freeze(model, "fc", spec)
+        freezing.freeze(model, "fc", spec)
 
 
 def test_random_weights_are_not_frozen() -> None:
     model, spec = net()
     with pytest.raises(UsageError, match="random"):
-        optim.freeze(model, "fc:all", spec, fresh=("classifier.weight",))
+        freezing.freeze(model, "fc:all", spec, fresh=("classifier.weight",))
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_digest_sees_one_bit() -> None:
     model, _ = net()
-    before = optim.frozen_digest(model, ["features.0.weight"])
+    before = freezing.frozen_digest(model, ["features.0.weight"])
     with torch.no_grad():
         value = model.features[0].weight.view(-1)
         value[0] += 1e-6
-    assert optim.frozen_digest(model, ["features.0.weight"]) != before
+    assert freezing.frozen_digest(model, ["features.0.weight"]) != before

@@ -18,7 +18,7 @@ from test_export import MEAN, STD, Tiny, images, run_of
 import zoo.export
 from zoo import predictor
 from zoo.data._folders import square
-from zoo.spec import FileError
+from zoo.errors import FileError
 
 pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from zoo import recipe as recipes
 from zoo import registry
+from zoo.errors import UsageError
 from zoo.recipe import Recipe
-from zoo.spec import UsageError
 
 
 def test_shipped_recipes_read_and_their_names_resolve() -> None:

@@ -14,8 +14,8 @@ from PIL import Image
 from report_cases import CIFAR, Reader, fake_run, overlaps, write_csv
 
 from zoo import recipe, report
+from zoo.errors import DataError, FileError
 from zoo.report import _blocks, _compare, _draw, _read
-from zoo.spec import DataError, FileError
 
 
 @pytest.fixture(scope="module")

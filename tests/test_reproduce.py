@@ -11,14 +11,14 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats
 
-from zoo import metrics, reproduce, run, runs
+from zoo import metrics, reproduce, run, run_folders
 from zoo import recipe as recipes
 from zoo.bench import _timing
 from zoo.bench import recipes as bench
 from zoo.cli import cli
+from zoo.errors import BusyError, DivergedError, UsageError
 from zoo.recipe import Recipe
-from zoo.spec import BusyError, DivergedError, UsageError
-from zoo.stop import Interrupted
+from zoo.training.signals import Interrupted
 
 NAMES = ["s0_4", "s0_5"]
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -71,17 +71,17 @@ def test_the_first_seed_of_all_comes_first_and_nothing_is_trained_twice(trained:
 
 
 def test_a_run_under_any_name_counts_and_another_recipe_does_not(trained: list[tuple[str, int, bool]]) -> None:
-    leave(runs.root() / "mine", recipes.resolve("s0_4", {"data.dir": "/images", "precision": "fp32"}))
-    leave(runs.root() / "s0_5-s0", recipes.resolve("s0_5", {"epochs": 3}))
-    (runs.root() / "broken").mkdir()
-    (runs.root() / "broken" / "recipe.toml").write_text("epochs = ")
+    leave(run_folders.root() / "mine", recipes.resolve("s0_4", {"data.dir": "/images", "precision": "fp32"}))
+    leave(run_folders.root() / "s0_5-s0", recipes.resolve("s0_5", {"epochs": 3}))
+    (run_folders.root() / "broken").mkdir()
+    (run_folders.root() / "broken" / "recipe.toml").write_text("epochs = ")
     repeat()
     assert trained == [("s0_5-s0a", 0, False)]
     assert [path.name for path in reproduce.finished("s0_4")] == ["mine"]
 
 
 def test_an_interrupted_run_goes_on_where_it_was_begun(trained: list[tuple[str, int, bool]]) -> None:
-    leave(runs.root() / "begun", recipes.resolve("s0_4", {}), finished=False)
+    leave(run_folders.root() / "begun", recipes.resolve("s0_4", {}), finished=False)
     repeat()
     assert trained == [("begun", 0, True), ("s0_5-s0", 0, False)]
 
@@ -155,7 +155,7 @@ def test_the_difference_of_several_runs_counts_the_spread_of_one_more() -> None:
 def test_the_command_shows_theirs_and_ours(trained: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     for seed, share in enumerate((0.45, 0.46)):
-        leave(runs.root() / f"a{seed}", recipes.resolve("s0_5", {"seed": seed}), accuracy=share)
+        leave(run_folders.root() / f"a{seed}", recipes.resolve("s0_5", {"seed": seed}), accuracy=share)
     result = CliRunner().invoke(cli, ["reproduce", "s0_5", "--seeds", "2"])
     assert result.exit_code == 0, result.output
     assert trained == []
@@ -164,7 +164,7 @@ def test_the_command_shows_theirs_and_ours(trained: list[Any], monkeypatch: pyte
     assert "airplane" in result.output and "-20.1" in result.output, "class by class"
     assert "note      s0_5: the weights have a mean of 0.17" in result.output
     assert "lint      s0_5: a warning" in result.output
-    assert (runs.root() / "reproduce.csv").is_file() and (runs.root() / "reproduce.png").is_file()
+    assert (run_folders.root() / "reproduce.csv").is_file() and (run_folders.root() / "reproduce.png").is_file()
     listed = json.loads(CliRunner().invoke(cli, ["reproduce", "--json"]).output)
     assert {row["experiment"]: row["here"] for row in listed}["s0_5"] == [0.45, 0.46]
 
@@ -172,7 +172,7 @@ def test_the_command_shows_theirs_and_ours(trained: list[Any], monkeypatch: pyte
 def test_the_course_of_a_loss_stands_beside_the_reported_one(trained: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     for seed in (0, 1):
-        folder = runs.root() / f"s3_dfl-s{seed}"
+        folder = run_folders.root() / f"s3_dfl-s{seed}"
         leave(folder, recipes.resolve("s3_dfl", {"seed": seed}))
         found = [
             {"epoch": n, "split": "train", "images_per_s": 1.0, "mean_factor": 0.5 + seed / 10, "focal_scale": n / 2}
@@ -186,7 +186,7 @@ def test_the_course_of_a_loss_stands_beside_the_reported_one(trained: list[Any],
     assert {row["easy"] for row in rows} == {""}, "it has no such sampler"
     output = CliRunner().invoke(cli, ["reproduce", "s3_dfl", "--seeds", "2"]).output
     assert [line.split() for line in output.splitlines() if line.startswith("5 ")] == [["5", "0.55", "0.3", "2.5", "3.33"]]
-    folder = runs.root() / "s3_fs-s0"
+    folder = run_folders.root() / "s3_fs-s0"
     leave(folder, recipes.resolve("s3_fs", {}))
     sampled = [{"epoch": n, "split": "train", "images_per_s": 1.0, "easy": n / 100, "hard": 0.5} for n in range(1, 7)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sampled))
@@ -196,5 +196,5 @@ def test_the_course_of_a_loss_stands_beside_the_reported_one(trained: list[Any],
         (5, 0.05, ""),
         (6, 0.06, ""),
     ]
-    path = bench.main(out=runs.root() / "all.csv")
+    path = bench.main(out=run_folders.root() / "all.csv")
     assert len(_timing.read_csv(path.with_name("all_course.csv"))) == 6 + 3

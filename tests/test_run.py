@@ -16,9 +16,10 @@ import pytest
 import torch
 from tests_support import digests, resolve
 
-from zoo import checkpoint, metrics, run, trainer
-from zoo.spec import BusyError, DataError, DivergedError, FileError, UsageError
-from zoo.stop import Interrupted
+from zoo import metrics, run
+from zoo.errors import BusyError, DataError, DivergedError, FileError, UsageError
+from zoo.training import checkpoint, session
+from zoo.training.signals import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,8 +79,8 @@ def test_resume_after_a_stop_in_mid_epoch_ends_on_the_same_bits(
 
         return real(*arguments, watch=watch, **options)
 
-    real = trainer.train_epoch
-    monkeypatch.setattr(trainer, "train_epoch", stopping)
+    real = session.train_epoch
+    monkeypatch.setattr(session, "train_epoch", stopping)
     for resume in (False, True):
         with pytest.raises(Interrupted) as caught:
             run.train(recipe, out=tmp_path / "parts", resume=resume)
@@ -186,7 +187,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Pat
 
 def test_batches_do_not_depend_on_how_they_are_cut() -> None:
     from zoo import registry
-    from zoo.train import Batches
+    from zoo.training.batches import Batches
 
     data = registry.find("data", "synthetic").build(None, size=32, val=0.1, seed=0)
     index = np.arange(500)
@@ -200,14 +201,14 @@ def test_batches_do_not_depend_on_how_they_are_cut() -> None:
 
 
 def test_a_choice_on_the_test_images_is_stamped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from zoo import report, show
+    from zoo import report, tables
 
     stamped = run.train(resolve("cnn_small", "select_on=test"), out=tmp_path / "t")
     result = json.loads((stamped / "result.json").read_text())
     assert (result["chosen_on"], result["chosen_accuracy"]) == ("test", result["accuracy"])
     assert {row["split"] for row in checkpoint.read_rows(stamped)} == {"train", "test each epoch", "test"}
     assert "chosen on the test images" in capsys.readouterr().err
-    show.result(stamped)
+    tables.result(stamped)
     assert "chosen on these test images" in capsys.readouterr().out
     assert "chosen on the test images themselves" in (stamped / "README.md").read_text()
     assert "chosen on the test images themselves" in report.page(stamped).read_text()
@@ -224,7 +225,7 @@ def test_a_result_holds_shots_pairs_and_how_it_was_chosen(small_run: Path) -> No
 
 def test_larger_images_without_augmentation_are_cut_for_training() -> None:
     from zoo import registry
-    from zoo.train import Batches
+    from zoo.training.batches import Batches
 
     data = registry.find("data", "synthetic").build(None, size=32, val=0.1, seed=0)
     made = Batches(data.train, np.arange(4), 4, torch.device("cpu"), data.mean, data.std, 24, augment=())

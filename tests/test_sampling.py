@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo import sampling
-from zoo.spec import UsageError
+from zoo.errors import UsageError
 
 CIFAR10 = np.repeat(np.arange(10), 5000)
 labels = st.lists(st.integers(0, 6), min_size=1, max_size=200).map(np.array)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from zoo import recipe, report, run, sweep
+from zoo.errors import BusyError, DivergedError, UsageError
 from zoo.recipe import Recipe
-from zoo.spec import BusyError, DivergedError, UsageError
-from zoo.stop import Interrupted
+from zoo.training.signals import Interrupted
 
 
 def test_lists_ranges_and_fixed_settings() -> None:

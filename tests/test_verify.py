@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from test_export import STD, Tiny, facts, run_of
 
 import zoo.export
-from zoo import optim
 from zoo.cli.verify import command
+from zoo.errors import DisagreeError, FileError
 from zoo.export import _verify, _wire, onnx_fp32
 from zoo.run import Run
-from zoo.spec import DisagreeError, FileError
+from zoo.training import freezing
 
 pytest.importorskip("onnxruntime")
 
@@ -87,7 +87,7 @@ def test_another_run(exported: tuple[Path, Run], tmp_path: Path) -> None:
 
 def test_frozen_tensors_are_those_of_the_run(exported: tuple[Path, Run], tmp_path: Path) -> None:
     path, run = exported
-    digest = optim.frozen_digest(run.model, ["conv1.weight", "bn.running_mean"])
+    digest = freezing.frozen_digest(run.model, ["conv1.weight", "bn.running_mean"])
     for claim, code in ((digest, 0), (digest | {"conv1.weight": "0" * 64}, 8), (digest | {"gone.weight": "0" * 64}, 8)):
         onnx_fp32.save(onnx.load(path), tmp_path / "x.onnx", facts(path) | {"frozen_sha256": json.dumps(claim)})
         checks = {check.name: check for check in _verify.verify(tmp_path / "x.onnx", run=run)}

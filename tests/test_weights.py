@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo import checkpoint, registry
-from zoo.spec import Download, FileError, ModelSpec, UsageError
+from zoo import registry, tensor_files
+from zoo.errors import FileError, UsageError
+from zoo.spec import Download, ModelSpec
 from zoo.weights import load_weights, read, statistics
 
 SPEC: ModelSpec = registry.find("models", "resnet20")
@@ -62,7 +63,7 @@ def test_pth_files(tmp_path: Path, donor: dict[str, Tensor], wrap: Any) -> None:
 
 def test_safetensors_and_run_folder(tmp_path: Path, donor: dict[str, Tensor]) -> None:
     save_file(donor, tmp_path / "foreign.safetensors")
-    checkpoint.save_tensors(tmp_path / "run" / "weights.safetensors", donor, {"model": "resnet20"})
+    tensor_files.save_tensors(tmp_path / "run" / "weights.safetensors", donor, {"model": "resnet20"})
     for source in ("foreign.safetensors", "run", "run/weights.safetensors"):
         model = SPEC.build(10)
         load_weights(model, str(tmp_path / source), SPEC)
@@ -70,7 +71,9 @@ def test_safetensors_and_run_folder(tmp_path: Path, donor: dict[str, Tensor]) ->
 
 
 def test_statistics_come_with_the_weights(tmp_path: Path, donor: dict[str, Tensor]) -> None:
-    checkpoint.save_tensors(tmp_path / "run" / "weights.safetensors", donor, {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)})
+    tensor_files.save_tensors(
+        tmp_path / "run" / "weights.safetensors", donor, {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    )
     save_file(donor, tmp_path / "foreign.safetensors")
     (tmp_path / "torn.safetensors").write_bytes(b"x" * 20)
     assert statistics(str(tmp_path / "run"), SPEC) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -81,7 +84,7 @@ def test_statistics_come_with_the_weights(tmp_path: Path, donor: dict[str, Tenso
 
 def test_a_changed_bit_in_a_run_is_seen(tmp_path: Path, donor: dict[str, Tensor]) -> None:
     path = tmp_path / "run" / "weights.safetensors"
-    checkpoint.save_tensors(path, donor, {})
+    tensor_files.save_tensors(path, donor, {})
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zoo import checkpoint, recipe
+from zoo import recipe, tensor_files
 from zoo.recipe import Recipe
+from zoo.training import checkpoint
 
 TINY = ("epochs=1", "batch_size=250", "data=synthetic", "data.imbalance=exp:0.05", "device=cpu")
 
@@ -22,4 +23,4 @@ def small(*settings: str) -> Recipe:
 
 def digests(folder: Path) -> dict[str, str]:
     """The digest of each tensor in the newest saved state of a run."""
-    return checkpoint.load_tensors(checkpoint.states(folder)[0])[1]["digests"]
+    return tensor_files.load_tensors(checkpoint.states(folder)[0])[1]["digests"]

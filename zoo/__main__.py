@@ -10,7 +10,7 @@ import time
 import traceback
 from pathlib import Path
 
-from zoo.spec import DiskError, ZooError
+from zoo.errors import DiskError, ZooError
 
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 
@@ -54,7 +54,7 @@ def _told(argv: list[str], error: BaseException) -> tuple[str, int]:
     """The line and the exit code of what ended a command."""
     import click
 
-    from zoo.stop import Interrupted
+    from zoo.training.signals import Interrupted
 
     if isinstance(error, click.ClickException):
         return error.format_message().replace("\n", " "), 2

@@ -9,10 +9,11 @@ import torch
 
 from zoo.analysis import dead_relu as relu
 from zoo.analysis import shape_bias as stimuli
-from zoo.console import counted, say
+from zoo.console import counted, print_line
 from zoo.data import _augment, synthetic
+from zoo.errors import UsageError
 from zoo.run import Run, evaluate
-from zoo.spec import Split, UsageError
+from zoo.spec import Split
 
 
 def dead_relu(run: Run, *, images: int = 1_000) -> list[relu.Layer]:
@@ -37,7 +38,7 @@ def dead_relu_causes(*, images: int = 1_000, epochs: int = 5) -> list[relu.Epoch
     inputs = _augment.normalise(torch.tensor(pixels), spec.mean, spec.std).contiguous()
     rows = []
     for setting in relu.SETTINGS:
-        say(f"train    {setting.name}, {epochs} epochs")
+        print_line(f"train    {setting.name}, {epochs} epochs")
         rows += relu.ablate(inputs, torch.tensor(targets), len(synthetic.CLASSES), settings=[setting], epochs=epochs)
     return rows
 

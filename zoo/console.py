@@ -21,7 +21,7 @@ def leading() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line of progress to stderr."""
     if leading():
         print(line, file=sys.stderr, flush=True)
@@ -38,13 +38,13 @@ def counted(items: Iterable[T], total: int, words: str, each: int = 1) -> Iterat
         now, done = time.monotonic(), min(number * each, total)
         if now - told > QUIET_SECONDS and done < total:
             told = now
-            say(f"{words} {done:,} of {total:,} · left {clock((now - began) / done * (total - done))}")
+            print_line(f"{words} {done:,} of {total:,} · left {clock((now - began) / done * (total - done))}")
 
 
 def note(topic: str, text: str) -> None:
     """A line about ``topic``, or a warning where the text begins as one."""
     warned = text.removeprefix("warning: ")
-    say(f"{topic if warned == text else 'warning':8} {warned}")
+    print_line(f"{topic if warned == text else 'warning':8} {warned}")
 
 
 class Progress:
@@ -90,7 +90,7 @@ class Progress:
             self.bar.update(self.task, completed=at, description=fit(self._parts(epoch, at, now, loss), self._room(BAR + 2)))
         elif now - self.told >= QUIET_SECONDS:
             self.told = now
-            say("train    " + fit(self._parts(epoch, at, now, loss), self._room()))
+            print_line("train    " + fit(self._parts(epoch, at, now, loss), self._room()))
 
     def epoch(self, number: int, train: Mapping[str, Any], val: Mapping[str, Any] | None) -> None:
         """After an epoch: its line, from the rows of ``metrics.jsonl``."""
@@ -106,7 +106,7 @@ class Progress:
             (5, f"easy {100 * train['easy']:.1f} % hard {100 * train['hard']:.1f} %" if "easy" in train else ""),
             (4, clock(train["seconds"])),
         ]
-        say("train    " + fit(parts, self._room()))
+        print_line("train    " + fit(parts, self._room()))
 
     def _parts(self, epoch: int, at: int, now: float, loss: float) -> list[tuple[int, str]]:
         _, epoch_first, epoch_began = self.at_epoch

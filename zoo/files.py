@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from zoo.spec import DiskError
+from zoo.errors import DiskError
 
 TEMPORARY = ".zoo-tmp"
 """In the name of every temporary file, so that those of a killed process are known from a person's own."""
@@ -32,7 +32,7 @@ def publish(
         DiskError: no space, no permission or a read-only disk, with needed and free bytes where they are known.
     """
     path = Path(path)
-    with telling_disk_faults(path, size):
+    with as_disk_error(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem[:60]}.", suffix=f"{TEMPORARY}{path.suffix}", dir=path.parent)
         temporary = Path(name)
@@ -58,7 +58,7 @@ def publish_text(path: Path, text: str) -> None:
     publish(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def sweep(folder: Path) -> None:
+def remove_stale(folder: Path) -> None:
     """Remove what a killed :func:`publish` left in a folder that no other process writes to; nothing else."""
     for stray in folder.glob(f".*{TEMPORARY}*"):
         stray.unlink(missing_ok=True)
@@ -66,7 +66,7 @@ def sweep(folder: Path) -> None:
 
 def check_writable(path: Path) -> None:
     """DiskError unless a file can be made where ``path`` is to lie; what a killed :func:`publish` of it left is removed."""
-    with telling_disk_faults(path):
+    with as_disk_error(path):
         try:
             tempfile.TemporaryFile(dir=_existing(path.absolute().parent)).close()
         except FileNotFoundError as error:  # what /proc says of each new name
@@ -87,7 +87,7 @@ def alone(path: Path) -> Iterator[None]:
     Raises:
         DiskError: the folder cannot be made.
     """
-    with telling_disk_faults(path):
+    with as_disk_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path.parent, os.O_RDONLY)
     try:
@@ -106,7 +106,7 @@ def check_room(folder: Path, need: int) -> None:
 
 
 @contextlib.contextmanager
-def telling_disk_faults(path: Path, need: int = 0) -> Iterator[None]:
+def as_disk_error(path: Path, need: int = 0) -> Iterator[None]:
     """Turn an operating system's refusal, also one hidden in another error's context, into a :class:`DiskError`."""
     try:
         yield

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.spec import DataError, DivergedError
+from zoo.errors import DataError, DivergedError
 
 Row = tuple[int, int, float | None, float | None, float | None]
 """n, correct, accuracy in [0, 1] and its 95 % interval; None where n is 0."""

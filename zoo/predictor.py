@@ -12,8 +12,8 @@ import numpy as np
 
 from zoo.data._folders import square
 from zoo.data._image import read_image
+from zoo.errors import DataError, FileError
 from zoo.export import _child, _guard, _session
-from zoo.spec import DataError, FileError
 
 MODES = ("none", "normalize", "full")
 

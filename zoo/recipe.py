@@ -16,7 +16,7 @@ import msgspec
 import tomli_w
 
 from zoo import registry
-from zoo.spec import UsageError, did_you_mean
+from zoo.errors import UsageError, did_you_mean
 
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 AtMostOne = Annotated[float, msgspec.Meta(ge=0, le=1)]

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from zoo.spec import UsageError, did_you_mean
+from zoo.errors import UsageError, did_you_mean
 
 _SINGULAR = {"models": "model", "losses": "loss", "data": "data set"}
 

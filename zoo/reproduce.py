@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from zoo import recipe as recipes
-from zoo import runs
-from zoo.console import say
+from zoo import run_folders
+from zoo.console import print_line
+from zoo.errors import BusyError, DivergedError, UsageError, did_you_mean
 from zoo.recipe import Recipe, Reported
-from zoo.spec import BusyError, DivergedError, UsageError, did_you_mean
-from zoo.stop import Interrupted
+from zoo.training.signals import Interrupted
 
 
 def experiments() -> dict[str, Recipe]:
@@ -34,7 +34,9 @@ def chosen(patterns: Sequence[str]) -> list[str]:
 
 def finished(name: str) -> list[Path]:
     """Finished runs of an experiment, one a seed."""
-    found = {seed: path for seed, path in reversed(runs.like(recipes.resolve(name, {}))) if runs.is_finished(path)}
+    found = {
+        seed: path for seed, path in reversed(run_folders.like(recipes.resolve(name, {}))) if run_folders.is_finished(path)
+    }
     return [found[seed] for seed in sorted(found)]
 
 
@@ -56,21 +58,21 @@ def repeat(names: Sequence[str], *, seeds: int, fixed: Mapping[str, Any], comman
     todo = [(name, seed) for seed in range(seeds) for name in names]
     for number, (name, seed) in enumerate(todo, 1):
         recipe = recipes.resolve(name, {**fixed, "seed": seed})
-        here = [path for theirs, path in runs.like(recipe) if theirs == seed]
-        if here and runs.is_finished(here[0]):
+        here = [path for theirs, path in run_folders.like(recipe) if theirs == seed]
+        if here and run_folders.is_finished(here[0]):
             continue
-        folder = here[0] if here else runs.root() / runs.free(f"{name}-s{seed}")
+        folder = here[0] if here else run_folders.root() / run_folders.free(f"{name}-s{seed}")
         begun = any((folder / "last").glob("state-*"))
-        say(f"repeat   {name} seed {seed} ({number} of {len(todo)}){' goes on' if begun else ''}")
+        print_line(f"repeat   {name} seed {seed} ({number} of {len(todo)}){' goes on' if begun else ''}")
         if begun:  # where it was begun may differ from where this process trains
             recipe = recipes.resolve(str(folder / "recipe.toml"), fixed)
         try:
             run.train(recipe, out=folder, resume=begun, force=not begun, command=command)
         except BusyError as error:
-            say(f"repeat   {name} seed {seed} is left to the process that has it: {error}")
+            print_line(f"repeat   {name} seed {seed} is left to the process that has it: {error}")
         except DivergedError as error:
             diverged.append(f"{name} seed {seed} diverged: {error}")
-            say(f"repeat   {diverged[-1]}")
+            print_line(f"repeat   {diverged[-1]}")
         except Interrupted as error:
             error.resume = command  # type: ignore[attr-defined]
             raise

@@ -15,20 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import checkpoint, files, freezing, host, metrics, optim, parallel, registry, report, runs
+from zoo import files, machine, metrics, registry, report, run_folders, tensor_files
 from zoo import recipe as recipes
-from zoo.console import say
+from zoo.console import print_line
 from zoo.data import _augment
 from zoo.data._folders import square, stored_side
 from zoo.data._image import read_image
+from zoo.errors import BusyError, DataError, DiskError, FileError, UsageError
 from zoo.files import publish, publish_text
-from zoo.parts import build, build_data, check_deterministic, eval_batches, model_spec, weighted
 from zoo.recipe import Recipe
-from zoo.spec import BusyError, DataError, DataSet, DiskError, FileError, Split, UsageError
-from zoo.state import restore
-from zoo.stop import signals
-from zoo.train import predict
-from zoo.trainer import Trainer, describe, epochs, predicted
+from zoo.spec import DataSet, Split
+from zoo.training import checkpoint, features, freezing, processes
+from zoo.training.build import build, build_data, check_deterministic, eval_batches, model_spec, weighted
+from zoo.training.loop import predict
+from zoo.training.session import Trainer, describe, epochs, predicted
+from zoo.training.signals import signals
+from zoo.training.state import restore
 
 RESUMABLE = ("epochs", "patience", "data.dir", "device", "compile", "save_every", "on_full")
 """Settings that may differ between the parts of one run."""
@@ -61,7 +63,7 @@ class Run:
 
 
 def create_model(name: str, classes: int | None = None, weights: str = "none", freeze: str = "none") -> nn.Module:
-    """Build a registered model, ``weights`` being ``none``, ``default``, a file or a run, ``freeze`` a role (:func:`zoo.optim.freeze`).
+    """Build a registered model, ``weights`` being ``none``, ``default``, a file or a run, ``freeze`` a role (:func:`zoo.training.freezing.freeze`).
 
     Raises:
         UsageError: unknown name. FileError: weights that cannot be had or don't fit.
@@ -69,7 +71,7 @@ def create_model(name: str, classes: int | None = None, weights: str = "none", f
     spec = model_spec(name)
     model = spec.build(classes or spec.classes)
     fresh = weighted(model, spec, weights)
-    optim.freeze(model, freeze, spec, fresh=fresh)
+    freezing.freeze(model, freeze, spec, fresh=fresh)
     return model
 
 
@@ -79,13 +81,13 @@ def load(name: str | Path | None = None) -> Run:
     Raises:
         FileError: no such run, or weights that are missing or damaged.
     """
-    path = runs.find(name)
+    path = run_folders.find(name)
     recipe = recipes.read(path / "recipe.toml")
-    tensors, meta = checkpoint.load_tensors(path / "weights.safetensors")
+    tensors, meta = tensor_files.load_tensors(path / "weights.safetensors")
     if meta["model"] != recipe.model:
         raise FileError(f"weights are of {meta['model']}, the recipe says {recipe.model} ({path}); they are of two runs")
     model = model_spec(recipe.model).build(len(meta["classes"]))
-    checkpoint.load_into(model, tensors, path)
+    tensor_files.load_into(model, tensors, path)
     env = json.loads((path / "env.json").read_text(encoding="utf-8")) if (path / "env.json").is_file() else {}
     shape = tuple(meta["input"])
     mean, std = tuple(meta["mean"]), tuple(meta["std"])
@@ -102,10 +104,10 @@ def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tupl
     part: Split = getattr(data, split)
     if not len(part):
         raise DataError(f"the {split} split is empty ({data.name}, data.val {run.recipe.data.val}); choose another --split")
-    where = host.device(run.recipe.device if run.recipe.device != "cuda" else "auto")
-    how = host.precision(run.recipe.precision, where)
-    batches = eval_batches(part, replace(data, mean=run.mean, std=run.std), where, run.input[1], how)
-    logits, targets = predict(run.model.to(where).to(memory_format=torch.channels_last), batches, how)
+    device = machine.device(run.recipe.device if run.recipe.device != "cuda" else "auto")
+    precision = machine.precision(run.recipe.precision, device)
+    batches = eval_batches(part, replace(data, mean=run.mean, std=run.std), device, run.input[1], precision)
+    logits, targets = predict(run.model.to(device).to(memory_format=torch.channels_last), batches, precision)
     run.model.to("cpu")
     return metrics.evaluate(logits, targets), logits, targets
 
@@ -150,31 +152,31 @@ def train(recipe: Recipe, *, out: Path | None = None, resume: bool = False, forc
         UsageError, DataError, FileError, DivergedError, DiskError, BusyError: see their exit codes; Interrupted after a
         signal, with the state saved.
     """
-    with parallel.joined() as team, signals() as stop, host.deterministic(recipe.deterministic), _telling(recipe):
-        where = team.device(host.device(recipe.device))
-        how = host.precision(recipe.precision, where)
-        allocator = host.keep_memory()
-        torch.set_num_threads(max(1, host.cores() // team.local_size))
-        folder = team.told(lambda: _folder(recipe, out, resume=resume, force=force))
+    with processes.joined() as team, signals() as stop, machine.deterministic(recipe.deterministic), _telling(recipe):
+        device = team.device(machine.device(recipe.device))
+        precision = machine.precision(recipe.precision, device)
+        allocator = machine.keep_memory()
+        torch.set_num_threads(max(1, machine.cores() // team.local_size))
+        folder = team.broadcast(lambda: _folder(recipe, out, resume=resume, force=force))
         if resume:
             _check_same(recipe, folder)
             stop.saved = True
         with team.leader_first():
-            parts = build(recipe, folder, where, how, team)
+            parts = build(recipe, folder, device, precision, team)
         if recipe.deterministic:
             check_deterministic(parts)
-        freezing.wrap(parts)
+        features.wrap(parts)
         with contextlib.ExitStack() as held:
-            team.told(lambda: _open(parts, held, force=force and not resume))
+            team.broadcast(lambda: _open(parts, held, force=force and not resume))
             if resume and not restore(parts):
-                say(f"run      {folder} is complete: nothing to do")
+                print_line(f"run      {folder} is complete: nothing to do")
                 return folder
-            team.told(lambda: _begin(parts, allocator, command))
-            freezing.shorten(parts)
+            team.broadcast(lambda: _begin(parts, allocator, command))
+            features.shorten(parts)
             with stop.after_the_step():
                 epochs(parts, stop)
             logits, targets, proof = _tested(parts)
-            team.told(lambda: _finish(parts, logits, targets, proof))
+            team.broadcast(lambda: _finish(parts, logits, targets, proof))
     return folder
 
 
@@ -199,9 +201,9 @@ def _open(parts: Trainer, held: contextlib.ExitStack, *, force: bool) -> None:
     """Make the folder, or take the one that is there, and hold it until ``held`` ends."""
     folder = parts.folder
     files.check_room(folder, checkpoint.room(parts.model, parts.step.optimizer, averaged=parts.ema is not None))
-    with files.telling_disk_faults(folder):
+    with files.as_disk_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    held.enter_context(runs.locked(folder))
+    held.enter_context(run_folders.locked(folder))
     if force:
         _clear(folder)
 
@@ -215,14 +217,14 @@ def _begin(parts: Trainer, allocator: str, command: str) -> None:
     if (manifest := parts.data.manifest) is not None:
         publish(folder / "last" / "manifest.npy", lambda temporary: np.save(temporary, manifest))
     describe(parts, allocator, command)
-    freezing.tell(parts)
+    features.tell(parts)
 
 
 def _folder(recipe: Recipe, out: Path | None, *, resume: bool, force: bool) -> Path:
-    folder = out or runs.root() / runs.new_name(recipe)
+    folder = out or run_folders.root() / run_folders.new_name(recipe)
     if folder.exists() and not folder.is_dir():
         raise DiskError(f"output is a file ({folder.absolute()}); choose another --out")
-    runs.check_free(folder)
+    run_folders.check_free(folder)
     if resume:
         if not (folder / "recipe.toml").is_file():
             raise FileError(f"no run to resume ({folder.absolute()}); name its folder with --out")
@@ -264,9 +266,9 @@ def _clear(folder: Path) -> None:
 
 def _tested(parts: Trainer) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Logits and targets of the test split by the kept weights, the one time that it is touched, and the freeze proof."""
-    tensors, meta = checkpoint.load_tensors(parts.folder / "weights.safetensors")
-    checkpoint.load_into(parts.model, tensors, parts.folder)
-    proof = freezing.proven(parts, meta["frozen"])
+    tensors, meta = tensor_files.load_tensors(parts.folder / "weights.safetensors")
+    tensor_files.load_into(parts.model, tensors, parts.folder)
+    proof = features.proven(parts, meta["frozen"])
     parts.best_epoch = meta["epoch"]
     return *predicted(parts, parts.model, parts.test), proof
 
@@ -281,7 +283,7 @@ def _finish(parts: Trainer, logits: Tensor, targets: Tensor, proof: dict[str, An
     checkpoint.keep_rows(parts.folder, parts.epoch)  # a run that was stopped while drawing has its test row already
     checkpoint.append_rows(parts.folder, [row])
     write_tables(parts.folder, result, logits, targets, parts.data.test.files, parts.data.classes)
-    _, meta = checkpoint.load_tensors(parts.folder / "weights.safetensors")
+    _, meta = tensor_files.load_tensors(parts.folder / "weights.safetensors")
     chosen = {key: meta[key] for key in ("chosen_on", "chosen_accuracy")}
     story = row | chosen | {"seconds": round(parts.seconds, 1)} | summary | {"frozen": proof}
     publish_text(parts.folder / "result.json", json.dumps(story, indent=1) + "\n")

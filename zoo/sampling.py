@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from zoo.spec import UsageError
+from zoo.errors import UsageError
 
 DRAWS, ORDER, CARVE, TAIL, PICK = range(5)
 """Purposes, so that no two uses of one seed share a stream."""

@@ -6,8 +6,7 @@ Every file below ``models``, ``losses``, ``data`` and ``export`` ends in a table
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,64 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-
-
-class ZooError(Exception):
-    """A fault that a person can mend; ``code`` is the exit code of the command that met it."""
-
-    code = 1
-
-
-class UsageError(ZooError):
-    """A wrong option, name or recipe."""
-
-    code = 2
-
-
-class DataError(ZooError):
-    """Missing, damaged or contradictory data."""
-
-    code = 3
-
-
-class FileError(ZooError):
-    """A checkpoint or model file that cannot be used."""
-
-    code = 4
-
-
-class DivergedError(ZooError):
-    """Training met a non-finite loss."""
-
-    code = 5
-
-
-class DiskError(ZooError):
-    """No space, no permission, or not enough memory on the device."""
-
-    code = 6
-
-
-class BusyError(ZooError):
-    """A folder or file is in use or would be overwritten."""
-
-    code = 7
-
-
-class DisagreeError(ZooError):
-    """Two computations of the same numbers differ (export, bench)."""
-
-    code = 8
-
-
-def did_you_mean(word: str, known: Iterable[str], n: int = 3) -> str:
-    """`` (did you mean a, b?)`` with up to ``n`` near names, or an empty string.
-
-    >>> did_you_mean("resnet23", ["resnet32", "alexnet"])
-    ' (did you mean resnet32?)'
-    """
-    near = difflib.get_close_matches(word, list(known), n=n, cutoff=0.5)
-    return f" (did you mean {', '.join(near)}?)" if near else ""
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from zoo import recipe as recipes
 from zoo import report, run
-from zoo.console import say
+from zoo.console import print_line
+from zoo.errors import BusyError, DivergedError, UsageError
 from zoo.recipe import Recipe, settings
 from zoo.report import Point
-from zoo.spec import BusyError, DivergedError, UsageError
-from zoo.stop import Interrupted
+from zoo.training.signals import Interrupted
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -129,7 +129,7 @@ def search(
     if base.select_on == "val" and not base.data.val and "data.val" not in {*fixed, *(axis.key for axis in axes)}:
         fixed = {**fixed, "data.val": CARVED}
         base = recipes.resolve(what, fixed)
-        say(f"data     the recipe holds no images back to choose on; the sweep does, with data.val = {CARVED}")
+        print_line(f"data     the recipe holds no images back to choose on; the sweep does, with data.val = {CARVED}")
     if base.select_on == "val" and not base.data.val:
         raise UsageError("a sweep chooses on validation images, and data.val is 0; give it a share, e.g. data.val=0.1")
     grid = all(axis.kind == "list" for axis in axes)
@@ -141,7 +141,7 @@ def search(
     _same(out, base, axes, seeds, study)
     _again(study)
     wanted = _enqueue(study, axes) if grid else trials or TRIALS
-    say(f"sweep    {out} · {wanted} settings x {seeds} seeds · chosen on {base.select_on} accuracy")
+    print_line(f"sweep    {out} · {wanted} settings x {seeds} seeds · chosen on {base.select_on} accuracy")
 
     from optuna.samplers import TPESampler
 
@@ -159,7 +159,9 @@ def search(
         _again(study)
     points, elsewhere = _points(study), _running(study)
     if elsewhere:
-        say(f"sweep    other processes still train {elsewhere} of {wanted} settings; the same line again shows all of them")
+        print_line(
+            f"sweep    other processes still train {elsewhere} of {wanted} settings; the same line again shows all of them"
+        )
     if not points:
         raise BusyError(f"nothing is finished yet ({out}, {elsewhere} settings are with other processes); try again later")
     if not any(point.scores for point in points):
@@ -292,14 +294,14 @@ def _train(
     for seed in range(first, first + seeds):
         folder = out / re.sub(r"[^\w.,=-]+", "-", f"{named},s{seed}")
         if not (folder / "result.json").is_file():
-            say(f"trial    {trial.number + 1}: {named} seed {seed}")
+            print_line(f"trial    {trial.number + 1}: {named} seed {seed}")
             begun = any((folder / "last").glob("state-*"))
             recipe = recipes.resolve(what, {**values, "seed": seed})
             try:
                 run.train(recipe, out=folder, resume=begun, force=not begun, command=command)
             except DivergedError as error:
                 trial.set_user_attr("diverged", str(error))
-                say(f"diverged {named} seed {seed}: {error}")
+                print_line(f"diverged {named} seed {seed}: {error}")
                 raise optuna.TrialPruned(str(error)) from error
             except Interrupted as error:
                 error.resume = command  # type: ignore[attr-defined]

@@ -17,9 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from zoo import checkpoint
-from zoo.console import say
-from zoo.spec import Download, FileError, ModelSpec, UsageError, did_you_mean
+from zoo import tensor_files
+from zoo.console import print_line
+from zoo.errors import FileError, UsageError, did_you_mean
+from zoo.spec import Download, ModelSpec
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 LEVELS = ("state_dict", "model", "model_state_dict", "net")
@@ -130,7 +131,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
     except Exception as error:  # one boundary around the parser: it raises many types, some without a text
         raise FileError(f"cannot read weights ({path}, {type(error).__name__}); the file is damaged, get it again") from error
-    return checkpoint.load_tensors(path)[0]  # checks the digest of each tensor
+    return tensor_files.load_tensors(path)[0]  # checks the digest of each tensor
 
 
 def _pickled(path: Path) -> Any:
@@ -194,7 +195,7 @@ def _check_cached(place: Download, path: Path) -> None:
     except (OSError, HTTPException):
         wanted = None
     if wanted is None:
-        say(f"weights  {path.name} is not checked: the sha256 of {place.url} cannot be had")
+        print_line(f"weights  {path.name} is not checked: the sha256 of {place.url} cannot be had")
     elif not (found := _sha256(path)).startswith(wanted):
         more = "..." if len(wanted) < len(found) else ""
         raise FileError(

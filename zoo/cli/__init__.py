@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 import zoo
-from zoo.spec import did_you_mean
+from zoo.errors import did_you_mean
 
 
 class Commands(click.Group):

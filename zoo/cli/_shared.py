@@ -50,9 +50,9 @@ def recipe_names() -> Any:
 
 def run_names() -> list[str]:
     """The runs in the runs folder."""
-    from zoo import runs
+    from zoo import run_folders
 
-    return [path.name for path in runs.all_runs()]
+    return [path.name for path in run_folders.all_runs()]
 
 
 RUN = Name(run_names)
@@ -90,17 +90,17 @@ def headline() -> None:
     import importlib.metadata
     import platform
 
-    from zoo.console import say
+    from zoo.console import print_line
 
-    say(f"zoo {zoo.__version__} · python {platform.python_version()} · torch {importlib.metadata.version('torch')}")
+    print_line(f"zoo {zoo.__version__} · python {platform.python_version()} · torch {importlib.metadata.version('torch')}")
 
 
 def start(recipe: Any, out: Path | None, resume: bool, force: bool) -> Path:
     """Train a recipe into ``out`` or a new run folder; what ends it early carries the folder and the line that goes on."""
-    from zoo import runs
+    from zoo import run_folders
 
-    out = out or runs.root() / runs.new_name(recipe)
-    runs.check_free(out)
+    out = out or run_folders.root() / run_folders.new_name(recipe)
+    run_folders.check_free(out)
     from zoo import run
 
     try:

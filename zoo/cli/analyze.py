@@ -60,11 +60,11 @@ def _conv_matrix(out: Path | None, as_json: bool, **shape: Any) -> None:
     zoo analyze conv-matrix --size 3 --kernel 3 --stride 4 --padding 2
     zoo analyze conv-matrix --size 8x6 --channels 4x8 --groups 2 --out a.csv
     """
-    from zoo import show
+    from zoo import tables
     from zoo.analysis import conv_matrix
     from zoo.bench import _timing
+    from zoo.errors import UsageError
     from zoo.report import _analysis
-    from zoo.spec import UsageError
 
     try:
         made = conv_matrix.Shape(**shape)
@@ -87,7 +87,7 @@ def _conv_matrix(out: Path | None, as_json: bool, **shape: Any) -> None:
         cells = [["0"] * m for _ in range(n)]
         for at, to, name in entries:
             cells[at][to] = name
-        show.out().print(show.make(("", *(f">{to}" for to in range(m))), [(at, *line) for at, line in enumerate(cells)]))
+        tables.out().print(tables.make(("", *(f">{to}" for to in range(m))), [(at, *line) for at, line in enumerate(cells)]))
     for what, most in checked.items():
         click.echo(f"check     {what}: at most {most:.1e} in float64, random weights")
     if out is not None:
@@ -110,7 +110,7 @@ def _local_affine(run: str | None, image: Path | None, out: Path, as_json: bool)
     zoo analyze local-affine
     zoo analyze local-affine latest --image cat.png
     """
-    from zoo.spec import UsageError
+    from zoo.errors import UsageError
 
     if image is None:
         if run is not None:
@@ -119,11 +119,11 @@ def _local_affine(run: str | None, image: Path | None, out: Path, as_json: bool)
         return
     headline()
     from zoo import run as engine
-    from zoo import runs
+    from zoo import run_folders
     from zoo.analysis import local_affine
     from zoo.report import _analysis
 
-    loaded = engine.load(runs.find(run))
+    loaded = engine.load(run_folders.find(run))
     pixels, x = engine.read_input(loaded, image)
     found = local_affine.local_affine(loaded.model, x)
     top = int(found.output.argmax())
@@ -169,17 +169,17 @@ def _dead_relu(run: str | None, images: int, epochs: int, out: Path, as_json: bo
     headline()
     from dataclasses import asdict
 
-    from zoo import analyses, runs, show
+    from zoo import analyses, run_folders, tables
     from zoo import run as engine
     from zoo.bench import _timing
     from zoo.report import _analysis
 
     columns: list[str]
     if run is not None:
-        layers = analyses.dead_relu(engine.load(runs.find(run)), images=images)
+        layers = analyses.dead_relu(engine.load(run_folders.find(run)), images=images)
         rows = [_layer(each) for each in layers]
         columns = [">layer", "shape", ">units", ">dead", ">%", ">dead channels"]
-        cells = [[*[*row.values()][:4], show.percent(row["dead"] / row["units"]), row["dead_channels"]] for row in rows]
+        cells = [[*[*row.values()][:4], tables.percent(row["dead"] / row["units"]), row["dead_channels"]] for row in rows]
     else:
         found = analyses.dead_relu_causes(images=images, epochs=epochs)
         rows = [asdict(each) for each in found]
@@ -189,7 +189,7 @@ def _dead_relu(run: str | None, images: int, epochs: int, out: Path, as_json: bo
     if as_json:
         _echo(rows)
         return
-    show.out().print(show.make(columns, cells))
+    tables.out().print(tables.make(columns, cells))
     if run is None:
         click.echo(
             "revived   0 for every image after one epoch, not after the next: dead is not for good while the layers before it learn"
@@ -224,14 +224,14 @@ def _shape_bias(run: str | None, images: int, seed: int, out: Path | None, as_js
     headline()
     from dataclasses import asdict
 
-    from zoo import analyses, runs, show
+    from zoo import analyses, run_folders, tables
     from zoo import run as engine
     from zoo.bench import _timing
-    from zoo.console import say
+    from zoo.console import print_line
     from zoo.report import _analysis
 
-    loaded = engine.load(runs.find(run))
-    say(f"run      {loaded.path}")
+    loaded = engine.load(run_folders.find(run))
+    print_line(f"run      {loaded.path}")
     scores, conflict, samples = analyses.shape_bias(loaded, images=images, seed=seed)
     path = out or loaded.path / "shape_bias.csv"
     rows = [asdict(each) for each in scores]
@@ -246,14 +246,14 @@ def _shape_bias(run: str | None, images: int, seed: int, out: Path | None, as_js
         (
             each.kind,
             f"{each.strength:g}" if each.kind in _analysis.graded(scores) else "",
-            show.percent(each.accuracy),
-            f"{show.percent(each.low)} to {show.percent(each.high)}",
+            tables.percent(each.accuracy),
+            f"{tables.percent(each.low)} to {tables.percent(each.high)}",
         )
         for each in scores
     ]
-    show.out().print(show.make(("images", ">strength", ">%", "95 % interval"), cells))
+    tables.out().print(tables.make(("images", ">strength", ">%", "95 % interval"), cells))
     click.echo(
-        f"conflict  shape bias {show.percent(conflict.bias)} % [{show.percent(conflict.low)}, {show.percent(conflict.high)}]: "
+        f"conflict  shape bias {tables.percent(conflict.bias)} % [{tables.percent(conflict.low)}, {tables.percent(conflict.high)}]: "
         f"{conflict.shape:,} by shape, {conflict.texture:,} by texture, of {conflict.n:,}"
     )
     click.echo(
@@ -265,7 +265,7 @@ def _shape_bias(run: str | None, images: int, seed: int, out: Path | None, as_js
 def _exercise(as_json: bool) -> None:
     import torch
 
-    from zoo import show
+    from zoo import tables
     from zoo.analysis import local_affine
 
     net = local_affine.worked_example()
@@ -278,7 +278,7 @@ def _exercise(as_json: bool) -> None:
         return
     click.echo("net       1 -> 2 -> 2 -> 1, ReLU; h(x) = W x + b up to the next kink")
     cells = [tuple(f"{value:g}" for value in row.values()) for row in rows]
-    show.out().print(show.make((">x", ">h(x)", ">W", ">b", ">next kink at distance"), cells))
+    tables.out().print(tables.make((">x", ">h(x)", ">W", ">b", ">next kink at distance"), cells))
 
 
 def _echo(value: Any) -> None:

@@ -58,9 +58,9 @@ def _verify(name: str, data_dir: Path | None, as_json: bool) -> None:
     zoo data verify cifar10 --data-dir FOLDER
     zoo data verify my_images/ --json
     """
-    from zoo import console, registry, show
+    from zoo import console, registry, tables
     from zoo.data._parts import UnreadableImages
-    from zoo.spec import did_you_mean
+    from zoo.errors import did_you_mean
 
     if name not in registry.table("data"):
         if not Path(name).exists():
@@ -83,6 +83,6 @@ def _verify(name: str, data_dir: Path | None, as_json: bool) -> None:
             console.note("data", note)
         for fault in bad:
             click.echo(fault)
-        show.checked(data)
+        tables.checked(data)
     if failed:
         raise failed

@@ -19,11 +19,11 @@ def command(out: Path | None) -> None:
     zoo demo --out runs/first
     """
     from zoo import recipe as recipes
-    from zoo import show
+    from zoo import tables
 
     headline()
     folder = start(recipes.resolve("demo", {}), out, False, False)
-    show.result(folder)
+    tables.result(folder)
     import zoo.bench
     import zoo.export
     from zoo.run import load

@@ -18,10 +18,10 @@ def command(as_json: bool) -> None:
     zoo doctor
     zoo --debug doctor
     """
-    from zoo import doctor, show
+    from zoo import doctor, tables
 
     rows = doctor.report()
     if as_json:
         click.echo(json.dumps([dict(zip(("part", "state", "detail"), row)) for row in rows]))
     else:
-        show.doctor(rows)
+        tables.doctor(rows)

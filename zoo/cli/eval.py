@@ -23,11 +23,11 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, as_js
     zoo eval
     zoo eval cifar10-resnet32 --split val --json
     """
-    from zoo import console, runs, show
+    from zoo import console, run_folders, tables
     from zoo.files import publish_text
 
-    folder = runs.find(run)
-    console.say(f"run      {folder}")
+    folder = run_folders.find(run)
+    console.print_line(f"run      {folder}")
     from zoo import run as engine
     from zoo.data._parts import UnreadableImages
 
@@ -39,7 +39,7 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, as_js
         if not skip_bad or (split != "test" and error.carved):  # else validation might hold images that were trained on
             raise
         data, skipped = error.data, {"skipped": len(error.bad)}
-        console.say(f"warning  {error} (left out here)")
+        console.print_line(f"warning  {error} (left out here)")
     result, logits, targets = engine.evaluate(loaded, split, data)
     counts = loaded.env.get("counts", ())
     chosen = {"chosen_on": loaded.recipe.select_on} if split == "test" else {}
@@ -54,6 +54,6 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, as_js
         }
         click.echo(json.dumps(story | {"classes": rows, "confusion": result.confusion.tolist()}))
         return
-    show.evaluation(split, loaded.classes, result, counts, chosen)
+    tables.evaluation(split, loaded.classes, result, counts, chosen)
     if out is not None:
-        console.say(f"written  {out}/result.json  per_class.csv  confusion.csv  predictions.csv")
+        console.print_line(f"written  {out}/result.json  per_class.csv  confusion.csv  predictions.csv")

@@ -10,7 +10,7 @@ import click
 
 from zoo import registry
 from zoo.cli._shared import RUN, Finite, as_json
-from zoo.spec import UsageError
+from zoo.errors import UsageError
 
 
 @click.command("export")
@@ -39,14 +39,14 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **option
     zoo export --onnx
     zoo export cifar10-resnet32 --precision int8 --max-drop 0.3
     """
-    from zoo import console, runs
+    from zoo import console, run_folders
 
     if fmt != "onnx" and (
         options["precision"] != "fp32" or options["opset"] or options["target_ort"] or options["external_data"]
     ):
         raise UsageError(f"--precision, --opset, --target-ort and --external-data are for ONNX (format {fmt}); leave them out")
-    folder = runs.find(run)
-    console.say(f"run      {folder}")
+    folder = run_folders.find(run)
+    console.print_line(f"run      {folder}")
     import zoo.export
     from zoo.export import _tensorrt
     from zoo.run import load
@@ -58,5 +58,5 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **option
         kept = {key: options[key] for key in ("preprocess", "softmax", "force")}
         receipt = zoo.export.program(loaded, out, fmt=fmt, **kept)
     if line := _tensorrt.command(receipt, loaded.input[1]):
-        console.say(f"tensorrt {line}")
+        console.print_line(f"tensorrt {line}")
     click.echo(json.dumps(receipt.as_dict()) if as_json else f"export    {receipt.line()}")

@@ -25,7 +25,7 @@ def command(
     zoo predict cat.jpg dog.png
     zoo predict --onnx model.onnx *.png --json
     """
-    from zoo import console, show
+    from zoo import console, tables
 
     if onnx is not None:
         from zoo import predictor
@@ -33,9 +33,9 @@ def command(
         answers = predictor.predict(onnx, images, top=top, max_memory=max_memory, timeout=timeout)
     else:
         from zoo import run as engine
-        from zoo import runs
+        from zoo import run_folders
 
-        folder = runs.find(run)
-        console.say(f"run      {folder}")
+        folder = run_folders.find(run)
+        console.print_line(f"run      {folder}")
         answers = engine.predict_files(engine.load(folder), images, top=top)
-    show.predictions(answers, as_json=as_json)
+    tables.predictions(answers, as_json=as_json)

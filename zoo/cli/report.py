@@ -26,15 +26,15 @@ def command(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     zoo report cifar10-resnet32-focal cifar10-resnet32-cross --out compare.html
     """
     from zoo import report as reports
-    from zoo import runs as folders
-    from zoo import show
-    from zoo.console import say
+    from zoo import run_folders as folders
+    from zoo import tables
+    from zoo.console import print_line
 
     found = [folders.find(name) for name in runs or (None,)]
-    say("run      " + "  ".join(map(str, found)))
+    print_line("run      " + "  ".join(map(str, found)))
     if len(found) > 1:
-        page, tables = reports.compare(found, out or Path("compare.html"))
-        _compared(tables, as_json)
+        page, parts = reports.compare(found, out or Path("compare.html"))
+        _compared(parts, as_json)
     else:
         reports.figures(found[0])
         reports.summary(found[0])
@@ -42,25 +42,25 @@ def command(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
         if as_json:
             click.echo(result.read_text(encoding="utf-8") if result.is_file() else "{}", nl=False)
         else:
-            show.result(found[0])
-    (say if as_json else click.echo)(f"report    {page}")
+            tables.result(found[0])
+    (print_line if as_json else click.echo)(f"report    {page}")
 
 
-def _compared(tables: dict[str, Any], as_json: bool) -> None:
-    from zoo import show
+def _compared(parts: dict[str, Any], as_json: bool) -> None:
+    from zoo import tables
 
     if as_json:
         rows = {
             name if at == 0 else "tests": [
                 dict(zip((c.lstrip(">") for c in table.columns), map(str, row))) for row in table.rows
             ]
-            for name, part in tables.items()
+            for name, part in parts.items()
             for at, table in enumerate(part)  # the methods' second table is of the tests between them
         }
         click.echo(json.dumps(rows))
         return
-    for name, part in tables.items():
+    for name, part in parts.items():
         for table in part:
-            show.out().print(show.make(table.columns, table.rows[:MOST] if name == "pairs" else table.rows))
+            tables.out().print(tables.make(table.columns, table.rows[:MOST] if name == "pairs" else table.rows))
             if name == "pairs" and len(table.rows) > MOST:
                 click.echo(f"{MOST} of {len(table.rows)} pairs of runs; all are in the report")

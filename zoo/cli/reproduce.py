@@ -45,7 +45,7 @@ def command(experiments: tuple[str, ...], seeds: int, as_json: bool, **place: An
 
 def _list(as_json: bool) -> None:
     """What can be repeated, what was reported, and what the runs here reached."""
-    from zoo import recipe, reproduce, show
+    from zoo import recipe, reproduce, tables
 
     rows: list[dict[str, Any]] = []
     for name, found in reproduce.experiments().items():
@@ -55,8 +55,8 @@ def _list(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
         return
-    cells = [(r["experiment"], show.percent(r["reported"]), _mean(r["here"]), r["what"]) for r in rows]
-    show.out().print(show.make(("experiment", ">reported %", ">here %", "what"), cells))
+    cells = [(r["experiment"], tables.percent(r["reported"]), _mean(r["here"]), r["what"]) for r in rows]
+    tables.out().print(tables.make(("experiment", ">reported %", ">here %", "what"), cells))
 
 
 def _mean(shares: list[float]) -> str:
@@ -65,18 +65,18 @@ def _mean(shares: list[float]) -> str:
 
 def _compare(names: list[str], diverged: list[str], as_json: bool) -> None:
     """The table, what to know of it, the classes of a single experiment; CSV and picture beside the runs."""
-    from zoo import reproduce, runs
+    from zoo import reproduce, run_folders
     from zoo.bench import _timing
     from zoo.bench import recipes as bench
+    from zoo.errors import BusyError, DivergedError
     from zoo.report import _draw
-    from zoo.spec import BusyError, DivergedError
 
     rows = bench.rows_of([path for name in names for path in reproduce.finished(name)])
     if not rows and not diverged:
         raise BusyError(f"nothing is finished yet ({', '.join(names)} are with other processes); try again later")
     if not rows:
         raise DivergedError("; ".join(diverged))
-    path = _timing.write_csv(runs.root() / "reproduce.csv", rows)
+    path = _timing.write_csv(run_folders.root() / "reproduce.csv", rows)
     _draw.save(bench.picture(rows), path.with_suffix(".png"))
     if as_json:
         click.echo(json.dumps(rows))
@@ -88,14 +88,14 @@ def _compare(names: list[str], diverged: list[str], as_json: bool) -> None:
 
 
 def _print(names: list[str], rows: list[dict[str, Any]]) -> None:
-    from zoo import recipe, reproduce, show
+    from zoo import recipe, reproduce, tables
     from zoo.bench import _course
     from zoo.bench import recipes as bench
 
-    show.out().print(bench.table(rows))
+    tables.out().print(bench.table(rows))
     if len(names) == 1 and (course := bench.course_of(reproduce.finished(names[0]))):
-        show.out().print(_course.table(course))
+        tables.out().print(_course.table(course))
     if len(names) == 1 and (classes := bench.classes(reproduce.finished(names[0]), recipe.resolve(names[0], {}).reported)):
-        show.out().print(classes)
+        tables.out().print(classes)
     for line in [bench.DIFFERENCE, *bench.notes(rows)]:
         click.echo(line)

@@ -42,11 +42,11 @@ def command(
     zoo sweep demo lr=log:1e-3:1e-1 epochs=10 --trials 12
     """
     headline()
-    from zoo import recipe, report, runs, show, sweep
+    from zoo import recipe, report, run_folders, sweep, tables
 
     axes, fixed = sweep.parse([*settings, *([f"select_on={select_on}"] if select_on else [])])
     name = "-".join([Path(what).stem, *(axis.key.rpartition(".")[2] for axis in axes)])
-    out = out or runs.sweeps() / name
+    out = out or run_folders.sweeps() / name
     points = sweep.search(
         what, axes, fixed, seeds=seeds, trials=trials, out=out, storage=storage, command=shlex.join(["zoo", *sys.argv[1:]])
     )
@@ -56,6 +56,6 @@ def command(
         return
     chosen_on = recipe.resolve(what, fixed).select_on
     table = report.sweep_table(points, chosen_on)
-    show.out().print(show.make(table.columns, table.rows))
+    tables.out().print(tables.make(table.columns, table.rows))
     click.echo(report.sweep_choice(points, chosen_on))
     click.echo(f"pictures  {out}/sweep.png   table  {out}/sweep.csv   report  {out}/report.html")

@@ -62,15 +62,16 @@ def command(
     zoo train --resume
     torchrun --nproc-per-node 2 -m zoo train resnet32
     """
-    from zoo import lint, runs, show
     from zoo import recipe as recipes
-    from zoo.console import first_ten, leading, say
+    from zoo import run_folders, tables
+    from zoo.console import first_ten, leading, print_line
+    from zoo.training import lint
 
     if what and "=" in what:
         settings, what = (what, *settings), None
     overrides = _overrides(settings, flags)
     if resume and what is None and out is None:
-        out = runs.find(None)
+        out = run_folders.find(None)
     if resume and what is None and out is not None:
         what = str(out / "recipe.toml")
     recipe = recipes.resolve(what, overrides)
@@ -78,18 +79,18 @@ def command(
         recipes.check(recipe)
         counts = lint.expected_counts(recipe)
         if counts is not None:
-            say(f"data     {recipe.data.name} · {counts.sum():,} train ({first_ten(counts.tolist())})")
+            print_line(f"data     {recipe.data.name} · {counts.sum():,} train ({first_ten(counts.tolist())})")
         for finding in lint.check(recipe, counts):
-            say(f"warning  {finding}")
+            print_line(f"warning  {finding}")
         click.echo(recipes.dump(recipe), nl=False)
         return
     headline()
     folder = start(recipe, out, resume, force)
     if not leading():
         return
-    show.result(folder)
+    tables.result(folder)
     if recipe.reported.source:
-        click.echo(f"reported {show.percent(recipe.reported.accuracy)} % ({recipe.reported.source})")
+        click.echo(f"reported {tables.percent(recipe.reported.accuracy)} % ({recipe.reported.source})")
     click.echo(
         f"pictures  {folder}/curves.png  confusion.png  per_class.png   report  {folder}/report.html\nnext      zoo export --onnx     zoo bench"
     )

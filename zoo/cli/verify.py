@@ -24,9 +24,9 @@ def command(file: Path, run: str | None, data_dir: Path | None, max_memory: int,
     zoo verify model.onnx
     zoo verify model.int8.onnx --run latest --data-dir ~/data --json
     """
-    from zoo import show
+    from zoo import tables
+    from zoo.errors import DisagreeError, FileError
     from zoo.export import _guard
-    from zoo.spec import DisagreeError, FileError
 
     _guard.check(file)  # before torch is imported
     from zoo.export import _verify
@@ -35,8 +35,8 @@ def command(file: Path, run: str | None, data_dir: Path | None, max_memory: int,
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(check) for check in checks]))
     else:
-        show.out().print(
-            show.make(("check", "state", "file says", "found"), [(c.name, c.state, c.claimed, c.found) for c in checks])
+        tables.out().print(
+            tables.make(("check", "state", "file says", "found"), [(c.name, c.state, c.claimed, c.found) for c in checks])
         )
     for check in checks:
         if check.code == 4:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from zoo.data._trivial import trivial
-from zoo.spec import UsageError, did_you_mean
+from zoo.errors import UsageError, did_you_mean
 
 DRAWS = 17
 """Columns of draws a sample."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from zoo.console import QUIET_SECONDS, clock, say
+from zoo.console import QUIET_SECONDS, clock, print_line
 from zoo.data._image import shown
-from zoo.files import telling_disk_faults
-from zoo.spec import DataError, UsageError, ZooError
+from zoo.errors import DataError, UsageError, ZooError
+from zoo.files import as_disk_error
 
 PATIENCE = 20.0
 """Seconds without an answer after which a download has failed."""
@@ -53,7 +53,7 @@ def fetch(url: str, path: Path, md5: str) -> None:
     if path.is_file() and _md5(path) == md5:
         return
     part = path.with_name(path.name + ".part")
-    with telling_disk_faults(path):
+    with as_disk_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             _continue(url, part)
@@ -107,7 +107,7 @@ def _continue(url: str, part: Path) -> None:
                         if total
                         else " MB"
                     )
-                    say(f"data     downloaded {at / 1e6:.0f}{left}")
+                    print_line(f"data     downloaded {at / 1e6:.0f}{left}")
         if at < total:
             raise http.client.IncompleteRead(b"", total - at)
 

@@ -17,11 +17,11 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from zoo.console import counted, say
+from zoo.console import counted, print_line
 from zoo.data._image import SUFFIXES, decode, shown
 from zoo.data._parts import Part, fingerprints, part, unreadable
+from zoo.errors import DataError, DiskError
 from zoo.files import publish, publish_text
-from zoo.spec import DataError, DiskError
 
 BLOCK = 128
 """Files a thread works through before it reports."""
@@ -177,7 +177,7 @@ def load(listing: Listing, side: int, name: str) -> Part:
         try:
             publish(pixels, lambda temporary: _decode_all(listing.paths, _mapped(temporary, n, side), name))
         except DiskError as error:
-            say(f"data     not cached: {error}")
+            print_line(f"data     not cached: {error}")
             images = np.empty((n, side, side, 3), np.uint8)
             bad = _decode(listing.paths, images, name)
             good = _without(bad, n)
@@ -251,7 +251,7 @@ def _decode(paths: Sequence[str], images: np.ndarray, name: str) -> dict[int, st
             return str(error)
         return ""
 
-    say(f"data     decoding {len(paths):,} images of {shown(name)} (once)")
+    print_line(f"data     decoding {len(paths):,} images of {shown(name)} (once)")
     Image.init()  # the readers are registered here, not by several threads at a time
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

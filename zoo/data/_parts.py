@@ -11,7 +11,8 @@ import numpy as np
 
 from zoo import sampling
 from zoo.data._image import shown
-from zoo.spec import DataError, DataSet, Split
+from zoo.errors import DataError
+from zoo.spec import DataSet, Split
 
 
 @dataclass(frozen=True)

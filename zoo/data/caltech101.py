@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from zoo import sampling
-from zoo.console import say
+from zoo.console import print_line
 from zoo.data import _download, _folders, _parts
 from zoo.data._image import SUFFIXES, shown
-from zoo.spec import DataError, DataSet, DataSpec
+from zoo.errors import DataError
+from zoo.spec import DataSet, DataSpec
 
 IMAGES, BACKGROUND = "101_ObjectCategories", "BACKGROUND_Google"
 MEAN = (0.485, 0.456, 0.406)
@@ -62,7 +63,7 @@ def _downloaded() -> Path:
     from torchvision.datasets import Caltech101
 
     target = _folders.download_folder("caltech101")
-    say(f"data     downloading caltech101 to {target}")
+    print_line(f"data     downloading caltech101 to {target}")
     _download.fetch(URL, target / Path(URL).name, MD5)
     try:
         Caltech101(str(target.parent), download=True)  # its folder is caltech101; finds the archive there and unpacks it

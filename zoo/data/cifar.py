@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from zoo.console import say
+from zoo.console import print_line
 from zoo.data import _download, _folders, _parts
 from zoo.data._image import shown
-from zoo.spec import DataError, DataSet, DataSpec, UsageError
+from zoo.errors import DataError, UsageError
+from zoo.spec import DataSet, DataSpec
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 STEMS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -116,7 +117,7 @@ def _resized(images: np.ndarray, size: int) -> np.ndarray:
 
 def _downloaded(name: str) -> Path:
     target = _folders.download_folder(name)
-    say(f"data     downloading {name} to {target}")
+    print_line(f"data     downloading {name} to {target}")
     kind = _reader(name)
     _download.fetch(kind.url, target / kind.filename, kind.tgz_md5)
     try:

@@ -7,7 +7,8 @@ from pathlib import Path
 from zoo import sampling
 from zoo.data import _folders, _parts
 from zoo.data._image import shown
-from zoo.spec import DataError, DataSet, DataSpec, UsageError
+from zoo.errors import DataError, UsageError
+from zoo.spec import DataSet, DataSpec
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

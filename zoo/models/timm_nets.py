@@ -10,8 +10,9 @@ import torch
 from timm.models import group_parameters
 from torch import nn
 
+from zoo.errors import UsageError, did_you_mean
 from zoo.models._timm import download
-from zoo.spec import ModelSpec, UsageError, did_you_mean
+from zoo.spec import ModelSpec
 
 
 def build_timm(name: str, classes: int = 1000) -> nn.Module:

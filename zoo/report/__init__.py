@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo import metrics, sampling
+from zoo.errors import UsageError
 from zoo.files import publish_text
 from zoo.report import _blocks, _compare, _draw
 from zoo.report._blocks import Block, Code, Heading, Picture, Table, Text
@@ -19,7 +20,6 @@ from zoo.report._sweep import chosen as sweep_choice
 from zoo.report._sweep import spread as spread
 from zoo.report._sweep import table as sweep_table
 from zoo.report._sweep import write as sweep
-from zoo.spec import UsageError
 
 __all__ = ["Comparison", "Point", "compare", "figures", "page", "spread", "summary", "sweep", "sweep_choice", "sweep_table"]
 PICTURES = {

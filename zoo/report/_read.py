@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from zoo import checkpoint, metrics
+from zoo import metrics
 from zoo import recipe as recipes
+from zoo.errors import DataError, FileError
 from zoo.recipe import Recipe
-from zoo.spec import DataError, FileError
+from zoo.training import checkpoint
 
 T = TypeVar("T")
 NAME = 26

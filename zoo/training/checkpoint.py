@@ -5,88 +5,31 @@ Everything is safetensors or JSON. Each tensor carries a digest, since neither s
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import zoo
-from zoo.files import publish, publish_text, telling_disk_faults
-from zoo.spec import DivergedError, FileError
+from zoo import tensor_files
+from zoo.errors import DivergedError, FileError
+from zoo.files import as_disk_error, publish_text
 
-FORMAT = 1
 CHOOSING = {"val": "val", "test": "test each epoch"}
 """For each ``select_on`` of a recipe the name of the split in ``metrics.jsonl`` by which the epoch to keep was chosen."""
 KEPT = 2
 """States kept in ``last/``: the newest and one to fall back on."""
 
 
-def digest(tensor: Tensor) -> str:
-    """First 16 hex digits of the sha256 of a tensor's values in row-major order."""
-    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(raw.numpy().tobytes()).hexdigest()[:16]
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write tensors and JSON-able ``meta`` to a safetensors file with a digest of every tensor, atomically."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    digests = {name: digest(value) for name, value in plain.items()}
-    header = {"zoo": json.dumps({"format": FORMAT, "version": zoo.__version__, "digests": digests, **meta})}
-    publish(path, lambda temporary: save_file(plain, temporary, header), size=size_of(plain.values()) + len(header["zoo"]))
-
-
 def room(model: nn.Module, optimizer: torch.optim.Optimizer, *, averaged: bool) -> int:
     """Bytes that the states and weights of a run take at the most, a temporary file included."""
-    one = size_of(model.state_dict().values())
+    one = tensor_files.size_of(model.state_dict().values())
     slots = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
-    trained = size_of(p for group in optimizer.param_groups for p in group["params"])
+    trained = tensor_files.size_of(p for group in optimizer.param_groups for p in group["params"])
     return (KEPT + 1) * (one * (2 if averaged else 1) + slots * trained) + 2 * one
-
-
-def size_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the values of some tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`save_tensors` wrote and check every digest.
-
-    Raises:
-        FileError: missing, not a zoo file, written by a newer zoo, torn, or a checksum differs (names the tensor).
-    """
-    if not path.is_file():
-        raise FileError(f"no checkpoint ({path.absolute()}); train first: zoo train, or name another run")
-    try:
-        with safe_open(path, "pt") as file:
-            meta = json.loads((file.metadata() or {})["zoo"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except Exception as error:  # one boundary around the parser: it raises many types, some without a text
-        raise FileError(f"not a zoo checkpoint ({path}, {type(error).__name__}); use a file that zoo train wrote") from error
-    if meta["format"] > FORMAT:
-        raise FileError(
-            f"written by a newer zoo ({path}, zoo {meta.get('version', '?')} format {meta['format']}, "
-            f"this is zoo {zoo.__version__} format {FORMAT}); upgrade zoo"
-        )
-    for name, tensor in tensors.items():
-        if digest(tensor) != meta["digests"].get(name):
-            raise FileError(f"checksum differs in tensor {name} ({path}); the file is damaged, use another checkpoint")
-    return tensors, meta
-
-
-def load_into(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Put tensors by name into a model; FileError naming ``where`` they are from if they are of another one."""
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise FileError(f"weights do not fit the model ({where}, {first[:90]}); use the run they are of") from error
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -101,7 +44,7 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Map
                 f"{name} is not finite (step {step}); the last good state is kept: lower optim.lr or set optim.clip=1"
             )
     path = folder / "last" / f"state-{step:09d}.safetensors"
-    save_tensors(path, tensors, meta)
+    tensor_files.save_tensors(path, tensors, meta)
     for old in states(folder)[KEPT:]:
         old.unlink()
 
@@ -116,7 +59,7 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[st
     warnings: list[str] = []
     for path in states(folder):
         try:
-            return *load_tensors(path), warnings
+            return *tensor_files.load_tensors(path), warnings
         except FileError as error:
             warnings.append(f"skipping a damaged state: {error}")
     if warnings:
@@ -152,7 +95,7 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
 def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add lines to ``metrics.jsonl``, flushed to disk: all of them, or on a full disk (DiskError) none."""
     path = folder / "metrics.jsonl"
-    with telling_disk_faults(path), path.open("ab") as file:
+    with as_disk_error(path), path.open("ab") as file:
         before = file.tell()
         try:
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())

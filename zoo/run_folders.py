@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from zoo.console import say
-from zoo.files import sweep
+from zoo.console import print_line
+from zoo.errors import BusyError, FileError, UsageError, did_you_mean
+from zoo.files import remove_stale
 from zoo.recipe import Recipe, read, same
-from zoo.spec import BusyError, FileError, UsageError, did_you_mean
 
 
 def root() -> Path:
@@ -120,13 +120,13 @@ def locked(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
         before = _take(folder, file)
         if before:
-            say(f"notice   the run's last process is gone and left it unfinished ({before}); taken over")
+            print_line(f"notice   the run's last process is gone and left it unfinished ({before}); taken over")
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {socket.gethostname()}")
         file.flush()
         try:
             for place in (folder, folder / "last"):
-                sweep(place)
+                remove_stale(place)
             yield
         finally:
             file.truncate(0)

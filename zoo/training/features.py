@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from zoo import optim
-from zoo.console import say
+from zoo.console import print_line
+from zoo.errors import DisagreeError, UsageError
 from zoo.recipe import Recipe
-from zoo.spec import DisagreeError, ModelSpec, UsageError
-from zoo.train import Batches, autocast
+from zoo.spec import ModelSpec
+from zoo.training import freezing, optim
+from zoo.training.batches import Batches
+from zoo.training.loop import autocast
 
 if TYPE_CHECKING:
-    from zoo.trainer import Trainer
+    from zoo.training.session import Trainer
 
 FEATURE_BYTES = 2 << 30
 """Features up to this size are kept in memory."""
@@ -44,18 +46,18 @@ def tell(parts: Trainer) -> None:
     if not table.names and not first:
         return
     since = f" from epoch {first + 1} on" if first else ""
-    say(
+    print_line(
         f"freeze   {table.selector}{since}: {table.frozen:,} parameters frozen, {table.trained:,} trained, "
         f"{table.held} BatchNorms held"
     )
     for name, frozen, trained, held, moving in table.rows:
         norms = f" · BatchNorms {held} held, {moving} moving" if held or moving else ""
-        say(f"freeze     {name:16} {frozen:>12,} frozen {trained:>12,} trained{norms}")
+        print_line(f"freeze     {name:16} {frozen:>12,} frozen {trained:>12,} trained{norms}")
 
 
 def check(parts: Trainer, before: dict[str, str]) -> None:
     """DisagreeError naming the first frozen tensor whose values differ from those ``before`` training."""
-    after = optim.frozen_digest(parts.model, before)
+    after = freezing.frozen_digest(parts.model, before)
     if moved := [name for name, digest in before.items() if after[name] != digest]:
         raise DisagreeError(f"frozen tensors changed in training ({len(moved)}, {moved[0]} first); report this as a bug of zoo")
 
@@ -65,7 +67,7 @@ def proven(parts: Trainer, before: dict[str, str]) -> dict[str, Any]:
     check(parts, before)
     size = sum(parameter.numel() for name, parameter in parts.model.named_parameters() if name in before)
     if before:
-        say(f"frozen   {len(before)} tensors ({size:,} parameters) have the sha256 they had before training")
+        print_line(f"frozen   {len(before)} tensors ({size:,} parameters) have the sha256 they had before training")
     return {"tensors": len(before), "parameters": size, "unchanged": True, "sha256": before}
 
 
@@ -82,7 +84,7 @@ def release(parts: Trainer, selector: str) -> None:
         DisagreeError: what was frozen until now has changed.
     """
     check(parts, parts.proof)
-    parts.frozen = optim.unfreeze(parts.model, parts.frozen, selector, parts.spec)
+    parts.frozen = freezing.unfreeze(parts.model, parts.frozen, selector, parts.spec)
     parts.proof = {name: parts.proof[name] for name in parts.frozen.names if name in parts.proof}
     made = optimizer(parts.recipe, parts.model, parts.spec)
     made.state.update(parts.step.optimizer.state)
@@ -125,7 +127,7 @@ def shorten(parts: Trainer) -> None:
         return
     tail, why = _tail(parts)
     if not tail:
-        say(f"freeze   the frozen part runs in every step: {why}")
+        print_line(f"freeze   the frozen part runs in every step: {why}")
         return
     began = time.monotonic()
     features = _features(parts, tail, parts.batches)
@@ -136,7 +138,9 @@ def shorten(parts: Trainer) -> None:
         parts.val = replace(parts.val, features=kept)
         images, size = images + len(kept), size + _size(kept)
     took = time.monotonic() - began
-    say(f"freeze   the frozen part ran once: features of {images:,} images, {size / 1e6:,.1f} MB, {took:.1f} s, train {tail}")
+    print_line(
+        f"freeze   the frozen part ran once: features of {images:,} images, {size / 1e6:,.1f} MB, {took:.1f} s, train {tail}"
+    )
 
 
 def _tail(parts: Trainer) -> tuple[str, str]:

@@ -14,7 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from zoo.spec import DataError, DataSet
+from zoo.errors import DataError
+from zoo.spec import DataSet
 
 WEAKEST = 20
 """Most classes that are printed, the weakest first if there are more."""

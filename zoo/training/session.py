@@ -13,14 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import checkpoint, freezing, host, metrics, ops, optim, registry, sampling, state
-from zoo.console import Progress, first_ten, say
+from zoo import machine, metrics, ops, registry, sampling, tensor_files
+from zoo.console import Progress, first_ten, print_line
+from zoo.errors import DiskError, DivergedError
 from zoo.files import publish_text
-from zoo.parallel import Team
 from zoo.recipe import Recipe
-from zoo.spec import DataSet, DiskError, DivergedError, ModelSpec
-from zoo.stop import Interrupted, Stop
-from zoo.train import Batches, Step, Totals, predict, train_epoch
+from zoo.spec import DataSet, ModelSpec
+from zoo.training import checkpoint, features, freezing, optim, state
+from zoo.training.batches import Batches
+from zoo.training.loop import Step, Totals, predict, train_epoch
+from zoo.training.processes import Team
+from zoo.training.signals import Interrupted, Stop
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Trainer:
     device: torch.device
     precision: str
     counts: np.ndarray
-    frozen: optim.FreezeTable
+    frozen: freezing.FreezeTable
     """What is frozen now."""
     ema: optim.Ema | None = None
     weight: Tensor | None = None
@@ -51,7 +54,7 @@ class Trainer:
     """What may surprise in the recipe, one line each."""
     team: Team = field(default_factory=Team)
     plan: Sequence[tuple[int, str]] = ()
-    """What is frozen from which epoch on (:func:`zoo.optim.plan`)."""
+    """What is frozen from which epoch on (:func:`zoo.training.freezing.plan`)."""
     wrapped: nn.Module | None = None
     """The model as it is called in training, where several processes train it or it is compiled."""
     tail: str = ""
@@ -85,7 +88,7 @@ def describe(parts: Trainer, allocator: str, command: str) -> None:
     recipe, data = parts.recipe, parts.data
     params = sum(p.numel() for p in parts.model.parameters())
     kernel = ops.kernel() if registry.entry("losses", recipe.loss.name).get("fused") else "PyTorch"
-    env = host.facts(parts.device) | {
+    env = machine.facts(parts.device) | {
         "precision": parts.precision,
         "layout": "channels_last",
         "compiled": recipe.compile,
@@ -106,33 +109,35 @@ def describe(parts: Trainer, allocator: str, command: str) -> None:
     publish_text(parts.folder / "env.json", json.dumps(env, indent=1) + "\n")
     tail = f" · long tail {recipe.data.imbalance} ({first_ten(parts.counts.tolist())})"
     imbalance = tail if recipe.data.imbalance != "none" else ""
-    say(
+    print_line(
         f"data     {data.name} · {parts.counts.sum():,} train · {len(data.val):,} val · {len(data.test):,} test · "
         f"{len(data.classes)} classes{imbalance}"
     )
     macs = f" · {parts.spec.macs / 1e6:,.3g} MMAC at {'x'.join(map(str, parts.spec.input))}" if parts.spec.macs else ""
-    say(f"model    {recipe.model} · {params:,} parameters{macs}")
+    print_line(f"model    {recipe.model} · {params:,} parameters{macs}")
     weights = f" · class weights {recipe.loss.class_weights}" if recipe.loss.class_weights != "none" else ""
     weights += f" after {recipe.loss.drw_epoch} epochs" if weights and recipe.loss.drw_epoch else ""
-    say(f"loss     {recipe.loss.name}{weights} · {kernel}")
+    print_line(f"loss     {recipe.loss.name}{weights} · {kernel}")
     if parts.sampler:
         bounds = f"easy from p_t {sampling.EASY}, hard below {sampling.HARD}"
-        say(f"sampler  {recipe.sampler.name}, {len(parts.sampler.index):,} draws with replacement an epoch · {bounds}")
+        print_line(f"sampler  {recipe.sampler.name}, {len(parts.sampler.index):,} draws with replacement an epoch · {bounds}")
     if recipe.select_on == "test":
-        say("warning  the epoch to keep is chosen on the test images: the test result will be too good, and is marked as such")
+        print_line(
+            "warning  the epoch to keep is chosen on the test images: the test result will be too good, and is marked as such"
+        )
     together = f"{parts.team.size} processes, each " if parts.team.size > 1 else ""
     compiled = " · compiled in the first steps" if recipe.compile else ""
-    say(
+    print_line(
         f"run      {together}{parts.device} · {env['threads']} threads · {parts.precision} · channels_last{compiled} · memory: {allocator} · {parts.folder}"
     )
     for finding in parts.lint:
-        say(f"warning  {finding}")
+        print_line(f"warning  {finding}")
 
 
 def epochs(parts: Trainer, stop: Stop) -> None:
     """Train what is left of the run; Interrupted after a signal, with the state saved."""
     recipe = parts.recipe
-    parts.proof = parts.proof or optim.frozen_digest(parts.model, parts.frozen.names)
+    parts.proof = parts.proof or freezing.frozen_digest(parts.model, parts.frozen.names)
     if parts.at == 0:
         _save_state(parts)
     stop.saved = True
@@ -145,7 +150,7 @@ def epochs(parts: Trainer, stop: Stop) -> None:
             parts.seconds = time.monotonic() - began
             _record(parts, took, before, progress, stop)
     if parts.epoch < recipe.epochs:
-        say(f"stop     no better validation accuracy for {recipe.patience} epochs (best: epoch {parts.best_epoch})")
+        print_line(f"stop     no better validation accuracy for {recipe.patience} epochs (best: epoch {parts.best_epoch})")
 
 
 def _halt(parts: Trainer, stop: Stop, *, save: bool = True) -> None:
@@ -192,7 +197,7 @@ def _set_loss(parts: Trainer) -> None:
     if start and parts.weight is not None:
         loss.weight = parts.weight if parts.epoch >= start else None
         if parts.epoch == start and parts.skip == 0:
-            say(f"loss     class weights act from epoch {start + 1} on")
+            print_line(f"loss     class weights act from epoch {start + 1} on")
     if hasattr(loss, "set_epoch"):
         loss.set_epoch(parts.epoch)
 
@@ -220,7 +225,7 @@ def _bad_batch(parts: Trainer, error: DivergedError) -> None:
 def predicted(
     parts: Trainer, model: nn.Module, batches: Batches, poll: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, Tensor]:
-    """:func:`zoo.train.predict`, each process taking its share of the split; all have the whole result."""
+    """:func:`zoo.training.loop.predict`, each process taking its share of the split; all have the whole result."""
     n, team = len(batches.index), parts.team
     if team.size == 1 or n < team.size:
         return predict(model, batches, parts.precision, poll)
@@ -259,10 +264,10 @@ def _record(parts: Trainer, took: float, before: int, progress: Progress, stop: 
     if better and _written(parts, lambda: _save_weights(parts, shown, score)):
         parts.best, parts.best_epoch = score, parts.epoch
     _write_rows(parts, rows)
-    if not parts.complete and (selector := freezing.due(parts, parts.epoch)):
-        freezing.release(parts, selector)
-        freezing.tell(parts)
-        freezing.shorten(parts)
+    if not parts.complete and (selector := features.due(parts, parts.epoch)):
+        features.release(parts, selector)
+        features.tell(parts)
+        features.shorten(parts)
     _save_state(parts)
     _halt(parts, stop, save=False)
 
@@ -281,11 +286,11 @@ def _write_rows(parts: Trainer, rows: list[dict[str, Any]]) -> None:
 def _written(parts: Trainer, write: Callable[[], None]) -> bool:
     """Whether it was written; a full disk ends the run unless ``on_full`` says to go on, and the next save tries again."""
     try:
-        parts.team.told(write)
+        parts.team.broadcast(write)
     except DiskError as error:
         if parts.recipe.on_full == "stop":
             raise
-        say(f"warning  not saved, going on: {error}")
+        print_line(f"warning  not saved, going on: {error}")
         return False
     return True
 
@@ -312,7 +317,7 @@ def _save_weights(parts: Trainer, model: nn.Module, score: float) -> None:
         "chosen_accuracy": score if parts.val else None,
         "frozen": parts.proof,
     }
-    checkpoint.save_tensors(parts.folder / "weights.safetensors", model.state_dict(), meta)
+    tensor_files.save_tensors(parts.folder / "weights.safetensors", model.state_dict(), meta)
 
 
 def _save_state(parts: Trainer) -> None:

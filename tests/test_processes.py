@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from zoo import checkpoint
-from zoo.parallel import Team, _batch_norm
+from zoo.training import checkpoint
+from zoo.training.processes import Team, _batch_norm
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ["cnn_small", "epochs=2", "data=synthetic", "device=cpu", "batch_size=1021", "data.imbalance=exp:0.05",

@@ -6,8 +6,7 @@ any step goes on with the same bits.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,13 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import ops, sampling
-from zoo.data import _augment
-from zoo.parallel import Team
-from zoo.spec import DivergedError, Split
-
-RESIDENT_BYTES = 8 << 30
-"""Image sets up to this size are copied to the GPU as a whole."""
+from zoo import ops
+from zoo.errors import DivergedError
+from zoo.training.batches import Batches
+from zoo.training.processes import Team
 
 SKIPS = 50
 """Steps in a row without finite gradients after which fp16 training has diverged."""
@@ -42,88 +38,6 @@ class Totals:
     def row(self) -> dict[str, float]:
         """Mean loss and accuracy in [0, 1]."""
         return {"loss": self.loss / max(self.seen, 1), "accuracy": self.correct / max(self.seen, 1)}
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Augmented batches of one split, on the device.
-
-    ``index`` are the positions in ``split`` that are used (a long-tailed subset, say). With ``augment=None`` the samples
-    come in order and are only normalised.
-    """
-
-    split: Split
-    index: np.ndarray
-    batch_size: int
-    device: torch.device
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    size: int
-    """Height and width of the network's input, in pixels."""
-    dtype: torch.dtype = torch.float32
-    seed: int = 0
-    augment: Sequence[str] | None = None
-    sample: Callable[[int], np.ndarray] | None = None
-    """Positions in the split in the order of an epoch; without it each of ``index`` comes once, shuffled."""
-    share: Callable[[int], slice] | None = None
-    """The rows of a batch of n whose inputs this process computes, where several train together."""
-    features: Tensor | None = None
-    """(len(index), ...): what a frozen part of the model makes of each of ``index``, given out in place of the images."""
-    _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
-
-    def __len__(self) -> int:
-        return -(-len(self.index) // self.batch_size)
-
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor, np.ndarray, np.ndarray]]:
-        """Yield inputs (N, 3, H, W), targets (N,), positions in the split (N,) and random draws (N, K), from batch ``skip`` on.
-
-        With ``share`` the inputs alone are fewer: this process's rows of the batch.
-        """
-        order, draws = self.index, np.zeros((len(self.index), 0), np.float32)
-        if self.augment is not None:
-            order = self.sample(epoch) if self.sample else order[sampling.order(self.seed, epoch, len(order))]
-            draws = sampling.slots(self.seed, epoch, order, len(self.split), _augment.DRAWS)
-        for start in range(skip * self.batch_size, len(order), self.batch_size):
-            chosen, drawn = order[start : start + self.batch_size], draws[start : start + self.batch_size]
-            mine = self.share(len(chosen)) if self.share else slice(None)
-            where = torch.from_numpy(chosen).to(self._targets.device)
-            targets = self._targets[where].to(self.device, non_blocking=True)
-            yield self._inputs(chosen[mine], drawn[mine]), targets, chosen, drawn
-
-    def _inputs(self, chosen: np.ndarray, draws: np.ndarray) -> Tensor:
-        if self.features is not None:
-            return self.features[self._rows[torch.from_numpy(chosen)].to(self.features.device)]
-        where = torch.from_numpy(chosen).to(self._images.device)
-        images = self._images[where].to(self.device, non_blocking=True)
-        if self.augment is None:
-            return _augment.normalise(images, self.mean, self.std, self.dtype, size=self.size)
-        uniform = torch.from_numpy(draws).to(self.device)
-        return _augment.augment(images, uniform, self.augment, self.mean, self.std, self.dtype, self.size)
-
-    @property
-    def _rows(self) -> Tensor:
-        """The place in ``index`` of each position in the split."""
-        if "rows" not in self._cache:
-            rows = torch.zeros(len(self.split), dtype=torch.int64)
-            rows[torch.from_numpy(self.index)] = torch.arange(len(self.index))
-            self._cache["rows"] = rows
-        return self._cache["rows"]
-
-    @property
-    def _images(self) -> Tensor:
-        if "images" not in self._cache:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a read-only memory map: nothing here writes to it
-                images = torch.from_numpy(np.asarray(self.split.images))
-            fits = self.device.type == "cuda" and images.nbytes <= RESIDENT_BYTES
-            self._cache["images"] = images.to(self.device) if fits else images
-        return self._cache["images"]
-
-    @property
-    def _targets(self) -> Tensor:
-        if "targets" not in self._cache:
-            self._cache["targets"] = torch.from_numpy(np.array(self.split.targets, np.int64)).to(self._images.device)
-        return self._cache["targets"]
 
 
 @dataclass(frozen=True)

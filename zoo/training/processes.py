@@ -81,14 +81,14 @@ class Team:
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
 
-    def told(self, say: Callable[[], Any]) -> Any:
-        """What ``say`` gives in the first process, in all of them; its errors too."""
+    def broadcast(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` returns in the first process, in all of them; its errors too."""
         if self.size == 1:
-            return say()
+            return work()
         box: list[Any] = [None, None]
         if self.leads:
             try:
-                box[0] = say()
+                box[0] = work()
             except Exception as error:
                 box[1] = error
         dist.broadcast_object_list(box)

@@ -8,19 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo import checkpoint, freezing
-from zoo.console import say
-from zoo.spec import DataError, FileError
-from zoo.train import Totals
+from zoo import tensor_files
+from zoo.console import print_line
+from zoo.errors import DataError, FileError
+from zoo.training import checkpoint, features
+from zoo.training.loop import Totals
 
 if TYPE_CHECKING:
-    from zoo.trainer import Trainer
+    from zoo.training.session import Trainer
 
 SAMPLER_STATE = ("p", "next_p", "seen")
 
 
 def pack(parts: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by name and JSON-able facts, for :func:`zoo.checkpoint.save_state`."""
+    """Tensors by name and JSON-able facts, for :func:`zoo.training.checkpoint.save_state`."""
     tensors = {f"model.{name}": value for name, value in parts.model.state_dict().items()}
     packed, scalars = checkpoint.pack_optimizer(parts.step.optimizer)
     tensors |= {f"optim.{name}": value for name, value in packed.items()}
@@ -57,7 +58,7 @@ def restore(parts: Trainer) -> bool:
     """Put the newest good state back; False if the run is already complete."""
     tensors, meta, warnings = checkpoint.load_state(parts.folder)
     for warning in warnings:
-        say(f"warning  {warning}")
+        print_line(f"warning  {warning}")
     mine = _identity(parts)
     theirs = {key: meta.get(key, value) for key, value in mine.items()}
     if theirs != mine:
@@ -69,10 +70,10 @@ def restore(parts: Trainer) -> bool:
         )
     setting = _setting(parts)
     if moved := [f"{key} {meta[key]} -> {value}" for key, value in setting.items() if meta.get(key, value) != value]:
-        say(f"resume   not bit-identical: {', '.join(moved)}")
-    if selector := freezing.due(parts, meta["epoch"]):
-        freezing.release(parts, selector)
-    checkpoint.load_into(parts.model, _part(tensors, "model"), parts.folder)
+        print_line(f"resume   not bit-identical: {', '.join(moved)}")
+    if selector := features.due(parts, meta["epoch"]):
+        features.release(parts, selector)
+    tensor_files.load_into(parts.model, _part(tensors, "model"), parts.folder)
     checkpoint.unpack_optimizer(parts.step.optimizer, _part(tensors, "optim"), meta["optim"])
     if parts.ema:
         parts.ema.load_state_dict(_part(tensors, "ema"))
@@ -87,7 +88,7 @@ def restore(parts: Trainer) -> bool:
     parts.best, parts.best_epoch, parts.seconds = meta["best"], meta["best_epoch"], meta["seconds"]
     if parts.complete and (parts.folder / "result.json").is_file():
         return False
-    say(f"resume   epoch {parts.epoch} done, step {parts.skip} of {len(parts.batches)} of the next" if parts.skip else
+    print_line(f"resume   epoch {parts.epoch} done, step {parts.skip} of {len(parts.batches)} of the next" if parts.skip else
         f"resume   epoch {parts.epoch} of {parts.recipe.epochs} done")  # fmt: skip
     return True
 

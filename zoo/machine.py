@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import zoo
-from zoo.spec import UsageError
+from zoo.errors import UsageError
 
 # glibc's mallopt keys (malloc.h)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -48,13 +48,13 @@ def device(name: str) -> torch.device:
     return wanted
 
 
-def precision(name: str, where: torch.device) -> str:
+def precision(name: str, device: torch.device) -> str:
     """``auto`` is bf16 where the hardware multiplies it, else fp32; fp16 needs a GPU."""
-    if name == "fp16" and where.type != "cuda":
+    if name == "fp16" and device.type != "cuda":
         raise UsageError("precision = 'fp16' needs a GPU (its gradient scaler does); use precision=bf16 or fp32")
     if name != "auto":
         return name
-    if where.type == "cuda":
+    if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if _cpu_has_bf16() else "fp32"
 
@@ -117,7 +117,7 @@ def commit() -> str:
     return ran.stdout.strip()
 
 
-def facts(where: torch.device) -> dict[str, Any]:
+def facts(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for ``env.json`` and the rows of a benchmark."""
     return {
         "zoo": zoo.__version__,
@@ -127,7 +127,7 @@ def facts(where: torch.device) -> dict[str, Any]:
         "onnxruntime": _version("onnxruntime-gpu") or _version("onnxruntime"),
         "platform": platform.platform(),
         "cpu": cpu_name(),
-        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
     }
 

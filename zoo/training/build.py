@@ -13,14 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import console, freezing, lint, objective, optim, parallel, registry, sampling, weights
+from zoo import console, registry, sampling, weights
 from zoo import recipe as recipes
-from zoo.console import say
+from zoo.console import print_line
 from zoo.data import _augment
+from zoo.errors import DataError, UsageError
 from zoo.recipe import Recipe
-from zoo.spec import DataError, DataSet, ModelSpec, Split, UsageError
-from zoo.train import DTYPES, Batches, Step, autocast
-from zoo.trainer import Trainer
+from zoo.spec import DataSet, ModelSpec, Split
+from zoo.training import features, freezing, lint, objective, optim, processes
+from zoo.training.batches import Batches
+from zoo.training.loop import DTYPES, Step, autocast
+from zoo.training.session import Trainer
 
 
 def model_spec(name: str) -> ModelSpec:
@@ -39,8 +42,8 @@ def build_data(recipe: Recipe, size: int) -> DataSet:
     return spec.build(folder, size=size, val=recipe.data.val, seed=recipe.seed)
 
 
-def build(recipe: Recipe, folder: Path, where: torch.device, how: str, team: parallel.Team) -> Trainer:
-    """Everything that a run trains with, for a folder that need not exist yet, on device ``where`` at precision ``how``."""
+def build(recipe: Recipe, folder: Path, device: torch.device, precision: str, team: processes.Team) -> Trainer:
+    """Everything that a run trains with, for a folder that need not exist yet, on on ``device`` at ``precision``."""
     spec = model_spec(recipe.model)
     recipes.check(recipe)
     expected = registry.entry("data", recipe.data.name)["classes"] or spec.classes
@@ -56,14 +59,14 @@ def build(recipe: Recipe, folder: Path, where: torch.device, how: str, team: par
     if len(data.classes) != expected:
         model = _built(recipe, spec, len(data.classes))
     frozen, random = _frozen(recipe, model, spec, tensors)
-    model = model.to(where).to(memory_format=torch.channels_last)
-    dtype = DTYPES[how]
+    model = model.to(device).to(memory_format=torch.channels_last)
+    dtype = DTYPES[precision]
     sampler = objective.build_sampler(recipe, data.train.targets, index)
     batches = Batches(
         data.train,
         index,
         recipe.batch_size,
-        where,
+        device,
         data.mean,
         data.std,
         spec.input[1],
@@ -74,15 +77,15 @@ def build(recipe: Recipe, folder: Path, where: torch.device, how: str, team: par
         team.share if team.size > 1 and not (recipe.mixup or recipe.cutmix) else None,
     )
     choosing = data.test if recipe.select_on == "test" else data.val
-    val = eval_batches(choosing, data, where, spec.input[1], how) if len(choosing) else None
-    test = eval_batches(data.test, data, where, spec.input[1], how)
+    val = eval_batches(choosing, data, device, spec.input[1], precision) if len(choosing) else None
+    test = eval_batches(data.test, data, device, spec.input[1], precision)
     ema = optim.Ema(model, recipe.ema) if recipe.ema else None
-    step = replace(_step(recipe, model, len(batches), where, how, len(data.classes), ema, sampler), team=team)
+    step = replace(_step(recipe, model, len(batches), device, precision, len(data.classes), ema, sampler), team=team)
     loss, weight = objective.build_loss(recipe, counts)
-    weight = weight.to(where) if weight is not None else None
+    weight = weight.to(device) if weight is not None else None
     told = tuple(lint.check(recipe, counts, random))
     return Trainer(
-        recipe, folder, data, spec, model, loss.to(where), batches, val, test, step, where, how, counts, frozen, ema, weight,
+        recipe, folder, data, spec, model, loss.to(device), batches, val, test, step, device, precision, counts, frozen, ema, weight,
         sampler, told, team, plan,
     )  # fmt: skip
 
@@ -102,7 +105,7 @@ def _check_classes(data: DataSet, counts: np.ndarray, *, allow_empty: bool) -> N
             "lower the imbalance, remove them, or go on with --allow-empty-class"
         )
     if empty:
-        say(f"warning  {len(empty)} classes have no training image and won't be learned ({', '.join(empty[:3])})")
+        print_line(f"warning  {len(empty)} classes have no training image and won't be learned ({', '.join(empty[:3])})")
 
 
 def check_deterministic(parts: Trainer) -> None:
@@ -126,7 +129,7 @@ def _normalised(data: DataSet, statistics: tuple[Any, Any] | None) -> DataSet:
     """The data set, its images to be normalised as those were that the weights come from."""
     if statistics is None or statistics == (data.mean, data.std):
         return data
-    say(f"data     normalised as the weights were trained: mean {statistics[0]}, std {statistics[1]}")
+    print_line(f"data     normalised as the weights were trained: mean {statistics[0]}, std {statistics[1]}")
     return replace(data, mean=statistics[0], std=statistics[1])
 
 
@@ -139,9 +142,9 @@ def _checked(
     """
     tensors = None if recipe.weights == "none" else weights.find(recipe.weights, spec)
     model = _built(recipe, spec, classes)
-    plan = optim.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
+    plan = freezing.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
     random = recipe.weights == "none" and not recipe.allow_random_frozen
-    optim.freeze(model, recipe.freeze, spec, fresh=tuple(model.state_dict()) if random else ())
+    freezing.freeze(model, recipe.freeze, spec, fresh=tuple(model.state_dict()) if random else ())
     if tensors is not None:
         weights.fitting(model.state_dict(), tensors, spec, recipe.weights)
     return model, tensors, plan
@@ -154,10 +157,10 @@ def _built(recipe: Recipe, spec: ModelSpec, classes: int) -> nn.Module:
 
 def _frozen(
     recipe: Recipe, model: nn.Module, spec: ModelSpec, tensors: Mapping[str, Tensor] | None
-) -> tuple[optim.FreezeTable, list[str]]:
+) -> tuple[freezing.FreezeTable, list[str]]:
     """Load the weights and freeze as the recipe says: what was frozen, and what of that is random."""
     fresh = weighted(model, spec, recipe.weights, tensors)
-    table = optim.freeze(model, recipe.freeze, spec, fresh=() if recipe.allow_random_frozen else fresh)
+    table = freezing.freeze(model, recipe.freeze, spec, fresh=() if recipe.allow_random_frozen else fresh)
     return table, [name for name in table.names if name in set(fresh)]
 
 
@@ -167,16 +170,16 @@ def weighted(model: nn.Module, spec: ModelSpec, source: str, tensors: Mapping[st
         return tuple(model.state_dict())
     notes = weights.load_weights(model, source, spec, tensors)
     for note in notes:
-        say(f"weights  {note}")
+        print_line(f"weights  {note}")
     return notes.fresh
 
 
-def eval_batches(part: Split, data: DataSet, where: torch.device, size: int, how: str) -> Batches:
-    return Batches(part, np.arange(len(part)), 256, where, data.mean, data.std, size, DTYPES[how])
+def eval_batches(part: Split, data: DataSet, device: torch.device, size: int, precision: str) -> Batches:
+    return Batches(part, np.arange(len(part)), 256, device, data.mean, data.std, size, DTYPES[precision])
 
 
 def _step(
-    recipe: Recipe, model: nn.Module, steps: int, where: torch.device, how: str, classes: int, ema: optim.Ema | None,
+    recipe: Recipe, model: nn.Module, steps: int, device: torch.device, precision: str, classes: int, ema: optim.Ema | None,
     sampler: sampling.Sampler | None,
 ) -> Step:  # fmt: skip
     s = recipe.schedule
@@ -194,12 +197,12 @@ def _step(
 
         def mix(inputs: Tensor, targets: Tensor, draws: np.ndarray) -> tuple[Tensor, Tensor]:
             return _augment.mix(
-                inputs, targets, classes, torch.from_numpy(draws).to(where), mixup=recipe.mixup, cutmix=recipe.cutmix
+                inputs, targets, classes, torch.from_numpy(draws).to(device), mixup=recipe.mixup, cutmix=recipe.cutmix
             )
 
-    scaler = torch.amp.GradScaler("cuda") if how == "fp16" else None
+    scaler = torch.amp.GradScaler("cuda") if precision == "fp16" else None
     see = sampler.see if sampler else None
     # averages go by the model's own names, which a wrapper of several processes prefixes
     after = partial(ema.update, model) if ema else None
-    optimizer = freezing.optimizer(recipe, model, model_spec(recipe.model))
-    return Step(optimizer, rate, where, how, recipe.optim.clip, recipe.seed, after, mix, scaler, see)
+    optimizer = features.optimizer(recipe, model, model_spec(recipe.model))
+    return Step(optimizer, rate, device, precision, recipe.optim.clip, recipe.seed, after, mix, scaler, see)
