@@ -104,7 +104,7 @@ def _range(name: str, text: str) -> Axis:
         raise UsageError(f"cannot read the range {name}={text}; write {kind}:LOW:HIGH, e.g. {name}=log:1e-3:1e-1") from error
     if not low < high or (kind == "log" and low <= 0):
         raise UsageError(f"not a range ({name}={text}); LOW must be below HIGH" + ", and above 0 for log" * (kind == "log"))
-    whole = isinstance(settings(Recipe())[name], int)
+    whole = recipes.options()[name].type == "int"
     return Axis(name, (), kind, low, high, whole)
 
 

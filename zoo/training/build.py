@@ -223,7 +223,7 @@ def build_loss(recipe: Recipe, counts: np.ndarray) -> tuple[nn.Module, Tensor | 
     kind = recipe.loss.class_weights
     weights = sampling.class_weights(counts, kind, beta=recipe.loss.beta, given=recipe.loss.given_weights)
     tensor = None if weights is None else torch.as_tensor(weights, dtype=torch.float32)
-    options = {key: getattr(recipe.loss, key) for key in spec.options}
+    options = {key: recipe.loss.options[key] for key in spec.options}
     if spec.counts:
         options["counts"] = counts.tolist()
     return spec.build(weight=tensor, **options), tensor
