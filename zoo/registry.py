@@ -55,16 +55,31 @@ def find(kind: str, name: str) -> Any:
 
 
 @cache
-def formats() -> dict[str, dict[str, Any]]:
-    """Export formats beside ONNX: the literal fields of each ``TARGET`` in ``zoo/export`` that names one, plus ``module``."""
-    found = {}
+def targets() -> dict[tuple[str, str], dict[str, Any]]:
+    """All export targets by (format, precision): the literal fields of each ``TARGET`` in ``zoo/export``, plus ``module``."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for path in sorted((Path(__file__).parent / "export").glob("[a-z]*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.targets[0]) == "TARGET":
-                fields = _fields(node.value, {})
-                if "format" in fields:
-                    found[fields["format"]] = fields | {"module": path.stem}
+                fields = {"precision": "fp32"} | _fields(node.value, {}) | {"module": path.stem}
+                key = fields["format"], fields["precision"]
+                if key in found:
+                    raise ValueError(f"export: {' '.join(key)} is in both {found[key]['module']} and {path.stem}")
+                found[key] = fields
     return dict(sorted(found.items()))
+
+
+def find_target(fmt: str, precision: str) -> Any:
+    """The module of one export target; UsageError with what there is if there is none."""
+    known = targets()
+    formats = sorted({each for each, _ in known})
+    if fmt not in formats:
+        raise UsageError(f"no format {fmt!r}{did_you_mean(fmt, formats)}; use one of {', '.join(formats)}")
+    precisions = [each for name, each in known if name == fmt]
+    if precision not in precisions:
+        near = did_you_mean(precision, precisions)
+        raise UsageError(f"no precision {precision!r} of {fmt}{near}; use one of {', '.join(precisions)}")
+    return importlib.import_module(f"zoo.export.{known[fmt, precision]['module']}")
 
 
 def _specs(tree: ast.Module) -> dict[str, dict[str, Any]]:
