@@ -192,8 +192,8 @@ def clear(folder: Path) -> None:
     for name in WRITTEN:
         (folder / name).unlink(missing_ok=True)
     suffixes = {".onnx", ".data"}
-    for target in registry.formats().values():
-        suffixes |= {target["suffix"], *target.get("beside", ())}
+    for target in registry.targets().values():
+        suffixes |= {"." + target["suffix"].rpartition(".")[2], *target.get("beside", ())}
     for exported in folder.glob("model.*"):  # of the old weights, in any precision and format
         if exported.suffix in suffixes:
             exported.unlink()
