@@ -91,13 +91,13 @@ def _check_zip(path: Path) -> None:
         raise FileError(f"cannot read weights ({path}, {type(error).__name__}); the file is damaged, copy it again") from error
     size, expanded = path.stat().st_size, sum(record.file_size for record in records)
     names = [record.filename for record in records]
+    if any("/code/" in name for name in names):
+        raise FileError(f"weights are a TorchScript program ({path}); write the state dict: {STATE_DICT}")
     if expanded > size or any(record.compress_type for record in records):
         raise FileError(
             f"weights are compressed ({path}, {size:,} bytes expand to {expanded:,}); torch.save does not compress: "
             f"write the file again with {STATE_DICT}"
         )
-    if any("/code/" in name for name in names):
-        raise FileError(f"weights are a TorchScript program ({path}); write the state dict: {STATE_DICT}")
     if not any(name.endswith("data.pkl") for name in names):
         raise FileError(f"not a weights file ({path}, a zip file with {', '.join(names[:2])}); write one with {STATE_DICT}")
 
@@ -124,9 +124,9 @@ def _pickled(path: Path, read: Any) -> Any:
 
 def _torch(path: Path) -> Any:
     stand_ins = [(stand_in, name) for name, stand_in in STAND_INS.items()]
-    with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():  # type: ignore[arg-type]
+    with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings(), path.open("rb") as file:  # type: ignore[arg-type]
         warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)  # a file, as torch goes by the ending of a name
 
 
 def _plain(path: Path) -> Any:

@@ -14,6 +14,8 @@ from zoo.spec import ModelSpec
 
 HEADS = ("fc", "linear", "classifier", "head", "head.fc", "last_linear", "output", "classifier.1")
 """What public networks call their last linear layer."""
+NEAR = 1.3
+"""Largest factor between the parameters of a file and of a model that are compared; the last layer may be another."""
 AUXILIARY = ("aux", "AuxLogits")
 """Beginnings of names of classifiers that only training uses."""
 EXPANDED = {
@@ -43,10 +45,10 @@ def in_head(name: str, spec: ModelSpec) -> bool:
 def renamed(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], spec: ModelSpec) -> tuple[dict[str, Tensor], str]:
     """``tensors`` under the model's ``own`` names, and in one line what was renamed; unchanged where no convention fits better."""
     best, told = dict(tensors), ""
-    for words, names in _conventions(own, best, spec):
+    for words, names in _conventions(own, tensors, spec):
         if len(set(names.values())) == len(names) and len(set(names.values()) & set(own)) > len(set(best) & set(own)):
             changed = [f"{old} is {new}" for old, new in names.items() if old != new]
-            best = {new: best[old] for old, new in names.items()}
+            best = {new: tensors[old] for old, new in names.items()}
             told = f"names by the convention of {words}: {changed[0]}"
     return {name: value for name, value in best.items() if name in own or not name.startswith(AUXILIARY)}, told
 
@@ -120,9 +122,16 @@ def _advice(tensors: Mapping[str, Tensor], extra: list[str]) -> str:
 
 
 def fitting_models(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Registered models that these tensors fit by name and size, but for the last layer."""
+    """Registered models that these tensors fit by name and size, but for the last layer.
+
+    Only those with nearly as many parameters are built: some take seconds to import.
+    """
     found = []
-    for name in registry.names("models"):
+    count = sum(value.numel() for name, value in tensors.items() if "running_" not in name)
+    near = (
+        name for name, entry in registry.table("models").items() if 1 / NEAR < count / entry.get("params", count + 1) < NEAR
+    )
+    for name in near:
         spec = registry.find("models", name)
         with torch.device("meta"):
             own = spec.build(spec.classes).state_dict()
