@@ -15,7 +15,7 @@ LAYERS = [
     ["ops", "metrics", "tensor_files", "weights", "doctor"],
     ["models", "losses", "data", "analysis"],
     ["training.freezing", "training.checkpoint", "training.processes", "training.signals", "training.lint"],
-    ["training.optim", "training.batches"],
+    ["training.optim", "training.batches", "training.feature_cache"],
     ["training.loop"],
     ["training.features"],
     ["training.session"],
