@@ -83,15 +83,14 @@ def load(name: str | Path | None = None) -> Run:
     """
     path = run_folders.find(name)
     recipe = recipes.read(path / "recipe.toml")
-    tensors, meta = tensor_files.load_tensors(path / "weights.safetensors")
-    if meta["model"] != recipe.model:
-        raise FileError(f"weights are of {meta['model']}, the recipe says {recipe.model} ({path}); they are of two runs")
-    model = model_spec(recipe.model).build(len(meta["classes"]))
+    tensors, header = tensor_files.load_weights(path / "weights.safetensors")
+    if header.model != recipe.model:
+        raise FileError(f"weights are of {header.model}, the recipe says {recipe.model} ({path}); they are of two runs")
+    model = model_spec(recipe.model).build(len(header.classes))
     tensor_files.load_into(model, tensors, path)
-    env = json.loads((path / "env.json").read_text(encoding="utf-8")) if (path / "env.json").is_file() else {}
-    shape = tuple(meta["input"])
-    mean, std = tuple(meta["mean"]), tuple(meta["std"])
-    return Run(path, model.eval(), recipe, tuple(meta["classes"]), shape, mean, std, checkpoint.read_rows(path), env)
+    env = files.read_facts(path / "env.json")
+    rows = checkpoint.read_rows(path)
+    return Run(path, model.eval(), recipe, header.classes, header.input, header.mean, header.std, rows, env)
 
 
 def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tuple[metrics.Result, Tensor, Tensor]:
@@ -261,15 +260,17 @@ def _clear(folder: Path) -> None:
         if exported.suffix in suffixes:
             exported.unlink()
     for name in ("last", "tensorboard"):
+        if (folder / name).is_symlink():  # what it leads to is not the run's
+            (folder / name).unlink()
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _tested(parts: Trainer) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Logits and targets of the test split by the kept weights, the one time that it is touched, and the freeze proof."""
-    tensors, meta = tensor_files.load_tensors(parts.folder / "weights.safetensors")
+    tensors, header = tensor_files.load_weights(parts.folder / "weights.safetensors")
     tensor_files.load_into(parts.model, tensors, parts.folder)
-    proof = features.proven(parts, meta["frozen"])
-    parts.best_epoch = meta["epoch"]
+    proof = features.proven(parts, header.frozen)
+    parts.best_epoch = header.epoch
     return *predicted(parts, parts.model, parts.test), proof
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo import machine, metrics, ops, registry, sampling, tensor_files
 from zoo.console import Progress, first_ten, print_line
 from zoo.errors import DiskError, DivergedError
-from zoo.files import publish_text
+from zoo.files import own_folder, publish_text
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec
 from zoo.training import checkpoint, features, freezing, optim, state
@@ -298,7 +298,7 @@ def _written(parts: Trainer, write: Callable[[], None]) -> bool:
 def _tensorboard(folder: Path, rows: list[dict[str, Any]]) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
+    with SummaryWriter(str(own_folder(folder / "tensorboard"))) as writer:
         for row in rows:
             for key in ("loss", "accuracy", "lr", "images_per_s"):
                 if key in row:
