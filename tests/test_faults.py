@@ -186,7 +186,7 @@ def test_29_33_34_what_does_not_fit_is_told(small_plain: Path, tmp_path: Path, m
     with monkeypatch.context() as patch:
         patch.setattr(tensor_files, "FORMAT", 9)
         tensor_files.save_tensors(tmp_path / "new.safetensors", {"a": torch.zeros(1)}, {})
-    with pytest.raises(FileError, match=r"newer zoo .*format 9.*this is zoo .* format 1"):
+    with pytest.raises(FileError, match=r"newer zoo .*format 9.*this is zoo .* format 2"):
         tensor_files.load_tensors(tmp_path / "new.safetensors")
     assert digests(folder) == digests(small_plain)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import machine, metrics, registry, run_folders, tensor_files
+from zoo import files, machine, metrics, registry, run_folders, tensor_files
 from zoo import recipe as recipes
 from zoo.data import _augment
 from zoo.data._folders import square, stored_side
@@ -71,15 +70,14 @@ def load(name: str | Path | None = None) -> Run:
     """
     path = run_folders.find(name)
     recipe = recipes.read(path / "recipe.toml")
-    tensors, meta = tensor_files.load_tensors(path / "weights.safetensors")
-    if meta["model"] != recipe.model:
-        raise FileError(f"weights are of {meta['model']}, the recipe says {recipe.model} ({path}); they are of two runs")
-    model = build.model_spec(recipe.model).build(len(meta["classes"]))
+    tensors, header = tensor_files.load_weights(path / "weights.safetensors")
+    if header.model != recipe.model:
+        raise FileError(f"weights are of {header.model}, the recipe says {recipe.model} ({path}); they are of two runs")
+    model = build.model_spec(recipe.model).build(len(header.classes))
     tensor_files.load_into(model, tensors, path)
-    env = json.loads((path / "env.json").read_text(encoding="utf-8")) if (path / "env.json").is_file() else {}
-    shape = tuple(meta["input"])
-    mean, std = tuple(meta["mean"]), tuple(meta["std"])
-    return Run(path, model.eval(), recipe, tuple(meta["classes"]), shape, mean, std, checkpoint.read_rows(path), env)
+    env = files.read_facts(path / "env.json")
+    rows = checkpoint.read_rows(path)
+    return Run(path, model.eval(), recipe, header.classes, header.input, header.mean, header.std, rows, env)
 
 
 def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tuple[metrics.Result, Tensor, Tensor]:

@@ -18,7 +18,7 @@ from typing import IO
 from zoo import registry
 from zoo.console import print_line
 from zoo.errors import BusyError, DiskError, FileError, UsageError, did_you_mean
-from zoo.files import as_disk_error, remove_stale
+from zoo.files import as_disk_error, check_own, remove_stale
 from zoo.recipe import Recipe, read, same
 
 
@@ -162,8 +162,7 @@ def _check(folder: Path, *, resume: bool, force: bool) -> None:
         if not (folder / "recipe.toml").is_file():
             raise FileError(f"no run to resume ({folder.absolute()}); name its folder with --out")
         for name in INSIDE:
-            if (folder / name).is_symlink():
-                raise BusyError(f"{name} is a link ({folder / name}); zoo does not write through links: remove it")
+            check_own(folder / name)
     elif not force and any(path.name != ".lock" for path in folder.iterdir()):
         raise BusyError(
             f"output folder is not empty ({folder}); use --resume to go on, --force to replace it, or another --out"

@@ -270,16 +270,16 @@ class Session:
         }
         tensor_files.save_tensors(self.folder / "weights.safetensors", model.state_dict(), meta)
 
-    def tested(self) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Logits (N, C) and targets (N,) of the test split by the kept weights, and the metadata of these weights.
+    def tested(self) -> tuple[Tensor, Tensor, tensor_files.WeightsHeader]:
+        """Logits (N, C) and targets (N,) of the test split by the kept weights, and the header of their file.
 
         Raises:
             DisagreeError: a frozen tensor changed in training.
         """
-        tensors, meta = tensor_files.load_tensors(self.folder / "weights.safetensors")
+        tensors, header = tensor_files.load_weights(self.folder / "weights.safetensors")
         tensor_files.load_into(self.model, tensors, self.folder)
-        freezing.check_unchanged(self.model, meta["frozen"])
-        return *predict(self.model, self.test, self.step.precision, team=self.team), meta
+        freezing.check_unchanged(self.model, header.frozen)
+        return *predict(self.model, self.test, self.step.precision, team=self.team), header
 
     def save(self) -> None:
         """Publish the state to resume from."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import files, machine, metrics, report, run_folders
+from zoo import files, machine, metrics, report, run_folders, tensor_files
 from zoo import recipe as recipes
 from zoo.console import print_line, print_lines
 from zoo.errors import DiskError, UsageError
@@ -55,8 +55,8 @@ def train_in(
         session.store_features()
         with stop.after_the_step():
             session.fit(stop, on_epoch if team.leads else None)
-        logits, targets, meta = session.tested()
-        team.broadcast(lambda: _finish(session, recipe, logits, targets, meta))
+        logits, targets, header = session.tested()
+        team.broadcast(lambda: _finish(session, recipe, logits, targets, header))
     return folder
 
 
@@ -131,20 +131,21 @@ def _write_recipe(session: Session, recipe: Recipe) -> None:
         publish(folder / "last" / "manifest.npy", lambda temporary: np.save(temporary, manifest))
 
 
-def _finish(session: Session, recipe: Recipe, logits: Tensor, targets: Tensor, meta: dict[str, Any]) -> None:
+def _finish(session: Session, recipe: Recipe, logits: Tensor, targets: Tensor, header: tensor_files.WeightsHeader) -> None:
     """Write the test result, the tables and pictures; ``result.json`` comes last, as it marks the run as finished."""
     folder, data = session.folder, session.data
-    frozen = _frozen_facts(session, meta["frozen"])
+    frozen = _frozen_facts(session, header.frozen)
     result = metrics.evaluate(logits, targets)
     counts = np.bincount(data.train.targets[session.batches.index], minlength=len(data.classes)).tolist()
     summary = result.summary(data.classes, counts)
-    row = {"epoch": meta["epoch"], "split": "test"} | {
+    row = {"epoch": header.epoch, "split": "test"} | {
         key: summary[key] for key in summary if key not in ("shots", "worst_pairs")
     }
     checkpoint.keep_rows(folder, session.at.epoch)  # a run that was stopped while drawing has its test row already
     checkpoint.append_rows(folder, [row])
     report.write_tables(folder, result, logits, targets, data.test.files, data.classes)
-    facts = {key: meta[key] for key in ("chosen_on", "chosen_accuracy")} | {"seconds": round(session.at.seconds, 1)}
+    chosen = {"chosen_on": header.chosen_on, "chosen_accuracy": header.chosen_accuracy}
+    facts = chosen | {"seconds": round(session.at.seconds, 1)}
     story = row | facts | summary | {"frozen": frozen, "trained": run_folders.wanted(recipe)}
     report.figures(folder)
     report.summary(folder)
