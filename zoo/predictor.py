@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from zoo.data._folders import square
 from zoo.data._image import read_image
+from zoo.data._pixels import square
 from zoo.errors import DataError, FileError
 from zoo.export import _child, _guard, _session
 

@@ -34,13 +34,26 @@ BARE_GAMMA = (
 
 
 class Data(msgspec.Struct, frozen=True):
-    """``[data]``: which images, how they are split, thinned and augmented."""
+    """``[data]``: which images, how they are split, thinned and augmented.
+
+    ``layout`` says whether the folders in ``dir`` are splits or classes, where that is ambiguous; ``skip_bad`` leaves out
+    images that cannot be read.
+    """
 
     name: str = "synthetic"
     dir: str = ""
+    layout: Literal["auto", "splits", "classes"] = "auto"
+    skip_bad: bool = False
     val: Share = 0.1
     imbalance: str = "none"
     augment: list[str] = msgspec.field(default_factory=lambda: ["crop", "flip"])
+
+    @property
+    def label(self) -> str:
+        """What the set is called in titles and names: of one that is a folder or a file, what that is called."""
+        name, _, variant = self.name.partition(":")
+        nameless = registry.table("data").get(name, {}).get("classes") == 0
+        return variant or (Path(self.dir).absolute().name if self.dir and nameless else name)
 
 
 class Loss(msgspec.Struct, frozen=True):
@@ -308,7 +321,7 @@ def _suited(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
     entry: dict[str, Any] = {} if model.startswith("timm/") else registry.entry("models", model)
     suits = entry.get("data") or ("caltech101" if model.startswith("timm/") else "cifar10",)
     name = values.get("data.name", suits[0])
-    name = name if name in registry.table("data") else "folder"
+    name = name if name.partition(":")[0] in registry.table("data") else "folder"
     return registry.entry("data", name).get("recipe", {}) | entry.get("recipe", {}) | {"data.name": suits[0], "model": model}
 
 

@@ -39,8 +39,9 @@ def names(kind: str) -> list[str]:
 
 
 def entry(kind: str, name: str) -> dict[str, Any]:
-    """The literal fields of one entry, or UsageError with the nearest names."""
+    """The literal fields of one entry, or UsageError with the nearest names; what follows a colon is for its ``build``."""
     known = table(kind)
+    name = name.partition(":")[0]
     if name not in known:
         what = _SINGULAR[kind]
         listing = "data" if kind == "data" else kind
@@ -51,7 +52,7 @@ def entry(kind: str, name: str) -> dict[str, Any]:
 def find(kind: str, name: str) -> Any:
     """The spec of one entry, its file imported; UsageError with the nearest names if there is none."""
     module = importlib.import_module(f"zoo.{kind}.{entry(kind, name)['module']}")
-    return module.SPECS[name]
+    return module.SPECS[name.partition(":")[0]]
 
 
 @cache

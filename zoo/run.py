@@ -19,8 +19,9 @@ from zoo import files, machine, metrics, registry, report, run_folders, tensor_f
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _augment
-from zoo.data._folders import square, stored_side
+from zoo.data._folders import stored_side
 from zoo.data._image import read_image
+from zoo.data._pixels import square
 from zoo.errors import BusyError, DataError, DiskError, FileError, UsageError
 from zoo.files import publish, publish_text
 from zoo.recipe import Recipe

@@ -17,6 +17,7 @@ from zoo import console, registry, sampling, weights
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _augment
+from zoo.data._read import read
 from zoo.errors import DataError, UsageError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec, Split
@@ -37,9 +38,10 @@ def model_spec(name: str) -> ModelSpec:
 
 def build_data(recipe: Recipe, size: int) -> DataSet:
     """Read the data set of a recipe at ``size`` pixels and carve its validation split."""
-    spec = registry.find("data", recipe.data.name)
-    folder = Path(recipe.data.dir).expanduser() if recipe.data.dir else None
-    return spec.build(folder, size=size, val=recipe.data.val, seed=recipe.seed)
+    data = recipe.data
+    return read(
+        data.name, data.dir, size=size, val=data.val, seed=recipe.seed, layout=data.layout, skip_bad=data.skip_bad
+    )  # fmt: skip
 
 
 def build(recipe: Recipe, folder: Path, device: torch.device, precision: str, team: processes.Team) -> Trainer:
