@@ -200,7 +200,9 @@ def test_more_than_ten_bad_images_are_listed_in_a_file(tmp_path: Path) -> None:
 def test_memory_is_bounded_by_the_blocks_not_by_the_set(tmp_path: Path) -> None:
     root = tree(tmp_path / "a", n=60, side=32)
     for path in root.rglob("*.png"):
-        Image.new("RGB", (512, 512), path.stem).save(path) if False else Image.effect_noise((8, 8), 9).resize((512, 512)).save(path)
+        Image.new("RGB", (512, 512), path.stem).save(path) if False else Image.effect_noise((8, 8), 9).resize((512, 512)).save(
+            path
+        )
     code = (
         "import resource, sys; from pathlib import Path; from zoo.data import folder\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"

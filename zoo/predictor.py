@@ -106,7 +106,7 @@ def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     opened = load(Path(request["model"]))
     for path in request["images"]:
         try:
-            image = read_image(Path(path))
+            image = read_image(Path(path), opened.resize)
         except DataError as error:
             yield {"file": path, "error": str(error)}
             continue

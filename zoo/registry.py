@@ -14,6 +14,8 @@ from typing import Any
 
 from zoo.errors import UsageError, did_you_mean
 
+_READERS = {".csv": "list", ".tsv": "list", ".parquet": "list", ".pq": "list", ".npz": "npz"}
+"""The data set that reads a file with this ending."""
 _SINGULAR = {"models": "model", "losses": "loss", "data": "data set"}
 
 
@@ -53,6 +55,19 @@ def find(kind: str, name: str) -> Any:
     """The spec of one entry, its file imported; UsageError with the nearest names if there is none."""
     module = importlib.import_module(f"zoo.{kind}.{entry(kind, name)['module']}")
     return module.SPECS[name.partition(":")[0]]
+
+
+def data_source(text: str) -> tuple[str, str]:
+    """The data set and the folder or file that ``--data TEXT`` stands for: a name, a folder of images, a list or arrays.
+
+    >>> data_source("pets/labels.csv")
+    ('list', 'pets/labels.csv')
+    """
+    if text.partition(":")[0] in table("data"):
+        return text, ""
+    if reader := _READERS.get(Path(text).suffix.lower()):
+        return reader, text
+    return ("folder", text) if Path(text).is_dir() or "/" in text else (text, "")
 
 
 @cache

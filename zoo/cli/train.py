@@ -13,8 +13,13 @@ from zoo.cli._shared import Name, headline, recipe_names, registered, start
 @click.command("train")
 @click.argument("what", required=False, type=Name(registered("models"), recipe_names))
 @click.argument("settings", nargs=-1)
-@click.option("--data", type=Name(registered("data")), help="Data set, or a folder of class folders.")
+@click.option(
+    "--data",
+    type=Name(registered("data")),
+    help="Data set, torchvision:NAME, or a folder of class folders, a CSV list or an .npz file.",
+)
 @click.option("--data-dir", help="Where the data set lies; without it zoo looks in its cache and downloads.")
+@click.option("--skip-bad", is_flag=True, default=None, help="Leave out images that cannot be read; the result says how many.")
 @click.option("--imbalance", help="Long tail, e.g. exp:0.01 or step:0.01.")
 @click.option("--loss", type=Name(registered("losses")), help="Loss.")
 @click.option("--focal-gamma", type=float, help="Exponent of the focal loss.")
@@ -103,7 +108,7 @@ def _overrides(settings: tuple[str, ...], flags: dict[str, Any]) -> dict[str, An
     found = dict(recipes.parse_override(text) for text in settings)
     keys = {"data": "data.name", "data_dir": "data.dir", "loss": "loss.name"}
     found |= {recipes.full_key(keys.get(name, name)): value for name, value in flags.items() if value is not None}
-    data = found.get("data.name")
-    if data and data not in registry.names("data") and (Path(data).is_dir() or "/" in data):
-        found |= {"data.name": "folder", "data.dir": data}
+    if isinstance(data := found.get("data.name"), str):
+        name, place = registry.data_source(data)
+        found |= {"data.name": name} | ({"data.dir": place} if place else {})
     return found

@@ -210,9 +210,9 @@ def _eight_bits(values: np.ndarray, path: str | Path) -> np.ndarray:
     wide = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
     top = wide.max(initial=0)
     if values.dtype.kind == "f":
-        scale = 255 if top <= 2 else 1  # 0 to 1, resampling may have added a little; or else 0 to 255
+        scale = 255.0 if top <= 2 else 1.0  # 0 to 1, resampling may have added a little; or else 0 to 255
     elif top > 65535:
         raise DataError(f"grey values up to {top:,.0f} ({shown(path)}); save it with 8 or 16 bits")
     else:
-        scale = 1 if top <= 255 else 1 / 257
+        scale = 1.0 if top <= 255 else 1 / 257
     return np.rint(wide * scale).clip(0, 255).astype(np.uint8)

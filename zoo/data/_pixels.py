@@ -128,7 +128,7 @@ class Cached(Pixels):
 
     def _fill(self, images: np.ndarray, first: int) -> None:
         """Read the images from row ``first`` on; what the file lacks stays as it is, and the check finds it."""
-        buffer, start, done = memoryview(images).cast("B"), first * self.stored**2 * 3, 0
+        buffer, start, done = images.reshape(-1).data, first * self.stored**2 * 3, 0
         with contextlib.suppress(OSError):
             while done < len(buffer) and (got := self._read_at(buffer[done:], start + done)):
                 done += got
