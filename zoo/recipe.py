@@ -36,13 +36,26 @@ BARE_GAMMA = (
 class Data(msgspec.Struct, frozen=True):
     """``[data]``: which images, how they are split, thinned and augmented."""
 
-    name: Annotated[str, about("data set (zoo data), or a folder of class folders")] = "synthetic"
+    name: Annotated[
+        str, about("data set (zoo data), torchvision:NAME, a folder of class folders, a CSV list or an .npz file")
+    ] = "synthetic"
     dir: Annotated[str, about("folder of the data set; empty: look in the cache, download")] = ""
+    layout: Annotated[
+        Literal["auto", "splits", "classes"], about("what the folders in data.dir are, where that is ambiguous")
+    ] = "auto"
+    skip_bad: Annotated[bool, about("leave out images that cannot be read; the result says how many")] = False
     val: Annotated[float, about("share of the training images set apart for validation", ge=0, lt=1)] = 0.1
     imbalance: Annotated[str, about("long tail: none, exp:F or step:F, F the rarest class's share")] = "none"
     augment: Annotated[list[str], about("augmentations in order: crop, flip, rcrop, colour, cutout, trivial, v2:NAME")] = (
         msgspec.field(default_factory=lambda: ["crop", "flip"])
     )
+
+    @property
+    def label(self) -> str:
+        """What the set is called in titles and names: of one that is a folder or a file, what that is called."""
+        name, _, variant = self.name.partition(":")
+        nameless = registry.table("data").get(name, {}).get("classes") == 0
+        return variant or (Path(self.dir).absolute().name if self.dir and nameless else name)
 
 
 class Loss(msgspec.Struct, frozen=True):
@@ -333,7 +346,7 @@ def _suited(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
     entry: dict[str, Any] = {} if model.startswith("timm/") else registry.entry("models", model)
     suits = entry.get("data") or ("caltech101" if model.startswith("timm/") else "cifar10",)
     name = values.get("data.name", suits[0])
-    name = name if name in registry.table("data") else "folder"
+    name = name if name.partition(":")[0] in registry.table("data") else "folder"
     return registry.entry("data", name).get("recipe", {}) | entry.get("recipe", {}) | {"data.name": suits[0], "model": model}
 
 

@@ -41,6 +41,8 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, as_js
             raise
         data, skipped = error.data, {"skipped": len(error.bad)}
         console.print_line(f"warning  {error} (left out here)")
+    if data.skipped:
+        skipped = {"skipped": len(data.skipped)}
     result, logits, targets = engine.evaluate(loaded, split, data)
     counts = loaded.env.get("counts", ())
     chosen = {"chosen_on": loaded.recipe.select_on} if split == "test" else {}

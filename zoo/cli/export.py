@@ -33,8 +33,9 @@ from zoo.errors import UsageError
     "--out", type=click.Path(path_type=Path), help="File (default: model.onnx, model.int8.onnx, ... in the run folder)."
 )
 @click.option("--force", is_flag=True, help="Replace the file.")
+@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read from the trial.")
 @as_json
-def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **options: Any) -> None:
+def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad: bool, **options: Any) -> None:
     """Export a run to one file and prove that it answers as PyTorch does, or publish nothing (exit 8).
 
     \b
@@ -52,7 +53,7 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **option
     from zoo.export import _tensorrt
     from zoo.run import load
 
-    loaded = load(folder)
+    loaded = load(folder, skip_bad=skip_bad)
     if fmt == "onnx":
         receipt = zoo.export.onnx(loaded, out, **only_onnx, **options)
     else:
