@@ -133,6 +133,8 @@ def taken(recipe: Recipe, out: Path | None, *, resume: bool = False, force: bool
     with as_disk_error(out or root()):
         folder, made = _made(recipe, out)
     try:
+        if not (folder / LOCK).is_file():
+            _check(folder, resume=resume, force=force)  # nothing is written into a folder of somebody else
         with locked(folder):
             _check(folder, resume=resume, force=force)
             yield folder
