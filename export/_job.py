@@ -24,6 +24,7 @@ from zoo.training import freezing
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from zoo.export._repair import Layer
     from zoo.run import Run
 
 NOISE = 64
@@ -108,6 +109,10 @@ class Job:
     max_drop: float = 0.5
     """Points of accuracy that a precision other than fp32 may lose."""
     external_data: bool = False
+    explain: bool = False
+    """Measure the error of each layer and write it beside the file."""
+    ranked: list[Layer] = field(default_factory=list)
+    """The layers with their SQNR alone, where ``make`` had to rank them or ``explain`` asks for it."""
     calibration: dict[str, Any] | None = None
     """How a target was calibrated, for the receipt; ``make`` sets it."""
 

@@ -66,10 +66,13 @@ def repaired(job: Job, chosen: Chosen) -> tuple[ModelProto, list[dict[str, Any]]
         DisagreeError: the bound does not hold with half of the layers restored.
     """
     allowed = MARGIN * job.max_drop
-    if _drop(chosen.accuracy, chosen) <= allowed:
+    holds = _drop(chosen.accuracy, chosen) <= allowed
+    if job.explain or not holds:
+        job.ranked = ranked(job, chosen)
+    if holds:
         return chosen.graph, []
     print_line(f"repair   int8 loses {_drop(chosen.accuracy, chosen):.2f} points on validation images (allowed {allowed:g})")
-    order = sorted(ranked(job, chosen), key=lambda layer: layer.sqnr)
+    order = sorted(job.ranked, key=lambda layer: layer.sqnr)
     count, graph = _fewest(job, chosen, order, allowed)
     print_line(f"repair   {count} of {len(order)} layers in float32: {', '.join(layer.name for layer in order[:count])}")
     return graph, _story(job, chosen, order[:count])
