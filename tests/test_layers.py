@@ -25,7 +25,7 @@ LAYERS = [
         "_build",
         "focal_formula",
     ],
-    ["ops", "metrics", "tensor_files", "weights", "doctor"],
+    ["ops", "metrics", "tensor_files", "calibration", "weights", "doctor"],
     ["models", "losses", "data", "analysis"],
     ["training.freezing", "training.checkpoint", "training.processes", "training.signals", "training.lint"],
     ["training.optim", "training.batches", "training.feature_cache"],
