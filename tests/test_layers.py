@@ -10,7 +10,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {
     0: ["spec", "files"],
-    1: ["recipe", "registry", "sampling", "console", "show", "runs", "stop", "recipes", "_build", "focal_formula"],
+    1: [
+        "recipe",
+        "registry",
+        "sampling",
+        "console",
+        "show",
+        "runs",
+        "stop",
+        "recipes",
+        "_build",
+        "focal_formula",
+        "focal_arguments",
+    ],
     2: ["ops", "optim", "metrics", "host", "doctor", "lint", "parallel"],
     3: ["models", "losses", "data", "analysis"],
     4: ["train", "checkpoint", "weights"],
