@@ -102,23 +102,44 @@ def takers(option: str) -> list[str]:
 
 
 @cache
-def formats() -> dict[str, dict[str, Any]]:
-    """Export formats beside ONNX: the literal fields of each ``TARGET`` in ``zoo/export`` that names one, plus ``module``."""
-    found = {}
+def targets() -> dict[tuple[str, str], dict[str, Any]]:
+    """All export targets by (format, precision): the literal fields of each ``TARGET`` in ``zoo/export``, plus ``module``."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for source in _sources("export"):
         try:
-            tree = ast.parse(source.path.read_text(encoding="utf-8"))
+            fields = _target(source.path)
+            if not fields:
+                continue
+            key = fields["format"], fields["precision"]
+            if key in found:
+                raise ValueError(f"{' '.join(key)} is defined in {found[key]['module']} already")
+            found[key] = fields | source.fields()
         except (OSError, ValueError, SyntaxError) as error:
             if not source.plugin:
                 raise
             _left_out("export", source.plugin, error)
-            continue
-        for node in tree.body:
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.targets[0]) == "TARGET":
-                fields = _fields(node.value, {})
-                if "format" in fields:
-                    found[fields["format"]] = fields | source.fields()
     return dict(sorted(found.items()))
+
+
+def _target(path: Path) -> dict[str, Any]:
+    """The literal fields of the ``TARGET`` of a file, or nothing."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.targets[0]) == "TARGET":
+            return {"precision": "fp32"} | _fields(node.value, {})
+    return {}
+
+
+def find_target(fmt: str, precision: str) -> Any:
+    """The module of one export target; UsageError with what there is if there is none."""
+    known = targets()
+    formats = sorted({each for each, _ in known})
+    if fmt not in formats:
+        raise UsageError(f"no format {fmt!r}{did_you_mean(fmt, formats)}; use one of {', '.join(formats)}")
+    precisions = [each for name, each in known if name == fmt]
+    if precision not in precisions:
+        near = did_you_mean(precision, precisions)
+        raise UsageError(f"no precision {precision!r} of {fmt}{near}; use one of {', '.join(precisions)}")
+    return imported("export", known[fmt, precision])
 
 
 def _sources(kind: str) -> Iterator[_Source]:

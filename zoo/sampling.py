@@ -187,6 +187,17 @@ def long_tail(targets: np.ndarray, imbalance: str, seed: int) -> np.ndarray:
     return np.flatnonzero(_rank(targets, words(seed, 0, len(targets), TAIL)) < keep[targets])
 
 
+def per_class(targets: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Positions of ``n`` samples of each class (all of a class with fewer), drawn by ``seed``, sorted; 0 keeps all.
+
+    A larger n keeps all samples of a smaller one.
+    """
+    targets = np.asarray(targets, np.int64)
+    if not n or not len(targets):
+        return np.arange(len(targets))
+    return np.flatnonzero(_rank(targets, words(seed, 0, len(targets), TAIL)) < n)
+
+
 def parse_imbalance(text: str) -> tuple[str, float]:
     """``exp:0.01`` as kind and factor, ``none`` as ``("none", 1.0)``; UsageError for anything else."""
     if text == "none":

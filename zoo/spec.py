@@ -180,14 +180,18 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """One file of ``zoo/export`` that writes a model."""
+    """One file of ``zoo/export``: a format in one precision. Its fields are literals, which :mod:`zoo.registry` reads from the source."""
 
+    format: str
+    """Value of ``zoo export --format``."""
     suffix: str
     tolerance: float
     """Largest absolute difference of class probabilities or normalised logits that passes."""
+    precision: str = "fp32"
+    """Value of ``zoo export --precision``; any other than fp32 is held to ``--max-drop`` as well."""
     needs: tuple[str, ...] = ()
     """Packages that must be installed besides torch."""
-    format: str = ""
-    """What ``zoo export --format`` calls it; ONNX, whose files are its precisions, has none."""
     beside: tuple[str, ...] = ()
-    """Suffixes of the files that lie beside the first."""
+    """Suffixes of the files that are written next to the first."""
+    calibrated: bool = False
+    """Whether its ranges come from training images, so that saturated and constant images are outside of them."""

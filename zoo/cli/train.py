@@ -53,7 +53,7 @@ def command(
     if resume and what is None and out is None:
         out = run_folders.find(None)
     if resume and what is None and out is not None:
-        what = str(out / "recipe.toml")
+        what = str(run_folders.stored_recipe(out))
     recipe = recipes.resolve(what, overrides)
     if dry_run:
         recipes.check(recipe)

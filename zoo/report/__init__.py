@@ -14,6 +14,7 @@ from zoo.errors import UsageError
 from zoo.files import publish_text
 from zoo.report import _blocks, _compare, _draw
 from zoo.report._blocks import Block, Code, Heading, Picture, Table, Text
+from zoo.report._csv import write_tables as write_tables
 from zoo.report._read import Folder, interval, percent, read
 from zoo.report._sweep import Point as Point
 from zoo.report._sweep import chosen as sweep_choice
@@ -21,7 +22,19 @@ from zoo.report._sweep import spread as spread
 from zoo.report._sweep import table as sweep_table
 from zoo.report._sweep import write as sweep
 
-__all__ = ["Comparison", "Point", "compare", "figures", "page", "spread", "summary", "sweep", "sweep_choice", "sweep_table"]
+__all__ = [
+    "Comparison",
+    "Point",
+    "compare",
+    "figures",
+    "page",
+    "spread",
+    "summary",
+    "sweep",
+    "sweep_choice",
+    "sweep_table",
+    "write_tables",
+]
 PICTURES = {
     "curves.png": "learning curves",
     "confusion.png": "confusion matrix",
