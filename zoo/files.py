@@ -6,14 +6,16 @@ import contextlib
 import errno
 import fcntl
 import glob
+import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from zoo.errors import DiskError
+from zoo.errors import DiskError, FileError
 
 TEMPORARY = ".zoo-tmp"
 """In the name of every temporary file, so that those of a killed process are known from a person's own."""
@@ -26,7 +28,7 @@ def publish(
 
     The temporary file lies in the same folder and carries the same suffix, is fsynced before the rename and removed when
     anything fails, so ``path`` keeps its old content until the new one is whole on disk. ``size`` is about how many bytes
-    there will be, where that is known: they are claimed first, so that a full disk is told before the work is done.
+    there will be, where that is known: they are claimed first, so that a full disk is noticed before the work is done.
 
     Raises:
         DiskError: no space, no permission or a read-only disk, with needed and free bytes where they are known.
@@ -40,6 +42,7 @@ def publish(
             try:
                 if size and hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(handle, 0, size)
+                    os.ftruncate(handle, 0)  # given back: some writers (safetensors) make a file of their own in its place
             finally:
                 os.close(handle)
             write(temporary)
@@ -56,6 +59,33 @@ def publish(
 def publish_text(path: Path, text: str) -> None:
     """:func:`publish` for a string, as UTF-8."""
     publish(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, nothing if there is none; FileError if it is damaged or something else."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"damaged file ({path}, {str(error)[:80]}); restore it, or repeat the run") from error
+    return found
+
+
+def check_own(path: Path) -> None:
+    """DiskError if a file or folder that a run writes in place is a symbolic link: what is written would land elsewhere."""
+    if path.is_symlink():
+        raise DiskError(f"cannot write ({path}, a link to {path.readlink()}); remove the link, or choose another --out")
+
+
+def own_folder(path: Path) -> Path:
+    """Make a folder inside a run folder; :func:`check_own`."""
+    check_own(path)
+    with as_disk_error(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def remove_stale(folder: Path) -> None:

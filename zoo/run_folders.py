@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import json
 import os
 import re
+import shutil
 import socket
 import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from zoo import registry
 from zoo.console import print_line
-from zoo.errors import BusyError, FileError, UsageError, did_you_mean
-from zoo.files import remove_stale
+from zoo.errors import BusyError, DiskError, FileError, UsageError, did_you_mean
+from zoo.files import as_disk_error, check_own, remove_stale
 from zoo.recipe import Recipe, read, same
 
 
@@ -103,9 +106,100 @@ def like(recipe: Recipe) -> list[tuple[int, Path]]:
     return sorted(found, key=lambda run: not is_finished(run[1]))
 
 
+def wanted(recipe: Recipe) -> dict[str, int]:
+    """How long a run is to be trained; ``result.json`` keeps what it is the result of."""
+    return {"epochs": recipe.epochs, "patience": recipe.patience}
+
+
 def is_finished(folder: Path) -> bool:
-    """Whether a run has its test result."""
-    return (folder / "result.json").is_file()
+    """Whether a run has the test result of its recipe: a resumed run with more epochs has an older one until it ends."""
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return bool(result["trained"] == wanted(read(folder / "recipe.toml")))
+    except (OSError, ValueError, LookupError, TypeError, UsageError):
+        return False
+
+
+@contextlib.contextmanager
+def taken(recipe: Recipe, out: Path | None, *, resume: bool = False, force: bool = False) -> Iterator[Path]:
+    """Choose the folder of a run, make it and hold it: two that start at once get two folders, or one of them a BusyError.
+
+    A folder that was made here and in which nothing was written is removed at the end.
+
+    Raises:
+        DiskError: ``out`` is a file or cannot be made. FileError: nothing to resume. BusyError: another process holds it, or
+            it is not empty and neither ``resume`` nor ``force`` is given.
+    """
+    with as_disk_error(out or root()):
+        folder, made = _made(recipe, out)
+    try:
+        with locked(folder):
+            _check(folder, resume=resume, force=force)
+            yield folder
+    finally:
+        if made and not any(path.name != ".lock" for path in folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _made(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
+    """The folder, and whether it was made by this call."""
+    if out is not None:
+        if out.exists() and not out.is_dir():
+            raise DiskError(f"output is a file ({out.absolute()}); choose another --out")
+        there = out.is_dir()
+        out.mkdir(parents=True, exist_ok=True)
+        return out, not there
+    root().mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = root() / new_name(recipe)
+        with contextlib.suppress(FileExistsError):  # another process took the name in between
+            folder.mkdir()
+            return folder, True
+
+
+def _check(folder: Path, *, resume: bool, force: bool) -> None:
+    if resume:
+        if not (folder / "recipe.toml").is_file():
+            raise FileError(f"no run to resume ({folder.absolute()}); name its folder with --out")
+        for name in INSIDE:
+            check_own(folder / name)
+    elif not force and any(path.name != ".lock" for path in folder.iterdir()):
+        raise BusyError(
+            f"output folder is not empty ({folder}); use --resume to go on, --force to replace it, or another --out"
+        )
+
+
+def stored_recipe(folder: Path) -> Path:
+    """The recipe of the run in a folder; FileError if there is none, saying what the folder is."""
+    path = folder / "recipe.toml"
+    if not path.is_file():
+        what = "its training was stopped before the first step" if (folder / ".lock").exists() else "not a run folder"
+        raise FileError(
+            f"no run to resume ({folder.absolute()}, {what}); start it again: zoo train RECIPE --force --out {folder}"
+        )
+    return path
+
+
+WRITTEN = ("weights.safetensors", "metrics.jsonl", "bench.csv", "result.json", "predictions.csv", "bad_batch.json", "env.json")
+"""Files of a run that the next one in its folder must not inherit."""
+INSIDE = ("last", "tensorboard")
+"""Folders inside a run folder."""
+
+
+def clear(folder: Path) -> None:
+    """Empty a run folder that is to be replaced; only what zoo writes is removed."""
+    for name in WRITTEN:
+        (folder / name).unlink(missing_ok=True)
+    suffixes = {".onnx", ".data"}
+    for target in registry.targets().values():
+        suffixes |= {"." + target["suffix"].rpartition(".")[2], *target.get("beside", ())}
+    for exported in folder.glob("model.*"):  # of the old weights, in any precision and format
+        if exported.suffix in suffixes:
+            exported.unlink()
+    for name in INSIDE:
+        if (folder / name).is_symlink():
+            (folder / name).unlink()  # what it points at belongs to somebody else
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 @contextlib.contextmanager
