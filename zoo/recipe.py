@@ -36,7 +36,9 @@ BARE_GAMMA = (
 class Data(msgspec.Struct, frozen=True):
     """``[data]``: which images, how they are split, thinned and augmented."""
 
-    name: Annotated[str, about("data set (zoo data), torchvision:NAME, a folder of class folders, a CSV list or an .npz file")] = "synthetic"
+    name: Annotated[
+        str, about("data set (zoo data), torchvision:NAME, a folder of class folders, a CSV list or an .npz file")
+    ] = "synthetic"
     dir: Annotated[str, about("folder of the data set; empty: look in the cache, download")] = ""
     layout: Annotated[
         Literal["auto", "splits", "classes"], about("what the folders in data.dir are, where that is ambiguous")
