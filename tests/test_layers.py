@@ -11,7 +11,20 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     ["errors", "spec", "files"],
-    ["recipe", "registry", "sampling", "console", "tables", "machine", "run_folders", "recipes", "_build", "focal_formula"],
+    [
+        "recipe",
+        "recipe_text",
+        "recipe_types",
+        "registry",
+        "sampling",
+        "console",
+        "tables",
+        "machine",
+        "run_folders",
+        "recipes",
+        "_build",
+        "focal_formula",
+    ],
     ["ops", "metrics", "tensor_files", "weights", "doctor"],
     ["models", "losses", "data", "analysis"],
     ["training.freezing", "training.checkpoint", "training.processes", "training.signals", "training.lint"],

@@ -133,28 +133,34 @@ def taken(recipe: Recipe, out: Path | None, *, resume: bool = False, force: bool
     with as_disk_error(out or root()):
         folder, made = _made(recipe, out)
     try:
+        if not (folder / LOCK).is_file():
+            _check(folder, resume=resume, force=force)  # nothing is written into a folder of somebody else
         with locked(folder):
             _check(folder, resume=resume, force=force)
             yield folder
     finally:
-        if made and not any(path.name not in (LOCK, HOLDER) for path in folder.iterdir()):
-            shutil.rmtree(folder, ignore_errors=True)
+        if made and all(path.name in (LOCK, HOLDER) for path in folder.iterdir()):
+            for name in (LOCK, HOLDER):
+                (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another process uses a parent by now
+                for place in made:
+                    place.rmdir()
 
 
-def _made(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
-    """The folder, and whether it was made by this call."""
-    if out is not None:
-        if out.exists() and not out.is_dir():
-            raise DiskError(f"output is a file ({out.absolute()}); choose another --out")
-        there = out.is_dir()
-        out.mkdir(parents=True, exist_ok=True)
-        return out, not there
-    root().mkdir(parents=True, exist_ok=True)
+def _made(recipe: Recipe, out: Path | None) -> tuple[Path, list[Path]]:
+    """The folder, and what this call made: it and its parents, the innermost first."""
     while True:
-        folder = root() / new_name(recipe)
-        with contextlib.suppress(FileExistsError):  # another process took the name in between
+        folder = out or root() / new_name(recipe)
+        if folder.exists() and not folder.is_dir():
+            raise DiskError(f"output is a file ({folder.absolute()}); choose another --out")
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
             folder.mkdir()
-            return folder, True
+        except FileExistsError:
+            if out is None:
+                continue  # another process took the name in between
+        return folder, new
 
 
 def _check(folder: Path, *, resume: bool, force: bool) -> None:
