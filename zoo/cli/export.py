@@ -33,6 +33,13 @@ from zoo.errors import UsageError
 @click.option(
     "--out", type=click.Path(path_type=Path), help="File (default: model.onnx, model.int8.onnx, ... in the run folder)."
 )
+@click.option(
+    "--web", type=click.Path(path_type=Path), metavar="DIR", help="Write a page that classifies images in the browser."
+)
+@click.option("--triton", type=click.Path(path_type=Path), metavar="DIR", help="Write a model repository for NVIDIA Triton.")
+@click.option(
+    "--hub", type=click.Path(path_type=Path), metavar="DIR", help="Write a folder in the layout of the Hugging Face Hub."
+)
 @click.option("--force", is_flag=True, help="Replace the file.")
 @as_json
 def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **options: Any) -> None:
@@ -44,7 +51,13 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **option
     """
     from zoo import console, run_folders
 
+    folders = {name: options.pop(name) for name in ("web", "triton", "hub")}
+    place, chosen = next(((name, folder) for name, folder in folders.items() if folder), ("", None))
+    if sum(map(bool, (*folders.values(), out))) > 1:
+        raise UsageError("--out, --web, --triton and --hub name different places; give one of them")
     only_onnx = {key: options.pop(key) for key in ("opset", "target_ort", "external_data")}
+    if fmt != "onnx" and chosen:
+        raise UsageError(f"--{place} takes an ONNX file (format {fmt}); leave --format out")
     if fmt != "onnx" and any(only_onnx.values()):
         raise UsageError(f"--opset, --target-ort and --external-data are for ONNX (format {fmt}); leave them out")
     folder = run_folders.find(run)
@@ -54,7 +67,9 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **option
     from zoo.run import load
 
     loaded = load(folder)
-    if fmt == "onnx":
+    if chosen:
+        receipt = _placed(place, loaded, chosen, only_onnx | options)
+    elif fmt == "onnx":
         receipt = zoo.export.onnx(loaded, out, **only_onnx, **options)
     else:
         receipt = zoo.export.program(loaded, out, fmt=fmt, **options)
@@ -67,3 +82,12 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **option
     if line := _tensorrt.command(receipt, loaded.input[1]):
         console.print_line(f"tensorrt {line}")
     click.echo(json.dumps(receipt.as_dict()) if as_json else f"export    {receipt.line()}")
+
+
+def _placed(place: str, run: Any, folder: Path, options: dict[str, Any]) -> Any:
+    """Write the folder that ``place``, web, triton or hub, names."""
+    import importlib
+
+    if place == "web":
+        del options["preprocess"], options["softmax"]  # the page needs its own
+    return importlib.import_module(f"zoo.export._{place}").write(run, folder, **options)
