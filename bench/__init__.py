@@ -119,6 +119,11 @@ def _tell(module: Any, path: Path, began: float, *, as_json: bool) -> None:
         print()
         return
     tables.out().print(module.table(rows))
+    if module.__name__.endswith(".inference"):
+        from zoo.bench import _advice
+
+        for line in _advice.lines(rows):
+            print_line(line)
     drawn = sorted(each for each in path.parent.glob(f"{path.stem}*.png") if each.stat().st_mtime >= began)
     print_line("  ".join([f"bench    {path}", *(picture.name for picture in drawn)]))
 

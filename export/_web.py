@@ -28,7 +28,9 @@ PAGE = ("index.html", "classify.mjs")
 
 
 def write(model: Any, folder: Path, *, force: bool = False, **options: Any) -> Receipt:
-    """A folder to be served as it is: page, runtime, class names, and the file, which takes images of any size.
+    """A folder to be served as it is: page, runtime, class names, and the file; the page resizes as the predictor does.
+
+    onnxruntime-web has no float64, by which preprocess "full" finds where pixels are.
 
     Args:
         options: those of :func:`zoo.export.onnx`, except ``preprocess`` and ``softmax``.
@@ -41,10 +43,10 @@ def write(model: Any, folder: Path, *, force: bool = False, **options: Any) -> R
         unpacked = _unpacked(_archive(), Path(name))
         with files.as_disk_error(folder):
             (folder / "ort").mkdir(parents=True, exist_ok=True)
-        receipt = onnx(model, folder / "model.onnx", preprocess="full", softmax=True, force=force, **options)
+        receipt = onnx(model, folder / "model.onnx", preprocess="normalize", softmax=True, force=force, **options)
         for part in RUNTIME:
             files.publish(folder / "ort" / part, partial(shutil.copyfile, unpacked / part))
-    files.publish_text(folder / "classes.json", json.dumps(_classes(receipt.path), ensure_ascii=False))
+    files.publish_text(folder / "model.json", json.dumps(_facts(receipt.path), ensure_ascii=False))
     for part in PAGE:
         files.publish(folder / part, partial(shutil.copyfile, Path(__file__).parent / "web" / part))
     print_line(f"web      serve it with: python -m http.server --directory {folder}")
@@ -59,11 +61,13 @@ def check_free(folder: Path, *, force: bool) -> None:
         raise BusyError(f"output folder is not empty ({folder}); use --force to replace its files, or another folder")
 
 
-def _classes(path: Path) -> list[str]:
+def _facts(path: Path) -> dict[str, Any]:
+    """What the page needs to know of the file: class names, and to what images are resized and cut."""
     from zoo.export import _guard, _wire
 
-    found: list[str] = json.loads(_wire.metadata(memoryview(_guard.read(path)))["classes"])
-    return found
+    found = _wire.metadata(memoryview(_guard.read(path)))
+    steps = json.loads(found["preprocessing"])
+    return {"classes": json.loads(found["classes"]), "resize": steps["resize"], "size": steps["size"]}
 
 
 def _archive() -> Path:

@@ -29,6 +29,7 @@ from zoo.errors import UsageError
 @click.option("--target-ort", metavar="VERSION", help="Choose the operator set that this onnxruntime reads, e.g. 1.17.")
 @click.option("--max-drop", type=Finite(0), default=0.5, show_default=True,
               help="Points of test accuracy that fp16 or int8 may lose; int8 gives its worst layers back to float32 to hold it.")  # fmt: skip
+@click.option("--fastest", is_flag=True, help="Measure each format and precision here; write the fastest within --max-drop.")
 @click.option("--explain", is_flag=True, help="Table and picture of each layer's error, beside FILE.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="File (default: model.onnx, model.int8.onnx, ... in the run folder)."
@@ -51,6 +52,7 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **option
     """
     from zoo import console, run_folders
 
+    fastest = options.pop("fastest")
     folders = {name: options.pop(name) for name in ("web", "triton", "hub")}
     place, chosen = next(((name, folder) for name, folder in folders.items() if folder), ("", None))
     if sum(map(bool, (*folders.values(), out))) > 1:
@@ -67,7 +69,10 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **option
     from zoo.run import load
 
     loaded = load(folder)
-    if chosen:
+    if fastest:
+        _check_fastest(fmt, chosen or out, options, only_onnx)
+        receipt = _fastest(loaded, options, as_json=as_json)
+    elif chosen:
         receipt = _placed(place, loaded, chosen, only_onnx | options)
     elif fmt == "onnx":
         receipt = zoo.export.onnx(loaded, out, **only_onnx, **options)
@@ -91,3 +96,22 @@ def _placed(place: str, run: Any, folder: Path, options: dict[str, Any]) -> Any:
     if place == "web":
         del options["preprocess"], options["softmax"]  # the page needs its own
     return importlib.import_module(f"zoo.export._{place}").write(run, folder, **options)
+
+
+def _check_fastest(fmt: str, out: Path | None, options: dict[str, Any], only_onnx: dict[str, Any]) -> None:
+    """UsageError for options that ask for one certain file."""
+    if fmt != "onnx" or out or options["precision"] != "fp32" or options["explain"] or any(only_onnx.values()):
+        raise UsageError("--fastest chooses format, precision and file name itself; leave out the options that do")
+
+
+def _fastest(run: Any, options: dict[str, Any], *, as_json: bool) -> Any:
+    """Write the fastest file and print what was measured."""
+    from zoo import tables
+    from zoo.bench import _fastest
+
+    kept = {key: options[key] for key in ("preprocess", "softmax", "max_drop", "force")}
+    receipt, rows = _fastest.fastest(run, **kept)
+    if not as_json:
+        heads = ("format", "precision", "ms per image", "drop (points)", "chosen")
+        tables.out().print(tables.make(heads, [[str(value) for value in row.values()] for row in rows]))
+    return receipt
