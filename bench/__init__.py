@@ -44,11 +44,15 @@ def command(
 ) -> Path:
     """``zoo bench``: measure runs (none named: the latest), models, files, or a part of zoo; print the table, say where the files are."""
     from zoo.bench import _timing
+    from zoo.bench._budget import Budget
     from zoo.console import print_line
 
+    budget = Budget(seconds)
     began, targets = time.time(), [what] if isinstance(what, str | Path) else list(what or ())
     if out is not None:
         _check_out(out)
+    if seconds:
+        print_line(f"expect   at most {seconds:g} s (--seconds)")
     if (taken := _timing.busy()) > BUSY:
         print_line(
             f"warning  other processes keep {taken:.1f} cores busy: figures will be off, by 10 times or more at small batches"
@@ -62,15 +66,16 @@ def command(
         path = module.main(quick, out=out or _timing.default_out(part, quick=quick))
     else:
         places = words("--devices", devices)
-        options: dict[str, Any] = {"out": out, "batches": numbers("--batches", batches), "seconds": seconds}
-        options |= {"max_memory": max_memory, "timeout": timeout}
+        options: dict[str, Any] = {"out": out, "batches": numbers("--batches", batches), "budget": budget}
+        options |= {"max_memory": max_memory, "timeout": min(timeout, seconds or timeout)}
         if (rate or latency_ms) and scenario != "server":
             raise UsageError("--qps and --latency-ms are for --scenario server; leave them out")
         if scenario:
             if batches:
                 raise UsageError("a scenario has its own batch size; leave out --batches")
-            options.pop("batches")
-            options |= {"scenario": scenario, "rate": rate} | ({"latency_ms": latency_ms} if latency_ms else {})
+            del options["batches"], options["budget"]  # the rules fix both
+            options |= {"seconds": seconds, "scenario": scenario, "rate": rate}
+            options |= {"latency_ms": latency_ms} if latency_ms else {}
         if not serve and not self_check and not scenario:
             options |= {"devices": places, "allow_cpu_fallback": allow_cpu_fallback}
         elif allow_cpu_fallback or places not in ((), ("cpu",)):

@@ -18,7 +18,7 @@ from onnx import ModelProto
 from zoo import files
 from zoo.console import print_line
 from zoo.errors import BusyError, DisagreeError, UsageError
-from zoo.export import Receipt, _accuracy, _cases, _explain, _graph, _parity, onnx_fp32
+from zoo.export import Receipt, _accuracy, _cases, _explain, _graph, _job, _parity, onnx_fp32
 from zoo.export._job import Job, Subject
 from zoo.spec import TargetSpec
 
@@ -43,7 +43,7 @@ def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -
         answer = _accuracy.of_images(target.answer(draft), exported)
         parity = _checked(spec, made, subject, exported, answer)
         test = _tested(spec, job, answer, parity)
-    facts = _graph.facts(subject, exported, opset=job.opset, frozen=dict(subject.frozen)) | {
+    facts = _job.facts(subject, exported, opset=job.opset, frozen=dict(subject.frozen)) | {
         "precision": spec.precision, "parity": json.dumps(parity.as_dict() | {"images": subject.source}), "test": json.dumps(test),
         "calibration": json.dumps(job.calibration),
     }  # fmt: skip

@@ -113,7 +113,9 @@ def _name_by_module(graph: ModelProto) -> None:
             for name in node.input
             if name in weights and name.startswith("model.")
         ]
-        scopes = next((ast.literal_eval(each.value) for each in node.metadata_props if each.key.endswith("name_scopes")), [])
+        scopes: list[str] = next(
+            (ast.literal_eval(each.value) for each in node.metadata_props if each.key.endswith("name_scopes")), []
+        )
         inner = [str(scope).removeprefix("model.") for scope in scopes[:-1] if str(scope).startswith("model.")]
         if owner := next(iter(owners), inner[-1] if inner else ""):
             node.name = f"{owner}/{node.name.removeprefix('node_')}"

@@ -17,7 +17,9 @@ from zoo.cli._shared import Finite, Name, as_json, limited, registered, run_name
 @click.option("--batches", help="Batch sizes, e.g. 1,8,64.")
 @click.option("--devices", "--device", help="E.g. cpu,cuda; one that isn't there is an error, never a silent fallback.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads for all contenders (default: the cores really available).")
-@click.option("--seconds", type=Finite(min=0, min_open=True), help="Time of measuring at one batch size.")
+@click.option(
+    "--seconds", type=Finite(min=0, min_open=True), help="Time for the whole command; batch sizes that do not fit are left out."
+)
 @click.option("--allow-cpu-fallback", is_flag=True, help="Go on where a GPU cannot run the model; the rows then say so.")
 @click.option("--serve", is_flag=True, help="Workers x threads under load: throughput against latency.")
 @click.option("--scenario", type=click.Choice(["single", "multi", "server", "offline"]),
@@ -54,7 +56,7 @@ def command(
 
     \b
     zoo bench --batches 1,64
-    zoo bench resnet32 alexnet --devices cpu --seconds 5
+    zoo bench resnet32 alexnet --devices cpu --seconds 120
     zoo bench --serve
     zoo bench --scenario single
     zoo bench --compare before.csv after.csv

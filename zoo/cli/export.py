@@ -42,8 +42,9 @@ from zoo.errors import UsageError
     "--hub", type=click.Path(path_type=Path), metavar="DIR", help="Write a folder in the layout of the Hugging Face Hub."
 )
 @click.option("--force", is_flag=True, help="Replace the file.")
+@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read from the trial.")
 @as_json
-def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **options: Any) -> None:
+def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad: bool, **options: Any) -> None:
     """Export a run to one file and prove that it answers as PyTorch does, or publish nothing (exit 8).
 
     \b
@@ -68,7 +69,7 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **option
     from zoo.export import _tensorrt
     from zoo.run import load
 
-    loaded = load(folder)
+    loaded = load(folder, skip_bad=skip_bad)
     if fastest:
         _check_fastest(fmt, chosen or out, options, only_onnx)
         receipt = _fastest(loaded, options, as_json=as_json)
