@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo import metrics
-from zoo.recipe import settings
+from zoo.recipe import aligned
 from zoo.report import _draw, _methods
 from zoo.report._blocks import Block, Heading, Picture, Table, Text
 from zoo.report._read import Folder, interval, percent, shown
@@ -176,7 +176,7 @@ def _p(value: float) -> str:
 
 
 def _differences(runs: Sequence[Folder], names: Sequence[str]) -> Table:
-    values = [settings(run.recipe) for run in runs]
+    values = aligned(run.recipe for run in runs)
     keys = [key for key in values[0] if key != "data.dir" and any(each[key] != values[0][key] for each in values)]
     return Table(("run", *keys), [(name, *(each[key] for key in keys)) for name, each in zip(names, values)])
 
