@@ -16,7 +16,7 @@ from PIL import Image
 from zoo import recipe, registry, run_folders
 from zoo.data._image import MAX_PIXELS, read_image
 from zoo.data._read import read
-from zoo.errors import DataError
+from zoo.errors import DataError, UsageError
 
 
 def test_skip_bad_counts_and_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,6 +55,11 @@ def test_what_the_data_option_stands_for(text: str, source: tuple[str, str], lab
     assert data.label == label
     if label != "cifra10":
         assert run_folders.new_name(recipe.Recipe(data=data)).startswith(f"{label}-cnn_small-")
+
+
+def test_data_at_a_url_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"cannot fetch data from https://a\.org//b; download it"):
+        registry.data_source("https://a.org//b")
 
 
 def test_a_unicode_class_has_one_name_in_every_locale(tmp_path: Path) -> None:
