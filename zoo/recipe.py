@@ -18,7 +18,7 @@ import tomli_w
 from zoo import recipe_text, registry
 from zoo.errors import UsageError, did_you_mean
 from zoo.recipe_text import Written, flatten
-from zoo.recipe_types import about, declared, option_type
+from zoo.recipe_types import about, declared, not_allowed, option_type
 from zoo.spec import Option
 
 MOST = 1_000_000
@@ -218,6 +218,15 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
     return _typed(_suited(what, values) | values)
 
 
+def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe with other settings, by dotted key or leaf name; UsageError as :func:`resolve`."""
+    values = {full_key(key): value for key, value in overrides.items()}
+    kept = flatten(_tree(recipe))
+    if "loss.name" in values:
+        kept = {key: value for key, value in kept.items() if _takes(values["loss.name"], key)}
+    return _typed(kept | values)
+
+
 def check(recipe: Recipe) -> None:
     """UsageError unless the settings go together; apart from :func:`resolve`, as a sweep changes one at a time."""
     loss = recipe.loss
@@ -364,7 +373,7 @@ def _typed(
     except msgspec.ValidationError as error:
         key = str(error).partition(" - at ")[2].strip("`$.").partition("[")[0]
         place = written.place(key) if written and key not in changed else ""
-        raise _not_allowed(key, flat.get(key), place, error) from error
+        raise not_allowed(key, flat.get(key), place, error, options().get(key)) from error
 
 
 def _loss_option(flat: Mapping[str, Any], name: str, value: Any, place: str, *, stored: bool) -> dict[str, Any]:
@@ -387,16 +396,4 @@ def _loss_option(flat: Mapping[str, Any], name: str, value: Any, place: str, *, 
     try:
         return {name: msgspec.convert(value, option_type(option))}
     except msgspec.ValidationError as error:
-        raise _not_allowed(f"loss.{name}", value, place, error, option) from error
-
-
-def _not_allowed(key: str, value: Any, place: str, error: Exception, option: Option | None = None) -> UsageError:
-    """What msgspec says of a value, with the whole range, where it names the bound that was passed."""
-    option = option or options().get(key)
-    expected = str(error).partition(" - at ")[0].replace("`", "").replace("Expected", "expected")
-    if option and option.choices and "Invalid enum" in expected:
-        expected = f"expected {option.range}"
-    elif option and option.range and any(sign in expected for sign in "<>"):
-        expected = f"expected {option.type.replace('list[', '').rstrip(']')} {option.range}"
-    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
-    return UsageError(f"{key} = {shown}{place} is not allowed: {expected}")
+        raise not_allowed(f"loss.{name}", value, place, error, option) from error

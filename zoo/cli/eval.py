@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli._shared import RUN, as_json
+from zoo.cli._shared import RUN, as_json, threads
 
 
 @click.command("eval")
@@ -15,6 +15,7 @@ from zoo.cli._shared import RUN, as_json
 @click.option("--split", type=click.Choice(["val", "test", "train"]), default="test", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for result.json and the tables as CSV.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read; the result says how many.")
+@threads
 @as_json
 def command(run: str | None, split: str, out: Path | None, skip_bad: bool, as_json: bool) -> None:
     """Evaluate a run's best weights: overall, macro, per class with 95 % intervals, shots, confused pairs, calibration.
@@ -28,10 +29,11 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, as_js
 
     folder = run_folders.find(run)
     console.print_line(f"run      {folder}")
-    from zoo import report
+    from zoo import machine, report
     from zoo import run as engine
     from zoo.data._parts import UnreadableImages
 
+    machine.use_threads()
     loaded = engine.load(folder)
     skipped: dict[str, int] = {}
     try:

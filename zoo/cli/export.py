@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from zoo import registry
-from zoo.cli._shared import RUN, Finite, as_json
+from zoo.cli._shared import RUN, Finite, as_json, threads
 from zoo.errors import UsageError
 
 
@@ -33,6 +33,7 @@ from zoo.errors import UsageError
     "--out", type=click.Path(path_type=Path), help="File (default: model.onnx, model.int8.onnx, ... in the run folder)."
 )
 @click.option("--force", is_flag=True, help="Replace the file.")
+@threads
 @as_json
 def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **options: Any) -> None:
     """Export a run to one file and prove that it answers as PyTorch does, or publish nothing (exit 8).
@@ -49,9 +50,11 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **option
     folder = run_folders.find(run)
     console.print_line(f"run      {folder}")
     import zoo.export
+    from zoo import machine
     from zoo.export import _tensorrt
     from zoo.run import load
 
+    machine.use_threads()
     loaded = load(folder)
     if fmt == "onnx":
         receipt = zoo.export.onnx(loaded, out, **only_onnx, **options)

@@ -48,7 +48,7 @@ def place(recipe: Recipe, team: Team) -> Place:
     device = team.device(machine.device(recipe.device))
     precision = machine.precision(recipe.precision, device)
     allocator = machine.keep_memory()
-    torch.set_num_threads(max(1, machine.cores() // team.local_size))
+    machine.use_threads(team.local_size)
     return Place(device, precision, allocator)
 
 
@@ -64,6 +64,7 @@ def session(
             trained on.
     """
     recipes.check(recipe)
+    _augment.check(recipe.data.augment)
     spec = model_spec(recipe.model)
     classes = len(data.classes) if data else registry.entry("data", recipe.data.name)["classes"]
     start = _model(recipe, spec, classes or spec.classes)
