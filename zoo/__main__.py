@@ -27,7 +27,9 @@ def run(argv: list[str]) -> int:
     from zoo.cli import cli
 
     debug = "--debug" in argv
-    argv = [word for word in argv if word != "--debug"]
+    if "--trust" in argv:
+        os.environ["ZOO_TRUST"] = "1"  # child processes have it too
+    argv = [word for word in argv if word not in ("--debug", "--trust")]
     try:
         cli.main(argv, prog_name="zoo", standalone_mode=False)
         sys.stdout.flush()

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import tomli_w
 
-from zoo import recipe_text, registry
+from zoo import model_files, recipe_text, registry
 from zoo.errors import UsageError, did_you_mean
 from zoo.recipe_text import Written, flatten
 from zoo.recipe_types import about, declared, not_allowed, option_type
@@ -199,6 +199,8 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
         UsageError: unknown name, key, type or range, naming the nearest names and the line of the file.
     """
     values = {full_key(key): value for key, value in overrides.items()}
+    if model_files.is_file(str(values.get("model", ""))):
+        values["model"] = model_files.named(values["model"])
     if what is None:
         what = values.get("model", "demo")
     path = Path(what)
@@ -211,7 +213,9 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
         if "loss.name" in values:
             kept = {key: value for key, value in kept.items() if _takes(values["loss.name"], key)}
         return _typed(kept | values, written, values)
-    if not what.startswith("timm/") and what not in registry.names("models"):
+    if model_files.is_file(what):
+        what = model_files.named(what)
+    elif not what.startswith("timm/") and what not in registry.names("models"):
         names = [*registry.names("models"), *shipped()]
         raise UsageError(f"no model {what!r}{did_you_mean(what, names)}; list them with: zoo models")
     values["model"] = what
@@ -347,8 +351,9 @@ def _known(written: Written, *, stored: bool = False) -> Written:
 
 def _suited(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """What the model and its data set suggest; ``values`` are already decided."""
-    entry: dict[str, Any] = {} if model.startswith("timm/") else registry.entry("models", model)
-    suits = entry.get("data") or ("caltech101" if model.startswith("timm/") else "cifar10",)
+    timm, file = model.startswith("timm/"), model_files.is_file(model)
+    entry: dict[str, Any] = {} if timm else model_files.entry(model) if file else registry.entry("models", model)
+    suits = entry.get("data") or ("caltech101" if timm else "cifar10",)
     name = values.get("data.name", suits[0])
     name = name if name in registry.table("data") else "folder"
     return registry.entry("data", name).get("recipe", {}) | entry.get("recipe", {}) | {"data.name": suits[0], "model": model}

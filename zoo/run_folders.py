@@ -76,7 +76,8 @@ def new_name(recipe: Recipe, when: datetime.date | None = None) -> str:
     """
     when = when or datetime.date.today()
     data = Path(recipe.data.dir).name if recipe.data.name == "folder" and recipe.data.dir else recipe.data.name
-    stem = f"{data}-{recipe.model}-{recipe.loss.name}-s{recipe.seed}-{when:%m%d}"
+    model = Path(recipe.model).name if ".py:" in recipe.model else recipe.model
+    stem = f"{data}-{model}-{recipe.loss.name}-s{recipe.seed}-{when:%m%d}"
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
     return next(stem + letter for letter in _letters() if not (root() / (stem + letter)).exists())
 
@@ -180,7 +181,16 @@ def stored_recipe(folder: Path) -> Path:
     return path
 
 
-WRITTEN = ("weights.safetensors", "metrics.jsonl", "bench.csv", "result.json", "predictions.csv", "bad_batch.json", "env.json")
+WRITTEN = (
+    "model.py",
+    "weights.safetensors",
+    "metrics.jsonl",
+    "bench.csv",
+    "result.json",
+    "predictions.csv",
+    "bad_batch.json",
+    "env.json",
+)
 """Files of a run that the next one in its folder must not inherit."""
 INSIDE = ("last", "tensorboard")
 """Folders inside a run folder."""

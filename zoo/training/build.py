@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import console, machine, ops, registry, sampling, weights
+from zoo import console, machine, model_files, ops, registry, sampling, weights
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _augment
@@ -53,7 +53,14 @@ def place(recipe: Recipe, team: Team) -> Place:
 
 
 def session(
-    recipe: Recipe, folder: Path, place: Place, team: Team, *, data: DataSet | None = None, loss: nn.Module | None = None
+    recipe: Recipe,
+    folder: Path,
+    place: Place,
+    team: Team,
+    *,
+    data: DataSet | None = None,
+    loss: nn.Module | None = None,
+    resume: bool = False,
 ) -> tuple[Session, list[str]]:
     """The session of a recipe, and one line for each thing in the recipe that may surprise.
 
@@ -65,7 +72,7 @@ def session(
     """
     recipes.check(recipe)
     _augment.check(recipe.data.augment)
-    spec = model_spec(recipe.model)
+    spec = model_spec(recipe.model, folder if resume else None)
     classes = len(data.classes) if data else registry.entry("data", recipe.data.name)["classes"]
     start = _model(recipe, spec, classes or spec.classes)
     data = data or dataset(recipe, spec.input[1])
@@ -134,8 +141,13 @@ def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, 
     return _Start(model, tensors, frozen, plan, [name for name in frozen.names if name in set(fresh)])
 
 
-def model_spec(name: str) -> ModelSpec:
-    """The spec of a registered model, or of any timm model as ``timm/<name>``."""
+def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
+    """The spec of a registered model, of any timm model as ``timm/<name>``, or of one in a file as ``FILE.py:NAME``.
+
+    ``stored`` is the folder of the run that the model is of.
+    """
+    if model_files.is_file(name):
+        return model_files.spec(name, stored)
     if name.startswith("timm/"):
         from zoo.models import timm_nets
 
