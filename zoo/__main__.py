@@ -28,7 +28,9 @@ def run(argv: list[str]) -> int:
     from zoo.training import signals
 
     debug = "--debug" in argv
-    argv = [word for word in argv if word != "--debug"]
+    if "--trust" in argv:
+        os.environ["ZOO_TRUST"] = "1"  # child processes have it too
+    argv = [word for word in argv if word not in ("--debug", "--trust")]
     try:
         with signals.handled(signals.ENDING):  # what ends a command before it has handlers of its own is said too
             cli.main(argv, prog_name="zoo", standalone_mode=False)

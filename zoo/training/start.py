@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import files, metrics, report, run_folders, tensor_files
+from zoo import files, metrics, model_files, report, run_folders, tensor_files
 from zoo import recipe as recipes
 from zoo.console import print_line, print_lines
 from zoo.errors import FileError, UsageError
@@ -44,7 +44,7 @@ def train_in(
         old = _resumable(recipe, folder) if resume else recipe
         stop.saved = resume
         with team.leader_first():
-            session, findings = build.session(recipe, folder, place, team, data=data, loss=loss)
+            session, findings = build.session(recipe, folder, place, team, data=data, loss=loss, resume=resume)
         if session.settings.deterministic:
             _check_deterministic(session)
         session.wrap()
@@ -116,6 +116,7 @@ def _write_recipe(session: Session, recipe: Recipe) -> None:
     if (folder / "metrics.jsonl").is_file():
         checkpoint.keep_rows(folder, session.at.epoch)
     publish_text(folder / "recipe.toml", f"# repeat with: zoo train {folder / 'recipe.toml'}\n" + recipes.dump(recipe))
+    model_files.keep(recipe.model, folder)
     if (manifest := session.data.manifest) is not None:
         publish(folder / "last" / "manifest.npy", lambda temporary: np.save(temporary, manifest))
 
