@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests_support import resolve
 from torch import Tensor
 
-from zoo import sampling
+from zoo import recipe as recipes
+from zoo import registry, sampling, tensor_files, training
+from zoo.errors import UsageError
+from zoo.training import build, checkpoint, features
 from zoo.training.feature_cache import FeatureCache, digest, image_key
 
 
@@ -20,28 +24,24 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "features"
 
 
-def features(places: Sequence[int]) -> Tensor:
-    return torch.tensor([[float(place), 1.0] for place in places])
+def some(*values: float) -> Tensor:
+    return torch.tensor([[value, 1.0] for value in values])
 
 
 def test_features_are_kept_by_image(cache_folder: Path) -> None:
-    asked: list[list[int]] = []
-
-    def compute(places: list[int]) -> Tensor:
-        asked.append(places)
-        return features(places)
-
     cache = FeatureCache.read("abc")
-    assert torch.equal(cache.get([10, 11, 12], compute), features([0, 1, 2]))
+    assert cache.missing([10, 11, 10, 12]) == [0, 1, 3], "each image once"
+    cache.add([10, 11, 12], some(0, 1, 2))
     cache.write()
     again = FeatureCache.read("abc")
-    assert torch.equal(again.get([12, 13, 10], compute), torch.tensor([[2.0, 1], [1, 1], [0, 1]]))
-    assert asked == [[0, 1, 2], [1]], "only the image that is new is computed"
+    assert again.missing([12, 13, 10]) == [1]
+    assert torch.equal(again.get([12, 10]), some(2, 0))
+    assert FeatureCache.read("abd").rows == {}, "of another frozen part"
 
 
 def test_damaged_features_are_computed_again(cache_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache = FeatureCache.read("abc")
-    cache.get([10], features)
+    cache.add([10], some(0))
     cache.write()
     raw = bytearray(cache.path.read_bytes())
     raw[-1] ^= 1
@@ -53,7 +53,7 @@ def test_damaged_features_are_computed_again(cache_folder: Path, capsys: pytest.
 def test_a_disk_that_takes_nothing_costs_only_time(cache_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache_folder.write_text("a file")
     cache = FeatureCache("abc")
-    cache.get([10], features)
+    cache.add([10], some(0))
     cache.write()
     assert "features are not kept on disk" in capsys.readouterr().err
 
@@ -86,3 +86,76 @@ def test_few_images_per_class() -> None:
     assert set(sampling.per_class(targets, 5, seed=3)) < set(few), "fewer images are among those of more"
     assert not np.array_equal(few, sampling.per_class(targets, 10, seed=4))
     assert len(sampling.per_class(targets, 0, seed=3)) == len(targets)
+
+
+@pytest.fixture(scope="module")
+def donor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the small net in a file."""
+    path = tmp_path_factory.mktemp("donor") / "net.pth"
+    torch.manual_seed(3)
+    torch.save(registry.find("models", "cnn_small").build(10).state_dict(), path)
+    return path
+
+
+def frozen(donor: Path, *settings: str) -> recipes.Recipe:
+    return resolve("cnn_small", f"weights={donor}", "freeze=conv", "data.augment=[]", "lr=0.05", *settings)
+
+
+def state(folder: Path) -> dict[str, Tensor]:
+    return tensor_files.load_tensors(checkpoint.states(folder)[0])[0]
+
+
+def test_a_second_run_computes_no_features(
+    donor: Path, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = training.train(frozen(donor), out=tmp_path / "one")
+    said = capsys.readouterr().err
+    assert "the frozen part runs once for " in said
+    assert len(list(cache_folder.iterdir())) == 1
+    monkeypatch.setattr(FeatureCache, "add", None)
+    two = training.train(frozen(donor), out=tmp_path / "two")
+    assert " (0 computed, the others known), " in capsys.readouterr().err
+    one_state, two_state = state(one), state(two)
+    assert [name for name in one_state if not torch.equal(one_state[name], two_state[name])] == []
+
+
+def test_views_are_the_images_of_the_first_epochs(
+    donor: Path, cache_folder: Path, tmp_path: Path, one_thread: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("epochs=2", "data.augment=['crop','flip']")
+    plain = training.train(frozen(donor, *settings), out=tmp_path / "plain")
+    assert "data.views=4 stores four views of each" in capsys.readouterr().err
+    viewed = training.train(frozen(donor, *settings, "data.views=2"), out=tmp_path / "viewed")
+    assert "images, 2 views of each to train on" in capsys.readouterr().err
+    one, two = state(plain), state(viewed)
+    assert [name for name in one if name.startswith("model.") and not torch.equal(one[name], two[name])] == []
+
+
+def test_features_follow_the_view_of_an_epoch(donor: Path) -> None:
+    made, _ = session_of(frozen(donor, "data.augment=['flip']", "data.views=3"))
+    given = torch.arange(3.0)[:, None, None].expand(3, len(made.batches.index), 1)
+    batches = features.replace(made.batches, features=given)
+    assert [float(next(batches.epoch(epoch))[0][0, 0]) for epoch in range(5)] == [0, 1, 2, 0, 1]
+
+
+def session_of(recipe: recipes.Recipe) -> tuple[Any, list[str]]:
+    from zoo.training.processes import Team
+
+    return build.session(recipe, Path("unused"), build.place(recipe, Team()), Team())
+
+
+def test_per_class_and_statistics_of_the_recipe(donor: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made, _ = session_of(frozen(donor, "data.per_class=5", "data.mean=[0.1,0.2,0.3]", "data.std=[1,2,3]"))
+    assert np.bincount(made.data.train.targets[made.batches.index]).tolist() == [5] * 10
+    assert made.batches.mean == (0.1, 0.2, 0.3)
+    assert made.test.std == (1.0, 2.0, 3.0)
+    assert (
+        "normalised with mean (0.1, 0.2, 0.3), std (1.0, 2.0, 3.0): data.mean and data.std of the recipe"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("setting", ["data.mean=[0.1,0.2,0.3]", "data.std=[1,2]"])
+def test_statistics_come_in_threes(setting: str) -> None:
+    with pytest.raises(UsageError, match=r"data\.mean has \d numbers, data\.std \d; give three of each"):
+        recipes.check(resolve("cnn_small", setting))

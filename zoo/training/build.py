@@ -73,7 +73,7 @@ def session(
     for note in data.notes:
         console.note("data", note)
     index, counts = _training_part(recipe, data)
-    data = _normalised(data, weights.statistics(recipe.weights, spec))
+    data = _normalised(recipe, spec, data)
     model = start.model.to(place.device).to(memory_format=torch.channels_last)
     sampler = build_sampler(recipe, data.train.targets, index)
     built, weight = (loss, None) if loss is not None else build_loss(recipe, counts)
@@ -169,6 +169,7 @@ def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarra
             file, label = part.files[wrong[0]], part.targets[wrong[0]]
             raise DataError(f"label out of range ({file}, label {label}, {len(data.classes)} classes); correct the data set")
     index = sampling.long_tail(data.train.targets, recipe.data.imbalance, recipe.seed)
+    index = index[sampling.per_class(data.train.targets[index], recipe.data.per_class, recipe.seed)]
     counts = sampling.class_counts(data.train.targets[index], len(data.classes))
     empty = [data.classes[i] for i in np.flatnonzero(counts == 0)]
     if empty and not recipe.allow_empty_class:
@@ -181,11 +182,18 @@ def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarra
     return index, counts
 
 
-def _normalised(data: DataSet, statistics: tuple[Any, Any] | None) -> DataSet:
-    """The data set, its images to be normalised as those were that the weights come from."""
-    if statistics is None or statistics == (data.mean, data.std):
-        return data
-    print_line(f"data     normalised as the weights were trained: mean {statistics[0]}, std {statistics[1]}")
+def _normalised(recipe: Recipe, spec: ModelSpec, data: DataSet) -> DataSet:
+    """The data set, its images to be normalised as the recipe says, or as those were that the weights come from."""
+    if recipe.data.mean:
+        statistics, origin = (tuple(recipe.data.mean), tuple(recipe.data.std)), "data.mean and data.std of the recipe"
+    else:
+        found = weights.statistics(recipe.weights, spec)
+        if found is None or found == (data.mean, data.std):
+            return data
+        of_spec = found == (spec.mean, spec.std)
+        statistics = found
+        origin = f"as the published weights of {recipe.model} were trained" if of_spec else "as the weights were trained"
+    print_line(f"data     normalised with mean {statistics[0]}, std {statistics[1]}: {origin} (override: data.mean, data.std)")
     return replace(data, mean=statistics[0], std=statistics[1])
 
 
@@ -204,6 +212,7 @@ def _batches(
         dtype=DTYPES[place.precision],
         seed=recipe.seed,
         augment=tuple(recipe.data.augment),
+        views=recipe.data.views,
         sample=sampler.order if sampler else None,
         share=team.share if team.size > 1 and not (recipe.mixup or recipe.cutmix) else None,
     )

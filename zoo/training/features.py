@@ -8,15 +8,21 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.console import print_line
+from zoo.console import counted, print_line
 from zoo.training.batches import Batches
+from zoo.training.feature_cache import FeatureCache, digest, image_key
 from zoo.training.loop import autocast
 
 MAX_BYTES = 2 << 30
 """Features up to this size are kept in memory."""
+SILENT_SECONDS = 3.0
+"""Longest time without a line while features are computed."""
+CHUNK_BATCHES = 16
+"""Batches after which features are written, so that a run which is stopped keeps them."""
 
 
 def stored(
@@ -39,14 +45,33 @@ def stored(
         print_line(f"freeze   the frozen part runs in every step: {obstacle}")
         return "", batches, val
     began = time.monotonic()
-    batches = replace(batches, features=compute(model, head, batches, precision))
-    val = replace(val, features=compute(model, head, val, precision)) if val else None
-    size = sum(part.features.nbytes for part in (batches, val) if part and part.features is not None) / 1e6
+    views = batches.views if batches.augment else 1
     print_line(
-        f"freeze   the frozen part ran once: features of {images:,} images, {size:,.1f} MB, "
+        f"freeze   the frozen part runs once for {images:,} images"
+        + (f", {views} views of each to train on" if views > 1 else "")
+    )
+    cache = FeatureCache.read(_part(model, head, batches, precision))
+    kept = len(cache.rows)
+    batches = replace(batches, features=compute(model, head, batches, precision, cache, views))
+    val = replace(val, features=compute(model, head, val, precision, cache)) if val else None
+    size = sum(part.features.nbytes for part in (batches, val) if part and part.features is not None) / 1e6
+    computed = len(cache.rows) - kept
+    known = f" ({computed:,} computed, the others known)" if kept else ""
+    print_line(
+        f"freeze   the frozen part ran once: features of {images:,} images{known}, {size:,.1f} MB, "
         f"{time.monotonic() - began:.1f} s, train {head}"
     )
     return head, batches, val
+
+
+def _part(model: nn.Module, head: str, batches: Batches, precision: str) -> str:
+    """The digest of all that features depend on besides the images."""
+    tensors = {name: value for name, value in model.state_dict().items() if not name.startswith(f"{head}.")}
+    settings = {
+        "head": head, "model": type(model).__qualname__, "mean": batches.mean, "std": batches.std, "size": batches.size,
+        "precision": precision, "device": batches.device.type, "torch": torch.__version__, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    return digest(tensors, settings)
 
 
 def trainable_head(
@@ -69,14 +94,32 @@ def trainable_head(
 
 
 @torch.no_grad()
-def compute(model: nn.Module, head: str, batches: Batches, precision: str) -> Tensor:
-    """What ``head`` receives for each image of ``batches.index``, in that order, on the device: (n, ...)."""
+def compute(model: nn.Module, head: str, batches: Batches, precision: str, cache: FeatureCache, views: int = 1) -> Tensor:
+    """What ``head`` receives for each view of each image of ``batches.index``, in that order, on the device: (views, n, ...).
+
+    Features that ``cache`` has are taken from it, and it keeps the others. Progress is printed.
+    """
     model.eval()
-    found = []
-    with autocast(batches.device, precision):
-        for inputs, *_ in _in_order(batches).epoch(0):
-            found.append(_before(model, head, inputs))
-    return torch.cat([part for part in found if part is not None])
+    ops = tuple(batches.augment or ()) if batches.augment else ()
+    per_view = []
+    for view in range(views):
+        draws = batches.view_draws(view) if ops else np.zeros((len(batches.index), 0), np.float32)
+        images = batches.split.images
+        keys = [image_key(images[place], draw, ops) for place, draw in zip(batches.index, draws, strict=True)]
+        rows = cache.missing(keys)
+        chunks = [rows[start : start + batches.batch_size] for start in range(0, len(rows), batches.batch_size)]
+        words = "freeze   features of" + (f" view {view + 1} of {views}," if views > 1 else "")
+        for number, chunk in enumerate(counted(chunks, len(rows), words, batches.batch_size, SILENT_SECONDS), 1):
+            inputs = batches.inputs(batches.index[chunk], draws[chunk])
+            with autocast(batches.device, precision):
+                found = _before(model, head, inputs)
+            assert found is not None, "trainable_head has tried one batch"
+            cache.add([keys[row] for row in chunk], found)
+            if number % CHUNK_BATCHES == 0:
+                cache.write()
+        cache.write()
+        per_view.append(cache.get(keys))
+    return torch.stack(per_view).to(batches.device)
 
 
 @torch.no_grad()
@@ -96,7 +139,7 @@ def _obstacle(model: nn.Module, head: str, inputs: Tensor, images: int, precisio
 
 
 def _in_order(batches: Batches) -> Batches:
-    return replace(batches, augment=None, sample=None)
+    return replace(batches, augment=None, sample=None, features=None)
 
 
 class _Enough(Exception):
