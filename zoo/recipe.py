@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,8 +36,14 @@ BARE_GAMMA = (
 class Data(msgspec.Struct, frozen=True):
     """``[data]``: which images, how they are split, thinned and augmented."""
 
-    name: Annotated[str, about("data set (zoo data), or a folder of class folders")] = "synthetic"
+    name: Annotated[
+        str, about("data set (zoo data), torchvision:NAME, a folder of class folders, a CSV list or an .npz file")
+    ] = "synthetic"
     dir: Annotated[str, about("folder of the data set; empty: look in the cache, download")] = ""
+    layout: Annotated[
+        Literal["auto", "splits", "classes"], about("what the folders in data.dir are, where that is ambiguous")
+    ] = "auto"
+    skip_bad: Annotated[bool, about("leave out images that cannot be read; the result says how many")] = False
     val: Annotated[float, about("share of the training images set apart for validation", ge=0, lt=1)] = 0.1
     imbalance: Annotated[str, about("long tail: none, exp:F or step:F, F the rarest class's share")] = "none"
     augment: Annotated[list[str], about("augmentations in order: crop, flip, rcrop, colour, cutout, trivial, v2:NAME")] = (
@@ -53,6 +59,13 @@ class Data(msgspec.Struct, frozen=True):
     std: Annotated[
         list[Annotated[float, msgspec.Meta(gt=0, le=HUGE)]], about("channel standard deviations that belong to mean")
     ] = msgspec.field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """What the set is called in titles and names: of one that is a folder or a file, what that is called."""
+        name, _, variant = self.name.partition(":")
+        nameless = registry.table("data").get(name, {}).get("classes") == 0
+        return variant or (Path(self.dir).absolute().name if self.dir and nameless else name)
 
 
 class Loss(msgspec.Struct, frozen=True):
@@ -302,17 +315,24 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in flatten(_tree(recipe)).items() if not key.startswith("reported.")}
 
 
+def aligned(recipes: Iterable[Recipe]) -> list[dict[str, Any]]:
+    """The settings of several recipes, all with the same keys; an option of another loss counts as its default."""
+    found = [settings(recipe) for recipe in recipes]
+    every = dict.fromkeys(key for each in reversed(found) for key in each)
+    return [{key: each[key] if key in each else options()[key].default for key in every} for each in found]
+
+
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Lines ``key: old -> new`` for every setting that differs."""
-    before, after = settings(old), settings(new)
-    pairs = {key: (before.get(key, "not there"), after.get(key, "not there")) for key in before | after}
-    return [f"{key}: {one} -> {other}" for key, (one, other) in pairs.items() if one != other]
+    before, after = aligned([old, new])
+    return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
 
 
 def _tree(recipe: Recipe) -> dict[str, Any]:
     """The tables of a recipe file: the options of the loss stand beside its name."""
     tree = msgspec.to_builtins(recipe)
-    tree["loss"] |= tree["loss"].pop("options")
+    name, chosen = tree["loss"].pop("name"), tree["loss"].pop("options")
+    tree["loss"] = {"name": name, **chosen, **tree["loss"]}
     return tree
 
 
@@ -333,8 +353,9 @@ def _takes(loss: str, key: str) -> bool:
 def _known(written: Written, *, stored: bool = False) -> Written:
     """The same; UsageError for a key that no recipe has (with ``stored``: apart from options of a loss that is not installed)."""
     known = keys()
+    foreign = stored and written.values.get("loss.name", Loss().name) not in registry.table("losses")
     for key in written.values:
-        if key in known or (stored and key.startswith("loss.")):
+        if key in known or (foreign and key.startswith("loss.")):
             continue
         if key.rpartition(".")[2] == "gamma":
             raise UsageError(f"{BARE_GAMMA}{written.place(key)}")
@@ -348,7 +369,7 @@ def _suited(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
     entry: dict[str, Any] = {} if model.startswith("timm/") else registry.entry("models", model)
     suits = entry.get("data") or ("caltech101" if model.startswith("timm/") else "cifar10",)
     name = values.get("data.name", suits[0])
-    name = name if name in registry.table("data") else "folder"
+    name = name if name.partition(":")[0] in registry.table("data") else "folder"
     return registry.entry("data", name).get("recipe", {}) | entry.get("recipe", {}) | {"data.name": suits[0], "model": model}
 
 

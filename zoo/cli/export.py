@@ -28,13 +28,15 @@ from zoo.errors import UsageError
 @click.option("--opset", type=int, help="ONNX operator set.")
 @click.option("--target-ort", metavar="VERSION", help="Choose the operator set that this onnxruntime reads, e.g. 1.17.")
 @click.option("--max-drop", type=Finite(0), default=0.5, show_default=True,
-              help="Points of test accuracy that fp16 or int8 may lose.")  # fmt: skip
+              help="Points of test accuracy that fp16 or int8 may lose; int8 gives its worst layers back to float32 to hold it.")  # fmt: skip
+@click.option("--explain", is_flag=True, help="Table and picture of each layer's error, beside FILE.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="File (default: model.onnx, model.int8.onnx, ... in the run folder)."
 )
 @click.option("--force", is_flag=True, help="Replace the file.")
+@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read from the trial.")
 @as_json
-def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **options: Any) -> None:
+def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad: bool, **options: Any) -> None:
     """Export a run to one file and prove that it answers as PyTorch does, or publish nothing (exit 8).
 
     \b
@@ -52,11 +54,17 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, **option
     from zoo.export import _tensorrt
     from zoo.run import load
 
-    loaded = load(folder)
+    loaded = load(folder, skip_bad=skip_bad)
     if fmt == "onnx":
         receipt = zoo.export.onnx(loaded, out, **only_onnx, **options)
     else:
         receipt = zoo.export.program(loaded, out, fmt=fmt, **options)
+    if receipt.layers and not as_json:
+        from zoo import tables
+
+        columns = ("layer", "kind", "sqnr", "sqnr_alone")
+        heads = ("layer", "kind", "dB of its output", "dB of the logits, it alone")
+        tables.out().print(tables.make(heads, [[str(row[key]) for key in columns] for row in receipt.layers]))
     if line := _tensorrt.command(receipt, loaded.input[1]):
         console.print_line(f"tensorrt {line}")
     click.echo(json.dumps(receipt.as_dict()) if as_json else f"export    {receipt.line()}")

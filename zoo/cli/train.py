@@ -13,7 +13,7 @@ from zoo.cli._shared import Name, headline, recipe_names, registered, start
 
 class _Train(RecipeCommand):
     settings = (
-        *("data.name", "data.dir", "data.val", "data.imbalance"),
+        *("data.name", "data.dir", "data.skip_bad", "data.val", "data.imbalance"),
         *("loss.name", "loss.class_weights", "loss.beta", "loss.drw_epoch", "loss.*", "sampler.name"),
         *("epochs", "batch_size", "optim.name", "optim.lr", "optim.lr_head", "optim.layer_decay", "optim.weight_decay"),
         *("schedule.name", "schedule.warmup", "schedule.lr_gamma", "seed", "weights", "freeze", "allow_random_frozen"),
@@ -82,7 +82,7 @@ def _overrides(settings: tuple[str, ...], flags: dict[str, Any]) -> dict[str, An
 
     found = dict(recipes.parse_override(text) for text in settings)
     found |= {name.replace("__", "."): value for name, value in flags.items() if value is not None}
-    data = found.get("data.name")
-    if data and data not in registry.names("data") and (Path(data).is_dir() or "/" in data):
-        found |= {"data.name": "folder", "data.dir": data}
+    if isinstance(data := found.get("data.name"), str):
+        name, place = registry.data_source(data)
+        found |= {"data.name": name} | ({"data.dir": place} if place else {})
     return found

@@ -16,6 +16,7 @@ from zoo import console, machine, ops, registry, sampling, weights
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _augment
+from zoo.data._read import read
 from zoo.errors import DataError, UsageError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec, Split
@@ -157,9 +158,10 @@ def load_weights(model: nn.Module, spec: ModelSpec, source: str, tensors: Mappin
 
 def dataset(recipe: Recipe, size: int) -> DataSet:
     """Read the data set of a recipe at ``size`` pixels and carve its validation split."""
-    spec = registry.find("data", recipe.data.name)
-    folder = Path(recipe.data.dir).expanduser() if recipe.data.dir else None
-    return spec.build(folder, size=size, val=recipe.data.val, seed=recipe.seed)
+    data = recipe.data
+    return read(
+        data.name, data.dir, size=size, val=data.val, seed=recipe.seed, layout=data.layout, skip_bad=data.skip_bad
+    )  # fmt: skip
 
 
 def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarray]:

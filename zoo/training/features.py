@@ -100,12 +100,11 @@ def compute(model: nn.Module, head: str, batches: Batches, precision: str, cache
     Features that ``cache`` has are taken from it, and it keeps the others. Progress is printed.
     """
     model.eval()
-    ops = tuple(batches.augment or ()) if batches.augment else ()
+    ops = tuple(batches.augment or ())
     per_view = []
     for view in range(views):
         draws = batches.view_draws(view) if ops else np.zeros((len(batches.index), 0), np.float32)
-        images = batches.split.images
-        keys = [image_key(images[place], draw, ops) for place, draw in zip(batches.index, draws, strict=True)]
+        keys = _keys(batches, draws, ops)
         rows = cache.missing(keys)
         chunks = [rows[start : start + batches.batch_size] for start in range(0, len(rows), batches.batch_size)]
         words = "freeze   features of" + (f" view {view + 1} of {views}," if views > 1 else "")
@@ -120,6 +119,16 @@ def compute(model: nn.Module, head: str, batches: Batches, precision: str, cache
         cache.write()
         per_view.append(cache.get(keys))
     return torch.stack(per_view).to(batches.device)
+
+
+def _keys(batches: Batches, draws: np.ndarray, ops: Sequence[str]) -> list[int]:
+    """The key of each image of ``batches.index`` with its draws (n, K); pixels are read a batch at a time."""
+    found = []
+    for start in range(0, len(draws), batches.batch_size):
+        rows = slice(start, start + batches.batch_size)
+        pixels = batches.split.images[batches.index[rows]]
+        found += [image_key(image, drawn, ops) for image, drawn in zip(pixels, draws[rows], strict=True)]
+    return found
 
 
 @torch.no_grad()

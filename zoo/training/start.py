@@ -146,6 +146,8 @@ def _finish(session: Session, recipe: Recipe, logits: Tensor, targets: Tensor, h
     report.write_tables(folder, result, logits, targets, data.test.files, data.classes)
     chosen = {"chosen_on": header.chosen_on, "chosen_accuracy": header.chosen_accuracy}
     facts = chosen | {"seconds": round(session.at.seconds, 1)}
+    if data.skipped:
+        facts |= {"skipped": len(data.skipped)}
     story = row | facts | summary | {"frozen": frozen, "trained": run_folders.wanted(recipe)}
     report.figures(folder)
     report.summary(folder)
