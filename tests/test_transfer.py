@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from tests_support import resolve
 from torch import Tensor
 
 from zoo import recipe as recipes
 from zoo import registry, sampling, tensor_files, training
-from zoo.errors import UsageError
-from zoo.training import build, checkpoint, features
+from zoo.cli.train import command
+from zoo.errors import DisagreeError, UsageError
+from zoo.training import build, checkpoint, feature_runtimes, features
 from zoo.training.feature_cache import FeatureCache, digest, image_key
+from zoo.training.views import KINDS, AveragedViews
 
 
 @pytest.fixture
@@ -159,3 +164,63 @@ def test_per_class_and_statistics_of_the_recipe(donor: Path, capsys: pytest.Capt
 def test_statistics_come_in_threes(setting: str) -> None:
     with pytest.raises(UsageError, match=r"data\.mean has \d numbers, data\.std \d; give three of each"):
         recipes.check(resolve("cnn_small", setting))
+
+
+def test_features_of_another_runtime(
+    donor: Path, cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    made, _ = session_of(frozen(donor, "precision=fp32", "features_with=onnxruntime"))
+    capsys.readouterr()
+    given = features.replace(made.batches, index=made.batches.index[:50])
+    head, stored, _ = features.stored(
+        made.model, ("", made.spec.head), made.frozen.names, given, None, precision="fp32", runtime="onnxruntime"
+    )
+    assert "onnxruntime agrees with PyTorch on 50 images of the run: largest relative difference " in capsys.readouterr().err
+    assert head == made.spec.head
+    assert stored.features is not None
+    assert stored.features.shape[:2] == (1, 50)
+
+
+def test_another_runtime_must_agree() -> None:
+    expected = torch.tensor([[1.0, -4.0]])
+    assert "1 images of the run" in feature_runtimes.check("openvino", expected + 0.0039, expected)
+    for found in (expected + 0.0041, expected * float("nan")):
+        with pytest.raises(
+            DisagreeError,
+            match=r"features of openvino differ from PyTorch's \(largest relative difference .*, allowed 0\.001\)",
+        ):
+            feature_runtimes.check("openvino", found, expected)
+
+
+def test_another_runtime_is_for_fp32_on_the_cpu_and_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Sequential(torch.nn.Identity())
+    with pytest.raises(UsageError, match=r"computes in fp32 on the CPU \(here torch\.bfloat16 on cpu\)"):
+        feature_runtimes.runner("openvino", model, "0", torch.zeros(1, 3, 4, 4, dtype=torch.bfloat16))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UsageError, match="features_with = openvino needs a package; install it: pip install openvino"):
+        feature_runtimes.runner("openvino", model, "0", torch.zeros(1, 3, 4, 4))
+
+
+class Corner(torch.nn.Module):
+    """Logits (N, 2) from the top left pixel of an image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([images[:, 0, 0, 0], torch.zeros(len(images))], 1)
+
+
+@pytest.mark.parametrize(("kind", "pixels"), [("flip", [5, 6]), ("crops", [0, 1, 2, 3, 5, 6, 8, 9, 10, 11])])
+def test_views_are_averaged(kind: str, pixels: list[int]) -> None:
+    """A 4x4 image numbered by rows, 2x2 views: the top left pixel of each view and of its mirror image."""
+    image = torch.arange(16.0).reshape(1, 1, 4, 4).repeat(1, 3, 1, 1) / 4
+    found = AveragedViews(Corner(), 2, kind)(image).exp()
+    assert found[0, 0] == pytest.approx(float(torch.sigmoid(torch.tensor(pixels) / 4).mean()), abs=1e-6)
+    assert len(pixels) == KINDS[kind]
+
+
+def test_a_dry_run_prints_the_freeze_table(donor: Path) -> None:
+    result = CliRunner().invoke(
+        command, ["cnn_small", "--data", "synthetic", "--weights", str(donor), "--freeze", "conv", "--dry-run"]
+    )
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^freeze   conv: [\d,]+ parameters frozen, [\d,]+ trained, \d+ BatchNorms held$", result.output, re.M)

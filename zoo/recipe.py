@@ -178,6 +178,10 @@ class Recipe(msgspec.Struct, frozen=True):
     allow_empty_class: Annotated[bool, about("train although a class has no images")] = False
     deterministic: Annotated[bool, about("use only operations that repeat bit by bit")] = False
     compile: Annotated[bool, about("train with torch.compile: a minute at first, faster steps in long runs")] = False
+    features_with: Annotated[
+        Literal["torch", "onnxruntime", "openvino"],
+        about("what computes the features of a frozen part, once, in fp32 on the CPU"),
+    ] = "torch"
     save_every: Annotated[int, about("steps between saved states, 0 for one per epoch", ge=0, le=MOST)] = 0
     on_full: Annotated[Literal["stop", "keep-training"], about("what to do on a full disk")] = "stop"
     data: Data = msgspec.field(default_factory=Data)

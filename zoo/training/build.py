@@ -134,6 +134,17 @@ def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, 
     return _Start(model, tensors, frozen, plan, [name for name in frozen.names if name in set(fresh)])
 
 
+def freeze_lines(recipe: Recipe) -> list[str]:
+    """What the recipe freezes at the start, part by part, without weights or data (:func:`zoo.training.freezing.lines`)."""
+    spec = model_spec(recipe.model)
+    with torch.device("meta"):
+        model = spec.build(registry.entry("data", recipe.data.name)["classes"] or spec.classes)
+    plan = freezing.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
+    random = recipe.weights == "none" and not recipe.allow_random_frozen
+    table = freezing.freeze(model, recipe.freeze, spec, fresh=tuple(model.state_dict()) if random else ())
+    return freezing.lines(table, plan)
+
+
 def model_spec(name: str) -> ModelSpec:
     """The spec of a registered model, or of any timm model as ``timm/<name>``."""
     if name.startswith("timm/"):
@@ -328,6 +339,7 @@ def _settings(recipe: Recipe) -> Settings:
         keep_on_full=recipe.on_full == "keep-training",
         drw_epoch=recipe.loss.drw_epoch,
         compile=recipe.compile,
+        features_with=recipe.features_with,
     )
 
 

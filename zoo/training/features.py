@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.console import counted, print_line
+from zoo.training import feature_runtimes
 from zoo.training.batches import Batches
 from zoo.training.feature_cache import FeatureCache, digest, image_key
 from zoo.training.loop import autocast
@@ -27,33 +28,38 @@ CHUNK_BATCHES = 16
 
 def stored(
     model: nn.Module, heads: Sequence[str], frozen: Sequence[str], batches: Batches, val: Batches | None,
-    *, precision: str, obstacle: str = "",
+    *, precision: str, obstacle: str = "", runtime: str = "torch",
 ) -> tuple[str, Batches, Batches | None]:  # fmt: skip
     """The head that can be trained on stored features, and the training and validation batches that hold them.
 
     Without such a head its name is empty and the batches hold images: the frozen part runs in every step. There autograd
     records and keeps nothing of it, as neither its inputs nor its parameters need a gradient; torch.no_grad around it made
-    no step faster. ``obstacle`` is a reason known beforehand. Which way was taken is printed.
+    no step faster. ``obstacle`` is a reason known beforehand. ``runtime`` computes the features. Which way was taken is printed.
+
+    Raises:
+        UsageError: the runtime is not installed. DisagreeError: its features differ from PyTorch's.
     """
     batches, val = replace(batches, features=None), replace(val, features=None) if val else None
     if not frozen:
         return "", batches, val
     head, images = "", len(batches.index) + (len(val.index) if val else 0)
+    views = max(batches.views, 1) if batches.augment else 1
     if not obstacle:
-        head, obstacle = trainable_head(model, heads, set(frozen), batches, images=images, precision=precision)
+        needed = images + len(batches.index) * (views - 1)
+        head, obstacle = trainable_head(model, heads, set(frozen), batches, images=needed, precision=precision)
     if not head:
         print_line(f"freeze   the frozen part runs in every step: {obstacle}")
         return "", batches, val
     began = time.monotonic()
-    views = batches.views if batches.augment else 1
     print_line(
         f"freeze   the frozen part runs once for {images:,} images"
         + (f", {views} views of each to train on" if views > 1 else "")
     )
-    cache = FeatureCache.read(_part(model, head, batches, precision))
+    run = _runner(runtime, model, head, batches, precision)
+    cache = FeatureCache.read(_part(model, head, batches, precision, runtime))
     kept = len(cache.rows)
-    batches = replace(batches, features=compute(model, head, batches, precision, cache, views))
-    val = replace(val, features=compute(model, head, val, precision, cache)) if val else None
+    batches = replace(batches, features=compute(run, batches, cache, views))
+    val = replace(val, features=compute(run, val, cache)) if val else None
     size = sum(part.features.nbytes for part in (batches, val) if part and part.features is not None) / 1e6
     computed = len(cache.rows) - kept
     known = f" ({computed:,} computed, the others known)" if kept else ""
@@ -64,12 +70,29 @@ def stored(
     return head, batches, val
 
 
-def _part(model: nn.Module, head: str, batches: Batches, precision: str) -> str:
+def _runner(runtime: str, model: nn.Module, head: str, batches: Batches, precision: str) -> Callable[[Tensor], Tensor]:
+    """A function from images (N, 3, H, W) to what ``head`` receives."""
+
+    def eager(inputs: Tensor) -> Tensor:
+        with torch.no_grad(), autocast(batches.device, precision):
+            found = _before(model.eval(), head, inputs)
+        assert found is not None, "trainable_head has tried one batch"
+        return found
+
+    if runtime == "torch":
+        return eager
+    inputs = next(_in_order(batches).epoch(0))[0]
+    other = feature_runtimes.runner(runtime, model, head, inputs)
+    print_line(f"freeze   {feature_runtimes.check(runtime, other(inputs), eager(inputs))}")
+    return other
+
+
+def _part(model: nn.Module, head: str, batches: Batches, precision: str, runtime: str) -> str:
     """The digest of all that features depend on besides the images."""
     tensors = {name: value for name, value in model.state_dict().items() if not name.startswith(f"{head}.")}
     settings = {
         "head": head, "model": type(model).__qualname__, "mean": batches.mean, "std": batches.std, "size": batches.size,
-        "precision": precision, "device": batches.device.type, "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "precision": precision, "device": batches.device.type, "torch": torch.__version__, "threads": torch.get_num_threads(), "runtime": runtime,
     }  # fmt: skip
     return digest(tensors, settings)
 
@@ -93,13 +116,11 @@ def trainable_head(
     return "", why
 
 
-@torch.no_grad()
-def compute(model: nn.Module, head: str, batches: Batches, precision: str, cache: FeatureCache, views: int = 1) -> Tensor:
-    """What ``head`` receives for each view of each image of ``batches.index``, in that order, on the device: (views, n, ...).
+def compute(run: Callable[[Tensor], Tensor], batches: Batches, cache: FeatureCache, views: int = 1) -> Tensor:
+    """What ``run`` makes of each view of each image of ``batches.index``, in that order, on the device: (views, n, ...).
 
     Features that ``cache`` has are taken from it, and it keeps the others. Progress is printed.
     """
-    model.eval()
     ops = tuple(batches.augment or ())
     per_view = []
     for view in range(views):
@@ -109,11 +130,7 @@ def compute(model: nn.Module, head: str, batches: Batches, precision: str, cache
         chunks = [rows[start : start + batches.batch_size] for start in range(0, len(rows), batches.batch_size)]
         words = "freeze   features of" + (f" view {view + 1} of {views}," if views > 1 else "")
         for number, chunk in enumerate(counted(chunks, len(rows), words, batches.batch_size, SILENT_SECONDS), 1):
-            inputs = batches.inputs(batches.index[chunk], draws[chunk])
-            with autocast(batches.device, precision):
-                found = _before(model, head, inputs)
-            assert found is not None, "trainable_head has tried one batch"
-            cache.add([keys[row] for row in chunk], found)
+            cache.add([keys[row] for row in chunk], run(batches.inputs(batches.index[chunk], draws[chunk])))
             if number % CHUNK_BATCHES == 0:
                 cache.write()
         cache.write()

@@ -42,6 +42,8 @@ class Settings:
     drw_epoch: int = 0
     """Epochs before the class weights act (deferred re-weighting)."""
     compile: bool = False
+    features_with: str = "torch"
+    """The runtime that computes features of a frozen part."""
 
 
 @dataclass
@@ -385,7 +387,7 @@ class Session:
             obstacle = "each epoch changes the images (data.augment, mixup, cutmix); data.views=4 stores four views of each"
         self.tail, self.batches, self.val = features.stored(
             self.model, (self.spec.new_head, self.spec.head), self.frozen.names, self.batches, self.val,
-            precision=self.step.precision, obstacle=obstacle,
+            precision=self.step.precision, obstacle=obstacle, runtime=self.settings.features_with,
         )  # fmt: skip
 
 
