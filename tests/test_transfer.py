@@ -224,3 +224,9 @@ def test_a_dry_run_prints_the_freeze_table(donor: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert re.search(r"^freeze   conv: [\d,]+ parameters frozen, [\d,]+ trained, \d+ BatchNorms held$", result.output, re.M)
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.shipped() if name.startswith(("caltech101_", "s4_"))])
+def test_what_shipped_recipes_freeze(name: str) -> None:
+    recipe = recipes.read(recipes.shipped()[name])
+    assert bool(build.freeze_lines(recipe)) == (recipe.freeze != "none" or bool(recipe.unfreeze))

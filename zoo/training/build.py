@@ -197,14 +197,13 @@ def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarra
 
 def _normalised(recipe: Recipe, spec: ModelSpec, data: DataSet) -> DataSet:
     """The data set, its images to be normalised as the recipe says, or as those were that the weights come from."""
-    if recipe.data.mean:
-        statistics, origin = (tuple(recipe.data.mean), tuple(recipe.data.std)), "data.mean and data.std of the recipe"
-    else:
-        found = weights.statistics(recipe.weights, spec)
-        if found is None or found == (data.mean, data.std):
+    statistics: Any = (tuple(recipe.data.mean), tuple(recipe.data.std))
+    origin = "data.mean and data.std of the recipe"
+    if not recipe.data.mean:
+        statistics = weights.statistics(recipe.weights, spec)
+        if statistics is None or statistics == (data.mean, data.std):
             return data
-        of_spec = found == (spec.mean, spec.std)
-        statistics = found
+        of_spec = statistics == (spec.mean, spec.std)
         origin = f"as the published weights of {recipe.model} were trained" if of_spec else "as the weights were trained"
     print_line(f"data     normalised with mean {statistics[0]}, std {statistics[1]}: {origin} (override: data.mean, data.std)")
     return replace(data, mean=statistics[0], std=statistics[1])
