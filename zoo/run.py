@@ -23,6 +23,7 @@ from zoo.recipe import Recipe
 from zoo.spec import DataSet, Split
 from zoo.training import build, checkpoint, freezing
 from zoo.training.loop import predict
+from zoo.training.views import AveragedViews
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,13 @@ def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
     )
 
 
-def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tuple[metrics.Result, Tensor, Tensor]:
-    """Result, logits (N, C) and targets (N,) of a run's best weights on one split of its data."""
+def evaluate(
+    run: Run, split: str = "test", data: DataSet | None = None, *, views: str = "none"
+) -> tuple[metrics.Result, Tensor, Tensor]:
+    """Result, logits (N, C) and targets (N,) of a run's best weights on one split of its data.
+
+    ``views`` averages the probabilities of several views of each image: ``flip`` or ``crops`` (:mod:`zoo.training.views`).
+    """
     data = data or run.dataset()
     if data.classes != run.classes:
         raise FileError(f"classes differ ({_difference(run.classes, data.classes)}); use the data the run was trained on")
@@ -109,8 +115,11 @@ def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tupl
         raise DataError(f"the {split} split is empty ({data.name}, data.val {run.recipe.data.val}); choose another --split")
     device = machine.device(run.recipe.device if run.recipe.device != "cuda" else "auto")
     precision = machine.precision(run.recipe.precision, device)
-    batches = build.eval_batches(part, replace(data, mean=run.mean, std=run.std), device, run.input[1], precision)
-    logits, targets = predict(run.model.to(device).to(memory_format=torch.channels_last), batches, precision)
+    batches = build.eval_batches(
+        part, replace(data, mean=run.mean, std=run.std), device, run.stored if views == "crops" else run.input[1], precision
+    )
+    model = run.model.to(device).to(memory_format=torch.channels_last)
+    logits, targets = predict(model if views == "none" else AveragedViews(model, run.input[1], views), batches, precision)
     run.model.to("cpu")
     return metrics.evaluate(logits, targets), logits, targets
 

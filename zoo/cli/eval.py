@@ -19,8 +19,12 @@ from zoo.cli._shared import RUN, as_json, threads
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read; the result says how many.")
 @click.option("--calibrate", is_flag=True, help="Fit a temperature on the validation images; predict and export use it.")
 @threads
+@click.option(
+    "--views", type=click.Choice(["none", "flip", "crops"]), default="none", show_default=True,
+    help="Average each image and its mirror image, or five crops and theirs; the result says so.",
+)  # fmt: skip
 @as_json
-def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calibrate: bool, as_json: bool) -> None:
+def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calibrate: bool, views: str, as_json: bool) -> None:
     """Evaluate a run's best weights: overall, macro, per class with 95 % intervals, shots, confused pairs, calibration.
 
     \b
@@ -36,6 +40,7 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calib
     from zoo import machine, report
     from zoo import run as engine
     from zoo.data._parts import UnreadableImages
+    from zoo.training.views import KINDS
 
     machine.use_threads()
     loaded = engine.load(folder)
@@ -51,10 +56,13 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calib
         skipped = {"skipped": len(data.skipped)}
     if calibrate:
         loaded = _calibrated(loaded, split, data)
-    result, logits, targets = engine.evaluate(loaded, split, data)
+    result, logits, targets = engine.evaluate(loaded, split, data, views=views)
     counts = loaded.env.get("counts", ())
     chosen: dict[str, Any] = {"chosen_on": loaded.recipe.select_on} if split == "test" else {}
     chosen |= {"temperature": loaded.temperature} if loaded.temperature != 1 else {}
+    if views != "none":
+        chosen["views"] = views
+        console.print_line(f"views    probabilities averaged over {KINDS[views]} views of each image ({views})")
     story = {"run": str(folder), "split": split, **chosen, **skipped, **result.summary(loaded.classes, counts)}
     if out is not None:
         report.write_tables(out, result, logits, targets, getattr(data, split).files, loaded.classes)

@@ -45,7 +45,7 @@ def command(
     """
     from zoo import recipe as recipes
     from zoo import run_folders, tables
-    from zoo.console import first_ten, leading, print_line
+    from zoo.console import first_ten, leading, print_line, print_lines
     from zoo.training import lint
 
     if what and "=" in what:
@@ -63,6 +63,10 @@ def command(
             print_line(f"data     {recipe.data.name} · {counts.sum():,} train ({first_ten(counts.tolist())})")
         for finding in lint.check(recipe, counts):
             print_line(f"warning  {finding}")
+        if recipe.freeze != "none":
+            from zoo.training import build
+
+            print_lines(build.freeze_lines(recipe))
         click.echo(recipes.dump(recipe), nl=False)
         return
     headline()

@@ -6,7 +6,7 @@ session      what changes while a run trains: fit, save, restore, release what i
 loop         train_epoch and predict: model, loss, batches, optimizer in; numbers out
 batches      which samples, in which order, augmented how: a function of (seed, epoch, sample)
 freezing     what is frozen: selection by role, the plan of unfreezing, the table, the proof
-features     what a frozen part gives its head, computed once
+features     what a frozen part gives its head, computed once; feature_cache keeps it on disk, feature_runtimes computes it faster
 optim        parameter groups, optimizers, learning rate of a step, moving average
 checkpoint   the files of a run: states, rows;  processes, signals, describe, lint
 """

@@ -56,8 +56,13 @@ class Batches:
     """Positions in the split in the order of an epoch; without it each of ``index`` comes once, shuffled."""
     share: Callable[[int], slice] | None = None
     """The rows of a batch of n whose inputs this process computes, where several train together."""
+    views: int = 0
+    """Augmented views of each image whose ``features`` may be stored; 0: none, each epoch has its own."""
     features: Tensor | None = None
-    """(len(index), ...): what a frozen part of the model makes of each of ``index``, given out in place of the images."""
+    """(views or 1, len(index), ...): what a frozen part of the model makes of each of ``index``, in place of the images.
+
+    Epoch e has the features of view e modulo the number of views, which are those of the images of that epoch.
+    """
     _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -74,11 +79,19 @@ class Batches:
             mine = self.share(len(chosen)) if self.share else slice(None)
             where = torch.from_numpy(chosen).to(self._targets.device)
             targets = self._targets[where].to(self.device, non_blocking=True)
-            yield Batch(self._inputs(chosen[mine], drawn[mine]), targets, chosen, drawn)
+            if self.features is not None:
+                rows = self._rows[torch.from_numpy(chosen[mine])].to(self.features.device)
+                inputs = self.features[epoch % len(self.features)][rows]
+            else:
+                inputs = self.inputs(chosen[mine], drawn[mine])
+            yield Batch(inputs, targets, chosen, drawn)
 
-    def _inputs(self, chosen: np.ndarray, draws: np.ndarray) -> Tensor:
-        if self.features is not None:
-            return self.features[self._rows[torch.from_numpy(chosen)].to(self.features.device)]
+    def view_draws(self, view: int) -> np.ndarray:
+        """The random draws (len(index), K) of the images of an epoch, in the order of ``index``."""
+        return sampling.slots(self.seed, view, self.index, len(self.split), _augment.DRAWS)
+
+    def inputs(self, chosen: np.ndarray, draws: np.ndarray) -> Tensor:
+        """Images (N, 3, H, W) at these positions of the split, augmented with ``draws`` (N, K) if the batches are, normalised."""
         images = self._resident
         if images is None:
             images = torch.from_numpy(self.split.images[chosen]).to(self.device, non_blocking=True)

@@ -105,7 +105,7 @@ def session(
     for note in data.notes:
         console.note("data", note)
     index, counts = _training_part(recipe, data)
-    data = _normalised(data, weights.statistics(recipe.weights, spec))
+    data = _normalised(recipe, spec, data)
     model = start.model.to(place.device).to(memory_format=torch.channels_last)
     sampler = build_sampler(recipe, data.train.targets, index)
     built, weight = (loss, None) if loss is not None else build_loss(recipe, counts)
@@ -165,6 +165,17 @@ def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, 
     return _Start(model, tensors, frozen, plan, [name for name in frozen.names if name in set(fresh)])
 
 
+def freeze_lines(recipe: Recipe) -> list[str]:
+    """What the recipe freezes at the start, part by part, without weights or data (:func:`zoo.training.freezing.lines`)."""
+    spec = model_spec(recipe.model)
+    with torch.device("meta"):
+        model = spec.build(registry.entry("data", recipe.data.name)["classes"] or spec.classes)
+    plan = freezing.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
+    random = recipe.weights == "none" and not recipe.allow_random_frozen
+    table = freezing.freeze(model, recipe.freeze, spec, fresh=tuple(model.state_dict()) if random else ())
+    return freezing.lines(table, plan)
+
+
 def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
     """The spec of a registered model, of any timm model as ``timm/<name>``, or of one in a file as ``FILE.py:NAME``.
 
@@ -207,6 +218,7 @@ def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarra
             file, label = part.files[wrong[0]], part.targets[wrong[0]]
             raise DataError(f"label out of range ({file}, label {label}, {len(data.classes)} classes); correct the data set")
     index = sampling.long_tail(data.train.targets, recipe.data.imbalance, recipe.seed)
+    index = index[sampling.per_class(data.train.targets[index], recipe.data.per_class, recipe.seed)]
     counts = sampling.class_counts(data.train.targets[index], len(data.classes))
     empty = [data.classes[i] for i in np.flatnonzero(counts == 0)]
     if empty and not recipe.allow_empty_class:
@@ -219,11 +231,17 @@ def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarra
     return index, counts
 
 
-def _normalised(data: DataSet, statistics: tuple[Any, Any] | None) -> DataSet:
-    """The data set, its images to be normalised as those were that the weights come from."""
-    if statistics is None or statistics == (data.mean, data.std):
-        return data
-    print_line(f"data     normalised as the weights were trained: mean {statistics[0]}, std {statistics[1]}")
+def _normalised(recipe: Recipe, spec: ModelSpec, data: DataSet) -> DataSet:
+    """The data set, its images to be normalised as the recipe says, or as those were that the weights come from."""
+    statistics: Any = (tuple(recipe.data.mean), tuple(recipe.data.std))
+    origin = "data.mean and data.std of the recipe"
+    if not recipe.data.mean:
+        statistics = weights.statistics(recipe.weights, spec)
+        if statistics is None or statistics == (data.mean, data.std):
+            return data
+        of_spec = statistics == (spec.mean, spec.std)
+        origin = f"as the published weights of {recipe.model} were trained" if of_spec else "as the weights were trained"
+    print_line(f"data     normalised with mean {statistics[0]}, std {statistics[1]}: {origin} (override: data.mean, data.std)")
     return replace(data, mean=statistics[0], std=statistics[1])
 
 
@@ -242,6 +260,7 @@ def _batches(
         dtype=DTYPES[place.precision],
         seed=recipe.seed,
         augment=tuple(recipe.data.augment),
+        views=recipe.data.views,
         sample=sampler.order if sampler else None,
         share=team.share if team.size > 1 and not (recipe.mixup or recipe.cutmix) else None,
     )
@@ -356,6 +375,7 @@ def _settings(recipe: Recipe) -> Settings:
         drw_epoch=recipe.loss.drw_epoch,
         compile=recipe.compile,
         deterministic=recipe.deterministic,
+        features_with=recipe.features_with,
     )
 
 

@@ -43,6 +43,8 @@ class Settings:
     """Epochs before the class weights act (deferred re-weighting)."""
     compile: bool = False
     deterministic: bool = False
+    features_with: str = "torch"
+    """The runtime that computes features of a frozen part."""
 
 
 @dataclass
@@ -382,11 +384,11 @@ class Session:
     def store_features(self) -> None:
         """Train on stored features where all before the head is frozen and gives the same in every epoch; print which it is."""
         obstacle = "several processes train" if self.team.size > 1 else ""
-        if self.batches.augment or self.step.mix:
-            obstacle = "each epoch changes the images (data.augment, mixup, cutmix)"
+        if self.step.mix or (self.batches.augment and not self.batches.views):
+            obstacle = "each epoch changes the images (data.augment, mixup, cutmix); data.views=4 stores four views of each"
         self.tail, self.batches, self.val = features.stored(
             self.model, (self.spec.new_head, self.spec.head), self.frozen.names, self.batches, self.val,
-            precision=self.step.precision, obstacle=obstacle,
+            precision=self.step.precision, obstacle=obstacle, runtime=self.settings.features_with,
         )  # fmt: skip
 
 
