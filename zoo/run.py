@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import files, machine, metrics, registry, report, run_folders, tensor_files
+from zoo import csv_files, files, machine, metrics, registry, report, run_folders, tensor_files
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _augment
@@ -297,30 +296,20 @@ def write_tables(
     folder: Path, result: metrics.Result, logits: Tensor, targets: Tensor, files: Any, classes: tuple[str, ...]
 ) -> None:
     """``per_class.csv``, ``confusion.csv`` and ``predictions.csv`` of one evaluation."""
-    _csv(
+    csv_files.write(
         folder / "per_class.csv",
         ["class", "n", "correct", "accuracy", "low", "high"],
         ([name, *row] for name, row in zip(classes, result.per_class)),
     )
-    _csv(
+    csv_files.write(
         folder / "confusion.csv",
         ["true\\pred", *classes],
         ([name, *map(int, row)] for name, row in zip(classes, result.confusion)),
     )
     probability, predicted = logits.softmax(1).max(1)
     rows = zip(files, targets.tolist(), predicted.tolist(), probability.tolist())
-    _csv(
+    csv_files.write(
         folder / "predictions.csv",
         ["file", "target", "predicted", "probability"],
         ([f, classes[t], classes[p], round(q, 6)] for f, t, p, q in rows),
     )
-
-
-def _csv(path: Path, header: list[str], rows: Any) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows(rows)
-
-    publish(path, write)
