@@ -55,6 +55,8 @@ class Receipt:
     """Of the file on the run's test set: n, correct, accuracy, low, high; for fp16 and int8 also ``fp32`` and ``drop`` (points)."""
     calibration: dict[str, Any] | None = None
     """For int8: method, number of images, seed, and the accuracy of all that were tried."""
+    run: str = ""
+    """The accuracy of the run, in its own precision."""
 
     def line(self) -> str:
         """The receipt in one line."""
@@ -65,6 +67,7 @@ class Receipt:
             right = f" · test {100 * self.test['accuracy']:.2f} % [{100 * self.test['low']:.2f}, {100 * self.test['high']:.2f}]"
             if "drop" in self.test:
                 right += f" (fp32 {100 * self.test['fp32']['accuracy']:.2f} %, drop {self.test['drop']:+.2f} points)"
+            right += f" ({self.run})" if self.run else ""
         calibrated = (
             f" · calibrated by {self.calibration['method']} on {self.calibration['images']}" if self.calibration else ""
         )
@@ -109,7 +112,7 @@ def onnx(
         DisagreeError: the file and PyTorch differ, accuracy drops too far, or frozen weights are not what they were.
         DiskError: the file cannot be written. In each case nothing is published and an old file stays as it was.
     """
-    from zoo.export import _graph, _parity, onnx_fp16, onnx_fp32, onnx_int8
+    from zoo.export import _accuracy, _graph, _parity, onnx_fp16, onnx_fp32, onnx_int8
 
     began = time.monotonic()
     _known("precision", precision, PRECISIONS)
@@ -135,6 +138,7 @@ def onnx(
     return Receipt(
         target, sum(each.stat().st_size for each in files), tuple(each.name for each in files), "onnx", precision, chosen, graph.ir_version, preprocess, _parity.BATCHES, parity.agree,
         parity.n, parity.ties, parity.max_abs, seen.source, round(time.monotonic() - began, 2), test, calibration,
+        _accuracy.of_run(run),
     )  # fmt: skip
 
 

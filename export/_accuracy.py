@@ -34,6 +34,18 @@ def row(hits: np.ndarray) -> dict[str, Any]:
     return {"n": n, "correct": correct, "accuracy": accuracy, "low": low, "high": high}
 
 
+def of_run(run: Run) -> str:
+    """The accuracy of a run, as ``zoo train`` and ``zoo eval`` say it, with the precision that it was taken in; nothing if it is
+    not known. It is the one that others are said beside: a file may be in another precision, and differ in some images.
+    """
+    row = next((row for row in reversed(run.metrics) if row["split"] == "test"), None)
+    if row is None:
+        return ""
+    n, precision = row.get("n"), run.env.get("precision")
+    of = f" of {n:,}" if isinstance(n, int) else ""
+    return f"the run: {100 * row['accuracy']:.2f} %{of}" + (f" in {precision}" if precision else "")
+
+
 def hits(answer: _cases.Answer, part: Split, name: str) -> np.ndarray:
     """(N,) bool: which images of the test split ``part`` a file, ``name`` for people, puts in the right class."""
     print_line(f"accuracy {name} on {len(part):,} test images")
