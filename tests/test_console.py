@@ -197,3 +197,12 @@ def test_progress_that_nobody_can_read_does_not_end_the_work(monkeypatch: pytest
     for stream in (None, open("/dev/full", "w")):  # noqa: SIM115, PTH123 - left to the collector, as a closed terminal is
         monkeypatch.setattr(sys, "stderr", stream)
         console.print_line("train    epoch 1")
+
+
+def test_a_locale_without_the_letters_of_a_name(tmp_path: Path) -> None:
+    code = (
+        "from zoo import __main__, tables; __main__._open_streams(); tables.out().print(tables.make(('klasse',), [('grün',)]))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, timeout=60)
+    assert (ran.stdout.split(), ran.stderr) == ([b"klasse", b"gr\\xfcn"], b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import sys
 import time
@@ -88,9 +89,12 @@ def _tell(argv: list[str], message: str, code: int) -> int:
 
 
 def _open_streams() -> None:
-    """A stream that was closed before zoo began (``>&-``) takes what is written to it and drops it."""
+    """A stream that was closed before zoo began (``>&-``) takes what is written to it and drops it; one whose encoding lacks a
+    character (LC_ALL=C) gets its escape."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        elif stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - open as long as the process is
 
 

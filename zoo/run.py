@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -95,10 +96,7 @@ def load(name: str | Path | None = None) -> Run:
 def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tuple[metrics.Result, Tensor, Tensor]:
     """Result, logits (N, C) and targets (N,) of a run's best weights on one split of its data."""
     data = data or run.dataset()
-    if data.classes != run.classes:
-        raise FileError(
-            f"classes differ (model {len(run.classes)}, data {len(data.classes)}); use the data the run was trained on"
-        )
+    check_classes(run, data)
     part: Split = getattr(data, split)
     if not len(part):
         raise DataError(f"the {split} split is empty ({data.name}, data.val {run.recipe.data.val}); choose another --split")
@@ -108,6 +106,17 @@ def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tupl
     logits, targets = predict(run.model.to(device).to(memory_format=torch.channels_last), batches, precision)
     run.model.to("cpu")
     return metrics.evaluate(logits, targets), logits, targets
+
+
+def check_classes(run: Run, data: DataSet) -> None:
+    """FileError with the first difference unless a data set has the classes of a run, under whatever locale either was listed."""
+    mine, theirs = (tuple(map(files.as_utf8, names)) for names in (run.classes, data.classes))
+    for number, (own, other) in enumerate(itertools.zip_longest(mine, theirs, fillvalue="none")):
+        if own != other:
+            raise FileError(
+                f"classes differ (model {len(mine)}, data {len(theirs)}; number {number}: model {own!r}, data {other!r}); "
+                "use the data the run was trained on"
+            )
 
 
 def read_input(run: Run, path: Path) -> tuple[np.ndarray, Tensor]:
