@@ -20,7 +20,7 @@ from zoo import run as engine
 from zoo.console import print_line
 from zoo.data import _augment
 from zoo.errors import DataError, FileError, UsageError, did_you_mean
-from zoo.export import _facts, _feed, _graph, _guard, _session, _verify, onnx_fp16, onnx_fp32, onnx_int8
+from zoo.export import _facts, _feed, _graph, _guard, _quantise, _session, onnx_fp16, onnx_fp32
 from zoo.training.build import model_spec
 
 IMAGES = 10_000
@@ -122,7 +122,9 @@ def _of_run(target: Any, precisions: tuple[str, ...], tried: Callable[[Path], _g
         if near := did_you_mean(str(target), registry.names("models")):
             raise UsageError(f"no run or model {str(target)!r}{near}; list models with: zoo models") from error
         raise
-    there = {each: path for each in precisions if (path := run.path / f"model{_verify.TARGETS[each].TARGET.suffix}").is_file()}
+    there = {
+        each: path for each in precisions if (path := run.path / f"model{registry.targets()['onnx', each]['suffix']}").is_file()
+    }
     for path in there.values():
         tried(path)
         _guard.check_receipt(path)
@@ -205,23 +207,27 @@ def precision(path: Path) -> str:
 
 def _files(subject: Subject, exported: _graph.Exported, folder: Path, precisions: tuple[str, ...]) -> dict[str, Path]:
     files = {"fp32": folder / "model.onnx"} | subject.files  # first, whatever else there is
-    if "fp32" not in subject.files:
-        onnx_fp32.write(exported, files["fp32"])
-    for each in precisions:
-        if each in files or each == "fp32":
-            continue
-        target = folder / f"model_{each}.onnx"
+    missing = [each for each in precisions if each not in subject.files]
+    if not missing:
+        return files
+    exact = onnx_fp32.trace(exported)
+    for each in missing:
+        made = folder / f"model_{each}.onnx"
         try:
             if each == "int8":
-                onnx_int8.write(exported, target, _calibration(subject))
+                onnx_fp32.save(_quantise.calibrated(exact, _calibration(subject)), made, {})
+            elif each == "fp16":
+                onnx_fp32.save(onnx_fp16.convert(exact), made, {})
             else:
-                onnx_fp16.write(exported, target)
+                onnx_fp32.save(exact, files["fp32"], {})
+                continue
         except Exception as error:  # several libraries take part, each with its own errors
-            print_line(
-                f"skipped  {each}: no file of it can be made ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})"
-            )
+            if each == "fp32":
+                raise
+            why = str(error).splitlines()[0][:80] if str(error) else ""
+            print_line(f"skipped  {each}: no file of it can be made ({type(error).__name__}: {why})")
             continue
-        files[each] = target
+        files[each] = made
     return files
 
 

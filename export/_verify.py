@@ -15,14 +15,14 @@ import onnx
 from torch import nn
 
 from zoo import recipe as recipes
+from zoo import registry
 from zoo import run as engine
 from zoo.errors import DataError, FileError, UsageError
-from zoo.export import _accuracy, _cases, _facts, _graph, _guard, _parity, _wire, onnx_fp16, onnx_fp32, onnx_int8
+from zoo.export import _accuracy, _cases, _facts, _graph, _guard, _parity, _wire
 from zoo.run import Run
 from zoo.spec import Split
 from zoo.training import freezing
 
-TARGETS = {"fp32": onnx_fp32, "fp16": onnx_fp16, "int8": onnx_int8}
 SLACK = 1e-3
 """Share of the test images that another processor may put in another class."""
 
@@ -81,6 +81,11 @@ def verify(
     checks = [_structure(path, raw), *_digests(facts, raw)]
     if any(check.code for check in checks):
         return checks
+    if facts.get("precision") and "recipe" not in facts:
+        return [
+            *checks,
+            Check("parity with PyTorch", "not run", "see metadata", "the file was made from a module, not from a run"),
+        ]
     try:
         known = _facts.read(facts, path)
         own = _own(path, facts, known, data_dir, run)
@@ -91,7 +96,7 @@ def verify(
         frame = _graph.Exported(
             nn.Identity(), own.mean, own.std, size=steps.size, stored=steps.resize, preprocess=steps.mode, softmax=known.softmax
         )
-        tolerance = TARGETS[facts["precision"]].TARGET.tolerance
+        tolerance = registry.targets()["onnx", facts["precision"]]["tolerance"]
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(
             f"no zoo receipt in the model ({path}, {str(error)[:60]}); export it with: zoo export --onnx"
@@ -157,8 +162,8 @@ def _parity_checks(
         run = dataclasses.replace(run, recipe=msgspec.structs.replace(run.recipe, data=data))
     seen = _cases.pictures(run, claim["n"])
     exported = _graph.of_run(run, stored=frame.stored, preprocess=frame.preprocess, softmax=frame.softmax)
-    cases = [case for case in _cases.cases(run, exported, seen.pixels) if case.counted or facts["precision"] != "int8"]
-    answer = _accuracy.answer_of(path, run, exported)
+    cases = [case for case in _cases.cases(exported, seen.pixels) if case.counted or facts["precision"] != "int8"]
+    answer = _accuracy.answer_of(path, exported)
     parity = _parity.check(cases, answer, tolerance=tolerance, probabilities=exported.softmax)
     fits = parity.holds
     found = f"{parity.agree:,}/{parity.n:,} classes, max |difference| {parity.max_abs:.1e}"
@@ -188,7 +193,7 @@ def _accuracy_checks(
         told += f" ({beside})"
     if facts["data_sha256"] and data.digest != facts["data_sha256"]:
         return [Check("data", "differs", facts["data_sha256"][:12], data.digest[:12], 8)]
-    hits = _accuracy.hits(_accuracy.answer_of(path, own, frame), data.test, path.name)
+    hits = _accuracy.hits(_accuracy.answer_of(path, frame), data.test, path.name)
     got, room = _accuracy.row(hits), max(1, SLACK * len(hits))
     fits = not claim or (got["n"] == claim["n"] and abs(got["correct"] - claim["correct"]) <= room)
     found = f"{100 * got['accuracy']:.2f} % of {got['n']:,} [{100 * got['low']:.2f}, {100 * got['high']:.2f}]"
@@ -204,7 +209,7 @@ def _drop_checks(
     if run is None or _graph.weights_sha256(run.model) != facts["weights_sha256"]:
         return [Check("drop from fp32", "not run", told, "the run is not here; name it with --run")]
     exported = _graph.of_run(run, stored=frame.stored, preprocess=frame.preprocess, softmax=frame.softmax)
-    now = _accuracy.compared(hits, _accuracy.hits(_cases.right(own, exported), test, "PyTorch float32"))
+    now = _accuracy.compared(hits, _accuracy.hits(_cases.right(exported), test, "PyTorch float32"))
     found = f"{now['drop']:+.2f} points from {100 * now['fp32']['accuracy']:.2f} %"
     fits = abs(now["drop"] - claim["drop"]) <= 100 * max(1, SLACK * len(hits)) / len(hits) + 1e-6
     return [Check("drop from fp32", "ok" if fits else "differs", told, found, 0 if fits else 8)]

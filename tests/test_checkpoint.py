@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from zoo import run, tensor_files
+from zoo import run_folders, tensor_files
 from zoo.errors import DiskError, DivergedError, FileError
 from zoo.training import checkpoint
 
@@ -271,6 +271,6 @@ def test_force_does_not_empty_the_folder_that_a_link_leads_to(tmp_path: Path) ->
     (theirs / "notes").touch()
     for name in ("last", "tensorboard"):
         (folder / name).symlink_to(theirs)
-    run._clear(folder)
+    run_folders.clear(folder)
     assert (theirs / "notes").exists()
     assert not list(folder.iterdir())

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from tests_support import resolve
 
-from zoo import run
+from zoo import training
 from zoo.__main__ import run as zoo
 from zoo.data import _download
 from zoo.errors import DataError, UsageError
@@ -168,7 +168,7 @@ def test_verify_tells_what_is_no_data_set(capsys: pytest.CaptureFixture[str]) ->
 
 def test_42_eval_leaves_bad_images_out_only_where_asked(pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["epochs=1", "data.val=0.5", "batch_size=5", "precision=fp32", "data.augment=[]", f"data.dir={pets}"]
-    folder = run.train(resolve("two_layer_net", "data.name=folder", "data.imbalance=none", *words), out=tmp_path / "run")
+    folder = training.train(resolve("two_layer_net", "data.name=folder", "data.imbalance=none", *words), out=tmp_path / "run")
     whole = json.loads((folder / "result.json").read_text())
     spoil(pets)
     capsys.readouterr()

@@ -42,6 +42,12 @@ def print_line(line: str) -> None:
             print(plain(line), file=sys.stderr, flush=True)
 
 
+def print_lines(lines: Iterable[str]) -> None:
+    """Print several lines of progress to stderr."""
+    for line in lines:
+        print_line(line)
+
+
 def counted(items: Iterable[T], total: int, words: str, each: int = 1) -> Iterator[T]:
     """The items; whenever :data:`QUIET_SECONDS` have passed, a line such as ``data     decoded 512 of 5,784 · left 0:31``.
 

@@ -96,16 +96,12 @@ def headline() -> None:
 
 
 def start(recipe: Any, out: Path | None, resume: bool, force: bool) -> Path:
-    """Train a recipe into ``out`` or a new run folder; what ends it early carries the folder and the line that goes on."""
-    from zoo import run_folders
-
-    out = out or run_folders.root() / run_folders.new_name(recipe)
-    run_folders.check_free(out)
-    from zoo import run
+    """Train a recipe into ``out`` or a new run folder; what ends it early carries the command that resumes it."""
+    from zoo import training
 
     try:
-        return run.train(recipe, out=out, resume=resume, force=force, command=shlex.join(["zoo", *sys.argv[1:]]))
+        return training.train(recipe, out=out, resume=resume, force=force, command=shlex.join(["zoo", *sys.argv[1:]]))
     except Exception as error:
-        error.run = out  # type: ignore[attr-defined]
-        error.resume = f"zoo train --resume --out {shlex.quote(str(out))}"  # type: ignore[attr-defined]
+        if folder := getattr(error, "run", None):
+            error.resume = f"zoo train --resume --out {shlex.quote(str(folder))}"  # type: ignore[attr-defined]
         raise

@@ -28,6 +28,7 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, as_js
 
     folder = run_folders.find(run)
     console.print_line(f"run      {folder}")
+    from zoo import report
     from zoo import run as engine
     from zoo.data._parts import UnreadableImages
 
@@ -40,12 +41,14 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, as_js
             raise
         data, skipped = error.data, {"skipped": len(error.bad)}
         console.print_line(f"warning  {error} (left out here)")
+    if data.skipped:
+        skipped = {"skipped": len(data.skipped)}
     result, logits, targets = engine.evaluate(loaded, split, data)
     counts = loaded.env.get("counts", ())
     chosen = {"chosen_on": loaded.recipe.select_on} if split == "test" else {}
     story = {"run": str(folder), "split": split, **chosen, **skipped, **result.summary(loaded.classes, counts)}
     if out is not None:
-        engine.write_tables(out, result, logits, targets, getattr(data, split).files, loaded.classes)
+        report.write_tables(out, result, logits, targets, getattr(data, split).files, loaded.classes)
         publish_text(out / "result.json", json.dumps(story, indent=1) + "\n")
     if as_json:
         rows = {

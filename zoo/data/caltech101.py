@@ -12,8 +12,8 @@ import numpy as np
 
 from zoo import sampling
 from zoo.console import print_line
-from zoo.data import _download, _folders, _parts
-from zoo.data._image import SUFFIXES, shown
+from zoo.data import _cache, _download, _folders, _parts
+from zoo.data._image import shown, suffixes
 from zoo.errors import DataError
 from zoo.spec import DataSet, DataSpec
 
@@ -45,7 +45,7 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
         listings = [listing.take(where) for where in sampling.carve(listing.targets, TEST_SHARE, 0)]
         notes.append(f"no train.txt and test.txt: {len(listings[1].targets):,} images, always the same, are the test set")
     side = _folders.stored_side(size)
-    parts = [_folders.load(each, side, f"caltech101-{split}") for split, each in zip(("train", "test"), listings)]
+    parts = [_cache.load(each, side, f"caltech101-{split}") for split, each in zip(("train", "test"), listings)]
     return _parts.assemble("caltech101", classes, *parts, mean=MEAN, std=STD, val=val, seed=seed, notes=notes)
 
 
@@ -107,7 +107,7 @@ def _listed(place: Path, classes: list[str]) -> list[_folders.Listing]:
 def _file(path: Path) -> Path:
     """The file itself, or the same picture in another format: the lists say .jpg."""
     if not path.is_file():
-        return next((other for suffix in SUFFIXES if (other := path.with_suffix(suffix)).is_file()), path)
+        return next((other for suffix in suffixes() if (other := path.with_suffix(suffix)).is_file()), path)
     return path
 
 

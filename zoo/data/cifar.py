@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from zoo.console import print_line
-from zoo.data import _download, _folders, _parts
+from zoo.data import _cache, _download, _folders, _parts, _pixels
 from zoo.data._image import shown
 from zoo.errors import DataError, UsageError
 from zoo.spec import DataSet, DataSpec
@@ -53,7 +53,7 @@ def _from_folders(name: str, place: Path, size: int) -> tuple[list[str], list[_p
     parts, notes = [], []
     for split in ("train", "test"):
         listing, more = _folders.scan(place / split, classes)
-        parts.append(_folders.load(listing, size, f"{name}-{split}"))
+        parts.append(_cache.load(listing, size, f"{name}-{split}"))
         notes += more
     for split, loaded, expected in zip(("training", "test"), parts, SPECS[name].counts):
         if len(loaded.targets) != expected:
@@ -111,7 +111,7 @@ def _resized(images: np.ndarray, size: int) -> np.ndarray:
         )
     larger = np.empty((len(images), size, size, 3), np.uint8)
     for number, image in enumerate(images):
-        larger[number] = _folders.square(image, size)
+        larger[number] = _pixels.square(image, size)
     return larger
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo import ops
-from zoo.spec import LossSpec
+from zoo.spec import LossSpec, Option
 
 
 class FocalLoss(nn.Module):
@@ -73,7 +73,10 @@ SPECS = {
         build=build,
         reference=reference,
         paper="Lin et al. 2017, arXiv:1708.02002; class-balanced: Cui et al. 2019, arXiv:1901.05555",
-        options=("focal_gamma", "label_smoothing"),
+        options={
+            "focal_gamma": Option("float", 2.0, "exponent of the modulating factor (1 - p_t)", ge=0, le=100),
+            "label_smoothing": Option("float", 0.0, "share of the target spread over all classes", ge=0, lt=1),
+        },
         fused=True,
     ),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +15,8 @@ from zoo.spec import Split
 
 RESIDENT_BYTES = 8 << 30
 """Image sets up to this size are copied to the GPU as a whole."""
+COPIED = 1024
+"""Images that are copied at a time."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,11 @@ class Batches:
     def _inputs(self, chosen: np.ndarray, draws: np.ndarray) -> Tensor:
         if self.features is not None:
             return self.features[self._rows[torch.from_numpy(chosen)].to(self.features.device)]
-        where = torch.from_numpy(chosen).to(self._images.device)
-        images = self._images[where].to(self.device, non_blocking=True)
+        images = self._resident
+        if images is None:
+            images = torch.from_numpy(self.split.images[chosen]).to(self.device, non_blocking=True)
+        else:
+            images = images[torch.from_numpy(chosen).to(self.device)]
         if self.augment is None:
             return _augment.normalise(images, self.mean, self.std, self.dtype, size=self.size)
         uniform = torch.from_numpy(draws).to(self.device)
@@ -84,17 +88,21 @@ class Batches:
         return self._cache["rows"]
 
     @property
-    def _images(self) -> Tensor:
+    def _resident(self) -> Tensor | None:
+        """All images on a GPU that has room for them, or else None: they are read a batch at a time."""
+        images = self.split.images
+        if self.device.type != "cuda" or images.nbytes > RESIDENT_BYTES:
+            return None
         if "images" not in self._cache:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a read-only memory map: nothing here writes to it
-                images = torch.from_numpy(np.asarray(self.split.images))
-            fits = self.device.type == "cuda" and images.nbytes <= RESIDENT_BYTES
-            self._cache["images"] = images.to(self.device) if fits else images
+            held = torch.empty(images.shape, dtype=torch.uint8, device=self.device)
+            for start in range(0, len(images), COPIED):
+                rows = slice(start, start + COPIED)
+                held[rows] = torch.from_numpy(np.ascontiguousarray(images[rows]))
+            self._cache["images"] = held
         return self._cache["images"]
 
     @property
     def _targets(self) -> Tensor:
         if "targets" not in self._cache:
-            self._cache["targets"] = torch.from_numpy(np.array(self.split.targets, np.int64)).to(self._images.device)
+            self._cache["targets"] = torch.from_numpy(np.array(self.split.targets, np.int64)).to(self.device)
         return self._cache["targets"]

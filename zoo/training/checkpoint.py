@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -201,3 +202,25 @@ def _row(line: bytes, crc: int, *, legacy: bool) -> tuple[dict[str, Any], int]:
     if not found and any(isinstance(value, str) for key, value in row.items() if key != "split"):
         raise ValueError("text where numbers are")
     return row, crc
+
+
+def write_tensorboard(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add the rows of an epoch to the events in ``tensorboard/``; DiskError on a full disk."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    place = own_folder(folder / "tensorboard")
+    with as_disk_error(place), SummaryWriter(str(place)) as writer:
+        for row in rows:
+            for key in ("loss", "accuracy", "lr", "images_per_s"):
+                if key in row:
+                    writer.add_scalar(f"{row['split']}/{key}", row[key], row["epoch"])
+
+
+def data_changes(folder: Path, manifest: np.ndarray | None) -> str:
+    """How many images were added, removed and changed since the run's manifest was written; empty if that is unknown."""
+    path = folder / "last" / "manifest.npy"
+    if not path.is_file() or manifest is None:
+        return ""
+    before, now = (dict(each.tolist()) for each in (np.load(path), manifest))
+    changed = sum(now[name] != content for name, content in before.items() if name in now)
+    return f"{len(now.keys() - before.keys())} added, {len(before.keys() - now.keys())} removed, {changed} changed"

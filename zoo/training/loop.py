@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from zoo.training.processes import Team
 SKIPS = 50
 """Steps in a row without finite gradients after which fp16 training has diverged."""
 
+ALONE = Team()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -32,12 +33,12 @@ class Totals:
 
     loss: float = 0.0
     correct: int = 0
-    seen: int = 0
+    samples_seen: int = 0
 
     @property
     def row(self) -> dict[str, float]:
         """Mean loss and accuracy in [0, 1]."""
-        return {"loss": self.loss / max(self.seen, 1), "accuracy": self.correct / max(self.seen, 1)}
+        return {"loss": self.loss / max(self.samples_seen, 1), "accuracy": self.correct / max(self.samples_seen, 1)}
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def train_epoch(
             raise _diverged(what, epoch, number, step.lr(at), chosen)
         totals.loss += value * len(targets)
         totals.correct += correct
-        totals.seen += len(targets)
+        totals.samples_seen += len(targets)
         watch(number + 1, totals)
     return totals
 
@@ -169,11 +170,28 @@ def _diverged(what: str, epoch: int, number: int, rate: float, chosen: np.ndarra
     return error
 
 
-@torch.inference_mode()
 def predict(
-    model: nn.Module, batches: Batches, precision: str = "fp32", poll: Callable[[], None] = lambda: None
+    model: nn.Module,
+    batches: Batches,
+    precision: str = "fp32",
+    *,
+    team: Team = ALONE,
+    poll: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) float32 and targets (N,) of a whole split, on the CPU, in order; ``poll`` runs after each batch."""
+    """Logits (N, C) float32 and targets (N,) of a whole split, on the CPU, in order; ``poll`` runs after each batch.
+
+    Each process of a team computes its share of the split; all get the whole result.
+    """
+    n = len(batches.index)
+    if team.size == 1 or n < team.size:
+        return _predict(model, batches, precision, poll)
+    mine = _predict(model, replace(batches, index=batches.index[team.share(n)]), precision, poll)
+    logits, targets = zip(*team.gathered(mine))
+    return torch.cat(logits), torch.cat(targets)
+
+
+@torch.inference_mode()
+def _predict(model: nn.Module, batches: Batches, precision: str, poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
     model.eval()
     logits, targets = [], []
     for inputs, wanted, _, _ in batches.epoch(0):

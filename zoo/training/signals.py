@@ -53,10 +53,12 @@ class Stop:
 
 
 @contextmanager
-def signals() -> Iterator[Stop]:
-    """Take SIGINT, SIGTERM, SIGHUP and SIGUSR1 until the block ends."""
+def handled() -> Iterator[Stop]:
+    """Handle SIGINT, SIGTERM, SIGHUP and SIGUSR1 until the block ends."""
     stop = Stop()
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    known = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    # a signal that was ignored stays ignored: nohup, or a shell's background job
+    wanted = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
     try:
         old = {number: signal.signal(number, stop.take) for number in wanted}
     except ValueError:  # not the main thread: signals stay with whoever has them
