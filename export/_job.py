@@ -144,6 +144,8 @@ def of_run(run: Run, images: int) -> Subject:
         "recipe": recipes.dump(msgspec.structs.replace(run.recipe, data=data_less)), "data": run.recipe.data.name,
         "data_sha256": str(run.env.get("data_digest", "")),
     }  # fmt: skip
+    if run.temperature != 1:  # the graph divides the logits by it
+        facts["temperature"] = f"{run.temperature:.6g}"
     weights = run.path / "weights.safetensors"
     frozen = tensor_files.load_tensors(weights)[1].get("frozen", {}) if weights.is_file() else {}
     seen = _cases.pictures(run, images)

@@ -10,37 +10,24 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
-    ["errors", "spec", "files", "csv_files"],
-    [
-        "recipe",
-        "recipe_text",
-        "recipe_types",
-        "registry",
-        "sampling",
-        "console",
-        "tables",
-        "machine",
-        "run_folders",
-        "recipes",
-        "_build",
-        "focal_formula",
-    ],
-    ["ops", "metrics", "tensor_files", "weights", "doctor"],
-    ["models", "losses", "data", "analysis"],
-    ["training.freezing", "training.checkpoint", "training.processes", "training.signals", "training.lint"],
-    ["training.optim", "training.batches", "training.feature_cache"],
-    ["training.loop"],
-    ["training.features"],
-    ["training.session"],
-    ["training.describe", "training.build"],
-    ["run"],
-    ["export", "report"],
-    ["training.start", "training"],
-    ["sweep", "reproduce", "analyses", "bench", "predictor"],
-    ["cli", "__main__"],
+    "errors spec files csv_files",
+    "recipe recipe_text recipe_types registry sampling console tables machine run_folders recipes _build focal_formula focal_arguments",
+    "ops metrics tensor_files calibration weights doctor",
+    "models losses data analysis",
+    "training.freezing training.checkpoint training.processes training.signals training.lint",
+    "training.optim training.batches training.feature_cache",
+    "training.loop",
+    "training.features",
+    "training.session",
+    "training.describe training.build",
+    "run",
+    "export report",
+    "training.start training",
+    "sweep reproduce analyses bench predictor",
+    "cli __main__",
 ]
 """From the bottom up. A folder stands on one layer, but for training, whose files are listed."""
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 SIBLINGS = {"models", "losses", "data", "analysis"}
 
 

@@ -12,7 +12,7 @@ import torch
 from msgspec import structs
 from torch import Tensor, nn
 
-from zoo import files, machine, metrics, registry, run_folders, tensor_files
+from zoo import calibration, files, machine, metrics, registry, run_folders, tensor_files
 from zoo import recipe as recipes
 from zoo.data import _augment
 from zoo.data._folders import stored_side
@@ -39,6 +39,10 @@ class Run:
     std: tuple[float, float, float]
     metrics: list[dict[str, Any]]
     env: dict[str, Any]
+    temperature: float = 1.0
+    """What the model's logits are divided by (:func:`calibrate`); 1: not calibrated."""
+    weights: str = ""
+    """Digest of the weights."""
 
     @property
     def stored(self) -> int:
@@ -81,7 +85,13 @@ def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
     tensor_files.load_into(model, tensors, path)
     env = files.read_facts(path / "env.json")
     rows = checkpoint.read_rows(path)
-    return Run(path, model.eval(), recipe, header.classes, header.input, header.mean, header.std, rows, env)
+    digest = calibration.digest_of(header.digests)
+    if found := calibration.read(path, digest):
+        calibration.apply(model, found.temperature)
+    temperature = found.temperature if found else 1.0
+    return Run(
+        path, model.eval(), recipe, header.classes, header.input, header.mean, header.std, rows, env, temperature, digest
+    )
 
 
 def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tuple[metrics.Result, Tensor, Tensor]:
@@ -104,6 +114,18 @@ def check_classes(run: Run, data: DataSet) -> None:
     mine, theirs = (tuple(map(files.as_utf8, names)) for names in (run.classes, data.classes))
     if mine != theirs:
         raise FileError(f"classes differ ({_difference(mine, theirs)}); use the data the run was trained on")
+
+
+def calibrate(run: Run, data: DataSet | None = None) -> tuple[Run, calibration.Calibration]:
+    """Fit a temperature on the run's validation images, keep it in the run folder; the run with it, and what was found.
+
+    Raises:
+        DataError: the run holds no validation images back.
+    """
+    _, logits, targets = evaluate(run, "val", data)
+    found = calibration.of(logits * run.temperature, targets, split="val", weights=run.weights)
+    calibration.save(run.path, found)
+    return load(run.path), found
 
 
 def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:

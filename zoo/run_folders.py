@@ -186,7 +186,16 @@ def stored_recipe(folder: Path) -> Path:
     return path
 
 
-WRITTEN = ("weights.safetensors", "metrics.jsonl", "bench.csv", "result.json", "predictions.csv", "bad_batch.json", "env.json")
+WRITTEN = (
+    "weights.safetensors",
+    "metrics.jsonl",
+    "bench.csv",
+    "result.json",
+    "predictions.csv",
+    "bad_batch.json",
+    "env.json",
+    "calibration.json",
+)
 """Files of a run that the next one in its folder must not inherit."""
 INSIDE = ("last", "tensorboard")
 """Folders inside a run folder."""

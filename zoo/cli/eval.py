@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,13 +16,15 @@ from zoo.cli._shared import RUN, as_json
 @click.option("--split", type=click.Choice(["val", "test", "train"]), default="test", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for result.json and the tables as CSV.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read; the result says how many.")
+@click.option("--calibrate", is_flag=True, help="Fit a temperature on the validation images; predict and export use it.")
 @as_json
-def command(run: str | None, split: str, out: Path | None, skip_bad: bool, as_json: bool) -> None:
+def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calibrate: bool, as_json: bool) -> None:
     """Evaluate a run's best weights: overall, macro, per class with 95 % intervals, shots, confused pairs, calibration.
 
     \b
     zoo eval
     zoo eval cifar10-resnet32 --split val --json
+    zoo eval --calibrate
     """
     from zoo import console, run_folders, tables
     from zoo.files import publish_text
@@ -43,9 +46,18 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, as_js
         console.print_line(f"warning  {error} (left out here)")
     if data.skipped:
         skipped = {"skipped": len(data.skipped)}
+    if calibrate:
+        before, _, _ = engine.evaluate(loaded, split, data)
+        loaded, found = engine.calibrate(loaded, data)
     result, logits, targets = engine.evaluate(loaded, split, data)
+    if calibrate:
+        console.print_line(
+            f"calibrate temperature {found.temperature:.3f} from {found.n:,} validation images · {split}: "
+            f"loss {before.loss:.4f} -> {result.loss:.4f}, calibration error {before.ece:.4f} -> {result.ece:.4f}"
+        )
     counts = loaded.env.get("counts", ())
-    chosen = {"chosen_on": loaded.recipe.select_on} if split == "test" else {}
+    chosen: dict[str, Any] = {"chosen_on": loaded.recipe.select_on} if split == "test" else {}
+    chosen |= {"temperature": loaded.temperature} if loaded.temperature != 1 else {}
     story = {"run": str(folder), "split": split, **chosen, **skipped, **result.summary(loaded.classes, counts)}
     if out is not None:
         report.write_tables(out, result, logits, targets, getattr(data, split).files, loaded.classes)
