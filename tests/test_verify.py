@@ -106,7 +106,7 @@ def test_the_drop_from_float32_is_measured_again(tmp_path: Path, monkeypatch: py
     assert states(_verify.verify(path, run=run))["drop from fp32"] == "ok"
     assert states(_verify.verify(path))["drop from fp32"] == "not run"
     known = np.eye(10)[run.dataset().test.targets]
-    monkeypatch.setattr(_verify._cases, "right", lambda run, exported: lambda part: known[: len(part)])
+    monkeypatch.setattr(_verify._cases, "right", lambda exported: lambda part: known[: len(part)])
     checks = _verify.verify(path, run=run)
     assert [(each.name, each.code) for each in checks if each.code and "parity" not in each.name] == [("drop from fp32", 8)]
 
