@@ -208,6 +208,18 @@ def test_every_changed_byte_of_a_header_is_noticed(tmp_path: Path, shift: int) -
                 tensor_files.load_weights(path)
 
 
+@pytest.mark.parametrize(("old", "new"), [(b'"F32"', b'"I32"'), (b"[2,3]", b"[3,2]"), (b"[6]", b"[6,1]")])
+def test_a_header_with_another_type_or_shape_of_the_same_bytes(tmp_path: Path, old: bytes, new: bytes) -> None:
+    path = tmp_path / "w.safetensors"
+    tensor_files.save_tensors(path, {"a": torch.zeros(2, 3), "b": torch.zeros(6)}, WEIGHTS)
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    header = whole[8 : 8 + size].replace(old, new)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + whole[8 + size :])
+    with pytest.raises(FileError, match="checksum differs in the header"):
+        tensor_files.load_tensors(path)
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
