@@ -141,7 +141,7 @@ def of_run(run: Run, images: int) -> Subject:
     """A run with up to ``images`` test images spread over the set, or noise if the run's data is not here."""
     data_less = msgspec.structs.replace(run.recipe.data, dir="")
     facts = {
-        "recipe": recipes.dump(msgspec.structs.replace(run.recipe, data=data_less)), "data": run.recipe.data.name,
+        "recipe": recipes.dump(msgspec.structs.replace(run.recipe, data=data_less)), "data": run.recipe.data.label,
         "data_sha256": str(run.env.get("data_digest", "")),
     }  # fmt: skip
     if run.temperature != 1:  # the graph divides the logits by it

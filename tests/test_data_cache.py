@@ -51,16 +51,16 @@ def test_two_projects_with_equal_names_sizes_and_times_keep_their_own_pixels(
 
 def test_a_file_that_is_replaced_with_its_size_and_time_kept_is_read_again(tmp_path: Path) -> None:
     root = tree(tmp_path / "a")
-    path = root / "test" / "cat" / "0.png"
+    path = root / "test" / "cat" / "x.bmp"  # of the same size whatever its pixels are
     first = Image.new("RGB", (32, 32), "white")
     first.save(path)
     os.utime(path, (1, 1))
-    assert (build("folder", root).test.images[0] == 255).all()
+    assert (build("folder", root).test.images[6] == 255).all()
     size = path.stat().st_size
     Image.new("RGB", (32, 32), "black").save(path)
     assert path.stat().st_size == size
     os.utime(path, (1, 1))
-    assert (build("folder", root).test.images[0] == 0).all()
+    assert (build("folder", root).test.images[6] == 0).all()
 
 
 def damage(kind: str, path: Path) -> None:
@@ -198,19 +198,17 @@ def test_more_than_ten_bad_images_are_listed_in_a_file(tmp_path: Path) -> None:
 
 
 def test_memory_is_bounded_by_the_blocks_not_by_the_set(tmp_path: Path) -> None:
-    root = tree(tmp_path / "a", n=60, side=32)
-    for path in root.rglob("*.png"):
-        Image.new("RGB", (512, 512), path.stem).save(path) if False else Image.effect_noise((8, 8), 9).resize((512, 512)).save(
-            path
-        )
+    root = tree(tmp_path / "a", n=50, side=8)
+    for number, path in enumerate(sorted(root.rglob("*.png"))):  # 200 images, 138 MB as pixels
+        Image.new("RGB", (480, 480), (number, 0, 0)).save(path)
     code = (
         "import resource, sys; from pathlib import Path; from zoo.data import folder\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
-        "before = peak(); data = folder.build(Path(sys.argv[1]), size=210, val=0.5, seed=0)\n"
+        "before = peak(); data = folder.build(Path(sys.argv[1]), size=420, val=0.5, seed=0)\n"
         "print(peak() - before, data.train.images.nbytes + data.val.images.nbytes + data.test.images.nbytes)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run([sys.executable, "-c", code, str(root)], env=env, capture_output=True, text=True, check=True)
     grown, pixels = map(int, ran.stdout.split())
     assert pixels > 130e6
-    assert grown < 100e6
+    assert grown < 90e6

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from reads_cases import Case, page
+from reads_cases import Case
 from reads_onnx import CASES, TABLE, net
 
 from zoo import __main__ as cli
@@ -41,12 +41,6 @@ def test_bench(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert case.does == TABLE or case.does in said
     assert "roofline left out" not in said or "skl2onnx" in case.input
     assert float(_timing.read_csv(out)[0]["images_per_s"]) > 0
-
-
-def test_the_page_has_the_rows() -> None:
-    text = (Path(__file__).parent.parent / "docs" / "reads.md").read_text(encoding="utf-8")
-    for line in page(CASES).splitlines():
-        assert line in text.splitlines(), f"{line}: run tools/reads"
 
 
 def test_the_kinds_named_in_the_issue_are_there() -> None:

@@ -19,8 +19,8 @@ def write(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> N
     def to(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([_quoted(name) for name in header])
-            writer.writerows([_quoted(cell) for cell in row] for row in rows)
+            writer.writerow([quoted(name) for name in header])
+            writer.writerows([quoted(cell) for cell in row] for row in rows)
 
     publish(path, to)
 
@@ -51,5 +51,6 @@ def lines(text: str) -> list[list[str]]:
     return [[cell.removeprefix("'") for cell in row] for row in rows if row]
 
 
-def _quoted(cell: Any) -> Any:
+def quoted(cell: Any) -> Any:
+    """A cell as it is written: a text that begins as a formula gets an apostrophe in front."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -300,17 +300,24 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in flatten(_tree(recipe)).items() if not key.startswith("reported.")}
 
 
+def aligned(recipes: Iterable[Recipe]) -> list[dict[str, Any]]:
+    """The settings of several recipes, all with the same keys; an option of another loss counts as its default."""
+    found = [settings(recipe) for recipe in recipes]
+    every = dict.fromkeys(key for each in reversed(found) for key in each)
+    return [{key: each[key] if key in each else options()[key].default for key in every} for each in found]
+
+
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Lines ``key: old -> new`` for every setting that differs."""
-    before, after = settings(old), settings(new)
-    pairs = {key: (before.get(key, "not there"), after.get(key, "not there")) for key in before | after}
-    return [f"{key}: {one} -> {other}" for key, (one, other) in pairs.items() if one != other]
+    before, after = aligned([old, new])
+    return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
 
 
 def _tree(recipe: Recipe) -> dict[str, Any]:
     """The tables of a recipe file: the options of the loss stand beside its name."""
     tree = msgspec.to_builtins(recipe)
-    tree["loss"] |= tree["loss"].pop("options")
+    name, chosen = tree["loss"].pop("name"), tree["loss"].pop("options")
+    tree["loss"] = {"name": name, **chosen, **tree["loss"]}
     return tree
 
 
@@ -331,8 +338,9 @@ def _takes(loss: str, key: str) -> bool:
 def _known(written: Written, *, stored: bool = False) -> Written:
     """The same; UsageError for a key that no recipe has (with ``stored``: apart from options of a loss that is not installed)."""
     known = keys()
+    foreign = stored and written.values.get("loss.name", Loss().name) not in registry.table("losses")
     for key in written.values:
-        if key in known or (stored and key.startswith("loss.")):
+        if key in known or (foreign and key.startswith("loss.")):
             continue
         if key.rpartition(".")[2] == "gamma":
             raise UsageError(f"{BARE_GAMMA}{written.place(key)}")

@@ -75,7 +75,7 @@ def new_name(recipe: Recipe, when: datetime.date | None = None) -> str:
     'synthetic-cnn_small-cross_entropy-s0-1123a'
     """
     when = when or datetime.date.today()
-    data = Path(recipe.data.dir).name if recipe.data.name == "folder" and recipe.data.dir else recipe.data.name
+    data = recipe.data.label
     stem = f"{data}-{recipe.model}-{recipe.loss.name}-s{recipe.seed}-{when:%m%d}"
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
     return next(stem + letter for letter in _letters() if not (root() / (stem + letter)).exists())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -132,13 +133,19 @@ def checked(data: DataSet) -> None:
     console.print(f"digest {data.digest}")
 
 
-def predictions(answers: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
-    """A line an image; DataError after them if a file could not be read."""
+def predictions(answers: Sequence[Mapping[str, Any]], *, as_json: bool, as_csv: bool = False) -> None:
+    """A line per image, in CSV per class; DataError after them if a file could not be read."""
     bad = [answer for answer in answers if "error" in answer]
     for answer in bad:
         print(f"{plain(answer['file'])}: error: {plain(answer['error'])}", file=sys.stderr)
     if as_json:
         print(json.dumps(list(answers)))
+    elif as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(("file", "rank", "class", "probability"))
+        for answer in answers:
+            for rank, (name, share) in enumerate(answer.get("top", ()), 1):
+                writer.writerow((csv_files.quoted(plain(answer["file"])), rank, csv_files.quoted(plain(name)), share))
     else:
         rows = [(a["file"], "  ".join(f"{name} {percent(p)} %" for name, p in a["top"])) for a in answers if "top" in a]
         out().print(make(("file", "class and probability"), rows))

@@ -22,8 +22,8 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 TEST_SHARE = 2_893 / 8_677
 URL = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip"
-MD5 = "3138e1922a9193bfa496528edbbc45d0"
-"""As torchvision.datasets.Caltech101 has them."""
+SHA256 = "331234750fc7f77520e50d9565e8b6907b03565e30320da1401130db08c61f91"
+"""Of the archive, whose MD5 torchvision.datasets.Caltech101 has."""
 
 
 def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
@@ -64,7 +64,7 @@ def _downloaded() -> Path:
 
     target = _folders.download_folder("caltech101")
     print_line(f"data     downloading caltech101 to {target}")
-    _download.fetch(URL, target / Path(URL).name, MD5)
+    _download.fetch(URL, target / Path(URL).name, SHA256)
     try:
         Caltech101(str(target.parent), download=True)  # its folder is caltech101; finds the archive there and unpacks it
     except Exception as error:  # one boundary around archive and disk, whose faults have many types

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,19 @@ RESIDENT_BYTES = 8 << 30
 """Image sets up to this size are copied to the GPU as a whole."""
 COPIED = 1024
 """Images that are copied at a time."""
+
+
+class Batch(NamedTuple):
+    """What one step gets."""
+
+    inputs: Tensor
+    """(N, 3, H, W), or what a frozen part made of them; fewer rows where several processes share a batch."""
+    targets: Tensor
+    """(N,)"""
+    chosen: np.ndarray
+    """(N,) positions in the split."""
+    draws: np.ndarray
+    """(N, K) uniform random numbers in [0, 1)."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +63,8 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.index) // self.batch_size)
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor, np.ndarray, np.ndarray]]:
-        """Yield inputs (N, 3, H, W), targets (N,), positions in the split (N,) and random draws (N, K), from batch ``skip`` on.
-
-        With ``share`` the inputs alone are fewer: this process's rows of the batch.
-        """
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from batch ``skip`` on."""
         order, draws = self.index, np.zeros((len(self.index), 0), np.float32)
         if self.augment is not None:
             order = self.sample(epoch) if self.sample else order[sampling.order(self.seed, epoch, len(order))]
@@ -63,7 +74,7 @@ class Batches:
             mine = self.share(len(chosen)) if self.share else slice(None)
             where = torch.from_numpy(chosen).to(self._targets.device)
             targets = self._targets[where].to(self.device, non_blocking=True)
-            yield self._inputs(chosen[mine], drawn[mine]), targets, chosen, drawn
+            yield Batch(self._inputs(chosen[mine], drawn[mine]), targets, chosen, drawn)
 
     def _inputs(self, chosen: np.ndarray, draws: np.ndarray) -> Tensor:
         if self.features is not None:

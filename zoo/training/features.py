@@ -62,7 +62,7 @@ def trainable_head(
     why = "more than one head module is trained"
     for head in dict.fromkeys(heads):
         if head and all(name.startswith(f"{head}.") for name in trained):
-            why = _obstacle(model, head, next(_in_order(batches).epoch(0))[0], images, precision)
+            why = _obstacle(model, head, next(_in_order(batches).epoch(0)).inputs, images, precision)
             if not why:
                 return head, ""
     return "", why
@@ -74,8 +74,8 @@ def compute(model: nn.Module, head: str, batches: Batches, precision: str) -> Te
     model.eval()
     found = []
     with autocast(batches.device, precision):
-        for inputs, *_ in _in_order(batches).epoch(0):
-            found.append(_before(model, head, inputs))
+        for batch in _in_order(batches).epoch(0):
+            found.append(_before(model, head, batch.inputs))
     return torch.cat([part for part in found if part is not None])
 
 
