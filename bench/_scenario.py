@@ -92,7 +92,7 @@ def bound(latencies: np.ndarray, percentile: float) -> float:
 
 def closed_loop(query: Callable[[np.ndarray], object], rules: Rules, pool: int, seconds: float, queries: int) -> Outcome:
     """The next query when the last is answered, until both the time and the number are reached."""
-    rng, found = np.random.default_rng(0), []
+    rng, found = np.random.default_rng(0), list[int]()
     clock = time.perf_counter_ns
     with _timing.no_collection():
         start = clock()

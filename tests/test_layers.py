@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     "errors spec files csv_files",
-    "recipe recipe_text recipe_types registry sampling console tables machine run_folders recipes _build focal_formula focal_arguments",
+    "recipe recipe_text recipe_types registry sampling console tables machine run_folders model_files recipes _build focal_formula focal_arguments",
     "ops metrics tensor_files calibration weights doctor",
     "models losses data analysis",
     "training.freezing training.checkpoint training.processes training.signals training.lint",
@@ -23,6 +23,7 @@ LAYERS = [
     "run",
     "export report",
     "training.start training",
+    "training.api",
     "sweep reproduce analyses bench predictor",
     "cli __main__",
 ]

@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 import tomli_w
 
-from zoo import recipe_text, registry
+from zoo import model_files, recipe_text, registry
 from zoo.errors import UsageError, did_you_mean
 from zoo.recipe_text import Written, flatten
-from zoo.recipe_types import about, declared, option_type
+from zoo.recipe_types import about, declared, not_allowed, option_type
 from zoo.spec import Option
 
 MOST = 1_000_000
@@ -212,6 +212,8 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
         UsageError: unknown name, key, type or range, naming the nearest names and the line of the file.
     """
     values = {full_key(key): value for key, value in overrides.items()}
+    if model_files.is_file(str(values.get("model", ""))):
+        values["model"] = model_files.named(values["model"])
     if what is None:
         what = values.get("model", "demo")
     path = Path(what)
@@ -224,11 +226,22 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
         if "loss.name" in values:
             kept = {key: value for key, value in kept.items() if _takes(values["loss.name"], key)}
         return _typed(kept | values, written, values)
-    if not what.startswith("timm/") and what not in registry.names("models"):
+    if model_files.is_file(what):
+        what = model_files.named(what)
+    elif not what.startswith("timm/") and what not in registry.names("models"):
         names = [*registry.names("models"), *shipped()]
         raise UsageError(f"no model {what!r}{did_you_mean(what, names)}; list them with: zoo models")
     values["model"] = what
     return _typed(_suited(what, values) | values)
+
+
+def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe with other settings, by dotted key or leaf name; UsageError as :func:`resolve`."""
+    values = {full_key(key): value for key, value in overrides.items()}
+    kept = flatten(_tree(recipe))
+    if "loss.name" in values:
+        kept = {key: value for key, value in kept.items() if _takes(values["loss.name"], key)}
+    return _typed(kept | values)
 
 
 def check(recipe: Recipe) -> None:
@@ -351,8 +364,9 @@ def _known(written: Written, *, stored: bool = False) -> Written:
 
 def _suited(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """What the model and its data set suggest; ``values`` are already decided."""
-    entry: dict[str, Any] = {} if model.startswith("timm/") else registry.entry("models", model)
-    suits = entry.get("data") or ("caltech101" if model.startswith("timm/") else "cifar10",)
+    timm, file = model.startswith("timm/"), model_files.is_file(model)
+    entry: dict[str, Any] = {} if timm else model_files.entry(model) if file else registry.entry("models", model)
+    suits = entry.get("data") or ("caltech101" if timm else "cifar10",)
     name = values.get("data.name", suits[0])
     name = name if name.partition(":")[0] in registry.table("data") else "folder"
     return registry.entry("data", name).get("recipe", {}) | entry.get("recipe", {}) | {"data.name": suits[0], "model": model}
@@ -377,7 +391,7 @@ def _typed(
     except msgspec.ValidationError as error:
         key = str(error).partition(" - at ")[2].strip("`$.").partition("[")[0]
         place = written.place(key) if written and key not in changed else ""
-        raise _not_allowed(key, flat.get(key), place, error) from error
+        raise not_allowed(key, flat.get(key), place, error, options().get(key)) from error
 
 
 def _loss_option(flat: Mapping[str, Any], name: str, value: Any, place: str, *, stored: bool) -> dict[str, Any]:
@@ -400,16 +414,4 @@ def _loss_option(flat: Mapping[str, Any], name: str, value: Any, place: str, *, 
     try:
         return {name: msgspec.convert(value, option_type(option))}
     except msgspec.ValidationError as error:
-        raise _not_allowed(f"loss.{name}", value, place, error, option) from error
-
-
-def _not_allowed(key: str, value: Any, place: str, error: Exception, option: Option | None = None) -> UsageError:
-    """What msgspec says of a value, with the whole range, where it names the bound that was passed."""
-    option = option or options().get(key)
-    expected = str(error).partition(" - at ")[0].replace("`", "").replace("Expected", "expected")
-    if option and option.choices and "Invalid enum" in expected:
-        expected = f"expected {option.range}"
-    elif option and option.range and any(sign in expected for sign in "<>"):
-        expected = f"expected {option.type.replace('list[', '').rstrip(']')} {option.range}"
-    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
-    return UsageError(f"{key} = {shown}{place} is not allowed: {expected}")
+        raise not_allowed(f"loss.{name}", value, place, error, option) from error

@@ -12,7 +12,7 @@ import torch
 from msgspec import structs
 from torch import Tensor, nn
 
-from zoo import calibration, files, machine, metrics, registry, run_folders, tensor_files
+from zoo import calibration, files, machine, metrics, model_files, registry, run_folders, tensor_files
 from zoo import recipe as recipes
 from zoo.data import _augment
 from zoo.data._folders import stored_side
@@ -59,9 +59,14 @@ def create_model(name: str, classes: int | None = None, weights: str = "none", f
     """Build a registered model, ``weights`` being ``none``, ``default``, a file or a run, ``freeze`` a role (:func:`zoo.training.freezing.freeze`).
 
     Raises:
-        UsageError: unknown name. FileError: weights that cannot be had or don't fit.
+        UsageError: unknown name. FileError: weights that cannot be had or do not fit. TypeError, ValueError: ``classes`` is not
+            a positive integer.
     """
-    spec = build.model_spec(name)
+    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
+        raise TypeError(f"classes = {classes!r} is not an int; give the number of classes, or None for the model's own")
+    if classes is not None and classes < 1:
+        raise ValueError(f"classes = {classes} is not allowed; give at least 1, or None for the model's own")
+    spec = build.model_spec(model_files.named(name) if model_files.is_file(name) else name)
     model = spec.build(classes or spec.classes)
     fresh = build.load_weights(model, spec, weights)
     freezing.freeze(model, freeze, spec, fresh=fresh)
@@ -81,7 +86,7 @@ def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
     tensors, header = tensor_files.load_weights(path / "weights.safetensors")
     if header.model != recipe.model:
         raise FileError(f"weights are of {header.model}, the recipe says {recipe.model} ({path}); they are of two runs")
-    model = build.model_spec(recipe.model).build(len(header.classes))
+    model = build.model_spec(recipe.model, path).build(len(header.classes))
     tensor_files.load_into(model, tensors, path)
     env = files.read_facts(path / "env.json")
     rows = checkpoint.read_rows(path)

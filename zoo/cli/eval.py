@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from zoo.cli._shared import RUN, as_json
+from zoo.cli._shared import RUN, as_json, threads
 
 
 @click.command("eval")
@@ -18,6 +18,7 @@ from zoo.cli._shared import RUN, as_json
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for result.json and the tables as CSV.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read; the result says how many.")
 @click.option("--calibrate", is_flag=True, help="Fit a temperature on the validation images; predict and export use it.")
+@threads
 @as_json
 def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calibrate: bool, as_json: bool) -> None:
     """Evaluate a run's best weights: overall, macro, per class with 95 % intervals, shots, confused pairs, calibration.
@@ -32,10 +33,11 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calib
 
     folder = run_folders.find(run)
     console.print_line(f"run      {folder}")
-    from zoo import report
+    from zoo import machine, report
     from zoo import run as engine
     from zoo.data._parts import UnreadableImages
 
+    machine.use_threads()
     loaded = engine.load(folder)
     skipped: dict[str, int] = {}
     try:

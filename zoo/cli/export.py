@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from zoo import registry
-from zoo.cli._shared import RUN, Finite, as_json
+from zoo.cli._shared import RUN, Finite, as_json, threads
 from zoo.errors import UsageError
 
 
@@ -43,6 +43,7 @@ from zoo.errors import UsageError
 )
 @click.option("--force", is_flag=True, help="Replace the file.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read from the trial.")
+@threads
 @as_json
 def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad: bool, **options: Any) -> None:
     """Export a run to one file and prove that it answers as PyTorch does, or publish nothing (exit 8).
@@ -66,9 +67,11 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad
     folder = run_folders.find(run)
     console.print_line(f"run      {folder}")
     import zoo.export
+    from zoo import machine
     from zoo.export import _tensorrt
     from zoo.run import load
 
+    machine.use_threads()
     loaded = load(folder, skip_bad=skip_bad)
     if fastest:
         _check_fastest(fmt, chosen or out, options, only_onnx)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from zoo.cli._settings import RecipeCommand
-from zoo.cli._shared import Name, headline, recipe_names, registered, start
+from zoo.cli._shared import Name, headline, recipe_names, registered, start, threads
 
 
 class _Train(RecipeCommand):
@@ -26,6 +26,7 @@ class _Train(RecipeCommand):
 @click.argument("what", required=False, type=Name(registered("models"), recipe_names))
 @click.argument("settings", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: runs/<name made from the settings>).")
+@threads
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the latest run.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and what may surprise in it, and stop.")

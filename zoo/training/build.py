@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import console, machine, ops, registry, sampling, weights
+from zoo import console, machine, model_files, ops, registry, sampling, weights
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _augment
@@ -72,12 +72,19 @@ def place(recipe: Recipe, team: Team) -> Place:
     device = team.device(machine.device(recipe.device))
     precision = machine.precision(recipe.precision, device)
     allocator = machine.keep_memory()
-    torch.set_num_threads(max(1, machine.cores() // team.local_size))
+    machine.use_threads(team.local_size)
     return Place(device, precision, allocator)
 
 
 def session(
-    recipe: Recipe, folder: Path, place: Place, team: Team, *, data: DataSet | None = None, loss: nn.Module | None = None
+    recipe: Recipe,
+    folder: Path,
+    place: Place,
+    team: Team,
+    *,
+    data: DataSet | None = None,
+    loss: nn.Module | None = None,
+    resume: bool = False,
 ) -> tuple[Session, list[str]]:
     """The session of a recipe, and one line for each thing in the recipe that may surprise.
 
@@ -88,7 +95,8 @@ def session(
             trained on.
     """
     recipes.check(recipe)
-    spec = model_spec(recipe.model)
+    _augment.check(recipe.data.augment)
+    spec = model_spec(recipe.model, folder if resume else None)
     classes = len(data.classes) if data else registry.entry("data", recipe.data.name)["classes"]
     start = _model(recipe, spec, classes or spec.classes)
     data = data or dataset(recipe, spec.input[1])
@@ -157,8 +165,13 @@ def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, 
     return _Start(model, tensors, frozen, plan, [name for name in frozen.names if name in set(fresh)])
 
 
-def model_spec(name: str) -> ModelSpec:
-    """The spec of a registered model, or of any timm model as ``timm/<name>``."""
+def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
+    """The spec of a registered model, of any timm model as ``timm/<name>``, or of one in a file as ``FILE.py:NAME``.
+
+    ``stored`` is the folder of the run that the model is of.
+    """
+    if model_files.is_file(name):
+        return model_files.spec(name, stored)
     if name.startswith("timm/"):
         from zoo.models import timm_nets
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import files, metrics, report, run_folders, tensor_files
+from zoo import files, metrics, model_files, report, run_folders, tensor_files
 from zoo import recipe as recipes
 from zoo.console import print_line, print_lines
-from zoo.errors import UsageError
+from zoo.errors import FileError, UsageError
 from zoo.files import publish, publish_text
 from zoo.recipe import Recipe
 from zoo.spec import DataSet
@@ -25,6 +25,9 @@ from zoo.training.session import Session
 
 RESUMABLE = ("epochs", "patience", "data.dir", "device", "compile", "save_every", "on_full")
 """Settings that may differ between the parts of one run."""
+
+IDENTITY = ("model", "optim.name")
+"""Settings without which a checkpoint cannot be read into the run."""
 
 OnEpoch = Callable[[list[dict[str, Any]]], None]
 
@@ -41,7 +44,7 @@ def train_in(
         old = _resumable(recipe, folder) if resume else recipe
         stop.saved = resume
         with team.leader_first():
-            session, findings = build.session(recipe, folder, place, team, data=data, loss=loss)
+            session, findings = build.session(recipe, folder, place, team, data=data, loss=loss, resume=resume)
         if session.settings.deterministic:
             _check_deterministic(session)
         session.wrap()
@@ -63,6 +66,10 @@ def _resumable(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe that the run was started with; UsageError if the new one differs in what may not change."""
     old = recipes.read(folder / "recipe.toml")
     changed = [line for line in recipes.differences(old, recipe) if line.partition(":")[0] not in RESUMABLE]
+    if other := [line for line in changed if line.partition(":")[0] in IDENTITY]:
+        raise FileError(
+            f"checkpoint is of another run ({folder}, {'; '.join(other)}); resume with its settings, or train a new run"
+        )
     if changed:
         raise UsageError(f"settings differ from the run's ({'; '.join(changed[:3])}); resume without them, or train a new run")
     return old
@@ -109,6 +116,7 @@ def _write_recipe(session: Session, recipe: Recipe) -> None:
     if (folder / "metrics.jsonl").is_file():
         checkpoint.keep_rows(folder, session.at.epoch)
     publish_text(folder / "recipe.toml", f"# repeat with: zoo train {folder / 'recipe.toml'}\n" + recipes.dump(recipe))
+    model_files.keep(recipe.model, folder)
     if (manifest := session.data.manifest) is not None:
         publish(folder / "last" / "manifest.npy", lambda temporary: np.save(temporary, manifest))
 
