@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from zoo.console import print_line
 from zoo.export import _cases, _external, _session
 from zoo.export._graph import Exported
 from zoo.spec import Split
+
+if TYPE_CHECKING:
+    from zoo.run import Run
 
 TIMED, TURNS = 16, 7
 """Images and pairs of calls by which a precision's speed is compared with float32's."""
@@ -49,6 +52,18 @@ def row(hits: np.ndarray) -> dict[str, Any]:
     """n, correct, accuracy in [0, 1] and its 95 % interval."""
     n, correct, accuracy, low, high = metrics.class_row(len(hits), int(hits.sum()))
     return {"n": n, "correct": correct, "accuracy": accuracy, "low": low, "high": high}
+
+
+def of_run(run: Run) -> str:
+    """The accuracy of a run, as ``zoo train`` and ``zoo eval`` say it, with the precision that it was taken in; nothing if it is
+    not known. It is the one that others are said beside: a file may be in another precision, and differ in some images.
+    """
+    row = next((row for row in reversed(run.metrics) if row["split"] == "test"), None)
+    if row is None:
+        return ""
+    n, precision = row.get("n"), run.env.get("precision")
+    of = f" of {n:,}" if isinstance(n, int) else ""
+    return f"the run: {100 * row['accuracy']:.2f} %{of}" + (f" in {precision}" if precision else "")
 
 
 def hits(answer: _cases.Answer, part: Split, name: str) -> np.ndarray:

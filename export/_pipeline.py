@@ -61,6 +61,7 @@ def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -
         precision=spec.precision, opset=opset, ir_version=made.ir_version if opset else 0, preprocess=exported.preprocess,
         batches=_parity.BATCHES, agree=parity.agree, n=parity.n, ties=parity.ties, max_abs=parity.max_abs, images=subject.source,
         seconds=round(time.monotonic() - began, 2), test=test, calibration=job.calibration, layers=layers,
+        run=subject.accuracy,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -21,10 +22,24 @@ def leading() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def plain(text: str) -> str:
+    """Text that is safe on a terminal: what is not printable (escape sequences, line breaks, bytes that are no text) is escaped.
+
+    >>> plain("a" + chr(27) + "[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
 def print_line(line: str) -> None:
-    """Print a line of progress to stderr."""
-    if leading():
-        print(line, file=sys.stderr, flush=True)
+    """Print a line of progress to stderr; that nobody can read it any more does not end the work."""
+    if leading() and sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(plain(line), file=sys.stderr, flush=True)
 
 
 def print_lines(lines: Iterable[str]) -> None:

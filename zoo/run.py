@@ -108,8 +108,7 @@ def evaluate(
     ``views`` averages the probabilities of several views of each image: ``flip`` or ``crops`` (:mod:`zoo.training.views`).
     """
     data = data or run.dataset()
-    if data.classes != run.classes:
-        raise FileError(f"classes differ ({_difference(run.classes, data.classes)}); use the data the run was trained on")
+    check_classes(run, data)
     part: Split = getattr(data, split)
     if not len(part):
         raise DataError(f"the {split} split is empty ({data.name}, data.val {run.recipe.data.val}); choose another --split")
@@ -122,6 +121,13 @@ def evaluate(
     logits, targets = predict(model if views == "none" else AveragedViews(model, run.input[1], views), batches, precision)
     run.model.to("cpu")
     return metrics.evaluate(logits, targets), logits, targets
+
+
+def check_classes(run: Run, data: DataSet) -> None:
+    """FileError with the first difference unless a data set has the classes of a run, whatever locale either was listed in."""
+    mine, theirs = (tuple(map(files.as_utf8, names)) for names in (run.classes, data.classes))
+    if mine != theirs:
+        raise FileError(f"classes differ ({_difference(mine, theirs)}); use the data the run was trained on")
 
 
 def calibrate(run: Run, data: DataSet | None = None) -> tuple[Run, calibration.Calibration]:
