@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo import files
+from zoo import files, run_folders
 from zoo.errors import DiskError
 
 
@@ -110,3 +110,13 @@ def test_what_another_process_is_writing_is_not_swept(tmp_path: Path) -> None:
 def test_to_ask_makes_no_folder(tmp_path: Path) -> None:
     files.check_writable(tmp_path / "new" / "a.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_of_a_folder_leaves_no_file_and_needs_no_fcntl(tmp_path: Path) -> None:
+    with files.alone(tmp_path / "a.onnx"):
+        assert [path.name for path in tmp_path.iterdir()] == [files.LOCK]
+        with pytest.raises(TimeoutError), files.held(tmp_path / files.LOCK, wait=False):
+            pass
+    assert not list(tmp_path.iterdir())
+    for module in (files, run_folders):
+        assert "import fcntl" not in Path(module.__file__).read_text(encoding="utf-8"), "Windows has none"
