@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo import files
+from zoo import files, run_folders
 from zoo.errors import DiskError, FileError
 
 
@@ -207,3 +207,13 @@ def test_a_folder_without_room(tmp_path: Path) -> None:
     files.check_room(tmp_path / "new", 1)
     with pytest.raises(DiskError, match=r"no space left .*need 1000000000000.0 MB"):
         files.check_room(tmp_path / "new", 10**18)
+
+
+def test_the_lock_of_a_folder_leaves_no_file_and_needs_no_fcntl(tmp_path: Path) -> None:
+    with files.alone(tmp_path / "a.onnx"):
+        assert [path.name for path in tmp_path.iterdir()] == [files.LOCK]
+        with pytest.raises(TimeoutError), files.held(tmp_path / files.LOCK, wait=False):
+            pass
+    assert not list(tmp_path.iterdir())
+    for module in (files, run_folders):
+        assert "import fcntl" not in Path(module.__file__).read_text(encoding="utf-8"), "Windows has none"
