@@ -11,7 +11,21 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     ["errors", "spec", "files"],
-    ["recipe", "registry", "sampling", "console", "tables", "machine", "run_folders", "recipes", "_build", "focal_formula"],
+    [
+        "recipe",
+        "recipe_text",
+        "recipe_types",
+        "model_files",
+        "registry",
+        "sampling",
+        "console",
+        "tables",
+        "machine",
+        "run_folders",
+        "recipes",
+        "_build",
+        "focal_formula",
+    ],
     ["ops", "metrics", "tensor_files", "weights", "doctor"],
     ["models", "losses", "data", "analysis"],
     ["training.freezing", "training.checkpoint", "training.processes", "training.signals", "training.lint"],
@@ -23,7 +37,7 @@ LAYERS = [
     ["run"],
     ["export", "report"],
     ["training.start", "training"],
-    ["sweep", "reproduce", "analyses", "bench", "predictor"],
+    ["sweep", "reproduce", "analyses", "bench", "predictor", "api"],
     ["cli", "__main__"],
 ]
 """From the bottom up. A folder stands on one layer, but for training, whose files are listed."""

@@ -37,7 +37,7 @@ def test_create_model_checks_the_number_of_classes(classes: Any, kind: type[Exce
 def test_train_checks_what_it_is_given() -> None:
     for arguments in ({"what": 3}, {"what": "demo", "data": []}, {"what": "demo", "loss": 3}):
         with pytest.raises(TypeError):
-            run.train(**arguments)
+            zoo.train(**arguments)
 
 
 class Half(torch.nn.Module):
