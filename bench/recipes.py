@@ -122,7 +122,7 @@ def _row(folder: Path) -> dict[str, Any] | None:
         "recipe": name,
         "digest": _digest(recipe),
         "run": folder.name,
-        "data": recipe.data.name,
+        "data": recipe.data.label,
         "imbalance": recipe.data.imbalance,
         "model": recipe.model,
         "weights": Path(recipe.weights).name,

@@ -36,9 +36,10 @@ struct Exchange {  // DLPackExchangeAPI
 
 const Exchange* exchange = nullptr;
 
-// False, and no Python error, for what is not a CPU tensor with memory of its own.
+// False, and no Python error, for what is not a CPU tensor with memory of its own: an efficient zero, a functional tensor and
+// one that vmap made say that they are on the CPU, and have no address.
 inline bool view_of(PyObject* object, View& out) {
-  if (exchange != nullptr && exchange->view(object, &out) == 0) return out.device_type == on_cpu;
+  if (exchange != nullptr && exchange->view(object, &out) == 0) return out.device_type == on_cpu && out.data != nullptr;
   PyErr_Clear();
   return false;
 }

@@ -75,6 +75,11 @@ struct Problem {
   const void* target = nullptr;
   Label label = Label::i64;
   int64_t target_n = 1, target_l = 0;
+  const void* other = nullptr;    // second labels, of the first ones' type, in the order of rows; null: one label a row
+  const void* share = nullptr;    // of the first label, float or double like `weight`, in the order of rows
+  const void* shares = nullptr;   // of the classes instead of labels: strides below, double for f64 logits, else float or as the logits
+  Type shares_type = Type::f32;
+  int64_t shares_n = 0, shares_c = 1, shares_l = 0;
   const void* weight = nullptr;   // float, or double for f64 logits; dense
   void* grad = nullptr;           // same type as logits; null: not wanted
   int64_t grad_n = 0, grad_c = 1, grad_l = 0;
@@ -87,7 +92,7 @@ struct Problem {
 
 struct Result {
   double loss = 0;      // reduced and scaled; 0 for Reduction::none
-  double factor = 0;    // mean of (1 - p)^gamma over the rows that are not ignored
+  double factor = 0;    // mean over the rows that are not ignored of (1 - p)^gamma, weighted by the row's shares
   int64_t bad_row = -1; // first row with a label out of range, or -1; nothing has been written then
   int64_t bad_label = 0;
 };

@@ -85,9 +85,10 @@ void run(const zoo::Problem& p, const Tensor& loss, const Tensor& factor, zoo::S
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> focal_loss(
     const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight, double gamma, double label_smoothing,
-    double scale, int64_t ignore_index, int64_t reduction, bool want_grad, bool want_rows) {
+    double scale, int64_t ignore_index, int64_t reduction, bool want_grad, bool want_rows, const std::optional<Tensor>& other,
+    const std::optional<Tensor>& share) {
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  Prepared made = prepare(logits, target, weight, gamma, label_smoothing, scale, ignore_index, reduction, want_grad, want_rows);
+  Prepared made = prepare(logits, target, weight, gamma, label_smoothing, scale, ignore_index, reduction, want_grad, want_rows, other, share);
   const int64_t size[] = {2 * (zoo::most_counts + zoo::most_blocks)};
   const Tensor room = torch::stable::new_empty(logits, torch::headeronly::IntHeaderOnlyArrayRef(size, size_t(1)), ScalarType::Double);
   auto* totals = static_cast<zoo::Totals*>(room.mutable_data_ptr());

@@ -77,13 +77,16 @@ ZOO_HD void write(void* data, Type type, int64_t at, double value) {
   }
 }
 
-ZOO_HD int64_t label_at(const Problem& p, int64_t row) {
-  const int64_t at = p.inner == 1 ? row * p.target_n : row / p.inner * p.target_n + row % p.inner * p.target_l;
-  switch (p.label) {
-    case Label::i64: return static_cast<const int64_t*>(p.target)[at];
-    case Label::i32: return static_cast<const int32_t*>(p.target)[at];
-    default: return static_cast<const uint8_t*>(p.target)[at];
+ZOO_HD int64_t read_label(const void* labels, Label type, int64_t at) {
+  switch (type) {
+    case Label::i64: return static_cast<const int64_t*>(labels)[at];
+    case Label::i32: return static_cast<const int32_t*>(labels)[at];
+    default: return static_cast<const uint8_t*>(labels)[at];
   }
+}
+
+ZOO_HD int64_t label_at(const Problem& p, int64_t row) {
+  return read_label(p.target, p.label, p.inner == 1 ? row * p.target_n : row / p.inner * p.target_n + row % p.inner * p.target_l);
 }
 
 ZOO_HD double weight_of(const Problem& p, int64_t label) {
@@ -102,20 +105,59 @@ ZOO_HD void write_row(void* data, const Problem& p, int64_t row, double value) {
   if (data != nullptr) write(data, p.type == Type::f64 ? Type::f64 : Type::f32, row, value);
 }
 
-// Counts rows and weights of a block, and finds its first label out of range.
+// What a row is to be: shares q_c of the classes, before label smoothing. One label has all of it, two have `share` and the
+// rest, or the row's own shares are in memory.
+struct Goal {
+  int64_t label = -1, other = -1;  // other == label where there is one label; both -1 for shares in memory
+  bool ignored = false, wrong = false;
+  double share = 1;      // of `label`
+  int64_t start = 0;     // of the row's shares
+
+  ZOO_HD Goal(const Problem& p, int64_t row) {
+    if (p.shares != nullptr) {
+      start = p.inner == 1 ? row * p.shares_n : row / p.inner * p.shares_n + row % p.inner * p.shares_l;
+      return;
+    }
+    label = other = label_at(p, row);
+    if (p.other != nullptr) {
+      other = read_label(p.other, p.label, row);
+      share = read(p.share, p.type == Type::f64 ? Type::f64 : Type::f32, row);
+    }
+    ignored = label == p.ignore_index || other == p.ignore_index;
+    wrong = !ignored && (uint64_t(label) >= uint64_t(p.classes) || uint64_t(other) >= uint64_t(p.classes));
+  }
+  ZOO_HD bool plain() const { return !ignored && !wrong; }
+  // q_c
+  ZOO_HD double of(const Problem& p, int64_t c) const {
+    if (p.shares != nullptr) return read(p.shares, p.shares_type, start + c * p.shares_c);
+    if (label == other) return c == label ? 1.0 : 0.0;
+    return c == label ? share : c == other ? 1 - share : 0.0;
+  }
+  // w_c times q_c after smoothing
+  ZOO_HD double amount(const Problem& p, int64_t c) const {
+    const double q = of(p, c);
+    return weight_of(p, c) * (p.smoothing == 0 ? q : q * (1 - p.smoothing) + p.smoothing / double(p.classes));
+  }
+};
+
+// Whether a row may have more than one class with a share.
+ZOO_HD bool is_soft(const Problem& p) { return p.smoothing > 0 || p.other != nullptr || p.shares != nullptr; }
+
+// Counts rows and weights of a block, and finds its first label out of range. Rows without one label have no weight of their
+// own: they count as one.
 inline void scan(const Call& call, int64_t begin, int64_t end, Sums& sums) {
   const Problem& p = call.problem;
   sums = Sums{0, 0, -1, 0, 0, 0};
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t label = label_at(p, row);
-    if (label == p.ignore_index) continue;
-    if (uint64_t(label) >= uint64_t(p.classes)) {
+    const Goal goal(p, row);
+    if (goal.ignored) continue;
+    if (goal.wrong) {
       sums.bad_row = row;
-      sums.bad_label = label;
+      sums.bad_label = uint64_t(goal.label) >= uint64_t(p.classes) ? goal.label : goal.other;
       return;
     }
     sums.count += 1;
-    sums.weight += weight_of(p, label);
+    sums.weight += p.other != nullptr || p.shares != nullptr ? 1.0 : weight_of(p, goal.label);
   }
 }
 
@@ -136,13 +178,14 @@ inline Found find(const Problem& p, int64_t start) {
   return found;
 }
 
-// One row in double. With smoothing each class keeps its own factor (Mukhoti et al. 2020):
-// l = -sum_c a_c (1 - p_c)^gamma log p_c with a_c = w_c q_c, and with g_c = a_c slope_c
+// One row in double. Each class with an amount a_c = w_c q_c keeps its own factor (Mukhoti et al. 2020):
+// l = -sum_c a_c (1 - p_c)^gamma log p_c, and with g_c = a_c slope_c
 // d l / d z_j = p_j sum_{c != j} g_c - g_j (1 - p_j).
 inline void exact_row(const Call& call, int64_t row, Sums& sums) {
   const Problem& p = call.problem;
-  const int64_t label = label_at(p, row), start = row_start(p, row), out = grad_start(p, row);
-  if (label == p.ignore_index) {
+  const Goal goal(p, row);
+  const int64_t start = row_start(p, row), out = grad_start(p, row);
+  if (goal.ignored) {
     write_row(p.loss_rows, p, row, 0);
     write_row(p.p_rows, p, row, 1);
     if (p.grad != nullptr)
@@ -154,31 +197,36 @@ inline void exact_row(const Call& call, int64_t row, Sums& sums) {
     const double shift = read(p.logits, p.type, start + c * p.stride_c) - found.shift, e = std::exp(shift);
     return terms(shift, e, c == found.top ? found.below : 1.0 - e + found.below, p.gamma);
   };
-  const double share = p.smoothing / double(p.classes);
-  const auto amount = [&](int64_t c) { return weight_of(p, c) * (c == label ? 1 - p.smoothing + share : share); };
-  const Terms<double> mine = one(label);
-  double loss = amount(label) * mine.loss, all = amount(label) * mine.slope;
-  if (p.smoothing > 0)
-    for (int64_t c = 0; c < p.classes; ++c)
-      if (c != label && amount(c) != 0) {
-        const Terms<double> other = one(c);
-        loss += amount(c) * other.loss;
-        all += amount(c) * other.slope;
-      }
+  const bool soft = is_soft(p);
+  double loss = 0, all = 0, power = 0, prob = 0, mine_q = 0;
+  const auto add = [&](int64_t c) {
+    const double a = goal.amount(p, c), q = goal.of(p, c);
+    if (a == 0 && q == 0) return;
+    const Terms<double> each = one(c);
+    loss += a == 0 ? 0 : a * each.loss;
+    all += a == 0 ? 0 : a * each.slope;
+    power += q * each.power;
+    prob += q * each.p;
+    mine_q = each.q;
+  };
+  if (soft)
+    for (int64_t c = 0; c < p.classes; ++c) add(c);
+  else
+    add(goal.label);
   sums.loss += loss;
-  sums.power += mine.power;
+  sums.power += power;
   write_row(p.loss_rows, p, row, loss * call.factor);
-  write_row(p.p_rows, p, row, mine.p);
+  write_row(p.p_rows, p, row, prob);
   if (p.grad == nullptr) return;
   for (int64_t c = 0; c < p.classes; ++c) {
     double slope;
-    if (c == label && p.smoothing == 0) {
-      slope = -all * mine.q;
-    } else if (p.smoothing == 0) {
+    if (c == goal.label && !soft) {
+      slope = -all * mine_q;
+    } else if (!soft) {
       slope = all * std::exp(read(p.logits, p.type, start + c * p.stride_c) - found.shift) / (1 + found.below);
     } else {
       const Terms<double> each = one(c);
-      const double g = amount(c) == 0 ? 0 : amount(c) * each.slope;
+      const double a = goal.amount(p, c), g = a == 0 ? 0 : a * each.slope;
       slope = each.p * (all - g) - g * each.q;
     }
     write(p.grad, p.type, out + c * p.grad_c, slope * call.factor);

@@ -7,6 +7,8 @@
 // float's ends. Otherwise each row is scaled by a power of two near its largest exp, which rounds nothing.
 #include "focal_loss_vector.h"
 
+#include "focal_loss_soft.h"
+
 namespace zoo {
 namespace {
 namespace ZOO_ISA {
@@ -443,7 +445,8 @@ inline int64_t tally(const L* labels, int64_t n, int64_t classes, int64_t ignore
 // What scan() does, fast where it is all about dense labels.
 inline void scan_block(const Call& call, int64_t begin, int64_t end, Sums& sums) {
   const Problem& p = call.problem;
-  if (p.inner != 1 || p.target_n != 1 || p.reduction == Reduction::weighted_mean) return scan(call, begin, end, sums);
+  if (p.shares != nullptr) return void(sums = Sums{double(end - begin), double(end - begin), -1, 0, 0, 0});
+  if (p.inner != 1 || p.target_n != 1 || p.other != nullptr || p.reduction == Reduction::weighted_mean) return scan(call, begin, end, sums);
   bool wrong = false;
   const int64_t n = end - begin;
   const int64_t count = p.label == Label::i64   ? tally(static_cast<const int64_t*>(p.target) + begin, n, p.classes, p.ignore_index, wrong)
@@ -456,7 +459,11 @@ inline void scan_block(const Call& call, int64_t begin, int64_t end, Sums& sums)
 inline void block(const Call& call, int64_t begin, int64_t end, Sums& sums) {
   const Problem& p = call.problem;
   const bool strided = p.stride_c != 1 || (p.grad != nullptr && p.grad_c != 1);
-  if (p.type == Type::f64 || p.smoothing != 0 || (p.classes >= long_row && strided)) {
+  if (is_soft(p) && p.type != Type::f64) {
+    if (p.type == Type::f32) Soft<Single>(call).run(begin, end, sums);
+    else if (p.type == Type::bf16) Soft<Brain>(call).run(begin, end, sums);
+    else Soft<Half>(call).run(begin, end, sums);
+  } else if (p.type == Type::f64 || (p.classes >= long_row && strided)) {
     for (int64_t row = begin; row < end; ++row) exact_row(call, row, sums);
   } else if (p.type == Type::f32) {
     typed<Single>(call, begin, end, sums);

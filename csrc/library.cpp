@@ -3,6 +3,9 @@
 #include <Python.h>
 
 #include <pthread.h>
+
+#include <stdexcept>
+#include <string>
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -65,11 +68,14 @@ void put(void* to, bool deep, double value) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> focal_loss(
     const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight, double gamma, double label_smoothing,
-    double scale, int64_t ignore_index, int64_t reduction, bool want_grad, bool want_rows) {
-  Prepared made = prepare(logits, target, weight, gamma, label_smoothing, scale, ignore_index, reduction, want_grad, want_rows);
+    double scale, int64_t ignore_index, int64_t reduction, bool want_grad, bool want_rows, const std::optional<Tensor>& other,
+    const std::optional<Tensor>& share) {
+  Prepared made = prepare(logits, target, weight, gamma, label_smoothing, scale, ignore_index, reduction, want_grad, want_rows, other, share);
   const zoo::Problem& p = made.problem;
   const zoo::Result result = compute(p);
-  STD_TORCH_CHECK(result.bad_row < 0, "target[", result.bad_row, "]=", result.bad_label, " is out of range for ", p.classes, " classes");
+  if (result.bad_row >= 0)  // becomes an IndexError in Python, where STD_TORCH_CHECK is a RuntimeError that begins with a file's name
+    throw std::out_of_range("target[" + std::to_string(result.bad_row) + "]=" + std::to_string(result.bad_label) +
+                            " is out of range for " + std::to_string(p.classes) + " classes");
   const bool deep = made.accurate == ScalarType::Double;
   if (p.reduction != zoo::Reduction::none) put(made.loss.mutable_data_ptr(), deep, result.loss);
   put(made.factor.mutable_data_ptr(), deep, result.factor);

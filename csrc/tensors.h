@@ -16,6 +16,11 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+inline bool is_float(const Tensor& tensor) {
+  const auto type = tensor.scalar_type();
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 || type == ScalarType::Half;
+}
+
 inline zoo::Type type_of(const Tensor& logits) {
   switch (logits.scalar_type()) {
     case ScalarType::Float: return zoo::Type::f32;
@@ -35,13 +40,38 @@ inline zoo::Label label_of(const Tensor& target) {
   }
 }
 
+// Labels of each row, or shares of each row's classes.
+inline void check_target(const Tensor& logits, const Tensor& target, ScalarType accurate) {
+  const int64_t dim = logits.dim();
+  STD_TORCH_CHECK(target.is_cpu() == logits.is_cpu(), "zoo::focal_loss: target must be on the device of the logits");
+  if (is_float(target)) {
+    bool same = target.dim() == dim;
+    for (int64_t d = 0; same && d < dim; ++d) same = target.size(d) == logits.size(d);
+    STD_TORCH_CHECK(same, "zoo::focal_loss: target must have the shape of the logits if it is of shares");
+    STD_TORCH_CHECK(target.scalar_type() == logits.scalar_type() || (accurate == ScalarType::Float && target.scalar_type() == accurate),
+                    "zoo::focal_loss: shares must be of the logits' type, or float32 for half-precision logits");
+  } else {
+    STD_TORCH_CHECK(target.dim() == dim - 1 && target.size(0) == logits.size(0) && (dim == 2 || target.size(1) == logits.size(2)),
+                    "zoo::focal_loss: target must be (N,) or (N, L), or shares of the logits' shape");
+  }
+}
+
+// Second labels and the share of the first: dense, both or neither.
+inline void check_pair(const Tensor& target, const std::optional<Tensor>& other, const std::optional<Tensor>& share, ScalarType accurate) {
+  STD_TORCH_CHECK(other.has_value() == share.has_value(), "zoo::focal_loss: other and share belong together");
+  if (!other.has_value()) return;
+  STD_TORCH_CHECK(!is_float(target) && other->scalar_type() == target.scalar_type() && share->scalar_type() == accurate,
+                  "zoo::focal_loss: other must be of the target's type, and share float32 (float64 for float64 logits)");
+  for (const Tensor* each : {&*other, &*share})
+    STD_TORCH_CHECK(each->is_cpu() == target.is_cpu() && each->numel() == target.numel() && each->is_contiguous(),
+                    "zoo::focal_loss: other and share must be contiguous, of the target's size and on its device");
+}
+
 inline void check(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight, ScalarType accurate) {
   const int64_t dim = logits.dim();
   STD_TORCH_CHECK(dim == 2 || dim == 3, "zoo::focal_loss: logits must be (N, C) or (N, C, L)");
   STD_TORCH_CHECK(logits.size(1) > 0, "zoo::focal_loss: logits must have at least one class");
-  STD_TORCH_CHECK(target.is_cpu() == logits.is_cpu(), "zoo::focal_loss: target must be on the device of the logits");
-  STD_TORCH_CHECK(target.dim() == dim - 1 && target.size(0) == logits.size(0) && (dim == 2 || target.size(1) == logits.size(2)),
-                  "zoo::focal_loss: target must be (N,) or (N, L)");
+  check_target(logits, target, accurate);
   if (weight.has_value())
     STD_TORCH_CHECK(weight->is_cpu() == logits.is_cpu() && weight->dim() == 1 && weight->size(0) == logits.size(1) &&
                         weight->scalar_type() == accurate && weight->is_contiguous(),
@@ -59,6 +89,14 @@ inline zoo::Problem problem_of(const Tensor& logits, const Tensor& target) {
   p.stride_n = logits.stride(0);
   p.stride_c = logits.stride(1);
   p.stride_l = deep ? logits.stride(2) : 0;
+  if (is_float(target)) {
+    p.shares = target.const_data_ptr();
+    p.shares_type = type_of(target);
+    p.shares_n = target.stride(0);
+    p.shares_c = target.stride(1);
+    p.shares_l = deep ? target.stride(2) : 0;
+    return p;
+  }
   p.target = target.const_data_ptr();
   p.label = label_of(target);
   p.target_n = target.stride(0);
@@ -74,10 +112,16 @@ struct Prepared {
 };
 
 inline Prepared prepare(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight, double gamma,
-                        double label_smoothing, double scale, int64_t ignore_index, int64_t reduction, bool want_grad, bool want_rows) {
+                        double label_smoothing, double scale, int64_t ignore_index, int64_t reduction, bool want_grad, bool want_rows,
+                        const std::optional<Tensor>& other, const std::optional<Tensor>& share) {
   const auto accurate = logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   check(logits, target, weight, accurate);
+  check_pair(target, other, share, accurate);
   zoo::Problem p = problem_of(logits, target);
+  if (other.has_value()) {
+    p.other = other->const_data_ptr();
+    p.share = share->const_data_ptr();
+  }
   p.weight = weight.has_value() ? weight->const_data_ptr() : nullptr;
   p.gamma = gamma;
   p.smoothing = label_smoothing;
@@ -85,14 +129,15 @@ inline Prepared prepare(const Tensor& logits, const Tensor& target, const std::o
   p.ignore_index = ignore_index;
   p.reduction = static_cast<zoo::Reduction>(reduction);
 
-  const int64_t nothing[] = {0};
+  const int64_t nothing[] = {0}, each_row[] = {p.n, p.inner};
   const auto none = torch::headeronly::IntHeaderOnlyArrayRef(nothing, size_t(1));
   const auto scalar = torch::headeronly::IntHeaderOnlyArrayRef(nothing, size_t(0));
+  const auto all = torch::headeronly::IntHeaderOnlyArrayRef(each_row, size_t(logits.dim() - 1));
   const bool each = p.reduction == zoo::Reduction::none;
-  Tensor loss = torch::stable::new_empty(target, each ? target.sizes() : scalar, accurate);
+  Tensor loss = torch::stable::new_empty(logits, each ? all : scalar, accurate);
   Tensor grad = want_grad ? torch::stable::empty_like(logits) : torch::stable::new_empty(logits, none);
-  Tensor rows = torch::stable::new_empty(target, want_rows ? target.sizes() : none, accurate);
-  Tensor factor = torch::stable::new_empty(target, scalar, accurate);
+  Tensor rows = torch::stable::new_empty(logits, want_rows ? all : none, accurate);
+  Tensor factor = torch::stable::new_empty(logits, scalar, accurate);
   if (each) p.loss_rows = loss.mutable_data_ptr();
   if (want_rows) p.p_rows = rows.mutable_data_ptr();
   if (want_grad) {

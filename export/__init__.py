@@ -44,6 +44,8 @@ class Receipt:
     seconds: float
     test: dict[str, Any] | None = None
     """Of the file on the run's test set: n, correct, accuracy, low, high; for fp16 and int8 also ``fp32`` and ``drop`` (points)."""
+    layers: list[dict[str, Any]] | None = None
+    """With ``explain``: for each layer its PyTorch module, kind and signal to noise ratios in dB."""
     calibration: dict[str, Any] | None = None
     """For int8: method, number of images, seed, and the accuracy of all that were tried."""
 
@@ -106,6 +108,7 @@ def program(
     preprocess: str | None = None,
     softmax: bool = False,
     max_drop: float = 0.5,
+    explain: bool = False,
     seed: int = 0,
     force: bool = False,
     images: Any = 1000,
@@ -123,7 +126,9 @@ def program(
         path: the file (default: in the run's folder; needed for a module).
         preprocess: what the file does itself: "none", "normalize" (default for a run) or "full".
         softmax: give probabilities instead of logits.
-        max_drop: points of test accuracy that a precision other than fp32 may lose against float32.
+        max_drop: points of test accuracy that a precision other than fp32 may lose against float32; int8 gives its most
+            sensitive layers back to float32 until validation images lose at most half of it.
+        explain: measure the error of each layer of an ONNX file, and write it as ``NAME.layers.csv`` and ``.png`` beside it.
         seed: draws the images that int8 is calibrated on.
         force: replace an existing file.
         images: of a run, how many test images are compared with PyTorch (accuracy is measured on all); of a module, the images
@@ -149,7 +154,7 @@ def program(
     _pipeline.check_free(out, target.TARGET, force=force)
     subject = _subject(model, images, given)
     mode = preprocess or ("none" if subject.module else "normalize")
-    job = _pipeline.job_of(subject, mode, softmax=softmax, seed=seed, max_drop=max_drop, **written)
+    job = _pipeline.job_of(subject, mode, softmax=softmax, seed=seed, max_drop=max_drop, explain=explain, **written)
     return _pipeline.export(target, subject, out, job, force=force)
 
 

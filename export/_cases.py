@@ -43,7 +43,7 @@ def pictures(run: Run, count: int) -> Pictures:
     except (DataError, UsageError):
         noise = np.random.default_rng(0).integers(0, 256, (min(count, 64), run.stored, run.stored, 3), np.uint8)
         return Pictures(noise, "images: synthetic noise (the run's data is not here)", None)
-    return Pictures(spread(data.test, count).images, f"test images of {run.recipe.data.name}", data)
+    return Pictures(np.asarray(spread(data.test, count).images), f"test images of {run.recipe.data.label}", data)
 
 
 def spread(part: Split, count: int) -> Split:

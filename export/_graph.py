@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from zoo.export._job import Subject
     from zoo.run import Run
 
 PREPROCESS = {
@@ -108,35 +106,6 @@ def _taps(length: int, other: int, stored: int, size: int) -> Tensor:
     pixels = torch.arange(length, dtype=torch.float64) + 0.5
     weights = (1 - (pixels - centres[:, None]).abs() / step.clamp(min=1)).clamp(min=0)
     return (weights / weights.sum(1, keepdim=True)).float()
-
-
-def facts(subject: Subject, exported: Exported, *, opset: int, frozen: dict[str, str]) -> dict[str, str]:
-    """What a reader of the file must know, as ONNX's metadata_props; no path of this machine is in it."""
-    import onnx
-    import onnxruntime
-
-    import zoo
-
-    steps = {
-        "mode": exported.preprocess, "takes": PREPROCESS[exported.preprocess], "size": exported.size, "resize": exported.stored,
-        "mean": exported.mean, "std": exported.std,
-    }  # fmt: skip
-    found: dict[str, Any] = {
-        "zoo.version": zoo.__version__,
-        "model": subject.name,
-        "classes": json.dumps(subject.classes, ensure_ascii=False),
-        "preprocess": exported.preprocess,
-        "softmax": json.dumps(exported.softmax),
-        "weights_sha256": weights_sha256(subject.model),
-        "frozen_sha256": json.dumps(frozen),
-        "torch": torch.__version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "opset": opset,
-    }
-    if exported.mean and exported.shape == (3, exported.size, exported.size):
-        found["preprocessing"] = json.dumps(steps)
-    return {key: str(value) for key, value in (found | dict(subject.facts)).items()}
 
 
 def weights_sha256(model: nn.Module) -> str:

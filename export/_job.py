@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +29,17 @@ if TYPE_CHECKING:
 
 NOISE = 64
 """Images of noise that stand in for data that is not here."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with weights and the nodes behind it up to the next one."""
+
+    name: str
+    kind: str
+    nodes: tuple[str, ...]
+    sqnr: float = float("inf")
+    """dB of the network's output with this layer alone in 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,10 @@ class Job:
     max_drop: float = 0.5
     """Points of accuracy that a precision other than fp32 may lose."""
     external_data: bool = False
+    explain: bool = False
+    """Measure the error of each layer and write it beside the file."""
+    ranked: list[Layer] = field(default_factory=list)
+    """The layers with their SQNR alone, where ``make`` had to rank them or ``explain`` asks for it."""
     calibration: dict[str, Any] | None = None
     """How a target was calibrated, for the receipt; ``make`` sets it."""
 
@@ -123,9 +139,11 @@ def of_run(run: Run, images: int) -> Subject:
     """A run with up to ``images`` test images spread over the set, or noise if the run's data is not here."""
     data_less = msgspec.structs.replace(run.recipe.data, dir="")
     facts = {
-        "recipe": recipes.dump(msgspec.structs.replace(run.recipe, data=data_less)), "data": run.recipe.data.name,
+        "recipe": recipes.dump(msgspec.structs.replace(run.recipe, data=data_less)), "data": run.recipe.data.label,
         "data_sha256": str(run.env.get("data_digest", "")),
     }  # fmt: skip
+    if run.temperature != 1:  # the graph divides the logits by it
+        facts["temperature"] = f"{run.temperature:.6g}"
     weights = run.path / "weights.safetensors"
     frozen = tensor_files.load_tensors(weights)[1].get("frozen", {}) if weights.is_file() else {}
     seen = _cases.pictures(run, images)
@@ -257,3 +275,32 @@ def need_training_images(subject: Subject, precision: str) -> Split:
             f"no training images to calibrate on ({subject.facts.get('data', '')}); use the data that the run was trained on"
         )
     return subject.train
+
+
+def facts(subject: Subject, exported: _graph.Exported, *, opset: int, frozen: dict[str, str]) -> dict[str, str]:
+    """What a reader of the file must know, as ONNX's metadata_props; no path of this machine is in it."""
+    import onnx
+    import onnxruntime
+
+    import zoo
+
+    steps = {
+        "mode": exported.preprocess, "takes": _graph.PREPROCESS[exported.preprocess], "size": exported.size, "resize": exported.stored,
+        "mean": exported.mean, "std": exported.std,
+    }  # fmt: skip
+    found: dict[str, Any] = {
+        "zoo.version": zoo.__version__,
+        "model": subject.name,
+        "classes": json.dumps(subject.classes, ensure_ascii=False),
+        "preprocess": exported.preprocess,
+        "softmax": json.dumps(exported.softmax),
+        "weights_sha256": _graph.weights_sha256(subject.model),
+        "frozen_sha256": json.dumps(frozen),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "opset": opset,
+    }
+    if exported.mean and exported.shape == (3, exported.size, exported.size):
+        found["preprocessing"] = json.dumps(steps)
+    return {key: str(value) for key, value in (found | dict(subject.facts)).items()}

@@ -18,9 +18,12 @@ from onnx import ModelProto
 from zoo import files
 from zoo.console import print_line
 from zoo.errors import BusyError, DisagreeError, UsageError
-from zoo.export import Receipt, _accuracy, _cases, _graph, _parity, onnx_fp32
+from zoo.export import Receipt, _accuracy, _cases, _explain, _graph, _job, _parity, onnx_fp32
 from zoo.export._job import Job, Subject
 from zoo.spec import TargetSpec
+
+SLOWER = 1.05
+"""Time of a lossy precision over that of float32 from which it is called slower."""
 
 
 def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -> Receipt:
@@ -40,7 +43,7 @@ def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -
         answer = _accuracy.of_images(target.answer(draft), exported)
         parity = _checked(spec, made, subject, exported, answer)
         test = _tested(spec, job, answer, parity)
-    facts = _graph.facts(subject, exported, opset=job.opset, frozen=dict(subject.frozen)) | {
+    facts = _job.facts(subject, exported, opset=job.opset, frozen=dict(subject.frozen)) | {
         "precision": spec.precision, "parity": json.dumps(parity.as_dict() | {"images": subject.source}), "test": json.dumps(test),
         "calibration": json.dumps(job.calibration),
     }  # fmt: skip
@@ -48,11 +51,16 @@ def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -
     written = (
         target.publish(made, out, facts, job) if hasattr(target, "publish") else _published(target, made, out, facts, force)
     )
+    layers = None
+    if job.explain and isinstance(made, ModelProto):
+        layers = _explain.rows(job, made)
+        title = f"{subject.name}: error per layer in {spec.precision}"
+        _explain.save(layers, out, title)
     return Receipt(
         path=out, bytes=sum(each.stat().st_size for each in written), files=tuple(each.name for each in written), format=spec.format,
         precision=spec.precision, opset=opset, ir_version=made.ir_version if opset else 0, preprocess=exported.preprocess,
         batches=_parity.BATCHES, agree=parity.agree, n=parity.n, ties=parity.ties, max_abs=parity.max_abs, images=subject.source,
-        seconds=round(time.monotonic() - began, 2), test=test, calibration=job.calibration,
+        seconds=round(time.monotonic() - began, 2), test=test, calibration=job.calibration, layers=layers,
     )  # fmt: skip
 
 
@@ -108,6 +116,10 @@ def _tested(spec: TargetSpec, job: Job, answer: _cases.Answer, parity: _parity.P
     if lossy:
         exact = _accuracy.answer_of(job.exact, job.exported)
         reference = _accuracy.hits(exact, test, "fp32")
+        if (times := _accuracy.slower(answer, exact, job.subject.images)) > SLOWER:
+            print_line(
+                f"warning  {spec.precision} takes {times:.2f} times as long as fp32 on this machine; it is smaller, not faster here"
+            )
     found = _accuracy.compared(hits, reference)
     if found.get("drop", 0.0) > job.max_drop:
         raise DisagreeError(

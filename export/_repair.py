@@ -8,7 +8,6 @@ smallest that bisection finds to hold the bound on validation images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from zoo.console import counted, print_line
 from zoo.errors import DisagreeError
 from zoo.export import _cases, _external, _graph, _quantise
 from zoo.export._choose import Chosen
-from zoo.export._job import Job
+from zoo.export._job import Job, Layer
 
 RANKING = 64
 """Calibration images that layers are ranked on."""
@@ -28,17 +27,6 @@ MARGIN = 0.5
 """Share of the allowed drop that validation may lose, so that the test set holds the bound as well."""
 MOST = 0.5
 """Share of the layers that may be restored: beyond it float32 or fp16 serves better."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A node with weights and the nodes behind it up to the next one."""
-
-    name: str
-    kind: str
-    nodes: tuple[str, ...]
-    sqnr: float = float("inf")
-    """dB of the network's output with this layer alone in 8 bits."""
 
 
 def layers(graph: ModelProto) -> list[Layer]:
@@ -66,10 +54,13 @@ def repaired(job: Job, chosen: Chosen) -> tuple[ModelProto, list[dict[str, Any]]
         DisagreeError: the bound does not hold with half of the layers restored.
     """
     allowed = MARGIN * job.max_drop
-    if _drop(chosen.accuracy, chosen) <= allowed:
+    holds = _drop(chosen.accuracy, chosen) <= allowed
+    if job.explain or not holds:
+        job.ranked = ranked(job, chosen)
+    if holds:
         return chosen.graph, []
     print_line(f"repair   int8 loses {_drop(chosen.accuracy, chosen):.2f} points on validation images (allowed {allowed:g})")
-    order = sorted(ranked(job, chosen), key=lambda layer: layer.sqnr)
+    order = sorted(job.ranked, key=lambda layer: layer.sqnr)
     count, graph = _fewest(job, chosen, order, allowed)
     print_line(f"repair   {count} of {len(order)} layers in float32: {', '.join(layer.name for layer in order[:count])}")
     return graph, _story(job, chosen, order[:count])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import zoo.export
 from zoo import recipe
 from zoo import run as engine
-from zoo.data._folders import square
+from zoo.data._pixels import square
 from zoo.data.synthetic import CLASSES, make
 from zoo.errors import BusyError, DataError, DisagreeError, DiskError, FileError, UsageError
 from zoo.export import _graph, _parity, _session, _shortcut, onnx_fp32

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -55,10 +53,8 @@ def test_the_two_files_of_openvino_are_one_exports(run: Run, monkeypatch: pytest
 
     def held(path: Path, *rest: Any) -> None:
         if path.parent == run.path:
-            handle = os.open(path.parent, os.O_RDONLY)
-            with pytest.raises(BlockingIOError):
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.close(handle)
+            with pytest.raises(TimeoutError), files.held(run.path / files.LOCK, wait=False):
+                pass
             seen.append(path.name)
         publish(path, *rest)
 

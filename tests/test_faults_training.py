@@ -16,7 +16,7 @@ import pytest
 import torch
 from tests_support import digests, small
 
-from zoo import files, registry, run_folders, training
+from zoo import files, registry, run_folders, tensor_files, training
 from zoo.__main__ import run as zoo
 from zoo.errors import BusyError, DataError, DiskError, DivergedError, UsageError
 from zoo.training import build, checkpoint, lint, session
@@ -194,7 +194,7 @@ def test_17_states_are_saved_every_so_many_steps_and_only_own_temporaries_swept(
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, calls: range) -> None:
     """The saves of these numbers fail for want of space."""
-    real, number = checkpoint.save_file, iter(range(1000))
+    real, number = tensor_files.save_file, iter(range(1000))
 
     def write(tensors: Any, path: Path, header: Any) -> None:
         if next(number) in calls:
@@ -202,7 +202,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, calls: range) -> None:
             raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
         real(tensors, path, header)
 
-    monkeypatch.setattr(checkpoint, "save_file", write)
+    monkeypatch.setattr(tensor_files, "save_file", write)
 
 
 def test_18_a_full_disk_in_a_save_keeps_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

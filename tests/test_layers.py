@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
+<<<<<<< HEAD
     ["errors", "spec", "files"],
     [
         "recipe",
@@ -39,9 +40,27 @@ LAYERS = [
     ["training.start", "training"],
     ["sweep", "reproduce", "analyses", "bench", "predictor", "api"],
     ["cli", "__main__"],
+=======
+    "errors spec files",
+    "recipe recipe_text recipe_types registry sampling console tables machine run_folders model_files recipes _build focal_formula focal_arguments",
+    "ops metrics tensor_files calibration weights doctor",
+    "models losses data analysis",
+    "training.freezing training.checkpoint training.processes training.signals training.lint training.views training.feature_runtimes",
+    "training.optim training.batches training.feature_cache training.feature_runtimes training.views",
+    "training.loop",
+    "training.features",
+    "training.session",
+    "training.describe training.build",
+    "run",
+    "export report",
+    "training.start training",
+    "training.api",
+    "sweep reproduce analyses bench predictor",
+    "cli __main__",
+>>>>>>> main
 ]
 """From the bottom up. A folder stands on one layer, but for training, whose files are listed."""
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 SIBLINGS = {"models", "losses", "data", "analysis"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,6 +82,90 @@ def test_gamma_0_is_cross_entropy(served: str, reduction: str) -> None:
         torch.testing.assert_close(got, want)
         (mine,), (theirs,) = torch.autograd.grad(got.sum(), logits), torch.autograd.grad(want.sum(), logits)
         torch.testing.assert_close(mine, theirs)
+
+
+def soft_targets(
+    n: int, classes: int, kind: str, dtype: torch.dtype, draw: torch.Generator
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Target, second target and share of the first for rows (N,): shares, two labels, or labels to be smoothed."""
+    labels, other = torch.randint(classes, (2, n), generator=draw)
+    if kind == "shares":
+        shares = (3 * torch.randn(n, classes, generator=draw, dtype=torch.float64)).softmax(1)
+        shares[0] = F.one_hot(labels[0], classes)
+        return shares.to(dtype), None, None
+    labels[n // 2] = -100
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    return labels, *((other, torch.rand(n, generator=draw, dtype=real)) if kind == "two labels" else (None, None))
+
+
+@pytest.mark.parametrize("kind", ["shares", "two labels", "smoothed"])
+def test_rows_with_several_classes(served: str, kind: str) -> None:
+    """Short rows, rows of whole vectors, and rows that no buffer holds; weights, near and far logits, each type."""
+    draw = torch.Generator().manual_seed(4)
+    types = {torch.float32: (torch.float32,), torch.float64: (torch.float64,)}
+    types |= {half: (half, torch.float32) for half in (torch.bfloat16, torch.float16)}
+    for number, classes in enumerate((1, 2, 3, 10, 16, 17, 33, 100, 257, 1500, 4096, 4097, 9000)):
+        for gamma, (dtype, given) in itertools.product((0.0, 0.5, 2.0, 3.3), types.items()):
+            if dtype != torch.float32 and classes not in (10, 100, 1500):
+                continue
+            spread = (3, 40)[(number + int(gamma)) % 2]
+            logits = (spread * torch.randn(7, classes, generator=draw, dtype=torch.float64)).to(dtype)
+            target, *pair = soft_targets(7, classes, kind, given[number % len(given)], draw)
+            real = torch.float64 if dtype == torch.float64 else torch.float32
+            weight = torch.rand(classes, generator=draw, dtype=real) if number % 2 else None
+            smoothing = 0.1 if kind == "smoothed" or gamma == 2.0 else 0.0
+            args = (logits, target, weight, gamma, smoothing, 2.0, -100, number % 4, True, True, *pair)
+            agree(ops.formula(*args), torch.ops.zoo.focal_loss(*args), args)
+
+
+def test_shares_that_are_one_label_are_that_label(served: str) -> None:
+    """To 1e-5 where the row is certain: 1 - p comes from the other classes here too."""
+    for gap in (1.0, 10.0, 20.0, 40.0, 80.0):
+        z = torch.tensor([[gap, 0.0, 0.5], [0.5, gap, 0.0]], requires_grad=True)
+        y = torch.tensor([0, 1])
+        losses = [ops.focal_loss(z, each) for each in (y, F.one_hot(y, 3).float(), (y, y, 0.3), (y, y.flip(0), 1.0))]
+        first, *others = [(each.detach(), torch.autograd.grad(each, z)[0]) for each in losses]
+        for loss, grad in others:
+            torch.testing.assert_close(loss, first[0], rtol=1e-5, atol=1e-37)
+            torch.testing.assert_close(grad, first[1], rtol=1e-5, atol=1e-37)
+
+
+def test_two_labels_are_the_sum_of_their_losses(served: str) -> None:
+    z, y, other = torch.randn(9, 4, 6, requires_grad=True), *torch.randint(4, (2, 9, 6))
+    for share, reduction in itertools.product((0.3, torch.tensor(0.3), torch.rand(9, 6)), ("mean", "none", "sum")):
+        got = ops.focal_loss(z, (y, other, share), reduction=reduction)
+        rows = share * ops.focal_loss(z, y, reduction="none") + (1 - share) * ops.focal_loss(z, other, reduction="none")
+        torch.testing.assert_close(got, {"mean": rows.mean, "none": lambda r=rows: r, "sum": rows.sum}[reduction]())
+    other[1, 2] = 9
+    with pytest.raises(IndexError, match=r"^second target\[1, 2\]=9 is out of range for 4 classes"):
+        ops.focal_loss(z, (y, other, 0.5))
+
+
+def test_strided_shares_and_images(served: str) -> None:
+    z = torch.randn(3, 5, 4, 2, requires_grad=True)
+    q = torch.randn(3, 5, 4, 2).softmax(1)
+    want = F.cross_entropy(z, q, reduction="none")
+    layouts = (
+        q,
+        q.contiguous(memory_format=torch.channels_last),
+        q.transpose(0, 3).contiguous().transpose(0, 3),
+        q.expand(3, 5, 4, 2),
+    )
+    for shares, logits in itertools.product(layouts, (z, z.contiguous(memory_format=torch.channels_last))):
+        torch.testing.assert_close(ops.focal_loss(logits, shares, 0.0, reduction="none"), want)
+
+
+def test_labels_and_weights_as_people_have_them(served: str) -> None:
+    z, y = torch.randn(6, 5), torch.tensor([0, 4, 2, 1, 3, 3])
+    want = ops.focal_loss(z, y, 2.0, torch.arange(1.0, 6), label_smoothing=0.1)
+    for dtype in (torch.int8, torch.int16, torch.uint8, torch.uint16, torch.int32, torch.uint32, torch.uint64):
+        got = ops.focal_loss(z, y.to(dtype), np.float32(2), np.arange(1.0, 6), np.int64(-100), np.float64(0.1))
+        assert torch.equal(got, want), dtype
+    with pytest.raises(IndexError, match="out of range"):
+        ops.focal_loss(z, torch.tensor([0, 1, 2, 3, 4, 2**64 - 100], dtype=torch.uint64))
+    one = ops.focal_loss(z[2], y[2])
+    torch.testing.assert_close(one, ops.focal_loss(z[2:3], y[2:3]))
+    assert ops.focal_loss(z[2], y[2], reduction="none").shape == ()
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (5, 4), (0, 4, 3), (2, 4, 0)])
@@ -233,17 +318,26 @@ WRONG = [
     (dict(logits=[1.0]), TypeError, "logits must be a tensor, not list"),
     (dict(logits=X.to(torch.complex64)), TypeError, "logits must be float32, .*, not complex64"),
     (dict(logits=X.long()), TypeError, "logits must be .*, not int64"),
-    (dict(logits=X[0]), ValueError, r"logits must be \(N, C\) .*, not \(3,\)"),
+    (dict(logits=X[0, 0]), ValueError, r"logits must be \(C,\), \(N, C\) .*, not \(\)"),
+    (dict(logits=X[0]), ValueError, r"target of labels must be \(\) for logits \(3,\), not \(4,\)"),
     (dict(logits=X[:, :0]), ValueError, r"C >= 1, not \(4, 0\)"),
-    (dict(target=Y.float()), TypeError, "target must be int64, int32 or uint8, not float32"),
-    (dict(target=Y[:3]), ValueError, r"target must be \(4,\) for logits \(4, 3\), not \(3,\)"),
+    (dict(target=Y.bool()), TypeError, r"target must be of an integer type \(labels\) or a float type \(shares\), not bool"),
+    (dict(target=Y[:3]), ValueError, r"target of labels must be \(4,\) for logits \(4, 3\), not \(3,\)"),
+    (dict(target=Y.float()), ValueError, r"target of shares must be \(4, 3\) for logits \(4, 3\), not \(4,\)"),
+    (dict(target=X, ignore_index=1), ValueError, "ignore_index must be negative for a target of shares, .*, not 1"),
+    (dict(target=(Y, Y)), ValueError, r"target must be a tensor or \(labels, other labels, share of the first\), not 2 values"),
+    (dict(target=(Y, Y.float(), 0.5)), TypeError, "second target must be of an integer type, not float32"),
+    (dict(target=(Y, Y[:2], 0.5)), ValueError, r"second target of labels must be \(4,\) .*, not \(2,\)"),
+    (dict(target=(Y, Y, 1.5)), ValueError, r"share of the first label must be in \[0, 1\], not 1.5"),
+    (dict(target=(Y, Y, Y)), TypeError, "share of the first label must be floating point, not int64"),
+    (dict(target=(Y, Y, X)), ValueError, r"share of the first label must be \(\) or \(4,\), not \(4, 3\)"),
+    (dict(gamma=torch.ones(3)), TypeError, "gamma must be a number, not Tensor; pass it as weight=gamma"),
     (dict(target=Y.to("meta")), ValueError, "target must be on cpu like the logits, not on meta"),
     (dict(weight=torch.ones(2)), ValueError, r"weight must be \(3,\) for 3 classes, not \(2,\)"),
     (dict(weight=torch.ones(3, 1)), ValueError, r"weight must be \(3,\)"),
-    (dict(weight=[1, 1, 1]), TypeError, "weight must be a tensor, not list"),
+    (dict(weight=[1, 1, 1]), TypeError, "weight must be a tensor or an array, not list"),
     (dict(weight=torch.ones(3).long()), TypeError, "weight must be floating point, not int64"),
     (dict(weight=torch.ones(3, device="meta")), ValueError, "weight must be on cpu"),
-    (dict(weight=torch.ones(3, requires_grad=True)), NotImplementedError, "weight.detach"),
     (dict(gamma=-0.5), ValueError, "gamma must be finite and >= 0, not -0.5"),
     (dict(gamma=float("nan")), ValueError, "gamma must be finite and >= 0, not nan"),
     (dict(gamma=float("inf")), ValueError, "gamma"),

@@ -219,14 +219,28 @@ def test_compile_and_autocast(backend: str) -> None:
     assert bool(torch.isfinite(logits.grad).all())
 
 
-def test_second_derivatives_vmap_and_mixed_devices_are_refused() -> None:
+def test_derivatives_by_the_formula() -> None:
     logits, target = draw(6, 5)
-    logits.requires_grad_()
-    (grad,) = torch.autograd.grad(ops.focal_loss(logits, target), logits, create_graph=True)
-    with pytest.raises(NotImplementedError, match="second derivative"):
-        grad.sum().backward()
-    with pytest.raises(NotImplementedError, match="flatten the mapped"):
-        torch.func.vmap(ops.focal_loss)(logits.detach()[None], target[None])
+    logits = logits.double().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda z: ops.focal_loss(z, target), (logits,))
+    mapped = torch.func.vmap(ops.focal_loss)(logits.detach()[None], target[None])
+    torch.testing.assert_close(mapped[0], ops.focal_loss(logits.detach(), target))
+
+
+@pytest.mark.parametrize("classes", PATHS)
+def test_shares_and_two_labels(classes: int) -> None:
+    logits, target = draw(300, classes)
+    shares, other, share = draw(300, classes, 1)[0].softmax(1), target.flip(0), torch.rand(300, device="cuda")
+    target[3] = -100
+    for dtype, smoothing in itertools.product(ops.DTYPES, (0.0, 0.1)):
+        given = shares.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        for goal, pair in ((given, ()), (given.to(dtype), ()), (target, (other, share.to(given.dtype)))):
+            args = (logits.to(dtype), goal, None, 2.0, smoothing, 1.0, -100, 0, True, True, *pair)
+            agree(here(ops.formula(*args)), here(torch.ops.zoo.focal_loss(*args)), args, SINGLE)
+
+
+def test_mixed_devices_are_refused() -> None:
+    logits, target = draw(6, 5)
     with pytest.raises(ValueError, match="target must be on cuda:0 like the logits, not on cpu"):
         ops.focal_loss(logits, target.cpu())
     with pytest.raises(ValueError, match="weight must be on cuda:0"):

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,59 +16,11 @@ import torch
 from ops_cases import SETS, both
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from zoo import ops
 from zoo.training import loop
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def test_second_derivatives_are_refused(served: str) -> None:
-    """Each way to ask for them: a zero would be a wrong number."""
-    logits, target = torch.randn(6, 3, requires_grad=True), torch.randint(3, (6,))
-    plain = logits.detach()
-
-    def loss(z: Tensor) -> Tensor:
-        return ops.focal_loss(z, target)
-
-    def slope(z: Tensor) -> Tensor:
-        return torch.func.grad(loss)(z).square().sum()
-
-    (grad,) = torch.autograd.grad(loss(logits), logits, create_graph=True)
-    (wanted,) = torch.autograd.grad(loss(logits), logits)
-    torch.testing.assert_close(grad.detach(), wanted)
-    torch.testing.assert_close(torch.func.grad(loss)(plain), wanted)
-    asked = {
-        "backward": lambda: grad.sum().backward(retain_graph=True),
-        "grad": lambda: torch.autograd.grad(grad.sum(), logits, allow_unused=True),
-        "hessian": lambda: torch.autograd.functional.hessian(loss, plain),
-        "func": lambda: torch.func.grad(slope)(plain),
-        "stats": lambda: torch.autograd.functional.hessian(lambda z: ops.focal_loss_with_stats(z, target).loss, plain),
-    }
-    for name, ask in asked.items():
-        with pytest.raises(NotImplementedError, match="second derivative"):
-            print(name, ask())
-    scale = torch.tensor(2.0, requires_grad=True)  # the gradient is linear in grad_output: that derivative is right
-    (grad,) = torch.autograd.grad(scale * loss(logits), logits, create_graph=True)
-    torch.testing.assert_close(torch.autograd.grad(grad.sum(), scale)[0], wanted.sum())
-
-
-def test_vmap_and_forward_mode_are_refused(served: str) -> None:
-    logits, target = torch.randn(2, 6, 3), torch.randint(3, (2, 6))
-    for call in (ops.focal_loss, torch.func.grad(ops.focal_loss)):
-        with pytest.raises(NotImplementedError, match="flatten the mapped"):
-            torch.func.vmap(call)(logits, target)
-
-    def loss(z: Tensor) -> Tensor:
-        return ops.focal_loss(z, target[0])
-
-    with pytest.raises(NotImplementedError, match="forward-mode"):
-        torch.func.jvp(loss, (logits[0],), (logits[1],))
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
-        loss(torch.autograd.forward_ad.make_dual(logits[0], logits[1]))
-    with pytest.raises(NotImplementedError, match="forward mode|forward-mode"):
-        torch.func.hessian(loss)(logits[0])
 
 
 def test_autocast_takes_what_comes(served: str) -> None:
@@ -145,21 +96,6 @@ def test_distributed_data_parallel_gives_the_gradients_of_one_process(tmp_path: 
     assert [out.strip() for out, _ in told] == ["the same"] * 2, told
 
 
-def test_tensors_that_are_more_than_memory(served: str) -> None:
-    draw = torch.Generator().manual_seed(0)
-    target = torch.randint(5, (8,), generator=draw)
-    lazy = torch.randn(8, 5, dtype=torch.complex64, generator=draw).conj().imag
-    assert lazy.is_neg()
-    torch.testing.assert_close(ops.focal_loss(lazy, target), ops.focal_loss(lazy.resolve_neg().clone(), target))
-    one, other = torch.randn(2, 8, 5, generator=draw)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing is deprecated
-        traced = torch.jit.trace(lambda z: ops.focal_loss(z, target), one)
-    torch.testing.assert_close(traced(other), ops.focal_loss(other, target))
-    graph = make_fx(lambda z: ops.focal_loss(z, target))(one)
-    torch.testing.assert_close(graph(other), ops.focal_loss(other, target))
-
-
 def test_eight_threads_at_once(served: str) -> None:
     logits, target = torch.randn(4000, 20), torch.randint(20, (4000,))
     want = both(logits, target)
@@ -195,7 +131,7 @@ def test_fork_after_a_parallel_region() -> None:
 def test_a_library_that_does_not_load_is_told_on_use(tmp_path: Path) -> None:
     package = tmp_path / "zoo"
     package.mkdir()
-    for name in ("__init__.py", "ops.py", "focal_formula.py", "spec.py"):
+    for name in ("__init__.py", "ops.py", "focal_formula.py", "focal_arguments.py", "spec.py"):
         (package / name).write_bytes((ROOT / "zoo" / name).read_bytes())
     (package / "_C.so").write_bytes(b"not a library")
     code = "import zoo, zoo.ops, torch; print(zoo.ops.kernel()); zoo.ops.focal_loss(torch.zeros(1, 2), torch.tensor([0]))"

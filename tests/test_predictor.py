@@ -17,7 +17,7 @@ from test_export import MEAN, STD, Tiny, images, run_of
 
 import zoo.export
 from zoo import predictor
-from zoo.data._folders import square
+from zoo.data._pixels import square
 from zoo.errors import FileError
 
 pytest.importorskip("onnxruntime")

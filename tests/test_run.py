@@ -16,7 +16,7 @@ import pytest
 import torch
 from tests_support import digests, resolve
 
-from zoo import metrics, run, training
+from zoo import metrics, run, run_folders, training
 from zoo.errors import BusyError, DataError, DivergedError, FileError, UsageError
 from zoo.training import checkpoint, session
 from zoo.training.signals import Interrupted
@@ -237,7 +237,7 @@ def test_a_forced_run_keeps_no_file_of_the_old_weights(tmp_path: Path) -> None:
     mine = tmp_path / "model.txt"
     for name in ("model.onnx", "model.int8.onnx", "model.3f2a90c1.onnx.data", "model.pt2", "model.xml", "model.bin", mine.name):
         (tmp_path / name).write_bytes(b"old")
-    run._clear(tmp_path)
+    run_folders.clear(tmp_path)
     assert list(tmp_path.iterdir()) == [mine]
 
 

@@ -16,11 +16,16 @@ if TYPE_CHECKING:
     from zoo.recipe import Recipe
     from zoo.run import create_model, load
     from zoo.sampling import class_counts, effective_weights, long_tail
+    from zoo.training.api import train
 
 _ATTRIBUTES = {
     "create_model": "zoo.run",
     "load": "zoo.run",
+<<<<<<< HEAD
     "train": "zoo.api",
+=======
+    "train": "zoo.training.api",
+>>>>>>> main
     "Recipe": "zoo.recipe",
     "class_counts": "zoo.sampling",
     "effective_weights": "zoo.sampling",

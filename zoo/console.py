@@ -33,8 +33,8 @@ def print_lines(lines: Iterable[str]) -> None:
         print_line(line)
 
 
-def counted(items: Iterable[T], total: int, words: str, each: int = 1) -> Iterator[T]:
-    """The items; whenever :data:`QUIET_SECONDS` have passed, a line such as ``data     decoded 512 of 5,784 · left 0:31``.
+def counted(items: Iterable[T], total: int, words: str, each: int = 1, quiet: float = QUIET_SECONDS) -> Iterator[T]:
+    """The items; whenever ``quiet`` seconds have passed, a line such as ``data     decoded 512 of 5,784 · left 0:31``.
 
     An item is ``each`` of the ``total`` things that are counted, the last one perhaps fewer.
     """
@@ -42,7 +42,7 @@ def counted(items: Iterable[T], total: int, words: str, each: int = 1) -> Iterat
     for number, item in enumerate(items, 1):
         yield item
         now, done = time.monotonic(), min(number * each, total)
-        if now - told > QUIET_SECONDS and done < total:
+        if now - told > quiet and done < total:
             told = now
             print_line(f"{words} {done:,} of {total:,} · left {clock((now - began) / done * (total - done))}")
 

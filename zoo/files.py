@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import glob
 import json
 import os
@@ -19,6 +18,8 @@ from zoo.errors import DiskError, FileError
 
 TEMPORARY = ".zoo-tmp"
 """In the name of every temporary file, so that those of a killed process are known from a person's own."""
+LOCK = ".zoo.lock"
+"""The file that :func:`alone` locks in a folder."""
 
 
 def publish(
@@ -112,20 +113,40 @@ def check_writable(path: Path) -> None:
 def alone(path: Path) -> Iterator[None]:
     """Hold the folder of ``path``, made if it is not there, while files in it that belong together change; another waits.
 
-    The lock is flock's, which ends with its process. Where the file system has none, nobody waits.
+    Where the file system has no locks, nobody waits.
 
     Raises:
         DiskError: the folder cannot be made.
     """
     with as_disk_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with held(path.parent / LOCK):
+        try:
+            yield
+        finally:
+            # a waiting process that gets the removed file's lock sees that it has no name and takes a new one (filelock)
+            with contextlib.suppress(OSError):
+                (path.parent / LOCK).unlink()
+
+
+@contextlib.contextmanager
+def held(lock: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock file, made if it is not there; its lock ends with this process. Nothing is held where there are no locks.
+
+    Raises:
+        TimeoutError: another process holds it, and ``wait`` is not set.
+    """
+    from filelock import FileLock
+
+    taken = FileLock(lock, timeout=-1 if wait else 0)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(taken)
+        except TimeoutError:
+            raise
+        except (OSError, NotImplementedError):  # NotImplementedError: the file system has no locks
+            stack.pop_all()
         yield
-    finally:
-        os.close(handle)
 
 
 def check_room(folder: Path, need: int) -> None:
@@ -177,6 +198,8 @@ def _umask() -> int:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,66 +1,134 @@
-"""The focal loss in PyTorch alone, in float64 where the device has it: the fallback, and what the kernels are held to."""
+"""The focal loss in PyTorch alone, in float64 where the device has it: the fallback, what the kernels are held to, and what
+every derivative beyond the first comes from."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+FLOOR = -1e4
+"""Stands for the logarithm of a sum that is zero: exp(FLOOR) is 0, and FLOOR has a derivative where -inf has none."""
 
 
 def shapes(
     logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float, label_smoothing: float, scale: float,
     ignore_index: int, reduction: int, want_grad: bool, want_rows: bool,
+    other: Tensor | None = None, share: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Empty tensors of the shapes and types that the op returns."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    loss = logits.new_empty(target.shape if reduction == 0 else (), dtype=dtype)
+    rows = logits.shape[:1] + logits.shape[2:]
+    loss = logits.new_empty(rows if reduction == 0 else (), dtype=dtype)
     grad = torch.empty_like(logits) if want_grad else logits.new_empty((0,))
-    return loss, grad, logits.new_empty(target.shape if want_rows else (0,), dtype=dtype), logits.new_empty((), dtype=dtype)
+    return loss, grad, logits.new_empty(rows if want_rows else (0,), dtype=dtype), logits.new_empty((), dtype=dtype)
+
+
+class Rows(NamedTuple):
+    """The targets of M rows, row by row."""
+
+    q: Tensor
+    """(M, C) shares of the classes before label smoothing; of a row that does not count, whatever is finite."""
+    used: Tensor
+    """(M,) whether the row is not ignored."""
+    wrong: Tensor
+    """(M,) whether a label of the row is out of range."""
+    label: Tensor | None
+    """(M,) the label, where each row has one."""
+
+    @property
+    def right(self) -> Tensor:
+        return self.used & ~self.wrong
+
+
+def rows_of(z: Tensor, target: Tensor, ignore_index: int, other: Tensor | None, share: Tensor | None) -> Rows:
+    """Labels, two labels with the share of the first, or shares (N, C[, L]), for logits ``z`` (M, C)."""
+    classes = z.shape[1]
+    if target.is_floating_point():
+        q = target.movedim(1, -1).reshape(-1, classes).to(z.dtype)
+        used = torch.ones_like(z[:, 0], dtype=torch.bool)
+        return Rows(q, used, ~used, None)
+    number = torch.arange(classes, device=z.device)
+    labels = [each.reshape(-1).long() for each in (target, other) if each is not None]
+    used = labels[0] != ignore_index
+    if other is not None:
+        used = used & (labels[1] != ignore_index)
+    wrong = ~used & used
+    for each in labels:
+        wrong = wrong | (used & ((each < 0) | (each >= classes)))
+    labels = [each.where(used & ~wrong, 0) for each in labels]
+    hot = [(number == each[:, None]).to(z.dtype) for each in labels]
+    if share is None:
+        return Rows(hot[0], used, wrong, labels[0])
+    first = share.reshape(-1, 1).to(z.dtype)
+    return Rows(first * hot[0] + (1 - first) * hot[1], used, wrong, None)
+
+
+def flat(logits: Tensor) -> Tensor:
+    """Logits (N, C[, L]) as (N L, C), in the type that the formula computes in."""
+    exact = torch.float32 if logits.device.type == "mps" else torch.float64
+    return logits.movedim(1, -1).reshape(-1, logits.shape[1]).to(exact)
 
 
 def formula(
     logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float, label_smoothing: float, scale: float,
     ignore_index: int, reduction: int, want_grad: bool, want_rows: bool,
+    other: Tensor | None = None, share: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The op in PyTorch, in float64 where the device has it; what the kernels are held to."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    exact = torch.float32 if logits.device.type == "mps" else torch.float64
-    classes = logits.shape[1]
-    z = logits.movedim(1, -1).reshape(-1, classes).to(exact)  # (M, C), M = N L
-    y = target.reshape(-1).long()
-    used = y != ignore_index
+    shape = logits.shape[:1] + logits.shape[2:]
+    z = flat(logits)  # (M, C), M = N L
     if logits.device.type == "cpu":
-        check_labels(target, classes, ignore_index)
-    wrong = used & ((y < 0) | (y >= classes))
-    y = y.where(used & ~wrong, 0)
-    hot = torch.nn.functional.one_hot(y, classes).bool() if len(y) else z.bool()
-    w = torch.ones(classes, dtype=exact, device=z.device) if weight is None else weight.to(exact)
-    share = w * label_smoothing / classes
-    a = torch.where(hot, w * (1 - label_smoothing) + share, share)  # (M, C) weight times smoothed target
+        check_labels(target, z.shape[1], ignore_index, other)
+    rows = rows_of(z, target, ignore_index, other, share)
+    w = z.new_ones(z.shape[1]) if weight is None else weight.to(z.dtype)
+    a = w * smoothed(rows.q, label_smoothing)  # (M, C) weight times smoothed target
 
     p, q, log_p = _probabilities(z)
     power = (q**gamma).where(q == q, q)  # NaN ** 0 would be 1
     term = torch.where(a == 0, 0, -a * power * log_p).sum(1)
-    loss = torch.where(wrong, torch.nan, torch.where(used, term, 0))
-    seen = used.sum()
-    total = {0: 1.0, 1: seen, 2: 1.0, 3: torch.where(used, w[y], 0).sum()}[reduction]
-    factor = scale / torch.as_tensor(total, dtype=exact, device=z.device)
-    factor = torch.where(torch.isfinite(factor), factor, 0)
-    picked = power.gather(1, y[:, None]).squeeze(1)
+    loss = torch.where(rows.wrong, torch.nan, torch.where(rows.used, term, 0))
+    factor = _factor(rows, w, scale, reduction)
     grad = logits.new_empty((0,))
     if want_grad:
-        slope = _slope(a, p, q, log_p, power, gamma, hot, label_smoothing == 0) * factor
-        slope = torch.where((used & ~wrong)[:, None], slope, 0)
+        single = rows.label is not None and label_smoothing == 0
+        slope = _slope(a, p, q, log_p, power, gamma, rows.q > 0, single) * factor
+        slope = torch.where(rows.right[:, None], slope, 0)
         back = slope.reshape(logits.movedim(1, -1).shape).movedim(-1, 1)
         grad = torch.empty_like(logits).copy_(back)
-    reduced = (loss * factor).reshape(target.shape) if reduction == 0 else (loss * factor).sum()
-    rows = torch.where(wrong, torch.nan, torch.where(used, p.gather(1, y[:, None]).squeeze(1), 1))
-    mean_power = torch.where(used & ~wrong, picked, 0).sum() / seen.clamp(min=1)
+    reduced = (loss * factor).reshape(shape) if reduction == 0 else (loss * factor).sum()
+    p_t, mean_power = _stats(rows, p, power)
     return (
         reduced.to(dtype),
         grad,
-        rows.reshape(target.shape).to(dtype) if want_rows else z.new_empty((0,), dtype=dtype),
+        p_t.reshape(shape).to(dtype) if want_rows else z.new_empty((0,), dtype=dtype),
         mean_power.to(dtype),
     )
+
+
+def smoothed(q: Tensor, label_smoothing: float) -> Tensor:
+    """Shares (M, C) moved towards equal ones, as ``F.cross_entropy`` does."""
+    return q if label_smoothing == 0 else (1 - label_smoothing) * q + label_smoothing / q.shape[1]
+
+
+def _factor(rows: Rows, w: Tensor, scale: float, reduction: int) -> Tensor:
+    """What multiplies the sum over rows (or each row): ``scale`` over the rows that count, or over their labels' weights."""
+    seen = rows.used.sum().to(w.dtype)
+    if reduction == 3 and rows.label is not None:
+        seen = torch.where(rows.used, w[rows.label], 0).sum()
+    total = seen if reduction in (1, 3) else torch.ones_like(seen)
+    none = total == 0
+    return torch.where(none, 0, scale / torch.where(none, 1, total))
+
+
+def _stats(rows: Rows, p: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+    """p_t (M,) of each row, 1 for ignored rows, and the mean modulating factor of the others."""
+    p_t = torch.where(rows.wrong, torch.nan, torch.where(rows.used, (rows.q * p).sum(1), 1))
+    picked = torch.where(rows.right, (rows.q * power).sum(1), 0)
+    return p_t, picked.sum() / rows.used.sum().clamp(min=1)
 
 
 def _probabilities(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,11 +158,68 @@ def _slope(a: Tensor, p: Tensor, q: Tensor, log_p: Tensor, power: Tensor, gamma:
     return p * (g.sum(1, keepdim=True) - g) - g * q
 
 
-def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
-    bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
-    if bad.any():
-        row = bad.nonzero()[0].tolist()
-        raise IndexError(
-            f"target[{', '.join(map(str, row))}]={target[tuple(row)].item()} is out of range for {classes} classes"
-            f" (legal: 0 to {classes - 1}, or ignore_index={ignore_index})"
-        )
+def differentiable(
+    logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float, label_smoothing: float, scale: float,
+    ignore_index: int, reduction: int, want_rows: bool, other: Tensor | None = None, share: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Loss, p_t and mean modulating factor, made of PyTorch's operators alone.
+
+    PyTorch takes every derivative of it, in logits, weight and shares, in each mode, and maps it over batches. Everything is
+    in logarithms, so that the derivatives hold for extreme logits too. A row with a label out of range is NaN.
+    """
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    shape = logits.shape[:1] + logits.shape[2:]
+    z = flat(logits)
+    rows = rows_of(z, target, ignore_index, other, share)
+    z = torch.where(rows.right[:, None], z, 0)  # no derivative passes where a NaN of an ignored row might
+    w = z.new_ones(z.shape[1]) if weight is None else weight.to(z.dtype)
+    a = w * smoothed(rows.q, label_smoothing)
+    log_p, log_q = _logarithms(z)
+    power = torch.ones_like(log_q) if gamma == 0 else (gamma * log_q).exp()
+    nothing = (a == 0) & ~torch.isfinite(log_p)  # 0 times infinity
+    term = -(a * power * torch.where(nothing, 0, log_p)).sum(1)
+    loss = torch.where(rows.wrong, torch.nan, torch.where(rows.used, term, 0)) * _factor(rows, w, scale, reduction)
+    p_t, mean_power = _stats(rows, log_p.detach().exp(), power.detach())
+    reduced = loss.reshape(shape) if reduction == 0 else loss.sum()
+    seen = p_t.reshape(shape) if want_rows else p_t.new_empty((0,))
+    return reduced.to(dtype), seen.detach().to(dtype), mean_power.detach().to(dtype)
+
+
+def _logarithms(z: Tensor) -> tuple[Tensor, Tensor]:
+    """log p and log (1 - p) of each class of z (M, C), with their derivatives.
+
+    With b the logarithm of the other classes' sum over the largest class's: log p = log sigmoid(-b) and log (1 - p) =
+    log sigmoid(b) of the largest, exact to the last bits however small. The others have p <= 1/2.
+    """
+    top = z.argmax(1, keepdim=True)
+    is_top = torch.arange(z.shape[1], device=z.device) == top
+    shifted = z - z.gather(1, top)
+    b = shifted.clamp(min=FLOOR).masked_fill(is_top, FLOOR).logsumexp(1, keepdim=True)
+    log_p = shifted + F.logsigmoid(-b)
+    p = log_p.exp()
+    small = torch.where(is_top | (p == 0), 0, p)  # at p = 0 the limit of p log p, whose derivative is none of its factors'
+    return log_p, torch.where(is_top, F.logsigmoid(b), torch.log1p(-small))
+
+
+def check_labels(target: Tensor, classes: int, ignore_index: int, other: Tensor | None = None) -> None:
+    """Look for a label out of range in rows that are not ignored.
+
+    Raises:
+        IndexError: naming the first one.
+    """
+    if target.is_floating_point():
+        return
+    ignored = target == ignore_index
+    if other is not None:
+        ignored = ignored | (other == ignore_index)
+    for name, labels in (("target", target), ("second target", other)):
+        if labels is None:
+            continue
+        bad = ((labels < 0) | (labels >= classes)) & ~ignored
+        if bad.any():
+            row = bad.nonzero()[0].tolist()
+            at = f"[{', '.join(map(str, row))}]" if row else ""
+            raise IndexError(
+                f"{name}{at}={labels[tuple(row)].item()} is out of range for {classes} classes"
+                f" (legal: 0 to {classes - 1}, or ignore_index={ignore_index})"
+            )

@@ -1,15 +1,18 @@
 """The focal loss op: schema, PyTorch formula, autograd, and which kernel serves it.
 
 ``torch.ops.zoo.focal_loss`` takes logits (N, C) or (N, C, L) and writes the gradient during the forward pass. Its formula
-below runs everywhere; ``zoo._C`` (C++) and ``zoo._C_cuda`` put kernels with the same numbers in its place where they were
-built. Use :func:`focal_loss`, which checks its arguments.
+(``zoo/focal_formula.py``) runs everywhere; ``zoo._C`` (C++) and ``zoo._C_cuda`` put kernels with the same numbers in its place
+where they were built. Use :func:`focal_loss`, which checks its arguments (``zoo/focal_arguments.py``).
+
+Three ways lead to a loss. Plain CPU tensors in memory that nothing watches go to the kernel by their addresses, past the
+dispatcher. What else wants a value and one gradient in the logits calls the op. Every other derivative, and what transforms
+or traces the call, takes the formula as PyTorch's operators (``differentiable``).
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import math
 import os
 from pathlib import Path
 from types import ModuleType
@@ -19,17 +22,18 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from zoo.focal_formula import check_labels, formula, shapes
+from zoo.focal_arguments import DTYPES, LABELS, REDUCTIONS, Call, Target, prepare
+from zoo.focal_formula import check_labels, differentiable, formula, shapes
 
-REDUCTIONS = ("none", "mean", "sum", "weighted_mean")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-LABELS = (torch.int64, torch.int32, torch.uint8)
+__all__ = ["DTYPES", "LABELS", "REDUCTIONS", "WithStats", "focal_loss", "focal_loss_with_stats", "kernel", "raise_wrong_label"]
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 _library = torch.library.Library("zoo", "DEF")
 _library.define(
     "focal_loss(Tensor logits, Tensor target, Tensor? weight, float gamma, float label_smoothing, float scale,"
-    " int ignore_index, int reduction, bool want_grad, bool want_rows) -> (Tensor loss, Tensor grad, Tensor p, Tensor factor)"
+    " int ignore_index, int reduction, bool want_grad, bool want_rows, Tensor? other=None, Tensor? share=None)"
+    " -> (Tensor loss, Tensor grad, Tensor p, Tensor factor)"
 )
 
 
@@ -38,14 +42,14 @@ class WithStats(NamedTuple):
 
     loss: Tensor
     p: Tensor
-    """p_t of each row, shaped as the target; 1 for ignored rows."""
+    """p_t of each row, the sum of q_c p_c for shares q; 1 for ignored rows."""
     factor: Tensor
-    """Mean of (1 - p_t)^gamma over the rows that are not ignored; 0 if there are none."""
+    """Mean of (1 - p_t)^gamma, or of sum_c q_c (1 - p_c)^gamma, over the rows that are not ignored; 0 if there are none."""
 
 
 def focal_loss(
     logits: Tensor,
-    target: Tensor,
+    target: Target,
     gamma: float = 2.0,
     weight: Tensor | None = None,
     ignore_index: int = -100,
@@ -55,27 +59,32 @@ def focal_loss(
 ) -> Tensor:
     """Focal loss of each row, l = -w_y (1 - p_t)^gamma log p_t, reduced (Lin et al. 2017, eq. 4; weights: Cui et al. 2019).
 
-    p_t is the softmax probability of the label from the unweighted logits; gamma 0 is cross entropy. With label smoothing s
-    the target is q = (1 - s) onehot + s / C as in ``F.cross_entropy`` and each class keeps its own modulating factor,
-    l = -sum_c w_c q_c (1 - p_c)^gamma log p_c (Mukhoti et al. 2020, the focal loss of a distribution q): the smoothing then
-    still acts on rows that are already right, where a single factor (1 - p_t)^gamma would take it away.
+    p_t is the softmax probability of the label from the unweighted logits; gamma 0 is cross entropy. A target of shares q of
+    the classes gives l = -sum_c w_c q_c (1 - p_c)^gamma log p_c, each class with its own modulating factor (Mukhoti et al. 2020,
+    the focal loss of a distribution q). Label smoothing s makes q = (1 - s) q + s / C, as in ``F.cross_entropy``: it then still
+    acts on rows that are already right, where a single factor (1 - p_t)^gamma would take it away.
 
     Args:
-        logits: (N, C) or (N, C, d1, ...) float32, float64, bfloat16 or float16, any strides.
-        target: (N,) or (N, d1, ...) int64, int32 or uint8 labels in [0, C), or ``ignore_index``.
-        weight: (C,) floating-point weight of each class; takes no gradient.
-        reduction: "none"; "mean" over the rows that are not ignored; "sum"; "weighted_mean": divided by the sum of their
-            weights, as ``F.cross_entropy`` does. No rows, or all ignored: 0 with zero gradient.
+        logits: (C,), (N, C) or (N, C, d1, ...) float32, float64, bfloat16 or float16, any strides.
+        target: (), (N,) or (N, d1, ...) labels of an integer type in [0, C), or ``ignore_index``; or floating-point shares of
+            the logits' shape; or (labels, other labels, share of the first), which is mixup without the shares' memory (Zhang
+            et al. 2018): the share is one number or a tensor of one or of each row. A row with an ignored label is ignored.
+        weight: (C,) floating-point weight of each class, a tensor or a numpy array.
+        reduction: "none"; "mean" over the rows that are not ignored; "sum"; "weighted_mean": divided as ``F.cross_entropy``
+            does, by the sum of the labels' weights, or by the rows where the target is shares or two labels. No rows, or all
+            ignored: 0 with zero gradient.
         scale: factor on loss and gradient, applied before a half-precision gradient is rounded.
 
     Returns:
-        The loss in float32 (float64 for float64 logits; a float16 sum would overflow); shaped as target for "none".
+        The loss in float32 (float64 for float64 logits; a float16 sum would overflow); one per row for "none". The first
+        derivative in the logits comes from the kernel. Every other (of any order, in the weight or in shares, in forward mode,
+        under ``torch.func``) comes from the formula in PyTorch; for the second, the logits stay alive until the backward pass.
 
     Raises:
-        IndexError: a label out of range. On the CPU before anything is written. On CUDA that row's loss is NaN and its
-            gradient 0, and the error comes later, see :func:`raise_wrong_label`; ``ZOO_SYNC=1`` raises in place.
+        IndexError: a label out of range. On the CPU before anything is written; under ``torch.jit.trace`` that row's loss is NaN
+            instead. On CUDA that row's loss is NaN and its gradient 0, and the error comes later, see :func:`raise_wrong_label`;
+            ``ZOO_SYNC=1`` raises in place.
         TypeError, ValueError: an argument of wrong type, shape, device or range.
-        NotImplementedError: second derivatives, forward mode and ``torch.func.vmap``.
     """
     if _C is not None and not torch.compiler.is_compiling():
         loss = _direct(logits, target, weight, gamma, ignore_index, label_smoothing, reduction, scale)
@@ -86,7 +95,7 @@ def focal_loss(
 
 def focal_loss_with_stats(
     logits: Tensor,
-    target: Tensor,
+    target: Target,
     gamma: float = 2.0,
     weight: Tensor | None = None,
     ignore_index: int = -100,
@@ -99,7 +108,7 @@ def focal_loss_with_stats(
 
 
 def raise_wrong_label() -> None:
-    """Tell of a label out of range that a kernel on CUDA has met since the last call; without one this costs a memory read.
+    """Raise for a label out of range that a kernel on CUDA has met since the last call; without one this costs a memory read.
 
     It waits for no device: a kernel's find is seen once its stream was waited for, by ``loss.item()`` for instance. Eager
     calls of :func:`focal_loss` on CUDA begin with it and ``zoo train`` calls it when a loss is not finite; after compiled
@@ -128,120 +137,75 @@ def kernel() -> str:
 
 
 def _call(
-    logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None, ignore_index: int,
+    logits: Tensor, target: Target, gamma: float, weight: Any, ignore_index: int,
     label_smoothing: float, reduction: str, scale: float, want_rows: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     if _broken:
         raise ImportError(_broken)
-    _check(logits, target, gamma, weight, ignore_index, label_smoothing, reduction, scale)
-    shape = target.shape
-    if logits.dim() > 3:
-        logits, target = logits.flatten(2), target.flatten(1)
-    if weight is not None:
-        weight = _prepared(weight, torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    settings = (float(gamma), float(label_smoothing), float(scale), int(ignore_index), REDUCTIONS.index(reduction))
-    want_grad = logits.requires_grad and torch.is_grad_enabled()
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(logits).tangent is not None:
-        raise NotImplementedError("focal_loss has no forward-mode derivative (jvp); use reverse mode")
-    if torch.compiler.is_compiling():
-        loss, _, p, factor = torch.ops.zoo.focal_loss(logits, target, weight, *settings, want_grad, want_rows)
-    elif not want_grad:
-        loss, _, p, factor = _run(logits, target, weight, settings, False, want_rows)
-    elif _in_transform():
-        loss, _, p, factor = _FocalTransformed.apply(logits, target, weight, settings, want_rows)
-    else:
+    call = prepare(logits, target, gamma, weight, ignore_index, label_smoothing, reduction, scale)
+    want_grad = call.logits.requires_grad and torch.is_grad_enabled()
+    if call.differentiated or (not torch.compiler.is_compiling() and _is_transformed(call)):
+        loss, p, factor = _by_formula(call, want_rows)
+    elif torch.compiler.is_compiling():
+        loss, _, p, factor = torch.ops.zoo.focal_loss(*call.arguments(want_grad, want_rows))
+    elif want_grad:
         with torch.no_grad():
-            made = _run(logits, target, weight, settings, True, want_rows)
-        loss, _, p, factor = _Focal.apply(logits, made)
-    if len(shape) > 2:
-        loss = loss.reshape(shape) if reduction == "none" else loss
-        p = p.reshape(shape) if want_rows else p
-    return loss, p, factor
+            made = _run(call, True, want_rows)
+        loss, p, factor = _Focal.apply(call.logits, made, call)
+    else:
+        loss, _, p, factor = _run(call, False, want_rows)
+    loss = loss.reshape(call.shape) if call.reduction == 0 else loss
+    return loss, p.reshape(call.shape) if want_rows else p, factor
 
 
-def _check(
-    logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None, ignore_index: int,
-    label_smoothing: float, reduction: str, scale: float,
-) -> None:  # fmt: skip
-    """Everything about the arguments but the labels' values, which the kernels look at."""
-    for name, tensor in (("logits", logits), ("target", target)) + ((("weight", weight),) if weight is not None else ()):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
-    if logits.dtype not in DTYPES:
-        raise TypeError(f"logits must be float32, float64, bfloat16 or float16, not {_short(logits.dtype)}")
-    if target.dtype not in LABELS:
-        raise TypeError(f"target must be int64, int32 or uint8, not {_short(target.dtype)}")
-    if logits.dim() < 2 or logits.shape[1] == 0:
-        raise ValueError(f"logits must be (N, C) or (N, C, d1, ...) with C >= 1, not {tuple(logits.shape)}")
-    if target.shape != logits.shape[:1] + logits.shape[2:]:
-        wanted = tuple(logits.shape[:1] + logits.shape[2:])
-        raise ValueError(f"target must be {wanted} for logits {tuple(logits.shape)}, not {tuple(target.shape)}")
-    if target.device != logits.device:
-        raise ValueError(f"target must be on {logits.device} like the logits, not on {target.device}")
-    if weight is not None:
-        _check_weight(weight, logits)
-    for name, value in (("gamma", gamma), ("label_smoothing", label_smoothing), ("scale", scale)):
-        if type(value) is not float and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise TypeError(f"{name} must be a number, not {type(value).__name__}")
-    if not 0 <= gamma < math.inf:
-        raise ValueError(f"gamma must be finite and >= 0, not {gamma}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], not {label_smoothing}")
-    if not -math.inf < scale < math.inf:
-        raise ValueError(f"scale must be finite, not {scale}")
-    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
-        raise TypeError(f"ignore_index must be an int, not {type(ignore_index).__name__}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, not {reduction!r}")
-
-
-def _check_weight(weight: Tensor, logits: Tensor) -> None:
-    if not weight.dtype.is_floating_point:
-        raise TypeError(f"weight must be floating point, not {_short(weight.dtype)}")
-    if weight.dim() != 1 or weight.shape[0] != logits.shape[1]:
-        raise ValueError(f"weight must be ({logits.shape[1]},) for {logits.shape[1]} classes, not {tuple(weight.shape)}")
-    if weight.device != logits.device:
-        raise ValueError(f"weight must be on {logits.device} like the logits, not on {weight.device}")
-    if weight.requires_grad and torch.is_grad_enabled():
-        raise NotImplementedError("focal_loss has no gradient for weight; pass weight.detach()")
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _run(
-    logits: Tensor, target: Tensor, weight: Tensor | None, settings: tuple[Any, ...], want_grad: bool, want_rows: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The op, a bad label told as IndexError whoever found it."""
-    if logits.is_cuda:
+def _run(call: Call, want_grad: bool, want_rows: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The op; a bad label is named by its place in the target, whoever found it."""
+    classes = call.logits.shape[1]
+    if call.logits.is_cuda:
         raise_wrong_label()
         if os.environ.get("ZOO_SYNC") == "1":
-            check_labels(target, logits.shape[1], settings[3])
+            check_labels(call.target, classes, call.ignore_index, call.other)
     try:
-        return torch.ops.zoo.focal_loss.default(logits, target, weight, *settings, want_grad, want_rows)
-    except NotImplementedError:
-        raise
-    except RuntimeError:
-        check_labels(target, logits.shape[1], settings[3])
+        return torch.ops.zoo.focal_loss.default(*call.arguments(want_grad, want_rows))
+    except IndexError:
+        check_labels(call.target, classes, call.ignore_index, call.other)
         raise
 
 
-def _prepared(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight as the kernels want it, untouched where it is so already."""
-    if weight.dtype is dtype and not weight.requires_grad and weight.is_contiguous():
-        return weight
-    return weight.detach().to(dtype).contiguous()
+def _by_formula(call: Call, want_rows: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The differentiable formula, its labels checked where they are values that can be read."""
+    if not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack():
+        labels, other = _unwrapped(call.target), None if call.other is None else _unwrapped(call.other)
+        if _is_memory(labels) and labels.is_cpu and (other is None or other.shape == labels.shape):
+            check_labels(labels, call.logits.shape[1], call.ignore_index, other)
+    return differentiable(*call.arguments(want_rows))
 
 
-def _in_transform() -> bool:
-    """Whether torch.func transforms the call."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+def _unwrapped(tensor: Tensor) -> Tensor:
+    """What torch.func has wrapped, all batches of it."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether it is memory and nothing more: no subclass, no lazy negation."""
-    return type(tensor) in _PLAIN and not tensor.is_neg()
+def _is_memory(tensor: Tensor) -> bool:
+    """Whether it is values in strided memory and nothing more: no subclass, nothing lazy, no wrapper."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.layout is torch.strided
+        and not (tensor.is_neg() or tensor._is_zerotensor() or tensor.is_meta or torch._is_functional_tensor(tensor))
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def _is_transformed(call: Call) -> bool:
+    """Whether torch.func or torch.jit.trace transforms the call, or forward mode wants its derivative."""
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    tensors = (call.logits, call.weight, call.target, call.share)
+    return any(each is not None and forward_ad.unpack_dual(each).tangent is not None for each in tensors)
 
 
 def _is_watched() -> bool:
@@ -255,13 +219,18 @@ def _is_watched() -> bool:
 
 
 def _direct(
-    logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float, ignore_index: int,
+    logits: Tensor, target: Target, weight: Any, gamma: float, ignore_index: int,
     label_smoothing: float, reduction: str, scale: float,
 ) -> Tensor | None:  # fmt: skip
-    """The loss of plain CPU tensors (N, C) past the dispatcher, checked in C; None for whatever is not plain and right."""
-    if not _is_plain(logits) or not logits.is_cpu or not _is_plain(target) or _is_watched():
+    """The loss of plain CPU tensors (N, C) past the dispatcher, checked in C; None for whatever is not plain and right.
+
+    The C side refuses tensors without an address of their own (efficient zeros, functional tensors and those of vmap).
+    """
+    if type(logits) not in _PLAIN or not logits.is_cpu or type(target) is not Tensor or _is_watched():
         return None
-    if weight is not None and (type(weight) not in _PLAIN or weight.requires_grad):
+    if logits.is_neg() or target.is_neg():
+        return None
+    if weight is not None and (type(weight) not in _PLAIN or weight.requires_grad or weight.is_neg()):
         return None
     want_grad = logits.requires_grad and torch.is_grad_enabled()
     loss = torch.empty((), dtype=torch.float64 if logits.dtype is torch.float64 else torch.float32)
@@ -271,69 +240,64 @@ def _direct(
         return None
     if bad >= 0:
         check_labels(target, logits.shape[1], ignore_index)
-    return loss if grad is None else _Focal.apply(logits, (loss, grad))[0]
+    if grad is None:
+        return loss
+    return _Focal.apply(logits, (loss, grad), (target, gamma, weight, ignore_index, label_smoothing, reduction, scale))
 
 
 class _Focal(torch.autograd.Function):
-    """Ties a loss to its gradient in eager mode: cheaper than ``register_autograd``, and no multiplication by 1."""
+    """Ties a loss to its gradient in eager mode: cheaper than ``register_autograd``, and no multiplication by 1.
+
+    ``call`` makes the loss again by the formula, for a derivative of the gradient. The logits are kept beside autograd's saved
+    tensors: those would be refused after a change in place even where only the first derivative is wanted, which has no need
+    of them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, made: tuple[Tensor, ...]) -> Any:
+    def forward(ctx: Any, logits: Tensor, made: tuple[Tensor, ...], call: Any) -> Any:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(made[1])
-        ctx.mark_non_differentiable(*made[2:])
-        return made
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, grad_grad: Tensor | None, *_: None) -> tuple[Tensor | None, None]:
-        return _given(ctx, grad_loss, grad_grad), None
-
-
-def _given(ctx: Any, grad_loss: Tensor | None, grad_grad: Tensor | None) -> Tensor | None:
-    """The gradient of the logits: the buffer itself where grad_loss is 1 and nobody may ask again.
-
-    The buffer is an output too, so what is made of it for a second derivative leads back here, and is refused.
-    """
-    if grad_grad is not None:
-        raise NotImplementedError("focal_loss has no second derivative")
-    if grad_loss is None:
-        return None
-    (grad,) = ctx.saved_tensors
-    if (
-        not torch.is_grad_enabled()
-        and _C is not None
-        and _C.is_one(grad_loss)
-        and not torch._C._autograd._get_current_graph_task_keep_graph()
-    ):
-        return grad
-    return _scaled(grad, grad_loss)
-
-
-class _FocalTransformed(torch.autograd.Function):
-    """The same for torch.func, which wants the context apart from the forward pass."""
-
-    @staticmethod
-    def forward(
-        logits: Tensor, target: Tensor, weight: Tensor | None, settings: tuple[Any, ...], want_rows: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return _run(logits, target, weight, settings, True, want_rows)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, grad, p, factor = output
-        ctx.save_for_backward(grad)
+        ctx.again = logits, logits._version, call
+        if len(made) == 2:
+            return made[0]
+        loss, _, p, factor = made
         ctx.mark_non_differentiable(p, factor)
-        ctx.set_materialize_grads(False)
+        return loss, p, factor
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_loss: Tensor | None, grad_grad: Tensor | None, *_: None
-    ) -> tuple[Tensor | None, None, None, None, None]:
-        return _given(ctx, grad_loss, grad_grad), None, None, None, None
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, None, None]:
+        if grad_loss is None:
+            return None, None, None
+        (grad,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            logits, version, call = ctx.again
+            return _derivative(logits, version, call, grad_loss), None, None
+        if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
+            return _scaled(grad, grad_loss), None, None
+        ctx.again = None
+        return grad if _is_one(grad_loss) else _scaled(grad, grad_loss), None, None
 
-    @staticmethod
-    def vmap(*_: Any) -> Any:
-        return _no_vmap()
+
+def _is_one(grad_loss: Tensor) -> bool:
+    """Whether it is a plain 1 that nothing watches, so that the gradient is the buffer itself."""
+    return (
+        _C is not None and type(grad_loss) is Tensor and not grad_loss.is_neg() and not _is_watched() and _C.is_one(grad_loss)
+    )
+
+
+def _derivative(logits: Tensor, version: int, call: Any, grad_loss: Tensor) -> Tensor:
+    """The gradient in the logits as a function of logits and ``grad_loss`` that autograd can take apart."""
+    if logits._version != version:
+        raise RuntimeError(
+            f"the logits of a focal loss were changed in place (version {logits._version}, expected {version}) before the"
+            " gradient that is to be differentiated; clone them first"
+        )
+    if not isinstance(call, Call):
+        target, gamma, weight, *rest = call
+        call = prepare(logits, target, gamma, weight, *rest)
+    with torch.enable_grad():
+        loss = differentiable(*call._replace(logits=logits).arguments(False))[0]
+    return torch.autograd.grad(loss, logits, grad_loss, create_graph=True)[0]
 
 
 def _scaled(grad: Tensor, grad_loss: Tensor) -> Tensor:
@@ -343,23 +307,41 @@ def _scaled(grad: Tensor, grad_loss: Tensor) -> Tensor:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, grad, p, factor = output
-    ctx.save_for_backward(grad)
-    ctx.has_grad = inputs[8]
+    logits, target, weight, *settings, want_grad, _, other, share = inputs
+    ctx.save_for_backward(grad, logits, target, weight, other, share)
+    ctx.settings, ctx.has_grad = settings, want_grad
     ctx.mark_non_differentiable(grad, p, factor)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    if not ctx.has_grad:
-        raise RuntimeError("zoo::focal_loss was called with want_grad=False")
-    if torch.is_grad_enabled():
-        raise NotImplementedError("zoo::focal_loss has no second derivative")
-    (grad,) = ctx.saved_tensors
-    return (None if grad_loss is None else _scaled(grad, grad_loss), *(None,) * 9)
+    """The op's own gradient in the logits; by the formula what it has not: the other inputs', and what is derived again."""
+    grads: list[Tensor | None] = [None] * 12
+    if grad_loss is None:
+        return tuple(grads)
+    grad, logits, target, weight, other, share = ctx.saved_tensors
+    inputs = {0: logits, 1: target, 2: weight, 11: share}
+    wanted = [place for place in inputs if ctx.needs_input_grad[place]]
+    if ctx.has_grad and wanted == [0] and not torch.is_grad_enabled():
+        grads[0] = _scaled(grad, grad_loss)
+        return tuple(grads)
+    arguments: tuple[Any, ...] = (logits, target, weight, *ctx.settings, False, other, share)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        loss = differentiable(*arguments)[0]
+    found = torch.autograd.grad(loss, [inputs[place] for place in wanted], grad_loss, create_graph=again)
+    for place, each in zip(wanted, found, strict=True):
+        grads[place] = each
+    return tuple(grads)
 
 
-def _no_vmap(*_: Any) -> Any:
-    raise NotImplementedError("focal_loss cannot be vmapped; flatten the mapped dimension into N, reduction='none'")
+def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """The op for each element of the mapped dimension; :func:`focal_loss` itself is mapped by its formula."""
+    found = []
+    for at in range(info.batch_size):
+        taken = (each if dim is None else each.select(dim, at) for each, dim in zip(args, in_dims, strict=True))
+        found.append(torch.ops.zoo.focal_loss.default(*taken))
+    return tuple(torch.stack(each) for each in zip(*found, strict=True)), (0, 0, 0, 0)
 
 
 def _load(name: str) -> ModuleType | None:
@@ -392,7 +374,7 @@ def _reason() -> str:
 _library.impl("focal_loss", formula, "CompositeExplicitAutograd")
 torch.library.register_fake("zoo::focal_loss", shapes, lib=_library)
 torch.library.register_autograd("zoo::focal_loss", _backward, setup_context=_save, lib=_library)
-torch.library.register_vmap("zoo::focal_loss", _no_vmap, lib=_library)
+torch.library.register_vmap("zoo::focal_loss", _vmap, lib=_library)
 _C, _C_cuda, _broken = _load_all()
 if _C is not None and hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):  # an older torch takes the longer way
     _C.connect(torch.Tensor.__dlpack_c_exchange_api__)

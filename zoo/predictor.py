@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from zoo.data._folders import square
 from zoo.data._image import read_image
+from zoo.data._pixels import square
 from zoo.errors import DataError, FileError
 from zoo.export import _child, _facts, _guard, _session
 
@@ -99,7 +99,7 @@ def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     opened = load(Path(request["model"]))
     for path in request["images"]:
         try:
-            image = read_image(Path(path))
+            image = read_image(Path(path), opened.resize)
         except DataError as error:
             yield {"file": path, "error": str(error)}
             continue

@@ -31,13 +31,36 @@ BARE_GAMMA = (
 class Data(msgspec.Struct, frozen=True):
     """``[data]``: which images, how they are split, thinned and augmented."""
 
-    name: Annotated[str, about("data set (zoo data), or a folder of class folders")] = "synthetic"
+    name: Annotated[
+        str, about("data set (zoo data), torchvision:NAME, a folder of class folders, a CSV list or an .npz file")
+    ] = "synthetic"
     dir: Annotated[str, about("folder of the data set; empty: look in the cache, download")] = ""
+    layout: Annotated[
+        Literal["auto", "splits", "classes"], about("what the folders in data.dir are, where that is ambiguous")
+    ] = "auto"
+    skip_bad: Annotated[bool, about("leave out images that cannot be read; the result says how many")] = False
     val: Annotated[float, about("share of the training images set apart for validation", ge=0, lt=1)] = 0.1
     imbalance: Annotated[str, about("long tail: none, exp:F or step:F, F the rarest class's share")] = "none"
     augment: Annotated[list[str], about("augmentations in order: crop, flip, rcrop, colour, cutout, trivial, v2:NAME")] = (
         msgspec.field(default_factory=lambda: ["crop", "flip"])
     )
+    per_class: Annotated[int, about("training images of each class, 0 for all", ge=0, le=MOST)] = 0
+    views: Annotated[
+        int, about("augmented views of each image whose features are stored where all but the head is frozen", ge=0, le=1000)
+    ] = 0
+    mean: Annotated[list[float], about("channel means of the images in [0, 1]; empty: as the weights were trained")] = (
+        msgspec.field(default_factory=list)
+    )
+    std: Annotated[
+        list[Annotated[float, msgspec.Meta(gt=0, le=HUGE)]], about("channel standard deviations that belong to mean")
+    ] = msgspec.field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """What the set is called in titles and names: of one that is a folder or a file, what that is called."""
+        name, _, variant = self.name.partition(":")
+        nameless = registry.table("data").get(name, {}).get("classes") == 0
+        return variant or (Path(self.dir).absolute().name if self.dir and nameless else name)
 
 
 class Loss(msgspec.Struct, frozen=True):
@@ -150,6 +173,10 @@ class Recipe(msgspec.Struct, frozen=True):
     allow_empty_class: Annotated[bool, about("train although a class has no images")] = False
     deterministic: Annotated[bool, about("use only operations that repeat bit by bit")] = False
     compile: Annotated[bool, about("train with torch.compile: a minute at first, faster steps in long runs")] = False
+    features_with: Annotated[
+        Literal["torch", "onnxruntime", "openvino"],
+        about("what computes the features of a frozen part, once, in fp32 on the CPU"),
+    ] = "torch"
     save_every: Annotated[int, about("steps between saved states, 0 for one per epoch", ge=0, le=MOST)] = 0
     on_full: Annotated[Literal["stop", "keep-training"], about("what to do on a full disk")] = "stop"
     data: Data = msgspec.field(default_factory=Data)
@@ -228,8 +255,13 @@ def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 
 def check(recipe: Recipe) -> None:
     """UsageError unless the settings go together; apart from :func:`resolve`, as a sweep changes one at a time."""
-    loss = recipe.loss
+    loss, data = recipe.loss, recipe.data
     registry.entry("losses", loss.name)
+    if (data.mean or data.std) and not len(data.mean) == len(data.std) == 3:
+        raise UsageError(
+            f"data.mean has {len(data.mean)} numbers, data.std {len(data.std)}; give three of each, "
+            "e.g. data.mean=[0.5,0.5,0.5] data.std=[0.5,0.5,0.5]"
+        )
     from zoo import sampling  # here, as it imports numpy
 
     sampling.parse_imbalance(recipe.data.imbalance)
@@ -350,7 +382,7 @@ def _suited(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
     entry: dict[str, Any] = {} if timm else model_files.entry(model) if file else registry.entry("models", model)
     suits = entry.get("data") or ("caltech101" if timm else "cifar10",)
     name = values.get("data.name", suits[0])
-    name = name if name in registry.table("data") else "folder"
+    name = name if name.partition(":")[0] in registry.table("data") else "folder"
     return registry.entry("data", name).get("recipe", {}) | entry.get("recipe", {}) | {"data.name": suits[0], "model": model}
 
 

@@ -23,6 +23,8 @@ from zoo.console import print_line
 from zoo.errors import UsageError, did_you_mean
 from zoo.spec import Option
 
+_READERS = {".csv": "list", ".tsv": "list", ".parquet": "list", ".pq": "list", ".npz": "npz"}
+"""The data set that reads a file with this ending."""
 _SINGULAR = {"models": "model", "losses": "loss", "data": "data set"}
 _REQUIRED = {
     "models": ("input", "params", "paper", "head"),
@@ -71,8 +73,9 @@ def names(kind: str) -> list[str]:
 
 
 def entry(kind: str, name: str) -> dict[str, Any]:
-    """The literal fields of one entry, or UsageError with the nearest names."""
+    """The literal fields of one entry, or UsageError with the nearest names; what follows a colon is for its ``build``."""
     known = table(kind)
+    name = name.partition(":")[0]
     if name not in known:
         raise UsageError(f"no {_SINGULAR[kind]} {name!r}{did_you_mean(name, known)}; list them with: zoo {kind}")
     return known[name]
@@ -80,7 +83,7 @@ def entry(kind: str, name: str) -> dict[str, Any]:
 
 def find(kind: str, name: str) -> Any:
     """The spec of one entry, its file imported; UsageError with the nearest names if there is none."""
-    return imported(kind, entry(kind, name)).SPECS[name]
+    return imported(kind, entry(kind, name)).SPECS[name.partition(":")[0]]
 
 
 def imported(kind: str, fields: dict[str, Any]) -> Any:
@@ -99,6 +102,24 @@ def imported(kind: str, fields: dict[str, Any]) -> Any:
 def takers(option: str) -> list[str]:
     """Names of the losses that take an option."""
     return [name for name, fields in table("losses").items() if option in fields["options"]]
+
+
+def data_source(text: str) -> tuple[str, str]:
+    """The data set and the folder or file that ``--data TEXT`` stands for: a name, a folder of images, a list or arrays.
+
+    Raises:
+        UsageError: a URL.
+
+    >>> data_source("pets/labels.csv")
+    ('list', 'pets/labels.csv')
+    """
+    if text.partition(":")[0] in table("data"):
+        return text, ""
+    if "://" in text:
+        raise UsageError(f"cannot fetch data from {text}; download it and name the folder or file")
+    if reader := _READERS.get(Path(text).suffix.lower()):
+        return reader, text
+    return ("folder", text) if Path(text).is_dir() or "/" in text else (text, "")
 
 
 @cache

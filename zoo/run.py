@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor, nn
 
-from zoo import files, machine, metrics, model_files, registry, run_folders, tensor_files
+from zoo import calibration, files, machine, metrics, model_files, registry, run_folders, tensor_files
 from zoo import recipe as recipes
 from zoo.data import _augment
-from zoo.data._folders import square, stored_side
-from zoo.data._image import read_image
+from zoo.data._folders import stored_side
+from zoo.data._image import read_image, shown
+from zoo.data._pixels import square
 from zoo.errors import DataError, FileError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, Split
 from zoo.training import build, checkpoint, freezing
 from zoo.training.loop import predict
+from zoo.training.views import AveragedViews
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Run:
     std: tuple[float, float, float]
     metrics: list[dict[str, Any]]
     env: dict[str, Any]
+    temperature: float = 1.0
+    """What the model's logits are divided by (:func:`calibrate`); 1: not calibrated."""
+    weights: str = ""
+    """Digest of the weights."""
 
     @property
     def stored(self) -> int:
@@ -67,14 +74,16 @@ def create_model(name: str, classes: int | None = None, weights: str = "none", f
     return model
 
 
-def load(name: str | Path | None = None) -> Run:
-    """A run by folder, name, unique prefix, or the latest, with its best weights.
+def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
+    """A run by folder, name, unique prefix, or the latest, with its best weights; ``skip_bad`` as in :class:`zoo.recipe.Data`.
 
     Raises:
         FileError: no such run, or weights that are missing or damaged.
     """
     path = run_folders.find(name)
     recipe = recipes.read(path / "recipe.toml")
+    if skip_bad:
+        recipe = structs.replace(recipe, data=structs.replace(recipe.data, skip_bad=True))
     tensors, header = tensor_files.load_weights(path / "weights.safetensors")
     if header.model != recipe.model:
         raise FileError(f"weights are of {header.model}, the recipe says {recipe.model} ({path}); they are of two runs")
@@ -82,25 +91,56 @@ def load(name: str | Path | None = None) -> Run:
     tensor_files.load_into(model, tensors, path)
     env = files.read_facts(path / "env.json")
     rows = checkpoint.read_rows(path)
-    return Run(path, model.eval(), recipe, header.classes, header.input, header.mean, header.std, rows, env)
+    digest = calibration.digest_of(header.digests)
+    if found := calibration.read(path, digest):
+        calibration.apply(model, found.temperature)
+    temperature = found.temperature if found else 1.0
+    return Run(
+        path, model.eval(), recipe, header.classes, header.input, header.mean, header.std, rows, env, temperature, digest
+    )
 
 
-def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tuple[metrics.Result, Tensor, Tensor]:
-    """Result, logits (N, C) and targets (N,) of a run's best weights on one split of its data."""
+def evaluate(
+    run: Run, split: str = "test", data: DataSet | None = None, *, views: str = "none"
+) -> tuple[metrics.Result, Tensor, Tensor]:
+    """Result, logits (N, C) and targets (N,) of a run's best weights on one split of its data.
+
+    ``views`` averages the probabilities of several views of each image: ``flip`` or ``crops`` (:mod:`zoo.training.views`).
+    """
     data = data or run.dataset()
     if data.classes != run.classes:
-        raise FileError(
-            f"classes differ (model {len(run.classes)}, data {len(data.classes)}); use the data the run was trained on"
-        )
+        raise FileError(f"classes differ ({_difference(run.classes, data.classes)}); use the data the run was trained on")
     part: Split = getattr(data, split)
     if not len(part):
         raise DataError(f"the {split} split is empty ({data.name}, data.val {run.recipe.data.val}); choose another --split")
     device = machine.device(run.recipe.device if run.recipe.device != "cuda" else "auto")
     precision = machine.precision(run.recipe.precision, device)
-    batches = build.eval_batches(part, replace(data, mean=run.mean, std=run.std), device, run.input[1], precision)
-    logits, targets = predict(run.model.to(device).to(memory_format=torch.channels_last), batches, precision)
+    batches = build.eval_batches(
+        part, replace(data, mean=run.mean, std=run.std), device, run.stored if views == "crops" else run.input[1], precision
+    )
+    model = run.model.to(device).to(memory_format=torch.channels_last)
+    logits, targets = predict(model if views == "none" else AveragedViews(model, run.input[1], views), batches, precision)
     run.model.to("cpu")
     return metrics.evaluate(logits, targets), logits, targets
+
+
+def calibrate(run: Run, data: DataSet | None = None) -> tuple[Run, calibration.Calibration]:
+    """Fit a temperature on the run's validation images, keep it in the run folder; the run with it, and what was found.
+
+    Raises:
+        DataError: the run holds no validation images back.
+    """
+    _, logits, targets = evaluate(run, "val", data)
+    found = calibration.of(logits * run.temperature, targets, split="val", weights=run.weights)
+    calibration.save(run.path, found)
+    return load(run.path), found
+
+
+def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """The first class in which two lists differ."""
+    at = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
+    named = [shown(classes[at]) if at < len(classes) else "none" for classes in (ours, theirs)]
+    return f"class {at}: model {named[0]}, data {named[1]}; {len(ours)} and {len(theirs)} classes"
 
 
 def read_input(run: Run, path: Path) -> tuple[np.ndarray, Tensor]:
@@ -109,7 +149,7 @@ def read_input(run: Run, path: Path) -> tuple[np.ndarray, Tensor]:
     Raises:
         DataError: a file that is no image.
     """
-    image = square(read_image(path), run.stored)
+    image = square(read_image(path, run.stored), run.stored)
     return image, _augment.normalise(torch.tensor(image)[None], run.mean, run.std, torch.float32, size=run.input[1])[0]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import json
 import os
 import re
@@ -13,13 +12,14 @@ import socket
 import string
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from zoo import registry
 from zoo.console import print_line
 from zoo.errors import BusyError, DiskError, FileError, UsageError, did_you_mean
 from zoo.files import as_disk_error, check_own, remove_stale
 from zoo.recipe import Recipe, read, same
+
+LOCK, HOLDER = ".lock", ".holder"
 
 
 def root() -> Path:
@@ -75,9 +75,8 @@ def new_name(recipe: Recipe, when: datetime.date | None = None) -> str:
     'synthetic-cnn_small-cross_entropy-s0-1123a'
     """
     when = when or datetime.date.today()
-    data = Path(recipe.data.dir).name if recipe.data.name == "folder" and recipe.data.dir else recipe.data.name
     model = Path(recipe.model).name if ".py:" in recipe.model else recipe.model
-    stem = f"{data}-{model}-{recipe.loss.name}-s{recipe.seed}-{when:%m%d}"
+    stem = f"{recipe.data.label}-{model}-{recipe.loss.name}-s{recipe.seed}-{when:%m%d}"
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
     return next(stem + letter for letter in _letters() if not (root() / (stem + letter)).exists())
 
@@ -134,28 +133,34 @@ def taken(recipe: Recipe, out: Path | None, *, resume: bool = False, force: bool
     with as_disk_error(out or root()):
         folder, made = _made(recipe, out)
     try:
+        if not (folder / LOCK).is_file():
+            _check(folder, resume=resume, force=force)  # nothing is written into a folder of somebody else
         with locked(folder):
             _check(folder, resume=resume, force=force)
             yield folder
     finally:
-        if made and not any(path.name != ".lock" for path in folder.iterdir()):
-            shutil.rmtree(folder, ignore_errors=True)
+        if made and all(path.name in (LOCK, HOLDER) for path in folder.iterdir()):
+            for name in (LOCK, HOLDER):
+                (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another process uses a parent by now
+                for place in made:
+                    place.rmdir()
 
 
-def _made(recipe: Recipe, out: Path | None) -> tuple[Path, bool]:
-    """The folder, and whether it was made by this call."""
-    if out is not None:
-        if out.exists() and not out.is_dir():
-            raise DiskError(f"output is a file ({out.absolute()}); choose another --out")
-        there = out.is_dir()
-        out.mkdir(parents=True, exist_ok=True)
-        return out, not there
-    root().mkdir(parents=True, exist_ok=True)
+def _made(recipe: Recipe, out: Path | None) -> tuple[Path, list[Path]]:
+    """The folder, and what this call made: it and its parents, the innermost first."""
     while True:
-        folder = root() / new_name(recipe)
-        with contextlib.suppress(FileExistsError):  # another process took the name in between
+        folder = out or root() / new_name(recipe)
+        if folder.exists() and not folder.is_dir():
+            raise DiskError(f"output is a file ({folder.absolute()}); choose another --out")
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
             folder.mkdir()
-            return folder, True
+        except FileExistsError:
+            if out is None:
+                continue  # another process took the name in between
+        return folder, new
 
 
 def _check(folder: Path, *, resume: bool, force: bool) -> None:
@@ -164,7 +169,7 @@ def _check(folder: Path, *, resume: bool, force: bool) -> None:
             raise FileError(f"no run to resume ({folder.absolute()}); name its folder with --out")
         for name in INSIDE:
             check_own(folder / name)
-    elif not force and any(path.name != ".lock" for path in folder.iterdir()):
+    elif not force and any(path.name not in (LOCK, HOLDER) for path in folder.iterdir()):
         raise BusyError(
             f"output folder is not empty ({folder}); use --resume to go on, --force to replace it, or another --out"
         )
@@ -174,7 +179,7 @@ def stored_recipe(folder: Path) -> Path:
     """The recipe of the run in a folder; FileError if there is none, saying what the folder is."""
     path = folder / "recipe.toml"
     if not path.is_file():
-        what = "its training was stopped before the first step" if (folder / ".lock").exists() else "not a run folder"
+        what = "its training was stopped before the first step" if (folder / LOCK).exists() else "not a run folder"
         raise FileError(
             f"no run to resume ({folder.absolute()}, {what}); start it again: zoo train RECIPE --force --out {folder}"
         )
@@ -190,6 +195,7 @@ WRITTEN = (
     "predictions.csv",
     "bad_batch.json",
     "env.json",
+    "calibration.json",
 )
 """Files of a run that the next one in its folder must not inherit."""
 INSIDE = ("last", "tensorboard")
@@ -216,42 +222,52 @@ def clear(folder: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process and sweep what a killed holder left half written.
 
-    The lock is flock's, which ends with its process: none is ever stale. The file names the holder for people.
+    The lock ends with its process: none is ever stale. The file ``.holder`` names the process for people.
 
     Raises:
         BusyError: another process has it, or the file system has no locks.
     """
-    with (folder / ".lock").open("a+", encoding="utf-8") as file:
-        before = _take(folder, file)
-        if before:
+    with _taken(folder):
+        if before := _holder(folder):
             print_line(f"notice   the run's last process is gone and left it unfinished ({before}); taken over")
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        (folder / HOLDER).write_text(f"pid {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         try:
             for place in (folder, folder / "last"):
                 remove_stale(place)
             yield
         finally:
-            file.truncate(0)
+            (folder / HOLDER).unlink(missing_ok=True)
 
 
 def check_free(folder: Path) -> None:
     """BusyError if a process holds this run folder now."""
-    lock = folder / ".lock"
-    if lock.is_file():
-        with lock.open(encoding="utf-8") as file:
-            _take(folder, file)
+    if (folder / LOCK).is_file():
+        with _taken(folder):
+            pass
 
 
-def _take(folder: Path, file: IO[str]) -> str:
-    """Lock the open file; whom it names."""
-    file.seek(0)
-    holder = file.read().strip()
+@contextlib.contextmanager
+def _taken(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock file."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        lock.acquire()
+    except Timeout as error:
+        holder = _holder(folder) or "another process"
         raise BusyError(f"run folder is in use ({folder}, held by {holder}); wait, or choose another --out") from error
-    except OSError as error:
-        raise BusyError(f"cannot lock the run folder ({folder}, {error.strerror}); put it on another file system") from error
-    return holder
+    except (OSError, NotImplementedError) as error:
+        why = getattr(error, "strerror", None) or "no locks there"
+        raise BusyError(f"cannot lock the run folder ({folder}, {why}); put it on another file system") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(folder: Path) -> str:
+    """Who holds the folder, or held it when it ended; empty if it was left properly."""
+    with contextlib.suppress(OSError):
+        return (folder / HOLDER).read_text(encoding="utf-8", errors="replace").strip()
+    return ""

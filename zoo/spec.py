@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,11 +120,24 @@ class LossSpec:
     """Whether it divides by the class weights of the batch, so that their size does not matter, or else by its rows."""
 
 
+class ImageArray(Protocol):
+    """(N, H, W, 3) uint8 in memory, or read from a file when it is indexed: a numpy array, or what is indexed like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def nbytes(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Split:
-    """Samples held in memory (or memory-mapped): ``images`` (N, H, W, 3) uint8, ``targets`` (N,) int64."""
+    """Samples: ``images`` (N, H, W, 3) uint8, ``targets`` (N,) int64."""
 
-    images: np.ndarray
+    images: ImageArray
     targets: np.ndarray
     files: Sequence[str]
     """One name a sample, for messages: a path or ``train[17]``."""
@@ -149,6 +162,8 @@ class DataSet:
     """sha256 over images and targets of all splits, in order."""
     notes: tuple[str, ...] = ()
     """What was decided while loading, one line each."""
+    skipped: tuple[str, ...] = ()
+    """What is wrong with the images that were left out on request (``data.skip_bad``), one line each."""
     manifest: np.ndarray | None = None
     """(n, 2) uint64 over the samples of all splits: digests of its name and of its pixels and target, to name what changed."""
 
@@ -172,6 +187,8 @@ class DataSpec:
     source: str
     balanced: bool = False
     """Whether every class has the same number of training samples."""
+    options: tuple[str, ...] = ()
+    """What ``build`` takes besides: ``layout`` (of the recipe's ``[data]`` table), ``variant`` (what follows the name's colon)."""
     margin: bool = False
     """Whether images are kept an eighth larger than ``size``, so that training can crop at random."""
     recipe: dict[str, Any] = field(default_factory=dict)

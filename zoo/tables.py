@@ -135,13 +135,19 @@ def checked(data: DataSet) -> None:
     console.print(f"digest {data.digest}")
 
 
-def predictions(answers: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
-    """A line an image; DataError after them if a file could not be read."""
+def predictions(answers: Sequence[Mapping[str, Any]], *, as_json: bool, as_csv: bool = False) -> None:
+    """A line per image, in CSV per class; DataError after them if a file could not be read."""
     bad = [answer for answer in answers if "error" in answer]
     for answer in bad:
         print(f"{_printable(answer['file'])}: error: {answer['error']}", file=sys.stderr)
     if as_json:
         print(json.dumps(list(answers)))
+    elif as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(("file", "rank", "class", "probability"))
+        for answer in answers:
+            for rank, (name, share) in enumerate(answer.get("top", ()), 1):
+                writer.writerow((_cell(answer["file"]), rank, _cell(name), share))
     else:
         rows = [
             (_printable(a["file"]), "  ".join(f"{name} {percent(p)} %" for name, p in a["top"])) for a in answers if "top" in a
@@ -149,6 +155,12 @@ def predictions(answers: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
         out().print(make(("file", "class and probability"), rows))
     if bad:
         raise DataError(f"{len(bad)} of {len(answers)} images cannot be read ({bad[0]['file']!r} first); the others are above")
+
+
+def _cell(text: str) -> str:
+    """A text for a CSV that a spreadsheet may open: none that begins as a formula does."""
+    text = _printable(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _printable(name: str) -> str:

@@ -13,7 +13,7 @@ from zoo.cli._shared import Name, headline, recipe_names, registered, start, thr
 
 class _Train(RecipeCommand):
     settings = (
-        *("data.name", "data.dir", "data.val", "data.imbalance"),
+        *("data.name", "data.dir", "data.skip_bad", "data.val", "data.imbalance"),
         *("loss.name", "loss.class_weights", "loss.beta", "loss.drw_epoch", "loss.*", "sampler.name"),
         *("epochs", "batch_size", "optim.name", "optim.lr", "optim.lr_head", "optim.layer_decay", "optim.weight_decay"),
         *("schedule.name", "schedule.warmup", "schedule.lr_gamma", "seed", "weights", "freeze", "allow_random_frozen"),
@@ -45,7 +45,7 @@ def command(
     """
     from zoo import recipe as recipes
     from zoo import run_folders, tables
-    from zoo.console import first_ten, leading, print_line
+    from zoo.console import first_ten, leading, print_line, print_lines
     from zoo.training import lint
 
     if what and "=" in what:
@@ -63,6 +63,10 @@ def command(
             print_line(f"data     {recipe.data.name} · {counts.sum():,} train ({first_ten(counts.tolist())})")
         for finding in lint.check(recipe, counts):
             print_line(f"warning  {finding}")
+        if recipe.freeze != "none":
+            from zoo.training import build
+
+            print_lines(build.freeze_lines(recipe))
         click.echo(recipes.dump(recipe), nl=False)
         return
     headline()
@@ -83,7 +87,7 @@ def _overrides(settings: tuple[str, ...], flags: dict[str, Any]) -> dict[str, An
 
     found = dict(recipes.parse_override(text) for text in settings)
     found |= {name.replace("__", "."): value for name, value in flags.items() if value is not None}
-    data = found.get("data.name")
-    if data and data not in registry.names("data") and (Path(data).is_dir() or "/" in data):
-        found |= {"data.name": "folder", "data.dir": data}
+    if isinstance(data := found.get("data.name"), str):
+        name, place = registry.data_source(data)
+        found |= {"data.name": name} | ({"data.dir": place} if place else {})
     return found

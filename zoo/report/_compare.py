@@ -108,7 +108,7 @@ def _results(runs: Sequence[Folder], names: Sequence[str]) -> Table:
 
 
 def _data(runs: Sequence[Folder]) -> list[Block]:
-    data = list(dict.fromkeys(run.recipe.data.name for run in runs))
+    data = list(dict.fromkeys(run.recipe.data.label for run in runs))
     text = f"The runs are of different data ({', '.join(data)}), so their accuracies do not compare."
     return [Text(text, strong=True)] if len(data) > 1 else []
 

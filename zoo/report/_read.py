@@ -84,7 +84,7 @@ class Folder:
     def data(self) -> str:
         """``cifar10 (long tail exp:0.01)``."""
         thinned = self.recipe.data.imbalance
-        return self.recipe.data.name + (f" (long tail {thinned})" if thinned != "none" else "")
+        return self.recipe.data.label + (f" (long tail {thinned})" if thinned != "none" else "")
 
     @property
     def loss(self) -> str:

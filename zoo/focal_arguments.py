@@ -1,0 +1,199 @@
+"""What :func:`zoo.ops.focal_loss` takes: each argument checked, and brought to the form that the op and the formula want."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("none", "mean", "sum", "weighted_mean")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LABELS = (torch.int64, torch.int32, torch.uint8)
+"""Label types that the kernels read; the other integer types are converted."""
+INTEGERS = (*LABELS, torch.int8, torch.int16, torch.uint16, torch.uint32, torch.uint64)
+
+Target = Tensor | Sequence[Any]
+Number = float | int
+
+
+class Call(NamedTuple):
+    """One call in the form of the op: logits (N, C) or (N, C, L)."""
+
+    logits: Tensor
+    target: Tensor
+    """(N[, L]) labels, or shares of the logits' shape."""
+    weight: Tensor | None
+    gamma: float
+    label_smoothing: float
+    scale: float
+    ignore_index: int
+    reduction: int
+    other: Tensor | None
+    """(N[, L]) second labels."""
+    share: Tensor | None
+    """(N[, L]) share of the first label."""
+    shape: torch.Size
+    """Of the loss of each row, as the caller sees rows."""
+
+    def arguments(self, *wanted: bool) -> tuple[Any, ...]:
+        """What the op takes, or with one of its two wishes the differentiable formula."""
+        settings = self.gamma, self.label_smoothing, self.scale, self.ignore_index, self.reduction
+        return self.logits, self.target, self.weight, *settings, *wanted, self.other, self.share
+
+    @property
+    def differentiated(self) -> bool:
+        """Whether a derivative is wanted that the op does not have: in the weight, shares or the share of the first label."""
+        return torch.is_grad_enabled() and any(
+            each is not None and each.requires_grad for each in (self.weight, self.target, self.share)
+        )
+
+
+def prepare(
+    logits: Any, target: Any, gamma: Number, weight: Any, ignore_index: int,
+    label_smoothing: Number, reduction: str, scale: Number,
+) -> Call:  # fmt: skip
+    """Check everything but the labels' values, which the kernels look at.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    target, other, share = _parts(target)
+    _check_tensors(logits, target, other)
+    gamma, scale = _number("gamma", gamma), _number("scale", scale)
+    label_smoothing = _number("label_smoothing", label_smoothing)
+    _check_options(gamma, label_smoothing, scale, ignore_index, reduction, soft=target.is_floating_point())
+    weight = _weight(weight, logits)
+    target, other = _labels(target, logits.dtype), None if other is None else _labels(other, logits.dtype)
+    if other is not None and other.dtype != target.dtype:
+        target, other = target.long(), other.long()
+    share = None if share is None else _share(share, target, logits.dtype)
+    rows = logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else torch.Size(())
+    if logits.dim() == 1:
+        logits, target, other, share = (None if each is None else each[None] for each in (logits, target, other, share))
+    if logits.dim() > 3:
+        soft = target.is_floating_point()
+        logits, target = logits.flatten(2), target.flatten(2 if soft else 1)
+        other, share = (None if each is None else each.flatten(1) for each in (other, share))
+    if share is not None:
+        other, share = other.contiguous(), share.contiguous()
+    settings = gamma, label_smoothing, scale, int(ignore_index), REDUCTIONS.index(reduction)
+    return Call(logits, target, weight, *settings, other, share, rows)
+
+
+def _parts(target: Any) -> tuple[Any, Any, Any]:
+    """Target, second target and share of the first, the latter two None unless the target is such a triple."""
+    if not isinstance(target, (tuple, list)):
+        return target, None, None
+    if len(target) != 3:
+        raise ValueError(f"target must be a tensor or (labels, other labels, share of the first), not {len(target)} values")
+    return tuple(target)
+
+
+def _check_tensors(logits: Any, target: Any, other: Any) -> None:
+    named = {"logits": logits, "target": target} | ({} if other is None else {"second target": other})
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
+    if logits.dtype not in DTYPES:
+        raise TypeError(f"logits must be float32, float64, bfloat16 or float16, not {short(logits.dtype)}")
+    if logits.dim() == 0 or logits.shape[min(1, logits.dim() - 1)] == 0:
+        raise ValueError(f"logits must be (C,), (N, C) or (N, C, d1, ...) with C >= 1, not {tuple(logits.shape)}")
+    rows = logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else logits.shape[:0]
+    for name, tensor in list(named.items())[1:]:
+        soft = tensor.dtype in DTYPES and other is None
+        if not soft and tensor.dtype not in INTEGERS:
+            kinds = "an integer type" if other is not None else "an integer type (labels) or a float type (shares)"
+            raise TypeError(f"{name} must be of {kinds}, not {short(tensor.dtype)}")
+        wanted = tuple(logits.shape if soft else rows)
+        if tensor.shape != wanted:
+            what = "shares" if soft else "labels"
+            raise ValueError(f"{name} of {what} must be {wanted} for logits {tuple(logits.shape)}, not {tuple(tensor.shape)}")
+        if tensor.device != logits.device:
+            raise ValueError(f"{name} must be on {logits.device} like the logits, not on {tensor.device}")
+
+
+def _number(name: str, value: Any) -> float:
+    if type(value) is float:
+        return value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        hint = f"; pass it as weight={name}" if isinstance(value, (Tensor, np.ndarray)) and name == "gamma" else ""
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}{hint}")
+    return float(value)
+
+
+def _check_options(
+    gamma: float, label_smoothing: float, scale: float, ignore_index: Any, reduction: Any, *, soft: bool
+) -> None:
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma must be finite and >= 0, not {gamma}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], not {label_smoothing}")
+    if not -math.inf < scale < math.inf:
+        raise ValueError(f"scale must be finite, not {scale}")
+    if not isinstance(ignore_index, Integral) or isinstance(ignore_index, bool):
+        raise TypeError(f"ignore_index must be an int, not {type(ignore_index).__name__}")
+    if soft and int(ignore_index) >= 0:
+        raise ValueError(
+            f"ignore_index must be negative for a target of shares, which has no labels to ignore, not {ignore_index}"
+        )
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, not {reduction!r}")
+
+
+def _weight(weight: Any, logits: Tensor) -> Tensor | None:
+    """The weight as the kernels want it, untouched where it is so already."""
+    if weight is None:
+        return None
+    if isinstance(weight, np.ndarray):
+        weight = torch.as_tensor(weight, device=logits.device)
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor or an array, not {type(weight).__name__}")
+    if not weight.dtype.is_floating_point:
+        raise TypeError(f"weight must be floating point, not {short(weight.dtype)}")
+    classes = logits.shape[1] if logits.dim() > 1 else logits.shape[0]
+    if weight.dim() != 1 or weight.shape[0] != classes:
+        raise ValueError(f"weight must be ({classes},) for {classes} classes, not {tuple(weight.shape)}")
+    if weight.device != logits.device:
+        raise ValueError(f"weight must be on {logits.device} like the logits, not on {weight.device}")
+    return weight.to(accurate(logits.dtype)).contiguous()
+
+
+def _labels(target: Tensor, dtype: torch.dtype) -> Tensor:
+    """Labels of a type that the kernels read; shares of the logits' type, or float32 for half-precision logits."""
+    if target.is_floating_point():
+        kept = target.dtype == dtype or (target.dtype == torch.float32 and dtype != torch.float64)
+        return target if kept else target.to(accurate(dtype))
+    if target.dtype in LABELS:
+        return target
+    wide = target.long()
+    return torch.where(wide < 0, 2**63 - 1, wide) if target.dtype == torch.uint64 else wide  # beyond int64: no label either
+
+
+def _share(share: Any, target: Tensor, dtype: torch.dtype) -> Tensor:
+    """The share of the first label for each row, from one number or a tensor of one or of each row's."""
+    if not isinstance(share, Tensor):
+        number = _number(
+            "share of the first label", share.item() if isinstance(share, np.ndarray) and share.ndim == 0 else share
+        )
+        if not 0 <= number <= 1:
+            raise ValueError(f"share of the first label must be in [0, 1], not {number}")
+        return torch.full_like(target, number, dtype=accurate(dtype))
+    if not share.is_floating_point():
+        raise TypeError(f"share of the first label must be floating point, not {short(share.dtype)}")
+    if share.dim() and share.shape != target.shape:
+        raise ValueError(f"share of the first label must be () or {tuple(target.shape)}, not {tuple(share.shape)}")
+    return share.to(target.device, accurate(dtype)).expand(target.shape)
+
+
+def accurate(dtype: torch.dtype) -> torch.dtype:
+    """The type of the loss, of weights and of shares of labels, for logits of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
