@@ -18,13 +18,8 @@ import tomli_w
 from zoo import model_files, recipe_text, registry
 from zoo.errors import UsageError, did_you_mean
 from zoo.recipe_text import Written, flatten
-from zoo.recipe_types import about, declared, not_allowed, option_type
+from zoo.recipe_types import HUGE, MOST, about, declared, not_allowed, option_type
 from zoo.spec import Option
-
-MOST = 1_000_000
-"""Upper bound of counts: more than any machine finishes."""
-HUGE = 1e6
-"""Upper bound of factors."""
 
 NOT_THE_RECIPE = {"seed", "data.dir", "device", "precision", "compile"}
 """Keys in which two runs of one recipe may differ."""
@@ -223,7 +218,7 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
     that this one does not take are left out.
 
     Raises:
-        UsageError: unknown name, key, type or range, naming the nearest names and the line of the file.
+        UsageError: unknown name, key, type or range.
     """
     values = {full_key(key): value for key, value in overrides.items()}
     if model_files.is_file(str(values.get("model", ""))):
@@ -295,7 +290,7 @@ def dump(recipe: Recipe) -> str:
 
 
 def same(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes differ at most in their seed, and in where and how fast they are trained."""
+    """Whether two recipes differ at most in :data:`NOT_THE_RECIPE`."""
     return all(line.partition(":")[0] in NOT_THE_RECIPE for line in differences(one, other))
 
 

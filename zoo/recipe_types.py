@@ -11,6 +11,10 @@ import msgspec
 from zoo.errors import UsageError
 from zoo.spec import Option
 
+MOST = 1_000_000
+"""Upper bound of counts: more than any machine finishes."""
+HUGE = 1e6
+"""Upper bound of factors."""
 BOUNDS = ("gt", "ge", "lt", "le")
 
 

@@ -1,4 +1,4 @@
-"""Training from Python: :func:`zoo.train`."""
+"""Training from Python: ``zoo.train``, which is ``zoo train`` with objects in and a run out."""
 
 from __future__ import annotations
 
