@@ -1,11 +1,11 @@
 # make demo   set up, train on built-in images, export, benchmark
 # make test   set up, check style and types, run the default tests
-# make lint · make slow · make gpu   parts of it;  make clean   remove what was built
+# make lint · make slow · make gpu   parts of it;  make docs   build the site into build/site;  make clean   remove what was built
 # The first run fetches about 6 GB of packages into .venv; later ones need no network. PYTHON=... chooses the interpreter.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint slow gpu clean
+.PHONY: help demo test lint slow gpu docs clean
 
 BIN := .venv/bin
 STAMP := .venv/complete
@@ -38,6 +38,10 @@ slow: $(STAMP)
 
 gpu: $(STAMP)
 	@$(BIN)/python -m pytest -q -m gpu
+
+docs: $(STAMP)
+	@$(BIN)/python -c "import mkdocs, mkdocstrings" 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt mkdocs-material "mkdocstrings[python]"
+	@$(BIN)/python -m mkdocs build --strict
 
 $(STAMP): pyproject.toml constraints.txt setup.py tools/setup $(wildcard csrc/*)
 	@tools/setup

@@ -1,0 +1,64 @@
+"""Run the commands of tutorial pages and write their output below them: ``python tools/transcripts.py docs/tutorial_*.md``.
+
+A ``console`` block holds one command after ``$ ``; what follows it is its standard output, shortened to the first and last lines.
+A ``python`` block is run as a script. All blocks of a page share one empty folder, and the first that fails stops the page.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.M | re.S)
+SHOWN = 14
+"""Most lines of an output that are shown."""
+
+
+def commands(page: Path) -> list[str]:
+    """Shell commands of the page's blocks, in order."""
+    return [_command(*found) for found in BLOCK.findall(page.read_text(encoding="utf-8"))]
+
+
+def _command(kind: str, text: str) -> str:
+    return text.partition("\n")[0].removeprefix("$ ") if kind == "console" else f"python - <<'SCRIPT'\n{text}SCRIPT"
+
+
+def run(command: str, folder: Path) -> str:
+    """Standard output of a command in ``folder``; RuntimeError with the end of its errors if it fails."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "NO_COLOR": "1", "COLUMNS": "100", "ZOO_RUNS": str(folder / "runs")}
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command}\nexit {done.returncode}\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def shortened(output: str) -> str:
+    """The output without trailing spaces, its middle replaced by ``...`` where it is long."""
+    lines = [line.rstrip() for line in output.splitlines()]
+    if len(lines) > SHOWN:
+        lines = [*lines[: SHOWN - 4], "...", *lines[-3:]]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def rewritten(page: Path) -> str:
+    """The page's text with the output of each command as it is today."""
+    with tempfile.TemporaryDirectory() as place:
+
+        def replaced(found: re.Match[str]) -> str:
+            kind, text = found.groups()
+            output = run(_command(kind, text), Path(place))
+            if kind == "python":
+                return found[0]
+            return f"```console\n{text.partition(chr(10))[0]}\n{shortened(output.replace(place + '/', ''))}```"
+
+        return BLOCK.sub(replaced, page.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        Path(name).write_text(rewritten(Path(name)), encoding="utf-8")
