@@ -14,7 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import zoo.export
 from zoo.errors import DisagreeError
-from zoo.export import onnx_fp32
+from zoo.export import _onnx
 
 pytest.importorskip("onnxruntime")
 
@@ -54,7 +54,7 @@ def refused(
     for node in graph.graph.node:
         if node.name.startswith("layer2.0.conv1/"):
             node.input[2] = name
-    monkeypatch.setattr(onnx_fp32, "trace", lambda *_, **__: graph)
+    monkeypatch.setattr(_onnx, "trace", lambda *_, **__: graph)
     with pytest.raises(DisagreeError, match=r"first node that differs: layer2\.0\.conv1/\w+ \(Conv\)\); nothing"):
         zoo.export.onnx(module, folder / "y.onnx", input=(3, 32, 32), images=inputs)
     assert not (folder / "y.onnx").exists()
