@@ -14,6 +14,9 @@ class DynamicFocal(nn.Module):
 
     Without s the focal loss, and so its gradient, shrinks as the model learns. E is the mean over the rows of the epoch that
     ends, each at the step that saw it, from the pass that makes the loss. ``max_scale`` caps s, 0 leaves it free.
+
+    A target of shares q, from mixup or cutmix, gives the focal loss of a distribution (see :func:`zoo.ops.focal_loss`), and E the
+    mean of sum_c q_c (1 - p_c)^gamma: what scales the loss of a blend is the blend of what scales its labels' losses.
     """
 
     weight: Tensor | None
@@ -88,6 +91,7 @@ SPECS = {
         reference=reference,
         paper="reported experiment; focal loss: Lin et al. 2017, arXiv:1708.02002",
         options=("focal_gamma", "label_smoothing", "rescale_every", "max_scale"),
+        soft=True,
         fused=True,
     ),
 }

@@ -12,6 +12,10 @@ from zoo.spec import LossSpec
 class FocalLoss(nn.Module):
     """l = -w_y (1 - p_t)^gamma log p_t over logits (N, C) or (N, C, d1, ...); see :func:`zoo.ops.focal_loss`.
 
+    With shares q of the classes for a target, as mixup and cutmix make them, l = -sum_c w_c q_c (1 - p_c)^gamma log p_c (Mukhoti
+    et al. 2020): it is linear in q, so that a blend of two samples has the blend of the losses that each label would have
+    (Zhang et al. 2018, the loss of mixup).
+
     Example:
         >>> loss = FocalLoss(gamma=2.0)
         >>> round(loss(torch.zeros(1, 2), torch.tensor([0])).item(), 4)  # 0.5^2 log 2
@@ -37,10 +41,10 @@ class FocalLoss(nn.Module):
         self.reduction = reduction
         self.scale = scale
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, target: ops.Target) -> Tensor:
         return ops.focal_loss(logits, target, **self._options())
 
-    def with_stats(self, logits: Tensor, target: Tensor) -> ops.WithStats:
+    def with_stats(self, logits: Tensor, target: ops.Target) -> ops.WithStats:
         """The loss, p_t of each row and the mean modulating factor."""
         return ops.focal_loss_with_stats(logits, target, **self._options())
 
@@ -74,6 +78,7 @@ SPECS = {
         reference=reference,
         paper="Lin et al. 2017, arXiv:1708.02002; class-balanced: Cui et al. 2019, arXiv:1901.05555",
         options=("focal_gamma", "label_smoothing"),
+        soft=True,
         fused=True,
     ),
 }

@@ -13,7 +13,8 @@ from zoo.spec import LossSpec
 class Hybrid(nn.Module):
     """alpha CE + (1 - alpha) focal over logits (N, C): both as the losses of those names are, reduction included.
 
-    With ``switch_epoch`` alpha is 1 until that many epochs are done.
+    With ``switch_epoch`` alpha is 1 until that many epochs are done. A target may be shares (N, C), from mixup or cutmix: both
+    parts are linear in the shares, and so is their sum.
     """
 
     weight: Tensor | None
@@ -70,8 +71,13 @@ def reference_switch(
 PAPER = "reported experiment; focal loss: Lin et al. 2017, arXiv:1708.02002"
 
 SPECS = {
-    "hybrid": LossSpec(build=build, reference=reference, paper=PAPER, options=("focal_gamma", "alpha"), fused=True),
+    "hybrid": LossSpec(build=build, reference=reference, paper=PAPER, options=("focal_gamma", "alpha"), soft=True, fused=True),
     "ce_then_focal": LossSpec(
-        build=build_switch, reference=reference_switch, paper=PAPER, options=("focal_gamma", "switch_epoch"), fused=True
+        build=build_switch,
+        reference=reference_switch,
+        paper=PAPER,
+        options=("focal_gamma", "switch_epoch"),
+        soft=True,
+        fused=True,
     ),
 }
