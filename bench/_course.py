@@ -31,7 +31,7 @@ def rows(folder: Path, facts: Mapping[str, Any], reported: recipe.Reported) -> l
     train = [row for row in checkpoint.read_rows(folder) if row["split"] == "train"]
     if not train or not any(name in train[-1] for name in COLUMNS):
         return []
-    every = recipe.read(folder / "recipe.toml").loss.rescale_every
+    every = recipe.read(folder / "recipe.toml").loss.options.get("rescale_every", 5)
     theirs = {point.epoch: point for point in reported.course}
     made = []
     for row in train:

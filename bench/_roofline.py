@@ -18,7 +18,9 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
+from zoo.console import print_line
 from zoo.export import _shortcut
+from zoo.export._session import reason
 
 SECONDS = 0.15
 """Of measuring one limit at one size."""
@@ -42,6 +44,15 @@ class Work:
     def moved(self, batch: int, precision: str) -> int:
         """Bytes that a batch cannot do without."""
         return self.weights * _BYTES[precision] + batch * self.sample_bytes
+
+
+def known(path: Path) -> Work | None:
+    """:func:`work`, or None, said in a line, for a graph whose shapes onnx cannot infer."""
+    try:
+        return work(path)
+    except Exception as error:  # one boundary around onnx: it raises many types
+        print_line(f"roofline left out ({path.name}, {reason(error)})")
+        return None
 
 
 def work(path: Path) -> Work:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.bench import _gpu, _timing
 from zoo.bench._contenders import Call, Contender, Ready, loaded
-from zoo.export import _guard, _session
+from zoo.export import _feed, _guard, _session
 
 K = TypeVar("K")
 MARGIN = 0.03
@@ -37,7 +37,8 @@ def of_onnxruntime(
             _name("onnxruntime cpu", precision), precision, partial(Tuned, path, threads, tune=tune),
             lambda tuned, inputs: tuned.prepare(inputs), file_mb=_guard.check(path) / 1e6,
         )
-        for precision, path in files.items() if precision != "fp16"  # on the CPU it is widened again: smaller, never faster
+        for precision, path in files.items()
+        if precision != "fp16" or len(files) == 1  # on the CPU it is widened again: smaller, never faster
     ]  # fmt: skip
 
 
@@ -51,6 +52,8 @@ class Tuned:
     def __init__(self, path: Path, threads: int, *, tune: bool) -> None:
         self.path, self.threads, self.tune = path, threads, tune
         self.session = self._open(spin=True)
+        self.fixed = isinstance(self.session.get_inputs()[0].shape[0], int)
+        """Only one batch size fits: it is not tried in parts."""
         self.waits = ""
 
     def _open(self, *, spin: bool) -> Any:
@@ -66,7 +69,7 @@ class Tuned:
         if not self.waits:
             self._choose_waiting(inputs.numpy())
         parts = {1: run(self.session, inputs.numpy())}
-        if len(inputs) >= SPLIT_FROM:
+        if len(inputs) >= SPLIT_FROM and not self.fixed:
             parts |= {n: run(self.session, inputs.numpy(), n) for n in (2, 4)}
         chosen = fastest(parts)
         return Ready(parts[chosen], settings="; ".join([self.waits, *([f"in {chosen} parts"] if chosen > 1 else [])]))
@@ -93,7 +96,7 @@ def fastest(calls: Mapping[K, Call], rounds: int = 5) -> K:
 
 def run(session: Any, images: np.ndarray, parts: int = 1) -> Call:
     """``session.run`` on a batch that is read anew each time, in ``parts`` of it one after the other."""
-    name, wanted = session.get_inputs()[0].name, [session.get_outputs()[0].name]
+    name, wanted = session.get_inputs()[0].name, [_feed.output(session, Path())]
     feeds = [{name: part} for part in np.array_split(images, parts)]  # views: nothing is copied
     if parts == 1:
         feed = feeds[0]

@@ -11,7 +11,8 @@ import numpy as np
 from rich.table import Table
 
 from zoo import tables
-from zoo.bench import _memory, _runtimes, _subjects, _timing, inference
+from zoo.bench import _budget, _memory, _runtimes, _subjects, _timing, inference
+from zoo.bench._budget import Budget
 from zoo.bench._contenders import Call
 from zoo.errors import DisagreeError
 from zoo.export import _guard, _session
@@ -22,23 +23,29 @@ ALLOWED = 0.01
 
 def main(
     quick: bool = False, targets: Sequence[str] = (), *, out: Path | None = None, batches: Sequence[int] = (), threads: int = 0,
-    seconds: float = 0.0, max_memory: int = 0, timeout: float = _guard.TIMEOUT,
+    seconds: float = 0.0, budget: Budget | None = None, max_memory: int = 0, timeout: float = _guard.TIMEOUT,
 ) -> Path:  # fmt: skip
     """Measure both ways in turns, for each model and batch (default 1 and 8); returns the CSV.
 
     Raises:
         DisagreeError: the two differ by more than 1 % beyond doubt.
     """
-    used, rows = inference.checked_threads(threads), []
+    used, rows, budget = inference.checked_threads(threads), [], budget or Budget()
+    budget.places = len(targets)
     folders: list[Path | None] = []
     for target in targets:
         with _subjects.opened(target, ("fp32",), max_memory=max_memory, timeout=timeout) as subject:
             folders.append(subject.folder)
-            session = _session.open_session(next(iter(subject.files.values())), threads=used)
-            for batch in inference.checked_batches(batches) or (1, 8):
-                with _memory.enough_for(batch):
+            path = next(iter(subject.files.values()))
+            session = _session.open_session(path, threads=used)
+            sizes = inference.fitting(subject, (1, 8), inference.checked_batches(batches))
+            turn = budget.turn(len(sizes), subject.name) if budget.total else seconds or (2.0 if quick else 10.0)
+            _budget.announce(subject.name, sizes, turn)
+            for batch in sizes:
+                with _memory.enough_for(batch), _session.boundary(path.name):
                     call = _runtimes.run(session, subject.noise(batch).numpy())
-                    rows.append(_row(subject.name, batch, used, *both(call, seconds or (2.0 if quick else 10.0))))
+                    rows.append(_row(subject.name, batch, used, *both(call, turn)))
+            budget.places -= 1
     path = out or inference.default_out("self_check", folders, [str(row["model"]) for row in rows])
     _timing.write_csv(path, rows)
     if wrong := [row for row in rows if row["verdict"] == "no"]:

@@ -22,9 +22,10 @@ from rich.table import Table
 
 import zoo
 from zoo import tables
-from zoo.bench import _memory, _picture, _show, _subjects, _timing, _worker, inference
+from zoo.bench import _budget, _memory, _picture, _show, _subjects, _timing, _worker, inference
+from zoo.bench._budget import Budget
 from zoo.errors import FileError
-from zoo.export import _guard
+from zoo.export import _guard, _session
 from zoo.files import publish
 
 MODES = ("processes", "threads")
@@ -51,20 +52,27 @@ def setups(cores: int) -> list[Setup]:
 
 def main(
     quick: bool = False, targets: Sequence[str] = (), *, out: Path | None = None, batches: Sequence[int] = (), threads: int = 0,
-    seconds: float = 0.0, max_memory: int = 0, timeout: float = _guard.TIMEOUT,
+    seconds: float = 0.0, budget: Budget | None = None, max_memory: int = 0, timeout: float = _guard.TIMEOUT,
 ) -> Path:  # fmt: skip
-    """Measure every setup in shuffled rounds; ``threads`` are the cores to use, ``seconds`` those of one turn. Returns the CSV."""
-    cores, rows = inference.checked_threads(threads), []
+    """Measure every setup in shuffled rounds; ``threads`` are the cores to use, ``seconds`` those of one turn, unless a
+    ``budget`` for everything sets them. Returns the CSV."""
+    cores, rows, budget = inference.checked_threads(threads), [], budget or Budget()
+    budget.places = len(targets)
     folders: list[Path | None] = []
     for target in targets:
         with _subjects.opened(target, ("fp32",), max_memory=max_memory, timeout=timeout) as subject:
             folders.append(subject.folder)
-            for batch in inference.checked_batches(batches) or (1,):
-                file, rounds = next(iter(subject.files.values())), QUICK_ROUNDS if quick else ROUNDS
-                with _memory.enough_for(batch):
-                    images = subject.noise(batch).numpy()
-                    found = measured(file, images, setups(cores), rounds, seconds or (0.3 if quick else 1.0))
+            file, rounds = next(iter(subject.files.values())), QUICK_ROUNDS if quick else ROUNDS
+            wanted, sizes = setups(cores), inference.fitting(subject, (1,), inference.checked_batches(batches))
+            turn = seconds or (0.3 if quick else 1.0)
+            if budget.total:
+                turn = budget.turn(len(sizes) * len(wanted) * rounds, subject.name)
+            _budget.announce(subject.name, sizes, (turn + _timing.REST_S) * len(wanted) * rounds)
+            for batch in sizes:
+                with _memory.enough_for(batch), _session.boundary(file.name):
+                    found = measured(file, subject.noise(batch).numpy(), wanted, rounds, turn)
                 rows += _rows(subject.name, batch, found)
+            budget.places -= 1
     path = out or inference.default_out("serve", folders, [str(row["model"]) for row in rows])
     _timing.write_csv(path, rows)
     publish(path.with_suffix(".png"), lambda temporary: figure(rows, temporary))

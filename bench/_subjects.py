@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from zoo import run as engine
 from zoo.console import print_line
 from zoo.data import _augment
 from zoo.errors import DataError, FileError, UsageError, did_you_mean
-from zoo.export import _graph, _guard, _session, _verify, onnx_fp16, onnx_fp32, onnx_int8
+from zoo.export import _facts, _feed, _graph, _guard, _quantise, _session, onnx_fp16, onnx_fp32
 from zoo.training.build import model_spec
 
 IMAGES = 10_000
@@ -41,13 +40,15 @@ class Subject:
     folder: Path | None = None
     run: engine.Run | None = None
     preprocess: str = "none"
+    dtype: str = "float32"
+    fixed: int = 0
+    """The only batch size that the file takes; 0 for any."""
+    seconds: float = 0.0
+    """Of one image in the trial, where there was one."""
 
     def noise(self, batch: int) -> Tensor:
-        """The same (N, *shape) images for every contender and every run: seeded noise (of unit variance, if float32)."""
-        rng = np.random.default_rng(0)
-        if self.preprocess == "full":
-            return torch.from_numpy(rng.integers(0, 256, (batch, *self.shape), np.uint8))
-        return torch.from_numpy(rng.standard_normal((batch, *self.shape), dtype=np.float32))
+        """The same (N, *shape) images for every contender and every run: :func:`zoo.export._feed.noise`."""
+        return torch.from_numpy(_feed.noise(batch, self.shape, self.dtype))
 
     def images(self, split: str = "test", most: int = IMAGES) -> tuple[Tensor, Tensor] | None:
         """Images of the run's data as the model takes them, evenly spread over the split, with targets; None without data."""
@@ -55,10 +56,11 @@ class Subject:
             return None
         try:
             data = self.run.dataset()
-        except (DataError, UsageError):
+            engine.check_classes(self.run, data)
+        except (DataError, FileError, UsageError):
             return None
         part = getattr(data, split)
-        if not len(part) or data.classes != self.run.classes:
+        if not len(part):
             return None
         chosen = np.unique(np.linspace(0, len(part) - 1, min(most, len(part))).astype(np.int64))
         return self._taken(torch.from_numpy(np.ascontiguousarray(part.images[chosen]))), torch.from_numpy(part.targets[chosen])
@@ -86,8 +88,7 @@ def opened(
     """
     tried = partial(_guard.trial, max_memory=max_memory, timeout=timeout)
     if isinstance(target, str | Path) and str(target).endswith(".onnx"):
-        tried(Path(target))
-        yield _of_file(Path(target))
+        yield _of_file(Path(target), tried(Path(target)))
         return
     with tempfile.TemporaryDirectory() as name:
         with torch.inference_mode(False):  # the exporter traces, which takes it two attempts with weights made in that mode
@@ -114,16 +115,19 @@ def _of_model(target: Any) -> tuple[Subject, _graph.Exported]:
     return Subject(target, shape, build, weights_mb=_mb(exported)), exported
 
 
-def _of_run(target: Any, precisions: tuple[str, ...], tried: Callable[[Path], None]) -> tuple[Subject, _graph.Exported]:
+def _of_run(target: Any, precisions: tuple[str, ...], tried: Callable[[Path], _guard.Trial]) -> tuple[Subject, _graph.Exported]:
     try:
         run = target if isinstance(target, engine.Run) else engine.load(target)
     except UsageError as error:
         if near := did_you_mean(str(target), registry.names("models")):
             raise UsageError(f"no run or model {str(target)!r}{near}; list models with: zoo models") from error
         raise
-    there = {each: path for each in precisions if (path := run.path / f"model{_verify.TARGETS[each].TARGET.suffix}").is_file()}
+    there = {
+        each: path for each in precisions if (path := run.path / f"model{registry.targets()['onnx', each]['suffix']}").is_file()
+    }
     for path in there.values():
         tried(path)
+        _guard.check_receipt(path)
     mode, softmax = own_preprocessing(there["fp32"]) if "fp32" in there else ("none", False)
     if mode == "full":  # takes images of any size as bytes; the network alone is what runtimes are compared by
         mode, softmax = "none", False
@@ -147,20 +151,22 @@ def _mb(model: nn.Module) -> float:
     return sum(value.nbytes for value in model.state_dict().values()) / 1e6
 
 
-def _of_file(path: Path) -> Subject:
+def _of_file(path: Path, trial: _guard.Trial) -> Subject:
     """A file alone; with the run it was made from in its folder, PyTorch takes part too."""
+    _guard.check_receipt(path)
     session = _session.open_session(path)
-    entry = session.get_inputs()[0]
-    written = session.get_modelmeta().custom_metadata_map
-    mode = written.get("preprocess", "none")
-    sides = json.loads(written.get("preprocessing", "{}"))
-    shape = (sides["resize"], sides["resize"], 3) if mode == "full" and "resize" in sides else tuple(entry.shape[1:])
-    if not all(isinstance(axis, int) for axis in shape) or entry.type not in ("tensor(float)", "tensor(uint8)"):
-        raise FileError(
-            f"input is not one of images ({path}, {entry.type} {entry.shape}); only the first dimension may be free"
-        )
-    found = Subject(path.stem, shape, None, {precision(path): path}, _guard.check(path) / 1e6, preprocess=mode)
-    if not (path.parent / "recipe.toml").is_file():
+    feed, written = _feed.of(session, path), session.get_modelmeta().custom_metadata_map
+    mode = _facts.read(written, path).preprocessing.mode if "preprocessing" in written else "none"
+    shape = feed.shape
+    if mode == "full":
+        side = _facts.read(written, path).preprocessing.resize
+        shape = (side, side, 3)
+    found = Subject(
+        path.stem, shape, None, {precision(path): path}, _guard.check(path) / 1e6, preprocess=mode, dtype=feed.dtype,
+        fixed=trial.batch, seconds=trial.seconds,
+    )  # fmt: skip
+    _say(path, session, feed, found)
+    if not (path.parent / "recipe.toml").is_file() or "weights_sha256" not in written:
         return found
     run = engine.load(path.parent)
     if _graph.weights_sha256(run.model) != written.get("weights_sha256"):
@@ -172,6 +178,16 @@ def _of_file(path: Path) -> Subject:
         return _graph.of_run(engine.load(path.parent), stored=run.stored, preprocess=mode, softmax=softmax)
 
     return replace(found, build=build, run=run)
+
+
+def _say(path: Path, session: Any, feed: _feed.Feed, found: Subject) -> None:
+    """What was decided about a file that leaves something open."""
+    if any(not isinstance(axis, int) for axis in session.get_inputs()[0].shape[1:]):
+        print_line(f"input    {path.name} leaves sizes open: measured at {' x '.join(map(str, found.shape))}")
+    if found.fixed:
+        print_line(f"batch    {path.name} takes batches of {found.fixed} only")
+    if len(session.get_outputs()) > 1:
+        print_line(f"output   {path.name} has {len(session.get_outputs())} outputs: {feed.output} is compared")
 
 
 def own_preprocessing(path: Path) -> tuple[str, bool]:
@@ -191,23 +207,27 @@ def precision(path: Path) -> str:
 
 def _files(subject: Subject, exported: _graph.Exported, folder: Path, precisions: tuple[str, ...]) -> dict[str, Path]:
     files = {"fp32": folder / "model.onnx"} | subject.files  # first, whatever else there is
-    if "fp32" not in subject.files:
-        onnx_fp32.write(exported, files["fp32"])
-    for each in precisions:
-        if each in files or each == "fp32":
-            continue
-        target = folder / f"model_{each}.onnx"
+    missing = [each for each in precisions if each not in subject.files]
+    if not missing:
+        return files
+    exact = onnx_fp32.trace(exported)
+    for each in missing:
+        made = folder / f"model_{each}.onnx"
         try:
             if each == "int8":
-                onnx_int8.write(exported, target, _calibration(subject))
+                onnx_fp32.save(_quantise.calibrated(exact, _calibration(subject)), made, {})
+            elif each == "fp16":
+                onnx_fp32.save(onnx_fp16.convert(exact), made, {})
             else:
-                onnx_fp16.write(exported, target)
+                onnx_fp32.save(exact, files["fp32"], {})
+                continue
         except Exception as error:  # several libraries take part, each with its own errors
-            print_line(
-                f"skipped  {each}: no file of it can be made ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})"
-            )
+            if each == "fp32":
+                raise
+            why = str(error).splitlines()[0][:80] if str(error) else ""
+            print_line(f"skipped  {each}: no file of it can be made ({type(error).__name__}: {why})")
             continue
-        files[each] = target
+        files[each] = made
     return files
 
 

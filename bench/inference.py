@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from zoo import machine, metrics
-from zoo.bench import _contenders, _gpu, _memory, _roofline, _runtimes, _subjects, _timing
+from zoo.bench import _budget, _contenders, _gpu, _memory, _roofline, _runtimes, _subjects, _timing
+from zoo.bench._budget import Budget
 from zoo.bench._contenders import BASE, Call, Contender, Ready
 from zoo.bench._show import figures, table
 from zoo.bench._subjects import Subject
 from zoo.console import print_line
-from zoo.errors import DisagreeError, UsageError
-from zoo.export import _guard, _session
+from zoo.errors import DisagreeError, FileError, UsageError
+from zoo.export import _accuracy, _guard, _session
 
 __all__ = ["figures", "main", "table"]
 
@@ -48,17 +49,19 @@ def main(
     devices: Sequence[str] = (),
     threads: int = 0,
     seconds: float = 0.0,
+    budget: Budget | None = None,
     allow_cpu_fallback: bool = False,
     max_memory: int = 0,
     timeout: float = _guard.TIMEOUT,
 ) -> Path:
     """Benchmark runs (None: the latest), models by name and ONNX files; returns the CSV, with pictures beside it.
 
-    ``threads`` 0 is all cores that are really available; ``seconds`` are those of measuring at one batch size. No
-    ``devices`` is the CPU, and the GPU besides where there is one.
+    ``threads`` 0 is all cores that are really available; ``seconds`` are those of measuring at one batch size, which a
+    ``budget`` for everything overrides. No ``devices`` is the CPU, and the GPU besides where there is one.
 
     Raises:
-        UsageError: a device or runtime that is not there. DisagreeError: outputs differ; nothing is written.
+        UsageError: a device or runtime that is not there, or too short a budget. FileError: a model that does not run.
+        DisagreeError: outputs differ; nothing is written.
     """
     targets = list(targets) if isinstance(targets, list | tuple) else [targets]
     asked = checked_batches(batches)
@@ -67,19 +70,37 @@ def main(
     rows: list[dict[str, Any]] = []
     folders: list[Path | None] = []
     names: list[str] = []
+    budget = budget or Budget()
+    budget.places = len(targets) * len(places)
     with _settings(checked_threads(threads), places) as used:
         for target in targets:
             with _subjects.opened(target, _precisions(places), max_memory=max_memory, timeout=timeout) as subject:
                 names.append(subject.name)
                 folders.append(subject.folder)
+                sizes = fitting(subject, batches, asked)
+                if subject.run is not None and (said := _accuracy.of_run(subject.run)):
+                    print_line(f"accuracy {said}; the table's are of each contender in its own precision")
                 for place in places:
-                    bench = _Bench(subject, place, used, quick, bool(devices), allow_cpu_fallback)
-                    chosen = bench.affordable(batches) if quick and not asked else batches
-                    rows += bench.measured(chosen, seconds or (1.5 if quick else 15.0))
+                    with _session.boundary(next(iter(subject.files.values())).name):
+                        bench = _Bench(subject, place, used, quick, bool(devices), allow_cpu_fallback, budget)
+                        rows += bench.run(sizes, seconds or (1.5 if quick else 15.0), trim=quick and not asked)
+                    budget.places -= 1
     out = out or default_out("bench", folders, names)
     _timing.write_csv(out, rows)
     figures(rows, out)
     return out
+
+
+def fitting(subject: Subject, usual: Sequence[int], asked: Sequence[int]) -> Sequence[int]:
+    """The batch sizes ``asked`` for, or the ``usual``, as far as the file takes them; FileError if it takes none of those asked for."""
+    if not subject.fixed:
+        return asked or usual
+    if asked and subject.fixed not in asked:
+        path = next(iter(subject.files.values()))
+        raise FileError(
+            f"model takes batches of {subject.fixed} only ({path}); leave out --batches, or export it with a free batch size"
+        )
+    return (subject.fixed,)
 
 
 def default_out(stem: str, folders: Sequence[Path | None], names: Sequence[str]) -> Path:
@@ -160,24 +181,37 @@ def _settings(threads: int, places: Sequence[_Place]) -> Iterator[int]:
 class _Bench:
     """One subject at one place: its contenders, and their rows batch by batch."""
 
-    def __init__(self, subject: Subject, place: _Place, threads: int, quick: bool, must: bool, allow_cpu: bool) -> None:
+    def __init__(
+        self, subject: Subject, place: _Place, threads: int, quick: bool, must: bool, allow_cpu: bool, budget: Budget
+    ) -> None:
         self.subject, self.place, self.threads, self.quick = subject, place, threads, quick
-        self.device = place.device
+        self.device, self.budget = place.device, budget
         self.contenders = self._gather(must=must, allow_cpu=allow_cpu)
-        self.work = _roofline.work(next(iter(subject.files.values())))
+        self.work = _roofline.known(next(iter(subject.files.values())))
         size = math.prod(subject.shape) * (1 if subject.preprocess == "full" else 4)
         self.tested = subject.images("test", min(QUICK_IMAGES if quick else _subjects.IMAGES, MOST_BYTES // size))
         self.accuracy: dict[str, tuple[int, int]] = {}
         self.peaks: dict[str, float] = {}
         self.kept = {each.name: each.load_mb for each in self.contenders}
 
+    def run(self, batches: Sequence[int], seconds: float, *, trim: bool) -> list[dict[str, Any]]:
+        """The rows of those ``batches`` that there is time for, ``seconds`` each; ``trim`` leaves out those that take long."""
+        cost = self.cost(batches[0]) if trim or self.budget.total else 0.0
+        if trim:
+            batches = self.affordable(batches, cost)
+        if self.budget.total:
+            calls = _budget.CALLS + (0 if self.quick else _budget.TUNING)
+            batches, seconds = self.budget.affordable(batches, cost / QUICK_CALLS * calls, self.subject.name)
+        _budget.announce(self.subject.name, batches, seconds + (0 if self.budget.total else _budget.OVERHEAD))
+        return self.measured(batches, seconds)
+
     def _gather(self, *, must: bool, allow_cpu: bool) -> list[Contender]:
         subject, found = self.subject, []
         if subject.build:
-            compiled = not self.quick and not self.place.fell
+            compiled = not self.quick and not self.place.fell and self.budget.left() >= _budget.COMPILE_FROM
             found += _contenders.of_pytorch(subject.build, self.device, compiled=compiled, file_mb=subject.weights_mb)
             if not compiled:
-                print_line("skipped  torch.compile (quick)")
+                print_line("skipped  torch.compile (it takes minutes)")
             if self.place.fell:  # beside the CPU's own rows these are none of theirs
                 found = [replace(each, name=each.name + _gpu.FELL) for each in found]
         try:
@@ -194,16 +228,19 @@ class _Bench:
                 print_line("skipped  openvino (not installed; pip install openvino)")
         return found
 
-    def affordable(self, batches: Sequence[int]) -> Sequence[int]:
-        """The smallest of ``batches`` and those that take no more than :data:`QUICK_S`, going by two calls at the smallest."""
-        call = self.contenders[0].prepare(self._inputs(batches[0])).call
+    def cost(self, batch: int) -> float:
+        """Seconds per image in :data:`QUICK_CALLS` calls of all contenders, going by two calls of the first at ``batch``."""
+        call = self.contenders[0].prepare(self._inputs(batch)).call
         call()
         start = time.perf_counter()
         call()
-        spent = (time.perf_counter() - start) / batches[0] * QUICK_CALLS * len(self.contenders)
-        kept = [batch for batch in batches if batch == batches[0] or spent * batch <= QUICK_S]
+        return (time.perf_counter() - start) / batch * QUICK_CALLS * len(self.contenders)
+
+    def affordable(self, batches: Sequence[int], cost: float) -> Sequence[int]:
+        """The smallest of ``batches`` and those that take no more than :data:`QUICK_S` at ``cost`` seconds per image."""
+        kept = [batch for batch in batches if batch == batches[0] or cost * batch <= QUICK_S]
         for batch in batches[len(kept) :]:
-            print_line(f"skipped  batch {batch} (quick; it would take about {spent * batch:,.0f} s; ask for it with --batches)")
+            print_line(f"skipped  batch {batch} (quick; it would take about {cost * batch:,.0f} s; ask for it with --batches)")
         return kept
 
     def measured(self, batches: Sequence[int], seconds: float) -> list[dict[str, Any]]:
@@ -219,28 +256,48 @@ class _Bench:
 
     def _batch(self, batch: int, seconds: float, *, accuracy: bool) -> list[dict[str, Any]]:
         torch.compiler.reset()  # what was compiled for another batch counts towards the limit of recompilations
-        inputs = self._inputs(batch)
+        began, inputs = time.perf_counter(), self._inputs(batch)
         before = self._limits(batch)
+        limits_s = time.perf_counter() - began
         found = agreeing(self.contenders, inputs, self._reference(inputs), self.kept, self.device)
         calls: dict[str, Call] = {name: each.ready.call for name, each in found.items()}
         resident = {f"{name} resident": each.ready.resident for name, each in found.items() if each.ready.resident}
         sync = torch.cuda.synchronize if self.device.type == "cuda" else None
-        samples = _timing.interleave(calls | resident, seconds=seconds, sync=sync)
-        limits = before.merged(self._limits(batch))
-        self.peaks = {key: max(value, self.peaks.get(key, 0.0)) for key, value in limits.flops.items()}
-        limits = replace(limits, flops=self.peaks)
-        if accuracy and self.tested:
-            self.accuracy = {name: correct(each.ready.call, inputs, *self.tested) for name, each in found.items()}
+        if self.budget.total:  # what is left for this batch when the limits are measured once more
+            seconds -= time.perf_counter() - began + limits_s
+            seconds -= self._count_right(found, inputs, seconds / 3) if accuracy else 0.0
+        samples = _timing.interleave(calls | resident, seconds=max(0.0, seconds), sync=sync)
+        after = self._limits(batch)
+        limits = before.merged(after) if before and after else None
+        if limits:
+            self.peaks = {key: max(value, self.peaks.get(key, 0.0)) for key, value in limits.flops.items()}
+            limits = replace(limits, flops=self.peaks)
+        if accuracy and not self.budget.total:
+            self._count_right(found, inputs, math.inf)
         base = BASE if BASE in samples else next(iter(samples))
         rows = []
         for name, each in found.items():
             row = self._row(each, batch, samples, base)
             row |= self._costs(each) | self._share(each, batch, 1 / samples[name].rate, limits)
             noisy = samples[name].noisy or any(samples[n].noisy for n in (f"{name} resident",) if n in samples)
-            noisy = noisy or row["share"] > ABOVE
+            noisy = noisy or (row["share"] != "" and row["share"] > ABOVE)
             row |= {"settings": each.ready.settings, "noisy": "yes" if noisy else "no", "rounds": samples[name].rounds}
             rows.append({key: _plain(value) for key, value in row.items()})
         return rows
+
+    def _count_right(self, found: Mapping[str, _Found], inputs: Tensor, seconds: float) -> float:
+        """Take each contender's accuracy, on fewer images if all would take more than ``seconds``; how long it took."""
+        if not self.tested:
+            return 0.0
+        start = time.perf_counter()
+        images, targets = self.tested
+        if seconds < math.inf:
+            for each in found.values():
+                each.ready.call()
+            per_image = (time.perf_counter() - start) / len(inputs)
+            images, targets = _spread(images, targets, max(1, int(seconds / max(per_image, 1e-9))))
+        self.accuracy = {name: correct(each.ready.call, inputs, images, targets) for name, each in found.items()}
+        return time.perf_counter() - start
 
     def _inputs(self, batch: int) -> Tensor:
         """Test images where there are some (repeated for a large batch), else noise; pinned for a GPU, for all alike."""
@@ -258,7 +315,9 @@ class _Bench:
         session = _session.open_session(path, threads=self.threads, optimise=False)
         return torch.as_tensor(_runtimes.run(session, inputs.numpy())()).float()
 
-    def _limits(self, batch: int) -> _roofline.Limits:
+    def _limits(self, batch: int) -> _roofline.Limits | None:
+        if self.work is None:
+            return None
         wanted = {each.precision for each in self.contenders}
         return _roofline.limits(self.work, wanted, self.device, self.threads, batch)
 
@@ -284,7 +343,9 @@ class _Bench:
             "max_diff": each.difference,
         }  # fmt: skip
 
-    def _share(self, each: _Found, batch: int, seconds: float, limits: _roofline.Limits) -> dict[str, Any]:
+    def _share(self, each: _Found, batch: int, seconds: float, limits: _roofline.Limits | None) -> dict[str, Any]:
+        if self.work is None or limits is None:
+            return dict.fromkeys(("gflops", "limit_gflops", "share", "bound"), "")
         done, share, bound = limits.place(self.work, each.contender.precision, batch, seconds)
         return {"gflops": done, "limit_gflops": done / share, "share": share, "bound": bound}
 
@@ -293,6 +354,12 @@ class _Bench:
         low, high = metrics.wilson(right, n) if n else (math.nan, math.nan)
         row = {"accuracy": right / n if n else math.nan, "accuracy_low": low, "accuracy_high": high, "images": n or ""}
         return {key: _plain(value) for key, value in row.items()}
+
+
+def _spread(images: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Up to ``count`` of the images, evenly."""
+    chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long()
+    return images[chosen], targets[chosen]
 
 
 def _plain(value: Any) -> Any:

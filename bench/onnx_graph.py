@@ -23,6 +23,7 @@ from zoo.bench import _runtimes, _show, _timing
 from zoo.bench._contenders import FP32_TOLERANCE, Call
 from zoo.errors import DisagreeError
 from zoo.export import _graph, _shortcut, onnx_fp32
+from zoo.training import build
 
 BASE = "as torch writes it"
 BATCHES = (1, 8, 64)
@@ -63,7 +64,7 @@ def main(
 def _calls(name: str, batch: int) -> dict[str, Call]:
     """The ways by name, each a call that gives the logits of the same images."""
     torch.manual_seed(0)
-    model, size = engine.create_model(name), engine.model_spec(name).input[1]
+    model, size = engine.create_model(name), build.model_spec(name).input[1]
     images = np.random.default_rng(0).random((batch, 3, size, size), np.float32)
     mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in STATISTICS)
     graphs = {

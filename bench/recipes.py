@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import hashlib
 import json
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from scipy import stats
 
-from zoo import metrics, report, run, run_folders, tables
+from zoo import csv_files, metrics, report, run_folders, tables, training
 from zoo import recipe as recipes
 from zoo.bench import _course, _timing
 from zoo.errors import FileError
@@ -39,7 +38,7 @@ NEAR = 3  # a run that changes more settings of every shipped recipe than that i
 def main(quick: bool = False, *, out: Path | None = None) -> Path:
     """Write a row for each finished run, beside the rows of other runs that the file has; FileError if there is none."""
     if quick:
-        run.train(recipes.resolve("demo", {"epochs": 1, "data.imbalance": "none"}))
+        training.train(recipes.resolve("demo", {"epochs": 1, "data.imbalance": "none"}))
     folders = [*run_folders.all_runs(), *sorted(path.parent for path in run_folders.sweeps().glob("*/*/recipe.toml"))]
     rows = rows_of(folders)
     if not rows:
@@ -102,7 +101,7 @@ def _digest(recipe: recipes.Recipe) -> str:
 
 
 def _row(folder: Path) -> dict[str, Any] | None:
-    if not (folder / "result.json").is_file():
+    if not run_folders.is_finished(folder):
         return None
     recipe = recipes.read(folder / "recipe.toml")
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -122,7 +121,7 @@ def _row(folder: Path) -> dict[str, Any] | None:
         "recipe": name,
         "digest": _digest(recipe),
         "run": folder.name,
-        "data": recipe.data.name,
+        "data": recipe.data.label,
         "imbalance": recipe.data.imbalance,
         "model": recipe.model,
         "weights": Path(recipe.weights).name,
@@ -179,9 +178,8 @@ def classes(folders: Sequence[Path], reported: recipes.Reported) -> Table | None
     """A line a class: the mean of our runs beside what was reported; None where nothing was reported of the classes."""
     ours: dict[str, list[float]] = {}
     for folder in folders:
-        with (folder / "per_class.csv").open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                ours.setdefault(row["class"], []).append(float(row["accuracy"] or "nan"))
+        for row in csv_files.read(folder / "per_class.csv"):
+            ours.setdefault(row["class"], []).append(float(row["accuracy"] or "nan"))
     if len(ours) != len(reported.classes):
         return None
     cells = [

@@ -2,36 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zoo import metrics
 from zoo.console import print_line
-from zoo.errors import DataError
-from zoo.export import _cases, _external, _session, onnx_int8
+from zoo.export import _cases, _external, _session
 from zoo.export._graph import Exported
-from zoo.run import Run
-from zoo.spec import DataSet, Split
+from zoo.spec import Split
 
-VALIDATION = 2000
-LARGE = 64
-"""Side in pixels above which fewer images are tried."""
+if TYPE_CHECKING:
+    from zoo.run import Run
+
+TIMED, TURNS = 16, 7
+"""Images and pairs of calls by which a precision's speed is compared with float32's."""
 
 
-def answer_of(graph: Any, run: Run, exported: Exported) -> _cases.Answer:
-    """What onnxruntime gives for a graph or file, from uint8 images."""
+def answer_of(graph: Any, exported: Exported) -> _cases.Answer:
+    """What onnxruntime gives for a graph or file, from images."""
     session = _session.open_session(graph) if isinstance(graph, Path) else _external.session(graph)
     name = session.get_inputs()[0].name
-    return lambda part: session.run(None, {name: _cases.fed(part, run, exported)})[0]
+    return lambda part: session.run(None, {name: _cases.fed(part, exported)})[0]
+
+
+def of_images(answer: _cases.Answer, exported: Exported) -> _cases.Answer:
+    """``answer``, which takes what the file takes, from images."""
+    return lambda part: answer(_cases.fed(part, exported))
+
+
+def slower(answer: _cases.Answer, exact: _cases.Answer, images: np.ndarray) -> float:
+    """How many times as long ``answer`` takes as ``exact`` on a batch: the median over pairs of calls taken in turns."""
+    part, ratios = images[:TIMED], []
+    for call in (answer, exact):
+        call(part)
+    for _ in range(TURNS):
+        spent = []
+        for call in (answer, exact):
+            start = time.perf_counter()
+            call(part)
+            spent.append(time.perf_counter() - start)
+        ratios.append(spent[0] / spent[1])
+    return float(np.median(ratios))
 
 
 def row(hits: np.ndarray) -> dict[str, Any]:
     """n, correct, accuracy in [0, 1] and its 95 % interval."""
     n, correct, accuracy, low, high = metrics.class_row(len(hits), int(hits.sum()))
     return {"n": n, "correct": correct, "accuracy": accuracy, "low": low, "high": high}
+
+
+def of_run(run: Run) -> str:
+    """The accuracy of a run, as ``zoo train`` and ``zoo eval`` say it, with the precision that it was taken in; nothing if it is
+    not known. It is the one that others are said beside: a file may be in another precision, and differ in some images.
+    """
+    row = next((row for row in reversed(run.metrics) if row["split"] == "test"), None)
+    if row is None:
+        return ""
+    n, precision = row.get("n"), run.env.get("precision")
+    of = f" of {n:,}" if isinstance(n, int) else ""
+    return f"the run: {100 * row['accuracy']:.2f} %{of}" + (f" in {precision}" if precision else "")
 
 
 def hits(answer: _cases.Answer, part: Split, name: str) -> np.ndarray:
@@ -48,40 +80,3 @@ def compared(hits: np.ndarray, reference: np.ndarray | None) -> dict[str, Any]:
         drop = 100 * float(reference.mean() - hits.mean())
         found |= {"fp32": row(reference), "drop": round(drop, 4), "only_fp32": lost, "only_this": won, "p": p}
     return found
-
-
-def choose(graph: Any, run: Run, exported: Exported, data: DataSet, seed: int) -> tuple[Any, dict[str, Any]]:
-    """The 8 bit graph with the best accuracy on validation images, over methods and numbers of calibration images.
-
-    Equal accuracy is decided by the mean |difference| of the outputs from float32.
-
-    Raises:
-        DataError: no training images.
-    """
-    small = run.input[1] <= LARGE
-    counts: Sequence[int] = onnx_int8.COUNTS if small else onnx_int8.COUNTS[:1]
-    images = _cases.calibration(run, data, counts[-1], seed)
-    if not len(images):
-        raise DataError(f"no training images to calibrate on ({data.name}); use the data that the run was trained on")
-    counts = sorted({min(count, len(images)) for count in counts})
-    val = _cases.spread(data.val if len(data.val) else data.train, VALIDATION if small else VALIDATION // 8)
-    given = _cases.fed(images, run, exported)
-    tried_on = f"{len(val):,} {'validation' if len(data.val) else 'training'} images"
-    print_line(f"int8     tries {', '.join(onnx_int8.METHODS)} on {', '.join(map(str, counts))} training images")
-    exact = _cases.outputs(answer_of(graph, run, exported), val)
-    tried, best = [], None
-    for method in onnx_int8.METHODS:
-        for ranges in onnx_int8.calibrate(graph, given, method=method, counts=counts):
-            made = onnx_int8.quantise(graph, ranges)
-            got = _cases.outputs(answer_of(made, run, exported), val)
-            right, apart = float((got.argmax(1) == val.targets).mean()), float(np.abs(got - exact).mean())
-            print_line(f"int8     {method}, {ranges.count}: {100 * right:.2f} % of {tried_on}, mean |difference| {apart:.2g}")
-            tried.append({"method": method, "images": ranges.count, "accuracy": round(right, 6), "mean_abs": round(apart, 6)})
-            if best is None or (right, -apart) > best[0]:
-                best = ((right, -apart), made, tried[-1])
-    assert best is not None
-    facts = {
-        "method": best[2]["method"], "images": best[2]["images"], "seed": seed, "split": "train", "activations": "uint8", "weights": "int8 per channel",
-        "chosen_on": tried_on, "tried": tried,
-    }  # fmt: skip
-    return best[1], facts

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from zoo import sampling
 from zoo.console import counted
 from zoo.data import _augment
 from zoo.errors import DataError, UsageError
@@ -37,14 +36,14 @@ class Pictures:
         return self.pixels.shape[1]
 
 
-def pictures(run: Run, count: int, data: DataSet | None = None) -> Pictures:
+def pictures(run: Run, count: int) -> Pictures:
     """Up to ``count`` test images spread over the set, or noise if the run's data is not here."""
     try:
-        data = data or run.dataset()
+        data = run.dataset()
     except (DataError, UsageError):
         noise = np.random.default_rng(0).integers(0, 256, (min(count, 64), run.stored, run.stored, 3), np.uint8)
         return Pictures(noise, "images: synthetic noise (the run's data is not here)", None)
-    return Pictures(spread(data.test, count).images, f"test images of {run.recipe.data.name}", data)
+    return Pictures(np.asarray(spread(data.test, count).images), f"test images of {run.recipe.data.label}", data)
 
 
 def spread(part: Split, count: int) -> Split:
@@ -53,60 +52,65 @@ def spread(part: Split, count: int) -> Split:
     return Split(np.asarray(part.images[where]), part.targets[where], [])
 
 
-def calibration(run: Run, data: DataSet, count: int, seed: int) -> np.ndarray:
-    """Up to ``count`` of the images the run was trained on (its long tail included), drawn by ``seed``."""
-    index = sampling.long_tail(data.train.targets, run.recipe.data.imbalance, run.recipe.seed)
-    chosen = np.random.default_rng(seed).permutation(index)[:count]
-    return np.asarray(data.train.images[chosen])
-
-
-def fed(part: np.ndarray, run: Run, exported: Exported) -> np.ndarray:
+def fed(part: np.ndarray, exported: Exported) -> np.ndarray:
     """Images as the file takes them."""
-    if exported.preprocess == "full":
+    if part.dtype != np.uint8 or exported.preprocess == "full":
         return np.ascontiguousarray(part)
     if exported.preprocess == "none":
-        return normalised(part, run).numpy()
+        return normalised(part, exported).numpy()
     edge = (part.shape[1] - exported.size) // 2
     cut = part[:, edge : edge + exported.size, edge : edge + exported.size]
     return np.ascontiguousarray(cut.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
 
 
-def normalised(part: np.ndarray, run: Run) -> Any:
+def normalised(part: np.ndarray, exported: Exported) -> Tensor:
     """Images as evaluation gives them to the model, by the code of evaluation: (N, 3, size, size) float32."""
-    return _augment.normalise(torch.from_numpy(part.copy()), run.mean, run.std, size=run.input[1]).contiguous()
+    pixels = torch.from_numpy(part.copy())
+    if part.dtype != np.uint8:  # they are what the model takes
+        return pixels
+    return _augment.normalise(pixels, exported.mean, exported.std, size=exported.size).contiguous()
 
 
-def right(run: Run, exported: Exported) -> Answer:
+def right(exported: Exported) -> Answer:
     """What evaluation makes of images, in float32."""
 
     def answer(part: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            logits = exported.model(normalised(part, run))
-            return (logits.softmax(1) if exported.softmax else logits).numpy()
+            logits = exported.model(normalised(part, exported))
+            return np.asarray((logits.softmax(1) if exported.softmax else logits).numpy())
 
     return answer
 
 
-def cases(run: Run, exported: Exported, pixels: np.ndarray) -> list[Case]:
+def cases(exported: Exported, images: np.ndarray) -> list[Case]:
     """Real, saturated and constant images, right being what evaluation does with them; for ``full`` also other sizes."""
-    side, truth = pixels.shape[1], right(run, exported)
+    truth = right(exported)
 
     def own_truth(part: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return exported(torch.from_numpy(part)).numpy()
+            return np.asarray(exported(torch.from_numpy(part)).numpy())
 
-    colours = np.array([(0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 0, 0), (0, 255, 0), (0, 0, 255)], np.uint8)
-    flat = np.broadcast_to(colours[:, None, None], (len(colours), side, side, 3))
-    extreme = np.where(pixels[:6] > 127, 255, 0).astype(np.uint8)
-    found = [Case(pixels, truth), Case(np.concatenate([flat, extreme]), truth, counted=False)]
+    found = [Case(images, truth), Case(extremes(images), truth, counted=False)]
     if exported.preprocess == "full":
+        side, rng = images.shape[1], np.random.default_rng(1)
         shapes = ((2 * side + 1, side + 9), (side // 2 + 1, side), (1, 1))
-        rng = np.random.default_rng(1)
         found += [Case(rng.integers(0, 256, (2, *shape, 3), np.uint8), own_truth, counted=False) for shape in shapes]
     return found
 
 
+def extremes(images: np.ndarray) -> np.ndarray:
+    """Six constant images, and six of ``images`` saturated."""
+    if images.dtype != np.uint8:
+        low, high = float(images.min()), float(images.max())
+        levels = np.linspace(low, high, 6, dtype=np.float32).reshape(-1, *[1] * (images.ndim - 1))
+        saturated = np.where(images[:6] > (low + high) / 2, np.float32(high), np.float32(low))
+        return np.concatenate([np.broadcast_to(levels, (6, *images.shape[1:])), saturated])
+    colours = np.array([(0, 0, 0), (255, 255, 255), (128, 128, 128), (255, 0, 0), (0, 255, 0), (0, 0, 255)], np.uint8)
+    flat = np.broadcast_to(colours[:, None, None], (len(colours), *images.shape[1:]))
+    return np.concatenate([flat, np.where(images[:6] > 127, 255, 0).astype(np.uint8)])
+
+
 def outputs(answer: Answer, part: Split) -> np.ndarray:
-    """(N, classes) of all images of a split."""
+    """(N, classes) outputs of all images of a split."""
     starts = counted(range(0, len(part), MANY), len(part), "accuracy", MANY)
     return np.concatenate([answer(np.asarray(part.images[start : start + MANY])) for start in starts])

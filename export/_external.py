@@ -40,6 +40,11 @@ def shaped(graph: ModelProto, *, strict: bool = False) -> ModelProto:
     return onnx.shape_inference.infer_shapes(_without(graph, _large(graph)), strict_mode=strict)
 
 
+def without_weights(graph: ModelProto) -> ModelProto:
+    """A copy of the graph without the bytes of its large weights."""
+    return _without(graph, _large(graph))
+
+
 def session(graph: ModelProto, **options: Any) -> Any:
     """:func:`_session.open_session` of a graph in memory."""
     with tempfile.TemporaryDirectory() as folder:

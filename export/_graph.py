@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -25,12 +23,13 @@ PREPROCESS = {
 
 
 class Exported(nn.Module):
-    """A float32 copy of a model in eval mode, which it never leaves, with preprocessing in front and maybe softmax behind.
+    """A float32 copy of a model in eval mode, which it never leaves, with preprocessing in front and optionally softmax behind.
 
     Args:
         mean, std: channel statistics of images in 0..1.
         size: side of the model's input in pixels. stored: what the shorter side of an image is resized to before its
             centre of ``size`` is cut out.
+        shape: of one input of the model (default: (3, size, size)).
     """
 
     scale: Tensor
@@ -38,14 +37,16 @@ class Exported(nn.Module):
 
     def __init__(
         self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], *, size: int, stored: int, preprocess: str,
-        softmax: bool = False,
+        softmax: bool = False, shape: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.model = copy.deepcopy(model).float().cpu()
+        self.mean, self.std, self.shape = mean, std, shape or (3, size, size)
         self.size, self.stored, self.preprocess, self.softmax = size, stored, preprocess, softmax
         unit = 255 if preprocess == "full" else 1
-        self.register_buffer("scale", torch.tensor([1 / (unit * s) for s in std]).view(1, 3, 1, 1))
-        self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(mean, std)]).view(1, 3, 1, 1))
+        channels = (1, len(mean), 1, 1)
+        self.register_buffer("scale", torch.tensor([1 / (unit * s) for s in std]).view(channels))
+        self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(mean, std)]).view(channels))
         self.train()
 
     def train(self, mode: bool = True) -> Exported:
@@ -61,6 +62,16 @@ class Exported(nn.Module):
         """Images as :data:`PREPROCESS` says to what the model takes, (N, 3, size, size) normalised."""
         inputs = fit(images, self.stored, self.size) if self.preprocess == "full" else images
         return inputs if self.preprocess == "none" else inputs * self.scale + self.shift
+
+    def example(self) -> tuple[Tensor, tuple[dict[int, Any], ...]]:
+        """What to trace with, and which of its axes are dynamic: the batch, and height and width where they are free.
+
+        The batch is 2, since 1 may be taken for a constant; the sides differ, lest they are taken for one.
+        """
+        full = self.preprocess == "full"
+        inputs = torch.zeros(2, self.size + 3, self.size + 5, 3, dtype=torch.uint8) if full else torch.zeros(2, *self.shape)
+        names = ("batch", "height", "width")[: 3 if full else 1]
+        return inputs, ({axis: torch.export.Dim(name, min=1) for axis, name in enumerate(names)},)
 
 
 def of_run(run: Run, *, stored: int, preprocess: str, softmax: bool) -> Exported:
@@ -95,39 +106,6 @@ def _taps(length: int, other: int, stored: int, size: int) -> Tensor:
     pixels = torch.arange(length, dtype=torch.float64) + 0.5
     weights = (1 - (pixels - centres[:, None]).abs() / step.clamp(min=1)).clamp(min=0)
     return (weights / weights.sum(1, keepdim=True)).float()
-
-
-def metadata(run: Run, exported: Exported, *, opset: int, frozen: dict[str, str]) -> dict[str, str]:
-    """What a reader of the file must know, as ONNX's metadata_props; no path of this machine is in it."""
-    import onnx
-    import onnxruntime
-
-    import zoo
-    from zoo import recipe
-
-    data = msgspec.structs.replace(run.recipe.data, dir="")
-    steps = {
-        "mode": exported.preprocess, "takes": PREPROCESS[exported.preprocess], "size": exported.size, "resize": exported.stored,
-        "mean": run.mean, "std": run.std,
-    }  # fmt: skip
-    facts: dict[str, Any] = {
-        "zoo.version": zoo.__version__,
-        "model": run.recipe.model,
-        "classes": json.dumps(run.classes, ensure_ascii=False),
-        "preprocess": exported.preprocess,
-        "preprocessing": json.dumps(steps),
-        "softmax": json.dumps(exported.softmax),
-        "recipe": recipe.dump(msgspec.structs.replace(run.recipe, data=data)),
-        "weights_sha256": weights_sha256(run.model),
-        "data": run.recipe.data.name,
-        "data_sha256": run.env.get("data_digest", ""),
-        "frozen_sha256": json.dumps(frozen),
-        "torch": torch.__version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "opset": opset,
-    }
-    return {key: str(value) for key, value in facts.items()}
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import stat
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 from zoo.errors import FileError
@@ -34,6 +35,7 @@ def check(path: Path) -> int:
     raw = read(path)
     try:
         found = _wire.tensors(memoryview(raw))
+        _wire.metadata(memoryview(raw))  # readable: who needs it reads it without a boundary
     except ValueError as error:
         raise FileError(f"not an ONNX model ({path}, {error}); export it again: zoo export --onnx") from error
     sums: dict[Path, str] = {}
@@ -65,18 +67,39 @@ def read(path: Path) -> bytes:
         raise FileError(f"cannot read the model ({path}, {error.strerror}); change its permissions") from error
 
 
-def trial(path: Path, *, max_memory: int = 0, timeout: float = TIMEOUT) -> None:
-    """:func:`check`, then open the file and run it once on noise in a child process.
+@dataclass(frozen=True)
+class Trial:
+    """What a first run showed: the only batch size that the model takes (0: any), and seconds per image."""
+
+    batch: int
+    seconds: float
+
+
+def trial(path: Path, *, max_memory: int = 0, timeout: float = TIMEOUT) -> Trial:
+    """:func:`check`, then open the file and run it on noise in a child process.
 
     Args:
         max_memory: MB that the child may use (0: 1,024 and four times the file). timeout: seconds that it may take.
 
     Raises:
-        FileError: it does not run within the limits.
+        FileError: it does not run within the limits, or what it answers is not finite or differs from run to run.
     """
     budget = memory(check(path), max_memory)
-    for _ in _child.lines("zoo.export._trial", {"model": str(path)}, path, max_memory=budget, timeout=timeout):
-        pass
+    found = [*_child.lines("zoo.export._trial", {"model": str(path)}, path, max_memory=budget, timeout=timeout)]
+    return Trial(found[-1]["batch"], found[-1]["seconds"] / found[-1]["images"])
+
+
+def check_receipt(path: Path) -> None:
+    """FileError if a file has digests of itself, as zoo's have, and they do not fit: it is damaged or was changed."""
+    raw = memoryview(read(path))
+    facts = _wire.metadata(raw)
+    if not {"content_sha256", "receipt_sha256"} & facts.keys():
+        return
+    found = {"content_sha256": _wire.content_sha256(raw), "receipt_sha256": _wire.receipt_sha256(facts)}
+    if changed := [key for key, value in found.items() if facts.get(key) != value]:
+        raise FileError(
+            f"file is damaged or was changed ({path}, {changed[0]} differs); export it again: zoo export --onnx --force"
+        )
 
 
 def memory(size: int, max_memory: int) -> int:

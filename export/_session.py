@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import FileError, UsageError
+from zoo.errors import FileError, UsageError, ZooError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -94,6 +94,33 @@ def _open(onnxruntime: Any, source: str | bytes, options: Any, providers: list[s
         why = reason(error)
         name = source if isinstance(source, str) else "graph in memory"
         raise FileError(f"not a model that onnxruntime can run ({name}, {why}); export it again") from error
+
+
+@contextlib.contextmanager
+def boundary(where: Path | str) -> Iterator[None]:
+    """The one boundary around running a model: FileError for what onnxruntime raises within; errors of others pass.
+
+    Raises:
+        FileError: the model ``where`` does not run.
+    """
+    try:
+        yield
+    except ZooError:
+        raise
+    except Exception as error:
+        if not _of_runtime(error) or "allocate memory" in str(error):
+            raise
+        raise FileError(f"model does not run ({where}, {reason(error)}); export it again") from error
+
+
+def _of_runtime(error: Exception) -> bool:
+    """Whether onnxruntime raised it: by its own types, or an ordinary one (for text that is no UTF-8) from its files."""
+    if type(error).__module__.startswith("onnxruntime"):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and "onnxruntime" in Path(trace.tb_frame.f_code.co_filename).parts
 
 
 def reason(error: Exception) -> str:

@@ -1,7 +1,8 @@
-"""In a child process: open a model and run it once (``python -m zoo.export._trial``)."""
+"""In a child process: open a model and run it on noise (``python -m zoo.export._trial``)."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,34 +10,52 @@ from typing import Any
 import numpy as np
 
 from zoo.errors import FileError
-from zoo.export import _child, _session
+from zoo.export import _child, _feed, _session
 
-KINDS = {
-    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8, "tensor(int32)": np.int32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_,
-}  # fmt: skip
-FREE = 32
-"""Pixels of a free height or width."""
+PATIENCE = 5.0
+"""Seconds of a first run beyond which it stays the only one."""
 
 
 def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Nothing, if the model runs on one noise image within the limits."""
+    """One answer if the model runs on noise: ``batch``, the only batch size it takes (0: any), and ``seconds`` of a call with
+    ``images`` images (that batch size, or 1)."""
     path = Path(request["model"])
     session = _session.open_session(path)
-    rng = np.random.default_rng(0)
-    feed: dict[str, np.ndarray] = {}
-    for each in session.get_inputs():
-        shape = [
-            size if isinstance(size, int) and size > 0 else 1 if axis == 0 else FREE for axis, size in enumerate(each.shape)
-        ]
-        if each.type not in KINDS:
-            raise FileError(f"model takes {each.type} ({path}), which zoo cannot give it")
-        feed[each.name] = (rng.random(shape) * 100).astype(KINDS[each.type])
+    feed = _feed.of(session, path)
+
+    def run(batch: int) -> np.ndarray:
+        with _session.boundary(path):
+            return np.asarray(session.run([feed.output], {feed.name: feed.noise(batch)})[0])
+
+    start, images = time.perf_counter(), feed.batch or 1
+    first = run(images)
+    _check_answer(first, path)
+    seconds = time.perf_counter() - start
+    batch = feed.batch
+    if seconds < PATIENCE:
+        start = time.perf_counter()
+        if not np.array_equal(run(images), first):
+            raise FileError(f"model answers otherwise when it is run again ({path}); export it in evaluation mode")
+        seconds = time.perf_counter() - start
+        if not batch and not _takes_two(run, first):
+            batch = 1
+    yield {"batch": batch, "images": images, "seconds": seconds}
+
+
+def _takes_two(run: Any, one: np.ndarray) -> bool:
+    """Whether a free batch is one: some graphs reshape to one image inside, and fail or answer with another shape for two."""
     try:
-        session.run(None, feed)
-    except Exception as error:  # one boundary around the runtime: it raises many types
-        raise FileError(f"model does not run ({path}, {_session.reason(error)}); export it again") from error
-    yield from ()
+        two = run(2)
+    except FileError:
+        return False
+    return two.ndim == one.ndim and two.shape[:1] == (2,) and two.shape[1:] == one.shape[1:]
+
+
+def _check_answer(answer: np.ndarray, path: Path) -> None:
+    if answer.ndim < 1:
+        raise FileError(f"model answers with one number for a batch ({path}); export it with an answer per image")
+    if answer.dtype.kind == "f" and not np.isfinite(answer).all():
+        raise FileError(f"model's answer is not finite ({path}, on noise); train or convert it again")
 
 
 if __name__ == "__main__":

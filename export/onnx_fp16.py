@@ -6,8 +6,7 @@ whole file with kept input types has given graphs whose nodes are out of order. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -17,7 +16,10 @@ from zoo.errors import DisagreeError
 from zoo.export import _external, _graph, onnx_fp32
 from zoo.spec import TargetSpec
 
-TARGET = TargetSpec(suffix=".fp16.onnx", tolerance=0.05, needs=onnx_fp32.TARGET.needs)
+if TYPE_CHECKING:
+    from zoo.export._job import Job
+
+TARGET = TargetSpec(format="onnx", precision="fp16", suffix=".fp16.onnx", tolerance=0.05, needs=onnx_fp32.TARGET.needs)
 """float16 keeps 11 bits: 5e-4 of a value at each layer. Values beyond :data:`LARGEST` inside the model fail the parity check."""
 LARGEST = 65504.0
 """Of float16."""
@@ -25,11 +27,12 @@ FLOAT32_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
 """Inputs that the operator wants in float32 whatever the images are."""
 
 
-def write(
-    model: _graph.Exported, path: Path, *, opset: int = onnx_fp32.OPSET, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Trace, convert and save in one call."""
-    onnx_fp32.save(convert(onnx_fp32.trace(model, opset=opset)), path, metadata or {})
+write, answer, publish = onnx_fp32.write, onnx_fp32.answer, onnx_fp32.publish
+
+
+def make(job: Job) -> ModelProto:
+    """The graph of a job's model in float16."""
+    return convert(job.exact)
 
 
 def convert(graph: ModelProto) -> ModelProto:

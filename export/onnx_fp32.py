@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import torch
 from onnx import ModelProto
@@ -19,7 +22,10 @@ from zoo.export import _external, _session, _shortcut, _wire
 from zoo.export._graph import Exported
 from zoo.spec import TargetSpec
 
-TARGET = TargetSpec(suffix=".onnx", tolerance=1e-4, needs=("onnx", "onnxscript", "onnxruntime"))
+if TYPE_CHECKING:
+    from zoo.export._job import Job
+
+TARGET = TargetSpec(format="onnx", suffix=".onnx", tolerance=1e-4, needs=("onnx", "onnxscript", "onnxruntime"))
 OPSETS = range(18, 24)
 """torch's exporter gives 18 for less, without a word; 23 is the newest that all torch versions zoo runs on can write."""
 OPSET = 20
@@ -52,9 +58,26 @@ def check_opset(opset: int | None, target_ort: str | None = None) -> int:
     return opset or OPSET
 
 
-def write(model: Exported, path: Path, *, opset: int = OPSET, metadata: Mapping[str, str] | None = None) -> None:
-    """:func:`trace` and :func:`save` in one call."""
-    save(trace(model, opset=opset), path, metadata or {})
+def make(job: Job) -> ModelProto:
+    """The graph of a job's model."""
+    return job.exact
+
+
+def write(graph: ModelProto, path: Path, facts: Mapping[str, str]) -> None:
+    """A draft of the file; :func:`publish` writes the facts too."""
+    _external.dump(graph, path)
+
+
+def answer(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """What onnxruntime gives on the CPU for inputs as the file takes them."""
+    session = _session.open_session(path)
+    name = session.get_inputs()[0].name
+    return lambda inputs: np.asarray(session.run(None, {name: inputs})[0])
+
+
+def publish(graph: ModelProto, path: Path, facts: Mapping[str, str], job: Job) -> list[Path]:
+    """:func:`save`, with what only ONNX files have."""
+    return save(graph, path, facts, external_data=job.external_data)
 
 
 def trace(model: Exported, *, opset: int = OPSET) -> ModelProto:
@@ -64,20 +87,38 @@ def trace(model: Exported, *, opset: int = OPSET) -> ModelProto:
 
 def written(model: Exported, *, opset: int = OPSET) -> ModelProto:
     """:func:`trace` as torch writes it, the nodes being those of the model's code."""
-    full, size = model.preprocess == "full", model.size
-    # traced at 2, since a batch of 1 may be taken for a constant; sides differ, lest they are taken for one
-    example = torch.zeros(2, size + 3, size + 5, 3, dtype=torch.uint8) if full else torch.zeros(2, 3, size, size)
-    free = {axis: torch.export.Dim(name, min=1) for axis, name in enumerate(("batch", "height", "width")[: 3 if full else 1])}
+    example, free = model.example()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             model, (example,), dynamo=True, opset_version=opset, external_data=False, optimize=True, verbose=False,
-            input_names=["image"], output_names=["probabilities" if model.softmax else "logits"], dynamic_shapes=(free,),
+            input_names=["image"], output_names=["probabilities" if model.softmax else "logits"], dynamic_shapes=free,
         )  # fmt: skip
     assert program is not None
     graph = program.model_proto
+    _name_by_module(graph)
     clean(graph)
     return graph
+
+
+def _name_by_module(graph: ModelProto) -> None:
+    """Begin the names of the model's nodes with the PyTorch module that they come from: ``layer1.0.conv1/Conv_373``.
+
+    Weights tell it better than the exporter's scopes where there are some: a folded BatchNorm's scope is on the convolution.
+    """
+    weights = {each.name for each in graph.graph.initializer}
+    for node in graph.graph.node:
+        owners = [
+            name.removeprefix("model.").rpartition(".")[0]
+            for name in node.input
+            if name in weights and name.startswith("model.")
+        ]
+        scopes: list[str] = next(
+            (ast.literal_eval(each.value) for each in node.metadata_props if each.key.endswith("name_scopes")), []
+        )
+        inner = [str(scope).removeprefix("model.") for scope in scopes[:-1] if str(scope).startswith("model.")]
+        if owner := next(iter(owners), inner[-1] if inner else ""):
+            node.name = f"{owner}/{node.name.removeprefix('node_')}"
 
 
 @contextlib.contextmanager

@@ -5,30 +5,35 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zoo.errors import UsageError
-from zoo.export import onnx_fp32
+from zoo.export import _external
 from zoo.export._cases import Answer
-from zoo.export._graph import Exported
 from zoo.spec import TargetSpec
 
+if TYPE_CHECKING:
+    from zoo.export._job import Job
+
 TARGET = TargetSpec(
-    suffix=".xml", tolerance=1e-4, needs=("openvino", *onnx_fp32.TARGET.needs), format="openvino", beside=(".bin",)
+    format="openvino", suffix=".xml", tolerance=1e-4, needs=("openvino", "onnx", "onnxscript"), beside=(".bin",)
 )
 
 
-def write(model: Exported, path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Trace, convert and save ``path`` and its ``.bin``; the metadata lies in the graph's runtime info as ``zoo``."""
+def make(job: Job) -> Any:
+    """The model, converted from the float32 ONNX graph."""
     openvino = _openvino()
     with tempfile.TemporaryDirectory() as folder:
-        onnx_fp32.write(model, Path(folder) / "model.onnx")
-        made = openvino.convert_model(Path(folder) / "model.onnx")
-        for key, value in (metadata or {}).items():
-            made.set_rt_info(value, ["zoo", key])
-        openvino.save_model(made, path, compress_to_fp16=False)
+        return openvino.convert_model(_external.dump(job.exact, Path(folder) / "model.onnx"))
+
+
+def write(model: Any, path: Path, facts: Mapping[str, str]) -> None:
+    """``path`` and its ``.bin``; ``facts`` are in the graph's runtime info as ``zoo``."""
+    for key, value in facts.items():
+        model.set_rt_info(value, ["zoo", key])
+    _openvino().save_model(model, path, compress_to_fp16=False)
 
 
 def answer(path: Path) -> Answer:

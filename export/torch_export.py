@@ -5,25 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from zoo.export._cases import Answer
-from zoo.export._graph import Exported
 from zoo.spec import TargetSpec
 
-TARGET = TargetSpec(suffix=".pt2", tolerance=1e-4, format="pt2")
+if TYPE_CHECKING:
+    from zoo.export._job import Job
+
+TARGET = TargetSpec(format="pt2", suffix=".pt2", tolerance=1e-4)
 
 
-def write(model: Exported, path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Trace and save; the metadata lies in the file as ``zoo.json``."""
-    full, size = model.preprocess == "full", model.size
-    example = torch.zeros(2, size + 3, size + 5, 3, dtype=torch.uint8) if full else torch.zeros(2, 3, size, size)
-    free = {axis: torch.export.Dim(name, min=1) for axis, name in enumerate(("batch", "height", "width")[: 3 if full else 1])}
+def make(job: Job) -> torch.export.ExportedProgram:
+    """The traced program."""
+    example, free = job.exported.example()
     with torch.no_grad():
-        program = torch.export.export(model, (example,), dynamic_shapes=(free,), strict=False)
-    torch.export.save(program, path, extra_files={"zoo.json": json.dumps(dict(metadata or {}))})
+        return torch.export.export(job.exported, (example,), dynamic_shapes=free, strict=False)
+
+
+def write(program: torch.export.ExportedProgram, path: Path, facts: Mapping[str, str]) -> None:
+    """The file; ``facts`` are in it as ``zoo.json``."""
+    torch.export.save(program, path, extra_files={"zoo.json": json.dumps(dict(facts))})
 
 
 def answer(path: Path) -> Answer:

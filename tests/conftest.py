@@ -81,10 +81,10 @@ def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two short epochs on the built-in images."""
-    from zoo import recipe, run
+    from zoo import recipe, training
 
     overrides = dict(recipe.parse_override(text) for text in TINY) | {"epochs": 2, "data.augment": ["crop"]}
-    return run.train(recipe.resolve("cnn_small", overrides), out=tmp_path_factory.mktemp("run") / "small")
+    return training.train(recipe.resolve("cnn_small", overrides), out=tmp_path_factory.mktemp("run") / "small")
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +92,9 @@ def small_plain(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> P
     """A finished run of one short epoch on one thread, for others to be compared with."""
     from tests_support import small
 
-    from zoo import run
+    from zoo import training
 
-    return run.train(small(), out=tmp_path_factory.mktemp("plain") / "run")
+    return training.train(small(), out=tmp_path_factory.mktemp("plain") / "run")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
-from zoo import analyses
+from zoo import analyses, training
 from zoo import recipe as recipes
 from zoo import run as engine
 from zoo.analysis import conv_matrix, dead_relu, local_affine, shape_bias
@@ -308,7 +308,7 @@ def test_decisions_for_neither_do_not_count() -> None:
 def test_the_command_on_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_RUNS", str(tmp_path))
     how = {"data": "synthetic", "data.imbalance": "exp:0.01", "epochs": 1, "batch_size": 500, "device": "cpu"}
-    engine.train(recipes.resolve("cnn_small", how), out=tmp_path / "r")
+    training.train(recipes.resolve("cnn_small", how), out=tmp_path / "r")
     ran = CliRunner().invoke(cli, ["analyze", "shape-bias", "r", "--images", "40", "--json"])
     assert ran.exit_code == 0, ran.output
     found = json.loads(ran.stdout)

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from data_cases import build, check, refused, tree
 
+from zoo.data import cifar
+
 
 @pytest.fixture
 def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Makes a small archive folder in the official format, with torchvision's checksums set to its files'."""
+    """Makes a small archive folder in the official format, with the digests set to its files'."""
     from torchvision import datasets
 
     def make(name: str) -> Path:
@@ -39,6 +41,8 @@ def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
         monkeypatch.setattr(kind, "test_list", [write(file, batch(9)) for file, _ in kind.test_list])
         meta = write(kind.meta["filename"], {kind.meta["key"]: names})
         monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": meta[1]})
+        known = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+        monkeypatch.setitem(cifar.SHA256, name, known)
         return tmp_path / name
 
     return make
@@ -59,7 +63,11 @@ def test_the_official_archive(official: Callable[[str], Path], name: str) -> Non
     assert build(name, root, size=40).train.images.shape[1:] == (40, 40, 3)
 
 
-def test_an_altered_archive_is_never_opened(official: Callable[[str], Path], tmp_path: Path) -> None:
+def test_an_altered_archive_is_never_opened(
+    official: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import CIFAR10
+
     root = official("cifar10")
     target = next(root.iterdir()) / "data_batch_3"
 
@@ -68,6 +76,8 @@ def test_an_altered_archive_is_never_opened(official: Callable[[str], Path], tmp
             return Path.touch, (tmp_path / "ran",)
 
     target.write_bytes(pickle.dumps(Bomb()))
+    forged = [[name, hashlib.md5((target.parent / name).read_bytes()).hexdigest()] for name, _ in CIFAR10.train_list]
+    monkeypatch.setattr(CIFAR10, "train_list", forged)  # as if it had the MD5 of the published file
     assert "data_batch_3" in refused("differs from its published checksum", "cifar10", root)
     target.unlink()
     refused("data_batch_3 is missing", "cifar10", root)

@@ -136,25 +136,25 @@ def test_a_method_has_one_colour_in_every_picture(seeds: list[Path]) -> None:
 def test_names_of_methods_say_what_tells_them_apart_and_no_more(seeds: list[Path]) -> None:
     run = _read.read(seeds[0])
 
-    def changed(**loss: object) -> _read.Folder:
+    def changed(options: dict = {}, **loss: object) -> _read.Folder:  # noqa: B006
         settings = {key: value for key, value in loss.items() if key in ("epochs", "seed")}
         rest = {key: value for key, value in loss.items() if key not in settings}
-        return dataclasses.replace(
-            run, recipe=msgspec.structs.replace(run.recipe, **settings, loss=msgspec.structs.replace(run.recipe.loss, **rest))
-        )
+        kept = run.recipe.loss.options if rest.get("name", run.recipe.loss.name) == run.recipe.loss.name else {}
+        made = msgspec.structs.replace(run.recipe.loss, **rest, options=kept | options)
+        return dataclasses.replace(run, recipe=msgspec.structs.replace(run.recipe, **settings, loss=made))
 
     runs = [
         run,
         changed(seed=1),
-        changed(epochs=9, focal_gamma=1.0),
+        changed({"label_smoothing": 0.1}, epochs=9),
         changed(epochs=9, beta=0.9),
-        changed(name="ldam", tau=2.0),
+        changed(name="ldam"),
     ]
     assert _methods.names(runs) == [
         "cross entropy, epochs=3 (2 seeds)",
         "cross entropy, epochs=3 (2 seeds)",
-        "cross entropy, epochs=9, loss.focal_gamma=1.0 (1 seed)",
-        "cross entropy, epochs=9, loss.focal_gamma=2.0 (1 seed)",
+        "cross entropy, epochs=9, loss.beta=0.9999 (1 seed)",
+        "cross entropy, epochs=9, loss.beta=0.9 (1 seed)",
         "ldam (1 seed)",
     ]
 

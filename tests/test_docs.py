@@ -6,6 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
 from zoo.cli import commands
@@ -31,9 +32,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_options_in_the_readme_exist() -> None:
-    options = {option for command in commands().values() for parameter in command.params for option in parameter.opts} | {
-        "--help"
-    }
+    options = {
+        option
+        for command in commands().values()
+        for parameter in command.get_params(click.Context(command))
+        for option in parameter.opts
+    } | {"--help"}
     named = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", (ROOT / "README.md").read_text()))
     assert named - options <= {"--no-build-isolation"}
 

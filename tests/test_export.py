@@ -19,12 +19,13 @@ from torch import Tensor, nn
 import zoo.export
 from zoo import recipe
 from zoo import run as engine
-from zoo.data._folders import square
+from zoo.data._pixels import square
 from zoo.data.synthetic import CLASSES, make
 from zoo.errors import BusyError, DataError, DisagreeError, DiskError, FileError, UsageError
 from zoo.export import _graph, _parity, _session, _shortcut, onnx_fp32
 from zoo.run import Run
 from zoo.spec import DataSet, Split
+from zoo.training import build
 
 ort = pytest.importorskip("onnxruntime")
 MEAN, STD = (0.49, 0.45, 0.4), (0.25, 0.23, 0.21)
@@ -73,7 +74,7 @@ class Tiny(nn.Module):
 def run_of(model: nn.Module, folder: Path, kind: type[Run] = HeldRun, name: str = "cnn_small", **changes: Any) -> Run:
     made = recipe.resolve(name, {"data.name": "synthetic", "data.dir": str(folder)})
     rows = [{"epoch": 1, "split": "test", "n": 64, "accuracy": 0.5, "low": 0.4, "high": 0.6, "macro": 0.5, "loss": 1.0}]
-    shape = engine.model_spec(name).input
+    shape = build.model_spec(name).input
     run = kind(folder, model.eval(), made, CLASSES, shape, MEAN, STD, rows, {"data_digest": "abc"})
     return dataclasses.replace(run, **changes)
 

@@ -142,7 +142,7 @@ def test_int8_without_the_data(run: Run) -> None:
 
 
 def test_unknown_precision(run: Run) -> None:
-    with pytest.raises(UsageError, match="no precision 'int4' .did you mean int8"):
+    with pytest.raises(UsageError, match="no precision 'int4' of onnx .did you mean int8.*; use one of fp16, fp32, int8"):
         zoo.export.onnx(run, precision="int4")
 
 

@@ -20,7 +20,7 @@ from zoo import files, predictor
 from zoo.bench import _subjects
 from zoo.cli.verify import command
 from zoo.errors import DiskError, FileError
-from zoo.export import _external, _guard, _session, _verify, onnx_int8
+from zoo.export import _external, _guard, _quantise, _session, _verify
 from zoo.run import Run
 
 pytest.importorskip("onnxruntime")
@@ -104,7 +104,7 @@ def test_too_large_for_one_file(run: Run, precision: str, monkeypatch: pytest.Mo
     exact = zoo.export.onnx(run, precision=precision, max_drop=100)
     monkeypatch.setattr(_external, "LIMIT", 300)
     monkeypatch.setattr(_external, "SMALL", 256)
-    monkeypatch.setattr(onnx_int8, "METHODS", ("minmax", "percentile"))
+    monkeypatch.setattr(_quantise, "METHODS", ("minmax", "percentile"))
     made = zoo.export.onnx(run, precision=precision, max_drop=100, force=True)
     assert (len(exact.files), len(made.files)) == (1, 2)
     assert (made.agree, made.test) == (exact.agree, exact.test)

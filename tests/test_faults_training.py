@@ -16,10 +16,10 @@ import pytest
 import torch
 from tests_support import digests, small
 
-from zoo import files, registry, run, run_folders
+from zoo import files, registry, run_folders, tensor_files, training
 from zoo.__main__ import run as zoo
 from zoo.errors import BusyError, DataError, DiskError, DivergedError, UsageError
-from zoo.training import build, checkpoint, lint, objective, session
+from zoo.training import build, checkpoint, lint, session
 from zoo.training.signals import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_8_a_full_disk_is_told_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 3_100_000))  # type: ignore[attr-defined]
     with pytest.raises(DiskError, match=r"no space left \(.*need \d+\.\d MB, 3\.1 MB free\)"):
-        run.train(small(), out=tmp_path / "run")
+        training.train(small(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -53,24 +53,24 @@ def test_10_a_held_folder_names_its_holder_and_a_dead_one_is_taken_over(
 
 
 def test_11_a_label_out_of_range_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = build.build_data
+    real = build.dataset
 
     def spoilt(*arguments: Any) -> Any:
         data = real(*arguments)
         data.train.targets[5] = 10
         return data
 
-    monkeypatch.setattr(build, "build_data", spoilt)
+    monkeypatch.setattr(build, "dataset", spoilt)
     with pytest.raises(DataError, match=r"label out of range \(train\[\d+\], label 10, 10 classes\)"):
-        run.train(small(), out=tmp_path / "run")
+        training.train(small(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_12_an_empty_class_is_refused_or_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match="no training image .*--allow-empty-class"):
-        run.train(small("data.imbalance=exp:0.0001"), out=tmp_path / "run")
+        training.train(small("data.imbalance=exp:0.0001"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    folder = run.train(
+    folder = training.train(
         small("data.imbalance=exp:0.0001", "allow_empty_class=true", "class_weights=effective", "sampler=class_balanced"),
         out=tmp_path / "run",
     )
@@ -84,7 +84,7 @@ def test_12_an_empty_class_leaves_every_loss_finite(loss: str, kind: str) -> Non
     counts = np.array([40, 3, 0, 1, 0])
     mine = small(f"loss={loss}", f"class_weights={kind}", "sampler=class_balanced", "allow_empty_class=true")
     lint.check(mine, counts)
-    made, weight = objective.build_loss(mine, counts)
+    made, weight = build.build_loss(mine, counts)
     assert weight is None or (weight[[2, 4]].tolist(), round(weight.sum().item(), 5)) == ([0, 0], 3)
     logits = torch.randn(6, 5, requires_grad=True)
     value = made(logits, torch.tensor([0, 1, 3, 0, 3, 1]))
@@ -143,7 +143,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, number: int, at: int, *, where: s
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
         if where == "predict":
-            return real(*arguments[:3], counted(arguments[3] if len(arguments) > 3 else lambda: None))
+            return real(*arguments, **options | {"poll": counted(options.get("poll", lambda: None))})
         return real(*arguments, **options | {"watch": counted(options["watch"])})
 
     monkeypatch.setattr(session, where, wrapped)
@@ -164,16 +164,16 @@ def test_15_16_a_signal_saves_and_the_resumed_run_has_the_same_bits(
     with monkeypatch.context() as patch:
         interrupt(patch, number, at, where=where)
         with pytest.raises(Interrupted) as caught:
-            run.train(small(), out=tmp_path / "run")
+            training.train(small(), out=tmp_path / "run")
     assert (caught.value.code, caught.value.saved) == (code, True)
-    run.train(small(), out=tmp_path / "run", resume=True)
+    training.train(small(), out=tmp_path / "run", resume=True)
     assert digests(tmp_path / "run") == digests(small_plain)
 
 
 def test_15_a_signal_before_the_first_step_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "build_data", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(build, "dataset", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted) as caught:
-        run.train(small(), out=tmp_path / "run")
+        training.train(small(), out=tmp_path / "run")
     assert not caught.value.saved
     assert not (tmp_path / "run").exists()
 
@@ -183,7 +183,7 @@ def test_17_states_are_saved_every_so_many_steps_and_only_own_temporaries_swept(
 ) -> None:
     kept: list[int] = []
     monkeypatch.setattr(checkpoint, "save_state", lambda folder, step, tensors, meta: kept.append(step))
-    run.train(small("save_every=4"), out=tmp_path / "run")
+    training.train(small("save_every=4"), out=tmp_path / "run")
     assert kept[:3] == [0, 4, 8]
     (tmp_path / ".mine.tmp.txt").write_text("mine")
     (tmp_path / f".weights.abc{files.TEMPORARY}.safetensors").write_text("torn")
@@ -194,7 +194,7 @@ def test_17_states_are_saved_every_so_many_steps_and_only_own_temporaries_swept(
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, calls: range) -> None:
     """The saves of these numbers fail for want of space."""
-    real, number = checkpoint.save_file, iter(range(1000))
+    real, number = tensor_files.save_file, iter(range(1000))
 
     def write(tensors: Any, path: Path, header: Any) -> None:
         if next(number) in calls:
@@ -202,14 +202,14 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, calls: range) -> None:
             raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
         real(tensors, path, header)
 
-    monkeypatch.setattr(checkpoint, "save_file", write)
+    monkeypatch.setattr(tensor_files, "save_file", write)
 
 
 def test_18_a_full_disk_in_a_save_keeps_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         full_disk(patch, range(1, 100))
         with pytest.raises(DiskError, match=r"no space left \(.*need \d+\.\d MB, .* MB free\)"):
-            run.train(small("save_every=2"), out=tmp_path / "run")
+            training.train(small("save_every=2"), out=tmp_path / "run")
     assert checkpoint.load_state(tmp_path / "run")[1]["skip"] == 0
     assert not list((tmp_path / "run").rglob(f"*{files.TEMPORARY}*"))
 
@@ -218,8 +218,8 @@ def test_18_training_goes_on_where_that_is_asked(
     tmp_path: Path, small_plain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full_disk(monkeypatch, range(1, 3))
-    run.train(small("save_every=2", "on_full=keep-training"), out=tmp_path / "run")
-    assert capsys.readouterr().err.count("not saved, going on") == 2
+    training.train(small("save_every=2", "on_full=keep-training"), out=tmp_path / "run")
+    assert capsys.readouterr().err.count("not saved, training continues") == 2
     assert digests(tmp_path / "run") == digests(small_plain)
 
 
@@ -229,7 +229,7 @@ def test_20_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(session, "train_epoch", burst)
     with pytest.raises(DiskError, match=r"out of memory \(batch_size 250\).*--batch-size 125"):
-        run.train(small(), out=tmp_path / "run")
+        training.train(small(), out=tmp_path / "run")
     assert checkpoint.load_state(tmp_path / "run")[1]["epoch"] == 0
 
 
@@ -245,8 +245,8 @@ def test_23_an_operation_without_a_deterministic_way_is_named_at_start(tmp_path:
             torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
             return torch.nn.functional.cross_entropy(logits, target)
 
-    monkeypatch.setattr(build.objective, "build_loss", lambda *arguments: (Odd(), None))
+    monkeypatch.setattr(build, "build_loss", lambda *arguments: (Odd(), None))
     with pytest.raises(UsageError, match="put_ has no deterministic way"):
-        run.train(small("deterministic=true"), out=tmp_path / "run")
+        training.train(small("deterministic=true"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not torch.are_deterministic_algorithms_enabled()

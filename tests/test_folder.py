@@ -12,7 +12,7 @@ import pytest
 from data_cases import build, check, noise, refused, tree
 from PIL import Image
 
-from zoo.data import _folders, _parts
+from zoo.data import _cache, _folders, _parts, _pixels
 from zoo.data._image import read_image
 from zoo.errors import DataError, UsageError
 
@@ -44,24 +44,25 @@ def test_any_size_becomes_the_stored_square(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (2, 5)])
 def test_odd_shapes(shape: tuple[int, int]) -> None:
     image = np.full((*shape, 3), 77, np.uint8)
-    assert np.array_equal(_folders.square(image, 16), np.full((16, 16, 3), 77, np.uint8))
+    assert np.array_equal(_pixels.square(image, 16), np.full((16, 16, 3), 77, np.uint8))
 
 
 def test_square_is_resize_then_centre_crop() -> None:
     image = np.asarray(Image.fromarray(noise(1, 8)).resize((96, 64), Image.Resampling.BICUBIC))
     plain = Image.fromarray(image).resize((48, 32), Image.Resampling.BILINEAR).crop((8, 0, 40, 32))
-    assert np.abs(_folders.square(image, 32).astype(int) - np.asarray(plain)).max() <= 1
+    assert np.abs(_pixels.square(image, 32).astype(int) - np.asarray(plain)).max() <= 1
 
 
 def test_the_second_time_nothing_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tree(tmp_path / "a")
     first = build("folder", root)
     calls: list[str] = []
-    monkeypatch.setattr(_folders, "decode", lambda path: calls.append(path) or noise(0))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(_cache, "decode", lambda path, need: calls.append(path) or noise(0))  # type: ignore[func-returns-value]
     again = build("folder", root)
     assert calls == []
     assert again.digest == first.digest
-    assert isinstance(again.test.images, np.memmap)
+    assert isinstance(again.test.images, _pixels.Cached)
+    assert np.array_equal(again.test.images, first.test.images)
     moved = root.rename(tmp_path / "b")
     os.utime(moved / "train" / "cat" / "0.png", (2, 2))
     assert build("folder", moved).digest == first.digest
@@ -96,14 +97,6 @@ def test_a_full_disk_is_no_fault_of_the_data(
     check(build("folder", root))
     assert "no space left" in capsys.readouterr().err
     assert not list(_folders.cache_folder().glob("images/.*tmp*"))
-
-
-def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
-    root = tree(tmp_path / "a")
-    digest = build("folder", root).digest
-    for path in (_folders.cache_folder() / "images").glob("*.prints.npy"):
-        path.unlink()
-    assert build("folder", root).digest == digest
 
 
 def test_without_a_test_folder_a_fifth_is_carved_whatever_the_seed(tmp_path: Path) -> None:
@@ -148,7 +141,9 @@ def test_what_is_no_image_is_counted_and_named(tmp_path: Path) -> None:
 def test_a_leak_from_training_to_test_is_told(tmp_path: Path) -> None:
     root = tree(tmp_path / "a")
     shutil.copy(root / "train" / "cat" / "3.png", root / "test" / "dog" / "0.png")
-    assert build("folder", root).notes == ("warning: 1 test images are also training images (0.png = 3.png)",)
+    assert build("folder", root).notes == (
+        "warning: 1 test images are also training images (test/dog/0.png = train/cat/3.png)",
+    )
 
 
 def test_odd_names_stay_readable(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests_support import resolve
 from torch import nn
 
 import zoo.export
-from zoo import registry, run, tensor_files
+from zoo import registry, run, tensor_files, training
 from zoo.errors import DisagreeError, UsageError
 from zoo.training import checkpoint, features, freezing, session
 from zoo.training.signals import Interrupted
@@ -70,11 +70,11 @@ def test_stored_features_give_the_same_numbers(
     donors: Path, settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = frozen(donors, "epochs=2", *settings.split())
-    once = run.train(mine, out=tmp_path / "once")
+    once = training.train(mine, out=tmp_path / "once")
     assert "the frozen part ran once: features of " in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch.setattr(features, "_tail", lambda parts: ("", "for a test"))
-        plain = run.train(mine, out=tmp_path / "plain")
+        patch.setattr(features, "trainable_head", lambda *arguments, **options: ("", "for a test"))
+        plain = training.train(mine, out=tmp_path / "plain")
     assert "the frozen part runs in every step: for a test" in capsys.readouterr().err
     one, two = tensors(once), tensors(plain)
     assert one.keys() == two.keys()
@@ -86,12 +86,12 @@ def test_a_run_on_stored_features_resumes_on_the_same_bits(
     donors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = frozen(donors, "epochs=2", "optim.name=adamw", "ema=0.9", "sampler=focal")
-    whole = run.train(mine, out=tmp_path / "whole")
+    whole = training.train(mine, out=tmp_path / "whole")
     with monkeypatch.context() as patch:
         stopping(patch, 12)
         with pytest.raises(Interrupted):
-            run.train(mine, out=tmp_path / "parts")
-    run.train(mine, out=tmp_path / "parts", resume=True)
+            training.train(mine, out=tmp_path / "parts")
+    training.train(mine, out=tmp_path / "parts", resume=True)
     one, two = tensors(whole), tensors(tmp_path / "parts")
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
 
@@ -111,7 +111,7 @@ def test_the_run_says_why_the_frozen_part_runs_in_every_step(
 ) -> None:  # fmt: skip
     stopping(monkeypatch, 1)
     with pytest.raises(Interrupted):
-        run.train(frozen(donors, *settings, model=model), out=tmp_path / "run")
+        training.train(frozen(donors, *settings, model=model), out=tmp_path / "run")
     assert f"the frozen part runs in every step: {why}" in capsys.readouterr().err
 
 
@@ -138,13 +138,13 @@ def test_a_scale_after_the_head_forbids_stored_features(donors: Path, tmp_path: 
     seen: list[str] = []
     monkeypatch.setattr(features, "print_line", seen.append)
     with pytest.raises(Interrupted):
-        run.train(frozen(donors), out=tmp_path / "run")
+        training.train(frozen(donors), out=tmp_path / "run")
     assert seen[-1].endswith("classifier is not the last layer")
 
 
 def test_the_proof_is_said_and_kept(donors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run.train(frozen(donors), out=tmp_path / "run")
-    assert "frozen   24 tensors (185,824 parameters) have the sha256 they had before training" in capsys.readouterr().err
+    folder = training.train(frozen(donors), out=tmp_path / "run")
+    assert "frozen   verified: 24 frozen tensors (185,824 parameters) unchanged" in capsys.readouterr().err
     proof = json.loads((folder / "result.json").read_text())["frozen"]
     assert (proof["tensors"], proof["parameters"], proof["unchanged"]) == (24, 185_824, True)
     start = registry.find("models", "cnn_small").build(10)
@@ -169,7 +169,7 @@ def test_gradual_unfreezing_trains_what_is_released_and_no_more(
         return found
 
     monkeypatch.setattr(session, "train_epoch", watched)
-    folder = run.train(frozen(donors, "epochs=3", "optim.name=adamw", "lr=0.001", GRADUAL), out=tmp_path / "run")
+    folder = training.train(frozen(donors, "epochs=3", "optim.name=adamw", "lr=0.001", GRADUAL), out=tmp_path / "run")
     assert held == [(2, 2, 0), (8, 8, 2), (14, 14, 4)]
     err = capsys.readouterr().err
     assert "the frozen part ran once" in err
@@ -188,12 +188,12 @@ def test_an_unfreezing_run_resumes_on_the_same_bits(
     donors: Path, at: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = frozen(donors, "epochs=3", f"optim.name={name}", "lr=0.001", "data.augment=['flip']", GRADUAL)
-    whole = run.train(mine, out=tmp_path / "whole")
+    whole = training.train(mine, out=tmp_path / "whole")
     with monkeypatch.context() as patch:
         stopping(patch, at)  # of 9 steps an epoch: the last before an unfreezing, the first after it, in the last stage
         with pytest.raises(Interrupted):
-            run.train(mine, out=tmp_path / "parts")
-    run.train(mine, out=tmp_path / "parts", resume=True)
+            training.train(mine, out=tmp_path / "parts")
+    training.train(mine, out=tmp_path / "parts", resume=True)
     one, two = tensors(whole), tensors(tmp_path / "parts")
     assert one.keys() == two.keys()
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
@@ -203,20 +203,20 @@ def test_an_unfreezing_run_resumes_on_the_same_bits(
 def test_momentum_goes_on_and_begins_as_torchs(donors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After an unfreezing the optimizer is what add_param_group would have made of it."""
     kept: list[dict[str, torch.Tensor]] = []
-    real = features.release
+    real = session.Session.release
 
-    def seen(parts: Any, selector: str) -> None:
+    def seen(self: session.Session, selector: str) -> None:
         def momentum() -> dict[str, torch.Tensor]:
-            state = parts.step.optimizer.state
-            named = parts.model.named_parameters()
+            state = self.step.optimizer.state
+            named = self.model.named_parameters()
             return {name: state[p]["momentum_buffer"].clone() for name, p in named if p in state}
 
         kept.append(momentum())
-        real(parts, selector)
+        real(self, selector)
         kept.append(momentum())
 
-    monkeypatch.setattr(features, "release", seen)
-    run.train(frozen(donors, "epochs=2", "unfreeze=['1:stage<=1']"), out=tmp_path / "run")
+    monkeypatch.setattr(session.Session, "release", seen)
+    training.train(frozen(donors, "epochs=2", "unfreeze=['1:stage<=1']"), out=tmp_path / "run")
     before, after = kept
     assert before.keys() == {"classifier.weight", "classifier.bias"}
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -241,9 +241,9 @@ def test_momentum_goes_on_and_begins_as_torchs(donors: Path, tmp_path: Path, mon
 def test_a_bad_plan_is_refused_before_the_data_is_read(
     donors: Path, unfreeze: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zoo.training.build.build_data", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("zoo.training.build.dataset", lambda *arguments: 1 / 0)
     with pytest.raises(UsageError, match=says) as caught:
-        run.train(frozen(donors, "epochs=5", f"unfreeze={unfreeze}"), out=tmp_path / "run")
+        training.train(frozen(donors, "epochs=5", f"unfreeze={unfreeze}"), out=tmp_path / "run")
     assert len(str(caught.value)) <= 200
 
 
@@ -262,5 +262,5 @@ def test_a_frozen_tensor_that_moves_fails_the_run(
     monkeypatch.setattr(session, "train_epoch", moving)
     mine = frozen(donors, "epochs=3", "data.augment=['flip']", "unfreeze=['1:stage<=1','2:stage<=0']")
     with pytest.raises(DisagreeError, match=rf"frozen tensors changed in training \(1, {name} first\)"):
-        run.train(mine, out=tmp_path / "run")
+        training.train(mine, out=tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()

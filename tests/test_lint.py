@@ -10,7 +10,7 @@ import pytest
 from tests_support import resolve
 
 from zoo import recipe as recipes
-from zoo import run, sampling
+from zoo import sampling, training
 from zoo.recipe import Recipe, Schedule
 from zoo.training import build, lint, optim
 
@@ -46,7 +46,6 @@ FINDINGS = [
     ("batch_size=32", "batch 32 sees class 9 in 12 % of steps"),
     ("freeze=conv", "freeze conv with weights none: every frozen layer is random"),
     ("loss.drw_epoch=40", "drw_epoch 40 changes nothing: class_weights is none"),
-    ("focal_gamma=1", "focal_gamma 1 changes nothing: loss cross_entropy does not use it"),
     ("beta=0.9", "beta 0.9 changes nothing: class_weights none does not use it"),
     ("loss=ce_then_focal loss.switch_epoch=50", "switch_epoch 50 is not reached in 50 epochs: all of them are cross entropy"),
     ("loss=dynamic_focal loss.rescale_every=50", "rescale_every 50 never acts in 50 epochs: the scale stays 1"),
@@ -105,14 +104,14 @@ def test_counts_are_known_before_the_data_is_read_where_classes_are_equal() -> N
 
 def test_expected_counts_are_the_real_ones() -> None:
     mine = resolve("cnn_small", "data.val=0.2", "data.imbalance=exp:0.05")
-    data = build.build_data(mine, 32)
+    data = build.dataset(mine, 32)
     index = sampling.long_tail(data.train.targets, "exp:0.05", mine.seed)
     assert np.array_equal(lint.expected_counts(mine), sampling.class_counts(data.train.targets[index], 10))
 
 
 def test_a_run_says_its_findings_and_keeps_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ("class_weights=effective", "beta=0.5", "freeze=stage<=0", "allow_random_frozen=true", "data.imbalance=exp:0.1")
-    folder = run.train(resolve("cnn_small", *settings), out=tmp_path / "run")
+    folder = training.train(resolve("cnn_small", *settings), out=tmp_path / "run")
     told = [line.removeprefix("warning  ") for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert told == json.loads((folder / "env.json").read_text())["lint"]
     assert any(line.startswith("beta 0.5 changes no class weight by more than") for line in told)

@@ -6,13 +6,17 @@ import doctest
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from zoo import recipe as recipes
 from zoo import registry
 from zoo.losses import focal_loss
 from zoo.losses.dynamic_focal import DynamicFocal
 from zoo.losses.hybrid import Hybrid
+from zoo.spec import Option
+from zoo.training import objective
 
 NAMES = registry.names("losses")
 COUNTS = (500, 210, 90, 40, 17, 8, 3)
@@ -179,3 +183,45 @@ def test_ce_then_focal_changes_over_at_its_epoch() -> None:
 
 def test_docstrings_run() -> None:
     assert doctest.testmod(focal_loss, extraglobs={"torch": torch}).failed == 0
+
+
+OTHER = {"float": 0.25, "int": 3, "bool": True, "str": "x"}
+
+
+def others(option: Option) -> Any:
+    """A value that is allowed and is not the default."""
+    if option.choices:
+        return next(choice for choice in option.choices if choice != option.default)
+    value = OTHER[option.type] if OTHER[option.type] != option.default else 2 * OTHER[option.type]
+    return not option.default if option.type == "bool" else value
+
+
+def test_every_loss_is_built_from_a_recipe_with_each_option(name: str) -> None:
+    logits, target = torch.randn(12, 7), torch.arange(12) % 7
+    for key, option in registry.entry("losses", name)["options"].items():
+        value = others(option)
+        recipe = recipes.resolve("cnn_small", {"loss": name, f"loss.{key}": value})
+        loss, _ = objective.build_loss(recipe, np.array(COUNTS))
+        assert torch.isfinite(loss(logits, target)), key
+        plain, _ = objective.build_loss(recipes.resolve("cnn_small", {"loss": name}), np.array(COUNTS))
+        assert state(loss) != state(plain), f"{key} = {value} changes nothing in the module"
+    loss, _ = objective.build_loss(recipes.resolve("cnn_small", {"loss": name}), np.array(COUNTS))
+    assert torch.isfinite(loss(logits, target))
+
+
+def state(loss: torch.nn.Module) -> dict[str, Any]:
+    """Plain attributes and buffers, to compare two modules by."""
+    plain = {key: value for key, value in vars(loss).items() if isinstance(value, (bool, int, float, str))}
+    return plain | {key: value.tolist() for key, value in loss.named_buffers()}
+
+
+def test_options_that_are_listed_are_those_of_the_spec(name: str) -> None:
+    assert registry.entry("losses", name)["options"] == registry.find("losses", name).options
+
+
+def test_an_option_means_one_type_in_all_losses() -> None:
+    kinds: dict[str, set[str]] = {}
+    for entry in registry.table("losses").values():
+        for key, option in entry["options"].items():
+            kinds.setdefault(key, set()).add(option.type)
+    assert {key: kind for key, kind in kinds.items() if len(kind) > 1} == {}

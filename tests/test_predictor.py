@@ -17,7 +17,7 @@ from test_export import MEAN, STD, Tiny, images, run_of
 
 import zoo.export
 from zoo import predictor
-from zoo.data._folders import square
+from zoo.data._pixels import square
 from zoo.errors import FileError
 
 pytest.importorskip("onnxruntime")
@@ -80,13 +80,20 @@ def test_no_torch(exported: tuple[Path, torch.nn.Module], pictures: list[Path]) 
     assert json.loads(ran.stdout) == [3]
 
 
+DIGESTS = ("content_sha256", "receipt_sha256")
+
+
 def change(path: Path, target: Path, key: str, value: str | None) -> Path:
     model = onnx.load(path)
-    written = {entry.key: entry.value for entry in model.metadata_props if entry.key != key}
+    written = {entry.key: entry.value for entry in model.metadata_props if entry.key not in (key, *DIGESTS)}
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, written | ({} if value is None else {key: value}))
     onnx.save(model, target)
     return target
+
+
+def steps(**changes: object) -> str:
+    return json.dumps({"mode": "normalize", "size": 32, "resize": 32, "mean": [0, 0, 0], "std": [1, 1, 1], **changes})
 
 
 @pytest.mark.parametrize(
@@ -94,18 +101,15 @@ def change(path: Path, target: Path, key: str, value: str | None) -> Path:
     [
         ("classes", '["a", "b"]', "classes differ .names 2, model 10"),
         ("classes", None, "no zoo metadata"),
-        ("preprocessing", "not json", "no zoo metadata"),
-        ("preprocessing", "{}", "no zoo metadata"),
-        (
-            "preprocessing",
-            '{"mode": "full", "size": 32, "resize": 8, "mean": [0,0,0], "std": [1,1,1]}',
-            "does not fit the model",
-        ),
-        (
-            "preprocessing",
-            '{"mode": "other", "size": 32, "resize": 32, "mean": [0,0,0], "std": [1,1,1]}',
-            "does not fit the model",
-        ),
+        ("classes", "[1, 2]", r"cannot be used .*Expected `str`, got `int`"),
+        ("classes", "[" * 10_000, "cannot be used"),
+        ("softmax", '"yes"', "Expected `bool`, got `str`"),
+        ("preprocessing", "not json", "cannot be used"),
+        ("preprocessing", "{}", "missing required field `mode`"),
+        ("preprocessing", steps(resize=8), "size 32 is above resize 8"),
+        ("preprocessing", steps(mode="other"), "Invalid enum value 'other'"),
+        ("preprocessing", steps(mean=[float("nan"), 0, 0]), "finite numbers are needed"),
+        ("preprocessing", steps(std=[0, 1, 1]), "std above 0"),
     ],
 )
 def test_a_strange_file_is_told(
@@ -119,3 +123,24 @@ def test_a_strange_file_is_told(
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="no model file"):
         predictor.predict(tmp_path / "none.onnx", [])
+
+
+def test_a_changed_bit_is_refused(exported: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
+    whole = exported[0].read_bytes()
+    path = tmp_path / "x.onnx"
+    for at in np.linspace(0, len(whole) - 1, 50).astype(int):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(FileError):
+            predictor.predict(path, [])
+
+
+def test_a_model_that_is_not_finite_is_refused(
+    exported: tuple[Path, torch.nn.Module], pictures: list[Path], tmp_path: Path
+) -> None:
+    path = change(exported[0], tmp_path / "x.onnx", "none", None)
+    model = onnx.load(path)
+    weight = next(each for each in model.graph.initializer if len(each.dims) == 4)
+    weight.raw_data = np.full(list(weight.dims), np.nan, np.float32).tobytes()
+    onnx.save(model, path)
+    with pytest.raises(FileError, match="not finite"):
+        predictor.predict(path, pictures[:1])

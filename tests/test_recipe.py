@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoo import recipe as recipes
-from zoo import registry
+from zoo import recipe_text, registry
 from zoo.errors import UsageError
 from zoo.recipe import Recipe
 
@@ -19,7 +19,7 @@ def test_shipped_recipes_read_and_their_names_resolve() -> None:
     assert len(shipped) >= 3
     for name, path in shipped.items():
         recipe = recipes.resolve(name, {})
-        assert recipe.model in registry.names("models")
+        assert recipe.model in registry.names("models") or recipe.model.startswith("timm/")
         assert recipe.data.name in registry.names("data")
         assert recipe.loss.name in registry.names("losses")
         assert path.read_text().startswith("# ")
@@ -75,7 +75,9 @@ def test_overrides(text: str, key: str, value: object) -> None:
         ("[optim]\nlr = nan", ["optim.lr = nan", "line 2", "finite"]),
         ("[optim]\nlr = -1.0", ["optim.lr = -1.0", "> 0"]),
         ("[optim]\nlr = 0.0", ["optim.lr = 0.0", "> 0"]),
-        ("[loss]\nfocal_gamma = -1.0", ["loss.focal_gamma", ">= 0"]),
+        ("[loss]\nname = 'focal'\nfocal_gamma = -1.0", ["loss.focal_gamma", "line 3", ">= 0"]),
+        ("[loss]\nname = 'focal'\nfocal_gamma = 'x'", ["loss.focal_gamma = 'x'", "line 3", "expected float"]),
+        ("[loss]\nname = 'dynamic_focal'\nrescale_every = 1.5", ["loss.rescale_every = 1.5", "line 3", "expected int"]),
         ("[loss]\ngamma = 2.0", ["--focal-gamma", "--lr-gamma", "line 2"]),
         ("gamma = 2.0", ["--focal-gamma", "--lr-gamma", "line 1"]),
         ("[loss]\nbeta = -0.1", ["loss.beta = -0.1", ">= 0"]),
@@ -109,7 +111,7 @@ def test_a_wrong_override_is_not_laid_on_a_line_of_the_file() -> None:
 
 def test_a_huge_recipe_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "big.toml"
-    path.write_text("#" * (recipes.MAX_BYTES + 1))
+    path.write_text("#" * (recipe_text.MAX_BYTES + 1))
     with pytest.raises(UsageError, match="too large"):
         recipes.read(path)
 
@@ -129,3 +131,45 @@ def test_what_others_reported_changes_no_run() -> None:
     for name, path in recipes.shipped().items():
         found = recipes.read(path).reported
         assert bool(found.accuracy) == bool(found.source), name
+
+
+def test_the_option_of_another_loss_is_refused_with_the_losses_that_take_it(tmp_path: Path) -> None:
+    says = (
+        r"^loss.tau = 2.0 is no option of focal \(its: focal_gamma, label_smoothing\); losses that take it: logit_adjustment$"
+    )
+    with pytest.raises(UsageError, match=says):
+        recipes.resolve("cnn_small", {"loss": "focal", "loss.tau": 2.0})
+    (tmp_path / "r.toml").write_text("[loss]\nname = 'balanced_softmax'\ntau = 2.0\n")
+    with pytest.raises(UsageError, match=r"loss.tau = 2.0 \(.*line 3\) is no option of balanced_softmax \(it has none\)"):
+        recipes.resolve(str(tmp_path / "r.toml"), {})
+
+
+def test_options_stand_beside_the_name_and_only_those_of_the_loss() -> None:
+    made = recipes.resolve("cnn_small", {"loss": "hybrid", "alpha": 0.25})
+    assert made.loss.options == {"focal_gamma": 2.0, "alpha": 0.25}
+    assert {"loss.alpha", "loss.focal_gamma"} <= set(recipes.settings(made))
+    assert "loss.tau" not in recipes.settings(made)
+    assert recipes.differences(recipes.resolve("cnn_small", {"loss": "hybrid"}), made) == ["loss.alpha: 0.5 -> 0.25"]
+
+
+def test_a_loss_chosen_on_the_command_line_leaves_the_file_s_options_out() -> None:
+    assert recipes.resolve("cifar10lt_resnet32_focal", {"loss": "cross_entropy"}).loss.options == {"label_smoothing": 0.0}
+
+
+def test_a_recipe_that_an_earlier_version_stored_is_readable(tmp_path: Path) -> None:
+    """They have the options of every loss, in a file of the run (read) and where it is resumed or repeated (resolve)."""
+    text = "[loss]\nname = 'ldam'\nfocal_gamma = 2.0\nalpha = 0.5\ntau = 1.0\nmax_margin = 0.25\nmargin_scale = 30.0\n"
+    (tmp_path / "r.toml").write_text(text)
+    wanted = {"max_margin": 0.25, "margin_scale": 30.0}
+    assert recipes.read(tmp_path / "r.toml").loss.options == wanted
+    assert recipes.resolve(str(tmp_path / "r.toml"), {}).loss.options == wanted
+    (tmp_path / "r.toml").write_text(text.replace("tau = 1.0", "tau = 3.0"))
+    assert recipes.read(tmp_path / "r.toml").loss.options == wanted
+
+
+def test_every_setting_is_listed_with_type_default_and_help() -> None:
+    listed = recipes.options()
+    assert set(recipes.settings(Recipe())) <= set(listed)
+    for key, option in listed.items():
+        assert option.help and option.help[0] == option.help[0].strip() and not option.help.endswith("."), key
+        assert option.type in {"float", "int", "bool", "str"} or option.type.startswith("list["), key

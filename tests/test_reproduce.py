@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats
 
-from zoo import metrics, reproduce, run, run_folders
+from zoo import metrics, reproduce, run_folders, training
 from zoo import recipe as recipes
 from zoo.bench import _timing
 from zoo.bench import recipes as bench
@@ -37,7 +37,7 @@ def leave(folder: Path, recipe: Recipe, *, finished: bool = True, accuracy: floa
     if finished:
         low, high = metrics.wilson(round(10_000 * accuracy), 10_000)
         result = {"n": 10_000, "accuracy": accuracy, "low": low, "high": high, "macro": accuracy, "epoch": 1, "seconds": 60.0}
-        (folder / "result.json").write_text(json.dumps(result))
+        (folder / "result.json").write_text(json.dumps(result | {"trained": run_folders.wanted(recipe)}))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
         leave(out, recipe)
         return out
 
-    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(training, "train", train)
     return calls
 
 
@@ -90,14 +90,14 @@ def test_an_interrupted_run_goes_on_where_it_was_begun(trained: list[tuple[str, 
 def test_what_cannot_be_trained_keeps_no_other_back(
     trained: list[tuple[str, int, bool]], monkeypatch: pytest.MonkeyPatch, error: Exception, told: list[str]
 ) -> None:
-    works: Callable[..., Path] = run.train
+    works: Callable[..., Path] = training.train
 
     def train(recipe: Recipe, *, out: Path, **how: Any) -> Path:
         if out.name == "s0_4-s0":
             raise error
         return works(recipe, out=out, **how)
 
-    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(training, "train", train)
     assert repeat() == told
     assert trained == [("s0_5-s0", 0, False)]
 
@@ -106,7 +106,7 @@ def test_a_signal_ends_it_with_the_line_that_goes_on(monkeypatch: pytest.MonkeyP
     def train(*_: Any, **__: Any) -> Path:
         raise Interrupted(2)
 
-    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(training, "train", train)
     with pytest.raises(Interrupted) as caught:
         repeat()
     assert caught.value.resume == "zoo reproduce"  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from tests_support import digests, resolve
 
-from zoo import metrics, run
+from zoo import metrics, run, run_folders, training
 from zoo.errors import BusyError, DataError, DivergedError, FileError, UsageError
 from zoo.training import checkpoint, session
 from zoo.training.signals import Interrupted
@@ -66,7 +66,7 @@ def test_resume_after_a_stop_in_mid_epoch_ends_on_the_same_bits(
     tmp_path: Path, settings: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = resolve("cnn_small", "epochs=2", *settings.split())
-    whole = run.train(recipe, out=tmp_path / "whole")
+    whole = training.train(recipe, out=tmp_path / "whole")
     steps = iter(range(1, 1000))
 
     def stopping(*arguments: Any, **options: Any) -> Any:
@@ -83,9 +83,9 @@ def test_resume_after_a_stop_in_mid_epoch_ends_on_the_same_bits(
     monkeypatch.setattr(session, "train_epoch", stopping)
     for resume in (False, True):
         with pytest.raises(Interrupted) as caught:
-            run.train(recipe, out=tmp_path / "parts", resume=resume)
+            training.train(recipe, out=tmp_path / "parts", resume=resume)
         assert caught.value.code == 143
-    run.train(recipe, out=tmp_path / "parts", resume=True)
+    training.train(recipe, out=tmp_path / "parts", resume=True)
     assert digests(tmp_path / "parts") == digests(whole)
     same = [
         [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in checkpoint.read_rows(f)]
@@ -103,7 +103,7 @@ def test_a_compiled_run_trains_with_the_compiled_model(tmp_path: Path, monkeypat
         return made
 
     monkeypatch.setattr(torch, "compile", compiled)
-    run.train(resolve("cnn_small", "compile=true"), out=tmp_path / "compiled")
+    training.train(resolve("cnn_small", "compile=true"), out=tmp_path / "compiled")
     assert called == [True] * 9  # steps; evaluation calls the model itself
     assert json.loads((tmp_path / "compiled/env.json").read_text())["compiled"]
 
@@ -113,7 +113,7 @@ def test_a_model_that_cannot_be_compiled_is_a_usage_error(tmp_path: Path, monkey
 
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
     with pytest.raises(UsageError, match=r"torch.compile failed \(cnn_small: .*no-such-compiler.*leave --compile out"):
-        run.train(resolve("cnn_small", "compile=true"), out=tmp_path / "run")
+        training.train(resolve("cnn_small", "compile=true"), out=tmp_path / "run")
 
 
 def test_kill_9_then_resume_ends_on_the_same_bits(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_complete_run_has_nothing_to_resume(small_run: Path, capsys: pytest.Ca
     before = digests(small_run)
     from zoo import recipe
 
-    run.train(recipe.read(small_run / "recipe.toml"), out=small_run, resume=True)
+    training.train(recipe.read(small_run / "recipe.toml"), out=small_run, resume=True)
     assert "nothing to do" in capsys.readouterr().err
     assert digests(small_run) == before
 
@@ -150,18 +150,18 @@ def test_refusals_touch_nothing(small_run: Path, tmp_path: Path) -> None:
     mine = recipe.read(small_run / "recipe.toml")
     before = {path: path.stat().st_mtime_ns for path in small_run.iterdir() if path.is_file() and path.name != ".lock"}
     with pytest.raises(BusyError, match="--resume"):
-        run.train(mine, out=small_run)
+        training.train(mine, out=small_run)
     with pytest.raises(UsageError, match=r"optim\.lr: .* -> 0\.5"):
-        run.train(resolve("cnn_small", "epochs=2", "lr=0.5"), out=small_run, resume=True)
+        training.train(resolve("cnn_small", "epochs=2", "lr=0.5"), out=small_run, resume=True)
     with pytest.raises(FileError, match="no run to resume"):
-        run.train(mine, out=tmp_path / "nothing", resume=True)
+        training.train(mine, out=tmp_path / "nothing", resume=True)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert not (tmp_path / "nothing").exists()
 
 
 def test_a_non_finite_loss_stops_with_the_step_and_keeps_the_good_state(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"epoch 1, step \d+, lr"):
-        run.train(resolve("cnn_small", "lr=1e30", "schedule=constant"), out=tmp_path / "bad")
+        training.train(resolve("cnn_small", "lr=1e30", "schedule=constant"), out=tmp_path / "bad")
     report = json.loads((tmp_path / "bad" / "bad_batch.json").read_text())
     assert len(report["files"]) == 250
     tensors, meta, _ = checkpoint.load_state(tmp_path / "bad")
@@ -172,13 +172,14 @@ def test_a_non_finite_loss_stops_with_the_step_and_keeps_the_good_state(tmp_path
 
 def test_an_empty_class_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no training image"):
-        run.train(resolve("cnn_small", "data.imbalance=exp:0.0001"), out=tmp_path / "empty")
+        training.train(resolve("cnn_small", "data.imbalance=exp:0.0001"), out=tmp_path / "empty")
     assert not (tmp_path / "empty").exists()
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path) -> None:
     folders = [
-        run.train(resolve("cnn_small", f"seed={seed}"), out=tmp_path / name) for name, seed in (("a", 3), ("b", 3), ("c", 4))
+        training.train(resolve("cnn_small", f"seed={seed}"), out=tmp_path / name)
+        for name, seed in (("a", 3), ("b", 3), ("c", 4))
     ]
     a, b, c = (digests(folder) for folder in folders)
     assert a == b
@@ -203,7 +204,7 @@ def test_batches_do_not_depend_on_how_they_are_cut() -> None:
 def test_a_choice_on_the_test_images_is_stamped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from zoo import report, tables
 
-    stamped = run.train(resolve("cnn_small", "select_on=test"), out=tmp_path / "t")
+    stamped = training.train(resolve("cnn_small", "select_on=test"), out=tmp_path / "t")
     result = json.loads((stamped / "result.json").read_text())
     assert (result["chosen_on"], result["chosen_accuracy"]) == ("test", result["accuracy"])
     assert {row["split"] for row in checkpoint.read_rows(stamped)} == {"train", "test each epoch", "test"}
@@ -236,7 +237,7 @@ def test_a_forced_run_keeps_no_file_of_the_old_weights(tmp_path: Path) -> None:
     mine = tmp_path / "model.txt"
     for name in ("model.onnx", "model.int8.onnx", "model.3f2a90c1.onnx.data", "model.pt2", "model.xml", "model.bin", mine.name):
         (tmp_path / name).write_bytes(b"old")
-    run._clear(tmp_path)
+    run_folders.clear(tmp_path)
     assert list(tmp_path.iterdir()) == [mine]
 
 

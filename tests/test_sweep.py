@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from zoo import recipe, report, run, sweep
+from zoo import recipe, report, run_folders, sweep, training
 from zoo.errors import BusyError, DivergedError, UsageError
 from zoo.recipe import Recipe
 from zoo.training.signals import Interrupted
@@ -66,14 +66,16 @@ class Trainer:
             raise DivergedError("loss is not finite")
         score = asked.loss.beta / 2 + asked.seed / 100
         (out / "env.json").write_text(json.dumps({"lint": ["said of all", f"said of {asked.loss.beta:g}"]}))
-        (out / "result.json").write_text(json.dumps({"chosen_accuracy": score, "accuracy": 1 - score}))
+        (out / "recipe.toml").write_text(recipe.dump(asked))
+        result = {"chosen_accuracy": score, "accuracy": 1 - score, "trained": run_folders.wanted(asked)}
+        (out / "result.json").write_text(json.dumps(result))
         return out
 
 
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     fake = Trainer()
-    monkeypatch.setattr(run, "train", fake)
+    monkeypatch.setattr(training, "train", fake)
     return fake
 
 

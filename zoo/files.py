@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import glob
+import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from zoo.errors import DiskError
+from zoo.errors import DiskError, FileError
 
 TEMPORARY = ".zoo-tmp"
 """In the name of every temporary file, so that those of a killed process are known from a person's own."""
+LOCK = ".zoo.lock"
+"""The file that :func:`alone` locks in a folder."""
 
 
 def publish(
@@ -26,7 +29,7 @@ def publish(
 
     The temporary file lies in the same folder and carries the same suffix, is fsynced before the rename and removed when
     anything fails, so ``path`` keeps its old content until the new one is whole on disk. ``size`` is about how many bytes
-    there will be, where that is known: they are claimed first, so that a full disk is told before the work is done.
+    there will be, where that is known: they are claimed first, so that a full disk is noticed before the work is done.
 
     Raises:
         DiskError: no space, no permission or a read-only disk, with needed and free bytes where they are known.
@@ -40,6 +43,7 @@ def publish(
             try:
                 if size and hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(handle, 0, size)
+                    os.ftruncate(handle, 0)  # given back: some writers (safetensors) make a file of their own in its place
             finally:
                 os.close(handle)
             write(temporary)
@@ -56,6 +60,38 @@ def publish(
 def publish_text(path: Path, text: str) -> None:
     """:func:`publish` for a string, as UTF-8."""
     publish(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, nothing if there is none; FileError if it is damaged or something else."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"damaged file ({path}, {str(error)[:80]}); restore it, or repeat the run") from error
+    return found
+
+
+def as_utf8(name: str) -> str:
+    """A file's name as text, whatever encoding the locale had when it was listed; bytes that are no UTF-8 stay escaped."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+
+
+def check_own(path: Path) -> None:
+    """DiskError if a file or folder that a run writes in place is a symbolic link: what is written would land elsewhere."""
+    if path.is_symlink():
+        raise DiskError(f"cannot write ({path}, a link to {path.readlink()}); remove the link, or choose another --out")
+
+
+def own_folder(path: Path) -> Path:
+    """Make a folder inside a run folder; :func:`check_own`."""
+    check_own(path)
+    with as_disk_error(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def remove_stale(folder: Path) -> None:
@@ -82,20 +118,40 @@ def check_writable(path: Path) -> None:
 def alone(path: Path) -> Iterator[None]:
     """Hold the folder of ``path``, made if it is not there, while files in it that belong together change; another waits.
 
-    The lock is flock's, which ends with its process. Where the file system has none, nobody waits.
+    Where the file system has no locks, nobody waits.
 
     Raises:
         DiskError: the folder cannot be made.
     """
     with as_disk_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with held(path.parent / LOCK):
+        try:
+            yield
+        finally:
+            # a waiting process that gets the removed file's lock sees that it has no name and takes a new one (filelock)
+            with contextlib.suppress(OSError):
+                (path.parent / LOCK).unlink()
+
+
+@contextlib.contextmanager
+def held(lock: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock file, made if it is not there; its lock ends with this process. Nothing is held where there are no locks.
+
+    Raises:
+        TimeoutError: another process holds it, and ``wait`` is not set.
+    """
+    from filelock import FileLock
+
+    taken = FileLock(lock, timeout=-1 if wait else 0)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(taken)
+        except TimeoutError:
+            raise
+        except (OSError, NotImplementedError):  # NotImplementedError: the file system has no locks
+            stack.pop_all()
         yield
-    finally:
-        os.close(handle)
 
 
 def check_room(folder: Path, need: int) -> None:
@@ -147,6 +203,8 @@ def _umask() -> int:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from zoo.data._folders import square
 from zoo.data._image import read_image
+from zoo.data._pixels import square
 from zoo.errors import DataError, FileError
-from zoo.export import _child, _guard, _session
-
-MODES = ("none", "normalize", "full")
+from zoo.export import _child, _facts, _guard, _session
 
 
 @dataclass(frozen=True)
@@ -35,9 +32,11 @@ class Predictor:
     """The outputs are probabilities already."""
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """(classes,) float64 of one image (H, W, 3) uint8 RGB of any size."""
+        """(classes,) float64 of one image (H, W, 3) uint8 RGB of any size; FileError if the model's answer is not finite."""
         name = self.session.get_inputs()[0].name
         outputs = np.asarray(self.session.run(None, {name: self.fed(image)})[0][0], np.float64)
+        if not np.isfinite(outputs).all():
+            raise FileError("model's answer is not finite; train again, or export it in fp32")
         if self.softmax:
             return outputs
         powers = np.exp(outputs - outputs.max())
@@ -62,21 +61,14 @@ def load(path: Path, *, device: str = "cpu", threads: int = 0) -> Predictor:
         FileError: missing, damaged, not exported by zoo, or its class names and outputs do not fit together.
     """
     session = _session.open_session(Path(path), device, threads=threads)
-    written = session.get_modelmeta().custom_metadata_map
-    try:
-        steps = json.loads(written["preprocessing"])
-        found = Predictor(
-            session, tuple(json.loads(written["classes"])), steps["mode"], int(steps["size"]), int(steps["resize"]),
-            np.array(steps["mean"], np.float32), np.array(steps["std"], np.float32), bool(json.loads(written["softmax"])),
-        )  # fmt: skip
-        fits = found.mode in MODES and found.mean.shape == found.std.shape == (3,) and 0 < found.size <= found.resize
-        inputs, outputs = session.get_inputs()[0], session.get_outputs()[0]
-        fits = fits and len(inputs.shape) == 4 and inputs.type == ("tensor(uint8)" if found.mode == "full" else "tensor(float)")
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileError(
-            f"no zoo metadata in the model ({path}, {str(error)[:60]}); export it with: zoo export --onnx"
-        ) from error
-    if not fits:
+    facts = _facts.read(session.get_modelmeta().custom_metadata_map, path)
+    steps = facts.preprocessing
+    found = Predictor(
+        session, facts.classes, steps.mode, steps.size, steps.resize, np.array(steps.mean, np.float32),
+        np.array(steps.std, np.float32), facts.softmax,
+    )  # fmt: skip
+    inputs, outputs = session.get_inputs()[0], session.get_outputs()[0]
+    if len(inputs.shape) != 4 or inputs.type != ("tensor(uint8)" if found.mode == "full" else "tensor(float)"):
         raise FileError(f"preprocessing in the metadata does not fit the model ({path}); export it again: zoo export --onnx")
     given = outputs.shape[-1] if outputs.shape else "a scalar"
     if given != len(found.classes):
@@ -97,6 +89,7 @@ def predict(
     """
     model = Path(model)
     budget = _guard.memory(_guard.check(model), max_memory)
+    _guard.check_receipt(model)
     request = {"model": str(model), "images": [str(path) for path in images], "top": top}
     return list(_child.lines("zoo.predictor", request, model, max_memory=budget, timeout=timeout))
 
@@ -106,14 +99,12 @@ def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     opened = load(Path(request["model"]))
     for path in request["images"]:
         try:
-            image = read_image(Path(path))
+            image = read_image(Path(path), opened.resize)
         except DataError as error:
             yield {"file": path, "error": str(error)}
             continue
-        try:
+        with _session.boundary(request["model"]):
             shares = opened.probabilities(image)
-        except Exception as error:  # one boundary around the runtime: it raises many types
-            raise FileError(f"model does not run ({request['model']}, {_session.reason(error)}); export it again") from error
         best = np.argsort(-shares, kind="stable")[: request["top"]]
         yield {"file": path, "top": [(opened.classes[i], round(float(shares[i]), 6)) for i in best]}
 

@@ -1,31 +1,31 @@
-"""A recipe is everything a run is: typed, frozen, read from TOML, overridden by ``key=value``, stored with the run.
+"""A recipe is everything a run is: typed, frozen, read from a file, overridden by ``key=value``, stored with the run.
 
 Later sources win: the defaults here, what the data set suggests, what the model suggests, the recipe file, the command line.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-import re
-import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 import tomli_w
 
-from zoo import registry
+from zoo import model_files, recipe_text, registry
 from zoo.errors import UsageError, did_you_mean
+from zoo.recipe_text import Written, flatten
+from zoo.recipe_types import about, declared, not_allowed, option_type
+from zoo.spec import Option
 
-Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
-AtMostOne = Annotated[float, msgspec.Meta(ge=0, le=1)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0)]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
-NotNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
+MOST = 1_000_000
+"""Upper bound of counts: more than any machine finishes."""
+HUGE = 1e6
+"""Upper bound of factors."""
 
-MAX_BYTES = 1 << 20
 NOT_THE_RECIPE = {"seed", "data.dir", "device", "precision", "compile"}
 """Keys in which two runs of one recipe may differ."""
 BARE_GAMMA = (
@@ -36,126 +36,154 @@ BARE_GAMMA = (
 class Data(msgspec.Struct, frozen=True):
     """``[data]``: which images, how they are split, thinned and augmented."""
 
-    name: str = "synthetic"
-    dir: str = ""
-    val: Share = 0.1
-    imbalance: str = "none"
-    augment: list[str] = msgspec.field(default_factory=lambda: ["crop", "flip"])
+    name: Annotated[
+        str, about("data set (zoo data), torchvision:NAME, a folder of class folders, a CSV list or an .npz file")
+    ] = "synthetic"
+    dir: Annotated[str, about("folder of the data set; empty: look in the cache, download")] = ""
+    layout: Annotated[
+        Literal["auto", "splits", "classes"], about("what the folders in data.dir are, where that is ambiguous")
+    ] = "auto"
+    skip_bad: Annotated[bool, about("leave out images that cannot be read; the result says how many")] = False
+    val: Annotated[float, about("share of the training images set apart for validation", ge=0, lt=1)] = 0.1
+    imbalance: Annotated[str, about("long tail: none, exp:F or step:F, F the rarest class's share")] = "none"
+    augment: Annotated[list[str], about("augmentations in order: crop, flip, rcrop, colour, cutout, trivial, v2:NAME")] = (
+        msgspec.field(default_factory=lambda: ["crop", "flip"])
+    )
+    per_class: Annotated[int, about("training images of each class, 0 for all", ge=0, le=MOST)] = 0
+    views: Annotated[
+        int, about("augmented views of each image whose features are stored where all but the head is frozen", ge=0, le=1000)
+    ] = 0
+    mean: Annotated[list[float], about("channel means of the images in [0, 1]; empty: as the weights were trained")] = (
+        msgspec.field(default_factory=list)
+    )
+    std: Annotated[
+        list[Annotated[float, msgspec.Meta(gt=0, le=HUGE)]], about("channel standard deviations that belong to mean")
+    ] = msgspec.field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """What the set is called in titles and names: of one that is a folder or a file, what that is called."""
+        name, _, variant = self.name.partition(":")
+        nameless = registry.table("data").get(name, {}).get("classes") == 0
+        return variant or (Path(self.dir).absolute().name if self.dir and nameless else name)
 
 
 class Loss(msgspec.Struct, frozen=True):
-    """``[loss]``: the loss, its options (``zoo losses`` says which it takes), and class weights from the training counts.
+    """``[loss]``: the loss, its options, and class weights from the training counts.
 
-    The weights act once ``drw_epoch`` epochs are done (deferred re-weighting, Cao et al. 2019). ``alpha`` is the share of
-    cross entropy in ``hybrid``, ``switch_epoch`` the epochs of it before ``ce_then_focal`` changes over, ``rescale_every`` the
-    epochs between two scales of ``dynamic_focal`` and ``max_scale`` their cap (0: none), ``tau`` the strength of
-    ``logit_adjustment``, ``max_margin`` and ``margin_scale`` the rarest class's margin in ``ldam`` and its factor.
+    ``options`` has every option that the loss declares (:class:`zoo.spec.Option`); in a file they stand beside ``name``. The
+    class weights act once ``drw_epoch`` epochs are done (deferred re-weighting, Cao et al. 2019).
     """
 
-    name: str = "cross_entropy"
-    focal_gamma: NotNegative = 2.0
-    label_smoothing: Share = 0.0
-    class_weights: Literal["none", "effective", "inverse", "sqrt_inverse", "given"] = "none"
-    given_weights: list[NotNegative] = msgspec.field(default_factory=list)
-    beta: Share = 0.9999
-    drw_epoch: NotNegativeInt = 0
-    alpha: AtMostOne = 0.5
-    switch_epoch: NotNegativeInt = 0
-    rescale_every: AtLeastOne = 5
-    max_scale: NotNegative = 0.0
-    tau: NotNegative = 1.0
-    max_margin: NotNegative = 0.5
-    margin_scale: Positive = 30.0
+    name: Annotated[str, about("loss (zoo losses)")] = "cross_entropy"
+    class_weights: Annotated[
+        Literal["none", "effective", "inverse", "sqrt_inverse", "given"], about("weights of the classes, from their counts")
+    ] = "none"
+    given_weights: Annotated[
+        list[Annotated[float, msgspec.Meta(ge=0, le=HUGE)]], about("the weights where class_weights is given")
+    ] = msgspec.field(default_factory=list)
+    beta: Annotated[float, about("of the effective number of samples (Cui et al. 2019)", ge=0, lt=1)] = 0.9999
+    drw_epoch: Annotated[int, about("epochs before the class weights act", ge=0, le=MOST)] = 0
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, option in _loss_options(self.name).items():
+            self.options.setdefault(name, option.default)
 
 
 class Sampler(msgspec.Struct, frozen=True):
-    """``[sampler]``: how often each sample is drawn (:func:`zoo.sampling.chances`); ``none`` shows each once an epoch.
+    """``[sampler]``: how often each sample is drawn (:func:`zoo.sampling.chances`)."""
 
-    ``exponent`` is the power of 1 - p_t in the ``focal`` sampler.
-    """
-
-    name: Literal["none", "class_balanced", "square_root", "progressive", "focal"] = "none"
-    exponent: NotNegative = 2.0
+    name: Annotated[
+        Literal["none", "class_balanced", "square_root", "progressive", "focal"],
+        about("how often each sample is drawn; none: once per epoch"),
+    ] = "none"
+    exponent: Annotated[float, about("power of 1 - p_t in the focal sampler", ge=0, le=100)] = 2.0
 
 
 class Optim(msgspec.Struct, frozen=True):
-    """``[optim]``: the optimizer; ``clip`` is the largest gradient norm, 0 for none.
+    """``[optim]``: the optimizer.
 
     ``lr_head`` multiplies the rate of the new head, ``layer_decay`` that of each stage once more per stage below the top.
     """
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: Positive = 0.1
-    momentum: Share = 0.9
-    nesterov: bool = True
-    weight_decay: NotNegative = 5e-4
-    clip: NotNegative = 0.0
-    lr_head: Positive = 1.0
-    layer_decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    name: Annotated[Literal["sgd", "adamw"], about("optimizer")] = "sgd"
+    lr: Annotated[float, about("peak learning rate", gt=0, le=HUGE)] = 0.1
+    momentum: Annotated[float, about("momentum of sgd", ge=0, lt=1)] = 0.9
+    nesterov: Annotated[bool, about("Nesterov's momentum in sgd")] = True
+    weight_decay: Annotated[float, about("weight decay", ge=0, le=HUGE)] = 5e-4
+    clip: Annotated[float, about("largest norm of the gradient, 0 for no limit", ge=0, le=HUGE)] = 0.0
+    lr_head: Annotated[float, about("factor on the rate of the new head", gt=0, le=HUGE)] = 1.0
+    layer_decay: Annotated[float, about("factor on the rate, once more per stage below the top", gt=0, le=1)] = 1.0
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """``[schedule]``: the learning rate over the run; ``warmup`` in epochs, ``steps`` the epochs at which it is multiplied."""
+    """``[schedule]``: the learning rate over the run."""
 
-    name: Literal["constant", "step", "multistep", "cosine", "onecycle"] = "cosine"
-    warmup: NotNegative = 0.0
-    steps: list[AtLeastOne] = msgspec.field(default_factory=list)
-    step_size: AtLeastOne = 30
-    lr_gamma: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
+    name: Annotated[Literal["constant", "step", "multistep", "cosine", "onecycle"], about("learning rate over the run")] = (
+        "cosine"
+    )
+    warmup: Annotated[float, about("epochs of linear warm-up", ge=0, le=MOST)] = 0.0
+    steps: Annotated[
+        list[Annotated[int, msgspec.Meta(ge=1, le=MOST)]], about("epochs at which multistep multiplies the rate")
+    ] = msgspec.field(default_factory=list)
+    step_size: Annotated[int, about("epochs between the factors of step", ge=1, le=MOST)] = 30
+    lr_gamma: Annotated[float, about("factor of step and multistep", gt=0, le=1)] = 0.1
 
 
 class Course(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was reported of one epoch: mean of (1 - p_t)^gamma, the loss's scale from then on, shares of easy and hard draws."""
 
-    epoch: AtLeastOne
-    mean_factor: AtMostOne = 0.0
-    focal_scale: NotNegative = 0.0
-    easy: AtMostOne = 0.0
-    hard: AtMostOne = 0.0
+    epoch: Annotated[int, msgspec.Meta(ge=1)]
+    mean_factor: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    focal_scale: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    easy: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    hard: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
 
 class Reported(msgspec.Struct, frozen=True):
     """``[reported]``: what others reported of this recipe, shown beside what it reaches here; nothing depends on it."""
 
-    accuracy: AtMostOne = 0.0
-    source: str = ""
-    classes: list[AtMostOne] = msgspec.field(default_factory=list)
-    """Accuracy of each class, in the order of the data set's classes."""
-    course: list[Course] = msgspec.field(default_factory=list)
-    note: str = ""
-    """What to know of it before the two are compared."""
+    accuracy: Annotated[float, about("accuracy that others reported", ge=0, le=1)] = 0.0
+    source: Annotated[str, about("where it was reported, and of which images")] = ""
+    classes: Annotated[list[Annotated[float, msgspec.Meta(ge=0, le=1)]], about("reported accuracy of each class, in order")] = (
+        msgspec.field(default_factory=list)
+    )
+    course: Annotated[list[Course], about("reported values of single epochs")] = msgspec.field(default_factory=list)
+    note: Annotated[str, about("what to know before the two are compared")] = ""
 
 
 class Recipe(msgspec.Struct, frozen=True):
-    """One run. ``patience`` is the number of epochs without a better validation accuracy before stopping, 0 for never.
+    """One run, with every setting that it depends on."""
 
-    ``select_on`` is the split whose accuracy chooses the epoch that is kept; with ``test`` the test result is too good, and
-    every report of it says so.
-    ``unfreeze`` lists what is frozen instead of ``freeze`` after some epochs, e.g. ``["2:stage<=3", "4:none"]``.
-    ``compile`` trains with torch.compile, which takes a minute first and pays in long runs.
-    ``save_every`` is the number of steps between saved states, 0 for one an epoch; ``on_full`` what to do on a full disk.
-    """
-
-    model: str = "cnn_small"
-    weights: str = "none"
-    freeze: str = "none"
-    unfreeze: list[str] = msgspec.field(default_factory=list)
-    allow_random_frozen: bool = False
-    epochs: AtLeastOne = 10
-    batch_size: AtLeastOne = 128
-    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    ema: Share = 0.0
-    mixup: NotNegative = 0.0
-    cutmix: NotNegative = 0.0
-    patience: NotNegativeInt = 0
-    select_on: Literal["val", "test"] = "val"
-    allow_empty_class: bool = False
-    deterministic: bool = False
-    compile: bool = False
-    save_every: NotNegativeInt = 0
-    on_full: Literal["stop", "keep-training"] = "stop"
+    model: Annotated[str, about("model (zoo models), or timm/NAME")] = "cnn_small"
+    weights: Annotated[str, about("weights to start from: none, default, a name, a file or a run")] = "none"
+    freeze: Annotated[str, about("what is frozen: none, conv, fc, fc:all, backbone, bn, stage<=N or a glob")] = "none"
+    unfreeze: Annotated[list[str], about("what is frozen instead after N epochs, as N:SELECTION")] = msgspec.field(
+        default_factory=list
+    )
+    allow_random_frozen: Annotated[bool, about("freeze weights although they are random")] = False
+    epochs: Annotated[int, about("passes over the training images", ge=1, le=MOST)] = 10
+    batch_size: Annotated[int, about("images per step", ge=1, le=MOST)] = 128
+    seed: Annotated[int, about("seed of all random numbers", ge=0, lt=2**31)] = 0
+    device: Annotated[str, about("auto, cpu, cuda, cuda:N or another device of torch")] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], about("of the forward and backward pass")] = "auto"
+    ema: Annotated[float, about("decay of the moving average of the weights, 0 for none", ge=0, lt=1)] = 0.0
+    mixup: Annotated[float, about("parameter of mixup's Beta distribution, 0 for no mixup", ge=0, le=1000)] = 0.0
+    cutmix: Annotated[float, about("parameter of cutmix's Beta distribution, 0 for no cutmix", ge=0, le=1000)] = 0.0
+    patience: Annotated[int, about("epochs without a better accuracy before stopping, 0 for never", ge=0, le=MOST)] = 0
+    select_on: Annotated[
+        Literal["val", "test"], about("split that chooses the epoch to keep; test makes the test result too good")
+    ] = "val"
+    allow_empty_class: Annotated[bool, about("train although a class has no images")] = False
+    deterministic: Annotated[bool, about("use only operations that repeat bit by bit")] = False
+    compile: Annotated[bool, about("train with torch.compile: a minute at first, faster steps in long runs")] = False
+    features_with: Annotated[
+        Literal["torch", "onnxruntime", "openvino"],
+        about("what computes the features of a frozen part, once, in fp32 on the CPU"),
+    ] = "torch"
+    save_every: Annotated[int, about("steps between saved states, 0 for one per epoch", ge=0, le=MOST)] = 0
+    on_full: Annotated[Literal["stop", "keep-training"], about("what to do on a full disk")] = "stop"
     data: Data = msgspec.field(default_factory=Data)
     loss: Loss = msgspec.field(default_factory=Loss)
     sampler: Sampler = msgspec.field(default_factory=Sampler)
@@ -164,9 +192,22 @@ class Recipe(msgspec.Struct, frozen=True):
     reported: Reported = msgspec.field(default_factory=Reported)
 
 
+@functools.cache
+def options() -> dict[str, Option]:
+    """Every setting of a recipe file by dotted key, the options of all losses included."""
+    losses: dict[str, Option] = {}
+    for entry in registry.table("losses").values():
+        losses |= {
+            key: dataclasses.replace(option, help=f"{option.help}; losses: {', '.join(registry.takers(key))}")
+            for key, option in entry["options"].items()
+            if key not in losses
+        }
+    return declared(Recipe, {"loss.options": losses})
+
+
 def keys() -> list[str]:
     """Every dotted key of a recipe file, e.g. ``optim.lr``."""
-    return list(_flatten(msgspec.to_builtins(Recipe())))
+    return list(options())
 
 
 def shipped() -> dict[str, Path]:
@@ -178,32 +219,57 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe for ``zoo train WHAT``: a file, a shipped recipe, or a model with the defaults that suit it.
 
     ``overrides`` are dotted keys or leaf names that only one table has (``lr`` for ``optim.lr``); ``data``, ``loss``,
-    ``sampler``, ``optim`` and ``schedule`` alone stand for their ``name``.
+    ``sampler``, ``optim`` and ``schedule`` alone stand for their ``name``. Where they choose another loss, the file's options
+    that this one does not take are left out.
 
     Raises:
         UsageError: unknown name, key, type or range, naming the nearest names and the line of the file.
     """
     values = {full_key(key): value for key, value in overrides.items()}
+    if model_files.is_file(str(values.get("model", ""))):
+        values["model"] = model_files.named(values["model"])
     if what is None:
         what = values.get("model", "demo")
     path = Path(what)
     if what in shipped():
         path = shipped()[what]
-    if path.suffix == ".toml" or what in shipped():
-        text, written = read_text(path)
-        base = _suited(values.get("model", written.get("model", Recipe().model)), written | values)
-        return _typed(base | written | values, path, text, values)
-    if not what.startswith("timm/") and what not in registry.names("models"):
+    if path.suffix in recipe_text.SUFFIXES or what in shipped():
+        written = _known(recipe_text.read(path))
+        base = _suited(values.get("model", written.values.get("model", Recipe().model)), written.values | values)
+        kept = base | written.values
+        if "loss.name" in values:
+            kept = {key: value for key, value in kept.items() if _takes(values["loss.name"], key)}
+        return _typed(kept | values, written, values)
+    if model_files.is_file(what):
+        what = model_files.named(what)
+    elif not what.startswith("timm/") and what not in registry.names("models"):
         names = [*registry.names("models"), *shipped()]
         raise UsageError(f"no model {what!r}{did_you_mean(what, names)}; list them with: zoo models")
     values["model"] = what
     return _typed(_suited(what, values) | values)
 
 
+def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe with other settings, by dotted key or leaf name; UsageError as :func:`resolve`."""
+    values = {full_key(key): value for key, value in overrides.items()}
+    kept = flatten(_tree(recipe))
+    if "loss.name" in values:
+        kept = {key: value for key, value in kept.items() if _takes(values["loss.name"], key)}
+    return _typed(kept | values)
+
+
 def check(recipe: Recipe) -> None:
-    """UsageError unless the settings of the loss go together; apart from :func:`resolve`, as a sweep changes one at a time."""
-    loss = recipe.loss
+    """UsageError unless the settings go together; apart from :func:`resolve`, as a sweep changes one at a time."""
+    loss, data = recipe.loss, recipe.data
     registry.entry("losses", loss.name)
+    if (data.mean or data.std) and not len(data.mean) == len(data.std) == 3:
+        raise UsageError(
+            f"data.mean has {len(data.mean)} numbers, data.std {len(data.std)}; give three of each, "
+            "e.g. data.mean=[0.5,0.5,0.5] data.std=[0.5,0.5,0.5]"
+        )
+    from zoo import sampling  # here, as it imports numpy
+
+    sampling.parse_imbalance(recipe.data.imbalance)
     if loss.drw_epoch >= recipe.epochs:
         raise UsageError(
             f"loss.drw_epoch = {loss.drw_epoch} is past the end ({recipe.epochs} epochs), so the class weights would never act; "
@@ -216,14 +282,16 @@ def check(recipe: Recipe) -> None:
 
 
 def read(path: Path) -> Recipe:
-    """The recipe in a file, exactly as it stands (missing keys take the defaults of :class:`Recipe`)."""
-    text, written = read_text(path)
-    return _typed(written, path, text)
+    """The recipe of a run folder, as it is written (missing keys take the defaults of :class:`Recipe`).
+
+    A run that an earlier version stored has the options of every loss; those of other losses are left out.
+    """
+    return _typed(_known(written := recipe_text.read(path), stored=True).values, written, stored=True)
 
 
 def dump(recipe: Recipe) -> str:
     """The recipe as TOML text with every key."""
-    return tomli_w.dumps(msgspec.to_builtins(recipe))
+    return tomli_w.dumps(_tree(recipe))
 
 
 def same(one: Recipe, other: Recipe) -> bool:
@@ -240,10 +308,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise UsageError(f"cannot read {text!r}; write settings as key=value, e.g. optim.lr=0.1")
-    try:
-        return full_key(key.strip()), tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
-        return full_key(key.strip()), value.strip()
+    return full_key(key.strip()), recipe_text.value(value)
 
 
 def full_key(key: str) -> str:
@@ -259,132 +324,113 @@ def full_key(key: str) -> str:
     if len(leaf) == 1:
         return leaf[0]
     near = did_you_mean(key, [*known, *(name.rpartition(".")[2] for name in known)])
-    raise UsageError(f"no setting {key!r}{near}; settings are {', '.join(known[:6])} ...: zoo train --help lists them")
+    raise UsageError(f"no setting {key!r}{near}; list them with: zoo recipes --keys")
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """All that a run depends on, by dotted key: not what others reported."""
-    flat = _flatten(msgspec.to_builtins(recipe))
-    return {key: value for key, value in flat.items() if not key.startswith("reported.")}
+    return {key: value for key, value in flatten(_tree(recipe)).items() if not key.startswith("reported.")}
+
+
+def aligned(recipes: Iterable[Recipe]) -> list[dict[str, Any]]:
+    """The settings of several recipes, all with the same keys; an option of another loss counts as its default."""
+    found = [settings(recipe) for recipe in recipes]
+    every = dict.fromkeys(key for each in reversed(found) for key in each)
+    return [{key: each[key] if key in each else options()[key].default for key in every} for each in found]
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Lines ``key: old -> new`` for every setting that differs."""
-    before, after = settings(old), settings(new)
+    before, after = aligned([old, new])
     return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
 
 
-def read_text(path: Path) -> tuple[str, dict[str, Any]]:
-    """The text of a recipe file and its flat dotted keys, unknown ones refused with their line."""
-    try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"recipe is not a file ({path}); name a TOML file, or one of: zoo recipes")
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"recipe is too large ({path}, {path.stat().st_size:,} bytes); a recipe is a few lines of TOML")
-        text = path.read_text(encoding="utf-8")
-        tree = tomllib.loads(text)
-        flat = _flatten(tree)
-    except FileNotFoundError as error:
-        raise UsageError(f"no recipe file ({path.absolute()}); list the ones that come with zoo: zoo recipes") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read recipe ({path}, {error}); it must be a TOML text file") from error
-    except RecursionError as error:
-        raise UsageError(f"recipe is nested too deeply ({path}); a recipe is a few lines of TOML") from error
-    except tomllib.TOMLDecodeError as error:
-        place = _twice(text, str(error)).replace("at end of document", f"at line {len(text.splitlines())}")
-        raise UsageError(f"not a TOML recipe ({path}, {place}); for one that works see: zoo recipes demo --show") from error
+def _tree(recipe: Recipe) -> dict[str, Any]:
+    """The tables of a recipe file: the options of the loss stand beside its name."""
+    tree = msgspec.to_builtins(recipe)
+    name, chosen = tree["loss"].pop("name"), tree["loss"].pop("options")
+    tree["loss"] = {"name": name, **chosen, **tree["loss"]}
+    return tree
+
+
+def _loss_options(name: str) -> dict[str, Option]:
+    return registry.table("losses").get(name, {}).get("options", {})
+
+
+def is_field(key: str) -> bool:
+    """Whether a key is a setting of every recipe, not the option of a loss."""
+    return not key.startswith("loss.") or key.partition(".")[2] in Loss.__struct_fields__
+
+
+def _takes(loss: str, key: str) -> bool:
+    """Whether a key is no option of a loss, or one that ``loss`` takes."""
+    return is_field(key) or key.partition(".")[2] in _loss_options(loss)
+
+
+def _known(written: Written, *, stored: bool = False) -> Written:
+    """The same; UsageError for a key that no recipe has (with ``stored``: apart from options of a loss that is not installed)."""
     known = keys()
-    for key in flat:
-        if key not in known:
-            if key.rpartition(".")[2] == "gamma":
-                raise UsageError(f"{BARE_GAMMA} ({path}, line {_line(text, key)})")
-            near = did_you_mean(key, known) or did_you_mean(key.rpartition(".")[2], [k.rpartition(".")[2] for k in known])
-            raise UsageError(f"no setting {key!r} ({path}, line {_line(text, key)}){near}")
-    return text, flat
+    foreign = stored and written.values.get("loss.name", Loss().name) not in registry.table("losses")
+    for key in written.values:
+        if key in known or (foreign and key.startswith("loss.")):
+            continue
+        if key.rpartition(".")[2] == "gamma":
+            raise UsageError(f"{BARE_GAMMA}{written.place(key)}")
+        near = did_you_mean(key, known) or did_you_mean(key.rpartition(".")[2], [k.rpartition(".")[2] for k in known])
+        raise UsageError(f"no setting {key!r}{written.place(key)}{near}; list them with: zoo recipes --keys")
+    return written
 
 
 def _suited(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """What the model and its data set suggest; ``values`` are already decided."""
-    entry: dict[str, Any] = {} if model.startswith("timm/") else registry.entry("models", model)
-    suits = entry.get("data") or ("caltech101" if model.startswith("timm/") else "cifar10",)
+    timm, file = model.startswith("timm/"), model_files.is_file(model)
+    entry: dict[str, Any] = {} if timm else model_files.entry(model) if file else registry.entry("models", model)
+    suits = entry.get("data") or ("caltech101" if timm else "cifar10",)
     name = values.get("data.name", suits[0])
-    name = name if name in registry.table("data") else "folder"
+    name = name if name.partition(":")[0] in registry.table("data") else "folder"
     return registry.entry("data", name).get("recipe", {}) | entry.get("recipe", {}) | {"data.name": suits[0], "model": model}
 
 
-def _typed(flat: Mapping[str, Any], path: Path | None = None, text: str = "", changed: Collection[str] = ()) -> Recipe:
-    """A recipe of dotted keys; a mistake is told with its line of ``text`` unless its key is ``changed`` outside of it."""
-    tree: dict[str, Any] = {}
+def _typed(
+    flat: Mapping[str, Any], written: Written | None = None, changed: Collection[str] = (), *, stored: bool = False
+) -> Recipe:
+    """A recipe of dotted keys; an error names the line of the file unless its key is ``changed`` outside of it."""
+    tree: dict[str, Any] = {"loss": {"options": {}}}
     for key, value in flat.items():
-        table, _, leaf = key.rpartition(".")
-        (tree.setdefault(table, {}) if table else tree)[leaf] = value
-    for key, value in flat.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            place = "" if key in changed else _where(path, text, key)
+        place = written.place(key) if written and key not in changed else ""
+        if any(isinstance(each, float) and not math.isfinite(each) for each in (value if isinstance(value, list) else [value])):
             raise UsageError(f"{key} = {value}{place} is not a finite number")
+        table, _, leaf = key.rpartition(".")
+        if not is_field(key):
+            tree["loss"]["options"] |= _loss_option(flat, leaf, value, place, stored=stored)
+        else:
+            (tree.setdefault(table, {}) if table else tree)[leaf] = value
     try:
         return msgspec.convert(tree, Recipe)
     except msgspec.ValidationError as error:
-        expected, _, place = str(error).partition(" - at ")
-        key = place.strip("`$.").partition("[")[0]
-        expected = expected.replace("`", "").replace("Expected", "expected")
-        if "Invalid enum" in expected:
-            expected = "expected one of " + ", ".join(map(str, _type(key).__args__))
-        expected = re.sub(r"(int|float) [<>]=? .*", lambda found: f"{found[1]} {_bounds(key)}", expected)
-        where = "" if key in changed else _where(path, text, key)
-        raise UsageError(f"{key} = {flat.get(key)!r}{where} is not allowed: {expected}") from error
+        key = str(error).partition(" - at ")[2].strip("`$.").partition("[")[0]
+        place = written.place(key) if written and key not in changed else ""
+        raise not_allowed(key, flat.get(key), place, error, options().get(key)) from error
 
 
-def _type(key: str) -> Any:
-    """The type that the setting is declared with."""
-    struct: Any = Recipe
-    for part in key.split("."):
-        struct = {field.name: field.type for field in msgspec.structs.fields(struct)}[part]
-    return struct
+def _loss_option(flat: Mapping[str, Any], name: str, value: Any, place: str, *, stored: bool) -> dict[str, Any]:
+    """``{name: value}`` of an option that the loss takes.
 
-
-def _bounds(key: str) -> str:
-    """``>= 0 and < 1``: the whole range of a number, or of each in a list, where msgspec names the bound that was passed."""
-    kind: Any = msgspec.inspect.type_info(_type(key))
-    kind = getattr(kind, "item_type", kind)
-    ends = {">": kind.gt, ">=": kind.ge, "<": kind.lt, "<=": kind.le}
-    return " and ".join(f"{sign} {value:.15g}" for sign, value in ends.items() if value is not None)
-
-
-def _twice(text: str, message: str) -> str:
-    """TOML's message for a key that stands twice, with both lines."""
-    found = re.match(r"Cannot overwrite a value \(at line (\d+)", message)
-    if not found:
-        return message
-    lines, second = text.splitlines(), int(found[1])
-    key = lines[second - 1].partition("=")[0].strip()
-    first = next((n for n in range(second - 1, 0, -1) if lines[n - 1].partition("=")[0].strip() == key), second)
-    return f"{key} stands in lines {first} and {second}"
-
-
-def _where(path: Path | None, text: str, key: str) -> str:
-    line = _line(text, key)
-    return f" ({path}, line {line})" if path and line else ""
-
-
-def _line(text: str, key: str) -> int:
-    """The line of a dotted key in a TOML text, 0 if it isn't there."""
-    table = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[([^\]]+)\]", line):
-            table = header[1].strip() + "."
-            if key.startswith(table) and table.count(".") > 1:
-                return number
-        elif (found := re.match(r"\s*[\"']?([\w.\-]+)[\"']?\s*=", line)) and table + found[1] == key:
-            return number
-    return 0
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    Nothing for another loss's option in a ``stored`` recipe, or at its default, as recipes of earlier versions have them all.
+    """
+    loss = flat.get("loss.name", Loss().name)
+    if name not in _loss_options(loss):
+        if stored:
+            return {}
+        own, takers = registry.entry("losses", loss)["options"], registry.takers(name)
+        if any(_loss_options(taker)[name].default == value for taker in takers):
+            return {}
+        raise UsageError(
+            f"loss.{name} = {value!r}{place} is no option of {loss} ({'its: ' + ', '.join(own) if own else 'it has none'}); "
+            f"losses that take it: {', '.join(takers[:5])}"
+        )
+    option = _loss_options(loss)[name]
+    try:
+        return {name: msgspec.convert(value, option_type(option))}
+    except msgspec.ValidationError as error:
+        raise not_allowed(f"loss.{name}", value, place, error, option) from error

@@ -1,35 +1,69 @@
-"""Find models, losses, data sets and export targets by name: one folder a kind, one file a family.
+"""Find models, losses, data sets and export targets by name: one folder per kind, one file per family.
 
 Each file ends in ``SPECS = {"name": SomeSpec(...)}``. :func:`table` reads these literals from the source text, so listing
 costs no import of torch; :func:`find` imports the one file that is asked for.
+
+An installed package adds entries with entry points of the groups ``zoo.models``, ``zoo.losses``, ``zoo.data`` and
+``zoo.export``, each naming a module that is written as the files here are. It is located and read, not imported, until one of
+its entries is used. What is wrong with it is one warning, and it is left out.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from zoo.console import print_line
 from zoo.errors import UsageError, did_you_mean
+from zoo.spec import Option
 
+_READERS = {".csv": "list", ".tsv": "list", ".parquet": "list", ".pq": "list", ".npz": "npz"}
+"""The data set that reads a file with this ending."""
 _SINGULAR = {"models": "model", "losses": "loss", "data": "data set"}
+_REQUIRED = {
+    "models": ("input", "params", "paper", "head"),
+    "losses": ("paper",),
+    "data": ("classes", "shape", "mean", "std", "counts", "source"),
+}
+"""Fields that must be literals, as listings and recipes are made from them."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file with entries: of zoo itself, or of the installed package ``plugin``."""
+
+    path: Path
+    module: str
+    plugin: str = ""
+
+    def fields(self) -> dict[str, str]:
+        return {"module": self.module} | ({"plugin": self.plugin} if self.plugin else {})
 
 
 @cache
 def table(kind: str) -> dict[str, dict[str, Any]]:
     """All entries of a kind ("models", "losses", "data"), sorted by name.
 
-    Each entry is a dict of the literal fields of its spec, plus ``module``, the file it stands in. Fields that are not
-    literals (functions) are left out.
+    Each entry is a dict of the literal fields of its spec, plus ``module``, the file that defines it, and ``plugin``, the
+    package, for those that zoo does not define itself. Fields that are not literals (functions) are left out.
     """
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted((Path(__file__).parent / kind).glob("[a-z]*.py")):
-        for name, fields in _specs(ast.parse(path.read_text(encoding="utf-8"))).items():
-            if name in found:
-                raise ValueError(f"{kind}: {name!r} stands in both {found[name]['module']} and {path.stem}")
-            found[name] = fields | {"module": path.stem}
+    for source in _sources(kind):
+        try:
+            specs = specs_in(ast.parse(source.path.read_text(encoding="utf-8")))
+            _check(kind, specs, found, source)
+        except (OSError, ValueError, SyntaxError, RecursionError) as error:
+            if not source.plugin:
+                raise
+            _left_out(kind, source.plugin, error)
+            continue
+        found |= {name: fields | source.fields() for name, fields in specs.items()}
     return dict(sorted(found.items()))
 
 
@@ -39,35 +73,157 @@ def names(kind: str) -> list[str]:
 
 
 def entry(kind: str, name: str) -> dict[str, Any]:
-    """The literal fields of one entry, or UsageError with the nearest names."""
+    """The literal fields of one entry, or UsageError with the nearest names; what follows a colon is for its ``build``."""
     known = table(kind)
+    name = name.partition(":")[0]
     if name not in known:
-        what = _SINGULAR[kind]
-        listing = "data" if kind == "data" else kind
-        raise UsageError(f"no {what} {name!r}{did_you_mean(name, known)}; list them with: zoo {listing}")
+        raise UsageError(f"no {_SINGULAR[kind]} {name!r}{did_you_mean(name, known)}; list them with: zoo {kind}")
     return known[name]
 
 
 def find(kind: str, name: str) -> Any:
     """The spec of one entry, its file imported; UsageError with the nearest names if there is none."""
-    module = importlib.import_module(f"zoo.{kind}.{entry(kind, name)['module']}")
-    return module.SPECS[name]
+    return imported(kind, entry(kind, name)).SPECS[name.partition(":")[0]]
+
+
+def imported(kind: str, fields: dict[str, Any]) -> Any:
+    """The module of an entry; UsageError where that of a plug-in cannot be imported."""
+    if "plugin" not in fields:
+        return importlib.import_module(f"zoo.{kind}.{fields['module']}")
+    try:
+        return importlib.import_module(fields["module"])
+    except Exception as error:  # whatever a stranger's module does when it is imported
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UsageError(
+            f"plug-in cannot be imported ({fields['plugin']}, module {fields['module']}, {reason}); update or uninstall it"
+        ) from error
+
+
+def takers(option: str) -> list[str]:
+    """Names of the losses that take an option."""
+    return [name for name, fields in table("losses").items() if option in fields["options"]]
+
+
+def data_source(text: str) -> tuple[str, str]:
+    """The data set and the folder or file that ``--data TEXT`` stands for: a name, a folder of images, a list or arrays.
+
+    Raises:
+        UsageError: a URL.
+
+    >>> data_source("pets/labels.csv")
+    ('list', 'pets/labels.csv')
+    """
+    if text.partition(":")[0] in table("data"):
+        return text, ""
+    if "://" in text:
+        raise UsageError(f"cannot fetch data from {text}; download it and name the folder or file")
+    if reader := _READERS.get(Path(text).suffix.lower()):
+        return reader, text
+    return ("folder", text) if Path(text).is_dir() or "/" in text else (text, "")
 
 
 @cache
-def formats() -> dict[str, dict[str, Any]]:
-    """Export formats beside ONNX: the literal fields of each ``TARGET`` in ``zoo/export`` that names one, plus ``module``."""
-    found = {}
-    for path in sorted((Path(__file__).parent / "export").glob("[a-z]*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.targets[0]) == "TARGET":
-                fields = _fields(node.value, {})
-                if "format" in fields:
-                    found[fields["format"]] = fields | {"module": path.stem}
+def targets() -> dict[tuple[str, str], dict[str, Any]]:
+    """All export targets by (format, precision): the literal fields of each ``TARGET`` in ``zoo/export``, plus ``module``."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for source in _sources("export"):
+        try:
+            fields = _target(source.path)
+            if not fields:
+                continue
+            key = fields["format"], fields["precision"]
+            if key in found:
+                raise ValueError(f"{' '.join(key)} is defined in {found[key]['module']} already")
+            found[key] = fields | source.fields()
+        except (OSError, ValueError, SyntaxError) as error:
+            if not source.plugin:
+                raise
+            _left_out("export", source.plugin, error)
     return dict(sorted(found.items()))
 
 
-def _specs(tree: ast.Module) -> dict[str, dict[str, Any]]:
+def _target(path: Path) -> dict[str, Any]:
+    """The literal fields of the ``TARGET`` of a file, or nothing."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.targets[0]) == "TARGET":
+            return {"precision": "fp32"} | _fields(node.value, {})
+    return {}
+
+
+def find_target(fmt: str, precision: str) -> Any:
+    """The module of one export target; UsageError with what there is if there is none."""
+    known = targets()
+    formats = sorted({each for each, _ in known})
+    if fmt not in formats:
+        raise UsageError(f"no format {fmt!r}{did_you_mean(fmt, formats)}; use one of {', '.join(formats)}")
+    precisions = [each for name, each in known if name == fmt]
+    if precision not in precisions:
+        near = did_you_mean(precision, precisions)
+        raise UsageError(f"no precision {precision!r} of {fmt}{near}; use one of {', '.join(precisions)}")
+    return imported("export", known[fmt, precision])
+
+
+def _sources(kind: str) -> Iterator[_Source]:
+    """The files of zoo, then those of plug-ins, whose names may not replace zoo's."""
+    for path in sorted((Path(__file__).parent / kind).glob("[a-z]*.py")):
+        yield _Source(path, path.stem)
+    for point in sorted(_entry_points().select(group=f"zoo.{kind}"), key=lambda point: (point.name, point.value)):
+        plugin = f"{point.dist.name} {point.dist.version}, {point.name}" if point.dist else point.name
+        file = _located(point)
+        if file is None:
+            _left_out(kind, plugin, f"module {point.module} is not there")
+        else:
+            yield _Source(file, point.module, plugin)
+
+
+@cache
+def _entry_points() -> Any:
+    from importlib import metadata
+
+    return metadata.entry_points()
+
+
+def _located(point: Any) -> Path | None:
+    """The file of an entry point's module, found without importing the packages around it."""
+    parts = point.module.split(".")
+    roots = [Path(str(point.dist.locate_file("")))] if point.dist else []
+    try:
+        top = importlib.util.find_spec(parts[0])  # of a top-level name: imports nothing
+    except (ImportError, ValueError):
+        top = None
+    if top is not None:  # an editable install keeps its files elsewhere
+        roots += [Path(place).parent for place in top.submodule_search_locations or ()]
+        roots += [Path(top.origin).parent] if top.origin and top.submodule_search_locations is None else []
+    for root in roots:
+        base = root.joinpath(*parts)
+        for path in (base.with_suffix(".py"), base / "__init__.py"):
+            if path.is_file():
+                return path
+    return None
+
+
+def _left_out(kind: str, plugin: str, error: object) -> None:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    print_line(f"warning  plug-in left out (zoo.{kind}, {plugin}): {reason}; update or uninstall it")
+
+
+def _check(kind: str, specs: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]], source: _Source) -> None:
+    """ValueError for a name that is taken, and for fields that cannot be read without importing the file."""
+    if not specs and source.plugin:
+        raise ValueError(f'{source.path.name} has no SPECS = {{"name": ...}}')
+    for name, fields in specs.items():
+        if name in found:
+            raise ValueError(f"{name!r} is defined in {found[name]['module']} already")
+        if missing := [field for field in _REQUIRED[kind] if field not in fields]:
+            raise ValueError(f"{name!r} does not give {', '.join(missing)} as literals")
+        if kind == "losses":
+            options = fields.setdefault("options", {})
+            if not isinstance(options, dict) or not all(isinstance(each, Option) for each in options.values()):
+                raise ValueError(f"{name!r} does not give its options as literals, {{'name': Option(...)}}")
+
+
+def specs_in(tree: ast.Module) -> dict[str, dict[str, Any]]:
+    """The literal fields of each entry of the ``SPECS`` of a file."""
     constants: dict[str, Any] = {}
     specs: dict[str, dict[str, Any]] = {}
     for node in tree.body:
@@ -93,9 +249,20 @@ def _fields(call: ast.Call, constants: dict[str, Any]) -> dict[str, Any]:
 
 
 def _literal(name: str, node: ast.expr, constants: dict[str, Any]) -> dict[str, Any]:
-    if isinstance(node, ast.Name):
-        return {name: constants[node.id]} if node.id in constants else {}
+    """``{name: value}``, or nothing for what is not a literal."""
     try:
-        return {name: ast.literal_eval(node)}
-    except ValueError:
-        return {}
+        return {name: _value(node, constants)}
+    except (ValueError, TypeError, KeyError, SyntaxError):
+        return {"options": None} if name == "options" else {}  # options that cannot be read must not look like none
+
+
+def _value(node: ast.expr | None, constants: dict[str, Any]) -> Any:
+    """The value of a literal that may contain earlier constants and ``Option(...)``; an exception for anything else."""
+    if isinstance(node, ast.Name):
+        return constants[node.id]
+    if isinstance(node, ast.Dict):
+        return {_value(key, constants): _value(value, constants) for key, value in zip(node.keys, node.values)}
+    if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "Option":
+        named = {word.arg or "": _value(word.value, constants) for word in node.keywords}
+        return Option(*(_value(each, constants) for each in node.args), **named)
+    return ast.literal_eval(node or "")

@@ -52,7 +52,7 @@ def repeat(names: Sequence[str], *, seeds: int, fixed: Mapping[str, Any], comman
     Raises:
         Interrupted: after a signal, with the line that goes on.
     """
-    from zoo import run
+    from zoo import training
 
     diverged = []
     todo = [(name, seed) for seed in range(seeds) for name in names]
@@ -67,7 +67,7 @@ def repeat(names: Sequence[str], *, seeds: int, fixed: Mapping[str, Any], comman
         if begun:  # where it was begun may differ from where this process trains
             recipe = recipes.resolve(str(folder / "recipe.toml"), fixed)
         try:
-            run.train(recipe, out=folder, resume=begun, force=not begun, command=command)
+            training.train(recipe, out=folder, resume=begun, force=not begun, command=command)
         except BusyError as error:
             print_line(f"repeat   {name} seed {seed} is left to the process that has it: {error}")
         except DivergedError as error:

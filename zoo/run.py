@@ -1,39 +1,29 @@
-"""Where everything meets: a recipe becomes data, model, loss and optimizer, is trained, and leaves a run folder."""
+"""A run read back as an object: its model, its data, its answers; and models made by name."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor, nn
 
-from zoo import files, machine, metrics, registry, report, run_folders, tensor_files
+from zoo import calibration, files, machine, metrics, model_files, registry, run_folders, tensor_files
 from zoo import recipe as recipes
-from zoo.console import print_line
 from zoo.data import _augment
-from zoo.data._folders import square, stored_side
-from zoo.data._image import read_image
-from zoo.errors import BusyError, DataError, DiskError, FileError, UsageError
-from zoo.files import publish, publish_text
+from zoo.data._folders import stored_side
+from zoo.data._image import read_image, shown
+from zoo.data._pixels import square
+from zoo.errors import DataError, FileError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, Split
-from zoo.training import checkpoint, features, freezing, processes
-from zoo.training.build import build, build_data, check_deterministic, eval_batches, model_spec, weighted
+from zoo.training import build, checkpoint, freezing
 from zoo.training.loop import predict
-from zoo.training.session import Trainer, describe, epochs, predicted
-from zoo.training.signals import signals
-from zoo.training.state import restore
-
-RESUMABLE = ("epochs", "patience", "data.dir", "device", "compile", "save_every", "on_full")
-"""Settings that may differ between the parts of one run."""
+from zoo.training.views import AveragedViews
 
 
 @dataclass(frozen=True)
@@ -50,6 +40,10 @@ class Run:
     std: tuple[float, float, float]
     metrics: list[dict[str, Any]]
     env: dict[str, Any]
+    temperature: float = 1.0
+    """What the model's logits are divided by (:func:`calibrate`); 1: not calibrated."""
+    weights: str = ""
+    """Digest of the weights."""
 
     @property
     def stored(self) -> int:
@@ -59,57 +53,100 @@ class Run:
 
     def dataset(self) -> DataSet:
         """The data set of the run, split as it was; DataError if it isn't here."""
-        return build_data(self.recipe, self.input[1])
+        return build.dataset(self.recipe, self.input[1])
 
 
 def create_model(name: str, classes: int | None = None, weights: str = "none", freeze: str = "none") -> nn.Module:
     """Build a registered model, ``weights`` being ``none``, ``default``, a file or a run, ``freeze`` a role (:func:`zoo.training.freezing.freeze`).
 
     Raises:
-        UsageError: unknown name. FileError: weights that cannot be had or don't fit.
+        UsageError: unknown name. FileError: weights that cannot be had or do not fit. TypeError, ValueError: ``classes`` is not
+            a positive integer.
     """
-    spec = model_spec(name)
+    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
+        raise TypeError(f"classes = {classes!r} is not an int; give the number of classes, or None for the model's own")
+    if classes is not None and classes < 1:
+        raise ValueError(f"classes = {classes} is not allowed; give at least 1, or None for the model's own")
+    spec = build.model_spec(model_files.named(name) if model_files.is_file(name) else name)
     model = spec.build(classes or spec.classes)
-    fresh = weighted(model, spec, weights)
+    fresh = build.load_weights(model, spec, weights)
     freezing.freeze(model, freeze, spec, fresh=fresh)
     return model
 
 
-def load(name: str | Path | None = None) -> Run:
-    """A run by folder, name, unique prefix, or the latest, with its best weights.
+def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
+    """A run by folder, name, unique prefix, or the latest, with its best weights; ``skip_bad`` as in :class:`zoo.recipe.Data`.
 
     Raises:
         FileError: no such run, or weights that are missing or damaged.
     """
     path = run_folders.find(name)
     recipe = recipes.read(path / "recipe.toml")
-    tensors, meta = tensor_files.load_tensors(path / "weights.safetensors")
-    if meta["model"] != recipe.model:
-        raise FileError(f"weights are of {meta['model']}, the recipe says {recipe.model} ({path}); they are of two runs")
-    model = model_spec(recipe.model).build(len(meta["classes"]))
+    if skip_bad:
+        recipe = structs.replace(recipe, data=structs.replace(recipe.data, skip_bad=True))
+    tensors, header = tensor_files.load_weights(path / "weights.safetensors")
+    if header.model != recipe.model:
+        raise FileError(f"weights are of {header.model}, the recipe says {recipe.model} ({path}); they are of two runs")
+    model = build.model_spec(recipe.model, path).build(len(header.classes))
     tensor_files.load_into(model, tensors, path)
-    env = json.loads((path / "env.json").read_text(encoding="utf-8")) if (path / "env.json").is_file() else {}
-    shape = tuple(meta["input"])
-    mean, std = tuple(meta["mean"]), tuple(meta["std"])
-    return Run(path, model.eval(), recipe, tuple(meta["classes"]), shape, mean, std, checkpoint.read_rows(path), env)
+    env = files.read_facts(path / "env.json")
+    rows = checkpoint.read_rows(path)
+    digest = calibration.digest_of(header.digests)
+    if found := calibration.read(path, digest):
+        calibration.apply(model, found.temperature)
+    temperature = found.temperature if found else 1.0
+    return Run(
+        path, model.eval(), recipe, header.classes, header.input, header.mean, header.std, rows, env, temperature, digest
+    )
 
 
-def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tuple[metrics.Result, Tensor, Tensor]:
-    """Result, logits (N, C) and targets (N,) of a run's best weights on one split of its data."""
+def evaluate(
+    run: Run, split: str = "test", data: DataSet | None = None, *, views: str = "none"
+) -> tuple[metrics.Result, Tensor, Tensor]:
+    """Result, logits (N, C) and targets (N,) of a run's best weights on one split of its data.
+
+    ``views`` averages the probabilities of several views of each image: ``flip`` or ``crops`` (:mod:`zoo.training.views`).
+    """
     data = data or run.dataset()
-    if data.classes != run.classes:
-        raise FileError(
-            f"classes differ (model {len(run.classes)}, data {len(data.classes)}); use the data the run was trained on"
-        )
+    check_classes(run, data)
     part: Split = getattr(data, split)
     if not len(part):
         raise DataError(f"the {split} split is empty ({data.name}, data.val {run.recipe.data.val}); choose another --split")
     device = machine.device(run.recipe.device if run.recipe.device != "cuda" else "auto")
     precision = machine.precision(run.recipe.precision, device)
-    batches = eval_batches(part, replace(data, mean=run.mean, std=run.std), device, run.input[1], precision)
-    logits, targets = predict(run.model.to(device).to(memory_format=torch.channels_last), batches, precision)
+    batches = build.eval_batches(
+        part, replace(data, mean=run.mean, std=run.std), device, run.stored if views == "crops" else run.input[1], precision
+    )
+    model = run.model.to(device).to(memory_format=torch.channels_last)
+    logits, targets = predict(model if views == "none" else AveragedViews(model, run.input[1], views), batches, precision)
     run.model.to("cpu")
     return metrics.evaluate(logits, targets), logits, targets
+
+
+def check_classes(run: Run, data: DataSet) -> None:
+    """FileError with the first difference unless a data set has the classes of a run, whatever locale either was listed in."""
+    mine, theirs = (tuple(map(files.as_utf8, names)) for names in (run.classes, data.classes))
+    if mine != theirs:
+        raise FileError(f"classes differ ({_difference(mine, theirs)}); use the data the run was trained on")
+
+
+def calibrate(run: Run, data: DataSet | None = None) -> tuple[Run, calibration.Calibration]:
+    """Fit a temperature on the run's validation images, keep it in the run folder; the run with it, and what was found.
+
+    Raises:
+        DataError: the run holds no validation images back.
+    """
+    _, logits, targets = evaluate(run, "val", data)
+    found = calibration.of(logits * run.temperature, targets, split="val", weights=run.weights)
+    calibration.save(run.path, found)
+    return load(run.path), found
+
+
+def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """The first class in which two lists differ."""
+    at = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
+    named = [shown(classes[at]) if at < len(classes) else "none" for classes in (ours, theirs)]
+    return f"class {at}: model {named[0]}, data {named[1]}; {len(ours)} and {len(theirs)} classes"
 
 
 def read_input(run: Run, path: Path) -> tuple[np.ndarray, Tensor]:
@@ -118,7 +155,7 @@ def read_input(run: Run, path: Path) -> tuple[np.ndarray, Tensor]:
     Raises:
         DataError: a file that is no image.
     """
-    image = square(read_image(path), run.stored)
+    image = square(read_image(path, run.stored), run.stored)
     return image, _augment.normalise(torch.tensor(image)[None], run.mean, run.std, torch.float32, size=run.input[1])[0]
 
 
@@ -141,185 +178,3 @@ def predict_files(run: Run, paths: Sequence[Path], *, top: int = 3) -> list[dict
             }
         )
     return answers
-
-
-def train(recipe: Recipe, *, out: Path | None = None, resume: bool = False, force: bool = False, command: str = "") -> Path:
-    """Train what the recipe says and return the run folder.
-
-    ``resume`` goes on with the state in ``out``; ``force`` replaces a run that is there.
-
-    Raises:
-        UsageError, DataError, FileError, DivergedError, DiskError, BusyError: see their exit codes; Interrupted after a
-        signal, with the state saved.
-    """
-    with processes.joined() as team, signals() as stop, machine.deterministic(recipe.deterministic), _telling(recipe):
-        device = team.device(machine.device(recipe.device))
-        precision = machine.precision(recipe.precision, device)
-        allocator = machine.keep_memory()
-        torch.set_num_threads(max(1, machine.cores() // team.local_size))
-        folder = team.broadcast(lambda: _folder(recipe, out, resume=resume, force=force))
-        if resume:
-            _check_same(recipe, folder)
-            stop.saved = True
-        with team.leader_first():
-            parts = build(recipe, folder, device, precision, team)
-        if recipe.deterministic:
-            check_deterministic(parts)
-        features.wrap(parts)
-        with contextlib.ExitStack() as held:
-            team.broadcast(lambda: _open(parts, held, force=force and not resume))
-            if resume and not restore(parts):
-                print_line(f"run      {folder} is complete: nothing to do")
-                return folder
-            team.broadcast(lambda: _begin(parts, allocator, command))
-            features.shorten(parts)
-            with stop.after_the_step():
-                epochs(parts, stop)
-            logits, targets, proof = _tested(parts)
-            team.broadcast(lambda: _finish(parts, logits, targets, proof))
-    return folder
-
-
-@contextlib.contextmanager
-def _telling(recipe: Recipe) -> Iterator[None]:
-    """DiskError for a device, or a machine, that has not enough memory; UsageError for a model that torch cannot compile."""
-    try:
-        yield
-    except RuntimeError as error:
-        if recipe.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            why = str(error.__cause__ or error).strip().splitlines()[0]
-            raise UsageError(f"torch.compile failed ({recipe.model}: {why}); leave --compile out") from error
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
-            raise
-        half = max(1, recipe.batch_size // 2)
-        raise DiskError(
-            f"out of memory (batch_size {recipe.batch_size}); lower it, e.g. --batch-size {half}; what is saved stays whole"
-        ) from error
-
-
-def _open(parts: Trainer, held: contextlib.ExitStack, *, force: bool) -> None:
-    """Make the folder, or take the one that is there, and hold it until ``held`` ends."""
-    folder = parts.folder
-    files.check_room(folder, checkpoint.room(parts.model, parts.step.optimizer, averaged=parts.ema is not None))
-    with files.as_disk_error(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    held.enter_context(run_folders.locked(folder))
-    if force:
-        _clear(folder)
-
-
-def _begin(parts: Trainer, allocator: str, command: str) -> None:
-    """Write down what the run is and say it."""
-    folder, recipe = parts.folder, parts.recipe
-    if (folder / "metrics.jsonl").is_file():
-        checkpoint.keep_rows(folder, parts.epoch)
-    publish_text(folder / "recipe.toml", f"# repeat with: zoo train {folder / 'recipe.toml'}\n" + recipes.dump(recipe))
-    if (manifest := parts.data.manifest) is not None:
-        publish(folder / "last" / "manifest.npy", lambda temporary: np.save(temporary, manifest))
-    describe(parts, allocator, command)
-    features.tell(parts)
-
-
-def _folder(recipe: Recipe, out: Path | None, *, resume: bool, force: bool) -> Path:
-    folder = out or run_folders.root() / run_folders.new_name(recipe)
-    if folder.exists() and not folder.is_dir():
-        raise DiskError(f"output is a file ({folder.absolute()}); choose another --out")
-    run_folders.check_free(folder)
-    if resume:
-        if not (folder / "recipe.toml").is_file():
-            raise FileError(f"no run to resume ({folder.absolute()}); name its folder with --out")
-    elif folder.is_dir() and any(folder.iterdir()) and not force:
-        raise BusyError(
-            f"output folder is not empty ({folder}); use --resume to go on, --force to replace it, or another --out"
-        )
-    return folder
-
-
-def _check_same(recipe: Recipe, folder: Path) -> None:
-    old = recipes.read(folder / "recipe.toml")
-    changed = [line for line in recipes.differences(old, recipe) if line.partition(":")[0] not in RESUMABLE]
-    if changed:
-        raise UsageError(f"settings differ from the run's ({'; '.join(changed[:3])}); resume without them, or train a new run")
-
-
-def _clear(folder: Path) -> None:
-    """Empty a run folder that --force replaces; only what zoo writes is removed."""
-    for name in (
-        "weights.safetensors",
-        "metrics.jsonl",
-        "bench.csv",
-        "result.json",
-        "predictions.csv",
-        "bad_batch.json",
-        "env.json",
-    ):
-        (folder / name).unlink(missing_ok=True)
-    suffixes = {".onnx", ".data"}
-    for target in registry.formats().values():
-        suffixes |= {target["suffix"], *target.get("beside", ())}
-    for exported in folder.glob("model.*"):  # of the old weights, in any precision and format
-        if exported.suffix in suffixes:
-            exported.unlink()
-    for name in ("last", "tensorboard"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _tested(parts: Trainer) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Logits and targets of the test split by the kept weights, the one time that it is touched, and the freeze proof."""
-    tensors, meta = tensor_files.load_tensors(parts.folder / "weights.safetensors")
-    tensor_files.load_into(parts.model, tensors, parts.folder)
-    proof = features.proven(parts, meta["frozen"])
-    parts.best_epoch = meta["epoch"]
-    return *predicted(parts, parts.model, parts.test), proof
-
-
-def _finish(parts: Trainer, logits: Tensor, targets: Tensor, proof: dict[str, Any]) -> None:
-    """Write the test result, the tables and pictures."""
-    result = metrics.evaluate(logits, targets)
-    summary = result.summary(parts.data.classes, parts.counts.tolist())
-    row = {"epoch": parts.best_epoch, "split": "test"} | {
-        key: summary[key] for key in summary if key not in ("shots", "worst_pairs")
-    }
-    checkpoint.keep_rows(parts.folder, parts.epoch)  # a run that was stopped while drawing has its test row already
-    checkpoint.append_rows(parts.folder, [row])
-    write_tables(parts.folder, result, logits, targets, parts.data.test.files, parts.data.classes)
-    _, meta = tensor_files.load_tensors(parts.folder / "weights.safetensors")
-    chosen = {key: meta[key] for key in ("chosen_on", "chosen_accuracy")}
-    story = row | chosen | {"seconds": round(parts.seconds, 1)} | summary | {"frozen": proof}
-    publish_text(parts.folder / "result.json", json.dumps(story, indent=1) + "\n")
-    report.figures(parts.folder)
-    report.summary(parts.folder)
-    report.page(parts.folder)
-
-
-def write_tables(
-    folder: Path, result: metrics.Result, logits: Tensor, targets: Tensor, files: Any, classes: tuple[str, ...]
-) -> None:
-    """``per_class.csv``, ``confusion.csv`` and ``predictions.csv`` of one evaluation."""
-    _csv(
-        folder / "per_class.csv",
-        ["class", "n", "correct", "accuracy", "low", "high"],
-        ([name, *row] for name, row in zip(classes, result.per_class)),
-    )
-    _csv(
-        folder / "confusion.csv",
-        ["true\\pred", *classes],
-        ([name, *map(int, row)] for name, row in zip(classes, result.confusion)),
-    )
-    probability, predicted = logits.softmax(1).max(1)
-    rows = zip(files, targets.tolist(), predicted.tolist(), probability.tolist())
-    _csv(
-        folder / "predictions.csv",
-        ["file", "target", "predicted", "probability"],
-        ([f, classes[t], classes[p], round(q, 6)] for f, t, p, q in rows),
-    )
-
-
-def _csv(path: Path, header: list[str], rows: Any) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows(rows)
-
-    publish(path, write)

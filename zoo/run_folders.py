@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
+import json
 import os
 import re
+import shutil
 import socket
 import string
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
+from zoo import registry
 from zoo.console import print_line
-from zoo.errors import BusyError, FileError, UsageError, did_you_mean
-from zoo.files import remove_stale
+from zoo.errors import BusyError, DiskError, FileError, UsageError, did_you_mean
+from zoo.files import as_disk_error, check_own, remove_stale
 from zoo.recipe import Recipe, read, same
+
+LOCK, HOLDER = ".lock", ".holder"
 
 
 def root() -> Path:
@@ -72,8 +75,8 @@ def new_name(recipe: Recipe, when: datetime.date | None = None) -> str:
     'synthetic-cnn_small-cross_entropy-s0-1123a'
     """
     when = when or datetime.date.today()
-    data = Path(recipe.data.dir).name if recipe.data.name == "folder" and recipe.data.dir else recipe.data.name
-    stem = f"{data}-{recipe.model}-{recipe.loss.name}-s{recipe.seed}-{when:%m%d}"
+    model = Path(recipe.model).name if ".py:" in recipe.model else recipe.model
+    stem = f"{recipe.data.label}-{model}-{recipe.loss.name}-s{recipe.seed}-{when:%m%d}"
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
     return next(stem + letter for letter in _letters() if not (root() / (stem + letter)).exists())
 
@@ -103,51 +106,168 @@ def like(recipe: Recipe) -> list[tuple[int, Path]]:
     return sorted(found, key=lambda run: not is_finished(run[1]))
 
 
+def wanted(recipe: Recipe) -> dict[str, int]:
+    """How long a run is to be trained; ``result.json`` keeps what it is the result of."""
+    return {"epochs": recipe.epochs, "patience": recipe.patience}
+
+
 def is_finished(folder: Path) -> bool:
-    """Whether a run has its test result."""
-    return (folder / "result.json").is_file()
+    """Whether a run has the test result of its recipe: a resumed run with more epochs has an older one until it ends."""
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return bool(result["trained"] == wanted(read(folder / "recipe.toml")))
+    except (OSError, ValueError, LookupError, TypeError, UsageError):
+        return False
+
+
+@contextlib.contextmanager
+def taken(recipe: Recipe, out: Path | None, *, resume: bool = False, force: bool = False) -> Iterator[Path]:
+    """Choose the folder of a run, make it and hold it: two that start at once get two folders, or one of them a BusyError.
+
+    A folder that was made here and in which nothing was written is removed at the end.
+
+    Raises:
+        DiskError: ``out`` is a file or cannot be made. FileError: nothing to resume. BusyError: another process holds it, or
+            it is not empty and neither ``resume`` nor ``force`` is given.
+    """
+    with as_disk_error(out or root()):
+        folder, made = _made(recipe, out)
+    try:
+        if not (folder / LOCK).is_file():
+            _check(folder, resume=resume, force=force)  # nothing is written into a folder of somebody else
+        with locked(folder):
+            _check(folder, resume=resume, force=force)
+            yield folder
+    finally:
+        if made and all(path.name in (LOCK, HOLDER) for path in folder.iterdir()):
+            for name in (LOCK, HOLDER):
+                (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another process uses a parent by now
+                for place in made:
+                    place.rmdir()
+
+
+def _made(recipe: Recipe, out: Path | None) -> tuple[Path, list[Path]]:
+    """The folder, and what this call made: it and its parents, the innermost first."""
+    while True:
+        folder = out or root() / new_name(recipe)
+        if folder.exists() and not folder.is_dir():
+            raise DiskError(f"output is a file ({folder.absolute()}); choose another --out")
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            if out is None:
+                continue  # another process took the name in between
+        return folder, new
+
+
+def _check(folder: Path, *, resume: bool, force: bool) -> None:
+    if resume:
+        if not (folder / "recipe.toml").is_file():
+            raise FileError(f"no run to resume ({folder.absolute()}); name its folder with --out")
+        for name in INSIDE:
+            check_own(folder / name)
+    elif not force and any(path.name not in (LOCK, HOLDER) for path in folder.iterdir()):
+        raise BusyError(
+            f"output folder is not empty ({folder}); use --resume to go on, --force to replace it, or another --out"
+        )
+
+
+def stored_recipe(folder: Path) -> Path:
+    """The recipe of the run in a folder; FileError if there is none, saying what the folder is."""
+    path = folder / "recipe.toml"
+    if not path.is_file():
+        what = "its training was stopped before the first step" if (folder / LOCK).exists() else "not a run folder"
+        raise FileError(
+            f"no run to resume ({folder.absolute()}, {what}); start it again: zoo train RECIPE --force --out {folder}"
+        )
+    return path
+
+
+WRITTEN = (
+    "model.py",
+    "weights.safetensors",
+    "metrics.jsonl",
+    "bench.csv",
+    "result.json",
+    "predictions.csv",
+    "bad_batch.json",
+    "env.json",
+    "calibration.json",
+)
+"""Files of a run that the next one in its folder must not inherit."""
+INSIDE = ("last", "tensorboard")
+"""Folders inside a run folder."""
+
+
+def clear(folder: Path) -> None:
+    """Empty a run folder that is to be replaced; only what zoo writes is removed."""
+    for name in WRITTEN:
+        (folder / name).unlink(missing_ok=True)
+    suffixes = {".onnx", ".data"}
+    for target in registry.targets().values():
+        suffixes |= {"." + target["suffix"].rpartition(".")[2], *target.get("beside", ())}
+    for exported in folder.glob("model.*"):  # of the old weights, in any precision and format
+        if exported.suffix in suffixes:
+            exported.unlink()
+    for name in INSIDE:
+        if (folder / name).is_symlink():
+            (folder / name).unlink()  # what it points at belongs to somebody else
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process and sweep what a killed holder left half written.
 
-    The lock is flock's, which ends with its process: none is ever stale. The file names the holder for people.
+    The lock ends with its process: none is ever stale. The file ``.holder`` names the process for people.
 
     Raises:
         BusyError: another process has it, or the file system has no locks.
     """
-    with (folder / ".lock").open("a+", encoding="utf-8") as file:
-        before = _take(folder, file)
-        if before:
+    with _taken(folder):
+        if before := _holder(folder):
             print_line(f"notice   the run's last process is gone and left it unfinished ({before}); taken over")
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        (folder / HOLDER).write_text(f"pid {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         try:
             for place in (folder, folder / "last"):
                 remove_stale(place)
             yield
         finally:
-            file.truncate(0)
+            (folder / HOLDER).unlink(missing_ok=True)
 
 
 def check_free(folder: Path) -> None:
     """BusyError if a process holds this run folder now."""
-    lock = folder / ".lock"
-    if lock.is_file():
-        with lock.open(encoding="utf-8") as file:
-            _take(folder, file)
+    if (folder / LOCK).is_file():
+        with _taken(folder):
+            pass
 
 
-def _take(folder: Path, file: IO[str]) -> str:
-    """Lock the open file; whom it names."""
-    file.seek(0)
-    holder = file.read().strip()
+@contextlib.contextmanager
+def _taken(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock file."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        lock.acquire()
+    except Timeout as error:
+        holder = _holder(folder) or "another process"
         raise BusyError(f"run folder is in use ({folder}, held by {holder}); wait, or choose another --out") from error
-    except OSError as error:
-        raise BusyError(f"cannot lock the run folder ({folder}, {error.strerror}); put it on another file system") from error
-    return holder
+    except (OSError, NotImplementedError) as error:
+        why = getattr(error, "strerror", None) or "no locks there"
+        raise BusyError(f"cannot lock the run folder ({folder}, {why}); put it on another file system") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(folder: Path) -> str:
+    """Who holds the folder, or held it when it ended; empty if it was left properly."""
+    with contextlib.suppress(OSError):
+        return (folder / HOLDER).read_text(encoding="utf-8", errors="replace").strip()
+    return ""

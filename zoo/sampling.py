@@ -179,7 +179,7 @@ def long_tail(targets: np.ndarray, imbalance: str, seed: int) -> np.ndarray:
     targets = np.asarray(targets, np.int64)
     if imbalance == "none" or not len(targets):
         return np.arange(len(targets))
-    kind, factor = _imbalance(imbalance)
+    kind, factor = parse_imbalance(imbalance)
     classes = int(targets.max()) + 1
     ranks = np.arange(classes)
     shares = factor ** (ranks / max(classes - 1, 1)) if kind == "exp" else np.where(ranks < classes // 2, 1.0, factor)
@@ -187,7 +187,21 @@ def long_tail(targets: np.ndarray, imbalance: str, seed: int) -> np.ndarray:
     return np.flatnonzero(_rank(targets, words(seed, 0, len(targets), TAIL)) < keep[targets])
 
 
-def _imbalance(text: str) -> tuple[str, float]:
+def per_class(targets: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Positions of ``n`` samples of each class (all of a class with fewer), drawn by ``seed``, sorted; 0 keeps all.
+
+    A larger n keeps all samples of a smaller one.
+    """
+    targets = np.asarray(targets, np.int64)
+    if not n or not len(targets):
+        return np.arange(len(targets))
+    return np.flatnonzero(_rank(targets, words(seed, 0, len(targets), TAIL)) < n)
+
+
+def parse_imbalance(text: str) -> tuple[str, float]:
+    """``exp:0.01`` as kind and factor, ``none`` as ``("none", 1.0)``; UsageError for anything else."""
+    if text == "none":
+        return "none", 1.0
     kind, _, number = text.partition(":")
     try:
         factor = float(number)

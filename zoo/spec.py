@@ -1,4 +1,4 @@
-"""What a registry entry is, what a data set is, and how a person's mistake is told (no torch here).
+"""Records of the registry: models, losses, data sets, export targets, and the options that they declare (no torch here).
 
 Every file below ``models``, ``losses``, ``data`` and ``export`` ends in a table of these records; see
 :mod:`zoo.registry` for how they are read without importing the file.
@@ -6,14 +6,43 @@ Every file below ``models``, ``losses``, ``data`` and ``export`` ends in a table
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting of a recipe: its type, default, range and one line of help.
+
+    A loss declares its own in ``LossSpec.options``, all fields literals, so that the registry reads them from the source text.
+    The recipe's ``[loss]`` table, ``zoo losses``, ``zoo train --help`` and ``zoo recipes --keys`` are made from them.
+    """
+
+    type: str
+    """``float``, ``int``, ``bool``, ``str``, ``list[float]``, ``list[int]`` or ``list[str]``."""
+    default: Any
+    help: str
+    gt: float | None = None
+    """Bounds of a number, or of each in a list: greater than, at least, less than, at most."""
+    ge: float | None = None
+    lt: float | None = None
+    le: float | None = None
+    choices: tuple[str, ...] = ()
+    """All values of a ``str`` that are allowed; empty: any."""
+
+    @property
+    def range(self) -> str:
+        """``>= 0 and < 1``, ``one of a, b`` or an empty string."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        ends = {">": self.gt, ">=": self.ge, "<": self.lt, "<=": self.le}
+        return " and ".join(f"{sign} {value:.15g}" for sign, value in ends.items() if value is not None)
 
 
 @dataclass(frozen=True)
@@ -79,8 +108,8 @@ class LossSpec:
     reference: Callable[..., Any]
     """The plain formula, same arguments as the module's call plus its options, used by the tests in float64."""
     paper: str
-    options: tuple[str, ...] = ()
-    """Keys of the recipe's ``[loss]`` table that ``build`` takes, e.g. ``("focal_gamma",)``; ``weight`` is passed besides."""
+    options: Mapping[str, Option] = field(default_factory=dict)
+    """Keyword arguments of ``build`` that the recipe's ``[loss]`` table sets; ``weight`` is passed besides."""
     counts: bool = False
     """Whether ``build`` and ``reference`` take ``counts``, the training samples of each class."""
     soft: bool = False
@@ -91,11 +120,24 @@ class LossSpec:
     """Whether it divides by the class weights of the batch, so that their size does not matter, or else by its rows."""
 
 
+class ImageArray(Protocol):
+    """(N, H, W, 3) uint8 in memory, or read from a file when it is indexed: a numpy array, or what is indexed like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def nbytes(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Split:
-    """Samples held in memory (or memory-mapped): ``images`` (N, H, W, 3) uint8, ``targets`` (N,) int64."""
+    """Samples: ``images`` (N, H, W, 3) uint8, ``targets`` (N,) int64."""
 
-    images: np.ndarray
+    images: ImageArray
     targets: np.ndarray
     files: Sequence[str]
     """One name a sample, for messages: a path or ``train[17]``."""
@@ -120,6 +162,8 @@ class DataSet:
     """sha256 over images and targets of all splits, in order."""
     notes: tuple[str, ...] = ()
     """What was decided while loading, one line each."""
+    skipped: tuple[str, ...] = ()
+    """What is wrong with the images that were left out on request (``data.skip_bad``), one line each."""
     manifest: np.ndarray | None = None
     """(n, 2) uint64 over the samples of all splits: digests of its name and of its pixels and target, to name what changed."""
 
@@ -143,6 +187,8 @@ class DataSpec:
     source: str
     balanced: bool = False
     """Whether every class has the same number of training samples."""
+    options: tuple[str, ...] = ()
+    """What ``build`` takes besides: ``layout`` (of the recipe's ``[data]`` table), ``variant`` (what follows the name's colon)."""
     margin: bool = False
     """Whether images are kept an eighth larger than ``size``, so that training can crop at random."""
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -151,14 +197,18 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """One file of ``zoo/export`` that writes a model."""
+    """One file of ``zoo/export``: a format in one precision. Its fields are literals, which :mod:`zoo.registry` reads from the source."""
 
+    format: str
+    """Value of ``zoo export --format``."""
     suffix: str
     tolerance: float
     """Largest absolute difference of class probabilities or normalised logits that passes."""
+    precision: str = "fp32"
+    """Value of ``zoo export --precision``; any other than fp32 is held to ``--max-drop`` as well."""
     needs: tuple[str, ...] = ()
     """Packages that must be installed besides torch."""
-    format: str = ""
-    """What ``zoo export --format`` calls it; ONNX, whose files are its precisions, has none."""
     beside: tuple[str, ...] = ()
-    """Suffixes of the files that lie beside the first."""
+    """Suffixes of the files that are written next to the first."""
+    calibrated: bool = False
+    """Whether its ranges come from training images, so that saturated and constant images are outside of them."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo import recipe as recipes
-from zoo import report, run
+from zoo import report, run_folders, training
 from zoo.console import print_line
 from zoo.errors import BusyError, DivergedError, UsageError
 from zoo.recipe import Recipe, settings
@@ -104,7 +104,7 @@ def _range(name: str, text: str) -> Axis:
         raise UsageError(f"cannot read the range {name}={text}; write {kind}:LOW:HIGH, e.g. {name}=log:1e-3:1e-1") from error
     if not low < high or (kind == "log" and low <= 0):
         raise UsageError(f"not a range ({name}={text}); LOW must be below HIGH" + ", and above 0 for log" * (kind == "log"))
-    whole = isinstance(settings(Recipe())[name], int)
+    whole = recipes.options()[name].type == "int"
     return Axis(name, (), kind, low, high, whole)
 
 
@@ -293,12 +293,12 @@ def _train(
     tested: list[float] = []
     for seed in range(first, first + seeds):
         folder = out / re.sub(r"[^\w.,=-]+", "-", f"{named},s{seed}")
-        if not (folder / "result.json").is_file():
+        if not run_folders.is_finished(folder):
             print_line(f"trial    {trial.number + 1}: {named} seed {seed}")
             begun = any((folder / "last").glob("state-*"))
             recipe = recipes.resolve(what, {**values, "seed": seed})
             try:
-                run.train(recipe, out=folder, resume=begun, force=not begun, command=command)
+                training.train(recipe, out=folder, resume=begun, force=not begun, command=command)
             except DivergedError as error:
                 trial.set_user_attr("diverged", str(error))
                 print_line(f"diverged {named} seed {seed}: {error}")

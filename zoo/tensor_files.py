@@ -1,13 +1,15 @@
-"""Files of tensors with a digest of each: neither safetensors nor torch notice a flipped bit."""
+"""Files of tensors with a digest of each tensor and of the header: neither safetensors nor torch notice a flipped bit."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -17,7 +19,45 @@ import zoo
 from zoo.errors import FileError
 from zoo.files import publish
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1, which zoo still reads, has no digest of the header."""
+SIDE = 1 << 20
+"""Largest height, width or number of channels in a header."""
+Length = Annotated[int, msgspec.Meta(gt=0, le=SIDE)]
+Triple = tuple[float, float, float]
+H = TypeVar("H", bound="Header")
+
+
+class Header(msgspec.Struct):
+    """What every file says of itself besides its tensors; subclasses declare the facts that their readers use."""
+
+    format: int
+    version: str
+    digests: dict[str, str]
+
+    def check(self) -> None:
+        """ValueError for a fact that has the right type and a wrong value."""
+
+
+class WeightsHeader(Header):
+    """Facts of ``weights.safetensors``: the model and what it takes; ``frozen`` are the tensors that training did not move."""
+
+    model: str
+    classes: tuple[str, ...]
+    input: tuple[Length, Length, Length]
+    mean: Triple
+    std: Triple
+    epoch: int = 0
+    chosen_on: str = ""
+    chosen_accuracy: float | None = None
+    frozen: dict[str, str] = {}
+
+    def check(self) -> None:
+        """ValueError if the class names repeat or are none, or the statistics cannot normalise an image."""
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: different names are needed")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise ValueError("mean, std: finite numbers are needed, std above 0")
 
 
 def digest(tensor: Tensor) -> str:
@@ -27,11 +67,20 @@ def digest(tensor: Tensor) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write tensors and JSON-able ``meta`` to a safetensors file with a digest of every tensor, atomically."""
+    """Write tensors and JSON-able ``meta`` to a safetensors file with a digest of every tensor and of the header, atomically."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     digests = {name: digest(value) for name, value in plain.items()}
-    header = {"zoo": json.dumps({"format": FORMAT, "version": zoo.__version__, "digests": digests, **meta})}
-    publish(path, lambda temporary: save_file(plain, temporary, header), size=size_of(plain.values()) + len(header["zoo"]))
+    text = json.dumps({"format": FORMAT, "version": zoo.__version__, "digests": digests, **meta})
+    header = {"zoo": text, "sha256": _header_digest(text, plain)}
+    publish(path, lambda temporary: save_file(plain, temporary, header), size=size_of(plain.values()) + len(text))
+
+
+def _header_digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over ``text`` and the names, types and shapes of all tensors, which the digests of their bytes leave out."""
+    found = hashlib.sha256(text.encode())
+    for name, value in sorted(tensors.items()):
+        found.update(f"\n{name} {value.dtype} {tuple(value.shape)}".encode())
+    return found.hexdigest()
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
@@ -49,19 +98,47 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileError(f"no checkpoint ({path.absolute()}); train first: zoo train, or name another run")
     try:
         with safe_open(path, "pt") as file:
-            meta = json.loads((file.metadata() or {})["zoo"])
+            stored = file.metadata() or {}
+            meta = json.loads(stored["zoo"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except Exception as error:  # one boundary around the parser: it raises many types, some without a text
         raise FileError(f"not a zoo checkpoint ({path}, {type(error).__name__}); use a file that zoo train wrote") from error
-    if meta["format"] > FORMAT:
+    header = typed(meta, Header, path)
+    if header.format > FORMAT:
         raise FileError(
-            f"written by a newer zoo ({path}, zoo {meta.get('version', '?')} format {meta['format']}, "
+            f"written by a newer zoo ({path}, zoo {header.version} format {header.format}, "
             f"this is zoo {zoo.__version__} format {FORMAT}); upgrade zoo"
         )
-    for name, tensor in tensors.items():
-        if digest(tensor) != meta["digests"].get(name):
+    if (header.format > 1 or "sha256" in stored) and stored.get("sha256") != _header_digest(stored["zoo"], tensors):
+        raise FileError(f"checksum differs in the header ({path}); the file is damaged, use another checkpoint")
+    for name in sorted(header.digests.keys() | tensors.keys()):
+        if name not in tensors or digest(tensors[name]) != header.digests.get(name):
             raise FileError(f"checksum differs in tensor {name} ({path}); the file is damaged, use another checkpoint")
     return tensors, meta
+
+
+def typed(meta: Any, kind: type[H], path: Path) -> H:
+    """The facts ``meta`` of ``path`` as a record; FileError naming the first that is missing or has a wrong type or value."""
+    try:
+        header = msgspec.convert(meta, kind)
+        header.check()
+    except ValueError as error:  # msgspec.ValidationError is one
+        raise FileError(f"header cannot be used ({path}, {error}); use a file that zoo train wrote") from error
+    return header
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsHeader]:
+    """:func:`load_tensors` of ``weights.safetensors``: finite tensors with the facts of their model.
+
+    Raises:
+        FileError: as :func:`load_tensors`; a fact is missing or wrong; a weight is not finite.
+    """
+    tensors, meta = load_tensors(path)
+    header = typed(meta, WeightsHeader, path)
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise FileError(f"weights are not finite ({path}, tensor {name}); train again, or use an earlier checkpoint")
+    return tensors, header
 
 
 def load_into(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import textwrap
@@ -10,6 +11,8 @@ from fnmatch import fnmatch
 from typing import Any
 
 import click
+
+from zoo.spec import Option
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "models": ("input", "params", "MACs", "data"),
@@ -27,7 +30,7 @@ def listing(kind: str, pattern: str, as_json: bool) -> None:
 
     rows = {name: entry for name, entry in registry.table(kind).items() if fnmatch(name, f"*{pattern}*")}
     if as_json:
-        click.echo(json.dumps(rows))
+        click.echo(json.dumps(rows, default=dataclasses.asdict))
     elif not rows:
         click.echo(f"nothing matches; see zoo {kind}")
     else:
@@ -71,4 +74,14 @@ def _cell(column: str, row: Mapping[str, Any]) -> str:
 def _notes(row: Mapping[str, Any]) -> str:
     """Where an entry comes from, and what can be downloaded with it."""
     weights = f"; weights: {', '.join(row['weights'])}" if row.get("weights") else ""
-    return f"{row.get('paper') or row.get('source') or ''}{weights}"
+    plugin = f"; from the plug-in {row['plugin']}" if "plugin" in row else ""
+    return f"{row.get('paper') or row.get('source') or ''}{weights}{plugin}"
+
+
+def options(rows: Mapping[str, Option]) -> list[str]:
+    """A line per setting: name, type, default, range, what it is."""
+    head = ("setting", "type", "default", "range")
+    cells = [(key, row.type, json.dumps(row.default), row.range) for key, row in rows.items()]
+    widths = [min(max(map(len, column)), NARROW // 2) for column in zip(head, *cells)]
+    texts = ["what it is", *(row.help for row in rows.values())]
+    return ["  ".join([*map(str.ljust, line, widths), text]) for line, text in zip([head, *cells], texts)]

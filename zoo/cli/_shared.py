@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -82,6 +83,14 @@ def limited(until: str) -> Callable[[Any], Any]:
     return add
 
 
+def _keep_threads(_: click.Context, __: click.Parameter, value: int | None) -> None:
+    if value is not None:
+        os.environ["ZOO_THREADS"] = str(value)  # child processes have it too
+
+
+threads = click.option("--threads", type=click.IntRange(1, 4096), expose_value=False, callback=_keep_threads,
+                       help="Threads on the CPU (default: OMP_NUM_THREADS, SLURM_CPUS_PER_TASK, or all cores).")  # fmt: skip
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
@@ -96,16 +105,12 @@ def headline() -> None:
 
 
 def start(recipe: Any, out: Path | None, resume: bool, force: bool) -> Path:
-    """Train a recipe into ``out`` or a new run folder; what ends it early carries the folder and the line that goes on."""
-    from zoo import run_folders
-
-    out = out or run_folders.root() / run_folders.new_name(recipe)
-    run_folders.check_free(out)
-    from zoo import run
+    """Train a recipe into ``out`` or a new run folder; what ends it early carries the command that resumes it."""
+    from zoo import training
 
     try:
-        return run.train(recipe, out=out, resume=resume, force=force, command=shlex.join(["zoo", *sys.argv[1:]]))
+        return training.train(recipe, out=out, resume=resume, force=force, command=shlex.join(["zoo", *sys.argv[1:]]))
     except Exception as error:
-        error.run = out  # type: ignore[attr-defined]
-        error.resume = f"zoo train --resume --out {shlex.quote(str(out))}"  # type: ignore[attr-defined]
+        if folder := getattr(error, "run", None):
+            error.resume = f"zoo train --resume --out {shlex.quote(str(folder))}"  # type: ignore[attr-defined]
         raise

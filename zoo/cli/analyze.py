@@ -236,7 +236,7 @@ def _shape_bias(run: str | None, images: int, seed: int, out: Path | None, as_js
     path = out or loaded.path / "shape_bias.csv"
     rows = [asdict(each) for each in scores]
     _timing.write_csv(path, rows)
-    title = f"{loaded.recipe.model} on {loaded.recipe.data.name}, {conflict.n:,} test images"
+    title = f"{loaded.recipe.model} on {loaded.recipe.data.label}, {conflict.n:,} test images"
     _analysis.severities(scores, conflict, title, path.with_suffix(".png"))
     _analysis.samples(samples, path.with_name(f"{path.stem}_images.png"))
     if as_json:

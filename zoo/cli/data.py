@@ -48,9 +48,12 @@ def _list(pattern: str, as_json: bool) -> None:
 @command.command("verify")
 @click.argument("name", type=Name(registered("data")))
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set lies.")
+@click.option(
+    "--layout", type=click.Choice(["auto", "splits", "classes"]), default="auto", help="What the folders of a folder are."
+)
 @as_json
-def _verify(name: str, data_dir: Path | None, as_json: bool) -> None:
-    """Read every file of a data set, or of a folder of class folders; name all that are bad, with the reason.
+def _verify(name: str, data_dir: Path | None, layout: str, as_json: bool) -> None:
+    """Read every file of a data set, a folder, a CSV list or an .npz file; name all that are bad, with the reason.
 
     The exit code is 3 if any is. Classes, lists, checksums and images that are in both train and test are looked at too.
 
@@ -60,18 +63,19 @@ def _verify(name: str, data_dir: Path | None, as_json: bool) -> None:
     """
     from zoo import console, registry, tables
     from zoo.data._parts import UnreadableImages
+    from zoo.data._read import read
     from zoo.errors import did_you_mean
 
-    if name not in registry.table("data"):
-        if not Path(name).exists():
-            raise click.UsageError(
-                f"no data set or folder {name!r}{did_you_mean(name, registry.names('data'))}; list: zoo data"
-            )
-        name, data_dir = "folder", Path(name)
-    spec = registry.find("data", name)
+    name, place = registry.data_source(name)
+    if name.partition(":")[0] not in registry.table("data") or (place and not Path(place).exists()):
+        wanted = place or name
+        raise click.UsageError(
+            f"no data set or folder {wanted!r}{did_you_mean(wanted, registry.names('data'))}; list: zoo data"
+        )
     failed = None
     try:
-        data = spec.build(data_dir, size=spec.shape[1], val=0.0, seed=0)
+        size = registry.entry("data", name)["shape"][1]
+        data = read(name, place or data_dir or "", size=size, val=0.0, seed=0, layout=layout)
     except UnreadableImages as error:
         failed, data = error, error.data
     bad = list(failed.bad) if failed else []

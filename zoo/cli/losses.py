@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
+
 import click
 
-from zoo.cli._listing import listing
+from zoo.cli._listing import listing, options
 from zoo.cli._shared import as_json
 
 
@@ -12,10 +14,18 @@ from zoo.cli._shared import as_json
 @click.argument("pattern", default="")
 @as_json
 def command(pattern: str, as_json: bool) -> None:
-    """List the losses.
+    """List the losses and their options: name, default, range, what it is.
 
     \b
     zoo losses
     zoo losses focal
     """
+    from zoo import registry
+
     listing("losses", pattern, as_json)
+    if as_json or not pattern:
+        return
+    for name, entry in registry.table("losses").items():
+        if fnmatch(name, f"*{pattern}*") and entry["options"]:
+            click.echo(f"\n[loss] with name = {name!r}")
+            click.echo("\n".join(options(entry["options"])))

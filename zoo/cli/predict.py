@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,32 +11,47 @@ from zoo.cli._shared import RUN, as_json, limited
 
 
 @click.command("predict")
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True)
 @click.option("--run", type=RUN, help="Run to use (default: the latest).")
 @click.option("--onnx", type=click.Path(path_type=Path), help="Use this exported file; torch is not needed.")
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1))
 @limited("to open and for each image")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV: a line per file and class.")
 @as_json
 def command(
-    images: tuple[Path, ...], run: str | None, onnx: Path | None, top: int, max_memory: int, timeout: float, as_json: bool
-) -> None:
-    """Name what is in IMAGES, with probabilities. A bad file is named, the rest go on, and the exit code is 3.
+    images: tuple[str, ...], run: str | None, onnx: Path | None, top: int, max_memory: int, timeout: float,
+    as_csv: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Name what is in IMAGES: files, folders, patterns such as "photos/*.jpg", or - for standard input.
+
+    The probabilities are printed with the names. A file that cannot be read is named, the others are answered, and the exit
+    code is 3.
 
     \b
-    zoo predict cat.jpg dog.png
+    zoo predict cat.jpg photos/
     zoo predict --onnx model.onnx *.png --json
     """
-    from zoo import console, tables
+    from zoo import tables
+    from zoo.data import _inputs
 
+    if as_csv and as_json:
+        raise click.UsageError("--csv and --json are two outputs; choose one")
+    with _inputs.gathered(images) as named:
+        answers = _answers([path for _, path in named], run, onnx, top, max_memory, timeout)
+    answers = [answer | {"file": name} for answer, (name, _) in zip(answers, named)]
+    tables.predictions(answers, as_json=as_json, as_csv=as_csv)
+
+
+def _answers(
+    images: list[Path], run: str | None, onnx: Path | None, top: int, max_memory: int, timeout: float
+) -> list[dict[str, Any]]:
     if onnx is not None:
         from zoo import predictor
 
-        answers = predictor.predict(onnx, images, top=top, max_memory=max_memory, timeout=timeout)
-    else:
-        from zoo import run as engine
-        from zoo import run_folders
+        return predictor.predict(onnx, images, top=top, max_memory=max_memory, timeout=timeout)
+    from zoo import console, run_folders
+    from zoo import run as engine
 
-        folder = run_folders.find(run)
-        console.print_line(f"run      {folder}")
-        answers = engine.predict_files(engine.load(folder), images, top=top)
-    tables.predictions(answers, as_json=as_json)
+    folder = run_folders.find(run)
+    console.print_line(f"run      {folder}")
+    return engine.predict_files(engine.load(folder), images, top=top)

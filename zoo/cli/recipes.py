@@ -6,25 +6,32 @@ import json
 
 import click
 
+from zoo.cli._listing import options
 from zoo.cli._shared import as_json
 
 
 @click.command("recipes")
 @click.argument("pattern", default="")
 @click.option("--show", is_flag=True, help="Print the text of the recipes.")
+@click.option("--keys", is_flag=True, help="List every setting of a recipe: type, default, what it is, range.")
 @as_json
-def command(pattern: str, show: bool, as_json: bool) -> None:
-    """List the recipes that come with zoo.
+def command(pattern: str, show: bool, keys: bool, as_json: bool) -> None:
+    """List the recipes that come with zoo, or the settings that a recipe may have.
 
     \b
     zoo recipes
     zoo recipes demo --show
+    zoo recipes --keys
+    zoo recipes --keys loss.
     """
     import tomllib
     from fnmatch import fnmatch
 
     from zoo import recipe
 
+    if keys:
+        _keys(pattern, as_json)
+        return
     found = {name: path for name, path in recipe.shipped().items() if fnmatch(name, f"*{pattern}*")}
     texts = {name: path.read_text(encoding="utf-8") for name, path in found.items()}
     about = {name: text.splitlines()[0].lstrip("# ") for name, text in texts.items()}
@@ -36,3 +43,16 @@ def command(pattern: str, show: bool, as_json: bool) -> None:
     width = max(map(len, found), default=0)
     for name, text in texts.items():
         click.echo(text if show else f"{name:{width}} {about[name]}")
+
+
+def _keys(pattern: str, as_json: bool) -> None:
+    from dataclasses import asdict
+    from fnmatch import fnmatch
+
+    from zoo import recipe
+
+    found = {key: option for key, option in recipe.options().items() if fnmatch(key, f"*{pattern}*")}
+    if as_json:
+        click.echo(json.dumps({key: asdict(option) for key, option in found.items()}))
+        return
+    click.echo("\n".join(options(found)) if found else "nothing matches; see zoo recipes --keys")

@@ -7,54 +7,35 @@ from typing import Any
 
 import click
 
-from zoo.cli._shared import Name, headline, recipe_names, registered, start
+from zoo.cli._settings import RecipeCommand
+from zoo.cli._shared import Name, headline, recipe_names, registered, start, threads
 
 
-@click.command("train")
+class _Train(RecipeCommand):
+    settings = (
+        *("data.name", "data.dir", "data.skip_bad", "data.val", "data.imbalance"),
+        *("loss.name", "loss.class_weights", "loss.beta", "loss.drw_epoch", "loss.*", "sampler.name"),
+        *("epochs", "batch_size", "optim.name", "optim.lr", "optim.lr_head", "optim.layer_decay", "optim.weight_decay"),
+        *("schedule.name", "schedule.warmup", "schedule.lr_gamma", "seed", "weights", "freeze", "allow_random_frozen"),
+        *("precision", "device", "select_on", "deterministic", "compile", "allow_empty_class", "save_every", "on_full"),
+    )
+    types = {"data.name": Name(registered("data")), "loss.name": Name(registered("losses"))}  # noqa: RUF012
+
+
+@click.command("train", cls=_Train)
 @click.argument("what", required=False, type=Name(registered("models"), recipe_names))
 @click.argument("settings", nargs=-1)
-@click.option("--data", type=Name(registered("data")), help="Data set, or a folder of class folders.")
-@click.option("--data-dir", help="Where the data set lies; without it zoo looks in its cache and downloads.")
-@click.option("--imbalance", help="Long tail, e.g. exp:0.01 or step:0.01.")
-@click.option("--loss", type=Name(registered("losses")), help="Loss.")
-@click.option("--focal-gamma", type=float, help="Exponent of the focal loss.")
-@click.option("--class-weights", help="none, effective, inverse, sqrt_inverse, or given with loss.given_weights=[...].")
-@click.option("--beta", type=float, help="Of the effective number of samples (Cui et al. 2019), in [0, 1).")
-@click.option("--drw-epoch", type=int, help="Epochs before the class weights act (deferred re-weighting).")
-@click.option("--sampler", help="none, class_balanced, square_root, progressive or focal.")
-@click.option("--epochs", type=int)
-@click.option("--batch-size", type=int)
-@click.option("--lr", type=float, help="Peak learning rate.")
-@click.option("--lr-head", type=float, help="Factor on the rate of the new head.")
-@click.option(
-    "--layer-decay", type=float, help="Factor on the rate of each stage (of timm: layer) once more per stage below the top."
-)
-@click.option("--lr-gamma", type=float, help="Factor of the step and multistep schedules.")
-@click.option("--seed", type=int)
-@click.option("--weights", help="none, default (download) or a file to start from.")
-@click.option("--freeze", help="What is frozen: conv, fc, fc:all, backbone, bn, stage<=N, a glob, none.")
-@click.option("--allow-random-frozen", is_flag=True, default=None, help="Freeze weights that are random all the same.")
-@click.option("--precision", help="auto, fp32, bf16 or fp16.")
-@click.option("--device", help="auto, cpu, cuda or cuda:N.")
-@click.option("--select-on", help="val (default) or test: what chooses the epoch to keep; test is stamped on the result.")
-@click.option("--deterministic", is_flag=True, default=None, help="Use only operations that give the same bits again.")
-@click.option(
-    "--compile",
-    is_flag=True,
-    default=None,
-    help="Train with torch.compile: a minute at first; ResNets gain, nets with max pooling can lose.",
-)
-@click.option("--allow-empty-class", is_flag=True, default=None, help="Train although a class has no images.")
-@click.option("--save-every", type=int, help="Steps between saved states (default: one at the end of each epoch).")
-@click.option("--on-full", help="On a full disk: stop, or keep-training and try again with the next save.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: runs/<name made from the settings>).")
+@threads
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the latest run.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and what may surprise in it, and stop.")
 def command(
     what: str | None, settings: tuple[str, ...], out: Path | None, resume: bool, force: bool, dry_run: bool, **flags: Any
 ) -> None:
-    """Train WHAT: a model, a recipe that comes with zoo, or a recipe file; SETTINGS are key=value.
+    """Train WHAT: a model, a recipe that comes with zoo, or a recipe file (TOML, YAML, JSON); SETTINGS are key=value.
+
+    Every setting, also those without an option here: zoo recipes --keys
 
     \b
     zoo train resnet32 --data cifar10 --epochs 20
@@ -64,7 +45,7 @@ def command(
     """
     from zoo import recipe as recipes
     from zoo import run_folders, tables
-    from zoo.console import first_ten, leading, print_line
+    from zoo.console import first_ten, leading, print_line, print_lines
     from zoo.training import lint
 
     if what and "=" in what:
@@ -73,7 +54,7 @@ def command(
     if resume and what is None and out is None:
         out = run_folders.find(None)
     if resume and what is None and out is not None:
-        what = str(out / "recipe.toml")
+        what = str(run_folders.stored_recipe(out))
     recipe = recipes.resolve(what, overrides)
     if dry_run:
         recipes.check(recipe)
@@ -82,6 +63,10 @@ def command(
             print_line(f"data     {recipe.data.name} · {counts.sum():,} train ({first_ten(counts.tolist())})")
         for finding in lint.check(recipe, counts):
             print_line(f"warning  {finding}")
+        if recipe.freeze != "none":
+            from zoo.training import build
+
+            print_lines(build.freeze_lines(recipe))
         click.echo(recipes.dump(recipe), nl=False)
         return
     headline()
@@ -101,9 +86,8 @@ def _overrides(settings: tuple[str, ...], flags: dict[str, Any]) -> dict[str, An
     from zoo import registry
 
     found = dict(recipes.parse_override(text) for text in settings)
-    keys = {"data": "data.name", "data_dir": "data.dir", "loss": "loss.name"}
-    found |= {recipes.full_key(keys.get(name, name)): value for name, value in flags.items() if value is not None}
-    data = found.get("data.name")
-    if data and data not in registry.names("data") and (Path(data).is_dir() or "/" in data):
-        found |= {"data.name": "folder", "data.dir": data}
+    found |= {name.replace("__", "."): value for name, value in flags.items() if value is not None}
+    if isinstance(data := found.get("data.name"), str):
+        name, place = registry.data_source(data)
+        found |= {"data.name": name} | ({"data.dir": place} if place else {})
     return found

@@ -43,14 +43,14 @@ def _site(host: str | None) -> str:
     return name if name.replace(".", "").isdigit() else ".".join(name.split(".")[-2:])
 
 
-def fetch(url: str, path: Path, md5: str) -> None:
+def fetch(url: str, path: Path, sha256: str) -> None:
     """Download ``url`` to ``path`` unless a file with that checksum is there; a break leaves ``path.part`` to go on from.
 
     Raises:
         DataError: no answer, cut off, a web page instead of the file, or another checksum. UsageError: a redirect to another
             site or out of https. DiskError: no space.
     """
-    if path.is_file() and _md5(path) == md5:
+    if path.is_file() and digest(path) == sha256:
         return
     part = path.with_name(path.name + ".part")
     with as_disk_error(path):
@@ -65,10 +65,12 @@ def fetch(url: str, path: Path, md5: str) -> None:
             raise DataError(
                 f"cannot download {url} ({why}{kept}); try again, or save it as {path}, or name the data with --data-dir"
             ) from error
-        found = _md5(part)
-        if found != md5:
+        found = digest(part)
+        if found != sha256:
             part.unlink()
-            raise DataError(f"download has md5 {found}, published is {md5} ({url}); removed unopened, run it again")
+            raise DataError(
+                f"download has sha256 {found[:16]}..., expected is {sha256[:16]}... ({url}); removed unopened, run it again"
+            )
         part.replace(path)
 
 
@@ -112,6 +114,7 @@ def _continue(url: str, part: Path) -> None:
             raise http.client.IncompleteRead(b"", total - at)
 
 
-def _md5(path: Path) -> str:
+def digest(path: Path) -> str:
+    """sha256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

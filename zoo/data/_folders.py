@@ -1,31 +1,21 @@
-"""Folders of images: find the files, decode them once in parallel, keep the pixels in one memory-mapped array."""
+"""Folders of images: where data sets are, and which files of a folder are images of which class."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 import stat
-import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
-from zoo.console import counted, print_line
-from zoo.data._image import SUFFIXES, decode, shown
-from zoo.data._parts import Part, fingerprints, part, unreadable
-from zoo.errors import DataError, DiskError
-from zoo.files import publish, publish_text
+from zoo.data._image import is_image, shown, suffixes
+from zoo.errors import DataError
 
-BLOCK = 128
-"""Files a thread works through before it reports."""
-T = TypeVar("T")
+State = tuple[int, int, int, int]
+"""Size, modification time, change time and inode of a file: what identifies its content without reading it."""
 
 
 def stored_side(size: int) -> int:
@@ -35,11 +25,11 @@ def stored_side(size: int) -> int:
 
 @dataclass(frozen=True)
 class Listing:
-    """Image files with their class numbers (n,) int64; ``states`` are (size, modification time) for the cache's key."""
+    """Image files with their class numbers (n,) int64, and their states, which tell the cache whether a file has changed."""
 
     paths: Sequence[str]
     targets: np.ndarray
-    states: Sequence[tuple[int, int]]
+    states: Sequence[State]
 
     def take(self, where: np.ndarray) -> Listing:
         """The files at these positions."""
@@ -92,6 +82,12 @@ def class_names(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 
+def holds_images(folder: Path) -> bool:
+    """Whether a folder has an image file in it, by the names of its files."""
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(suffixes()) for entry in entries)
+
+
 def scan(folder: Path, classes: Sequence[str]) -> tuple[Listing, list[str]]:
     """Image files of each class, sorted by class and name; notes that count and name files that are none and empty classes.
 
@@ -100,7 +96,7 @@ def scan(folder: Path, classes: Sequence[str]) -> tuple[Listing, list[str]]:
     """
     paths: list[str] = []
     labels: list[int] = []
-    states: list[tuple[int, int]] = []
+    states: list[State] = []
     other = [entry.name for entry in os.scandir(folder) if not entry.is_dir() or entry.name.startswith((".", "__"))]
     for number, name in enumerate(classes):
         found, strange = _images(folder / name)
@@ -116,26 +112,29 @@ def scan(folder: Path, classes: Sequence[str]) -> tuple[Listing, list[str]]:
     return Listing(paths, np.array(labels, np.int64), states), notes
 
 
-def _images(folder: Path) -> tuple[list[tuple[str, tuple[int, int]]], list[str]]:
+def _images(folder: Path) -> tuple[list[tuple[str, State]], list[str]]:
+    """Files with the ending of an image or, whatever their ending, the content of one; the names of the others."""
     found, other = [], []
     if not folder.is_dir():
         return [], []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or not entry.name.lower().endswith(SUFFIXES):
-                other.append(entry.name)
-            else:
+            if not entry.name.startswith(".") and (entry.name.lower().endswith(suffixes()) or is_image(entry.path)):
                 found.append((entry.path, state_of(entry)))
+            else:
+                other.append(entry.name)
     return sorted(found), sorted(other)
 
 
-def state_of(file: os.DirEntry[str] | Path) -> tuple[int, int]:
-    """Size and modification time of an image file; (-1, 0) if it is no regular file, which decoding then names."""
+def state_of(file: os.DirEntry[str] | Path) -> State:
+    """The state of an image file; its size is -1 if it is no regular file, which decoding then names."""
     try:
         state = file.stat()
     except OSError:
-        return -1, 0
-    return (state.st_size, state.st_mtime_ns) if stat.S_ISREG(state.st_mode) else (-1, 0)
+        return -1, 0, 0, 0
+    if not stat.S_ISREG(state.st_mode):
+        return -1, 0, 0, 0
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
 def _note(folder: Path, other: Sequence[str]) -> list[str]:
@@ -146,130 +145,3 @@ def _note(folder: Path, other: Sequence[str]) -> list[str]:
     )
     listed = ", ".join(f"{shown(kind)} {count}" for kind, count in kinds.most_common(4))
     return [f"{len(other)} entries of {shown(folder)} are no images ({listed}; e.g. {shown(other[0])}): left out"]
-
-
-def square(image: np.ndarray, side: int) -> np.ndarray:
-    """(H, W, 3) resized so that the shorter side is ``side`` (antialiased bilinear), centre cut: (side, side, 3)."""
-    height, width = image.shape[:2]
-    if (height, width) == (side, side):
-        return image
-    scale = side / min(height, width)
-    size = max(side, round(width * scale)), max(side, round(height * scale))
-    # only the part that stays is resized: a 10,000 x 1 image would else become a million pixels wide
-    left, top = (size[0] - side) / 2 / size[0] * width, (size[1] - side) / 2 / size[1] * height
-    box = left, top, left + side / size[0] * width, top + side / size[1] * height
-    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR, box=box))
-
-
-def load(listing: Listing, side: int, name: str) -> Part:
-    """The images at (side, side) pixels, memory-mapped from the cache; decoded into it first if they aren't there.
-
-    The cache is keyed by the content of all files, so a folder that was moved or copied is not decoded again. Images that
-    cannot be read are left out and told in ``bad``. Where the cache can't be written, the images stay in memory.
-
-    Raises:
-        DataError: none of the images can be read.
-    """
-    n = len(listing.paths)
-    pixels = cache_folder() / "images" / f"{_content(listing)}-{side}.npy"
-    prints = pixels.with_suffix(".prints.npy")
-    if not (pixels.is_file() and prints.is_file()):
-        try:
-            publish(pixels, lambda temporary: _decode_all(listing.paths, _mapped(temporary, n, side), name))
-        except DiskError as error:
-            print_line(f"data     not cached: {error}")
-            images = np.empty((n, side, side, 3), np.uint8)
-            bad = _decode(listing.paths, images, name)
-            good = _without(bad, n)
-            read = listing.take(good)
-            return replace(part(images[good] if bad else images, read.targets, read.paths), bad=tuple(bad.values()))
-        except _Unreadable as error:
-            return replace(load(listing.take(_without(error.bad, n)), side, name), bad=tuple(error.bad.values()))
-        found = fingerprints(np.load(pixels, mmap_mode="r"))
-        publish(prints, lambda temporary: np.save(temporary, found))
-    return Part(np.load(pixels, mmap_mode="r"), listing.targets, [shown(path) for path in listing.paths], np.load(prints))
-
-
-class _Unreadable(Exception):
-    """Images that cannot be read, by position."""
-
-    def __init__(self, bad: dict[int, str]) -> None:
-        self.bad = bad
-
-
-def _without(bad: dict[int, str], n: int) -> np.ndarray:
-    """The positions that are left; DataError if there are none."""
-    if n and len(bad) == n:
-        raise unreadable(list(bad.values()), n)
-    return np.setdiff1d(np.arange(n), list(bad))
-
-
-def _content(listing: Listing) -> str:
-    """Digest of the files' contents in order; files whose paths, sizes and times are known are not read for it again."""
-    state = hashlib.sha256(repr((listing.paths, listing.states)).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    known = cache_folder() / "images" / f"{state}.content"
-    if known.is_file():
-        return known.read_text(encoding="utf-8")
-    digests = _each(lambda number: _digest(listing.paths[number], listing.states[number]), len(listing.paths), "read")
-    content = hashlib.sha256(b"".join(digests)).hexdigest()[:24]
-    with contextlib.suppress(DiskError):
-        publish_text(known, content)
-    return content
-
-
-def _digest(path: str, state: tuple[int, int]) -> bytes:
-    if state[0] < 0:
-        return bytes(32)
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError:
-        return bytes(32)  # decoding names it
-
-
-def _mapped(path: Path, n: int, side: int) -> np.ndarray:
-    """A new array in a file, its space claimed first: writing into a hole of a full disk would kill the process."""
-    images = np.lib.format.open_memmap(path, "w+", np.uint8, (n, side, side, 3))
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return images
-
-
-def _decode_all(paths: Sequence[str], images: np.ndarray, name: str) -> None:
-    if bad := _decode(paths, images, name):
-        raise _Unreadable(bad)
-
-
-def _decode(paths: Sequence[str], images: np.ndarray, name: str) -> dict[int, str]:
-    """Fill ``images`` from the files, several at a time: Pillow decodes and resizes outside the interpreter lock; the faults."""
-
-    def fill(number: int) -> str:
-        try:
-            images[number] = square(decode(paths[number]), images.shape[1])
-        except DataError as error:
-            return str(error)
-        return ""
-
-    print_line(f"data     decoding {len(paths):,} images of {shown(name)} (once)")
-    Image.init()  # the readers are registered here, not by several threads at a time
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        told = _each(fill, len(paths), "decoded")
-    return {number: fault for number, fault in enumerate(told) if fault}
-
-
-def _each(do: Callable[[int], T], n: int, done: str) -> list[T]:
-    """``do`` of each number below ``n`` in threads, in order, telling every ten seconds how far they are."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = ThreadPoolExecutor(threads)
-    try:
-        blocks = [
-            pool.submit(lambda numbers: [do(number) for number in numbers], range(start, min(start + BLOCK, n)))
-            for start in range(0, n, BLOCK)
-        ]
-        for block in counted(as_completed(blocks), n, f"data     {done}", BLOCK):
-            block.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return [result for block in blocks for result in block.result()]

@@ -2,42 +2,103 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import stat
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from zoo.errors import DataError
 
 MAX_PIXELS = 64_000_000
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-"""What is read, whatever the file is called; Pillow's other readers (PostScript runs a program) stay closed."""
+MAX_JPEG_PIXELS = 1_000_000_000
+"""Baseline JPEG files up to this size are read too: their decoder scales down as it reads and never holds the whole picture."""
+LARGE_PIXELS = 16_000_000
+"""Larger pictures are scaled down by a whole factor while they are decoded, where the caller needs less."""
+CANDIDATES = (
+    "PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "PCX", "QOI", "SGI",
+)  # fmt: skip
+"""Pillow's readers for pixels alone. Those that run programs (EPS), read other files or have no signature (TGA) stay closed."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each value of the orientation tag (EXIF 2.32, section 4.6.4, tag 0x0112)."""
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats that this Pillow reads of :data:`CANDIDATES`; the content decides, whatever the file is called."""
+    Image.init()
+    return tuple(name for name in CANDIDATES if name in Image.OPEN)
+
+
+@cache
+def suffixes() -> tuple[str, ...]:
+    """The endings of these formats, lower case; for files that are listed without being opened."""
+    known = formats()
+    return tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in known))
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether a file is one of :func:`formats` by its header; False if it cannot be read."""
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would wait for ever
+            return False
+        with Path(path).open("rb") as file:
+            likely = begins_as_image(file.read(16))
+    except (OSError, ValueError):
+        return False
+    return likely and shorter_side(path) > 0
+
+
+def begins_as_image(prefix: bytes) -> bool:
+    """Whether the first 16 bytes of a file are those of one of :func:`formats`."""
+    checks = [Image.OPEN[name][1] for name in formats()]
+    return any(check is not None and _accepts(check, prefix) for check in checks)
+
+
+def _accepts(check: object, prefix: bytes) -> bool:
+    with contextlib.suppress(Exception):  # a reader that meets too few bytes
+        return check(prefix) is True  # type: ignore[operator]
+    return False
 
 
 def shown(path: str | Path) -> str:
     """A path for a message or a table: as it is, or escaped if it has line breaks, control or undecodable characters."""
     text = str(path)
+    if not text.isprintable():
+        with contextlib.suppress(UnicodeError):  # where the locale is no UTF-8, names that are
+            text = os.fsencode(text).decode("utf-8", "surrogateescape")
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, need: int = 0) -> np.ndarray:
     """The image as (H, W, 3) uint8 RGB.
 
     Turned upright by its EXIF tag; transparent parts over black; of an animation the first frame; grey, palette and CMYK
-    converted; 16 bits and floats scaled to 8 (floats from 0 to 1).
+    converted; more than 8 bits and floats scaled to 8. Metadata that cannot be read is ignored. With ``need``, an image over
+    16 million pixels is scaled down by a whole factor that leaves the shorter side at least twice as long as that.
 
     Raises:
-        DataError: missing, not a regular file, not an image, damaged, or over 64 million pixels (seen in the header).
+        DataError: missing, not a regular file, not an image, damaged, or over 64 million pixels (seen in the header; of a
+            baseline JPEG over a thousand million).
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's warnings on large and odd files: the first is refused here
-        return decode(path)
+        return decode(path, need)
 
 
-def decode(path: str | Path) -> np.ndarray:
+def decode(path: str | Path, need: int = 0) -> np.ndarray:
     """:func:`read_image` for threads: without its change of the process-wide warning filters."""
     try:
         state = Path(path).stat()
@@ -47,17 +108,68 @@ def decode(path: str | Path) -> np.ndarray:
     if not stat.S_ISREG(state.st_mode):
         raise DataError(f"not a regular file ({shown(path)}, {_kind(state.st_mode)})")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(
-                    f"image too large ({shown(path)}, {image.width} x {image.height}); at most {MAX_PIXELS:,} pixels"
-                )
+        with _opened(path) as image:
+            _scale_while_reading(image, path, need)
             image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+            turn = _TURNS.get(_orientation(image))
+            reduced = _reduced(image, need)
+            return _rgb(reduced if turn is None else reduced.transpose(turn), path)
     except DataError:
         raise
     except Exception as error:  # one boundary around the parser: Pillow raises many types for damaged files
         raise DataError(_reason(path, state.st_size, error)) from error
+
+
+def shorter_side(path: str | Path) -> int:
+    """The shorter side in pixels by the header alone; 0 if that cannot be read."""
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would wait for ever
+            return 0
+        with Image.open(path, formats=formats()) as image:
+            return min(image.size)
+    except Exception:  # decoding names the fault
+        return 0
+
+
+def _opened(path: str | Path) -> Image.Image:
+    try:
+        return Image.open(path, formats=formats())
+    except Image.DecompressionBombError:  # Pillow's own limit, which does not know that a JPEG can be read scaled down
+        with Path(path).open("rb") as file:
+            if not file.read(3) == b"\xff\xd8\xff":
+                raise
+        from PIL import JpegImagePlugin
+
+        return JpegImagePlugin.JpegImageFile(path)
+
+
+def _scale_while_reading(image: Image.Image, path: str | Path, need: int) -> None:
+    """Let a JPEG's decoder halve, quarter or eighth a large picture; DataError for what is too large all the same."""
+    width, height = image.size
+    if image.format in ("JPEG", "MPO") and width * height <= MAX_JPEG_PIXELS:
+        progressive = "progressive" in image.info or "progression" in image.info  # these hold the whole picture
+        factor = 1 if progressive else next((f for f in (1, 2, 4) if width * height / f**2 <= MAX_PIXELS), 8)
+        if need and width * height > LARGE_PIXELS:
+            factor = max(factor, min(width, height) // (2 * need))
+        if factor > 1:
+            image.draft(None, (max(1, width // factor), max(1, height // factor)))
+    if image.width * image.height > MAX_PIXELS or (width * height > MAX_PIXELS and "progressive" in image.info):
+        raise DataError(f"image too large ({shown(path)}, {width} x {height}); at most {MAX_PIXELS:,} pixels")
+
+
+def _reduced(image: Image.Image, need: int) -> Image.Image:
+    factor = min(image.size) // (2 * need) if need and image.width * image.height > LARGE_PIXELS else 1
+    if factor < 2 or image.mode in ("1", "P", "PA") or image.mode.startswith("I;"):
+        return image
+    return image.reduce(factor)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The value of the orientation tag, 1 (upright) where there is none or the metadata is broken: it never refuses an image."""
+    with contextlib.suppress(Exception):  # each reader raises its own types
+        value = image.getexif().get(0x0112)
+        return value if isinstance(value, int) else 1
+    return 1
 
 
 def _kind(mode: int) -> str:
@@ -81,12 +193,25 @@ def _reason(path: str | Path, size: int, error: Exception) -> str:
     return f"damaged image ({shown(path)}, {shown(str(error) or type(error).__name__)[:60]})"
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def _rgb(image: Image.Image, path: str | Path) -> np.ndarray:
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, np.float64)
-        scale = 255.0 if image.mode == "F" else 1 / 257  # 65535 / 257 = 255
-        return np.repeat(np.rint(values * scale).clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+        return np.repeat(_eight_bits(np.asarray(image), path)[:, :, None], 3, axis=2)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _eight_bits(values: np.ndarray, path: str | Path) -> np.ndarray:
+    """Grey values (H, W) as uint8. 16-bit files are divided by 257; 32 bits and floats, which have no fixed white, by range."""
+    if values.dtype == np.uint16 or values.dtype == np.dtype(">u2"):
+        return np.rint(values / 257).astype(np.uint8)  # 65535 / 257 = 255
+    wide = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+    top = wide.max(initial=0)
+    if values.dtype.kind == "f":
+        scale = 255.0 if top <= 2 else 1.0  # 0 to 1, resampling may have added a little; or else 0 to 255
+    elif top > 65535:
+        raise DataError(f"grey values up to {top:,.0f} ({shown(path)}); save it with 8 or 16 bits")
+    else:
+        scale = 1.0 if top <= 255 else 1 / 257
+    return np.rint(wide * scale).clip(0, 255).astype(np.uint8)

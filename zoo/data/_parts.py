@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from zoo import sampling
+from zoo.data._folders import cache_folder
 from zoo.data._image import shown
-from zoo.errors import DataError
-from zoo.spec import DataSet, Split
+from zoo.data._pixels import PRINT_BYTES, View, fingerprint
+from zoo.errors import DataError, DiskError
+from zoo.files import publish_text
+from zoo.spec import DataSet, ImageArray, Split
+
+LISTED = 10
+"""Most unreadable images that a message leaves to itself; more are listed in a file."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Decoded images (n, side, side, 3) uint8, targets (n,) int64, a name and 16 bytes of blake2b for each image."""
+    """Images (n, side, side, 3) uint8, targets (n,) int64, a name and 16 bytes of blake2b for each image."""
 
-    images: np.ndarray
+    images: ImageArray
     targets: np.ndarray
     files: Sequence[str]
     prints: np.ndarray
@@ -36,10 +42,18 @@ class UnreadableImages(DataError):
     """Training images are among them, so the validation split carved from the others is another one."""
 
 
-def unreadable(bad: Sequence[str], n: int) -> UnreadableImages:
-    """The error that counts the images and names the first three."""
+def unreadable(bad: Sequence[str], n: int, name: str) -> UnreadableImages:
+    """The error that counts the images of the set ``name`` and names the first three; more than ten are listed in a file."""
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-    error = UnreadableImages(f"{len(bad)} of {n:,} images cannot be read: {'; '.join(bad[:3])}{more}; replace or remove them")
+    if len(bad) > LISTED:
+        plain = "".join(c if c.isalnum() else "_" for c in name)[:40]
+        listing = cache_folder() / "unreadable" / f"{plain}.txt"
+        with contextlib.suppress(DiskError):
+            publish_text(listing, "\n".join(bad) + "\n")
+            more += f", all listed in {listing}"
+    error = UnreadableImages(
+        f"{len(bad)} of {n:,} images cannot be read: {'; '.join(bad[:3])}{more}; replace or remove them, or use --skip-bad"
+    )
     error.bad = bad
     return error
 
@@ -51,8 +65,7 @@ def part(images: np.ndarray, targets: np.ndarray, files: Sequence[str]) -> Part:
 
 def fingerprints(images: np.ndarray) -> np.ndarray:
     """blake2b of each image's bytes, (n, 16) uint8."""
-    joined = b"".join(hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest() for image in images)
-    return np.frombuffer(joined, np.uint8).reshape(len(images), 16)
+    return np.frombuffer(b"".join(map(fingerprint, images)), np.uint8).reshape(len(images), PRINT_BYTES)
 
 
 def assemble(
@@ -85,11 +98,11 @@ def assemble(
         found.update(np.ascontiguousarray(each.prints).data)
         found.update(each.targets.astype("<i8").data)
     last = Split(test.images, test.targets, test.files)
-    told = (*notes, *_leaks(train, test))
+    remarks = (*notes, *_leaks(train, test))
     named = tuple(shown(c) for c in classes)
-    data = DataSet(name, named, learn, held, last, mean, std, found.hexdigest(), told, _manifest(parts))
+    data = DataSet(name, named, learn, held, last, mean, std, found.hexdigest(), remarks, manifest=_manifest(parts))
     if bad := [fault for each in parts for fault in each.bad]:
-        error = unreadable(bad, len(bad) + sum(len(each.targets) for each in parts))
+        error = unreadable(bad, len(bad) + sum(len(each.targets) for each in parts), name)
         error.data, error.carved = data, bool(train.bad) and not isinstance(val, Part)
         raise error
     return data
@@ -97,7 +110,7 @@ def assemble(
 
 def _manifest(parts: Sequence[Part]) -> np.ndarray:
     """(n, 2) uint64: for each sample 8 bytes of blake2b of the end of its path, wherever the set lies, and of its content."""
-    tails = ("/".join(file.rsplit("/", 3)[-3:]) for each in parts for file in each.files)
+    tails = (_tail(file) for each in parts for file in each.files)
     names = b"".join(hashlib.blake2b(tail.encode("utf-8", "surrogateescape"), digest_size=8).digest() for tail in tails)
     contents = [
         np.ascontiguousarray(each.prints[:, :8]).view(np.uint64)[:, 0] ^ each.targets.astype(np.uint64) for each in parts
@@ -106,7 +119,7 @@ def _manifest(parts: Sequence[Part]) -> np.ndarray:
 
 
 def _pick(source: Part, where: np.ndarray) -> Split:
-    images = source.images if len(where) == len(source.targets) else source.images[where]
+    images = source.images if len(where) == len(source.targets) else View(source.images, where)
     return Split(images, source.targets[where], [source.files[i] for i in where])
 
 
@@ -117,5 +130,10 @@ def _leaks(train: Part, test: Part) -> list[str]:
     twice = [(i, j) for i, j in zip(there, where) if (test.prints[i] == train.prints[j]).all()]
     if not twice:
         return []
-    listed = ", ".join(f"{Path(test.files[i]).name} = {Path(train.files[j]).name}" for i, j in twice[:3])
+    listed = ", ".join(f"{_tail(test.files[i])} = {_tail(train.files[j])}" for i, j in twice[:3])
     return [f"warning: {len(twice)} test images are also training images ({listed})"]
+
+
+def _tail(file: str) -> str:
+    """The end of a path: the file with the two folders that it is in, its split and its class."""
+    return "/".join(file.rsplit("/", 3)[-3:])

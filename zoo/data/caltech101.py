@@ -12,8 +12,8 @@ import numpy as np
 
 from zoo import sampling
 from zoo.console import print_line
-from zoo.data import _download, _folders, _parts
-from zoo.data._image import SUFFIXES, shown
+from zoo.data import _cache, _download, _folders, _parts
+from zoo.data._image import shown, suffixes
 from zoo.errors import DataError
 from zoo.spec import DataSet, DataSpec
 
@@ -22,8 +22,8 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 TEST_SHARE = 2_893 / 8_677
 URL = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip"
-MD5 = "3138e1922a9193bfa496528edbbc45d0"
-"""As torchvision.datasets.Caltech101 has them."""
+SHA256 = "331234750fc7f77520e50d9565e8b6907b03565e30320da1401130db08c61f91"
+"""Of the archive, whose MD5 torchvision.datasets.Caltech101 has."""
 
 
 def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
@@ -45,7 +45,7 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
         listings = [listing.take(where) for where in sampling.carve(listing.targets, TEST_SHARE, 0)]
         notes.append(f"no train.txt and test.txt: {len(listings[1].targets):,} images, always the same, are the test set")
     side = _folders.stored_side(size)
-    parts = [_folders.load(each, side, f"caltech101-{split}") for split, each in zip(("train", "test"), listings)]
+    parts = [_cache.load(each, side, f"caltech101-{split}") for split, each in zip(("train", "test"), listings)]
     return _parts.assemble("caltech101", classes, *parts, mean=MEAN, std=STD, val=val, seed=seed, notes=notes)
 
 
@@ -64,7 +64,7 @@ def _downloaded() -> Path:
 
     target = _folders.download_folder("caltech101")
     print_line(f"data     downloading caltech101 to {target}")
-    _download.fetch(URL, target / Path(URL).name, MD5)
+    _download.fetch(URL, target / Path(URL).name, SHA256)
     try:
         Caltech101(str(target.parent), download=True)  # its folder is caltech101; finds the archive there and unpacks it
     except Exception as error:  # one boundary around archive and disk, whose faults have many types
@@ -107,7 +107,7 @@ def _listed(place: Path, classes: list[str]) -> list[_folders.Listing]:
 def _file(path: Path) -> Path:
     """The file itself, or the same picture in another format: the lists say .jpg."""
     if not path.is_file():
-        return next((other for suffix in SUFFIXES if (other := path.with_suffix(suffix)).is_file()), path)
+        return next((other for suffix in suffixes() if (other := path.with_suffix(suffix)).is_file()), path)
     return path
 
 

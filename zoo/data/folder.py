@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from zoo import sampling
-from zoo.data import _folders, _parts
+from zoo.data import _cache, _folders, _parts
 from zoo.data._image import shown
 from zoo.errors import DataError, UsageError
 from zoo.spec import DataSet, DataSpec
@@ -13,52 +14,120 @@ from zoo.spec import DataSet, DataSpec
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 TEST_SHARE = 0.2
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+"""Names of the folders of each split, in any case."""
 
 
-def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
+def build(folder: Path | None, *, size: int, val: float, seed: int, layout: str = "auto") -> DataSet:
     """Read class folders, kept an eighth larger than ``size`` for random crops.
 
-    A folder ``val`` beside ``train`` and ``test`` is the validation set. Without ``test``, ``val`` is the test set; without
-    both, a fifth of each class, always the same.
+    Folders named as splits (:data:`SPLITS`) are splits if they hold class folders, and classes if they hold images;
+    ``layout`` is "splits" or "classes" where that is ambiguous. A validation folder beside a training and a test folder is
+    the validation set. Without a test folder it is the test set; without both, a fifth of each class, always the same.
 
     Raises:
-        DataError: missing, damaged, or with a class in test that training lacks.
+        DataError: missing, damaged, ambiguous, or with a class in test that training lacks.
     """
     if folder is None:
         raise UsageError("which folder? name the folder of class folders with --data FOLDER")
     _folders.check_folder(folder)
     name = shown(folder.absolute().name)
     side = _folders.stored_side(size)
-    listings, classes, notes = _listings(folder)
-    parts = {split: _folders.load(listing, side, f"{_plain(name)}-{split}") for split, listing in listings.items()}
+    listings, classes, notes = _listings(folder, layout)
+    parts = {split: _cache.load(listing, side, f"{name}-{split}") for split, listing in listings.items()}
     held = parts.get("val", val)
     return _parts.assemble(
         name, classes, parts["train"], parts["test"], mean=MEAN, std=STD, val=held, seed=seed, notes=notes
     )  # fmt: skip
 
 
-def _plain(name: str) -> str:
-    """A folder's name for use in a file name."""
-    return "".join(c if c.isalnum() else "_" for c in name)[:40]
-
-
-def _listings(folder: Path) -> tuple[dict[str, _folders.Listing], list[str], list[str]]:
-    has = {split: folder / split for split in ("train", "val", "test") if (folder / split).is_dir()}
-    if "train" not in has or len(has) == 1:
-        return _carved(has.get("train", folder))
-    notes = []
-    if "test" not in has:
-        has["test"] = has.pop("val")
-        notes.append("no test folder: val/ is the test set, and validation is carved from train/")
-    classes = _classes(has["train"])
+def _listings(folder: Path, layout: str) -> tuple[dict[str, _folders.Listing], list[str], list[str]]:
+    folder, notes = _inner(folder)
+    found = _splits(folder, layout)
+    if not found:
+        listings, classes, more = _carved(folder)
+        return listings, classes, notes + more
+    if odd := [f"{place.name}/ is {split}" for split, place in found.items() if place.name != split]:
+        notes.append(f"folders of {shown(folder)}: {', '.join(odd)}")
+    if len(found) == 1:
+        listings, classes, more = _carved(found["train"])
+        return listings, classes, notes + more
+    if "test" not in found:
+        notes.append(f"no test folder: {found['val'].name}/ is the test set, and validation is carved from train/")
+        found["test"] = found.pop("val")
+    classes = _classes(found["train"])
     listings = {}
-    for split, place in has.items():
+    for split, place in found.items():
         if extra := sorted(set(_folders.class_names(place)) - set(classes)):
             where = shown((place / extra[0]).absolute())
-            raise DataError(f"class in {place.name} but not in train ({where}); add training images or remove it")
+            raise DataError(
+                f"class in {place.name} but not in {found['train'].name} ({where}); add training images or remove it"
+            )
         listings[split], more = _folders.scan(place, classes)
         notes += more
     return listings, classes, notes
+
+
+def _inner(folder: Path) -> tuple[Path, list[str]]:
+    """The folder itself, or its only child where that holds folders in turn, as archives unpack to."""
+    names = _folders.class_names(folder)
+    if len(names) == 1 and len(inside := _folders.class_names(folder / names[0])) > 1 and _split_of(names[0]) is None:
+        return folder / names[0], [f"{shown(folder)} holds only {shown(names[0])}/: its {len(inside)} folders are taken"]
+    return folder, []
+
+
+def _splits(folder: Path, layout: str) -> dict[str, Path]:
+    """The folder of each split, training first; nothing if the folders are classes.
+
+    Raises:
+        DataError: two folders of one split, or folders of which some look like splits and some like classes.
+    """
+    names = _folders.class_names(folder)
+    called = {name: split for name in names if (split := _split_of(name))}
+    if layout == "classes" or not called:
+        if layout == "splits":
+            raise DataError(
+                f"no folder is named as a split ({shown(folder.absolute())}); name it train, or use data.layout=classes"
+            )
+        return {}
+    deep = {name: bool(_folders.class_names(folder / name)) for name in called}
+    if layout == "auto":
+        if not any(deep.values()) and len(called) < len(names):
+            return {}  # a class may be called train
+        if not all(deep.values()) or _mixed(folder, names, called):
+            raise _ambiguous(folder, called, deep)
+    found: dict[str, Path] = {}
+    for split in SPLITS:
+        places = [name for name, of in called.items() if of == split]
+        if len(places) > 1:
+            raise DataError(
+                f"{len(places)} folders of one split ({shown(folder.absolute())}, {', '.join(map(shown, places))}); remove one"
+            )
+        if places:
+            found[split] = folder / places[0]
+    if "train" not in found:
+        raise _ambiguous(folder, called, deep)
+    return found
+
+
+def _split_of(name: str) -> str | None:
+    return next((split for split, names in SPLITS.items() if name.casefold() in names), None)
+
+
+def _mixed(folder: Path, names: Sequence[str], called: dict[str, str]) -> bool:
+    """Whether folders beside the splits hold images, as classes do; others, such as ``scripts``, say nothing."""
+    return any(_folders.holds_images(folder / name) for name in names if name not in called)
+
+
+def _ambiguous(folder: Path, called: dict[str, str], deep: dict[str, bool]) -> DataError:
+    facts = ", ".join(f"{shown(name)}/ holds {'folders' if deep[name] else 'no folders'}" for name in called)
+    return DataError(
+        f"splits or classes? ({shown(folder.absolute())}, {facts}); say which with data.layout=splits or data.layout=classes"
+    )
 
 
 def _carved(source: Path) -> tuple[dict[str, _folders.Listing], list[str], list[str]]:
@@ -89,6 +158,7 @@ SPECS = {
         std=STD,
         counts=(0, 0),
         margin=True,
+        options=("layout",),
         source="your folder of class folders",
         recipe={"data.augment": ["rcrop", "flip"]},
     ),

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo import ops
-from zoo.spec import LossSpec
+from zoo.spec import LossSpec, Option
 
 
 class CrossEntropy(nn.Module):
@@ -42,7 +42,7 @@ SPECS = {
         build=CrossEntropy,
         reference=reference,
         paper="Szegedy et al. 2016, arXiv:1512.00567",
-        options=("label_smoothing",),
+        options={"label_smoothing": Option("float", 0.0, "share of the target spread over all classes", ge=0, lt=1)},
         soft=True,
         weighted_mean=True,
     ),

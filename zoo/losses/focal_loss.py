@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zoo import ops
-from zoo.spec import LossSpec
+from zoo.spec import LossSpec, Option
 
 
 class FocalLoss(nn.Module):
     """l = -w_y (1 - p_t)^gamma log p_t over logits (N, C) or (N, C, d1, ...); see :func:`zoo.ops.focal_loss`.
+
+    ``weight`` (C,) is a tensor, an array or a list of numbers, e.g. :func:`zoo.effective_weights` of the class counts.
 
     With shares q of the classes for a target, as mixup and cutmix make them, l = -sum_c w_c q_c (1 - p_c)^gamma log p_c (Mukhoti
     et al. 2020): it is linear in q, so that a blend of two samples has the blend of the losses that each label would have
@@ -27,13 +32,15 @@ class FocalLoss(nn.Module):
     def __init__(
         self,
         gamma: float = 2.0,
-        weight: Tensor | None = None,
+        weight: Tensor | np.ndarray | Sequence[float] | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         reduction: str = "mean",
         scale: float = 1.0,
     ) -> None:
         super().__init__()
+        if weight is not None and not isinstance(weight, Tensor):
+            weight = torch.as_tensor(weight, dtype=torch.get_default_dtype())
         self.register_buffer("weight", weight)
         self.gamma = gamma
         self.ignore_index = ignore_index
@@ -77,7 +84,10 @@ SPECS = {
         build=build,
         reference=reference,
         paper="Lin et al. 2017, arXiv:1708.02002; class-balanced: Cui et al. 2019, arXiv:1901.05555",
-        options=("focal_gamma", "label_smoothing"),
+        options={
+            "focal_gamma": Option("float", 2.0, "exponent of the modulating factor (1 - p_t)", ge=0, le=100),
+            "label_smoothing": Option("float", 0.0, "share of the target spread over all classes", ge=0, lt=1),
+        },
         soft=True,
         fused=True,
     ),

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo import ops
-from zoo.spec import LossSpec
+from zoo.spec import LossSpec, Option
 
 
 class Hybrid(nn.Module):
@@ -70,13 +70,28 @@ def reference_switch(
 
 PAPER = "reported experiment; focal loss: Lin et al. 2017, arXiv:1708.02002"
 
+GAMMA = Option("float", 2.0, "exponent of the modulating factor (1 - p_t)", ge=0, le=100)
+
 SPECS = {
-    "hybrid": LossSpec(build=build, reference=reference, paper=PAPER, options=("focal_gamma", "alpha"), soft=True, fused=True),
+    "hybrid": LossSpec(
+        build=build,
+        reference=reference,
+        paper=PAPER,
+        options={
+            "focal_gamma": GAMMA,
+            "alpha": Option("float", 0.5, "share of cross entropy, the rest is the focal loss", ge=0, le=1),
+        },
+        soft=True,
+        fused=True,
+    ),
     "ce_then_focal": LossSpec(
         build=build_switch,
         reference=reference_switch,
         paper=PAPER,
-        options=("focal_gamma", "switch_epoch"),
+        options={
+            "focal_gamma": GAMMA,
+            "switch_epoch": Option("int", 0, "epochs of cross entropy before the focal loss", ge=0, le=1_000_000),
+        },
         soft=True,
         fused=True,
     ),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.focal_formula import logarithms
-from zoo.spec import LossSpec
+from zoo.spec import LossSpec, Option
 
 
 class Ldam(nn.Module):
@@ -77,7 +77,10 @@ SPECS = {
         build=Ldam,
         reference=reference,
         paper="Cao et al. 2019, arXiv:1906.07413",
-        options=("max_margin", "margin_scale"),
+        options={
+            "max_margin": Option("float", 0.5, "margin of the rarest class, as a cosine", ge=0, le=100),
+            "margin_scale": Option("float", 30.0, "factor on the margins, the scale of the logits", gt=0, le=1e4),
+        },
         counts=True,
         soft=True,
         weighted_mean=True,

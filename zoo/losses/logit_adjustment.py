@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.spec import LossSpec
+from zoo.spec import LossSpec, Option
 
 
 class LogitAdjustment(nn.Module):
@@ -74,7 +74,7 @@ SPECS = {
         build=LogitAdjustment,
         reference=reference,
         paper="Menon et al. 2021, arXiv:2007.07314",
-        options=("tau",),
+        options={"tau": Option("float", 1.0, "strength of the adjustment", ge=0, le=100)},
         counts=True,
         soft=True,
         weighted_mean=True,

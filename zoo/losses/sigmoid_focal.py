@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.spec import LossSpec
+from zoo.spec import LossSpec, Option
 
 
 class SigmoidFocal(nn.Module):
@@ -48,6 +48,6 @@ SPECS = {
         build=build,
         reference=reference,
         paper="Lin et al. 2017, arXiv:1708.02002; class-balanced: Cui et al. 2019, arXiv:1901.05555",
-        options=("focal_gamma",),
+        options={"focal_gamma": Option("float", 2.0, "exponent of the modulating factor (1 - p_t)", ge=0, le=100)},
     ),
 }

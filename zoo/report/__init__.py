@@ -14,6 +14,7 @@ from zoo.errors import UsageError
 from zoo.files import publish_text
 from zoo.report import _blocks, _compare, _draw
 from zoo.report._blocks import Block, Code, Heading, Picture, Table, Text
+from zoo.report._csv import write_tables as write_tables
 from zoo.report._read import Folder, interval, percent, read
 from zoo.report._sweep import Point as Point
 from zoo.report._sweep import chosen as sweep_choice
@@ -21,7 +22,19 @@ from zoo.report._sweep import spread as spread
 from zoo.report._sweep import table as sweep_table
 from zoo.report._sweep import write as sweep
 
-__all__ = ["Comparison", "Point", "compare", "figures", "page", "spread", "summary", "sweep", "sweep_choice", "sweep_table"]
+__all__ = [
+    "Comparison",
+    "Point",
+    "compare",
+    "figures",
+    "page",
+    "spread",
+    "summary",
+    "sweep",
+    "sweep_choice",
+    "sweep_table",
+    "write_tables",
+]
 PICTURES = {
     "curves.png": "learning curves",
     "confusion.png": "confusion matrix",
@@ -138,7 +151,7 @@ def _what(run: Folder) -> str:
     if counts and min(counts) != max(counts):
         images += f", {max(counts):,} to {min(counts):,} a class"
     started = f", started from weights {recipe.weights!r}" if recipe.weights != "none" else ""
-    gamma = f" (focal gamma {recipe.loss.focal_gamma:g})" if "focal" in recipe.loss.name else ""
+    gamma = f" (focal gamma {recipe.loss.options['focal_gamma']:g})" if "focal_gamma" in recipe.loss.options else ""
     return (
         f"{recipe.model} on {run.data}: {images}, {len(run.classes) or '?'} classes; loss {run.loss}{gamma}; "
         f"{recipe.optim.name}, lr {recipe.optim.lr:g}, {recipe.schedule.name} schedule, batch size {recipe.batch_size}, "
@@ -209,7 +222,7 @@ COURSE = {
 
 def _course(run: Folder) -> list[Block]:
     """What a loss that rescales itself and a sampler did, at the epochs at which the first acts; all are in metrics.jsonl."""
-    train, every = run.split("train"), run.recipe.loss.rescale_every
+    train, every = run.split("train"), run.recipe.loss.options.get("rescale_every", 5)
     keys = [key for key in COURSE if train and key in train[0]]
     rows = [
         (row["epoch"], *(COURSE[key][1](row[key]) for key in keys))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo import metrics
-from zoo.recipe import settings
+from zoo.recipe import aligned
 from zoo.report import _draw, _methods
 from zoo.report._blocks import Block, Heading, Picture, Table, Text
 from zoo.report._read import Folder, interval, percent, shown
@@ -108,7 +108,7 @@ def _results(runs: Sequence[Folder], names: Sequence[str]) -> Table:
 
 
 def _data(runs: Sequence[Folder]) -> list[Block]:
-    data = list(dict.fromkeys(run.recipe.data.name for run in runs))
+    data = list(dict.fromkeys(run.recipe.data.label for run in runs))
     text = f"The runs are of different data ({', '.join(data)}), so their accuracies do not compare."
     return [Text(text, strong=True)] if len(data) > 1 else []
 
@@ -176,7 +176,7 @@ def _p(value: float) -> str:
 
 
 def _differences(runs: Sequence[Folder], names: Sequence[str]) -> Table:
-    values = [settings(run.recipe) for run in runs]
+    values = aligned(run.recipe for run in runs)
     keys = [key for key in values[0] if key != "data.dir" and any(each[key] != values[0][key] for each in values)]
     return Table(("run", *keys), [(name, *(each[key] for key in keys)) for name, each in zip(names, values)])
 

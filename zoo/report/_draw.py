@@ -61,7 +61,7 @@ def curves(run: Folder) -> Figure:
     figure = canvas(6.4)
     loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=[4, 4, 1.6])
     train, val, trained = run.split("train"), run.held, run.recipe.loss
-    plain = trained.name == "cross_entropy" and trained.class_weights == "none" and not trained.label_smoothing
+    plain = trained.name == "cross_entropy" and trained.class_weights == "none" and not trained.options.get("label_smoothing")
     held = run.held_name.removeprefix("the ")
     names = ("train", held) if plain else (f"train ({run.loss})", f"{held} (plain cross entropy)")
     _line(loss, train, "loss", BLUE, names[0])

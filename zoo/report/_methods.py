@@ -8,7 +8,7 @@ from itertools import combinations
 from statistics import mean
 
 from zoo import metrics
-from zoo.recipe import NOT_THE_RECIPE, settings
+from zoo.recipe import NOT_THE_RECIPE, aligned, settings
 from zoo.report._blocks import Block, Heading, Table, Text
 from zoo.report._read import Folder
 from zoo.report._sweep import interval, spread
@@ -26,7 +26,7 @@ def numbers(runs: Sequence[Folder]) -> list[int]:
 def names(runs: Sequence[Folder]) -> list[str]:
     """For each run its method's name: the loss, and of methods of one loss the settings that it takes to tell them apart."""
     method = numbers(runs)
-    values = [settings(run.recipe) for run in runs]
+    values = aligned(run.recipe for run in runs)
     found = [run.loss for run in runs]
     for key in (key for key in values[0] if key not in NOT_THE_RECIPE):
         shared = {name: {repr(each[key]) for each, other in zip(values, found) if other == name} for name in found}

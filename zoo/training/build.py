@@ -1,10 +1,10 @@
-"""The parts of a run, made from its recipe: data, model, loss, batches, optimizer."""
+"""A recipe becomes what a run trains with; nothing below this file knows recipes."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from dataclasses import replace
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,176 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import console, registry, sampling, weights
+from zoo import console, machine, model_files, ops, registry, sampling, weights
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _augment
-from zoo.errors import DataError, UsageError
+from zoo.data._read import read
+from zoo.errors import DataError, DiskError, UsageError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec, Split
-from zoo.training import features, freezing, lint, objective, optim, processes
+from zoo.training import freezing, lint, optim
 from zoo.training.batches import Batches
-from zoo.training.loop import DTYPES, Step, autocast
-from zoo.training.session import Trainer
+from zoo.training.loop import DTYPES, Step
+from zoo.training.processes import Team
+from zoo.training.session import Session, Settings
+
+EVAL_BATCH = 256
+JUMP = 2.0
+"""A larger factor between the rates before and after resuming is warned of."""
 
 
-def model_spec(name: str) -> ModelSpec:
-    """The spec of a registered model, or of any timm model as ``timm/<name>``."""
+@dataclass(frozen=True)
+class Place:
+    """What a run computes on."""
+
+    device: torch.device
+    precision: str
+    allocator: str
+
+
+@contextlib.contextmanager
+def conditions(recipe: Recipe) -> Iterator[None]:
+    """What holds while a recipe is trained, and what torch's errors then mean.
+
+    Raises:
+        DiskError: not enough memory on the device or machine. UsageError: a model that torch cannot compile.
+    """
+    try:
+        with machine.deterministic(recipe.deterministic):
+            yield
+    except RuntimeError as error:
+        if recipe.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            why = str(error.__cause__ or error).strip().splitlines()[0]
+            raise UsageError(f"torch.compile failed ({recipe.model}: {why}); leave --compile out") from error
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        half = max(1, recipe.batch_size // 2)
+        raise DiskError(
+            f"out of memory (batch_size {recipe.batch_size}); lower it, e.g. --batch-size {half}; saved files are complete"
+        ) from error
+
+
+def place(recipe: Recipe, team: Team) -> Place:
+    """Choose device and precision, and set this process's threads and memory allocation.
+
+    Raises:
+        UsageError: a device that is not there, or a precision that it has not.
+    """
+    device = team.device(machine.device(recipe.device))
+    precision = machine.precision(recipe.precision, device)
+    allocator = machine.keep_memory()
+    machine.use_threads(team.local_size)
+    return Place(device, precision, allocator)
+
+
+def session(
+    recipe: Recipe,
+    folder: Path,
+    place: Place,
+    team: Team,
+    *,
+    data: DataSet | None = None,
+    loss: nn.Module | None = None,
+    resume: bool = False,
+) -> tuple[Session, list[str]]:
+    """The session of a recipe, and one line for each thing in the recipe that may surprise.
+
+    ``data`` and ``loss`` replace those that the recipe names.
+
+    Raises:
+        UsageError, FileError: settings or weights that do not fit, before the data is read. DataError: data that cannot be
+            trained on.
+    """
+    recipes.check(recipe)
+    _augment.check(recipe.data.augment)
+    spec = model_spec(recipe.model, folder if resume else None)
+    classes = len(data.classes) if data else registry.entry("data", recipe.data.name)["classes"]
+    start = _model(recipe, spec, classes or spec.classes)
+    data = data or dataset(recipe, spec.input[1])
+    if len(data.classes) != (classes or spec.classes):
+        start = _model(recipe, spec, len(data.classes), start.tensors)
+    for note in data.notes:
+        console.note("data", note)
+    index, counts = _training_part(recipe, data)
+    data = _normalised(recipe, spec, data)
+    model = start.model.to(place.device).to(memory_format=torch.channels_last)
+    sampler = build_sampler(recipe, data.train.targets, index)
+    built, weight = (loss, None) if loss is not None else build_loss(recipe, counts)
+    batches, val, test = _batches(recipe, data, index, sampler, spec.input[1], place, team)
+    ema = optim.Ema(model, recipe.ema) if recipe.ema else None
+    make_optimizer = partial(_optimizer, recipe, model, spec)
+    after = partial(ema.update, model) if ema else None
+    made = Session(
+        folder=folder,
+        identity={"model": recipe.model, "classes": len(data.classes), "optimizer": recipe.optim.name},
+        data=data,
+        spec=spec,
+        model=model,
+        loss=built.to(place.device),
+        batches=batches,
+        val=val,
+        test=test,
+        step=_step(recipe, make_optimizer(), len(batches), len(data.classes), place, team, after=after, sampler=sampler),
+        make_optimizer=make_optimizer,
+        frozen=start.frozen,
+        plan=start.plan,
+        settings=_settings(recipe),
+        ema=ema,
+        weight=weight.to(place.device) if weight is not None else None,
+        sampler=sampler,
+        team=team,
+    )
+    return made, lint.check(recipe, counts, start.random)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A model to start from."""
+
+    model: nn.Module
+    tensors: Mapping[str, Tensor] | None
+    """The weights that were read, None if it starts from none."""
+    frozen: freezing.FreezeTable
+    plan: Sequence[tuple[int, str]]
+    random: list[str]
+    """Frozen tensors that nothing was loaded into."""
+
+
+def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, Tensor] | None = None) -> _Start:
+    """The model with its weights loaded and its parts frozen; ``tensors`` are the weights if they have been read before."""
+    torch.manual_seed(recipe.seed)
+    model = spec.build(classes)
+    plan = freezing.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
+    fresh: Sequence[str] = tuple(model.state_dict())
+    if recipe.weights == "none":
+        frozen = freezing.freeze(model, recipe.freeze, spec, fresh=() if recipe.allow_random_frozen else fresh)
+    else:
+        freezing.freeze(model, recipe.freeze, spec)  # a selector that is wrong is known before weights are read
+        tensors = weights.find(recipe.weights, spec) if tensors is None else tensors
+        fresh = load_weights(model, spec, recipe.weights, tensors)
+        frozen = freezing.freeze(model, recipe.freeze, spec, fresh=() if recipe.allow_random_frozen else fresh)
+    return _Start(model, tensors, frozen, plan, [name for name in frozen.names if name in set(fresh)])
+
+
+def freeze_lines(recipe: Recipe) -> list[str]:
+    """What the recipe freezes at the start, part by part, without weights or data (:func:`zoo.training.freezing.lines`)."""
+    spec = model_spec(recipe.model)
+    with torch.device("meta"):
+        model = spec.build(registry.entry("data", recipe.data.name)["classes"] or spec.classes)
+    plan = freezing.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
+    random = recipe.weights == "none" and not recipe.allow_random_frozen
+    table = freezing.freeze(model, recipe.freeze, spec, fresh=tuple(model.state_dict()) if random else ())
+    return freezing.lines(table, plan)
+
+
+def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
+    """The spec of a registered model, of any timm model as ``timm/<name>``, or of one in a file as ``FILE.py:NAME``.
+
+    ``stored`` is the folder of the run that the model is of.
+    """
+    if model_files.is_file(name):
+        return model_files.spec(name, stored)
     if name.startswith("timm/"):
         from zoo.models import timm_nets
 
@@ -35,137 +190,11 @@ def model_spec(name: str) -> ModelSpec:
     return registry.find("models", name)
 
 
-def build_data(recipe: Recipe, size: int) -> DataSet:
-    """Read the data set of a recipe at ``size`` pixels and carve its validation split."""
-    spec = registry.find("data", recipe.data.name)
-    folder = Path(recipe.data.dir).expanduser() if recipe.data.dir else None
-    return spec.build(folder, size=size, val=recipe.data.val, seed=recipe.seed)
+def load_weights(model: nn.Module, spec: ModelSpec, source: str, tensors: Mapping[str, Tensor] | None = None) -> Sequence[str]:
+    """Load ``source`` into the model and print what was decided; the names of the tensors that stay random.
 
-
-def build(recipe: Recipe, folder: Path, device: torch.device, precision: str, team: processes.Team) -> Trainer:
-    """Everything that a run trains with, for a folder that need not exist yet, on on ``device`` at ``precision``."""
-    spec = model_spec(recipe.model)
-    recipes.check(recipe)
-    expected = registry.entry("data", recipe.data.name)["classes"] or spec.classes
-    model, tensors, plan = _checked(recipe, spec, expected)
-    data = build_data(recipe, spec.input[1])
-    for note in data.notes:
-        console.note("data", note)
-    _check_labels(data)
-    index = sampling.long_tail(data.train.targets, recipe.data.imbalance, recipe.seed)
-    counts = sampling.class_counts(data.train.targets[index], len(data.classes))
-    _check_classes(data, counts, allow_empty=recipe.allow_empty_class)
-    data = _normalised(data, weights.statistics(recipe.weights, spec))
-    if len(data.classes) != expected:
-        model = _built(recipe, spec, len(data.classes))
-    frozen, random = _frozen(recipe, model, spec, tensors)
-    model = model.to(device).to(memory_format=torch.channels_last)
-    dtype = DTYPES[precision]
-    sampler = objective.build_sampler(recipe, data.train.targets, index)
-    batches = Batches(
-        data.train,
-        index,
-        recipe.batch_size,
-        device,
-        data.mean,
-        data.std,
-        spec.input[1],
-        dtype,
-        recipe.seed,
-        tuple(recipe.data.augment),
-        sampler.order if sampler else None,
-        team.share if team.size > 1 and not (recipe.mixup or recipe.cutmix) else None,
-    )
-    choosing = data.test if recipe.select_on == "test" else data.val
-    val = eval_batches(choosing, data, device, spec.input[1], precision) if len(choosing) else None
-    test = eval_batches(data.test, data, device, spec.input[1], precision)
-    ema = optim.Ema(model, recipe.ema) if recipe.ema else None
-    step = replace(_step(recipe, model, len(batches), device, precision, len(data.classes), ema, sampler), team=team)
-    loss, weight = objective.build_loss(recipe, counts)
-    weight = weight.to(device) if weight is not None else None
-    told = tuple(lint.check(recipe, counts, random))
-    return Trainer(
-        recipe, folder, data, spec, model, loss.to(device), batches, val, test, step, device, precision, counts, frozen, ema, weight,
-        sampler, told, team, plan,
-    )  # fmt: skip
-
-
-def _check_labels(data: DataSet) -> None:
-    for part in (data.train, data.val, data.test):
-        if len(wrong := np.flatnonzero((part.targets < 0) | (part.targets >= len(data.classes)))):
-            file, label = part.files[wrong[0]], part.targets[wrong[0]]
-            raise DataError(f"label out of range ({file}, label {label}, {len(data.classes)} classes); correct the data set")
-
-
-def _check_classes(data: DataSet, counts: np.ndarray, *, allow_empty: bool) -> None:
-    empty = [data.classes[i] for i in np.flatnonzero(counts == 0)]
-    if empty and not allow_empty:
-        raise DataError(
-            f"{len(empty)} classes have no training image ({data.name}, {', '.join(empty[:3])}); "
-            "lower the imbalance, remove them, or go on with --allow-empty-class"
-        )
-    if empty:
-        print_line(f"warning  {len(empty)} classes have no training image and won't be learned ({', '.join(empty[:3])})")
-
-
-def check_deterministic(parts: Trainer) -> None:
-    """Take one step with a copy of the model; UsageError naming the operation that has no deterministic way."""
-    model, loss = copy.deepcopy(parts.model), copy.deepcopy(parts.loss)
-    inputs = torch.zeros(2, *parts.spec.input, device=parts.device, dtype=DTYPES[parts.precision])
-    try:
-        with autocast(parts.device, parts.precision):
-            logits = model(inputs)
-        loss(logits.float(), torch.zeros(2, dtype=torch.int64, device=parts.device)).backward()
-    except RuntimeError as error:
-        if "deterministic" not in str(error):
-            raise
-        name = str(error).split(" ")[0]
-        raise UsageError(
-            f"{name} has no deterministic way (deterministic = true, {parts.device.type}); leave --deterministic out"
-        ) from error
-
-
-def _normalised(data: DataSet, statistics: tuple[Any, Any] | None) -> DataSet:
-    """The data set, its images to be normalised as those were that the weights come from."""
-    if statistics is None or statistics == (data.mean, data.std):
-        return data
-    print_line(f"data     normalised as the weights were trained: mean {statistics[0]}, std {statistics[1]}")
-    return replace(data, mean=statistics[0], std=statistics[1])
-
-
-def _checked(
-    recipe: Recipe, spec: ModelSpec, classes: int
-) -> tuple[nn.Module, Mapping[str, Tensor] | None, list[tuple[int, str]]]:
-    """The model, random as yet, the weights to start from and what is frozen when.
-
-    What is wrong with them is told before the data is read, whose number of classes may turn out to be another.
+    ``tensors`` are those of ``source`` if they have been read.
     """
-    tensors = None if recipe.weights == "none" else weights.find(recipe.weights, spec)
-    model = _built(recipe, spec, classes)
-    plan = freezing.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
-    random = recipe.weights == "none" and not recipe.allow_random_frozen
-    freezing.freeze(model, recipe.freeze, spec, fresh=tuple(model.state_dict()) if random else ())
-    if tensors is not None:
-        weights.fitting(model.state_dict(), tensors, spec, recipe.weights)
-    return model, tensors, plan
-
-
-def _built(recipe: Recipe, spec: ModelSpec, classes: int) -> nn.Module:
-    torch.manual_seed(recipe.seed)
-    return spec.build(classes)
-
-
-def _frozen(
-    recipe: Recipe, model: nn.Module, spec: ModelSpec, tensors: Mapping[str, Tensor] | None
-) -> tuple[freezing.FreezeTable, list[str]]:
-    """Load the weights and freeze as the recipe says: what was frozen, and what of that is random."""
-    fresh = weighted(model, spec, recipe.weights, tensors)
-    table = freezing.freeze(model, recipe.freeze, spec, fresh=() if recipe.allow_random_frozen else fresh)
-    return table, [name for name in table.names if name in set(fresh)]
-
-
-def weighted(model: nn.Module, spec: ModelSpec, source: str, tensors: Mapping[str, Tensor] | None = None) -> tuple[str, ...]:
-    """Load ``source``; the names of what stays random. ``tensors`` are those of ``source`` if they have been read."""
     if source == "none":
         return tuple(model.state_dict())
     notes = weights.load_weights(model, source, spec, tensors)
@@ -174,35 +203,197 @@ def weighted(model: nn.Module, spec: ModelSpec, source: str, tensors: Mapping[st
     return notes.fresh
 
 
+def dataset(recipe: Recipe, size: int) -> DataSet:
+    """Read the data set of a recipe at ``size`` pixels and carve its validation split."""
+    data = recipe.data
+    return read(
+        data.name, data.dir, size=size, val=data.val, seed=recipe.seed, layout=data.layout, skip_bad=data.skip_bad
+    )  # fmt: skip
+
+
+def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (n,) in the training split that are trained on, and how many there are of each class (C,)."""
+    for part in (data.train, data.val, data.test):
+        if len(wrong := np.flatnonzero((part.targets < 0) | (part.targets >= len(data.classes)))):
+            file, label = part.files[wrong[0]], part.targets[wrong[0]]
+            raise DataError(f"label out of range ({file}, label {label}, {len(data.classes)} classes); correct the data set")
+    index = sampling.long_tail(data.train.targets, recipe.data.imbalance, recipe.seed)
+    index = index[sampling.per_class(data.train.targets[index], recipe.data.per_class, recipe.seed)]
+    counts = sampling.class_counts(data.train.targets[index], len(data.classes))
+    empty = [data.classes[i] for i in np.flatnonzero(counts == 0)]
+    if empty and not recipe.allow_empty_class:
+        raise DataError(
+            f"{len(empty)} classes have no training image ({data.name}, {', '.join(empty[:3])}); "
+            "lower the imbalance, remove them, or go on with --allow-empty-class"
+        )
+    if empty:
+        print_line(f"warning  {len(empty)} classes have no training image and won't be learned ({', '.join(empty[:3])})")
+    return index, counts
+
+
+def _normalised(recipe: Recipe, spec: ModelSpec, data: DataSet) -> DataSet:
+    """The data set, its images to be normalised as the recipe says, or as those were that the weights come from."""
+    statistics: Any = (tuple(recipe.data.mean), tuple(recipe.data.std))
+    origin = "data.mean and data.std of the recipe"
+    if not recipe.data.mean:
+        statistics = weights.statistics(recipe.weights, spec)
+        if statistics is None or statistics == (data.mean, data.std):
+            return data
+        of_spec = statistics == (spec.mean, spec.std)
+        origin = f"as the published weights of {recipe.model} were trained" if of_spec else "as the weights were trained"
+    print_line(f"data     normalised with mean {statistics[0]}, std {statistics[1]}: {origin} (override: data.mean, data.std)")
+    return replace(data, mean=statistics[0], std=statistics[1])
+
+
+def _batches(
+    recipe: Recipe, data: DataSet, index: np.ndarray, sampler: sampling.Sampler | None, size: int, place: Place, team: Team
+) -> tuple[Batches, Batches | None, Batches]:
+    """Batches to train on, to choose the epoch by (None without such images), and to test on."""
+    train = Batches(
+        split=data.train,
+        index=index,
+        batch_size=recipe.batch_size,
+        device=place.device,
+        mean=data.mean,
+        std=data.std,
+        size=size,
+        dtype=DTYPES[place.precision],
+        seed=recipe.seed,
+        augment=tuple(recipe.data.augment),
+        views=recipe.data.views,
+        sample=sampler.order if sampler else None,
+        share=team.share if team.size > 1 and not (recipe.mixup or recipe.cutmix) else None,
+    )
+    choosing = data.test if recipe.select_on == "test" else data.val
+    val = eval_batches(choosing, data, place.device, size, place.precision) if len(choosing) else None
+    return train, val, eval_batches(data.test, data, place.device, size, place.precision)
+
+
 def eval_batches(part: Split, data: DataSet, device: torch.device, size: int, precision: str) -> Batches:
-    return Batches(part, np.arange(len(part)), 256, device, data.mean, data.std, size, DTYPES[precision])
+    """Batches of a whole split in order, its images only normalised."""
+    return Batches(part, np.arange(len(part)), EVAL_BATCH, device, data.mean, data.std, size, DTYPES[precision])
+
+
+def build_loss(recipe: Recipe, counts: np.ndarray) -> tuple[nn.Module, Tensor | None]:
+    """The loss, and the class weights (C,) it takes or, with ``drw_epoch``, will take."""
+    spec = registry.find("losses", recipe.loss.name)
+    kind = recipe.loss.class_weights
+    weights = sampling.class_weights(counts, kind, beta=recipe.loss.beta, given=recipe.loss.given_weights)
+    tensor = None if weights is None else torch.as_tensor(weights, dtype=torch.float32)
+    options = {key: recipe.loss.options[key] for key in spec.options}
+    if spec.counts:
+        options["counts"] = counts.tolist()
+    return spec.build(weight=tensor, **options), tensor
+
+
+def build_sampler(recipe: Recipe, targets: np.ndarray, index: np.ndarray) -> sampling.Sampler | None:
+    """The sampler over the positions ``index`` (n,) of a split whose classes are ``targets``; None to show each sample once."""
+    s = recipe.sampler
+    if s.name == "none":
+        return None
+    return sampling.Sampler(s.name, index, targets[index], len(targets), recipe.seed, recipe.epochs, s.exponent)
+
+
+def _optimizer(recipe: Recipe, model: nn.Module, spec: ModelSpec) -> torch.optim.Optimizer:
+    """The optimizer over what is trained now."""
+    o = recipe.optim
+    return optim.make(
+        model,
+        name=o.name,
+        lr=o.lr,
+        momentum=o.momentum,
+        nesterov=o.nesterov and o.momentum > 0,
+        weight_decay=o.weight_decay,
+        scales=optim.lr_scales(model, spec, head=o.lr_head, layer_decay=o.layer_decay),
+    )
+
+
+def rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float]:
+    """The learning rate of a global step, counted from 0."""
+    s = recipe.schedule
+    return partial(
+        optim.lr_at, steps_per_epoch=steps_per_epoch, epochs=recipe.epochs, lr=recipe.optim.lr, schedule=s.name,
+        warmup=s.warmup, steps=s.steps, step_size=s.step_size, lr_gamma=s.lr_gamma,
+    )  # fmt: skip
+
+
+def resumed_schedule(old: Recipe, new: Recipe, made: Session) -> list[str]:
+    """What other epochs do to the schedule of a run that is resumed, one line each; a jump of the rate is a warning."""
+    if old.epochs == new.epochs:
+        return []
+    before, after = (rate(recipe, len(made.batches))(made.steps) for recipe in (old, new))
+    lines = [
+        f"resume   schedule {new.schedule.name} now ends at epoch {new.epochs} (was {old.epochs}): "
+        f"rate {before:.3g} -> {after:.3g} from epoch {made.at.epoch + 1} on"
+    ]
+    if after > JUMP * before:
+        lines.append(
+            f"warning  the learning rate jumps to {after:.3g} on resuming, as the schedule is stretched; "
+            "schedule=constant with a small optim.lr avoids that in a new run"
+        )
+    return lines
 
 
 def _step(
-    recipe: Recipe, model: nn.Module, steps: int, device: torch.device, precision: str, classes: int, ema: optim.Ema | None,
-    sampler: sampling.Sampler | None,
+    recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int, classes: int, place: Place, team: Team,
+    *, after: Callable[[], None] | None, sampler: sampling.Sampler | None,
 ) -> Step:  # fmt: skip
-    s = recipe.schedule
-    rate = partial(
-        optim.lr_at, steps_per_epoch=steps, epochs=recipe.epochs, lr=recipe.optim.lr, schedule=s.name,
-        warmup=s.warmup, steps=s.steps, step_size=s.step_size, lr_gamma=s.lr_gamma,
-    )  # fmt: skip
-    mix = None
-    if recipe.mixup or recipe.cutmix:
-        if not registry.find("losses", recipe.loss.name).soft:
-            soft = ", ".join(name for name, fields in registry.table("losses").items() if fields.get("soft"))
-            raise UsageError(
-                f"mixup and cutmix need soft targets, which loss {recipe.loss.name!r} has not; losses with: {soft}"
-            )
+    return Step(
+        optimizer=optimizer,
+        lr=rate(recipe, steps),
+        device=place.device,
+        precision=place.precision,
+        clip=recipe.optim.clip,
+        seed=recipe.seed,
+        after=after,
+        mix=_mix(recipe, classes, place.device) if recipe.mixup or recipe.cutmix else None,
+        scaler=torch.amp.GradScaler("cuda") if place.precision == "fp16" else None,
+        see=sampler.see if sampler else None,
+        team=team,
+    )
 
-        def mix(inputs: Tensor, targets: Tensor, draws: np.ndarray) -> tuple[Tensor, Tensor]:
-            return _augment.mix(
-                inputs, targets, classes, torch.from_numpy(draws).to(device), mixup=recipe.mixup, cutmix=recipe.cutmix
-            )
 
-    scaler = torch.amp.GradScaler("cuda") if precision == "fp16" else None
-    see = sampler.see if sampler else None
-    # averages go by the model's own names, which a wrapper of several processes prefixes
-    after = partial(ema.update, model) if ema else None
-    optimizer = features.optimizer(recipe, model, model_spec(recipe.model))
-    return Step(optimizer, rate, device, precision, recipe.optim.clip, recipe.seed, after, mix, scaler, see)
+def _mix(recipe: Recipe, classes: int, device: torch.device) -> Callable[[Tensor, Tensor, np.ndarray], tuple[Tensor, Tensor]]:
+    if not registry.find("losses", recipe.loss.name).soft:
+        soft = ", ".join(name for name, fields in registry.table("losses").items() if fields.get("soft"))
+        raise UsageError(f"mixup and cutmix need soft targets, which loss {recipe.loss.name!r} has not; losses with: {soft}")
+
+    def mix(inputs: Tensor, targets: Tensor, draws: np.ndarray) -> tuple[Tensor, Tensor]:
+        uniform = torch.from_numpy(draws).to(device)
+        return _augment.mix(inputs, targets, classes, uniform, mixup=recipe.mixup, cutmix=recipe.cutmix)
+
+    return mix
+
+
+def _settings(recipe: Recipe) -> Settings:
+    return Settings(
+        epochs=recipe.epochs,
+        patience=recipe.patience,
+        select_on=recipe.select_on,
+        save_every=recipe.save_every,
+        keep_on_full=recipe.on_full == "keep-training",
+        drw_epoch=recipe.loss.drw_epoch,
+        compile=recipe.compile,
+        deterministic=recipe.deterministic,
+        features_with=recipe.features_with,
+    )
+
+
+def choices(recipe: Recipe, made: Session, place: Place) -> dict[str, Any]:
+    """What was decided for a run, as plain values for :func:`zoo.training.describe.announce` and ``env.json``."""
+    entry = registry.entry("losses", recipe.loss.name)
+    weighted = f" · class weights {recipe.loss.class_weights}" if recipe.loss.class_weights != "none" else ""
+    weighted += f" after {recipe.loss.drw_epoch} epochs" if weighted and recipe.loss.drw_epoch else ""
+    return {
+        "precision": place.precision,
+        "layout": "channels_last",
+        "compiled": recipe.compile,
+        "allocator": place.allocator,
+        "kernel": ops.kernel() if entry.get("fused") else "PyTorch",
+        "model": recipe.model,
+        "loss": f"{recipe.loss.name}{weighted}",
+        "imbalance": recipe.data.imbalance,
+        "sampler": recipe.sampler.name,
+        "select_on": recipe.select_on,
+        "counts": sampling.class_counts(made.data.train.targets[made.batches.index], len(made.data.classes)).tolist(),
+    }

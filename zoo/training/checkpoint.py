@@ -1,22 +1,26 @@
 """Files of a run folder that hold numbers: weights, the state to resume from, rows of metrics.
 
-Everything is safetensors or JSON. Each tensor carries a digest, since neither safetensors nor torch notice a flipped bit.
+Everything is safetensors or JSON. Each tensor, header and row has a checksum: neither safetensors nor torch notice a flipped bit.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zoo import tensor_files
 from zoo.errors import DivergedError, FileError
-from zoo.files import as_disk_error, publish_text
+from zoo.files import as_disk_error, check_own, own_folder, publish_text
 
 CHOOSING = {"val": "val", "test": "test each epoch"}
 """For each ``select_on`` of a recipe the name of the split in ``metrics.jsonl`` by which the epoch to keep was chosen."""
@@ -43,7 +47,7 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Map
             raise DivergedError(
                 f"{name} is not finite (step {step}); the last good state is kept: lower optim.lr or set optim.clip=1"
             )
-    path = folder / "last" / f"state-{step:09d}.safetensors"
+    path = own_folder(folder / "last") / f"state-{step:09d}.safetensors"
     tensor_files.save_tensors(path, tensors, meta)
     for old in states(folder)[KEPT:]:
         old.unlink()
@@ -93,32 +97,130 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
 
 
 def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add lines to ``metrics.jsonl``, flushed to disk: all of them, or on a full disk (DiskError) none."""
+    """Add lines to ``metrics.jsonl``, flushed to disk: all of them, or on a full disk (DiskError) none.
+
+    Each line ends with a CRC-32 of itself and of the lines before it. A last line that a crash cut off is replaced.
+
+    Raises:
+        FileError: the lines that are there are damaged. DiskError: no space, or the file is a link, which may lead out of
+            the run folder.
+    """
     path = folder / "metrics.jsonl"
+    check_own(path)
+    known, whole, crc = _parsed(path)
+    text, _ = _signed(rows, crc, legacy=bool(known) and not crc)
+    joint = b"\n" if known and path.read_bytes()[whole - 1 : whole] != b"\n" else b""
     with as_disk_error(path), path.open("ab") as file:
-        before = file.tell()
+        file.truncate(whole)
         try:
-            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            file.write(joint + text)
             file.flush()
             os.fsync(file.fileno())
         except OSError:
-            os.ftruncate(file.fileno(), before)
+            os.ftruncate(file.fileno(), whole)
             raise
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Rows of ``metrics.jsonl``; a last line cut off by a crash is left out."""
-    path = folder / "metrics.jsonl"
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """Rows of ``metrics.jsonl``; a last line cut off by a crash is left out.
+
+    Raises:
+        FileError: a line is missing, changed, or no row of numbers.
+    """
+    return _parsed(folder / "metrics.jsonl")[0]
 
 
 def keep_rows(folder: Path, epochs: int) -> None:
     """Drop rows of epochs after the first ``epochs`` (they will be run again)."""
     rows = [row for row in read_rows(folder) if row["epoch"] <= epochs and row["split"] != "test"]
-    publish_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    text, _ = _signed(rows, 0)
+    publish_text(folder / "metrics.jsonl", text.decode())
+
+
+class Row(msgspec.Struct):
+    """What every row of ``metrics.jsonl`` has; the rest are numbers under the names of what they measure."""
+
+    epoch: Annotated[int, msgspec.Meta(ge=0)]
+    split: str
+    loss: float
+    accuracy: float
+
+
+SIGNED = re.compile(rb'(\{.+), "crc": "([0-9a-f]{8})"\}')
+
+
+def _signed(rows: Sequence[Mapping[str, Any]], crc: int, *, legacy: bool = False) -> tuple[bytes, int]:
+    """Lines of ``metrics.jsonl``, each with the CRC-32 of all bytes up to it, continued from ``crc``; without in a ``legacy`` file."""
+    lines = []
+    for row in rows:
+        body = json.dumps(row)[:-1].encode()
+        crc = zlib.crc32(body, crc)
+        lines.append(body + (b"}\n" if legacy else b', "crc": "%08x"}\n' % crc))
+    return b"".join(lines), crc
+
+
+def _parsed(path: Path) -> tuple[list[dict[str, Any]], int, int]:
+    """The rows of a file, the bytes that they take, and the CRC-32 of the last (0 in a file of an older zoo, which has none)."""
+    raw = path.read_bytes() if path.is_file() else b""
+    rows: list[dict[str, Any]] = []
+    whole = crc = 0
+    for number, line in enumerate(raw.splitlines(keepends=True), 1):
+        if not line.endswith(b"\n") and whole + len(line) == len(raw) and not _ended(line):
+            break  # cut off by a crash
+        try:
+            row, crc = _row(line.removesuffix(b"\n"), crc, legacy=bool(rows) and not crc)
+        except ValueError as error:
+            why = f"line {number}: {error}"
+            raise FileError(
+                f"damaged file ({path}, {why[:120]}); restore it, or repeat the run from its recipe.toml"
+            ) from error
+        rows.append(row)
+        whole += len(line)
+    return rows, whole, crc
+
+
+def _ended(line: bytes) -> bool:
+    """Whether a last line without its end of line is more than the beginning of a row."""
+    return b"}" in line
+
+
+def _row(line: bytes, crc: int, *, legacy: bool) -> tuple[dict[str, Any], int]:
+    """The row of a line and its CRC-32; ValueError if it is none, or the lines up to it are not those that were written."""
+    found = SIGNED.fullmatch(line)
+    if found:
+        crc = zlib.crc32(found[1], crc)
+        if legacy or f"{crc:08x}" != found[2].decode():
+            raise ValueError("checksum differs")
+        line = found[1] + b"}"
+    elif crc:
+        raise ValueError("no checksum")
+    try:
+        row = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    msgspec.convert(row, Row)
+    if not found and any(isinstance(value, str) for key, value in row.items() if key != "split"):
+        raise ValueError("text where numbers are")
+    return row, crc
+
+
+def write_tensorboard(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add the rows of an epoch to the events in ``tensorboard/``; DiskError on a full disk."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    place = own_folder(folder / "tensorboard")
+    with as_disk_error(place), SummaryWriter(str(place)) as writer:
+        for row in rows:
+            for key in ("loss", "accuracy", "lr", "images_per_s"):
+                if key in row:
+                    writer.add_scalar(f"{row['split']}/{key}", row[key], row["epoch"])
+
+
+def data_changes(folder: Path, manifest: np.ndarray | None) -> str:
+    """How many images were added, removed and changed since the run's manifest was written; empty if that is unknown."""
+    path = folder / "last" / "manifest.npy"
+    if not path.is_file() or manifest is None:
+        return ""
+    before, now = (dict(each.tolist()) for each in (np.load(path), manifest))
+    changed = sum(now[name] != content for name, content in before.items() if name in now)
+    return f"{len(now.keys() - before.keys())} added, {len(before.keys() - now.keys())} removed, {changed} changed"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MethodType
 
 import torch
 from torch import nn
 
-from zoo.errors import UsageError, did_you_mean
+from zoo.errors import DisagreeError, UsageError, did_you_mean
 from zoo.spec import ModelSpec
 
 ROLES = ("conv", "fc", "fc:all", "backbone", "bn")
@@ -122,6 +122,36 @@ def roles(model: nn.Module, spec: ModelSpec) -> list[str]:
     wanted = [*ROLES, *(f"stage<={number}" for number in range(len(spec.stages)))]
     found = {role: set(_role(model, role, spec)) for role in wanted}
     return [role for role, names in found.items() if names and parameters - names]
+
+
+def lines(table: FreezeTable, plan: Sequence[tuple[int, str]] = ()) -> list[str]:
+    """What is frozen, part by part, one line each; none if nothing is and nothing was before."""
+    first = next((epoch for epoch, selector in plan if selector == table.selector), 0)
+    if not table.names and not first:
+        return []
+    since = f" from epoch {first + 1} on" if first else ""
+    found = [
+        f"freeze   {table.selector}{since}: {table.frozen:,} parameters frozen, {table.trained:,} trained, "
+        f"{table.held} BatchNorms held"
+    ]
+    for name, frozen, trained, held, moving in table.rows:
+        norms = f" · BatchNorms {held} held, {moving} moving" if held or moving else ""
+        found.append(f"freeze     {name:16} {frozen:>12,} frozen {trained:>12,} trained{norms}")
+    return found
+
+
+def in_force(plan: Sequence[tuple[int, str]], epochs: int) -> str:
+    """The selector of a :func:`plan` that applies once ``epochs`` epochs are done."""
+    return [selector for first, selector in plan if first <= epochs][-1]
+
+
+def check_unchanged(model: nn.Module, digests: Mapping[str, str]) -> None:
+    """DisagreeError naming the first tensor that differs from its digest before training (:func:`frozen_digest`)."""
+    after = frozen_digest(model, digests)
+    if changed := [name for name, digest in digests.items() if after[name] != digest]:
+        raise DisagreeError(
+            f"frozen tensors changed in training ({len(changed)}, {changed[0]} first); report this as a bug of zoo"
+        )
 
 
 def frozen_digest(model: nn.Module, names: Iterable[str]) -> dict[str, str]:

@@ -39,6 +39,7 @@ def expected_counts(recipe: Recipe) -> np.ndarray | None:
     targets = np.repeat(np.arange(classes), n // classes)
     targets = targets[sampling.carve(targets, recipe.data.val, recipe.seed)[0]]
     index = sampling.long_tail(targets, recipe.data.imbalance, recipe.seed)
+    index = index[sampling.per_class(targets[index], recipe.data.per_class, recipe.seed)]
     counts = sampling.class_counts(targets[index], classes)
     return counts if counts.all() else None
 
@@ -62,22 +63,15 @@ def _schedule(schedule: Schedule, epochs: int, lr: float) -> Iterator[str]:
 
 
 def _loss(recipe: Recipe) -> Iterator[str]:
-    loss, plain = recipe.loss, Loss()
-    taken = (
-        *registry.entry("losses", loss.name).get("options", ()),
-        *("name", "class_weights", "given_weights", "drw_epoch"),
-        *(("beta",) if loss.class_weights == "effective" else ()),
-    )
-    for key in Loss.__struct_fields__:
-        if key not in taken and getattr(loss, key) != getattr(plain, key):
-            what = f"class_weights {loss.class_weights}" if key == "beta" else f"loss {loss.name}"
-            yield f"{key} {getattr(loss, key):g} changes nothing: {what} does not use it"
+    loss = recipe.loss
+    if loss.class_weights != "effective" and loss.beta != Loss().beta:
+        yield f"beta {loss.beta:g} changes nothing: class_weights {loss.class_weights} does not use it"
     if loss.drw_epoch and loss.class_weights == "none":
         yield f"drw_epoch {loss.drw_epoch} changes nothing: class_weights is none"
-    if loss.name == "ce_then_focal" and loss.switch_epoch >= recipe.epochs:
-        yield f"switch_epoch {loss.switch_epoch} is not reached in {recipe.epochs} epochs: all of them are cross entropy"
-    if loss.name == "dynamic_focal" and loss.rescale_every >= recipe.epochs:
-        yield f"rescale_every {loss.rescale_every} never acts in {recipe.epochs} epochs: the scale stays 1"
+    if loss.name == "ce_then_focal" and (switch := loss.options["switch_epoch"]) >= recipe.epochs:
+        yield f"switch_epoch {switch} is not reached in {recipe.epochs} epochs: all of them are cross entropy"
+    if loss.name == "dynamic_focal" and (every := loss.options["rescale_every"]) >= recipe.epochs:
+        yield f"rescale_every {every} never acts in {recipe.epochs} epochs: the scale stays 1"
 
 
 def _weights(recipe: Recipe, counts: np.ndarray) -> Iterator[str]:
@@ -98,7 +92,7 @@ def _weights(recipe: Recipe, counts: np.ndarray) -> Iterator[str]:
         # the cross entropy of a hybrid divides by the weights of the batch, its focal part does not
         whose, what = (" of the focal part", "that part") if loss.name == "hybrid" else ("", "lr")
         how = f"dividing {what} by {1 / mean:.1f}" if mean < 1 else f"multiplying {what} by {mean:.1f}"
-        start = max(loss.drw_epoch, loss.switch_epoch if loss.name == "ce_then_focal" else 0)
+        start = max(loss.drw_epoch, loss.options["switch_epoch"] if loss.name == "ce_then_focal" else 0)
         yield f"the mean weight{whose} is {mean:.2g}{f' from epoch {start + 1} on' if start else ''}: the same as {how}"
 
 

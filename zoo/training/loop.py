@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from zoo import ops
 from zoo.errors import DivergedError
-from zoo.training.batches import Batches
+from zoo.training.batches import Batch, Batches
 from zoo.training.processes import Team
 
 SKIPS = 50
 """Steps in a row without finite gradients after which fp16 training has diverged."""
 
+ALONE = Team()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -32,12 +33,12 @@ class Totals:
 
     loss: float = 0.0
     correct: int = 0
-    seen: int = 0
+    samples_seen: int = 0
 
     @property
     def row(self) -> dict[str, float]:
         """Mean loss and accuracy in [0, 1]."""
-        return {"loss": self.loss / max(self.seen, 1), "accuracy": self.correct / max(self.seen, 1)}
+        return {"loss": self.loss / max(self.samples_seen, 1), "accuracy": self.correct / max(self.samples_seen, 1)}
 
 
 @dataclass(frozen=True)
@@ -88,29 +89,22 @@ def train_epoch(
     """
     totals = totals or Totals()
     model.train()
-    for number, (inputs, targets, chosen, draws) in enumerate(batches.epoch(epoch, skip), skip):
+    for number, batch in enumerate(batches.epoch(epoch, skip), skip):
         at = epoch * len(batches) + number
-        value, correct = _update(model, loss, step, at, inputs, targets, chosen, draws)
+        value, correct = _update(model, loss, step, at, batch)
         if value is None or step.skipped[0] >= SKIPS:
             what = "loss is not finite" if value is None else f"gradients are not finite {SKIPS} times in a row"
-            raise _diverged(what, epoch, number, step.lr(at), chosen)
-        totals.loss += value * len(targets)
+            raise _diverged(what, epoch, number, step.lr(at), batch.chosen)
+        totals.loss += value * len(batch.targets)
         totals.correct += correct
-        totals.seen += len(targets)
+        totals.samples_seen += len(batch.targets)
         watch(number + 1, totals)
     return totals
 
 
-def _update(
-    model: nn.Module,
-    loss: nn.Module,
-    step: Step,
-    at: int,
-    inputs: Tensor,
-    targets: Tensor,
-    chosen: np.ndarray,
-    draws: np.ndarray,
-) -> tuple[float | None, int]:
+def _update(model: nn.Module, loss: nn.Module, step: Step, at: int, batch: Batch) -> tuple[float | None, int]:
+    """Take step ``at``: the loss, None if it is not finite, and how many images were right."""
+    inputs, targets, chosen, draws = batch
     rate = step.lr(at)
     for group in step.optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -169,16 +163,33 @@ def _diverged(what: str, epoch: int, number: int, rate: float, chosen: np.ndarra
     return error
 
 
-@torch.inference_mode()
 def predict(
-    model: nn.Module, batches: Batches, precision: str = "fp32", poll: Callable[[], None] = lambda: None
+    model: nn.Module,
+    batches: Batches,
+    precision: str = "fp32",
+    *,
+    team: Team = ALONE,
+    poll: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) float32 and targets (N,) of a whole split, on the CPU, in order; ``poll`` runs after each batch."""
+    """Logits (N, C) float32 and targets (N,) of a whole split, on the CPU, in order; ``poll`` runs after each batch.
+
+    Each process of a team computes its share of the split; all get the whole result.
+    """
+    n = len(batches.index)
+    if team.size == 1 or n < team.size:
+        return _predict(model, batches, precision, poll)
+    mine = _predict(model, replace(batches, index=batches.index[team.share(n)]), precision, poll)
+    logits, targets = zip(*team.gathered(mine))
+    return torch.cat(logits), torch.cat(targets)
+
+
+@torch.inference_mode()
+def _predict(model: nn.Module, batches: Batches, precision: str, poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
     model.eval()
     logits, targets = [], []
-    for inputs, wanted, _, _ in batches.epoch(0):
+    for batch in batches.epoch(0):
         with autocast(batches.device, precision):
-            logits.append(model(inputs).float().cpu())
-        targets.append(wanted.cpu())
+            logits.append(model(batch.inputs).float().cpu())
+        targets.append(batch.targets.cpu())
         poll()
     return torch.cat(logits), torch.cat(targets)

@@ -70,6 +70,18 @@ def make(
     raise ValueError(f"name = {name!r} is not sgd or adamw")
 
 
+def carry_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """``new`` with the state of the parameters that ``old`` trains too; those that are new to it begin as torch begins."""
+    new.state.update(old.state)
+    if isinstance(new, torch.optim.SGD):
+        for group in new.param_groups:
+            for parameter in group["params"]:
+                if group["momentum"] and parameter not in new.state:
+                    # what torch begins with, written out: its fused step takes no group in which only some have a momentum
+                    new.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return new
+
+
 def lr_at(
     step: int,
     *,

@@ -1,324 +1,396 @@
-"""One run while it trains: epochs, rows of metrics, the best weights, the state to resume from."""
+"""What changes while a run trains, and what is done with it: fit, save, restore, release what is frozen."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import machine, metrics, ops, registry, sampling, tensor_files
-from zoo.console import Progress, first_ten, print_line
-from zoo.errors import DiskError, DivergedError
+from zoo import metrics, sampling, tensor_files
+from zoo.console import Progress, print_line, print_lines
+from zoo.errors import DataError, DiskError, DivergedError, FileError, UsageError
 from zoo.files import publish_text
-from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec
-from zoo.training import checkpoint, features, freezing, optim, state
+from zoo.training import checkpoint, features, freezing, optim
 from zoo.training.batches import Batches
 from zoo.training.loop import Step, Totals, predict, train_epoch
 from zoo.training.processes import Team
 from zoo.training.signals import Interrupted, Stop
 
+SAMPLER_STATE = ("p", "next_p", "seen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How long a session trains, what it keeps and when it saves."""
+
+    epochs: int
+    patience: int = 0
+    """Epochs without a better score before it stops; 0: never."""
+    select_on: str = "val"
+    """What ``Session.val`` holds: ``val`` or ``test``."""
+    save_every: int = 0
+    """Steps between saved states; 0: one per epoch."""
+    keep_on_full: bool = False
+    """Train on when the disk is full, and try again with the next save."""
+    drw_epoch: int = 0
+    """Epochs before the class weights act (deferred re-weighting)."""
+    compile: bool = False
+    deterministic: bool = False
+    features_with: str = "torch"
+    """The runtime that computes features of a frozen part."""
+
 
 @dataclass
-class Trainer:
-    """The parts of one run while it trains."""
+class Position:
+    """How far a run has come."""
 
-    recipe: Recipe
+    epoch: int = 0
+    """Epochs that are done."""
+    skip: int = 0
+    """Steps done of the epoch after them."""
+    best: float = -1.0
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One run while it trains."""
+
     folder: Path
+    identity: dict[str, Any]
+    """What must be the same for a saved state to fit: model, classes, optimizer."""
     data: DataSet
     spec: ModelSpec
     model: nn.Module
     loss: nn.Module
     batches: Batches
     val: Batches | None
-    """What chooses the epoch to keep: the validation images, or the test images where the recipe says so."""
+    """What chooses the epoch to keep: the validation images, or the test images (``Settings.select_on``)."""
     test: Batches
     step: Step
-    device: torch.device
-    precision: str
-    counts: np.ndarray
+    make_optimizer: Callable[[], torch.optim.Optimizer]
+    """Makes an optimizer over the parameters that are trained at the time of the call."""
     frozen: freezing.FreezeTable
     """What is frozen now."""
+    plan: Sequence[tuple[int, str]]
+    """What is frozen from which epoch on (:func:`zoo.training.freezing.plan`)."""
+    settings: Settings
     ema: optim.Ema | None = None
     weight: Tensor | None = None
-    """Class weights (C,), which the loss has from ``loss.drw_epoch`` on."""
+    """Class weights (C,), which the loss has from ``settings.drw_epoch`` on."""
     sampler: sampling.Sampler | None = None
-    lint: tuple[str, ...] = ()
-    """What may surprise in the recipe, one line each."""
     team: Team = field(default_factory=Team)
-    plan: Sequence[tuple[int, str]] = ()
-    """What is frozen from which epoch on (:func:`zoo.training.freezing.plan`)."""
     wrapped: nn.Module | None = None
     """The model as it is called in training, where several processes train it or it is compiled."""
     tail: str = ""
     """The module that is trained on stored features of the frozen part before it; empty: the whole model."""
-    epoch: int = 0
-    skip: int = 0
+    at: Position = field(default_factory=Position)
     totals: Totals | None = None
-    best: float = -1.0
-    best_epoch: int = 0
-    seconds: float = 0.0
-    proof: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     """Digest of each frozen tensor before training."""
     unwritten: list[dict[str, Any]] = field(default_factory=list)
     """Rows of metrics.jsonl that a full disk did not take."""
 
     @property
-    def at(self) -> int:
+    def steps(self) -> int:
         """Steps taken since the run began."""
-        return self.epoch * len(self.batches) + self.skip
+        return self.at.epoch * len(self.batches) + self.at.skip
 
     @property
     def complete(self) -> bool:
-        """All epochs are done, or validation has been no better for long enough."""
-        patience = self.recipe.patience
-        idle = bool(patience and self.best_epoch and self.epoch - self.best_epoch >= patience)
-        return idle or self.epoch >= self.recipe.epochs
+        """All epochs are done, or the score has not improved for ``settings.patience`` epochs."""
+        patience = self.settings.patience
+        idle = bool(patience and self.at.best_epoch and self.at.epoch - self.at.best_epoch >= patience)
+        return idle or self.at.epoch >= self.settings.epochs
 
+    def fit(self, stop: Stop, on_epoch: Callable[[list[dict[str, Any]]], None] | None = None) -> None:
+        """Train what is left of the run. ``on_epoch`` gets the rows of each epoch once they are saved.
 
-def describe(parts: Trainer, allocator: str, command: str) -> None:
-    """Say each choice in one line and keep it in env.json."""
-    recipe, data = parts.recipe, parts.data
-    params = sum(p.numel() for p in parts.model.parameters())
-    kernel = ops.kernel() if registry.entry("losses", recipe.loss.name).get("fused") else "PyTorch"
-    env = machine.facts(parts.device) | {
-        "precision": parts.precision,
-        "layout": "channels_last",
-        "compiled": recipe.compile,
-        "allocator": allocator,
-        "kernel": kernel,
-        "data": data.name,
-        "data_digest": data.digest,
-        "data_train": int(parts.counts.sum()),
-        "data_val": len(data.val),
-        "data_test": len(data.test),
-        "counts": parts.counts.tolist(),
-        "model": recipe.model,
-        "parameters": params,
-        "processes": parts.team.size,
-        "command": command,
-        "lint": list(parts.lint),
-    }
-    publish_text(parts.folder / "env.json", json.dumps(env, indent=1) + "\n")
-    tail = f" · long tail {recipe.data.imbalance} ({first_ten(parts.counts.tolist())})"
-    imbalance = tail if recipe.data.imbalance != "none" else ""
-    print_line(
-        f"data     {data.name} · {parts.counts.sum():,} train · {len(data.val):,} val · {len(data.test):,} test · "
-        f"{len(data.classes)} classes{imbalance}"
-    )
-    macs = f" · {parts.spec.macs / 1e6:,.3g} MMAC at {'x'.join(map(str, parts.spec.input))}" if parts.spec.macs else ""
-    print_line(f"model    {recipe.model} · {params:,} parameters{macs}")
-    weights = f" · class weights {recipe.loss.class_weights}" if recipe.loss.class_weights != "none" else ""
-    weights += f" after {recipe.loss.drw_epoch} epochs" if weights and recipe.loss.drw_epoch else ""
-    print_line(f"loss     {recipe.loss.name}{weights} · {kernel}")
-    if parts.sampler:
-        bounds = f"easy from p_t {sampling.EASY}, hard below {sampling.HARD}"
-        print_line(f"sampler  {recipe.sampler.name}, {len(parts.sampler.index):,} draws with replacement an epoch · {bounds}")
-    if recipe.select_on == "test":
-        print_line(
-            "warning  the epoch to keep is chosen on the test images: the test result will be too good, and is marked as such"
-        )
-    together = f"{parts.team.size} processes, each " if parts.team.size > 1 else ""
-    compiled = " · compiled in the first steps" if recipe.compile else ""
-    print_line(
-        f"run      {together}{parts.device} · {env['threads']} threads · {parts.precision} · channels_last{compiled} · memory: {allocator} · {parts.folder}"
-    )
-    for finding in parts.lint:
-        print_line(f"warning  {finding}")
+        Raises:
+            Interrupted: after a signal, with the state saved. DivergedError: the loss is not finite.
+        """
+        self.digests = self.digests or freezing.frozen_digest(self.model, self.frozen.names)
+        if self.steps == 0:
+            self.save()
+        stop.saved = True
+        began = time.monotonic() - self.at.seconds
+        images, chosen_on = len(self.batches.index), self.settings.select_on
+        with Progress(self.settings.epochs, len(self.batches), images, chosen_on) as progress:
+            while not self.complete:
+                started, before = time.monotonic(), self.totals.samples_seen if self.totals else 0
+                self._train_epoch(stop, progress)
+                took = time.monotonic() - started
+                self.at.seconds = time.monotonic() - began
+                rows = self._record(took, before, progress, stop)
+                if on_epoch:
+                    on_epoch(rows)
+                self._halt(stop, save=False)
+        if self.at.epoch < self.settings.epochs:
+            print_line(
+                f"stop     no better validation accuracy for {self.settings.patience} epochs (best: epoch {self.at.best_epoch})"
+            )
 
+    def _halt(self, stop: Stop, *, save: bool = True) -> None:
+        """After a step, if any process got a signal: save, wait for all, stop."""
+        if number := self.team.agreed(stop()):
+            if save:
+                self.save()
+            self.team.wait()
+            raise Interrupted(number)
 
-def epochs(parts: Trainer, stop: Stop) -> None:
-    """Train what is left of the run; Interrupted after a signal, with the state saved."""
-    recipe = parts.recipe
-    parts.proof = parts.proof or freezing.frozen_digest(parts.model, parts.frozen.names)
-    if parts.at == 0:
-        _save_state(parts)
-    stop.saved = True
-    began = time.monotonic() - parts.seconds
-    with Progress(recipe.epochs, len(parts.batches), len(parts.batches.index), recipe.select_on) as progress:
-        while not parts.complete:
-            started, before = time.monotonic(), parts.totals.seen if parts.totals else 0
-            _one_epoch(parts, stop, progress)
-            took = time.monotonic() - started
-            parts.seconds = time.monotonic() - began
-            _record(parts, took, before, progress, stop)
-    if parts.epoch < recipe.epochs:
-        print_line(f"stop     no better validation accuracy for {recipe.patience} epochs (best: epoch {parts.best_epoch})")
+    def _train_epoch(self, stop: Stop, progress: Progress) -> None:
+        every = self.settings.save_every
 
+        def watch(done: int, totals: Totals) -> None:
+            progress.step(self.at.epoch + 1, done, totals.row["loss"])
+            self.at.skip, self.totals = done, totals
+            self._halt(stop)
+            if every and self.steps % every == 0:
+                self.save()
 
-def _halt(parts: Trainer, stop: Stop, *, save: bool = True) -> None:
-    """After a step, if any process got a signal: save, wait for all, stop."""
-    if number := parts.team.agreed(stop()):
-        if save:
-            _save_state(parts)
-        parts.team.wait()
-        raise Interrupted(number)
-
-
-def _one_epoch(parts: Trainer, stop: Stop, progress: Progress) -> None:
-    every = parts.recipe.save_every
-
-    def watch(done: int, totals: Totals) -> None:
-        progress.step(parts.epoch + 1, done, totals.row["loss"])
-        parts.skip, parts.totals = done, totals
-        _halt(parts, stop)
-        if every and parts.at % every == 0:
-            _save_state(parts)
-
-    _set_loss(parts)
-    try:
-        parts.totals = train_epoch(
-            parts.model.get_submodule(parts.tail) if parts.tail or parts.wrapped is None else parts.wrapped,
-            parts.loss,
-            parts.batches,
-            parts.step,
-            epoch=parts.epoch,
-            skip=parts.skip,
-            totals=parts.totals,
-            watch=watch,
-        )
-    except DivergedError as error:
-        if parts.team.leads:
-            _bad_batch(parts, error)
-        raise
-
-
-def _set_loss(parts: Trainer) -> None:
-    """Put the loss into the state it has in this epoch: deferred re-weighting, and what it does by itself."""
-    loss: Any = parts.loss
-    start = parts.recipe.loss.drw_epoch
-    if start and parts.weight is not None:
-        loss.weight = parts.weight if parts.epoch >= start else None
-        if parts.epoch == start and parts.skip == 0:
-            print_line(f"loss     class weights act from epoch {start + 1} on")
-    if hasattr(loss, "set_epoch"):
-        loss.set_epoch(parts.epoch)
-
-
-def _end_epoch(parts: Trainer) -> dict[str, float]:
-    """Let the loss and the sampler learn from the epoch; their numbers for its row."""
-    loss: Any = parts.loss
-    told = loss.end_epoch(parts.epoch) if hasattr(loss, "end_epoch") else {}
-    return told | (parts.sampler.end_epoch() if parts.sampler else {})
-
-
-def _bad_batch(parts: Trainer, error: DivergedError) -> None:
-    """Keep what made the loss non-finite."""
-    files = [parts.data.train.files[i] for i in getattr(error, "position", [])]
-    told = {
-        "epoch": parts.epoch + 1,
-        "step": parts.skip + 1,
-        "lr": parts.step.lr(parts.at),
-        "message": str(error),
-        "files": files,
-    }
-    publish_text(parts.folder / "bad_batch.json", json.dumps(told, indent=1))
-
-
-def predicted(
-    parts: Trainer, model: nn.Module, batches: Batches, poll: Callable[[], None] = lambda: None
-) -> tuple[Tensor, Tensor]:
-    """:func:`zoo.training.loop.predict`, each process taking its share of the split; all have the whole result."""
-    n, team = len(batches.index), parts.team
-    if team.size == 1 or n < team.size:
-        return predict(model, batches, parts.precision, poll)
-    mine = predict(model, replace(batches, index=batches.index[team.share(n)]), parts.precision)
-    logits, targets = zip(*team.gathered(mine))
-    return torch.cat(logits), torch.cat(targets)
-
-
-def _record(parts: Trainer, took: float, before: int, progress: Progress, stop: Stop) -> None:
-    """After an epoch: evaluate on validation, write rows, keep the best weights, save the state."""
-    assert parts.totals is not None
-    number = parts.epoch + 1
-    train = {
-        "epoch": number,
-        "split": "train",
-        **parts.totals.row,
-        "lr": parts.step.lr(parts.epoch * len(parts.batches)),
-        "images_per_s": round((parts.totals.seen - before) / took, 1),
-        "seconds": round(took, 3),
-    }
-    rows = [train]
-    shown = parts.ema.averaged(parts.model) if parts.ema else parts.model
-    score = float(number)  # without a validation split the last epoch's weights are the ones kept
-    if parts.val:
-        alone = parts.team.size == 1
-        result = metrics.evaluate(
-            *predicted(parts, shown.get_submodule(parts.tail), parts.val, lambda: _halt(parts, stop) if alone else None)
-        )
-        score = result.accuracy
-        split = checkpoint.CHOOSING[parts.recipe.select_on]
-        rows.append({"epoch": number, "split": split, "loss": result.loss, "accuracy": score, "macro": result.macro})
-    train |= _end_epoch(parts)  # after validation: a stop in there saves the loss and the sampler as they were
-    progress.epoch(number, train, rows[-1] if parts.val else None)
-    parts.epoch, parts.skip, parts.totals = number, 0, None
-    better = score > parts.best
-    if better and _written(parts, lambda: _save_weights(parts, shown, score)):
-        parts.best, parts.best_epoch = score, parts.epoch
-    _write_rows(parts, rows)
-    if not parts.complete and (selector := features.due(parts, parts.epoch)):
-        features.release(parts, selector)
-        features.tell(parts)
-        features.shorten(parts)
-    _save_state(parts)
-    _halt(parts, stop, save=False)
-
-
-def _write_rows(parts: Trainer, rows: list[dict[str, Any]]) -> None:
-    parts.unwritten += rows
-
-    def write() -> None:
-        checkpoint.append_rows(parts.folder, parts.unwritten)
-        _tensorboard(parts.folder, parts.unwritten)
-
-    if _written(parts, write):
-        parts.unwritten = []
-
-
-def _written(parts: Trainer, write: Callable[[], None]) -> bool:
-    """Whether it was written; a full disk ends the run unless ``on_full`` says to go on, and the next save tries again."""
-    try:
-        parts.team.broadcast(write)
-    except DiskError as error:
-        if parts.recipe.on_full == "stop":
+        self._set_loss()
+        model = self.model.get_submodule(self.tail) if self.tail or self.wrapped is None else self.wrapped
+        try:
+            self.totals = train_epoch(
+                model, self.loss, self.batches, self.step,
+                epoch=self.at.epoch, skip=self.at.skip, totals=self.totals, watch=watch,
+            )  # fmt: skip
+        except DivergedError as error:
+            if self.team.leads:
+                self._keep_bad_batch(error)
             raise
-        print_line(f"warning  not saved, going on: {error}")
-        return False
-    return True
+
+    def _set_loss(self) -> None:
+        """Put the loss into the state it has in this epoch: deferred re-weighting, and what it does by itself."""
+        loss: Any = self.loss
+        start = self.settings.drw_epoch
+        if start and self.weight is not None:
+            loss.weight = self.weight if self.at.epoch >= start else None
+            if self.at.epoch == start and self.at.skip == 0:
+                print_line(f"loss     class weights act from epoch {start + 1} on")
+        if hasattr(loss, "set_epoch"):
+            loss.set_epoch(self.at.epoch)
+
+    def _end_epoch(self) -> dict[str, float]:
+        """Let the loss and the sampler learn from the epoch; their numbers for its row."""
+        loss: Any = self.loss
+        numbers = loss.end_epoch(self.at.epoch) if hasattr(loss, "end_epoch") else {}
+        return numbers | (self.sampler.end_epoch() if self.sampler else {})
+
+    def _keep_bad_batch(self, error: DivergedError) -> None:
+        """Write down what made the loss non-finite."""
+        facts = {
+            "epoch": self.at.epoch + 1,
+            "step": self.at.skip + 1,
+            "lr": self.step.lr(self.steps),
+            "message": str(error),
+            "files": [self.data.train.files[i] for i in getattr(error, "position", [])],
+        }
+        publish_text(self.folder / "bad_batch.json", json.dumps(facts, indent=1))
+
+    def _record(self, took: float, before: int, progress: Progress, stop: Stop) -> list[dict[str, Any]]:
+        """After an epoch: evaluate on validation, write rows, keep the best weights, save the state; the rows."""
+        assert self.totals is not None
+        number = self.at.epoch + 1
+        train = {
+            "epoch": number,
+            "split": "train",
+            **self.totals.row,
+            "lr": self.step.lr(self.at.epoch * len(self.batches)),
+            "images_per_s": round((self.totals.samples_seen - before) / took, 1),
+            "seconds": round(took, 3),
+        }
+        averaged = self.ema.averaged(self.model) if self.ema else self.model
+        score = float(number)  # without a validation split the last epoch's weights are the ones kept
+        rows: list[dict[str, Any]] = [train]
+        if self.val:
+            rows.append(self._validated(averaged, self.val, number, stop))
+            score = rows[-1]["accuracy"]
+        train |= self._end_epoch()  # after validation: a stop in there saves the loss and the sampler as they were
+        progress.epoch(number, train, rows[-1] if self.val else None)
+        self.at.epoch, self.at.skip, self.totals = number, 0, None
+        if score > self.at.best and self._written(lambda: self._save_weights(averaged, score)):
+            self.at.best, self.at.best_epoch = score, self.at.epoch
+        self._write_rows(rows)
+        selector = freezing.in_force(self.plan, self.at.epoch)
+        if not self.complete and selector != self.frozen.selector:
+            self.release(selector)
+            print_lines(freezing.lines(self.frozen, self.plan))
+            self.store_features()
+        self.save()
+        return rows
+
+    def _validated(self, model: nn.Module, val: Batches, number: int, stop: Stop) -> dict[str, Any]:
+        """The row of the split that chooses the epoch to keep."""
+        poll = (lambda: self._halt(stop)) if self.team.size == 1 else (lambda: None)
+        tail = model.get_submodule(self.tail)
+        result = metrics.evaluate(*predict(tail, val, self.step.precision, team=self.team, poll=poll))
+        split = checkpoint.CHOOSING[self.settings.select_on]
+        return {
+            "epoch": number, "split": split, "loss": result.loss, "accuracy": result.accuracy, "macro": result.macro,
+        }  # fmt: skip
+
+    def _write_rows(self, rows: list[dict[str, Any]]) -> None:
+        self.unwritten += rows
+
+        def write() -> None:
+            checkpoint.append_rows(self.folder, self.unwritten)
+
+        if self._written(write):
+            written, self.unwritten = self.unwritten, []
+            self._written(lambda: checkpoint.write_tensorboard(self.folder, written))
+
+    def _written(self, write: Callable[[], None]) -> bool:
+        """Whether it was written; a full disk ends the run unless the settings say otherwise, and the next save tries again."""
+        try:
+            self.team.broadcast(write)
+        except DiskError as error:
+            if not self.settings.keep_on_full:
+                raise
+            print_line(f"warning  not saved, training continues: {error}")
+            return False
+        return True
+
+    def _save_weights(self, model: nn.Module, score: float) -> None:
+        meta = {
+            "model": self.identity["model"],
+            "classes": self.data.classes,
+            "input": self.spec.input,
+            "mean": self.data.mean,
+            "std": self.data.std,
+            "epoch": self.at.epoch,
+            "chosen_on": self.settings.select_on if self.val else "last epoch",
+            "chosen_accuracy": score if self.val else None,
+            "frozen": self.digests,
+        }
+        tensor_files.save_tensors(self.folder / "weights.safetensors", model.state_dict(), meta)
+
+    def tested(self) -> tuple[Tensor, Tensor, tensor_files.WeightsHeader]:
+        """Logits (N, C) and targets (N,) of the test split by the kept weights, and the header of their file.
+
+        Raises:
+            DisagreeError: a frozen tensor changed in training.
+        """
+        tensors, header = tensor_files.load_weights(self.folder / "weights.safetensors")
+        tensor_files.load_into(self.model, tensors, self.folder)
+        freezing.check_unchanged(self.model, header.frozen)
+        return *predict(self.model, self.test, self.step.precision, team=self.team), header
+
+    def save(self) -> None:
+        """Publish the state to resume from."""
+        self._written(lambda: checkpoint.save_state(self.folder, self.steps, *self._state()))
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors by name and JSON-able facts."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        packed, scalars = checkpoint.pack_optimizer(self.step.optimizer)
+        tensors |= {f"optim.{name}": value for name, value in packed.items()}
+        if self.ema:
+            tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
+        # the class weights come from the recipe and the epoch
+        tensors |= {f"loss.{name}": value for name, value in self.loss.state_dict().items() if name != "weight"}
+        if self.sampler:
+            tensors |= {f"sampler.{name}": torch.from_numpy(getattr(self.sampler, name)) for name in SAMPLER_STATE}
+        totals = self.totals or Totals()
+        meta = {
+            **asdict(self.at), "totals": [totals.loss, totals.correct, totals.samples_seen], "optim": scalars,
+            **self.identity, **self._setting(), "data_digest": self.data.digest, "frozen": self.digests,
+            "scaler": self.step.scaler.state_dict() if self.step.scaler else None,
+        }  # fmt: skip
+        return tensors, meta
+
+    def _setting(self) -> dict[str, Any]:
+        """What must be the same for a state to continue with the same bits."""
+        return {
+            "threads": torch.get_num_threads(), "torch": torch.__version__, "device": self.step.device.type,
+            "precision": self.step.precision, "processes": self.team.size,
+        }  # fmt: skip
+
+    def restore(self) -> None:
+        """Load the newest good state of the folder.
+
+        Raises:
+            FileError: no state that can be read, or one of another model, class count or optimizer. DataError: the data
+                changed since the run began.
+        """
+        tensors, meta, warnings = checkpoint.load_state(self.folder)
+        for warning in warnings:
+            print_line(f"warning  {warning}")
+        self._check_same(meta)
+        setting = self._setting()
+        if changed := [f"{key} {meta[key]} -> {value}" for key, value in setting.items() if meta.get(key, value) != value]:
+            print_line(f"resume   not bit-identical: {', '.join(changed)}")
+        if (selector := freezing.in_force(self.plan, meta["epoch"])) != self.frozen.selector:
+            self.release(selector)
+        tensor_files.load_into(self.model, _part(tensors, "model"), self.folder)
+        checkpoint.unpack_optimizer(self.step.optimizer, _part(tensors, "optim"), meta["optim"])
+        if self.ema:
+            self.ema.load_state_dict(_part(tensors, "ema"))
+        self.loss.load_state_dict(_part(tensors, "loss"), strict=False)  # not strict: "weight" is not in it
+        if self.sampler:
+            for name, value in _part(tensors, "sampler").items():
+                getattr(self.sampler, name)[:] = value.numpy()
+        if self.step.scaler and meta["scaler"]:
+            self.step.scaler.load_state_dict(meta["scaler"])
+        self.at = Position(**{key: meta[key] for key in asdict(self.at)})
+        self.totals, self.digests = Totals(*meta["totals"]), meta["frozen"]
+
+    def _check_same(self, meta: dict[str, Any]) -> None:
+        theirs = {key: meta.get(key, value) for key, value in self.identity.items()}
+        if theirs != self.identity:
+            there, here = ("/".join(map(str, each.values())) for each in (theirs, self.identity))
+            raise FileError(f"checkpoint is {there}, run is {here} ({self.folder}); resume with the settings of the checkpoint")
+        if meta["data_digest"] != self.data.digest:
+            changes = checkpoint.data_changes(self.folder, self.data.manifest) or f"digest {self.data.digest[:12]}"
+            raise DataError(f"data changed since the run began ({self.data.name}, {changes}); restore it or train a new run")
+
+    def release(self, selector: str) -> None:
+        """Freeze no more than ``selector`` from now on; what stays trained keeps its momentum.
+
+        Raises:
+            DisagreeError: what was frozen until now has changed.
+        """
+        freezing.check_unchanged(self.model, self.digests)
+        self.frozen = freezing.unfreeze(self.model, self.frozen, selector, self.spec)
+        self.digests = {name: self.digests[name] for name in self.frozen.names if name in self.digests}
+        self.step = replace(self.step, optimizer=optim.carry_over(self.step.optimizer, self.make_optimizer()))
+        self.wrap()
+
+    def wrap(self) -> None:
+        """Set how the model is called in training, which depends on what is frozen now.
+
+        Each shape is compiled for itself, so that a step has the same bits whatever shapes came before it.
+
+        Raises:
+            UsageError: ``compile`` with several processes, whose joint BatchNorm it would break up.
+        """
+        self.wrapped = None  # drop the old wrapper's hooks
+        if self.team.size > 1:
+            if self.settings.compile:
+                raise UsageError(f"compile = true is for one process (here {self.team.size}); leave --compile out")
+            self.wrapped = self.team.wrapped(self.model.train())
+        elif self.settings.compile:
+            torch.compiler.reset()  # earlier models count against the limit of recompilations, then all runs uncompiled
+            self.wrapped = cast(nn.Module, torch.compile(self.model, dynamic=False))
+
+    def store_features(self) -> None:
+        """Train on stored features where all before the head is frozen and gives the same in every epoch; print which it is."""
+        obstacle = "several processes train" if self.team.size > 1 else ""
+        if self.step.mix or (self.batches.augment and not self.batches.views):
+            obstacle = "each epoch changes the images (data.augment, mixup, cutmix); data.views=4 stores four views of each"
+        self.tail, self.batches, self.val = features.stored(
+            self.model, (self.spec.new_head, self.spec.head), self.frozen.names, self.batches, self.val,
+            precision=self.step.precision, obstacle=obstacle, runtime=self.settings.features_with,
+        )  # fmt: skip
 
 
-def _tensorboard(folder: Path, rows: list[dict[str, Any]]) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        for row in rows:
-            for key in ("loss", "accuracy", "lr", "images_per_s"):
-                if key in row:
-                    writer.add_scalar(f"{row['split']}/{key}", row[key], row["epoch"])
-
-
-def _save_weights(parts: Trainer, model: nn.Module, score: float) -> None:
-    meta = {
-        "model": parts.recipe.model,
-        "classes": parts.data.classes,
-        "input": parts.spec.input,
-        "mean": parts.data.mean,
-        "std": parts.data.std,
-        "epoch": parts.epoch,
-        "chosen_on": parts.recipe.select_on if parts.val else "last epoch",
-        "chosen_accuracy": score if parts.val else None,
-        "frozen": parts.proof,
-    }
-    tensor_files.save_tensors(parts.folder / "weights.safetensors", model.state_dict(), meta)
-
-
-def _save_state(parts: Trainer) -> None:
-    _written(parts, lambda: checkpoint.save_state(parts.folder, parts.at, *state.pack(parts)))
+def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}

@@ -1,0 +1,123 @@
+"""Which calibration to quantise with: each method on several numbers of images, compared on validation images."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from zoo import files
+from zoo.console import print_line
+from zoo.data import _folders
+from zoo.errors import DiskError
+from zoo.export import _accuracy, _cases, _external, _job, _quantise
+from zoo.spec import Split
+
+VALIDATION = 2000
+LARGE = 64
+"""Side in pixels above which fewer images are tried."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The best calibration, the graph quantised with it, and what it was chosen by."""
+
+    ranges: _quantise.Ranges
+    graph: ModelProto
+    images: np.ndarray
+    """Calibration images as the file takes them."""
+    val: Split
+    exact: np.ndarray
+    """(N, classes) float32 outputs of the validation images."""
+    accuracy: float
+    """Of ``graph`` on ``val``, in [0, 1]; without targets the share of images with float32's class."""
+    reference: float
+    """The same of float32."""
+    facts: dict[str, Any]
+
+
+def choose(job: _job.Job) -> Chosen:
+    """The 8 bit graph with the best accuracy on validation images, over methods and numbers of calibration images.
+
+    Equal accuracy is decided by the mean |difference| of the outputs from float32.
+
+    Raises:
+        DataError: no training images.
+    """
+    subject, exported = job.subject, job.exported
+    train = _job.need_training_images(subject, "int8")
+    small = subject.shape[-1] <= LARGE
+    counts: Sequence[int] = _quantise.COUNTS if small else _quantise.COUNTS[:1]
+    order = np.random.default_rng(job.seed).permutation(len(train))[: counts[-1]]
+    given = _cases.fed(np.asarray(train.images[order]), exported)
+    counts = sorted({min(count, len(given)) for count in counts})
+    assert subject.val is not None
+    val = _cases.spread(subject.val, VALIDATION if small else VALIDATION // 8)
+    exact = _cases.outputs(_accuracy.answer_of(job.exact, exported), val)
+    val = Split(val.images, np.where(val.targets < 0, exact.argmax(1), val.targets), [])
+    held = "training" if subject.val is subject.train else "validation"
+    tried_on = f"{len(val):,} {held} images"
+    print_line(f"int8     tries {', '.join(_quantise.METHODS)} on {', '.join(map(str, counts))} training images")
+    tried: list[dict[str, Any]] = []
+    best: tuple[tuple[float, float], _quantise.Ranges, ModelProto, dict[str, Any]] | None = None
+    for method in _quantise.METHODS:
+        for ranges in calibrated(job.exact, given, method, counts):
+            made = _quantise.quantise(job.exact, ranges)
+            got = _cases.outputs(_accuracy.answer_of(made, exported), val)
+            right, apart = float((got.argmax(1) == val.targets).mean()), float(np.abs(got - exact).mean())
+            print_line(f"int8     {method}, {ranges.count}: {100 * right:.2f} % of {tried_on}, mean |difference| {apart:.2g}")
+            tried.append({"method": method, "images": ranges.count, "accuracy": round(right, 6), "mean_abs": round(apart, 6)})
+            if best is None or (right, -apart) > best[0]:
+                best = ((right, -apart), ranges, made, tried[-1])
+    assert best is not None
+    facts = {
+        "method": best[3]["method"], "images": best[3]["images"], "seed": job.seed, "split": "train", "activations": "uint8",
+        "weights": "int8 per channel", "chosen_on": tried_on, "tried": tried,
+    }  # fmt: skip
+    reference = float((exact.argmax(1) == val.targets).mean())
+    return Chosen(best[1], best[2], given, val, exact, best[0][0], reference, facts)
+
+
+def calibrated(graph: ModelProto, images: np.ndarray, method: str, counts: Sequence[int]) -> Iterator[_quantise.Ranges]:
+    """:func:`zoo.export._quantise.calibrate`, from the cache where the same was calibrated before."""
+    path = _folders.cache_folder() / "calibration" / f"{_digest(graph, images, method, counts)}.json"
+    if kept := _read(path, counts):
+        print_line(f"int8     {method}: ranges from {path}")
+        for count in counts:
+            yield _quantise.from_limits(method, count, kept[str(count)])
+        return
+    found: dict[str, dict[str, list[float]]] = {}
+    for ranges in _quantise.calibrate(graph, images, method=method, counts=counts):
+        found[str(ranges.count)] = _quantise.limits(ranges)
+        yield _quantise.from_limits(method, ranges.count, found[str(ranges.count)])
+    with contextlib.suppress(OSError, DiskError):  # a cache that cannot be written is no reason to stop
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.publish_text(path, json.dumps(found))
+
+
+def _digest(graph: ModelProto, images: np.ndarray, method: str, counts: Sequence[int]) -> str:
+    """sha256 of all that ranges depend on."""
+    import onnxruntime
+
+    found = hashlib.sha256(f"{onnxruntime.__version__} {method} {list(counts)} {images.dtype} {images.shape}\n".encode())
+    found.update(images.tobytes())
+    for tensor in graph.graph.initializer:
+        found.update(tensor.raw_data)
+    found.update(_external.without_weights(graph).SerializeToString(deterministic=True))
+    return found.hexdigest()
+
+
+def _read(path: Path, counts: Sequence[int]) -> dict[str, dict[str, list[float]]] | None:
+    """What the cache has, or None; a damaged file counts as none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if all(found[str(count)] for count in counts) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

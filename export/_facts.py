@@ -1,0 +1,62 @@
+"""The metadata that zoo writes into an ONNX file, read with types and checked. Not here: torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from zoo.errors import FileError
+
+Side = Annotated[int, msgspec.Meta(gt=0, le=1 << 16)]
+Triple = tuple[float, float, float]
+Mode = Literal["none", "normalize", "full"]
+
+
+class Steps(msgspec.Struct, frozen=True):
+    """Preprocessing: what of it the graph does itself (``mode``), the input's side, and what the shorter side is resized to."""
+
+    mode: Mode
+    size: Side
+    resize: Side
+    mean: Triple
+    std: Triple
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """Class names, preprocessing, and whether the outputs are probabilities."""
+
+    classes: tuple[str, ...]
+    preprocessing: Steps
+    softmax: bool
+
+
+def read(written: Mapping[str, str], path: Path) -> Facts:
+    """The facts in a file's metadata.
+
+    Raises:
+        FileError: one is missing, or has a wrong type or value.
+    """
+    try:
+        facts = msgspec.convert({name: json.loads(written[name]) for name in Facts.__struct_fields__}, Facts)
+        _check(facts)
+    except KeyError as error:
+        raise FileError(f"no zoo metadata in the model ({path}, {error}); export it with: zoo export --onnx") from error
+    except (ValueError, RecursionError) as error:
+        why = str(error)[:100]
+        raise FileError(f"metadata of the model cannot be used ({path}, {why}); export it again: zoo export --onnx") from error
+    return facts
+
+
+def _check(facts: Facts) -> None:
+    steps = facts.preprocessing
+    if not facts.classes or len(set(facts.classes)) != len(facts.classes):
+        raise ValueError("classes: different names are needed")
+    if steps.size > steps.resize:
+        raise ValueError(f"size {steps.size} is above resize {steps.resize}")
+    if not all(map(math.isfinite, (*steps.mean, *steps.std))) or min(steps.std) <= 0:
+        raise ValueError("mean, std: finite numbers are needed, std above 0")

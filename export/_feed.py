@@ -1,0 +1,75 @@
+"""How a model that zoo did not make is fed: noise of the shape and type that its only input declares, in batches that it takes.
+
+The trial in a child process and the measurement both feed by this. Not here: torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.errors import FileError
+
+TYPES = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8", "tensor(int32)": "int32", "tensor(int64)": "int64", "tensor(bool)": "bool",
+}  # fmt: skip
+FREE = 224
+"""Pixels of a free height or width."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The input of a model by name, its shape without the batch, numpy's name of its type; ``output`` is what is compared."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    batch: int
+    """The only batch size that the model declares, or 0 where it is free."""
+    output: str
+
+    def noise(self, batch: int) -> np.ndarray:
+        """:func:`noise` for this input, (batch, *shape)."""
+        return noise(batch, self.shape, self.dtype)
+
+
+def noise(batch: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """The same (batch, *shape) values each time: normal with unit variance, bytes 0 to 255, other integers (indices) 0 or 1."""
+    rng = np.random.default_rng(0)
+    if dtype.startswith("float"):
+        return rng.standard_normal((batch, *shape), np.float32).astype(dtype, copy=False)
+    return rng.integers(0, 256 if dtype == "uint8" else 2, (batch, *shape)).astype(dtype)
+
+
+def of(session: Any, path: Path) -> Feed:
+    """How to feed an opened model.
+
+    Raises:
+        FileError: several inputs, none, one without a batch or of a type that noise cannot fill; no tensor comes out.
+    """
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        named = ", ".join(each.name for each in inputs[:3]) or "none"
+        raise FileError(f"model has {len(inputs)} inputs ({path}, {named}); zoo runs models with one input")
+    entry = inputs[0]
+    if entry.type not in TYPES or not entry.shape:
+        raise FileError(f"input is not a batch of numbers ({path}, {entry.name}: {entry.type} {entry.shape}); export it again")
+    first, *rest = entry.shape
+    shape = tuple(size if isinstance(size, int) and size > 0 else FREE for size in rest)
+    batch = first if isinstance(first, int) and first > 0 else 0
+    return Feed(entry.name, shape, TYPES[entry.type], batch, output(session, path))
+
+
+def output(session: Any, path: Path) -> str:
+    """The output that is compared: the first tensor of floats (class scores), else of any numbers; FileError if there is none."""
+    found = {each.name: each.type for each in session.get_outputs() if each.type in TYPES}
+    if not found:
+        raise FileError(f"no output is a tensor of numbers ({path}); export it without ZipMap and the like")
+    return next(
+        (name for name, kind in found.items() if kind in ("tensor(float)", "tensor(float16)", "tensor(double)")),
+        next(iter(found)),
+    )

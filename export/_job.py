@@ -1,0 +1,308 @@
+"""What is exported: a model with what is known about its images (:class:`Subject`), and one export of it (:class:`Job`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+
+from zoo import recipe as recipes
+from zoo import sampling, tensor_files
+from zoo.console import print_line
+from zoo.errors import DataError, DisagreeError, FileError, UsageError
+from zoo.export import _accuracy, _cases, _graph
+from zoo.spec import Split
+from zoo.training import freezing
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from zoo.run import Run
+
+NOISE = 64
+"""Images of noise that stand in for data that is not here."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with weights and the nodes behind it up to the next one."""
+
+    name: str
+    kind: str
+    nodes: tuple[str, ...]
+    sqnr: float = float("inf")
+    """dB of the network's output with this layer alone in 8 bits."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, its images and what its file has to say."""
+
+    model: nn.Module
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    """Of one input of the model."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    stored: int
+    """Side in pixels of images as the data set keeps them."""
+    images: np.ndarray
+    """To compare on: (N, stored, stored, 3) uint8, or (N, \\*shape) float32 as the model takes them."""
+    source: str
+    """What these images are."""
+    train: Split | None = None
+    """To calibrate on."""
+    val: Split | None = None
+    """To choose by: validation images, or training images where there are none."""
+    test: Split | None = None
+    """To measure accuracy on."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Metadata that only this kind of subject has."""
+    folder: Path = Path()
+    """Where its files go unless a path is given."""
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    """sha256 by name of the tensors that were frozen in training."""
+    module: bool = False
+    """It is a module alone, not a run."""
+    accuracy: str = ""
+    """That of the run in its own precision, in words."""
+
+    def wrapped(self, preprocess: str, *, softmax: bool) -> _graph.Exported:
+        """The model as it is traced."""
+        size = self.shape[-1]
+        return _graph.Exported(
+            self.model,
+            self.mean,
+            self.std,
+            size=size,
+            stored=self.stored,
+            preprocess=preprocess,
+            softmax=softmax,
+            shape=self.shape,
+        )
+
+    def check_weights(self) -> None:
+        """Nothing, if the weights are finite and the frozen ones unchanged.
+
+        Raises:
+            FileError: a weight is not finite. DisagreeError: a frozen tensor is not what it was before training (the file
+                itself is whole: a damaged one is a FileError).
+        """
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                where = f"{self.folder}, tensor {name}" if self.folder.parts else f"tensor {name}"
+                raise FileError(f"weights are not finite ({where}); train again, or use an earlier checkpoint")
+        after = freezing.frozen_digest(self.model, self.frozen)
+        if changed := [name for name, digest in self.frozen.items() if after[name] != digest]:
+            raise DisagreeError(
+                f"frozen tensors are not what they were before training ({self.folder}, {len(changed)} of {len(self.frozen)}, first "
+                f"{changed[0]}); train again; nothing published"
+            )
+        if self.frozen:
+            print_line(f"frozen   {len(self.frozen)} tensors have the sha256 they had before training")
+
+
+@dataclass
+class Job:
+    """One export of a subject: what a target's ``make`` gets."""
+
+    subject: Subject
+    exported: _graph.Exported
+    opset: int
+    seed: int = 0
+    max_drop: float = 0.5
+    """Points of accuracy that a precision other than fp32 may lose."""
+    external_data: bool = False
+    explain: bool = False
+    """Measure the error of each layer and write it beside the file."""
+    ranked: list[Layer] = field(default_factory=list)
+    """The layers with their SQNR alone, where ``make`` had to rank them or ``explain`` asks for it."""
+    calibration: dict[str, Any] | None = None
+    """How a target was calibrated, for the receipt; ``make`` sets it."""
+
+    @cached_property
+    def exact(self) -> ModelProto:
+        """The float32 ONNX graph."""
+        from zoo.export import onnx_fp32
+
+        return onnx_fp32.trace(self.exported, opset=self.opset)
+
+
+def of_run(run: Run, images: int) -> Subject:
+    """A run with up to ``images`` test images spread over the set, or noise if the run's data is not here."""
+    data_less = msgspec.structs.replace(run.recipe.data, dir="")
+    facts = {
+        "recipe": recipes.dump(msgspec.structs.replace(run.recipe, data=data_less)), "data": run.recipe.data.label,
+        "data_sha256": str(run.env.get("data_digest", "")),
+    }  # fmt: skip
+    if run.temperature != 1:  # the graph divides the logits by it
+        facts["temperature"] = f"{run.temperature:.6g}"
+    weights = run.path / "weights.safetensors"
+    frozen = tensor_files.load_tensors(weights)[1].get("frozen", {}) if weights.is_file() else {}
+    seen = _cases.pictures(run, images)
+    known: dict[str, Any] = {}
+    if seen.data is not None:
+        data = seen.data
+        chosen = sampling.long_tail(data.train.targets, run.recipe.data.imbalance, run.recipe.seed)
+        # images are copied when they are drawn: a large set is memory-mapped
+        known["train"] = Split(_Chosen(data.train.images, chosen), data.train.targets[chosen], [])  # type: ignore[arg-type]
+        known["val"] = data.val if len(data.val) else data.train
+        known["test"] = data.test if len(data.test) else None
+    return Subject(
+        run.model, run.recipe.model, run.classes, run.input, run.mean, run.std, run.stored, seen.pixels, seen.source, **known,
+        facts=facts, folder=run.path, frozen=frozen, accuracy=_accuracy.of_run(run),
+    )  # fmt: skip
+
+
+class _Chosen:
+    """Rows of an array, looked up when they are asked for."""
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
+        self.array, self.rows = array, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: Any) -> np.ndarray:
+        return np.asarray(self.array[self.rows[at]])
+
+
+def of_module(
+    model: nn.Module, *, shape: Sequence[int], images: Any = None, targets: Any = None, classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+) -> Subject:  # fmt: skip
+    """Any module that maps float32 (N, \\*shape) to (N, classes).
+
+    Args:
+        images: (N, \\*shape) floats as the module takes them, or (N, H, W, 3) uint8 with ``mean`` and ``std``; noise if None.
+        targets: (N,) class numbers of the images, to measure accuracy.
+
+    Raises:
+        UsageError: the module, or an argument, does not fit ``shape``.
+    """
+    shape = tuple(int(each) for each in shape)
+    outputs = _outputs(model, shape)
+    names = tuple(map(str, classes)) if classes is not None else tuple(map(str, range(outputs)))
+    if len(names) != outputs:
+        raise UsageError(f"classes differ (names {len(names)}, model {outputs}); give one name per output of the model")
+    pixels, source = _pixels(images, shape)
+    part = _labelled(pixels, targets, outputs) if images is not None else None
+    if (mean is None) != (std is None) or (pixels.dtype == np.uint8 and mean is None):
+        raise UsageError(
+            "mean and std are needed for uint8 images; give both, e.g. mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)"
+        )
+    mean, std = ((0.0,) * shape[0], (1.0,) * shape[0]) if mean is None or std is None else (tuple(mean), tuple(std))
+    if len(mean) != shape[0] or len(std) != shape[0]:
+        raise UsageError(
+            f"mean and std have {len(mean)} and {len(std)} values, the input {shape[0]} channels; give one per channel"
+        )
+    stored = pixels.shape[1] if pixels.dtype == np.uint8 else shape[-1]
+    return Subject(
+        model, type(model).__name__, names, shape, mean, std, stored, pixels, source,
+        train=part, val=part, test=part if targets is not None else None, module=True,
+    )  # fmt: skip
+
+
+def _outputs(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Number of classes the module gives for two zero inputs; UsageError unless that is a (2, classes) tensor."""
+    what = f"{type(model).__name__}, input {('N', *shape)}".replace("'", "")
+    device = next((each.device for each in model.state_dict().values()), torch.device("cpu"))
+    training = model.training
+    try:
+        with torch.no_grad():
+            given = model.eval()(torch.zeros(2, *shape, device=device))
+    except Exception as error:  # the module is the caller's and may raise anything
+        why = " ".join(str(error).split())[:80]
+        raise UsageError(
+            f"module does not run ({what}: {type(error).__name__}: {why}); it has to take one float32 tensor"
+        ) from error
+    finally:
+        model.train(training)
+    if not isinstance(given, torch.Tensor) or given.ndim != 2 or len(given) != 2:
+        found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        raise UsageError(f"module gives {found} for two inputs ({what}); it has to give one tensor of logits, (2, classes)")
+    return given.shape[1]
+
+
+def _pixels(images: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
+    """Images as an array, and what they are; UsageError for another shape or kind."""
+    if images is None:
+        return np.random.default_rng(0).standard_normal((NOISE, *shape), np.float32), "noise (no images were given)"
+    array = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
+    if array.dtype.kind == "f" and array.shape[1:] == shape and len(array):
+        return np.ascontiguousarray(array, np.float32), "the given images"
+    square = array.ndim == 4 and array.shape[1] == array.shape[2] >= shape[-1] and array.shape[3] == 3 and len(shape) == 3
+    if array.dtype == np.uint8 and square and len(array) and shape[0] == 3 and shape[1] == shape[2]:
+        return array, "the given images"
+    raise UsageError(
+        f"images do not fit the model ({array.dtype} {array.shape}, input {shape}); give float32 (N, {', '.join(map(str, shape))}), or "
+        "square uint8 (N, H, W, 3)"
+    )
+
+
+def _labelled(pixels: np.ndarray, targets: Any, classes: int) -> Split:
+    """Images with their targets, -1 where there are none."""
+    if targets is None:
+        return Split(pixels, np.full(len(pixels), -1), [])
+    array = np.asarray(targets.detach().cpu() if isinstance(targets, torch.Tensor) else targets)
+    if (
+        array.shape != (len(pixels),)
+        or array.dtype.kind not in "iu"
+        or not len(array)
+        or not 0 <= array.min() <= array.max() < classes
+    ):
+        raise UsageError(
+            f"targets do not fit ({array.dtype} {array.shape}); give {len(pixels)} class numbers from 0 to {classes - 1}"
+        )
+    return Split(pixels, array.astype(np.int64), [])
+
+
+def need_training_images(subject: Subject, precision: str) -> Split:
+    """The images to calibrate on; DataError if there are none."""
+    if subject.train is None:
+        data = subject.facts.get("data")
+        hint = f"which are not here ({data}); give its data.dir" if data else "which were not given; give images="
+        raise DataError(f"{precision} is calibrated on training images, {hint}")
+    if not len(subject.train):
+        raise DataError(
+            f"no training images to calibrate on ({subject.facts.get('data', '')}); use the data that the run was trained on"
+        )
+    return subject.train
+
+
+def facts(subject: Subject, exported: _graph.Exported, *, opset: int, frozen: dict[str, str]) -> dict[str, str]:
+    """What a reader of the file must know, as ONNX's metadata_props; no path of this machine is in it."""
+    import onnx
+    import onnxruntime
+
+    import zoo
+
+    steps = {
+        "mode": exported.preprocess, "takes": _graph.PREPROCESS[exported.preprocess], "size": exported.size, "resize": exported.stored,
+        "mean": exported.mean, "std": exported.std,
+    }  # fmt: skip
+    found: dict[str, Any] = {
+        "zoo.version": zoo.__version__,
+        "model": subject.name,
+        "classes": json.dumps(subject.classes, ensure_ascii=False),
+        "preprocess": exported.preprocess,
+        "softmax": json.dumps(exported.softmax),
+        "weights_sha256": _graph.weights_sha256(subject.model),
+        "frozen_sha256": json.dumps(frozen),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "opset": opset,
+    }
+    if exported.mean and exported.shape == (3, exported.size, exported.size):
+        found["preprocessing"] = json.dumps(steps)
+    return {key: str(value) for key, value in (found | dict(subject.facts)).items()}

@@ -1,0 +1,160 @@
+"""The way of every exported file: target found, traced, checked against PyTorch, tested, published."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import ModelProto
+
+from zoo import files
+from zoo.console import print_line
+from zoo.errors import BusyError, DisagreeError, UsageError
+from zoo.export import Receipt, _accuracy, _cases, _explain, _graph, _job, _parity, onnx_fp32
+from zoo.export._job import Job, Subject
+from zoo.spec import TargetSpec
+
+SLOWER = 1.05
+"""Time of a lossy precision over that of float32 from which it is called slower."""
+
+
+def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -> Receipt:
+    """Write ``job`` by ``target``, a module of this folder with ``TARGET``, ``make``, ``write`` and ``answer``.
+
+    Raises:
+        See :func:`zoo.export.onnx`. In each case nothing is published and an old file stays as it was.
+    """
+    began, spec, exported = time.monotonic(), target.TARGET, job.exported
+    subject.check_weights()
+    opset = job.opset if spec.format == "onnx" else 0
+    print_line(f"trace    {subject.name}, {f'opset {opset}' if opset else spec.format}, preprocess {exported.preprocess}")
+    made = target.make(job)
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / out.name
+        target.write(made, draft, {})
+        answer = _accuracy.of_images(target.answer(draft), exported)
+        parity = _checked(spec, made, subject, exported, answer)
+        test = _tested(spec, job, answer, parity)
+    facts = _job.facts(subject, exported, opset=job.opset, frozen=dict(subject.frozen)) | {
+        "precision": spec.precision, "parity": json.dumps(parity.as_dict() | {"images": subject.source}), "test": json.dumps(test),
+        "calibration": json.dumps(job.calibration),
+    }  # fmt: skip
+    print_line(f"check    {out}")
+    written = (
+        target.publish(made, out, facts, job) if hasattr(target, "publish") else _published(target, made, out, facts, force)
+    )
+    layers = None
+    if job.explain and isinstance(made, ModelProto):
+        layers = _explain.rows(job, made)
+        title = f"{subject.name}: error per layer in {spec.precision}"
+        _explain.save(layers, out, title)
+    return Receipt(
+        path=out, bytes=sum(each.stat().st_size for each in written), files=tuple(each.name for each in written), format=spec.format,
+        precision=spec.precision, opset=opset, ir_version=made.ir_version if opset else 0, preprocess=exported.preprocess,
+        batches=_parity.BATCHES, agree=parity.agree, n=parity.n, ties=parity.ties, max_abs=parity.max_abs, images=subject.source,
+        seconds=round(time.monotonic() - began, 2), test=test, calibration=job.calibration, layers=layers,
+        run=subject.accuracy,
+    )  # fmt: skip
+
+
+def check_free(out: Path, spec: TargetSpec, *, force: bool) -> None:
+    """BusyError if a file exists and may not be replaced; UsageError if it is a folder; DiskError if none can be written."""
+    for path in (out, *(out.with_suffix(suffix) for suffix in spec.beside)):
+        if path.is_dir():
+            raise UsageError(f"output is a folder ({path.absolute()}); name a file, e.g. --out {path / f'model{spec.suffix}'}")
+        if path.exists() and not force:
+            raise BusyError(f"file exists ({path}); use --force to replace it, or another --out")
+        files.check_writable(path)
+
+
+def _checked(spec: TargetSpec, made: Any, subject: Subject, exported: _graph.Exported, answer: _cases.Answer) -> _parity.Parity:
+    """The parity of a file; DisagreeError, for ONNX with the first node that differs, if it does not hold."""
+    cases = [case for case in _cases.cases(exported, subject.images) if case.counted or not spec.calibrated]
+    parity = _parity.check(cases, answer, tolerance=spec.tolerance, probabilities=exported.softmax)
+    if not parity.holds:
+        where = f"{spec.format} {spec.precision}"
+        if isinstance(made, ModelProto):
+            where = f"first node that differs: {_first_difference(made, subject, exported, parity)}"
+        raise DisagreeError(
+            f"exported model differs from PyTorch (max |difference| {parity.max_abs:.2g}, allowed {parity.tolerance:.0e}, other "
+            f"class {parity.wrong:,} times; {where}); nothing published"
+        )
+    return parity
+
+
+def _first_difference(graph: ModelProto, subject: Subject, exported: _graph.Exported, parity: _parity.Parity) -> str:
+    fed = _cases.fed(parity.worst, exported)
+    same = parity.worst.shape[1:3] == subject.images.shape[1:3]
+    inputs = _cases.normalised(parity.worst, exported) if same else exported.prepare(torch.from_numpy(fed))
+    return _parity.first_difference(graph, fed, exported.model, inputs, parity.tolerance)
+
+
+def _tested(spec: TargetSpec, job: Job, answer: _cases.Answer, parity: _parity.Parity) -> dict[str, Any] | None:
+    """Accuracy on the whole test set, for a precision other than fp32 beside that of float32; None without targets.
+
+    Raises:
+        DisagreeError: accuracy drops by more than the job allows; without targets, more images change their class.
+    """
+    lossy, test = spec.precision != "fp32", job.subject.test
+    if test is None:
+        changed = 100 * (1 - parity.agree / parity.n)
+        if lossy and changed > job.max_drop:
+            raise DisagreeError(
+                f"{changed:.2f} % of {parity.n:,} images change their class (allowed {job.max_drop:g}); raise --max-drop or use fp32; "
+                "nothing published"
+            )
+        return None
+    hits = _accuracy.hits(answer, test, spec.precision if spec.format == "onnx" else spec.format)
+    reference = None
+    if lossy:
+        exact = _accuracy.answer_of(job.exact, job.exported)
+        reference = _accuracy.hits(exact, test, "fp32")
+        if (times := _accuracy.slower(answer, exact, job.subject.images)) > SLOWER:
+            print_line(
+                f"warning  {spec.precision} takes {times:.2f} times as long as fp32 on this machine; it is smaller, not faster here"
+            )
+    found = _accuracy.compared(hits, reference)
+    if found.get("drop", 0.0) > job.max_drop:
+        raise DisagreeError(
+            f"accuracy drops by {found['drop']:.2f} points (test {100 * found['accuracy']:.2f} %, float32 "
+            f"{100 * found['fp32']['accuracy']:.2f} %, allowed {job.max_drop:g}); raise --max-drop or use fp32; nothing published"
+        )
+    return found
+
+
+def _published(target: Any, made: Any, out: Path, facts: dict[str, str], force: bool) -> list[Path]:
+    """The files of a target, written in a temporary folder and published under one lock, the first one last."""
+    with tempfile.TemporaryDirectory() as folder:
+        target.write(made, Path(folder) / out.name, facts)
+        parts = [Path(folder) / out.name, *((Path(folder) / out.name).with_suffix(suffix) for suffix in target.TARGET.beside)]
+        check_free(out, target.TARGET, force=force)
+        with files.alone(out):  # lest the graph is one export's and the weights are another's
+            for part in parts[1:]:
+                # an old graph would be read with the new weights if all ended here
+                files.publish(
+                    out.with_suffix(part.suffix), partial(shutil.copyfile, part), lambda _: out.unlink(missing_ok=True)
+                )
+            files.publish(out, partial(shutil.copyfile, parts[0]))
+    return [out, *(out.with_suffix(part.suffix) for part in parts[1:])]
+
+
+def job_of(subject: Subject, preprocess: str, *, softmax: bool, opset: int = onnx_fp32.OPSET, **options: Any) -> Job:
+    """A job; UsageError for a kind of preprocessing that there is not, or that the subject's images do not allow."""
+    from zoo.errors import did_you_mean
+
+    known: Sequence[str] = tuple(_graph.PREPROCESS)
+    if preprocess not in known:
+        raise UsageError(f"no preprocess {preprocess!r}{did_you_mean(preprocess, known)}; use one of {', '.join(known)}")
+    if preprocess != "none" and subject.images.dtype != np.uint8:
+        raise UsageError(
+            f"preprocess {preprocess} needs uint8 images (N, H, W, 3), mean and std; give them, or preprocess='none'"
+        )
+    return Job(subject, subject.wrapped(preprocess, softmax=softmax), opset, **options)

@@ -1,0 +1,134 @@
+"""A float32 ONNX graph in 8 bits: ranges of activations by onnxruntime's calibrators, and static QDQ nodes by its quantiser.
+
+Activations are unsigned, which is what CPUs multiply fast (both signed runs at a third of the speed); weights are signed, with
+a scale per output channel. BatchNorm is in the convolutions' weights before they are quantised: the float32 graph has it folded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from zoo.export import _external, _graph, onnx_fp32
+
+METHODS = ("minmax", "percentile", "entropy")
+COUNTS = (64, 256, 512)
+"""Calibration images that are tried; a large image costs as much as 50 small ones, so that these stop earlier."""
+OPERATORS = (
+    "Conv", "Gemm", "MatMul", "Add", "Mul", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Relu", "Clip", "Pad", "Slice",
+    "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze",
+)  # fmt: skip
+"""Softmax, LayerNorm and means stay in float32: 8 bits of them cost accuracy and win nothing."""
+CHUNK = 32
+PERCENTILE = 99.99
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Ranges of all activations, found by ``method`` on the first ``count`` images."""
+
+    method: str
+    count: int
+    values: Any
+
+
+def calibrate(graph: ModelProto, images: np.ndarray, *, method: str, counts: Sequence[int]) -> Iterator[Ranges]:
+    """Ranges of activations on the first ``counts`` (rising) of ``images``, given as the file takes them."""
+    from onnxruntime.quantization import CalibrationMethod, create_calibrator
+
+    kinds = {
+        "minmax": CalibrationMethod.MinMax,
+        "percentile": CalibrationMethod.Percentile,
+        "entropy": CalibrationMethod.Entropy,
+    }
+    # unsymmetrical: an unsigned range that reaches below zero for symmetry alone loses a bit
+    options: dict[str, Any] = {"symmetric": False}
+    if method == "percentile":
+        options["percentile"] = PERCENTILE
+    if method == "entropy":
+        options["num_bins"] = 512  # as many bins as steps (the default) leave nothing to choose
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        found = create_calibrator(
+            _external.dump(graph, Path(folder) / "model.onnx"), list(OPERATORS),
+            augmented_model_path=str(Path(folder) / "augmented.onnx"), calibrate_method=kinds[method],
+            use_external_data_format=_external.too_large(graph), extra_options=options,
+        )  # fmt: skip
+        done = 0
+        for count in counts:
+            while done < count:  # a chunk at a time: the calibrator keeps every activation of what it is given at once
+                found.collect_data(_Reader(graph.graph.input[0].name, images[done : min(done + CHUNK, count)]))
+                done = min(done + CHUNK, count)
+            yield Ranges(method, count, found.compute_data())
+
+
+def limits(ranges: Ranges) -> dict[str, list[float]]:
+    """Lowest and highest value of each tensor."""
+    return {name: [float(np.min(each.lowest)), float(np.max(each.highest))] for name, each in ranges.values.items()}
+
+
+def from_limits(method: str, count: int, found: Mapping[str, Sequence[float]]) -> Ranges:
+    """Ranges of these lowest and highest values."""
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import TensorsData
+
+    pairs = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
+    return Ranges(method, count, TensorsData(CalibrationMethod.MinMax, pairs))
+
+
+def calibrated(graph: ModelProto, images: np.ndarray, *, method: str = "minmax") -> ModelProto:
+    """The 8 bit graph, calibrated on ``images`` as the file takes them."""
+    (ranges,) = calibrate(graph, images, method=method, counts=[len(images)])
+    return quantise(graph, ranges)
+
+
+def quantise(graph: ModelProto, ranges: Ranges, nodes: Sequence[str] | None = None) -> ModelProto:
+    """A float32 graph of :func:`onnx_fp32.trace` with ``nodes`` (default: all of the model's) in 8 bits.
+
+    Preprocessing stays in float32.
+    """
+    names = _graph.model_nodes(graph) if nodes is None else list(nodes)
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    with _quiet():
+        quantiser = QDQQuantizer(
+            graph, True, False, QuantType.QInt8, QuantType.QUInt8, ranges.values, names, [], list(OPERATORS), {},
+        )  # fmt: skip
+        quantiser.quantize_model()
+        quantiser.model.topological_sort()  # which its own writer to a file does
+    made: ModelProto = quantiser.model.model
+    onnx_fp32.clean(made)
+    del made.graph.value_info[:]
+    return made
+
+
+class _Reader:
+    """Gives one batch, then nothing: what a calibrator reads from."""
+
+    def __init__(self, name: str, images: np.ndarray) -> None:
+        self.left: list[dict[str, np.ndarray]] = [{name: images}]
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return self.left.pop() if self.left else None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No advice of the quantiser's on stderr, and none of its prints."""
+    import io
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

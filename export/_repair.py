@@ -1,0 +1,142 @@
+"""Repair of an 8 bit graph that loses too much accuracy: its most sensitive layers back in float32, as few as hold the bound.
+
+A layer's sensitivity is the SQNR of the network's output when that layer alone is in 8 bits (Nagel et al. 2021, "A White Paper
+on Neural Network Quantization", section 3.6). The layers are restored from the most sensitive one on; their number is the
+smallest that bisection finds to hold the bound on validation images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from zoo.console import counted, print_line
+from zoo.errors import DisagreeError
+from zoo.export import _cases, _external, _graph, _quantise
+from zoo.export._choose import Chosen
+from zoo.export._job import Job, Layer
+
+RANKING = 64
+"""Calibration images that layers are ranked on."""
+LARGE = 64
+"""Side in pixels from which an eighth of them is used."""
+MARGIN = 0.5
+"""Share of the allowed drop that validation may lose, so that the test set holds the bound as well."""
+MOST = 0.5
+"""Share of the layers that may be restored: beyond it float32 or fp16 serves better."""
+
+
+def layers(graph: ModelProto) -> list[Layer]:
+    """The layers of a graph in order; the name is that of the PyTorch module."""
+    inside, weights = set(_graph.model_nodes(graph)), {each.name for each in graph.graph.initializer}
+    found: list[Layer] = []
+    for node in graph.graph.node:
+        if node.name not in inside:
+            continue
+        if not found or (node.op_type in ("Conv", "Gemm", "MatMul") and any(name in weights for name in node.input)):
+            found.append(Layer(node.name.rpartition("/")[0] or node.name, node.op_type, (node.name,)))
+        else:
+            last = found[-1]
+            found[-1] = Layer(last.name, last.kind, (*last.nodes, node.name))
+    return found
+
+
+def repaired(job: Job, chosen: Chosen) -> tuple[ModelProto, list[dict[str, Any]]]:
+    """The graph of ``chosen``, with layers restored to float32 until validation loses no more than half of what the job allows.
+
+    Returns:
+        The graph, and for each restored layer its name, its SQNR alone and that of the network's output once it is restored too.
+
+    Raises:
+        DisagreeError: the bound does not hold with half of the layers restored.
+    """
+    allowed = MARGIN * job.max_drop
+    holds = _drop(chosen.accuracy, chosen) <= allowed
+    if job.explain or not holds:
+        job.ranked = ranked(job, chosen)
+    if holds:
+        return chosen.graph, []
+    print_line(f"repair   int8 loses {_drop(chosen.accuracy, chosen):.2f} points on validation images (allowed {allowed:g})")
+    order = sorted(job.ranked, key=lambda layer: layer.sqnr)
+    count, graph = _fewest(job, chosen, order, allowed)
+    print_line(f"repair   {count} of {len(order)} layers in float32: {', '.join(layer.name for layer in order[:count])}")
+    return graph, _story(job, chosen, order[:count])
+
+
+def ranked(job: Job, chosen: Chosen) -> list[Layer]:
+    """All layers in order, each with its SQNR alone."""
+    images = chosen.images[: RANKING if job.subject.shape[-1] <= LARGE else RANKING // 8]
+    exact = _outputs(job.exact, images)
+    found = layers(job.exact)
+    return [
+        Layer(layer.name, layer.kind, layer.nodes, sqnr(exact, _outputs(_quantise.quantise(job.exact, chosen.ranges, layer.nodes), images)))
+        for layer in counted(found, len(found), "repair   layers ranked")
+    ]  # fmt: skip
+
+
+def sqnr(exact: np.ndarray, got: np.ndarray) -> float:
+    """Signal to quantisation noise ratio in dB: power of ``exact`` over that of the difference."""
+    noise = float(np.square(exact.astype(np.float64) - got).sum())
+    power = float(np.square(exact.astype(np.float64)).sum())
+    return float("inf") if noise == 0 else 10 * float(np.log10(max(power, 1e-30) / noise))
+
+
+def without(job: Job, chosen: Chosen, restored: Sequence[Layer]) -> ModelProto:
+    """The 8 bit graph with these layers in float32."""
+    kept = {name for layer in restored for name in layer.nodes}
+    return _quantise.quantise(job.exact, chosen.ranges, [name for name in _graph.model_nodes(job.exact) if name not in kept])
+
+
+def _fewest(job: Job, chosen: Chosen, order: Sequence[Layer], allowed: float) -> tuple[int, ModelProto]:
+    """The smallest number of the first layers of ``order`` that holds the bound when restored, and the graph with them."""
+    found: dict[int, ModelProto] = {}
+
+    def holds(count: int) -> bool:
+        graph = without(job, chosen, order[:count])
+        answer = _outputs(graph, _cases.fed(np.asarray(chosen.val.images), job.exported))
+        drop = _drop(float((answer.argmax(1) == chosen.val.targets).mean()), chosen)
+        print_line(f"repair   {count} of {len(order)} layers in float32: drop {drop:+.2f} points")
+        found.update({count: graph} if drop <= allowed else {})
+        return drop <= allowed
+
+    low, high, most = 0, 1, max(1, int(MOST * len(order)))
+    while not holds(high):
+        if high == most:
+            raise DisagreeError(
+                f"accuracy drops by {_drop(chosen.accuracy, chosen):.2f} points in int8, and by more than {allowed:g} on validation images "
+                f"with {most} of {len(order)} layers in float32; raise --max-drop or use fp16; nothing published"
+            )
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high, found[high]
+
+
+def _story(job: Job, chosen: Chosen, restored: Sequence[Layer]) -> list[dict[str, Any]]:
+    """What each restored layer gave, one after the other."""
+    images = chosen.images[: RANKING if job.subject.shape[-1] <= LARGE else RANKING // 8]
+    exact = _outputs(job.exact, images)
+    rows = []
+    for count, layer in enumerate(restored, 1):
+        after = sqnr(exact, _outputs(without(job, chosen, restored[:count]), images))
+        rows.append(
+            {"layer": layer.name, "kind": layer.kind, "sqnr_alone": round(layer.sqnr, 2), "sqnr_after": round(after, 2)}
+        )
+    return rows
+
+
+def _outputs(graph: ModelProto, images: np.ndarray) -> np.ndarray:
+    """(N, classes) of images as the file takes them."""
+    session = _external.session(graph)
+    name = session.get_inputs()[0].name
+    starts = range(0, len(images), _cases.MANY)
+    return np.concatenate([session.run(None, {name: images[start : start + _cases.MANY]})[0] for start in starts])
+
+
+def _drop(accuracy: float, chosen: Chosen) -> float:
+    """Points that are lost against float32 on the validation images."""
+    return 100 * (chosen.reference - accuracy)

@@ -1,0 +1,79 @@
+"""Temperature scaling: the fit, the file, and that every answer of a run uses it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from zoo import calibration, run, run_folders
+from zoo.__main__ import run as zoo
+from zoo.errors import FileError
+
+
+@pytest.mark.parametrize("wanted", [0.3, 1.0, 4.0])
+def test_the_fit_finds_the_temperature_that_made_the_labels(wanted: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(20_000, 5, generator=draw)
+    targets = torch.multinomial((logits / wanted).softmax(1), 1, generator=draw).squeeze(1)
+    assert calibration.fit(logits, targets) == pytest.approx(wanted, rel=0.05)
+
+
+def test_logits_that_separate_the_classes_stay_within_bounds() -> None:
+    targets = torch.arange(4).repeat(5)
+    assert calibration.LEAST <= calibration.fit(9.0 * F.one_hot(targets), targets) <= calibration.MOST
+
+
+def test_a_run_is_calibrated_once_and_everywhere(small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(small_run, tmp_path / "run")
+    plain, x = run.load(folder), torch.randn(3, 3, 32, 32)
+    assert zoo(["eval", str(folder), "--calibrate", "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads((folder / "calibration.json").read_text())
+    assert found["loss_after"] <= found["loss_before"]
+    assert f"temperature {found['temperature']:.3f} from {found['n']:,} validation images" in err
+    assert json.loads(out)["temperature"] == found["temperature"]
+    scaled = run.load(folder)
+    with torch.inference_mode():
+        torch.testing.assert_close(scaled.model(x), plain.model(x) / found["temperature"])
+    assert list(scaled.model.state_dict()) == list(plain.model.state_dict())
+    assert zoo(["eval", str(folder), "--calibrate"]) == 0
+    assert json.loads((folder / "calibration.json").read_text())["temperature"] == pytest.approx(found["temperature"], rel=1e-3)
+
+
+def test_a_calibration_of_other_weights_is_not_used(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(small_run, tmp_path / "run")
+    calibration.save(folder, calibration.Calibration(2.0, "val", 1, 1.0, 1.0, "of others"))
+    assert run.load(folder).temperature == 1.0
+    assert "is of other weights and not used" in capsys.readouterr().err
+    for text in ("", "{}", '{"temperature": "hot"}', "\xff"):
+        (folder / "calibration.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(FileError, match=r"damaged file .*calibration.json.*zoo eval --calibrate"):
+            run.load(folder)
+    run_folders.clear(folder)
+    assert not (folder / "calibration.json").exists()
+
+
+def test_an_exported_file_is_calibrated_too(small_run: Path, tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    import zoo.export
+
+    folder = shutil.copytree(small_run, tmp_path / "run")
+    plain = run.load(folder)
+    calibration.save(folder, calibration.Calibration(2.0, "val", 1, 1.0, 1.0, plain.weights))
+    zoo.export.onnx(run.load(folder), tmp_path / "model.onnx", preprocess="none")
+    x = torch.randn(3, 3, 32, 32)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    answers = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.tensor(answers), plain.model(x) / 2, atol=1e-4, rtol=1e-4)
+    facts = {each.key: each.value for each in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert facts["temperature"] == "2"

@@ -1,0 +1,78 @@
+"""Every row of the table of images and data sets that zoo reads or refuses."""
+
+from __future__ import annotations
+
+import re
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_cases import check
+from PIL import features
+from reads_cases import Case
+from reads_data import CASES, IMAGES, READ, SETS
+
+from zoo import registry
+from zoo.data._image import read_image
+from zoo.data._read import read
+from zoo.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("case", IMAGES, ids=lambda case: case.input)
+def test_an_image(case: Case, tmp_path: Path) -> None:
+    needed = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}.get(case.input.partition(" ")[0])
+    if needed and not features.check(needed):
+        pytest.skip(f"this Pillow has no {needed}")
+    path = tmp_path / "image"
+    case.write(path)
+    if case.code:
+        with pytest.raises(DataError, match=case.does) as caught:
+            read_image(path)
+        assert caught.value.code == case.code
+        assert str(path) in str(caught.value)
+        return
+    pixels = read_image(path)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape in ((4, 6, 3), (6, 4, 3), (16, 16, 3)) or "ICO" in case.input
+    assert (pixels.shape[0] > pixels.shape[1]) == (case.does != READ)
+
+
+@pytest.mark.parametrize("case", SETS, ids=lambda case: case.input)
+def test_a_set(case: Case, tmp_path: Path) -> None:
+    path = tmp_path / "pets"
+    written = case.write(path)
+    name, place = registry.data_source(str(written if isinstance(written, Path) and written.is_file() else path))
+    if case.code:
+        with pytest.raises(DataError, match=case.does) as caught:
+            read(name, place, size=7, val=0.2, seed=0)
+        assert caught.value.code == case.code
+        assert len(re.sub(r"/\S+", "", str(caught.value))) <= 200
+        assert "\n" not in str(caught.value)
+        return
+    data = read(name, place, size=7, val=0.2, seed=0)
+    check(data)
+    assert data.train.images.shape[1:] == (8, 8, 3)
+    assert len(data.classes) == (3 if "called train" in case.input else 2)
+    assert re.search(case.does, " | ".join(data.notes)), data.notes
+    assert bool(data.notes) == bool(case.does), data.notes
+
+
+def test_the_table_is_large_and_has_no_row_twice() -> None:
+    assert len(CASES) >= 60
+    assert len({(case.kind, case.input) for case in CASES}) == len(CASES)
+
+
+def test_the_page_is_as_the_tables_are() -> None:
+    pytest.importorskip("onnxruntime")
+    path = Path(__file__).resolve().parent.parent / "tools" / "reads"
+    loader = SourceFileLoader("reads", str(path))
+    module = module_from_spec(spec_from_loader("reads", loader))  # type: ignore[arg-type]
+    loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "write it with: tools/reads"

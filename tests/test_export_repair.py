@@ -1,0 +1,133 @@
+"""int8 that loses too much gives its most sensitive layers back to float32, and says which; errors per layer are shown."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import zoo.export
+from zoo.errors import DisagreeError
+from zoo.export import _choose, _graph, _quantise, _repair, onnx_fp32
+from zoo.export._job import of_module
+from zoo.export._pipeline import job_of
+
+pytest.importorskip("onnxruntime")
+
+
+class Outlier(nn.Module):
+    """What decides is small beside another channel of the same tensor, where 8 bits have one step for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.fourth = (nn.Conv2d(3 if at == 0 else 2, 2, 1) for at in range(4))
+        self.linear = nn.Linear(2, 2)
+        values = {
+            "first": [[900.0, 0, 0], [0, 1, 0]], "second": [[0.001, 0], [0, 1]], "third": [[1.0, 0], [0, 1]],
+            "fourth": [[0.5, 0], [0, 0.5]], "linear": [[0.0, -16], [0, 16]],
+        }  # fmt: skip
+        with torch.no_grad():
+            for name, weight in values.items():
+                layer = getattr(self, name)
+                layer.weight.copy_(torch.tensor(weight).reshape(layer.weight.shape))
+                layer.bias.copy_(torch.tensor([4.0, -4.0]) if name == "linear" else torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.second, self.third, self.fourth):
+            x = torch.relu(layer(x))
+        return self.linear(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def graph() -> onnx.ModelProto:
+    module = Outlier().eval()
+    return onnx_fp32.trace(_graph.Exported(module, (0, 0, 0), (1, 1, 1), size=4, stored=4, preprocess="none"))
+
+
+@pytest.fixture
+def known(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What to export: images whose second channel decides the class."""
+    monkeypatch.setattr(onnx_fp32, "trace", lambda *_, **__: graph)
+    monkeypatch.setattr(_quantise, "METHODS", ("minmax",))
+    monkeypatch.setattr(_quantise, "COUNTS", (64,))
+    rng = np.random.default_rng(0)
+    inputs = rng.uniform(0, 1, (200, 3, 1, 1)).astype(np.float32) + rng.uniform(0, 0.01, (200, 3, 4, 4)).astype(np.float32)
+    targets = (inputs[:, 1].mean((1, 2)) > 0.5).astype(np.int64)
+    return {"input": (3, 4, 4), "images": inputs, "targets": targets, "precision": "int8"}
+
+
+def test_the_worst_layers_are_given_back(known: dict[str, Any], tmp_path: Path) -> None:
+    receipt = zoo.export.onnx(Outlier(), tmp_path / "x.onnx", max_drop=3, explain=True, **known)
+    assert receipt.calibration is not None
+    assert receipt.test is not None
+    assert receipt.test["drop"] <= 3
+    restored = [row["layer"] for row in receipt.calibration["restored"]]
+    assert sorted(restored) == ["first", "second"], "both read or give the tensor with two scales"
+    assert receipt.calibration["restored"][-1]["sqnr_after"] > 25
+    assert "2 layers in float32" in receipt.line()
+    kinds = {each.name: each.data_type for each in onnx.load(receipt.path).graph.initializer}
+    eight = {name for name, kind in kinds.items() if kind == onnx.TensorProto.INT8}
+    assert {name.split(".")[1] for name in eight} == {"third", "fourth", "linear"}
+    assert receipt.layers is not None
+    alone = {row["layer"]: row["sqnr_alone"] for row in receipt.layers}
+    assert max(alone["first"], alone["second"]) < 15 < 25 < min(alone["third"], alone["fourth"])
+    with (tmp_path / "x.layers.csv").open() as file:
+        assert [row["layer"] for row in csv.DictReader(file)] == ["first", "second", "third", "fourth", "linear"]
+    assert (tmp_path / "x.layers.png").stat().st_size > 5000
+
+
+def test_no_more_than_half_of_the_layers(known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_repair, "MOST", 0.2)
+    with pytest.raises(
+        DisagreeError, match=r"accuracy drops by .* points in int8, .* with 1 of 5 layers in float32; raise --max-drop"
+    ):
+        zoo.export.onnx(Outlier(), tmp_path / "x.onnx", max_drop=3, **known)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_given_back_without_need(known: dict[str, Any]) -> None:
+    known.pop("precision")
+    job = job_of(of_module(Outlier(), shape=known.pop("input"), **known), "none", softmax=False, max_drop=3)
+    chosen = _choose.choose(job)
+    fine = dataclasses.replace(chosen, accuracy=chosen.reference)
+    assert _repair.repaired(job, fine) == (chosen.graph, [])
+    assert job.ranked == [], "ranking costs a run for each layer"
+
+
+def test_errors_of_fp16(known: dict[str, Any], tmp_path: Path) -> None:
+    receipt = zoo.export.onnx(Outlier(), tmp_path / "x.onnx", explain=True, **known | {"precision": "fp16"})
+    assert receipt.layers is not None
+    assert [row["layer"] for row in receipt.layers] == ["first", "second", "third", "fourth", "linear"]
+    assert all(row["sqnr"] > 50 for row in receipt.layers), "float16 keeps 11 bits, 6 dB each"
+
+
+def test_calibration_is_kept(known: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The second calibration reads the first one's ranges; other images, another graph or a damaged file start again."""
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    calls = []
+    calibrate = _quantise.calibrate
+
+    def counted(*args: Any, **named: Any) -> Any:
+        calls.append(named)
+        return calibrate(*args, **named)
+
+    monkeypatch.setattr(_quantise, "calibrate", counted)
+    known.pop("precision")
+    subject = of_module(Outlier(), shape=known.pop("input"), **known)
+    first = _choose.choose(job_of(subject, "none", softmax=False))
+    second = _choose.choose(job_of(subject, "none", softmax=False))
+    assert len(calls) == 1
+    assert first.graph.SerializeToString(deterministic=True) == second.graph.SerializeToString(deterministic=True)
+    _choose.choose(job_of(subject, "none", softmax=False, seed=1))
+    assert len(calls) == 2
+    for path in (tmp_path / "calibration").iterdir():
+        path.write_text("{")
+    _choose.choose(job_of(subject, "none", softmax=False))
+    assert len(calls) == 3

@@ -1,0 +1,95 @@
+"""ONNX files that other programs wrote: a table or one line and exit 4, and no longer than ``--seconds`` says."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from reads_cases import Case
+from reads_onnx import CASES, TABLE, net
+
+from zoo import __main__ as cli
+from zoo.bench import _budget, _roofline, _timing, inference
+from zoo.errors import FileError, UsageError
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's limits are measured badly, the pictures not drawn, and large batches left out: none of these is tested here."""
+    monkeypatch.setattr(_roofline, "SIZES", {"cpu": (64,)})
+    monkeypatch.setattr(_roofline, "SECONDS", 0.001)
+    monkeypatch.setattr(inference, "figures", lambda rows, out: [])
+    monkeypatch.setattr(inference, "QUICK_BATCHES", (1, 2))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.input)
+def test_bench(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "model.onnx", tmp_path / "x.csv"
+    case.write(path)
+    if case.code:
+        with pytest.raises(FileError, match=case.does) as caught:
+            inference.main(True, [str(path)], out=out, seconds=0.01)
+        assert caught.value.code == case.code
+        assert "\n" not in str(caught.value)
+        return
+    inference.main(True, [str(path)], out=out, seconds=0.01)
+    said = capsys.readouterr().err
+    assert case.does == TABLE or case.does in said
+    assert "roofline left out" not in said or "skl2onnx" in case.input
+    assert float(_timing.read_csv(out)[0]["images_per_s"]) > 0
+
+
+def test_the_kinds_named_in_the_issue_are_there() -> None:
+    assert len(CASES) >= 25
+    assert len({case.input for case in CASES}) == len(CASES)
+
+
+def test_batches_that_a_file_does_not_take(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(net(shape=(4, 3, 8, 8)).SerializeToString())
+    with pytest.raises(FileError, match=r"takes batches of 4 only .*leave out --batches"):
+        inference.main(True, [str(path)], out=tmp_path / "x.csv", batches=[1, 8], seconds=0.01)
+    inference.main(True, [str(path)], out=tmp_path / "x.csv", batches=[1, 4], seconds=0.01)
+    assert {row["batch"] for row in _timing.read_csv(tmp_path / "x.csv")} == {"4"}
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_seconds_are_those_of_the_whole_command(
+    code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = tmp_path / "model.onnx", tmp_path / "x.csv"
+    path.write_bytes(net().SerializeToString())
+    monkeypatch.setattr(_budget, "OVERHEAD", 2.0 if code == 0 else 1e4)
+    began = time.monotonic()
+    assert cli.run(["bench", str(path), "--seconds", "20", "--out", str(out)]) == code
+    assert time.monotonic() - began < 40
+    told = capsys.readouterr().err
+    assert "expect   at most 20 s" in told
+    assert ("expect   about" in told) == out.exists() == (code == 0)
+    assert code == 0 or "--seconds 20 is too short (model, batch 1 alone takes about 10,000 s); give about --seconds" in told
+
+
+def test_a_budget_is_shared_by_what_is_left_to_do() -> None:
+    clock = _budget.Budget(100.0, places=2)
+    assert clock.left() == pytest.approx(43.5, abs=1)
+    assert clock.affordable((1, 8, 64), 1.0, "m")[0] == [1, 8]
+    assert clock.affordable((1, 8, 64), 0.1, "m") == ([1, 8, 64], pytest.approx(43.5 / 3, abs=1))
+    assert clock.turn(10, "m") == pytest.approx(4.3, abs=0.1)
+    for use in (lambda: clock.affordable((1,), 60.0, "m"), lambda: clock.turn(10**4, "m")):
+        with pytest.raises(UsageError, match="--seconds 100 is too short .m, "):
+            use()
+    assert _budget.Budget().affordable((1, 8), 1e9, "m") == ([1, 8], float("inf"))
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.input in ("a fixed batch of 4", "two inputs")], ids=lambda case: case.input
+)
+def test_predict_needs_a_file_of_zoos(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case.write(tmp_path / "model.onnx")
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    assert cli.run(["predict", str(tmp_path / "x.png"), "--onnx", str(tmp_path / "model.onnx")]) == 4
+    assert "no zoo metadata in the model" in capsys.readouterr().err

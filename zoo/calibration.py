@@ -1,0 +1,98 @@
+"""Temperature scaling: one number by which a run's logits are divided, so that its probabilities mean what they say.
+
+Guo et al. 2017, "On calibration of modern neural networks", section 4.2. The class that is chosen never changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import msgspec
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.console import print_line
+from zoo.errors import FileError
+from zoo.files import publish_text
+
+FILE = "calibration.json"
+LEAST, MOST = 0.05, 20.0
+"""Bounds of a temperature; logits that ask for more are separable or of no use."""
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """What ``calibration.json`` holds. Losses are mean cross entropies in nats, before and after."""
+
+    temperature: float
+    split: str
+    n: int
+    loss_before: float
+    loss_after: float
+    weights: str
+    """Digest of the weights that it belongs to."""
+
+
+def fit(logits: Tensor, targets: Tensor) -> float:
+    """The temperature in [0.05, 20] that gives logits (N, C) / T the least cross entropy on targets (N,).
+
+    The loss is convex in 1 / T, so that golden-section search finds it.
+    """
+    from scipy.optimize import minimize_scalar
+
+    wide, labels = logits.double(), targets.long()
+
+    def loss(inverse: float) -> float:
+        return F.cross_entropy(wide * inverse, labels).item()
+
+    found = minimize_scalar(loss, bounds=(1 / MOST, 1 / LEAST), method="bounded", options={"xatol": 1e-6})
+    return float(1 / found.x)
+
+
+def of(logits: Tensor, targets: Tensor, *, split: str, weights: str) -> Calibration:
+    """The calibration of uncalibrated logits (N, C) of one split; ``weights`` is the digest of the weights that gave them."""
+    temperature = fit(logits, targets)
+    before, after = (F.cross_entropy(logits.double() / t, targets.long()).item() for t in (1.0, temperature))
+    return Calibration(temperature, split, len(targets), before, after, weights)
+
+
+def save(folder: Path, calibration: Calibration) -> None:
+    """Write ``calibration.json`` into a run folder."""
+    publish_text(folder / FILE, json.dumps(msgspec.to_builtins(calibration), indent=1) + "\n")
+
+
+def read(folder: Path, weights: str) -> Calibration | None:
+    """The calibration of a run's ``weights`` (their digest), or None where there is none or it is of other weights.
+
+    Raises:
+        FileError: a damaged file.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Calibration)
+        if not LEAST <= found.temperature <= MOST:
+            raise ValueError(f"temperature {found.temperature:g} is not in [{LEAST:g}, {MOST:g}]")
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        raise FileError(f"damaged file ({path}, {str(error)[:80]}); repeat: zoo eval --calibrate") from error
+    if found.weights != weights:
+        print_line(f"warning  {path} is of other weights and not used; repeat: zoo eval --calibrate")
+        return None
+    return found
+
+
+def apply(model: nn.Module, temperature: float) -> None:
+    """Divide every output of the model by ``temperature`` from now on; a hook, so that names of tensors stay as they are."""
+    inverse = 1 / temperature
+
+    def scale(module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        return logits * inverse
+
+    model.register_forward_hook(scale)
+
+
+def digest_of(digests: dict[str, str]) -> str:
+    """One digest of those of all tensors of a file."""
+    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()[:16]

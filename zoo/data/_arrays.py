@@ -1,0 +1,87 @@
+"""Data sets that come as arrays: grey to colour, resized, and kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from zoo.data._folders import stored_side
+from zoo.data._image import shown
+from zoo.data._parts import Part, part
+from zoo.data._pixels import Pixels, square
+from zoo.errors import DataError
+from zoo.spec import ImageArray
+
+GREY_NOTE = "grey images: repeated to 3 channels, as the models take"
+
+
+class Scaled(Pixels):
+    """Images (n, H, W, 3) uint8 in memory that are brought to ``side`` when they are indexed."""
+
+    def __init__(self, images: np.ndarray, side: int) -> None:
+        super().__init__(len(images), side)
+        self.images = images
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        side = self.shape[1]
+        if self.images.shape[1:3] == (side, side):
+            return self.images[rows]
+        scaled = np.empty((len(rows), side, side, 3), np.uint8)
+        for at, row in enumerate(rows):
+            scaled[at] = square(self.images[row], side)
+        return scaled
+
+
+def coloured(values: np.ndarray, where: str) -> tuple[np.ndarray, bool]:
+    """Images (n, H, W), (n, H, W, 1), (n, H, W, 3) or (n, 3, H, W) as (n, H, W, 3) uint8, and whether they were grey.
+
+    Floats and integers of 0 to 255 are kept, floats of 0 to 1 scaled.
+
+    Raises:
+        DataError: another shape or type, or values outside of these ranges.
+    """
+    if values.ndim == 4 and values.shape[1] in (1, 3) and values.shape[3] not in (1, 3):
+        values = values.transpose(0, 2, 3, 1)
+    if values.ndim == 3:
+        values = values[..., None]
+    if values.ndim != 4 or values.shape[3] not in (1, 3) or 0 in values.shape[1:3]:
+        raise DataError(f"not images ({where}, shape {values.shape}); give (n, H, W), (n, H, W, 3) or (n, 3, H, W)")
+    if values.dtype.kind not in "uif" or values.dtype.itemsize > 8:
+        raise DataError(f"not images ({where}, type {values.dtype}); give uint8, or floats of 0 to 1")
+    if values.dtype != np.uint8:
+        low, high = (float(end) for end in (values.min(initial=0), values.max(initial=0)))
+        if not (low >= 0 and high <= 255):  # false for nan too
+            raise DataError(f"pixels out of range ({where}, {low:g} to {high:g}); give 0 to 255, or floats of 0 to 1")
+        scale = 255 if values.dtype.kind == "f" and high <= 1 else 1
+        values = np.rint(values * scale).astype(np.uint8)
+    grey = values.shape[3] == 1
+    return (np.repeat(values, 3, axis=3) if grey else values), grey
+
+
+def labels(values: np.ndarray, n: int, where: str) -> np.ndarray:
+    """Class numbers (n,) int64 of an array (n,) or (n, 1) of whole numbers; one-hot (n, C) is taken too."""
+    if values.ndim == 2 and values.shape[1] > 1 and set(np.unique(values)) <= {0, 1} and (values.sum(1) == 1).all():
+        values = values.argmax(1)
+    flat = values.reshape(-1)
+    if len(flat) != n or flat.dtype.kind not in "uif" or (flat != np.floor(flat)).any() or (flat < 0).any():
+        raise DataError(f"not labels ({where}, shape {values.shape}, {values.dtype}); give {n:,} class numbers from 0 on")
+    return flat.astype(np.int64)
+
+
+def as_part(images: np.ndarray, targets: np.ndarray, size: int, split: str) -> Part:
+    """A part of images (n, H, W, 3) uint8, given out at the stored side of ``size``; the prints are of the images as they are."""
+    files = [shown(f"{split}[{i}]") for i in range(len(targets))]
+    held = part(images, targets, files)
+    given: ImageArray = Scaled(images, stored_side(size))
+    return Part(given, targets, files, held.prints)
+
+
+def numbered(targets: Sequence[np.ndarray]) -> list[str]:
+    """Names of classes that have only numbers: ``0``, ``1``, ..., padded so that their order by name is that by number."""
+    top = max((int(each.max(initial=-1)) for each in targets), default=-1) + 1
+    if top < 2:
+        raise DataError(f"{max(top, 0)} classes in the labels; a classifier needs at least 2")
+    if top > 100_000:
+        raise DataError(f"{top:,} classes in the labels; labels are numbers from 0 on without large gaps")
+    return [f"{number:0{len(str(top - 1))}}" for number in range(top)]

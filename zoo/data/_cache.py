@@ -1,0 +1,266 @@
+"""Decode image files once, in parallel, and keep their pixels in a cache that is checked when it is used.
+
+A set has two files in ``images/`` of the cache folder, named by the content of its image files and the wanted side:
+``.pixels`` holds the images one after the other, ``.prints`` a line of JSON and a print of 16 bytes for each image.
+Memory is bounded by the blocks that are decoded at a time, not by the set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from zoo.console import counted, print_line
+from zoo.data._folders import Listing, cache_folder
+from zoo.data._image import decode, shorter_side, shown
+from zoo.data._parts import Part, unreadable
+from zoo.data._pixels import PRINT_BYTES, Cached, Decoded, View, fingerprint, square
+from zoo.errors import DataError, DiskError
+from zoo.files import TEMPORARY, as_disk_error, held, publish, publish_text
+from zoo.spec import ImageArray
+
+FORMAT = 2
+"""Raised whenever the same file would be decoded to other pixels, so that older caches are left alone."""
+BLOCK = 128
+"""Files a thread works through before it reports, fewer where they would be more than :data:`BLOCK_BYTES` of pixels."""
+BLOCK_BYTES = 8 << 20
+MOST_HELD = 1 << 30
+"""Bytes of pixels that are held in memory where the cache cannot be written; larger sets are decoded whenever they are used."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Prints:
+    """What a ``.prints`` file says: the side of the stored images, the prints (n, 16) uint8, which images are unreadable."""
+
+    stored: int
+    prints: np.ndarray
+    bad: list[int]
+
+
+def load(listing: Listing, side: int, name: str) -> Part:
+    """The images at (side, side) pixels, from the cache; decoded into it first if they aren't there.
+
+    The cache is keyed by the content of all files, so a folder that was moved or copied is not decoded again. Images are
+    stored no larger than the files need. Images that cannot be read are left out and named in ``bad``. Where the cache can't
+    be written, the images stay in memory, or are decoded whenever they are used.
+
+    Raises:
+        DataError: none of the images can be read.
+    """
+    pixels = cache_folder() / "images" / f"{_content(listing)}-{side}.pixels"
+    found = _existing(pixels, len(listing.paths))
+    images: ImageArray
+    try:
+        if found is None:
+            found = _made(pixels, listing.paths, side, name)
+        images = Cached(pixels, listing.paths, found.prints, found.stored, side)
+    except (DiskError, OSError) as error:
+        images, found = _uncached(listing.paths, side, name, str(error))
+    return _part(images, found, listing, name)
+
+
+def _part(images: ImageArray, found: _Prints, listing: Listing, name: str) -> Part:
+    files = [shown(path) for path in listing.paths]
+    if not found.bad:
+        return Part(images, listing.targets, files, found.prints)
+    bad = [_fault(listing.paths[row]) for row in found.bad]
+    if len(bad) == len(files):
+        raise unreadable(bad, len(files), name)
+    good = np.setdiff1d(np.arange(len(files)), found.bad)
+    return Part(View(images, good), listing.targets[good], [files[row] for row in good], found.prints[good], tuple(bad))
+
+
+def _fault(path: str) -> str:
+    """Why an image cannot be read, for one that could not be when it was cached."""
+    try:
+        decode(path)
+    except DataError as error:
+        return str(error)
+    return f"image could not be read when it was cached ({shown(path)})"
+
+
+def _made(pixels: Path, paths: Sequence[str], side: int, name: str) -> _Prints:
+    """Decode the files into the cache, or wait for another process that does and take its result."""
+    with as_disk_error(pixels):
+        pixels.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(pixels.parent)
+    with held(_lock(pixels)):
+        if (found := _existing(pixels, len(paths))) is not None:
+            return found
+        stored = _stored_side(paths, side)
+        prints: list[bytes] = []
+        bad: list[int] = []
+
+        def write(temporary: Path) -> None:
+            with temporary.open("r+b") as file:
+                for images, found_prints, faults in _decoded(paths, stored, name):
+                    bad.extend(len(prints) + at for at in faults)
+                    prints.extend(found_prints)
+                    file.write(images.data)
+
+        publish(pixels, write, size=len(paths) * stored**2 * 3)
+        found = _Prints(stored, _rows(prints), bad)
+        publish(pixels.with_suffix(".prints"), lambda temporary: temporary.write_bytes(_packed(found)))
+        return found
+
+
+def _uncached(paths: Sequence[str], side: int, name: str, why: str) -> tuple[ImageArray, _Prints]:
+    """The images without a cache: in memory, or only their prints where they would fill it."""
+    small = len(paths) * side**2 * 3 <= MOST_HELD
+    print_line(f"data     not cached: {why}{'' if small else '; images are decoded whenever they are used, which is slow'}")
+    held_images = np.empty((len(paths) if small else 0, side, side, 3), np.uint8)
+    prints: list[bytes] = []
+    bad: list[int] = []
+    for images, found, faults in _decoded(paths, side, name):
+        if small:
+            held_images[len(prints) : len(prints) + len(images)] = images
+        bad.extend(len(prints) + at for at in faults)
+        prints.extend(found)
+    return held_images if small else Decoded(paths, side), _Prints(side, _rows(prints), bad)
+
+
+def _decoded(paths: Sequence[str], side: int, name: str) -> Iterator[tuple[np.ndarray, list[bytes], list[int]]]:
+    """Blocks of images (k, side, side, 3) uint8 in order, their prints and which of the k cannot be read.
+
+    Several blocks are decoded at a time: Pillow decodes and resizes outside the interpreter lock.
+    """
+
+    def fill(rows: range) -> tuple[np.ndarray, list[bytes], list[int]]:
+        images = np.zeros((len(rows), side, side, 3), np.uint8)
+        faults = []
+        for at, row in enumerate(rows):
+            try:
+                images[at] = square(decode(paths[row], side), side)
+            except DataError:
+                faults.append(at)
+        return images, [fingerprint(image) for image in images], faults
+
+    print_line(f"data     decoding {len(paths):,} images of {shown(name)} (once)")
+    Image.init()  # the readers are registered here, not by several threads at a time
+    block = max(1, min(BLOCK, BLOCK_BYTES // (side**2 * 3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield from _in_blocks(fill, len(paths), block, "decoded")
+
+
+def _in_blocks(do: Callable[[range], T], n: int, block: int, done: str) -> Iterator[T]:
+    """``do`` of each block of the numbers below ``n``, in order and in threads; a line every ten seconds says how far they are."""
+
+    def results() -> Iterator[T]:
+        waiting: deque[Future[T]] = deque()
+        for start in range(0, n, block):
+            waiting.append(pool.submit(do, range(start, min(start + block, n))))
+            if len(waiting) > 2 * threads:  # what is decoded is written before more is decoded
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    threads = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from counted(results(), n, f"data     {done}", block)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _stored_side(paths: Sequence[str], side: int) -> int:
+    """The side that the images need: ``side``, or the longest of their shorter sides where all are smaller."""
+    largest = 0
+    for found in _in_blocks(lambda rows: max(shorter_side(paths[row]) for row in rows), len(paths), BLOCK, "measured"):
+        largest = max(largest, found)
+        if largest >= side:
+            return side
+    return max(1, largest)
+
+
+def _existing(pixels: Path, n: int) -> _Prints | None:
+    """What the prints of a cache say; None if there is no cache or it is damaged, which is said."""
+    prints = pixels.with_suffix(".prints")
+    try:
+        content = prints.read_bytes()
+        size = pixels.stat().st_size
+    except OSError:
+        return None
+    found = _unpacked(content)
+    if found is None or len(found.prints) != n or size != n * found.stored**2 * 3:
+        print_line(f"data     the image cache is damaged ({pixels}); decoded again")
+        return None
+    return found
+
+
+def _packed(found: _Prints) -> bytes:
+    body = json.dumps({"stored": found.stored, "bad": found.bad}).encode() + b"\n" + found.prints.tobytes()
+    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+def _unpacked(content: bytes) -> _Prints | None:
+    digest, _, body = content.partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        return None
+    head, _, prints = body.partition(b"\n")
+    fields = json.loads(head)
+    return _Prints(fields["stored"], np.frombuffer(prints, np.uint8).reshape(-1, PRINT_BYTES), fields["bad"])
+
+
+def _rows(prints: Sequence[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(prints), np.uint8).reshape(-1, PRINT_BYTES)
+
+
+def _lock(pixels: Path) -> Path:
+    return pixels.with_suffix(".lock")
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what killed processes left half written: the temporary files whose lock nobody holds."""
+    for stray in folder.glob(f".*{TEMPORARY}*"):
+        owner = folder / stray.name[1:].split(".")[0]
+        with contextlib.suppress(OSError, TimeoutError), held(_lock(owner.with_suffix(".pixels")), wait=False):
+            stray.unlink(missing_ok=True)
+
+
+def _content(listing: Listing) -> str:
+    """Digest of the files' contents in order; files whose absolute paths and states are known are not read for it again."""
+    base = "" if all(map(os.path.isabs, listing.paths)) else str(Path.cwd())
+    identity = repr((FORMAT, base, listing.paths, listing.states)).encode("utf-8", "surrogateescape")
+    state = hashlib.sha256(identity).hexdigest()[:24]
+    known = cache_folder() / "images" / f"{state}.content"
+    with contextlib.suppress(OSError, ValueError):
+        content, check = known.read_text(encoding="utf-8").split()
+        if check == _seal(state, content):
+            return content
+    found = hashlib.sha256(str(FORMAT).encode())
+    for digests in _in_blocks(
+        lambda rows: [_digest(listing.paths[row], listing.states[row][0]) for row in rows], len(listing.paths), BLOCK, "read"
+    ):
+        found.update(b"".join(digests))
+    content = found.hexdigest()[:24]
+    with contextlib.suppress(DiskError):
+        publish_text(known, f"{content} {_seal(state, content)}\n")
+    return content
+
+
+def _seal(state: str, content: str) -> str:
+    return hashlib.sha256(f"{state} {content}".encode()).hexdigest()[:16]
+
+
+def _digest(path: str, size: int) -> bytes:
+    if size < 0:
+        return bytes(32)
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return bytes(32)  # decoding names it

@@ -1,0 +1,71 @@
+"""What a person names for ``zoo predict``: files, folders, patterns, standard input; not URLs."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from zoo.data._image import begins_as_image, is_image, shown, suffixes
+from zoo.errors import DataError, UsageError
+
+MAX_BYTES = 1 << 30
+"""Of standard input."""
+
+
+@contextlib.contextmanager
+def gathered(words: Sequence[str]) -> Iterator[list[tuple[str, Path]]]:
+    """The image files that the words stand for, each with the name to show; those of standard input are removed at the end.
+
+    A folder stands for the images in it and below, ``*`` for what a shell would have put there, ``-`` for an image on
+    standard input or else for the file names in its lines.
+
+    Raises:
+        UsageError: a URL. DataError: a folder or pattern without images, or an empty standard input.
+    """
+    with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
+        yield [pair for word in words for pair in _of(word, Path(folder))]
+
+
+def _of(word: str, folder: Path) -> list[tuple[str, Path]]:
+    if word == "-":
+        return _standard_input(folder / "stdin")
+    if "://" in word:
+        raise UsageError(f"cannot fetch {shown(word)}; download it, e.g. with curl -O, and name the file")
+    path = Path(word)
+    if path.is_dir():
+        return _named(_below(path), f"no images in the folder ({shown(path.absolute())})")
+    if not path.exists() and not path.is_symlink() and glob.has_magic(word):
+        found = sorted(Path(name) for name in glob.glob(word, recursive=True))  # noqa: PTH207  (takes absolute patterns)
+        return _named([name for name in found if not name.is_dir()], f"no file matches {shown(word)!r}")
+    return [(word, path)]
+
+
+def _named(paths: Sequence[Path], nothing: str) -> list[tuple[str, Path]]:
+    if not paths:
+        raise DataError(f"{nothing}; name image files, or a folder of them")
+    return [(str(path), path) for path in paths]
+
+
+def _below(folder: Path) -> list[Path]:
+    """Image files in a folder and its folders, hidden ones left out, sorted."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not hidden and not path.is_dir() and (path.name.lower().endswith(suffixes()) or is_image(path)):
+            found.append(path)
+    return found
+
+
+def _standard_input(path: Path) -> list[tuple[str, Path]]:
+    content = sys.stdin.buffer.read(MAX_BYTES)
+    if not content.strip():
+        raise DataError("standard input is empty; give it an image, or a file name in each line")
+    if begins_as_image(content[:16]) or b"\0" in content[:4096]:
+        path.write_bytes(content)
+        return [("-", path)]
+    names = [line.strip() for line in content.decode("utf-8", "surrogateescape").splitlines() if line.strip()]
+    return [(name, Path(name)) for name in names]

@@ -1,0 +1,37 @@
+"""From what a recipe says of its data to the data set: the one place that knows which names stand for which reader."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from zoo import registry
+from zoo.console import print_line
+from zoo.data._parts import UnreadableImages
+from zoo.spec import DataSet
+
+
+def read(
+    name: str, folder: str | Path = "", *, size: int, val: float, seed: int, layout: str = "auto", skip_bad: bool = False
+) -> DataSet:
+    """The data set ``name`` in ``folder`` at ``size`` pixels.
+
+    ``name`` is a registered one, or one with a variant, such as ``torchvision:MNIST``. With ``skip_bad`` images that cannot
+    be read are left out: one line counts them, and ``skipped`` says what is wrong with them.
+
+    Raises:
+        DataError: see the data set's own ``build``; UnreadableImages unless ``skip_bad``. UsageError: no such name.
+    """
+    spec = registry.find("data", name)
+    known = {"layout": layout, "variant": name.partition(":")[2]}
+    options: dict[str, Any] = {key: known[key] for key in spec.options}
+    place = Path(folder).expanduser() if folder else None
+    try:
+        data: DataSet = spec.build(place, size=size, val=val, seed=seed, **options)
+    except UnreadableImages as error:
+        if not skip_bad:
+            raise
+        print_line(f"warning  {str(error).rpartition(';')[0]}: left out")
+        return replace(error.data, skipped=tuple(error.bad))
+    return data

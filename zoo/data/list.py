@@ -1,0 +1,171 @@
+"""A list of image files: a CSV or Parquet file with the columns ``path`` and ``label``, and perhaps ``split``.
+
+Paths are relative to the list's folder. Without a header the first two columns are path and label.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo import sampling
+from zoo.data import _cache, _folders, _parts
+from zoo.data._folders import Listing
+from zoo.data._image import shown
+from zoo.errors import DataError, UsageError
+from zoo.spec import DataSet, DataSpec
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+TEST_SHARE = 0.2
+PATHS = ("path", "file", "filename", "filepath", "file_name", "image", "image_path", "img")
+LABELS = ("label", "class", "target", "category", "labels", "class_name")
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""What the column ``split`` may say."""
+
+
+def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
+    """Read the list that ``folder`` names and the images in it, kept an eighth larger than ``size`` for random crops.
+
+    Raises:
+        DataError: missing, damaged, without these columns, or an image listed twice. UsageError: Parquet without pyarrow.
+    """
+    if folder is None:
+        raise UsageError("which list? name it with --data FILE.csv")
+    if not folder.is_file():
+        raise DataError(f"no data file ({shown(folder.absolute())}); check --data")
+    rows = _parquet(folder) if folder.suffix.lower() in (".parquet", ".pq") else _csv(folder)
+    paths, names, splits = _columns(rows, folder)
+    classes = _in_order(names)
+    if len(classes) < 2:
+        raise DataError(f"{len(classes)} classes in the list ({shown(folder)}); a classifier needs at least 2")
+    number = {name: at for at, name in enumerate(classes)}
+    whole = _listing(folder.absolute().parent, paths, np.array([number[name] for name in names], np.int64))
+    listings, notes = _split(whole, splits, folder)
+    side, name = _folders.stored_side(size), shown(folder.name)
+    parts = {split: _cache.load(listing, side, f"{name}-{split}") for split, listing in listings.items()}
+    return _parts.assemble(
+        name, classes, parts["train"], parts["test"], mean=MEAN, std=STD, val=parts.get("val", val), seed=seed, notes=notes
+    )  # fmt: skip
+
+
+def _csv(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            start = file.read(4096)
+            file.seek(0)
+            tabs = "\t" in start.partition("\n")[0] and "," not in start.partition("\n")[0]
+            rows = [row for row in csv.reader(file, delimiter="\t" if tabs else ",", strict=True) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read the list ({shown(path)}, {shown(str(error))[:60]}); it must be CSV in UTF-8") from error
+    if not rows:
+        raise DataError(f"list is empty ({shown(path)}); write path,label in each line")
+    head = [name.strip().lower() for name in rows[0]]
+    if not (set(head) & set(PATHS) and set(head) & set(LABELS)):
+        head, rows = ["path", "label", "split"], [[], *rows]
+    if short := next((number for number, row in enumerate(rows[1:], 1) if len(row) < min(len(head), 2)), None):
+        raise DataError(f"no label ({shown(path)}, image {short}, {shown(','.join(rows[short]))[:60]}); write path,label")
+    return [dict(zip(head, row)) for row in rows[1:]]
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UsageError(
+            f"a Parquet list needs pyarrow ({shown(path)}); pip install pyarrow, or write the list as CSV"
+        ) from error
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    except Exception as error:  # one boundary around the parser
+        raise DataError(
+            f"cannot read the list ({shown(path)}, {shown(str(error).partition(chr(10))[0])[:60]}); write it again"
+        ) from error
+    return [{key.strip().lower(): value for key, value in row.items()} for row in rows]
+
+
+def _columns(rows: Sequence[dict[str, Any]], path: Path) -> tuple[list[str], list[str], list[str]]:
+    """Paths, labels as text and splits ("" if there is no such column)."""
+    head = list(rows[0]) if rows else []
+    file, label = (next((name for name in names if name in head), None) for names in (PATHS, LABELS))
+    if file is None or label is None:
+        raise DataError(f"no columns path and label ({shown(path)}, {', '.join(map(str, head))[:60]}); name them so")
+    found: tuple[list[str], list[str], list[str]] = [], [], []
+    for number, row in enumerate(rows, 1):
+        values = [str(row.get(key) if row.get(key) is not None else "").strip() for key in (file, label, "split")]
+        if not values[0] or not values[1]:
+            raise DataError(
+                f"no {'path' if not values[0] else 'label'} ({shown(path)}, image {number}); fill it in or remove the line"
+            )
+        if values[2] and values[2].lower() not in SPLITS:
+            raise DataError(f"no split {shown(values[2])[:30]!r} ({shown(path)}, image {number}); write train, val or test")
+        for values_of, value in zip(found, values):
+            values_of.append(value)
+    return found
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """The classes: numbers by their value, names by the alphabet."""
+    found = set(names)
+    return sorted(found, key=int) if all(name.isdecimal() for name in found) else sorted(found)
+
+
+def _listing(base: Path, paths: Sequence[str], targets: np.ndarray) -> Listing:
+    full = [str(base / path) for path in paths]
+    seen: dict[str, int] = {}
+    for number, path in enumerate(full, 1):
+        if seen.setdefault(path, number) != number:
+            raise DataError(f"image listed twice ({shown(path)}, images {seen[path]} and {number} of the list); remove one")
+    return Listing(full, targets, [_folders.state_of(Path(path)) for path in full])
+
+
+def _split(whole: Listing, splits: Sequence[str], path: Path) -> tuple[dict[str, Listing], list[str]]:
+    kinds = np.array([SPLITS.get(split.lower(), "") for split in splits])
+    notes = []
+    found = {split: whole.take(np.flatnonzero(kinds == split)) for split in ("train", "val", "test") if (kinds == split).any()}
+    if "train" not in found:
+        if found:
+            raise DataError(f"no training images ({shown(path)}, splits {', '.join(found)}); write split train beside some")
+        found["train"] = whole
+    elif lost := int((kinds == "").sum()):
+        raise DataError(
+            f"{lost:,} images have no split ({shown(path)}, image {int(np.argmax(kinds == '')) + 1} first); write one"
+        )
+    if "test" not in found and "val" in found:
+        found["test"] = found.pop("val")
+        notes.append("no test images in the list: split val is the test set, and validation is carved from training")
+    if "test" not in found:
+        train = found["train"]
+        kept, held = sampling.carve(train.targets, TEST_SHARE, 0)
+        if not len(held):
+            raise DataError(f"too few images for a test set ({shown(path)}, {len(kept)}); add some")
+        found |= {"train": train.take(kept), "test": train.take(held)}
+        notes.append(f"no split column: {len(held):,} images, a fifth of each class and always the same, are the test set")
+    return found, notes
+
+
+SPECS = {
+    "list": DataSpec(
+        build=build,
+        classes=0,
+        shape=(3, 224, 224),
+        mean=MEAN,
+        std=STD,
+        counts=(0, 0),
+        margin=True,
+        source="your CSV or Parquet file of path and label",
+        recipe={"data.augment": ["rcrop", "flip"]},
+    ),
+}

@@ -1,0 +1,115 @@
+"""Arrays in one ``.npz`` file: ``train_images``, ``train_labels``, ``val_...``, ``test_...`` as MedMNIST has them, or ``x`` and ``y``.
+
+Also ``x_train``, ``y_train``, ``x_test``, ``y_test`` as Keras has them. A file without a test set has a fifth carved off.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from zoo import sampling
+from zoo.data import _arrays, _parts
+from zoo.data._image import shown
+from zoo.errors import DataError, UsageError
+from zoo.spec import DataSet, DataSpec
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+TEST_SHARE = 0.2
+MAX_BYTES = 64 << 30
+"""Of all arrays once they are unpacked."""
+KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "Y_{}"), ("{}_x", "{}_y"))
+"""How the images and labels of a split may be called."""
+WHOLE = (("x", "y"), ("X", "Y"), ("images", "labels"), ("data", "labels"))
+"""How they may be called in a file without splits."""
+
+
+def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
+    """Read the file that ``folder`` names.
+
+    Raises:
+        DataError: missing, damaged, or without arrays of such names, shapes and ranges.
+    """
+    if folder is None:
+        raise UsageError("which file? name it with --data FILE.npz")
+    arrays = _arrays_of(folder)
+    pairs = {split: pair for split in ("train", "val", "test") if (pair := _pair(arrays, KEYS, split))}
+    notes = []
+    if not pairs and (pair := _pair(arrays, WHOLE, "")):
+        pairs = {"train": pair}
+    if "train" not in pairs:
+        raise DataError(
+            f"no images and labels ({shown(folder)}, {', '.join(arrays)[:60]}); call the arrays x and y, or train_images ..."
+        )
+    read = {split: _read(arrays, pair, split, folder) for split, pair in pairs.items()}
+    if any(grey for *_, grey in read.values()):
+        notes.append(_arrays.GREY_NOTE)
+    classes = _arrays.numbered([targets for _, targets, _ in read.values()])
+    if "test" not in read and "val" in read:
+        read["test"] = read.pop("val")
+        notes.append("no test arrays: the val arrays are the test set, and validation is carved from training")
+    if "test" not in read:
+        images, targets, grey = read["train"]
+        kept, held = sampling.carve(targets, TEST_SHARE, 0)
+        if not len(held):
+            raise DataError(f"too few images for a test set ({shown(folder)}, {len(targets)}); add some")
+        read = {"train": (images[kept], targets[kept], grey), "test": (images[held], targets[held], grey)}
+        notes.append(f"no test arrays: {len(held):,} images, a fifth of each class and always the same, are the test set")
+    parts = {split: _arrays.as_part(images, targets, size, split) for split, (images, targets, _) in read.items()}
+    return _parts.assemble(
+        shown(folder.name), classes, parts["train"], parts["test"], mean=MEAN, std=STD, val=parts.get("val", val), seed=seed,
+        notes=notes,
+    )  # fmt: skip
+
+
+def _arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of the file; nothing in it is unpickled, and its stated size is looked at before it is unpacked."""
+    where = shown(path.absolute())
+    if not path.is_file():
+        raise DataError(f"no data file ({where}); check --data")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(member.file_size for member in archive.infolist())
+        if total > MAX_BYTES:
+            raise DataError(f"arrays are too large ({where}, {total / 1e9:.0f} GB unpacked); use class folders")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except DataError:
+        raise
+    except Exception as error:  # one boundary around the parser, which raises many types
+        why = shown(str(error).partition("\n")[0] or type(error).__name__)[:80]
+        raise DataError(f"cannot read the arrays ({where}, {why}); it must be an .npz file without objects") from error
+
+
+def _pair(arrays: dict[str, np.ndarray], names: tuple[tuple[str, str], ...], split: str) -> tuple[str, str] | None:
+    for image, label in names:
+        pair = image.format(split), label.format(split)
+        if pair[0] in arrays and pair[1] in arrays:
+            return pair
+    return None
+
+
+def _read(arrays: dict[str, np.ndarray], pair: tuple[str, str], split: str, path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
+    images, grey = _arrays.coloured(arrays[pair[0]], f"{shown(path)}, {pair[0]}")
+    targets = _arrays.labels(arrays[pair[1]], len(images), f"{shown(path)}, {pair[1]}")
+    if not len(images):
+        raise DataError(f"no images ({shown(path)}, {pair[0]}); fill the array or remove it")
+    return images, targets, grey
+
+
+SPECS = {
+    "npz": DataSpec(
+        build=build,
+        classes=0,
+        shape=(3, 224, 224),
+        mean=MEAN,
+        std=STD,
+        counts=(0, 0),
+        margin=True,
+        source="your .npz file of arrays",
+        recipe={"data.augment": ["rcrop", "flip"]},
+    ),
+}

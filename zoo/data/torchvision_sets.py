@@ -1,0 +1,146 @@
+"""Any data set of torchvision that needs no code of ours: ``torchvision:MNIST``, downloaded and read by torchvision."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from zoo import sampling
+from zoo.console import counted, print_line
+from zoo.data import _arrays, _folders, _parts
+from zoo.data._image import shown
+from zoo.data._pixels import square
+from zoo.errors import DataError, UsageError, did_you_mean
+from zoo.spec import DataSet, DataSpec
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+TEST_SHARE = 0.2
+MAX_BYTES = 8 << 30
+"""Pixels that are held in memory."""
+MORE = {"EMNIST": {"split": "balanced"}}
+"""Arguments that a set cannot be read without."""
+
+
+def build(folder: Path | None, *, size: int, val: float, seed: int, variant: str) -> DataSet:
+    """Read the class ``variant`` of torchvision.datasets from ``folder``, or download it to the cache.
+
+    Raises:
+        UsageError: no such class, or one that needs more than a folder and a split. DataError: it cannot be had or read.
+    """
+    kind = _kind(variant)
+    root = folder or _folders.download_folder(f"torchvision-{variant}")
+    sets = {split: opened for split in ("train", "test") if (opened := _opened(kind, variant, root, split)) is not None}
+    side, notes, parts = _folders.stored_side(size), [], {}
+    for split, opened in sets.items():
+        images, targets, grey = _read(opened, side, f"{variant}-{split}")
+        if grey and _arrays.GREY_NOTE not in notes:
+            notes.append(_arrays.GREY_NOTE)
+        parts[split] = images, targets
+    if "test" not in parts:
+        images, targets = parts["train"]
+        kept, held = sampling.carve(targets, TEST_SHARE, 0)
+        parts = {"train": (images[kept], targets[kept]), "test": (images[held], targets[held])}
+        notes.append(f"no test split: {len(held):,} images, a fifth of each class and always the same, are the test set")
+    classes = _classes(sets["train"], [targets for _, targets in parts.values()])
+    made = [_arrays.as_part(*parts[split], size, split) for split in ("train", "test")]
+    return _parts.assemble(variant, classes, *made, mean=MEAN, std=STD, val=val, seed=seed, notes=notes)
+
+
+def _kind(variant: str) -> Any:
+    from torchvision import datasets
+
+    known = [
+        name
+        for name in datasets.__all__
+        if inspect.isclass(getattr(datasets, name)) and name not in ("FakeData", "VisionDataset")
+    ]
+    if variant not in known:
+        raise UsageError(f"no torchvision data set {variant!r}{did_you_mean(variant, known)}; write it as torchvision:MNIST")
+    kind = getattr(datasets, variant)
+    accepted = inspect.signature(kind.__init__).parameters
+    needed = [name for name, p in accepted.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if missing := [name for name in needed if name not in ("self", "root", *MORE.get(variant, {}))]:
+        raise UsageError(
+            f"torchvision:{variant} needs more than a folder ({', '.join(missing)}); write a CSV list of its images"
+        )
+    return kind
+
+
+def _opened(kind: Any, variant: str, root: Path, split: str) -> Any:
+    """The split as torchvision opens it; None where it has only one."""
+    accepted = inspect.signature(kind.__init__).parameters
+    chosen: dict[str, Any] = dict(MORE.get(variant, {}))
+    if "train" in accepted:
+        chosen["train"] = split == "train"
+    elif "split" in accepted and "split" not in chosen:
+        default = accepted["split"].default
+        chosen["split"] = (
+            split if default in ("train", "test") else "trainval" if split == "train" and default == "trainval" else split
+        )
+    elif split == "test":
+        return None
+    downloads = {"download": True} if "download" in accepted else {}
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            return kind(str(root), **chosen)  # as it lies there
+        except RuntimeError:
+            if not downloads:
+                raise
+            print_line(f"data     downloading {variant} to {shown(root)}")
+            return kind(str(root), **chosen, **downloads)
+    except Exception as error:  # one boundary around torchvision, archives and the network
+        why = shown(str(error).partition("\n")[0] or type(error).__name__)[:80]
+        raise DataError(
+            f"cannot read torchvision:{variant} ({shown(root)}, {why}); download it there yourself, or try again"
+        ) from error
+
+
+def _read(opened: Any, side: int, name: str) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Images (n, s, s, 3) uint8, targets (n,) and whether all are grey."""
+    data, targets = getattr(opened, "data", None), getattr(opened, "targets", getattr(opened, "labels", None))
+    if data is not None and targets is not None and len(data) == len(targets) and np.ndim(data) >= 3:
+        images, grey = _arrays.coloured(np.asarray(data), name)
+        return images, _arrays.labels(np.asarray(targets), len(images), name), grey
+    n = len(opened)
+    if n * side**2 * 3 > MAX_BYTES:
+        raise DataError(f"{n:,} images at {side} pixels are too many for memory ({name}); write a CSV list of its files")
+    images, found, grey = np.empty((n, side, side, 3), np.uint8), np.empty(n, np.int64), True
+    for at in counted(range(n), n, "data     decoded"):
+        try:
+            image, target = opened[at]
+            found[at] = int(target)
+        except Exception as error:  # torchvision's reader, or a target that is no class
+            raise DataError(
+                f"image {at} of {name} is no image with a class ({shown(str(error))[:60]}); write a CSV list"
+            ) from error
+        grey &= image.mode in ("L", "1", "I;16")
+        images[at] = square(np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image), side)
+    return images, found, grey
+
+
+def _classes(opened: Any, targets: list[np.ndarray]) -> list[str]:
+    numbers = _arrays.numbered(targets)
+    names = [str(name) for name in getattr(opened, "classes", None) or ()]
+    return names if len(names) >= len(numbers) and len(set(names)) == len(names) else numbers
+
+
+SPECS = {
+    "torchvision": DataSpec(
+        build=build,
+        classes=0,
+        shape=(3, 224, 224),
+        mean=MEAN,
+        std=STD,
+        counts=(0, 0),
+        margin=True,
+        options=("variant",),
+        source="torchvision.datasets, as torchvision:MNIST",
+        recipe={"data.augment": ["rcrop", "flip"]},
+    ),
+}

@@ -1,0 +1,66 @@
+"""Each choice of a run in one line, and all of them in ``env.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zoo import machine, sampling
+from zoo.console import first_ten, print_line, print_lines
+from zoo.files import publish_text
+from zoo.training import freezing
+from zoo.training.session import Session
+
+
+def announce(session: Session, choices: Mapping[str, Any], findings: Sequence[str], command: str) -> None:
+    """Print what was decided (``choices``) and what may surprise (``findings``), and write it to ``env.json``."""
+    env = _facts(session, choices, findings, command)
+    publish_text(session.folder / "env.json", json.dumps(env, indent=1) + "\n")
+    print_line(_data(session, env))
+    spec = session.spec
+    macs = f" · {spec.macs / 1e6:,.3g} MMAC at {'x'.join(map(str, spec.input))}" if spec.macs else ""
+    print_line(f"model    {env['model']} · {env['parameters']:,} parameters{macs}")
+    print_line(f"loss     {env['loss']} · {env['kernel']}")
+    if session.sampler:
+        bounds = f"easy from p_t {sampling.EASY}, hard below {sampling.HARD}"
+        draws = f"{len(session.sampler.index):,} draws with replacement per epoch"
+        print_line(f"sampler  {env['sampler']}, {draws} · {bounds}")
+    if env["select_on"] == "test":
+        print_line(
+            "warning  the epoch to keep is chosen on the test images: the test result will be too good, and is marked as such"
+        )
+    together = f"{session.team.size} processes, each " if session.team.size > 1 else ""
+    compiled = " · compiled in the first steps" if env["compiled"] else ""
+    print_line(
+        f"run      {together}{session.step.device} · {env['threads']} threads · {env['precision']} · {env['layout']}{compiled} · "
+        f"memory: {env['allocator']} · {session.folder}"
+    )
+    print_lines(f"warning  {finding}" for finding in findings)
+    print_lines(freezing.lines(session.frozen, session.plan))
+
+
+def _facts(session: Session, choices: Mapping[str, Any], findings: Sequence[str], command: str) -> dict[str, Any]:
+    data = session.data
+    return {
+        **machine.facts(session.step.device),
+        **choices,
+        "data": data.name,
+        "data_digest": data.digest,
+        "data_train": len(session.batches.index),
+        "data_val": len(data.val),
+        "data_test": len(data.test),
+        "parameters": sum(parameter.numel() for parameter in session.model.parameters()),
+        "processes": session.team.size,
+        "command": command,
+        "lint": list(findings),
+    }
+
+
+def _data(session: Session, env: Mapping[str, Any]) -> str:
+    data, imbalance = session.data, env["imbalance"]
+    tail = f" · long tail {imbalance} ({first_ten(env['counts'])})" if imbalance != "none" else ""
+    return (
+        f"data     {data.name} · {env['data_train']:,} train · {env['data_val']:,} val · {env['data_test']:,} test · "
+        f"{len(data.classes)} classes{tail}"
+    )

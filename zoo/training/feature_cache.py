@@ -1,0 +1,100 @@
+"""Features of a frozen part on disk, by image: a second run, another seed or another split computes only what is new."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo import tensor_files
+from zoo.console import print_line
+from zoo.data._folders import cache_folder
+from zoo.errors import DiskError, FileError
+
+LARGEST = 2 << 30
+"""Bytes of features that one file keeps."""
+
+
+def digest(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
+    """16 hex digits over the values of a frozen part and all else that its features depend on."""
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in tensors.items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def image_key(pixels: np.ndarray, draws: np.ndarray, ops: Sequence[str]) -> int:
+    """A number for one image (H, W, 3) uint8 as it is augmented with ``draws`` (K,): 63 bits of their sha256."""
+    found = hashlib.sha256(" ".join(ops).encode())
+    found.update(np.ascontiguousarray(pixels).tobytes())
+    if ops:
+        found.update(np.ascontiguousarray(draws).tobytes())
+    return int.from_bytes(found.digest()[:8], "little") >> 1
+
+
+@dataclass
+class FeatureCache:
+    """The features of one frozen part (``part`` is its :func:`digest`), read from a file and added to."""
+
+    part: str
+    rows: dict[int, int] = field(default_factory=dict)
+    """The place of each image's features by its key."""
+    values: list[Tensor] = field(default_factory=list)
+    added: int = 0
+
+    @property
+    def path(self) -> Path:
+        """Its file in zoo's cache folder."""
+        return cache_folder() / "features" / f"{self.part}.safetensors"
+
+    @classmethod
+    def read(cls, part: str) -> FeatureCache:
+        """What earlier runs have kept; empty if there is none, or if it is damaged, which is said."""
+        cache = cls(part)
+        if not cache.path.is_file():
+            return cache
+        try:
+            tensors, _ = tensor_files.load_tensors(cache.path)
+            keys, values = tensors["keys"].tolist(), list(tensors["features"])
+        except (FileError, KeyError) as error:
+            print_line(f"warning  stored features are not used, and are computed again: {error}")
+            return cache
+        if len(keys) == len(values):
+            cache.rows, cache.values = {key: row for row, key in enumerate(keys)}, values
+        return cache
+
+    def missing(self, keys: Sequence[int]) -> list[int]:
+        """The places in ``keys`` of images without features, each image once."""
+        first = {key: place for place, key in reversed(list(enumerate(keys))) if key not in self.rows}
+        return sorted(first.values())
+
+    def add(self, keys: Sequence[int], features: Tensor) -> None:
+        """Keep the features (n, ...) of images by key."""
+        for key, value in zip(keys, features.cpu(), strict=True):
+            self.rows[key] = len(self.values)
+            self.values.append(value.clone())
+        self.added += len(keys)
+
+    def get(self, keys: Sequence[int]) -> Tensor:
+        """The features (n, ...) of images that all have some."""
+        return torch.stack([self.values[self.rows[key]] for key in keys])
+
+    def write(self) -> None:
+        """Keep what was added; a disk that is full or read-only is said and costs only the time saved."""
+        if not self.added or tensor_files.size_of(self.values) > LARGEST:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            kept = {"keys": torch.tensor(list(self.rows)), "features": torch.stack(self.values)}
+            tensor_files.save_tensors(self.path, kept, {"features": self.part})
+        except (DiskError, OSError) as error:
+            print_line(f"warning  features are not kept on disk: {error}")
+        self.added = 0

@@ -1,0 +1,153 @@
+"""A recipe becomes a finished run folder: check, build, fit, test, report."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo import files, metrics, model_files, report, run_folders, tensor_files
+from zoo import recipe as recipes
+from zoo.console import print_line, print_lines
+from zoo.errors import FileError, UsageError
+from zoo.files import publish, publish_text
+from zoo.recipe import Recipe
+from zoo.spec import DataSet
+from zoo.training import build, checkpoint, describe, processes, signals
+from zoo.training.loop import DTYPES, autocast
+from zoo.training.session import Session
+
+RESUMABLE = ("epochs", "patience", "data.dir", "device", "compile", "save_every", "on_full")
+"""Settings that may differ between the parts of one run."""
+
+IDENTITY = ("model", "optim.name")
+"""Settings without which a checkpoint cannot be read into the run."""
+
+OnEpoch = Callable[[list[dict[str, Any]]], None]
+
+
+def train_in(
+    folder: Path | None, recipe: Recipe, *, resume: bool = False, force: bool = False, command: str = "",
+    on_epoch: OnEpoch | None = None, data: DataSet | None = None, loss: nn.Module | None = None,
+) -> Path:  # fmt: skip
+    """Train in a folder that this process holds (None in all processes but the first); see :func:`zoo.training.train`."""
+    with processes.joined() as team, signals.handled() as stop, build.conditions(recipe):
+        folder = team.broadcast(lambda: folder)
+        assert folder is not None
+        place = build.place(recipe, team)
+        old = _resumable(recipe, folder) if resume else recipe
+        stop.saved = resume
+        with team.leader_first():
+            session, findings = build.session(recipe, folder, place, team, data=data, loss=loss, resume=resume)
+        if session.settings.deterministic:
+            _check_deterministic(session)
+        session.wrap()
+        team.broadcast(lambda: _make_room(session, clear=force and not resume))
+        if resume and _restored(session):
+            return folder
+        print_lines(build.resumed_schedule(old, recipe, session))
+        team.broadcast(lambda: _write_recipe(session, recipe))
+        team.broadcast(lambda: describe.announce(session, build.choices(recipe, session, place), findings, command))
+        session.store_features()
+        with stop.after_the_step():
+            session.fit(stop, on_epoch if team.leads else None)
+        logits, targets, header = session.tested()
+        team.broadcast(lambda: _finish(session, recipe, logits, targets, header))
+    return folder
+
+
+def _resumable(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe that the run was started with; UsageError if the new one differs in what may not change."""
+    old = recipes.read(folder / "recipe.toml")
+    changed = [line for line in recipes.differences(old, recipe) if line.partition(":")[0] not in RESUMABLE]
+    if other := [line for line in changed if line.partition(":")[0] in IDENTITY]:
+        raise FileError(
+            f"checkpoint is of another run ({folder}, {'; '.join(other)}); resume with its settings, or train a new run"
+        )
+    if changed:
+        raise UsageError(f"settings differ from the run's ({'; '.join(changed[:3])}); resume without them, or train a new run")
+    return old
+
+
+def _check_deterministic(session: Session) -> None:
+    """Take one step with a copy of the model; UsageError naming the operation that has no deterministic implementation."""
+    model, loss, step = copy.deepcopy(session.model), copy.deepcopy(session.loss), session.step
+    inputs = torch.zeros(2, *session.spec.input, device=step.device, dtype=DTYPES[step.precision])
+    try:
+        with autocast(step.device, step.precision):
+            logits = model(inputs)
+        loss(logits.float(), torch.zeros(2, dtype=torch.int64, device=step.device)).backward()
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        name = str(error).split(" ")[0]
+        raise UsageError(
+            f"{name} has no deterministic way (deterministic = true, {step.device.type}); leave --deterministic out"
+        ) from error
+
+
+def _make_room(session: Session, *, clear: bool) -> None:
+    """See that the disk takes the run, and empty the folder of the run that it replaces."""
+    files.check_room(session.folder, checkpoint.room(session.model, session.step.optimizer, averaged=session.ema is not None))
+    if clear:
+        run_folders.clear(session.folder)
+
+
+def _restored(session: Session) -> bool:
+    """Load the state to resume from; whether the run is complete, so that nothing is left to do."""
+    session.restore()
+    if session.complete and run_folders.is_finished(session.folder):
+        print_line(f"run      {session.folder} is complete: nothing to do")
+        return True
+    left = f", step {session.at.skip} of {len(session.batches)} of the next" if session.at.skip else ""
+    print_line(f"resume   epoch {session.at.epoch} of {session.settings.epochs} done{left}")
+    return False
+
+
+def _write_recipe(session: Session, recipe: Recipe) -> None:
+    """What a later resume needs to know besides the states."""
+    folder = session.folder
+    if (folder / "metrics.jsonl").is_file():
+        checkpoint.keep_rows(folder, session.at.epoch)
+    publish_text(folder / "recipe.toml", f"# repeat with: zoo train {folder / 'recipe.toml'}\n" + recipes.dump(recipe))
+    model_files.keep(recipe.model, folder)
+    if (manifest := session.data.manifest) is not None:
+        publish(folder / "last" / "manifest.npy", lambda temporary: np.save(temporary, manifest))
+
+
+def _finish(session: Session, recipe: Recipe, logits: Tensor, targets: Tensor, header: tensor_files.WeightsHeader) -> None:
+    """Write the test result, the tables and pictures; ``result.json`` comes last, as it marks the run as finished."""
+    folder, data = session.folder, session.data
+    frozen = _frozen_facts(session, header.frozen)
+    result = metrics.evaluate(logits, targets)
+    counts = np.bincount(data.train.targets[session.batches.index], minlength=len(data.classes)).tolist()
+    summary = result.summary(data.classes, counts)
+    row = {"epoch": header.epoch, "split": "test"} | {
+        key: summary[key] for key in summary if key not in ("shots", "worst_pairs")
+    }
+    checkpoint.keep_rows(folder, session.at.epoch)  # a run that was stopped while drawing has its test row already
+    checkpoint.append_rows(folder, [row])
+    report.write_tables(folder, result, logits, targets, data.test.files, data.classes)
+    chosen = {"chosen_on": header.chosen_on, "chosen_accuracy": header.chosen_accuracy}
+    facts = chosen | {"seconds": round(session.at.seconds, 1)}
+    if data.skipped:
+        facts |= {"skipped": len(data.skipped)}
+    story = row | facts | summary | {"frozen": frozen, "trained": run_folders.wanted(recipe)}
+    report.figures(folder)
+    report.summary(folder)
+    report.page(folder)
+    publish_text(folder / "result.json", json.dumps(story, indent=1) + "\n")
+
+
+def _frozen_facts(session: Session, digests: dict[str, str]) -> dict[str, Any]:
+    """What is recorded of the frozen tensors, which :meth:`Session.tested` has compared with their digests."""
+    size = sum(parameter.numel() for name, parameter in session.model.named_parameters() if name in digests)
+    if digests:
+        print_line(f"frozen   verified: {len(digests)} frozen tensors ({size:,} parameters) unchanged")
+    return {"tensors": len(digests), "parameters": size, "unchanged": True, "sha256": digests}

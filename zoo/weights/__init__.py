@@ -1,0 +1,113 @@
+"""Weights to start from: a zoo run, a file of PyTorch or safetensors, or what torchvision and timm publish.
+
+:mod:`~zoo.weights._files` reads a file by its content, :mod:`~zoo.weights._unwrap` takes off what training programs put around
+a state dict, :mod:`~zoo.weights._names` knows the names of public networks, :mod:`~zoo.weights._published` downloads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from zoo.errors import FileError, did_you_mean
+from zoo.spec import ModelSpec
+from zoo.weights._files import place, read_objects
+from zoo.weights._names import check_fit, in_head, renamed, size
+from zoo.weights._published import published
+from zoo.weights._unwrap import Tensors, unwrap
+
+__all__ = ["Notes", "find", "fitting", "load_weights", "read", "statistics"]
+
+
+class Notes(list[str]):
+    """What was decided, one line each; ``fresh`` are the tensors that stayed random."""
+
+    fresh: tuple[str, ...] = ()
+
+
+def load_weights(model: nn.Module, source: str, spec: ModelSpec, tensors: Mapping[str, Tensor] | None = None) -> Notes:
+    """Load ``source`` into ``model``: "default", a name in ``spec.weights``, a file or a run folder.
+
+    The last linear layer stays fresh where its size differs (another number of classes) or the file has none. ``tensors`` are
+    those of ``source`` where they have been read already.
+
+    Raises:
+        UsageError: no such download for this model. FileError: missing, unreadable, not finite or of another model, naming
+            the first three keys on each side.
+    """
+    found = find(source, spec) if tensors is None else tensors
+    own = model.state_dict()
+    fresh = fitting(own, found, spec, source)
+    named, convention = renamed(own, found, spec)
+    usable = {name: value for name, value in named.items() if name not in fresh}
+    model.load_state_dict(usable, strict=False)
+    removed = getattr(found, "removed", "")
+    notes = Notes([f"{source}: {len(usable)} of {len(own)} tensors" + (f", {removed}" if removed else "")])
+    if convention:
+        notes.append(convention)
+    if left := len(found) - len(named):
+        notes.append(f"left out: {left} tensors of auxiliary classifiers")
+    if fresh:
+        sizes = (f"{name} {size(named[name]) if name in named else 'not'} there, {size(own[name])} here" for name in fresh[:2])
+        notes.append(f"left fresh: {', '.join(sizes)}")
+    notes.fresh = tuple(fresh)
+    return notes
+
+
+def find(source: str, spec: ModelSpec) -> dict[str, Tensor]:
+    """The tensors of ``source`` by name; errors as :func:`load_weights`."""
+    if source == "default" or source in spec.weights:
+        return published(source, spec)
+    return read(Path(source).expanduser(), spec)
+
+
+def fitting(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], spec: ModelSpec, source: str) -> list[str]:
+    """The tensors of the last linear layer that stay as the model's ``own``: of another size, or not among ``tensors``.
+
+    Raises:
+        FileError: other tensors do not fit.
+    """
+    named, _ = renamed(own, tensors, spec)
+    fresh = [name for name in own if in_head(name, spec) and (name not in named or named[name].shape != own[name].shape)]
+    check_fit(own, named, fresh, source)
+    return fresh
+
+
+def statistics(source: str, spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Channel means and standard deviations of the images that ``source`` was trained on, if they are known.
+
+    A run of zoo has them in its file; any other file has those of the published weights of its architecture, as hardly any
+    file says what it was trained with.
+    """
+    if source == "none":
+        return None
+    of_spec = (spec.mean, spec.std) if spec.mean and spec.std else None
+    if source == "default" or source in spec.weights:
+        return of_spec
+    path = place(Path(source).expanduser())
+    try:
+        with safe_open(path, "pt") as file:
+            meta = json.loads((file.metadata() or {}).get("zoo", "{}"))
+    except Exception:  # not safetensors, or damaged, which loading it says
+        return of_spec
+    return (tuple(meta["mean"]), tuple(meta["std"])) if "mean" in meta else of_spec
+
+
+def read(path: Path, spec: ModelSpec | None = None) -> Tensors:
+    """Tensors by name from a file, or from the weights in a run folder; ``removed`` says what was around them.
+
+    The content decides how a file is read, not its name. Only tensors and plain values are unpickled.
+
+    Raises:
+        FileError: no such file, damaged, it holds no state dict, or a tensor that is not finite.
+    """
+    path = place(path)
+    if not path.is_file():
+        known = ["a file", "a run folder", *(("default", *spec.weights) if spec and spec.weights else ())]
+        near = did_you_mean(str(path), spec.weights) if spec else ""
+        raise FileError(f"no weights file ({path.absolute()}){near}; name {', '.join(known)}")
+    return unwrap(read_objects(path), path)

@@ -1,0 +1,148 @@
+"""Tensors by name out of what training programs put around them, and what was removed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.errors import FileError
+from zoo.weights._files import STATE_DICT, Array
+
+LEVELS = (
+    "state_dict_ema", "model_ema_state_dict", "ema_state_dict", "model_ema", "ema_model", "ema", "swa_state_dict", "swa_model", "state_dict",
+    "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module", "teacher", "student",
+)  # fmt: skip
+"""Keys under which training programs put a state dict; averaged weights come first."""
+PREFIXES = (
+    "model_ema",
+    "ema_model",
+    "ema",
+    "swa_model",
+    "module",
+    "_orig_mod",
+    "model",
+    "net",
+    "network",
+    "encoder_q",
+    "backbone",
+    "encoder",
+)
+"""What wrappers put before every name: DataParallel, torch.compile, Lightning, averages; averaged weights come first."""
+DEPTH = 8
+"""Levels that are searched; a pickled dict may hold itself."""
+BESIDE = (
+    "n_averaged", "criterion", "loss", "loss_fn", "loss_fun", "metrics", "train_acc", "val_acc", "test_acc", "ema_decay", "decay", "step",
+    "initted", "online_model", "teacher", "encoder_k", "queue", "queue_ptr", "projector", "predictor",
+)  # fmt: skip
+"""First parts of names that stand beside a wrapped model's and are not its own."""
+
+
+class Tensors(dict[str, Tensor]):
+    """Tensors by name; ``removed`` says in one line what was around them, or is empty."""
+
+    removed: str = ""
+
+
+def unwrap(found: Any, path: Path) -> Tensors:
+    """The tensors of a model by name, without the levels and prefixes around them.
+
+    Raises:
+        FileError: no state dict in it, or a tensor that is not finite, not dense, or larger than the file.
+    """
+    levels: list[str] = []
+    left_out: set[str] = set()
+    while isinstance(found, Mapping) and len(levels) < DEPTH and (level := _level(found)):
+        levels.append(level)
+        left_out |= {str(key) for key in found if key != level}
+        found = found[level]
+    tensors = _tensors(found)
+    if not tensors:
+        raise FileError(f"no state dict in the file ({path}); write one with {STATE_DICT}")
+    left_out |= {str(key) for key in found if key not in tensors}
+    prefixes = []
+    while prefix := _prefix(tensors):
+        prefixes.append(prefix)
+        left_out |= {name.partition(".")[0] for name in tensors if not name.startswith(prefix)}
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    size = path.stat().st_size
+    for name, value in tensors.items():
+        _check_tensor(name, value, path, size)
+    unwrapped = Tensors(tensors)
+    unwrapped.removed = _told(levels, prefixes, left_out)
+    return unwrapped
+
+
+def _tensors(found: Any) -> dict[str, Tensor]:
+    """The tensors and arrays of a dict, under names."""
+    if not isinstance(found, Mapping):
+        return {}
+    plain = {key: torch.from_numpy(value.values) if isinstance(value, Array) else value for key, value in found.items()}
+    return {key: value.detach() for key, value in plain.items() if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def _level(found: Mapping[Any, Any]) -> str:
+    """The key to descend to, or an empty string: one of :data:`LEVELS`, or the only one that holds a state dict."""
+    inner = [key for key, value in found.items() if isinstance(key, str) and isinstance(value, Mapping)]
+    if named := [level for level in LEVELS if level in inner and _holds_tensors(found[level])]:
+        return named[0]
+    if _tensors(found):
+        return ""
+    others = [key for key in inner if "optim" not in key and _holds_tensors(found[key])]
+    return others[0] if len(others) == 1 else ""
+
+
+def _holds_tensors(found: Any, seen: set[int] | None = None) -> bool:
+    """Whether there are tensors at any level; each dict is visited once, as it may hold itself."""
+    seen = set() if seen is None else seen
+    if not isinstance(found, Mapping) or id(found) in seen or len(seen) > 1000:
+        return False
+    seen.add(id(found))
+    return bool(_tensors(found)) or any(_holds_tensors(value, seen) for value in found.values())
+
+
+def _prefix(tensors: Mapping[str, Tensor]) -> str:
+    """What precedes every name of the model, with its dot, or an empty string."""
+    groups = {name.partition(".")[0] for name in tensors}
+    known = [prefix for prefix in PREFIXES if prefix in groups]
+    if not known or groups - {*PREFIXES, *BESIDE}:
+        return ""
+    if len(known) > 1 and _inside(tensors, known[0]) != _inside(tensors, known[1]):
+        return ""
+    return f"{known[0]}."
+
+
+def _inside(tensors: Mapping[str, Tensor], group: str) -> set[str]:
+    """The names below a prefix, without the counters of averages."""
+    names = {name.removeprefix(f"{group}.") for name in tensors if name.startswith(f"{group}.")}
+    return {name.removeprefix("module.") for name in names if name not in BESIDE}
+
+
+def _check_tensor(name: str, value: Tensor, path: Path, size: int) -> None:
+    if value.layout != torch.strided or value.is_quantized or value.is_complex():
+        raise FileError(f"weights are not plain numbers ({path}, {name} is {value.dtype}, {value.layout}); use float weights")
+    if value.numel() * value.element_size() > size:
+        raise FileError(
+            f"weights are larger than their file ({path}, {name}: {value.numel():,} values, {size:,} bytes); the file is damaged"
+        )
+    if value.is_floating_point() and (bad := int((~torch.isfinite(value)).sum())):
+        raise FileError(
+            f"weights are not finite ({path}, {name}: {bad:,} of {value.numel():,} values are NaN or infinite); "
+            "use an earlier checkpoint"
+        )
+
+
+def _told(levels: list[str], prefixes: list[str], left_out: set[str]) -> str:
+    parts = [
+        f"read at {'.'.join(levels)}" if levels else "",
+        f"removed {', '.join(prefixes)} before the names" if prefixes else "",
+        f"left out {_first(sorted(left_out))}" if left_out else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _first(names: list[str], n: int = 6) -> str:
+    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
