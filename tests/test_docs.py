@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import importlib.util
 import re
 import subprocess
 from pathlib import Path
 
 import click
 import pytest
+from test_layers import LAYERS
 
 from zoo.cli import commands
 
 ROOT = Path(__file__).resolve().parent.parent
+_spec = importlib.util.spec_from_file_location("transcripts", ROOT / "tools/transcripts.py")
+assert _spec
+assert _spec.loader
+transcripts = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(transcripts)
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
@@ -59,3 +67,91 @@ def test_no_file_names_a_machine() -> None:
         if name and path.is_file() and path.suffix in {".py", ".md", ".toml", ".cpp", ".h", ".cu", ".yml", ".csv", ".txt", ""}:
             wrong += [f"{name}: {line}" for line in path.read_text(errors="replace").splitlines() if word.search(line)]
     assert wrong == []
+
+
+def test_the_map_lists_the_layers() -> None:
+    lines = re.search(r"<!-- layers -->\n(.*?)\n<!-- /layers -->", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    assert lines
+    assert [re.findall(r"`([\w.]+)`", line) for line in lines[1].splitlines()] == LAYERS
+
+
+OFFENDERS = re.compile(
+    r"\b(?:images|recipe|point|dot|run|row|bar|line) an? (?:class|method|second|seed|contender|batch|request)\b|\bis told\b"
+    r"|\bmend|\blies (?:in|beside)\b|\btheirs and ours\b|\bgoes on\b|\bsame line again\b|\bcarved\b|\btouched once\b"
+    r"|\bproven to\b|\bstranger|\bcomes? out of\b|\ball the same\b|\bby itself\b|\bby themselves\b|\bhonestly\b",
+    re.I,
+)
+"""The words of CONTRIBUTING's list that never have another meaning here."""
+
+
+def prose() -> dict[str, str]:
+    """Text of README, docs and recipe headers, without what commands printed and without tables of results."""
+    found = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+    for name, text in found.items():
+        found[name] = re.sub(r"<!-- (table|transcript|excerpt):(\S+).*?<!-- /\1:|^```.*?^```", "", text, flags=re.S | re.M)
+    for path in ROOT.glob("zoo/recipes/*.toml"):
+        found[path.name] = "\n".join(re.findall(r"^#.*", path.read_text(encoding="utf-8"), re.M))
+    return found
+
+
+def test_words_that_are_not_used() -> None:
+    assert len(prose()) > 40
+    wrong = [f"{name}: {found[0]}" for name, text in prose().items() for found in OFFENDERS.finditer(text)]
+    assert wrong == []
+    assert OFFENDERS.search("5,000 images a class")
+
+
+def test_readme_is_short_and_its_excerpts_are_real() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 150
+    excerpts = re.findall(r"<!-- excerpt:(\S+) -->\n```\n(.*?)```", text, re.S)
+    assert excerpts
+    for source, lines in excerpts:
+        whole = (ROOT / source).read_text(encoding="utf-8").splitlines()
+        assert [line for line in lines.splitlines() if line not in whole] == []
+
+
+def result(file: str, column: str, **where: str) -> float:
+    with (ROOT / "bench/results" / file).open(encoding="utf-8", newline="") as rows:
+        return next(float(row[column]) for row in csv.DictReader(rows) if where.items() <= row.items())
+
+
+def test_numbers_in_the_readme_are_those_of_the_results() -> None:
+    bullets = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What makes it different")[2]
+    focal = {"n": "65536", "c": "10", "dtype": "fp32", "threads": "2", "pass": "forward+backward", "contender": "zoo"}
+    numbers = [
+        f"{result('inference.csv', 'ratio', batch='64', contender='openvino int8'):.1f} times as fast",
+        f"{result('focal_loss.csv', 'ratio', **focal):.1f} times as fast",
+        f"{result('training.csv', 'ratio', contender='zoo bf16'):.2f} times the usual",
+        f"{result('training.csv', 'ratio', contender='zoo bf16 compiled'):.2f} times with",
+        f"{100 * result('recipes.csv', 'accuracy', recipe='cifar10lt_resnet32_strong'):.1f} % on CIFAR-10",
+    ]
+    assert [text for text in numbers if text not in bullets] == []
+
+
+def test_navigation_has_every_page() -> None:
+    named = set(re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M))
+    assert named == {path.name for path in ROOT.glob("docs/*.md")} | {"models.md", "recipes.md"}
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")), ids=lambda path: path.name)
+def test_python_in_documents_compiles(page: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        compile(block, page.name, "exec")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tutorial_long_tail.md", "tutorial_fine_tune.md"])
+def test_tutorial_commands_run(name: str, tmp_path: Path) -> None:
+    found = transcripts.commands(ROOT / "docs" / name)
+    assert len(found) >= 5
+    for command in found:
+        transcripts.run(command, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    book = nbformat.read(ROOT / "docs/tour.ipynb", as_version=4)
+    nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
