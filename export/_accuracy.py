@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from zoo.console import print_line
 from zoo.export import _cases, _external, _session
 from zoo.export._graph import Exported
 from zoo.spec import Split
+
+TIMED, TURNS = 16, 7
+"""Images and pairs of calls by which a precision's speed is compared with float32's."""
 
 
 def answer_of(graph: Any, exported: Exported) -> _cases.Answer:
@@ -24,6 +28,21 @@ def answer_of(graph: Any, exported: Exported) -> _cases.Answer:
 def of_images(answer: _cases.Answer, exported: Exported) -> _cases.Answer:
     """``answer``, which takes what the file takes, from images."""
     return lambda part: answer(_cases.fed(part, exported))
+
+
+def slower(answer: _cases.Answer, exact: _cases.Answer, images: np.ndarray) -> float:
+    """How many times as long ``answer`` takes as ``exact`` on a batch: the median over pairs of calls taken in turns."""
+    part, ratios = images[:TIMED], []
+    for call in (answer, exact):
+        call(part)
+    for _ in range(TURNS):
+        spent = []
+        for call in (answer, exact):
+            start = time.perf_counter()
+            call(part)
+            spent.append(time.perf_counter() - start)
+        ratios.append(spent[0] / spent[1])
+    return float(np.median(ratios))
 
 
 def row(hits: np.ndarray) -> dict[str, Any]:

@@ -25,11 +25,13 @@ def run(argv: list[str]) -> int:
     import click
 
     from zoo.cli import cli
+    from zoo.training import signals
 
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     try:
-        cli.main(argv, prog_name="zoo", standalone_mode=False)
+        with signals.handled(signals.ENDING):  # what ends a command before it has handlers of its own is said too
+            cli.main(argv, prog_name="zoo", standalone_mode=False)
         sys.stdout.flush()
         return 0
     except click.exceptions.Exit as error:
@@ -59,7 +61,7 @@ def _told(argv: list[str], error: BaseException) -> tuple[str, int]:
     if isinstance(error, click.ClickException):
         return error.format_message().replace("\n", " "), 2
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        return "interrupted; nothing written is torn", 130
+        return "interrupted; all files on disk are complete", 130
     if isinstance(error, ZooError):
         return str(error), error.code
     if isinstance(error, Interrupted):

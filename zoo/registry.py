@@ -107,11 +107,16 @@ def takers(option: str) -> list[str]:
 def data_source(text: str) -> tuple[str, str]:
     """The data set and the folder or file that ``--data TEXT`` stands for: a name, a folder of images, a list or arrays.
 
+    Raises:
+        UsageError: a URL.
+
     >>> data_source("pets/labels.csv")
     ('list', 'pets/labels.csv')
     """
     if text.partition(":")[0] in table("data"):
         return text, ""
+    if "://" in text:
+        raise UsageError(f"cannot fetch data from {text}; download it and name the folder or file")
     if reader := _READERS.get(Path(text).suffix.lower()):
         return reader, text
     return ("folder", text) if Path(text).is_dir() or "/" in text else (text, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,8 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calib
     if data.skipped:
         skipped = {"skipped": len(data.skipped)}
     if calibrate:
-        before, _, _ = engine.evaluate(loaded, split, data)
-        loaded, found = engine.calibrate(loaded, data)
+        loaded = _calibrated(loaded, split, data)
     result, logits, targets = engine.evaluate(loaded, split, data, views=views)
-    if calibrate:
-        console.print_line(
-            f"calibrate temperature {found.temperature:.3f} from {found.n:,} validation images · {split}: "
-            f"loss {before.loss:.4f} -> {result.loss:.4f}, calibration error {before.ece:.4f} -> {result.ece:.4f}"
-        )
     counts = loaded.env.get("counts", ())
     chosen: dict[str, Any] = {"chosen_on": loaded.recipe.select_on} if split == "test" else {}
     chosen |= {"temperature": loaded.temperature} if loaded.temperature != 1 else {}
@@ -71,12 +66,30 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calib
         report.write_tables(out, result, logits, targets, getattr(data, split).files, loaded.classes)
         publish_text(out / "result.json", json.dumps(story, indent=1) + "\n")
     if as_json:
-        rows = {
-            name: dict(zip(("n", "correct", "accuracy", "low", "high"), row))
-            for name, row in zip(loaded.classes, result.per_class)
-        }
-        click.echo(json.dumps(story | {"classes": rows, "confusion": result.confusion.tolist()}))
+        click.echo(json.dumps(story | _classes(loaded.classes, result)))
         return
     tables.evaluation(split, loaded.classes, result, counts, chosen)
     if out is not None:
         console.print_line(f"written  {out}/result.json  per_class.csv  confusion.csv  predictions.csv")
+
+
+def _calibrated(loaded: Any, split: str, data: Any) -> Any:
+    """The run with a temperature that fits its validation images; what that does to ``split`` is printed."""
+    from zoo import run as engine
+    from zoo.console import print_line
+
+    before, _, _ = engine.evaluate(loaded, split, data)
+    loaded, found = engine.calibrate(loaded, data)
+    after, _, _ = engine.evaluate(loaded, split, data)
+    print_line(
+        f"calibrate temperature {found.temperature:.3f} from {found.n:,} validation images · {split}: "
+        f"loss {before.loss:.4f} -> {after.loss:.4f}, calibration error {before.ece:.4f} -> {after.ece:.4f}"
+    )
+    return loaded
+
+
+def _classes(names: Sequence[str], result: Any) -> dict[str, Any]:
+    """The tables of an evaluation for JSON."""
+    columns = ("n", "correct", "accuracy", "low", "high")
+    rows = {name: dict(zip(columns, row)) for name, row in zip(names, result.per_class)}
+    return {"classes": rows, "confusion": result.confusion.tolist()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,19 @@ RESIDENT_BYTES = 8 << 30
 """Image sets up to this size are copied to the GPU as a whole."""
 COPIED = 1024
 """Images that are copied at a time."""
+
+
+class Batch(NamedTuple):
+    """What one step gets."""
+
+    inputs: Tensor
+    """(N, 3, H, W), or what a frozen part made of them; fewer rows where several processes share a batch."""
+    targets: Tensor
+    """(N,)"""
+    chosen: np.ndarray
+    """(N,) positions in the split."""
+    draws: np.ndarray
+    """(N, K) uniform random numbers in [0, 1)."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +68,8 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.index) // self.batch_size)
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor, np.ndarray, np.ndarray]]:
-        """Yield inputs (N, 3, H, W), targets (N,), positions in the split (N,) and random draws (N, K), from batch ``skip`` on.
-
-        With ``share`` the inputs alone are fewer: this process's rows of the batch.
-        """
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from batch ``skip`` on."""
         order, draws = self.index, np.zeros((len(self.index), 0), np.float32)
         if self.augment is not None:
             order = self.sample(epoch) if self.sample else order[sampling.order(self.seed, epoch, len(order))]
@@ -70,9 +81,9 @@ class Batches:
             targets = self._targets[where].to(self.device, non_blocking=True)
             if self.features is not None:
                 rows = self._rows[torch.from_numpy(chosen[mine])].to(self.features.device)
-                yield self.features[epoch % len(self.features)][rows], targets, chosen, drawn
+                yield Batch(self.features[epoch % len(self.features)][rows], targets, chosen, drawn)
             else:
-                yield self.inputs(chosen[mine], drawn[mine]), targets, chosen, drawn
+                yield Batch(self.inputs(chosen[mine], drawn[mine]), targets, chosen, drawn)
 
     def view_draws(self, view: int) -> np.ndarray:
         """The random draws (len(index), K) of the images of an epoch, in the order of ``index``."""

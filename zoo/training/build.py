@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _augment
 from zoo.data._read import read
-from zoo.errors import DataError, UsageError
+from zoo.errors import DataError, DiskError, UsageError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec, Split
 from zoo.training import freezing, lint, optim
@@ -38,6 +39,28 @@ class Place:
     device: torch.device
     precision: str
     allocator: str
+
+
+@contextlib.contextmanager
+def conditions(recipe: Recipe) -> Iterator[None]:
+    """What holds while a recipe is trained, and what torch's errors then mean.
+
+    Raises:
+        DiskError: not enough memory on the device or machine. UsageError: a model that torch cannot compile.
+    """
+    try:
+        with machine.deterministic(recipe.deterministic):
+            yield
+    except RuntimeError as error:
+        if recipe.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            why = str(error.__cause__ or error).strip().splitlines()[0]
+            raise UsageError(f"torch.compile failed ({recipe.model}: {why}); leave --compile out") from error
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        half = max(1, recipe.batch_size // 2)
+        raise DiskError(
+            f"out of memory (batch_size {recipe.batch_size}); lower it, e.g. --batch-size {half}; saved files are complete"
+        ) from error
 
 
 def place(recipe: Recipe, team: Team) -> Place:
@@ -339,6 +362,7 @@ def _settings(recipe: Recipe) -> Settings:
         drw_epoch=recipe.loss.drw_epoch,
         compile=recipe.compile,
         features_with=recipe.features_with,
+        deterministic=recipe.deterministic,
     )
 
 

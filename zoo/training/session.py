@@ -42,6 +42,7 @@ class Settings:
     drw_epoch: int = 0
     """Epochs before the class weights act (deferred re-weighting)."""
     compile: bool = False
+    deterministic: bool = False
     features_with: str = "torch"
     """The runtime that computes features of a frozen part."""
 
