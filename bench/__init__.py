@@ -34,6 +34,9 @@ def command(
     allow_cpu_fallback: bool = False,
     serve: bool = False,
     self_check: bool = False,
+    scenario: str = "",
+    rate: float = 0.0,
+    latency_ms: float = 0.0,
     out: Path | None = None,
     max_memory: int = 0,
     timeout: float = _guard.TIMEOUT,
@@ -57,7 +60,7 @@ def command(
     part = next((str(target) for target in targets if str(target) in names()), "")
     if part:
         limited = max_memory or timeout != _guard.TIMEOUT
-        if len(targets) > 1 or batches or devices or threads or seconds or serve or self_check or limited:
+        if len(targets) > 1 or batches or devices or threads or seconds or serve or self_check or scenario or limited:
             raise UsageError(f"bench {part} takes neither other names nor --batches, --devices and the like; leave them out")
         module = importlib.import_module(f"zoo.bench.{part}")
         path = module.main(quick, out=out or _timing.default_out(part, quick=quick))
@@ -65,11 +68,22 @@ def command(
         places = words("--devices", devices)
         options: dict[str, Any] = {"out": out, "batches": numbers("--batches", batches), "budget": budget}
         options |= {"max_memory": max_memory, "timeout": min(timeout, seconds or timeout)}
-        if not serve and not self_check:
+        if (rate or latency_ms) and scenario != "server":
+            raise UsageError("--qps and --latency-ms are for --scenario server; leave them out")
+        if scenario:
+            if batches:
+                raise UsageError("a scenario has its own batch size; leave out --batches")
+            del options["batches"], options["budget"]  # the rules fix both
+            options |= {"seconds": seconds, "scenario": scenario, "rate": rate}
+            options |= {"latency_ms": latency_ms} if latency_ms else {}
+        if not serve and not self_check and not scenario:
             options |= {"devices": places, "allow_cpu_fallback": allow_cpu_fallback}
         elif allow_cpu_fallback or places not in ((), ("cpu",)):
-            raise UsageError("--serve and --self-check measure the CPU; leave out --devices and --allow-cpu-fallback")
-        module = importlib.import_module(f"zoo.bench.{'_serve' if serve else '_self_check' if self_check else 'inference'}")
+            raise UsageError(
+                "--serve, --scenario and --self-check measure the CPU; leave out --devices and --allow-cpu-fallback"
+            )
+        name = "_serve" if serve else "_self_check" if self_check else "_scenario" if scenario else "inference"
+        module = importlib.import_module(f"zoo.bench.{name}")
         path = module.main(quick, _known(targets), threads=threads, **options)
     _tell(module, path, began, as_json=as_json)
     return path
@@ -110,6 +124,11 @@ def _tell(module: Any, path: Path, began: float, *, as_json: bool) -> None:
         print()
         return
     tables.out().print(module.table(rows))
+    if module.__name__.endswith(".inference"):
+        from zoo.bench import _advice
+
+        for line in _advice.lines(rows):
+            print_line(line)
     drawn = sorted(each for each in path.parent.glob(f"{path.stem}*.png") if each.stat().st_mtime >= began)
     print_line("  ".join([f"bench    {path}", *(picture.name for picture in drawn)]))
 

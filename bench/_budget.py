@@ -16,6 +16,8 @@ TUNING = 30
 """Calls more where settings are chosen by measurement."""
 OVERHEAD = 2.0
 """Seconds beside the calls for one batch: measuring the roofline's limits before and after."""
+AFTER = 3.0
+"""Seconds kept for tables and pictures, besides a tenth of all for what takes longer than was thought."""
 COMPILE_FROM = 60.0
 """Seconds for one batch from which torch.compile, which compiles for tens of them, takes part."""
 SHORTEST, PAUSE = 0.05, 0.05
@@ -33,7 +35,9 @@ class Budget:
 
     def left(self) -> float:
         """Seconds left for the next pair; infinite without a limit."""
-        return max(0.0, self.total - (time.monotonic() - self.began)) / max(1, self.places) if self.total else math.inf
+        if not self.total:
+            return math.inf
+        return max(0.0, self.total - AFTER - self.total / 10 - (time.monotonic() - self.began)) / max(1, self.places)
 
     def affordable(self, batches: Sequence[int], cost: float, name: str) -> tuple[Sequence[int], float]:
         """The smallest of ``batches`` and those after it that fit, and the seconds for each; ``cost`` is that of one image

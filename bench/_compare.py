@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,7 +53,7 @@ def _read(path: Path) -> list[dict[str, str]]:
         raise FileError(f"no file {str(path)!r}; give two CSV files that zoo bench wrote")
     try:
         rows = _timing.read_csv(path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         raise FileError(f"cannot be read ({path}, {error}); give two CSV files that zoo bench wrote") from error
     if not rows or not {"contender", *FIGURES} <= set(rows[0]):
         raise FileError(

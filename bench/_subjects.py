@@ -19,7 +19,7 @@ from zoo import registry
 from zoo import run as engine
 from zoo.console import print_line
 from zoo.data import _augment
-from zoo.errors import DataError, UsageError, did_you_mean
+from zoo.errors import DataError, FileError, UsageError, did_you_mean
 from zoo.export import _facts, _feed, _graph, _guard, _quantise, _session, onnx_fp16, onnx_fp32
 from zoo.training.build import model_spec
 
@@ -56,10 +56,11 @@ class Subject:
             return None
         try:
             data = self.run.dataset()
-        except (DataError, UsageError):
+            engine.check_classes(self.run, data)
+        except (DataError, FileError, UsageError):
             return None
         part = getattr(data, split)
-        if not len(part) or data.classes != self.run.classes:
+        if not len(part):
             return None
         chosen = np.unique(np.linspace(0, len(part) - 1, min(most, len(part))).astype(np.int64))
         return self._taken(torch.from_numpy(np.ascontiguousarray(part.images[chosen]))), torch.from_numpy(part.targets[chosen])

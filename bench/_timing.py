@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gc
 import os
 import shlex
@@ -19,8 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zoo import machine, run_folders
-from zoo.files import publish
+from zoo import csv_files, machine, run_folders
 
 TURN_NS = 5_000_000
 """A turn repeats its contender for about this long (one call at least)."""
@@ -254,17 +252,10 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         if list(row) != columns:
             raise ValueError(f"columns differ: {columns} and {list(row)}")
 
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    publish(path, write)
+    csv_files.write(path, columns, (row.values() for row in rows))
     return path
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV written by :func:`write_csv`, as text."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return csv_files.read(path)

@@ -23,7 +23,7 @@ from zoo.bench._show import figures, table
 from zoo.bench._subjects import Subject
 from zoo.console import print_line
 from zoo.errors import DisagreeError, FileError, UsageError
-from zoo.export import _guard, _session
+from zoo.export import _accuracy, _guard, _session
 
 __all__ = ["figures", "main", "table"]
 
@@ -78,6 +78,8 @@ def main(
                 names.append(subject.name)
                 folders.append(subject.folder)
                 sizes = fitting(subject, batches, asked)
+                if subject.run is not None and (said := _accuracy.of_run(subject.run)):
+                    print_line(f"accuracy {said}; the table's are of each contender in its own precision")
                 for place in places:
                     with _session.boundary(next(iter(subject.files.values())).name):
                         bench = _Bench(subject, place, used, quick, bool(devices), allow_cpu_fallback, budget)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import hashlib
 import json
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from scipy import stats
 
-from zoo import metrics, report, run_folders, tables, training
+from zoo import csv_files, metrics, report, run_folders, tables, training
 from zoo import recipe as recipes
 from zoo.bench import _course, _timing
 from zoo.errors import FileError
@@ -179,9 +178,8 @@ def classes(folders: Sequence[Path], reported: recipes.Reported) -> Table | None
     """A line a class: the mean of our runs beside what was reported; None where nothing was reported of the classes."""
     ours: dict[str, list[float]] = {}
     for folder in folders:
-        with (folder / "per_class.csv").open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                ours.setdefault(row["class"], []).append(float(row["accuracy"] or "nan"))
+        for row in csv_files.read(folder / "per_class.csv"):
+            ours.setdefault(row["class"], []).append(float(row["accuracy"] or "nan"))
     if len(ours) != len(reported.classes):
         return None
     cells = [

@@ -48,6 +48,8 @@ class Receipt:
     """With ``explain``: for each layer its PyTorch module, kind and signal to noise ratios in dB."""
     calibration: dict[str, Any] | None = None
     """For int8: method, number of images, seed, and the accuracy of all that were tried."""
+    run: str = ""
+    """The accuracy of the run, in its own precision."""
 
     def line(self) -> str:
         """The receipt in one line."""
@@ -58,6 +60,7 @@ class Receipt:
             right = f" · test {100 * self.test['accuracy']:.2f} % [{100 * self.test['low']:.2f}, {100 * self.test['high']:.2f}]"
             if "drop" in self.test:
                 right += f" (fp32 {100 * self.test['fp32']['accuracy']:.2f} %, drop {self.test['drop']:+.2f} points)"
+            right += f" ({self.run})" if self.run else ""
         calibrated = ""
         if self.calibration:
             calibrated = f" · calibrated by {self.calibration['method']} on {self.calibration['images']}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +13,12 @@ from zoo.console import print_line
 from zoo.export import _cases, _external, _session
 from zoo.export._graph import Exported
 from zoo.spec import Split
+
+if TYPE_CHECKING:
+    from zoo.run import Run
+
+TIMED, TURNS = 16, 7
+"""Images and pairs of calls by which a precision's speed is compared with float32's."""
 
 
 def answer_of(graph: Any, exported: Exported) -> _cases.Answer:
@@ -26,10 +33,37 @@ def of_images(answer: _cases.Answer, exported: Exported) -> _cases.Answer:
     return lambda part: answer(_cases.fed(part, exported))
 
 
+def slower(answer: _cases.Answer, exact: _cases.Answer, images: np.ndarray) -> float:
+    """How many times as long ``answer`` takes as ``exact`` on a batch: the median over pairs of calls taken in turns."""
+    part, ratios = images[:TIMED], []
+    for call in (answer, exact):
+        call(part)
+    for _ in range(TURNS):
+        spent = []
+        for call in (answer, exact):
+            start = time.perf_counter()
+            call(part)
+            spent.append(time.perf_counter() - start)
+        ratios.append(spent[0] / spent[1])
+    return float(np.median(ratios))
+
+
 def row(hits: np.ndarray) -> dict[str, Any]:
     """n, correct, accuracy in [0, 1] and its 95 % interval."""
     n, correct, accuracy, low, high = metrics.class_row(len(hits), int(hits.sum()))
     return {"n": n, "correct": correct, "accuracy": accuracy, "low": low, "high": high}
+
+
+def of_run(run: Run) -> str:
+    """The accuracy of a run, as ``zoo train`` and ``zoo eval`` say it, with the precision that it was taken in; nothing if it is
+    not known. It is the one that others are said beside: a file may be in another precision, and differ in some images.
+    """
+    row = next((row for row in reversed(run.metrics) if row["split"] == "test"), None)
+    if row is None:
+        return ""
+    n, precision = row.get("n"), run.env.get("precision")
+    of = f" of {n:,}" if isinstance(n, int) else ""
+    return f"the run: {100 * row['accuracy']:.2f} %{of}" + (f" in {precision}" if precision else "")
 
 
 def hits(answer: _cases.Answer, part: Split, name: str) -> np.ndarray:

@@ -35,6 +35,7 @@ def check(path: Path) -> int:
     raw = read(path)
     try:
         found = _wire.tensors(memoryview(raw))
+        _wire.metadata(memoryview(raw))  # readable: who needs it reads it without a boundary
     except ValueError as error:
         raise FileError(f"not an ONNX model ({path}, {error}); export it again: zoo export --onnx") from error
     sums: dict[Path, str] = {}

@@ -18,7 +18,7 @@ from zoo import recipe as recipes
 from zoo import sampling, tensor_files
 from zoo.console import print_line
 from zoo.errors import DataError, DisagreeError, FileError, UsageError
-from zoo.export import _cases, _graph
+from zoo.export import _accuracy, _cases, _graph
 from zoo.spec import Split
 from zoo.training import freezing
 
@@ -73,6 +73,8 @@ class Subject:
     """sha256 by name of the tensors that were frozen in training."""
     module: bool = False
     """It is a module alone, not a run."""
+    accuracy: str = ""
+    """That of the run in its own precision, in words."""
 
     def wrapped(self, preprocess: str, *, softmax: bool) -> _graph.Exported:
         """The model as it is traced."""
@@ -157,7 +159,7 @@ def of_run(run: Run, images: int) -> Subject:
         known["test"] = data.test if len(data.test) else None
     return Subject(
         run.model, run.recipe.model, run.classes, run.input, run.mean, run.std, run.stored, seen.pixels, seen.source, **known,
-        facts=facts, folder=run.path, frozen=frozen,
+        facts=facts, folder=run.path, frozen=frozen, accuracy=_accuracy.of_run(run),
     )  # fmt: skip
 
 

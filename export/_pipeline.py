@@ -22,6 +22,9 @@ from zoo.export import Receipt, _accuracy, _cases, _explain, _graph, _job, _pari
 from zoo.export._job import Job, Subject
 from zoo.spec import TargetSpec
 
+SLOWER = 1.05
+"""Time of a lossy precision over that of float32 from which it is called slower."""
+
 
 def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -> Receipt:
     """Write ``job`` by ``target``, a module of this folder with ``TARGET``, ``make``, ``write`` and ``answer``.
@@ -58,6 +61,7 @@ def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -
         precision=spec.precision, opset=opset, ir_version=made.ir_version if opset else 0, preprocess=exported.preprocess,
         batches=_parity.BATCHES, agree=parity.agree, n=parity.n, ties=parity.ties, max_abs=parity.max_abs, images=subject.source,
         seconds=round(time.monotonic() - began, 2), test=test, calibration=job.calibration, layers=layers,
+        run=subject.accuracy,
     )  # fmt: skip
 
 
@@ -113,6 +117,10 @@ def _tested(spec: TargetSpec, job: Job, answer: _cases.Answer, parity: _parity.P
     if lossy:
         exact = _accuracy.answer_of(job.exact, job.exported)
         reference = _accuracy.hits(exact, test, "fp32")
+        if (times := _accuracy.slower(answer, exact, job.subject.images)) > SLOWER:
+            print_line(
+                f"warning  {spec.precision} takes {times:.2f} times as long as fp32 on this machine; it is smaller, not faster here"
+            )
     found = _accuracy.compared(hits, reference)
     if found.get("drop", 0.0) > job.max_drop:
         raise DisagreeError(

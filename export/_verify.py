@@ -7,7 +7,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -18,7 +18,7 @@ from zoo import recipe as recipes
 from zoo import registry
 from zoo import run as engine
 from zoo.errors import DataError, FileError, UsageError
-from zoo.export import _accuracy, _cases, _graph, _guard, _parity, _wire
+from zoo.export import _accuracy, _cases, _facts, _graph, _guard, _parity, _wire
 from zoo.run import Run
 from zoo.spec import Split
 from zoo.training import freezing
@@ -36,6 +36,32 @@ class Check:
     claimed: str
     found: str
     code: int = 0
+
+
+class ParityClaim(msgspec.Struct):
+    """What a receipt says of the comparison with PyTorch, as far as it is read here."""
+
+    agree: int
+    n: Annotated[int, msgspec.Meta(gt=0, le=1 << 24)]
+    max_abs: float
+
+
+class Claim(msgspec.Struct):
+    """What a receipt says of accuracy on the test images."""
+
+    n: int
+    correct: int
+    accuracy: float
+
+
+class TestClaim(Claim):
+    """The same with the float32 file's and the difference in points, for fp16 and int8."""
+
+    drop: float | None = None
+    fp32: Claim | None = None
+
+
+CLAIMS: dict[str, Any] = {"parity": ParityClaim, "test": TestClaim | None}
 
 
 def verify(
@@ -61,13 +87,15 @@ def verify(
             Check("parity with PyTorch", "not run", "see metadata", "the file was made from a module, not from a run"),
         ]
     try:
-        own = _own(path, facts, data_dir)
-        steps = json.loads(facts["preprocessing"])
-        claims = {key: json.loads(facts[key]) for key in ("parity", "test", "softmax")}
+        known = _facts.read(facts, path)
+        own = _own(path, facts, known, data_dir, run)
+        steps = known.preprocessing
+        claims = {key: json.loads(facts[key]) for key in CLAIMS}
+        for key, kind in CLAIMS.items():
+            msgspec.convert(claims[key], kind)
         frame = _graph.Exported(
-            nn.Identity(), own.mean, own.std, size=steps["size"], stored=steps["resize"], preprocess=steps["mode"],
-            softmax=claims["softmax"],
-        )  # fmt: skip
+            nn.Identity(), own.mean, own.std, size=steps.size, stored=steps.resize, preprocess=steps.mode, softmax=known.softmax
+        )
         tolerance = registry.targets()["onnx", facts["precision"]]["tolerance"]
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(
@@ -98,17 +126,19 @@ def _digests(facts: dict[str, str], raw: memoryview) -> list[Check]:
     return checks
 
 
-def _own(path: Path, facts: dict[str, str], data_dir: Path | None) -> Run:
-    """A run made of what the file says, without a model."""
-    steps = json.loads(facts["preprocessing"])
+def _own(path: Path, facts: dict[str, str], known: _facts.Facts, data_dir: Path | None, run: Run | None) -> Run:
+    """A run made of what the file says, without a model; its data are where ``data_dir`` says, or else ``run``'s recipe."""
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "recipe.toml"
         text.write_text(facts["recipe"], encoding="utf-8")
         recipe = recipes.read(text)
-    recipe = msgspec.structs.replace(recipe, data=msgspec.structs.replace(recipe.data, dir=str(data_dir or "")))
-    mean, std = tuple(steps["mean"]), tuple(steps["std"])
-    size = int(steps["size"])
-    return Run(path.parent, nn.Identity(), recipe, tuple(json.loads(facts["classes"])), (3, size, size), mean, std, [], {})
+    place = str(data_dir or "") or (run.recipe.data.dir if run is not None else "")
+    recipe = msgspec.structs.replace(recipe, data=msgspec.structs.replace(recipe.data, dir=place))
+    steps = known.preprocessing
+    rows = run.metrics if run is not None and _graph.weights_sha256(run.model) == facts["weights_sha256"] else []
+    env = run.env if rows and run is not None else {}
+    size = (3, steps.size, steps.size)
+    return Run(path.parent, nn.Identity(), recipe, known.classes, size, steps.mean, steps.std, rows, env)
 
 
 def _parity_checks(
@@ -159,6 +189,8 @@ def _accuracy_checks(
         data = own.dataset()
     except (DataError, UsageError) as error:
         return [Check("accuracy", "not run", told, f"the data is not here ({str(error)[:60]}); name it with --data-dir")]
+    if beside := _accuracy.of_run(own):
+        told += f" ({beside})"
     if facts["data_sha256"] and data.digest != facts["data_sha256"]:
         return [Check("data", "differs", facts["data_sha256"][:12], data.digest[:12], 8)]
     hits = _accuracy.hits(_accuracy.answer_of(path, frame), data.test, path.name)

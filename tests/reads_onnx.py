@@ -126,7 +126,7 @@ def saved(make: Callable[..., onnx.ModelProto], **options: Any) -> Callable[[Pat
 
 
 def case(what: str, does: str, write: Callable[[Path], object], code: int = 0) -> Case:
-    return Case("ONNX file", what, does, write, code)
+    return Case("ONNX files, by `zoo bench`", what, does, write, code)
 
 
 TABLE = "measured"

@@ -328,7 +328,8 @@ def test_a_quick_look_leaves_out_batches_that_take_long(
     monkeypatch.setattr(inference, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     contender = SimpleNamespace(prepare=lambda inputs: SimpleNamespace(call=lambda: None))
     bench = SimpleNamespace(contenders=[contender] * 5, _inputs=lambda batch: None)
-    assert inference._Bench.affordable(bench, (1, 8, 64)) == kept  # type: ignore[arg-type]
+    cost = inference._Bench.cost(bench, 1)  # type: ignore[arg-type]
+    assert inference._Bench.affordable(bench, (1, 8, 64), cost) == kept  # type: ignore[arg-type]
     told = capsys.readouterr().err
     assert told.count("skipped  batch") == 3 - len(kept)
     if len(kept) == 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -11,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from zoo import tensor_files
-from zoo.errors import DiskError, FileError
+from zoo import run_folders, tensor_files
+from zoo.errors import DiskError, DivergedError, FileError
 from zoo.training import checkpoint
 
 
@@ -176,16 +177,16 @@ def test_rows_of_an_older_zoo_are_read_and_continued(tmp_path: Path) -> None:
 
 
 def test_rows_and_states_are_not_written_through_a_link(tmp_path: Path) -> None:
-    theirs, run = tmp_path / "theirs", tmp_path / "run"
-    for folder in (theirs, run):
+    theirs, place = tmp_path / "theirs", tmp_path / "run"
+    for folder in (theirs, place):
         folder.mkdir()
     (theirs / "notes").write_text("mine\n")
-    (run / "metrics.jsonl").symlink_to(theirs / "notes")
-    (run / "last").symlink_to(theirs)
+    (place / "metrics.jsonl").symlink_to(theirs / "notes")
+    (place / "last").symlink_to(theirs)
     with pytest.raises(DiskError, match="a link to"):
-        checkpoint.append_rows(run, [])
+        checkpoint.append_rows(place, [])
     with pytest.raises(DiskError, match="a link to"):
-        checkpoint.save_state(run, 1, {"n": torch.zeros(1)}, {})
+        checkpoint.save_state(place, 1, {"n": torch.zeros(1)}, {})
     assert [path.name for path in theirs.iterdir()] == ["notes"]
     assert (theirs / "notes").read_text() == "mine\n"
 
@@ -205,6 +206,18 @@ def test_every_changed_byte_of_a_header_is_noticed(tmp_path: Path, shift: int) -
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
             with pytest.raises(FileError):
                 tensor_files.load_weights(path)
+
+
+@pytest.mark.parametrize(("old", "new"), [(b'"F32"', b'"I32"'), (b"[2,3]", b"[3,2]"), (b"[6]", b"[6,1]")])
+def test_a_header_with_another_type_or_shape_of_the_same_bytes(tmp_path: Path, old: bytes, new: bytes) -> None:
+    path = tmp_path / "w.safetensors"
+    tensor_files.save_tensors(path, {"a": torch.zeros(2, 3), "b": torch.zeros(6)}, WEIGHTS)
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    header = whole[8 : 8 + size].replace(old, new)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + whole[8 + size :])
+    with pytest.raises(FileError, match="checksum differs in the header"):
+        tensor_files.load_tensors(path)
 
 
 @pytest.mark.parametrize(
@@ -241,3 +254,35 @@ def test_a_file_of_format_1_is_read(tmp_path: Path) -> None:
     meta = {"format": 1, "version": "0.1.0", "digests": {"a": tensor_files.digest(values["a"])}, **WEIGHTS}
     save_file(values, tmp_path / "w.safetensors", {"zoo": json.dumps(meta)})
     assert tensor_files.load_weights(tmp_path / "w.safetensors")[1].classes == ("a", "b")
+
+
+def test_rows_that_a_full_disk_does_not_take_leave_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = with_rows(tmp_path)
+    whole = path.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskError, match="no space left"):
+        checkpoint.append_rows(tmp_path, ROWS[:1])
+    assert path.read_bytes() == whole
+
+
+def test_a_state_that_is_not_finite_is_not_saved(saved: Path) -> None:
+    before = checkpoint.states(saved)
+    with pytest.raises(DivergedError, match=r"model\.w is not finite"):
+        checkpoint.save_state(saved, 4, {"model.w": torch.tensor([1.0, float("nan")])}, {})
+    assert checkpoint.states(saved) == before
+
+
+def test_force_does_not_empty_the_folder_that_a_link_leads_to(tmp_path: Path) -> None:
+    theirs, folder = tmp_path / "theirs", tmp_path / "run"
+    for place in (theirs, folder):
+        place.mkdir()
+    (theirs / "notes").touch()
+    for name in ("last", "tensorboard"):
+        (folder / name).symlink_to(theirs)
+    run_folders.clear(folder)
+    assert (theirs / "notes").exists()
+    assert not list(folder.iterdir())

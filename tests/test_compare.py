@@ -153,8 +153,8 @@ def test_names_of_methods_say_what_tells_them_apart_and_no_more(seeds: list[Path
     assert _methods.names(runs) == [
         "cross entropy, epochs=3 (2 seeds)",
         "cross entropy, epochs=3 (2 seeds)",
-        "cross entropy, epochs=9, loss.label_smoothing=0.1 (1 seed)",
-        "cross entropy, epochs=9, loss.label_smoothing=0.0 (1 seed)",
+        "cross entropy, epochs=9, loss.beta=0.9999 (1 seed)",
+        "cross entropy, epochs=9, loss.beta=0.9 (1 seed)",
         "ldam (1 seed)",
     ]
 

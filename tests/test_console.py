@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from zoo import console
+from zoo import __main__ as cli
+from zoo import console, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW = {"images_per_s": 12345.6, "loss": 0.1234, "accuracy": 0.999, "seconds": 61}
@@ -146,3 +148,59 @@ def test_a_note_that_is_a_warning_is_one(capsys: pytest.CaptureFixture[str]) -> 
         "data     3 files are no images",
         "warning  2 test images are also training images",
     ]
+
+
+ESCAPES = "a\x1b[2Jb\x07\r\n\u202ec"
+
+
+def test_escape_sequences_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the names of files, classes and options, wherever a command shows them."""
+    monkeypatch.chdir(tmp_path)
+    console.print_line(f"run      {ESCAPES}")
+    tables.out().print(tables.make((ESCAPES,), [(ESCAPES,), ("[red]x[/red] :smile:",)], title=ESCAPES))
+    for words in (["verify", f"{ESCAPES}.onnx"], ["bench", f"{ESCAPES}.onnx"], ["models", f"--{ESCAPES}"], [f"{ESCAPES}"]):
+        assert cli.run(words) in (2, 4)
+    found = capsys.readouterr()
+    for text in (found.out, found.err):
+        assert text.count("a\\x1b[2Jb\\x07\\r\\n\\u202ec") >= 3
+        assert not {character for character in text if not character.isprintable()} - {"\n"}
+    assert "[red]x[/red] :smile:" in found.out
+
+
+def test_a_table_in_a_pipe_is_neither_wrapped_nor_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "n" * 500
+    tables.out().print(tables.make(("class", ">n"), [(name, 1), (name + " b", 2)]))
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [["class", "n"], [name, "1"], [name, "b", "2"]]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize(
+    ("shell", "code", "says"),
+    [
+        ("models > /dev/full", 141, "cannot write the output (No space left on device)"), ("models >&-", 0, ""), ("models 2>&-", 0, ""),
+        ("models --json > /dev/full", 141, "cannot write the output"), ("nope 2> /dev/full", 2, ""), ("nope > /dev/full", 2, "no command"),
+        ("models | false; exit ${PIPESTATUS[0]}", 141, ""),
+    ],
+)  # fmt: skip
+def test_output_that_nobody_can_read(shell: str, code: int, says: str, tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(Path(console.__file__).parent.parent)}
+    command = ["bash", "-c", f"{shlex.quote(sys.executable)} -m zoo {shell}"]
+    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == code
+    assert says in ran.stderr
+    assert len(ran.stderr.splitlines()) == bool(says)
+
+
+def test_progress_that_nobody_can_read_does_not_end_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in (None, open("/dev/full", "w")):  # noqa: SIM115, PTH123 - left to the collector, as a closed terminal is
+        monkeypatch.setattr(sys, "stderr", stream)
+        console.print_line("train    epoch 1")
+
+
+def test_a_locale_without_the_letters_of_a_name(tmp_path: Path) -> None:
+    code = "from zoo import __main__, tables; __main__._open_streams(); tables.out().print(tables.make(('klasse',), [('gr\\xfcn',)]))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, timeout=60)
+    assert (ran.stdout.split(), ran.stderr) == ([b"klasse", b"gr\\xfcn"], b"")

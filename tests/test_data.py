@@ -15,7 +15,7 @@ from zoo.data import _image, _parts
 
 def test_the_table_holds_for_every_data_set() -> None:
     entries = registry.table("data")
-    assert {"synthetic", "cifar10", "cifar100", "caltech101", "folder"} <= set(entries)
+    assert {"synthetic", "cifar10", "cifar100", "caltech101", "folder", "list", "npz", "torchvision"} <= set(entries)
     for name, entry in entries.items():
         assert {"classes", "shape", "mean", "std", "counts", "source"} <= set(entry), name
         assert callable(registry.find("data", name).build)

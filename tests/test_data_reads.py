@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +67,12 @@ def test_a_set(case: Case, tmp_path: Path) -> None:
 def test_the_table_is_large_and_has_no_row_twice() -> None:
     assert len(CASES) >= 60
     assert len({(case.kind, case.input) for case in CASES}) == len(CASES)
+
+
+def test_the_page_is_as_the_tables_are() -> None:
+    pytest.importorskip("onnxruntime")
+    path = Path(__file__).resolve().parent.parent / "tools" / "reads"
+    loader = SourceFileLoader("reads", str(path))
+    module = module_from_spec(spec_from_loader("reads", loader))  # type: ignore[arg-type]
+    loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "write it with: tools/reads"

@@ -21,7 +21,7 @@ from zoo.data import _download
 from zoo.errors import DataError, UsageError
 
 BODY = np.random.default_rng(0).bytes(300_000)
-MD5 = hashlib.md5(BODY).hexdigest()
+SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
 class Server(BaseHTTPRequestHandler):
@@ -68,20 +68,20 @@ def server() -> Iterator[str]:
 
 def test_a_whole_file_is_fetched_once(server: str, tmp_path: Path) -> None:
     for name in ("whole", "near"):
-        _download.fetch(f"{server}/{name}", tmp_path / name / "a.tar", MD5)
+        _download.fetch(f"{server}/{name}", tmp_path / name / "a.tar", SHA256)
         assert (tmp_path / name / "a.tar").read_bytes() == BODY
     before = len(Server.asked)
-    _download.fetch(f"{server}/whole", tmp_path / "whole" / "a.tar", MD5)
+    _download.fetch(f"{server}/whole", tmp_path / "whole" / "a.tar", SHA256)
     assert len(Server.asked) == before
 
 
 def test_56_a_download_that_broke_off_goes_on(server: str, tmp_path: Path) -> None:
     path, part = tmp_path / "a.tar", tmp_path / "a.tar.part"
     with pytest.raises(DataError, match=r"cannot download .*0\.1 MB are kept.*--data-dir"):
-        _download.fetch(f"{server}/cut", path, MD5)
+        _download.fetch(f"{server}/cut", path, SHA256)
     assert part.read_bytes() == BODY[:100_000]
     assert not path.exists()
-    _download.fetch(f"{server}/whole", path, MD5)
+    _download.fetch(f"{server}/whole", path, SHA256)
     assert Server.asked[-1] == ("whole", "bytes=100000-")
     assert path.read_bytes() == BODY
     assert not part.exists()
@@ -90,24 +90,24 @@ def test_56_a_download_that_broke_off_goes_on(server: str, tmp_path: Path) -> No
 def test_56_a_server_without_ranges_starts_again_and_a_whole_part_is_enough(server: str, tmp_path: Path) -> None:
     for name, start in (("ranges", BODY[:5]), ("whole", BODY)):
         (tmp_path / "a.tar.part").write_bytes(start)
-        _download.fetch(f"{server}/{name}", tmp_path / "a.tar", MD5)
+        _download.fetch(f"{server}/{name}", tmp_path / "a.tar", SHA256)
         assert (tmp_path / "a.tar").read_bytes() == BODY
         (tmp_path / "a.tar").unlink()
 
 
 def test_56_a_wrong_checksum_and_a_web_page_are_never_a_file(server: str, tmp_path: Path) -> None:
-    wrong = hashlib.md5(bytes(len(BODY))).hexdigest()
-    with pytest.raises(DataError, match=f"md5 {wrong}, published is {MD5}"):
-        _download.fetch(f"{server}/wrong", tmp_path / "a.tar", MD5)
+    wrong = hashlib.sha256(bytes(len(BODY))).hexdigest()
+    with pytest.raises(DataError, match=f"sha256 {wrong[:16]}..., expected is {SHA256[:16]}"):
+        _download.fetch(f"{server}/wrong", tmp_path / "a.tar", SHA256)
     with pytest.raises(DataError, match="a web page came instead of the file"):
-        _download.fetch(f"{server}/page", tmp_path / "a.tar", MD5)
+        _download.fetch(f"{server}/page", tmp_path / "a.tar", SHA256)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["elsewhere", "file"])
 def test_57_a_redirect_leaves_neither_the_site_nor_the_web(server: str, tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="redirected to another site"):
-        _download.fetch(f"{server}/{name}", tmp_path / "a.tar", MD5)
+        _download.fetch(f"{server}/{name}", tmp_path / "a.tar", SHA256)
     assert not list(tmp_path.iterdir())
 
 

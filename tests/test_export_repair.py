@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Outlier(nn.Module):
         self.linear = nn.Linear(2, 2)
         values = {
             "first": [[900.0, 0, 0], [0, 1, 0]], "second": [[0.001, 0], [0, 1]], "third": [[1.0, 0], [0, 1]],
-            "fourth": [[1.0, 0], [0, 1]], "linear": [[0.0, -8], [0, 8]],
+            "fourth": [[0.5, 0], [0, 0.5]], "linear": [[0.0, -16], [0, 16]],
         }  # fmt: skip
         with torch.no_grad():
             for name, weight in values.items():
@@ -91,17 +92,20 @@ def test_no_more_than_half_of_the_layers(known: dict[str, Any], tmp_path: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_given_back_without_need(known: dict[str, Any], tmp_path: Path) -> None:
-    receipt = zoo.export.onnx(Outlier(), tmp_path / "x.onnx", max_drop=100, **known)
-    assert receipt.calibration is not None
-    assert "restored" not in receipt.calibration
+def test_nothing_is_given_back_without_need(known: dict[str, Any]) -> None:
+    known.pop("precision")
+    job = job_of(of_module(Outlier(), shape=known.pop("input"), **known), "none", softmax=False, max_drop=3)
+    chosen = _choose.choose(job)
+    fine = dataclasses.replace(chosen, accuracy=chosen.reference)
+    assert _repair.repaired(job, fine) == (chosen.graph, [])
+    assert job.ranked == [], "ranking costs a run for each layer"
 
 
 def test_errors_of_fp16(known: dict[str, Any], tmp_path: Path) -> None:
     receipt = zoo.export.onnx(Outlier(), tmp_path / "x.onnx", explain=True, **known | {"precision": "fp16"})
     assert receipt.layers is not None
     assert [row["layer"] for row in receipt.layers] == ["first", "second", "third", "fourth", "linear"]
-    assert all(50 < row["sqnr"] < 90 for row in receipt.layers), "float16 keeps 11 bits, 6 dB each"
+    assert all(row["sqnr"] > 50 for row in receipt.layers), "float16 keeps 11 bits, 6 dB each"
 
 
 def test_calibration_is_kept(known: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_47_a_run_of_other_classes_than_the_data_is_told(
     text = (tmp_path / "run" / "recipe.toml").read_text().replace('"synthetic"', '"folder"')
     (tmp_path / "run" / "recipe.toml").write_text(text.replace('dir = ""', f'dir = "{place / "two"}"'))
     assert zoo(["eval", str(tmp_path / "run")]) == 4
-    assert "classes differ (model 10, data 2)" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert "10 and 2 classes" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_42_to_48_bad_images_are_named_and_the_rest_go_on(

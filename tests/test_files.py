@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from zoo import files
-from zoo.errors import DiskError
+from zoo import files, run_folders
+from zoo.errors import DiskError, FileError
 
 
 def test_publish_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -110,3 +110,110 @@ def test_what_another_process_is_writing_is_not_swept(tmp_path: Path) -> None:
 def test_to_ask_makes_no_folder(tmp_path: Path) -> None:
     files.check_writable(tmp_path / "new" / "a.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is done to which file from now on, in order."""
+    found: list[tuple[str, str]] = []
+    replace, sync = Path.replace, os.fsync
+
+    def fsync(handle: int) -> None:
+        found.append(("fsync", Path(f"/proc/self/fd/{handle}").readlink().name))
+        sync(handle)
+
+    def renamed(self: Path, target: Path) -> Path:
+        found.append(("replace", target.name))
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", renamed)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux's /proc")
+def test_the_file_is_on_disk_before_it_is_renamed_and_the_name_before_publish_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the first fsync a power cut leaves an empty file under the name, without the second the old one."""
+    seen: list[bytes] = []
+    found = calls(monkeypatch)
+    files.publish(tmp_path / "a.txt", lambda t: t.write_text("new"), verify=lambda t: seen.append(t.read_bytes()))
+    assert seen == [b"new"]
+    assert [(what, ".zoo-tmp" in name) for what, name in found] == [("fsync", True), ("replace", False), ("fsync", False)]
+    assert [name for _, name in found[1:]] == ["a.txt", tmp_path.name]
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_disk_that_fails_to_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    files.publish_text(tmp_path / "a.txt", "old")
+    numbers = iter(range(2))
+
+    def fsync(handle: int) -> None:
+        if next(numbers) == at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(DiskError, match="cannot write"):
+        files.publish_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == ("old" if at == 0 else "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_save_takes_no_more_space_than_it_states(tmp_path: Path) -> None:
+    """What is claimed first is given back: a writer that makes a file of its own would otherwise need it twice."""
+    blocks: list[int] = []
+    files.publish(tmp_path / "a.bin", lambda t: (blocks.append(t.stat().st_blocks), t.write_bytes(b"x")), size=1 << 20)
+    assert blocks == [0]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
+def test_a_disk_that_is_too_small_is_noticed_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DiskError, match=r"no space left .*need 3.0 MB, \d+.\d MB free"):
+        files.publish(tmp_path / "a.txt", lambda t: pytest.fail("written"), size=3_000_000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "theirs")
+    files.publish_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert not (tmp_path / "a.txt").is_symlink()
+    (tmp_path / "last").symlink_to(tmp_path)
+    with pytest.raises(DiskError, match=r"cannot write \(.*last, a link to .*\); remove the link"):
+        files.own_folder(tmp_path / "last")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\xff"])
+def test_facts_that_are_damaged(tmp_path: Path, text: str) -> None:
+    assert files.read_facts(tmp_path / "env.json") == {}
+    (tmp_path / "env.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(FileError, match="damaged file"):
+        files.read_facts(tmp_path / "env.json")
+
+
+def test_only_strays_of_zoo_are_removed(tmp_path: Path) -> None:
+    for name in (f".a.12345678{files.TEMPORARY}.bin", ".mine", "a.zoo-tmp-notes", "b.txt"):
+        (tmp_path / name).touch()
+    files.remove_stale(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", "a.zoo-tmp-notes", "b.txt"]
+
+
+def test_a_folder_without_room(tmp_path: Path) -> None:
+    files.check_room(tmp_path / "new", 1)
+    with pytest.raises(DiskError, match=r"no space left .*need 1000000000000.0 MB"):
+        files.check_room(tmp_path / "new", 10**18)
+
+
+def test_the_lock_of_a_folder_leaves_no_file_and_needs_no_fcntl(tmp_path: Path) -> None:
+    with files.alone(tmp_path / "a.onnx"):
+        assert [path.name for path in tmp_path.iterdir()] == [files.LOCK]
+        with pytest.raises(TimeoutError), files.held(tmp_path / files.LOCK, wait=False):
+            pass
+    assert not list(tmp_path.iterdir())
+    for module in (files, run_folders):
+        assert "import fcntl" not in Path(module.__file__).read_text(encoding="utf-8"), "Windows has none"

@@ -10,12 +10,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
-    "errors spec files",
-    "recipe recipe_text recipe_types registry sampling console tables machine run_folders recipes _build focal_formula focal_arguments",
+    "errors spec files csv_files",
+    "recipe recipe_text recipe_types registry sampling console tables machine run_folders model_files recipes _build focal_formula focal_arguments",
     "ops metrics tensor_files calibration weights doctor",
     "models losses data analysis",
     "training.freezing training.checkpoint training.processes training.signals training.lint",
-    "training.optim training.batches training.feature_cache",
+    "training.optim training.batches training.feature_cache training.feature_runtimes training.views",
     "training.loop",
     "training.features",
     "training.session",
@@ -23,7 +23,7 @@ LAYERS = [
     "run",
     "export report",
     "training.start training",
-    "sweep reproduce analyses bench predictor",
+    "sweep reproduce analyses bench predictor api",
     "cli __main__",
 ]
 """From the bottom up. A folder stands on one layer, but for training, whose files are listed."""

@@ -157,3 +157,17 @@ def test_epochs_are_handed_out_as_they_end_and_objects_replace_what_the_recipe_n
     assert [[row["split"] for row in rows] for rows in seen] == [["train", "val"]] * 2
     assert seen[0][0]["loss"] < 1.5, "half of log 10 and less"
     assert run_folders.is_finished(folder)
+
+
+def test_a_checkpoint_of_another_model_is_a_fault_of_the_file(small_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo(["train", "resnet20", "--data", "synthetic", "--resume", "--out", str(small_run)]) == 4
+    assert "checkpoint is of another run" in capsys.readouterr().err
+
+
+def test_a_signal_before_the_command_has_handlers_is_said() -> None:
+    code = "import os, signal, sys\nfrom zoo import cli\nfrom zoo.__main__ import run\n"
+    code += "cli.cli.main = lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM)\nsys.exit(run(['train']))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stderr) == (143, "zoo train: stopped by SIGTERM; nothing was saved yet, start it again\n")

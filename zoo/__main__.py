@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import sys
 import time
 import traceback
 from pathlib import Path
 
+from zoo.console import plain
 from zoo.errors import DiskError, ZooError
 
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 
+PRINTING = {"click", "rich", "json", "tables.py", "__main__.py"}
+"""Files and packages that write to stdout; what goes to other files has boundaries of its own."""
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 internal bug, 2 usage, 3 data, 4 model file, 5 diverged, 6 disk, 7 busy, 8 disagreement."""
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    code = run(sys.argv[1:] if argv is None else argv)
+    _close_streams()  # or the interpreter's own last flush shows a traceback
+    sys.exit(code)
 
 
 def run(argv: list[str]) -> int:
@@ -25,11 +32,16 @@ def run(argv: list[str]) -> int:
     import click
 
     from zoo.cli import cli
+    from zoo.training import signals
 
+    _open_streams()
     debug = "--debug" in argv
-    argv = [word for word in argv if word != "--debug"]
+    if "--trust" in argv:
+        os.environ["ZOO_TRUST"] = "1"  # child processes have it too
+    argv = [word for word in argv if word not in ("--debug", "--trust")]
     try:
-        cli.main(argv, prog_name="zoo", standalone_mode=False)
+        with signals.handled(signals.ENDING):  # what ends a command before it has handlers of its own is said too
+            cli.main(argv, prog_name="zoo", standalone_mode=False)
         sys.stdout.flush()
         return 0
     except click.exceptions.Exit as error:
@@ -37,10 +49,9 @@ def run(argv: list[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
         return 0
-    except BrokenPipeError:
-        _close_pipes()
-        return 141
     except BaseException as error:
+        if isinstance(error, OSError) and (broken := _close_streams() or _of_output(error)):
+            return _unread(argv, broken)
         if isinstance(error, SystemExit) and type(sys.stdout).__name__ == "_PacifyFlushWrapper":  # click's own answer to it
             return 141
         if isinstance(error, (SystemExit, GeneratorExit)):
@@ -59,7 +70,7 @@ def _told(argv: list[str], error: BaseException) -> tuple[str, int]:
     if isinstance(error, click.ClickException):
         return error.format_message().replace("\n", " "), 2
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        return "interrupted; nothing written is torn", 130
+        return "interrupted; all files on disk are complete", 130
     if isinstance(error, ZooError):
         return str(error), error.code
     if isinstance(error, Interrupted):
@@ -67,7 +78,7 @@ def _told(argv: list[str], error: BaseException) -> tuple[str, int]:
         return f"stopped by {error}; {go_on if error.saved else 'nothing was saved yet, start it again'}", error.code
     if isinstance(error, OSError) and error.errno in DISK_FAULTS:
         where = f" ({error.filename}, {error.strerror})" if error.filename else f" ({error.strerror})"
-        return f"the disk refuses{where}; free some space or mend the permission", DiskError.code
+        return f"the disk refuses{where}; free some space or change the permissions", DiskError.code
     return _crashed(argv, error), 1
 
 
@@ -75,19 +86,51 @@ def _tell(argv: list[str], message: str, code: int) -> int:
     command = next((word for word in argv if not word.startswith("-")), "")
     # under torchrun all processes stop for the same reason: one of them says it
     if os.environ.get("RANK", "0") == "0":
-        with contextlib.suppress(BrokenPipeError):
-            print(f"zoo {command}: {message}" if command else f"zoo: {message}", file=sys.stderr)
+        line = plain(f"zoo {command}: {message}" if command else f"zoo: {message}")
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
     return code
 
 
-def _close_pipes() -> None:
-    """The reader of stdout or stderr is gone: let the interpreter's last flush go nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+def _open_streams() -> None:
+    """A stream that was closed before zoo began (``>&-``) takes what is written to it and drops it; one whose encoding lacks a
+    character (LC_ALL=C) gets its escape."""
+    for name in ("stdout", "stderr"):
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        elif stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - open as long as the process is
+
+
+def _close_streams() -> OSError | None:
+    """Why stdout or stderr takes no more, if so: its reader is gone, or the disk is full; the last flush then goes nowhere."""
+    broken = None
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
-            os.dup2(nowhere, stream.fileno())
+        except OSError as error:
+            broken = broken or error
+            with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor, in tests
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return broken
+
+
+def _of_output(error: OSError) -> OSError | None:
+    """The error, if writing to a person raised it: it names no file, and came from where commands print."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    printing = trace is not None and PRINTING & {*Path(trace.tb_frame.f_code.co_filename).parts}
+    return error if isinstance(error, BrokenPipeError) or (error.filename is None and printing) else None
+
+
+def _unread(argv: list[str], error: OSError) -> int:
+    """What is written to a person is never the worth of the work: exit 141, with a line unless a reader just left."""
+    if isinstance(error, BrokenPipeError):
+        return 141
+    return _tell(
+        argv, f"cannot write the output ({error.strerror}); what was computed is kept: redirect it to another disk", 141
+    )
 
 
 def _crashed(argv: list[str], error: BaseException) -> str:

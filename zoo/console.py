@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -21,10 +22,24 @@ def leading() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def plain(text: str) -> str:
+    """Text that is safe on a terminal: what is not printable (escape sequences, line breaks, bytes that are no text) is escaped.
+
+    >>> plain("a" + chr(27) + "[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
 def print_line(line: str) -> None:
-    """Print a line of progress to stderr."""
-    if leading():
-        print(line, file=sys.stderr, flush=True)
+    """Print a line of progress to stderr; that nobody can read it any more does not end the work."""
+    if leading() and sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(plain(line), file=sys.stderr, flush=True)
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -33,8 +48,8 @@ def print_lines(lines: Iterable[str]) -> None:
         print_line(line)
 
 
-def counted(items: Iterable[T], total: int, words: str, each: int = 1) -> Iterator[T]:
-    """The items; whenever :data:`QUIET_SECONDS` have passed, a line such as ``data     decoded 512 of 5,784 · left 0:31``.
+def counted(items: Iterable[T], total: int, words: str, each: int = 1, quiet: float = QUIET_SECONDS) -> Iterator[T]:
+    """The items; whenever ``quiet`` seconds have passed, a line such as ``data     decoded 512 of 5,784 · left 0:31``.
 
     An item is ``each`` of the ``total`` things that are counted, the last one perhaps fewer.
     """
@@ -42,7 +57,7 @@ def counted(items: Iterable[T], total: int, words: str, each: int = 1) -> Iterat
     for number, item in enumerate(items, 1):
         yield item
         now, done = time.monotonic(), min(number * each, total)
-        if now - told > QUIET_SECONDS and done < total:
+        if now - told > quiet and done < total:
             told = now
             print_line(f"{words} {done:,} of {total:,} · left {clock((now - began) / done * (total - done))}")
 

@@ -75,6 +75,11 @@ def read_facts(path: Path) -> dict[str, Any]:
     return found
 
 
+def as_utf8(name: str) -> str:
+    """A file's name as text, whatever encoding the locale had when it was listed; bytes that are no UTF-8 stay escaped."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+
+
 def check_own(path: Path) -> None:
     """DiskError if a file or folder that a run writes in place is a symbolic link: what is written would land elsewhere."""
     if path.is_symlink():

@@ -16,35 +16,78 @@ from typing import Any
 import torch
 
 import zoo
+from zoo.console import print_line
 from zoo.errors import UsageError
 
 # glibc's mallopt keys (malloc.h)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+CGROUP = Path("/sys/fs/cgroup")
+THREAD_VARIABLES = ("ZOO_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "SLURM_CPUS_PER_TASK")
+"""What sets the number of threads, the first that is there."""
 
 
 def cores() -> int:
     """Cores this process may use: its affinity and, in a container, its cgroup's share."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.is_file():
-        limit, period = quota.read_text().split()
-        if limit != "max":
-            count = min(count, max(1, round(int(limit) / int(period))))
-    return count
+    limit, period = _quota()
+    return min(count, max(1, round(limit / period))) if limit > 0 else count
+
+
+def _quota() -> tuple[int, int]:
+    """CPU time per period that the cgroup allows, in microseconds, and the period; a limit of 0 for none (cgroup v2, then v1)."""
+    with contextlib.suppress(OSError, ValueError):
+        limit, period = (CGROUP / "cpu.max").read_text().split()
+        return 0 if limit == "max" else int(limit), int(period)
+    with contextlib.suppress(OSError, ValueError):
+        old = CGROUP / "cpu"
+        return int((old / "cpu.cfs_quota_us").read_text()), int((old / "cpu.cfs_period_us").read_text())
+    return 0, 1
+
+
+def threads(processes: int = 1) -> tuple[int, str]:
+    """Threads of one of ``processes`` on this machine, and what decided: an option or variable, or the cores.
+
+    ``--threads`` (``ZOO_THREADS``) comes before ``OMP_NUM_THREADS``, ``MKL_NUM_THREADS`` and ``SLURM_CPUS_PER_TASK``. torchrun
+    sets ``OMP_NUM_THREADS=1`` where the user has not set it; that value is ignored in its processes.
+    """
+    for name in THREAD_VARIABLES:
+        word = os.environ.get(name, "").partition(",")[0].strip()
+        by_torchrun = name == "OMP_NUM_THREADS" and word == "1" and "TORCHELASTIC_RUN_ID" in os.environ
+        if word.isdecimal() and int(word) > 0 and not by_torchrun:
+            return int(word), "--threads" if name == "ZOO_THREADS" else name
+    return max(1, cores() // processes), "cores"
+
+
+def use_threads(processes: int = 1) -> int:
+    """Set torch's threads to :func:`threads` and print what decided, unless the cores did; the number."""
+    number, why = threads(processes)
+    torch.set_num_threads(number)
+    if why != "cores":
+        print_line(f"threads  {number} ({why})")
+    return number
 
 
 def device(name: str) -> torch.device:
-    """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; UsageError if it isn't there."""
+    """The device for ``auto`` (cuda, else cpu), ``cpu``, ``cuda``, ``cuda:N`` or another that torch can use, such as ``mps``.
+
+    Raises:
+        UsageError: a device that torch does not know, or that is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         wanted = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"no device {name!r}; use auto, cpu, cuda or cuda:N") from error
+        raise UsageError(f"no device {name!r}; use auto, cpu, cuda, cuda:N, or another that torch has, e.g. mps") from error
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"no device {name!r} (CUDA devices found: {torch.cuda.device_count()}); use device=cpu or device=auto")
-    if wanted.type not in ("cpu", "cuda"):
-        raise UsageError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if wanted.type == "meta":
+        raise UsageError("device 'meta' computes nothing; use device=cpu or device=auto")
+    try:
+        torch.ones(1, device=wanted).add(1).cpu()
+    except (RuntimeError, NotImplementedError, AssertionError) as error:  # AssertionError: torch built without it
+        reason = str(error).strip().splitlines()[0][:80]
+        raise UsageError(f"device {name!r} is not usable here ({reason}); use device=cpu or device=auto") from error
     return wanted
 
 
@@ -56,7 +99,7 @@ def precision(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if _cpu_has_bf16() else "fp32"
+    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
 
 
 def _cpu_has_bf16() -> bool:
@@ -127,7 +170,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "onnxruntime": _version("onnxruntime-gpu") or _version("onnxruntime"),
         "platform": platform.platform(),
         "cpu": cpu_name(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
     }
 

@@ -15,16 +15,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 import tomli_w
 
-from zoo import recipe_text, registry
+from zoo import model_files, recipe_text, registry
 from zoo.errors import UsageError, did_you_mean
 from zoo.recipe_text import Written, flatten
-from zoo.recipe_types import about, declared, option_type
+from zoo.recipe_types import HUGE, MOST, about, declared, not_allowed, option_type
 from zoo.spec import Option
-
-MOST = 1_000_000
-"""Upper bound of counts: more than any machine finishes."""
-HUGE = 1e6
-"""Upper bound of factors."""
 
 NOT_THE_RECIPE = {"seed", "data.dir", "device", "precision", "compile"}
 """Keys in which two runs of one recipe may differ."""
@@ -49,6 +44,16 @@ class Data(msgspec.Struct, frozen=True):
     augment: Annotated[list[str], about("augmentations in order: crop, flip, rcrop, colour, cutout, trivial, v2:NAME")] = (
         msgspec.field(default_factory=lambda: ["crop", "flip"])
     )
+    per_class: Annotated[int, about("training images of each class, 0 for all", ge=0, le=MOST)] = 0
+    views: Annotated[
+        int, about("augmented views of each image whose features are stored where all but the head is frozen", ge=0, le=1000)
+    ] = 0
+    mean: Annotated[list[float], about("channel means of the images in [0, 1]; empty: as the weights were trained")] = (
+        msgspec.field(default_factory=list)
+    )
+    std: Annotated[
+        list[Annotated[float, msgspec.Meta(gt=0, le=HUGE)]], about("channel standard deviations that belong to mean")
+    ] = msgspec.field(default_factory=list)
 
     @property
     def label(self) -> str:
@@ -168,6 +173,10 @@ class Recipe(msgspec.Struct, frozen=True):
     allow_empty_class: Annotated[bool, about("train although a class has no images")] = False
     deterministic: Annotated[bool, about("use only operations that repeat bit by bit")] = False
     compile: Annotated[bool, about("train with torch.compile: a minute at first, faster steps in long runs")] = False
+    features_with: Annotated[
+        Literal["torch", "onnxruntime", "openvino"],
+        about("what computes the features of a frozen part, once, in fp32 on the CPU"),
+    ] = "torch"
     save_every: Annotated[int, about("steps between saved states, 0 for one per epoch", ge=0, le=MOST)] = 0
     on_full: Annotated[Literal["stop", "keep-training"], about("what to do on a full disk")] = "stop"
     data: Data = msgspec.field(default_factory=Data)
@@ -209,9 +218,11 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
     that this one does not take are left out.
 
     Raises:
-        UsageError: unknown name, key, type or range, naming the nearest names and the line of the file.
+        UsageError: unknown name, key, type or range.
     """
     values = {full_key(key): value for key, value in overrides.items()}
+    if model_files.is_file(str(values.get("model", ""))):
+        values["model"] = model_files.named(values["model"])
     if what is None:
         what = values.get("model", "demo")
     path = Path(what)
@@ -224,17 +235,33 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
         if "loss.name" in values:
             kept = {key: value for key, value in kept.items() if _takes(values["loss.name"], key)}
         return _typed(kept | values, written, values)
-    if not what.startswith("timm/") and what not in registry.names("models"):
+    if model_files.is_file(what):
+        what = model_files.named(what)
+    elif not what.startswith("timm/") and what not in registry.names("models"):
         names = [*registry.names("models"), *shipped()]
         raise UsageError(f"no model {what!r}{did_you_mean(what, names)}; list them with: zoo models")
     values["model"] = what
     return _typed(_suited(what, values) | values)
 
 
+def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe with other settings, by dotted key or leaf name; UsageError as :func:`resolve`."""
+    values = {full_key(key): value for key, value in overrides.items()}
+    kept = flatten(_tree(recipe))
+    if "loss.name" in values:
+        kept = {key: value for key, value in kept.items() if _takes(values["loss.name"], key)}
+    return _typed(kept | values)
+
+
 def check(recipe: Recipe) -> None:
     """UsageError unless the settings go together; apart from :func:`resolve`, as a sweep changes one at a time."""
-    loss = recipe.loss
+    loss, data = recipe.loss, recipe.data
     registry.entry("losses", loss.name)
+    if (data.mean or data.std) and not len(data.mean) == len(data.std) == 3:
+        raise UsageError(
+            f"data.mean has {len(data.mean)} numbers, data.std {len(data.std)}; give three of each, "
+            "e.g. data.mean=[0.5,0.5,0.5] data.std=[0.5,0.5,0.5]"
+        )
     from zoo import sampling  # here, as it imports numpy
 
     sampling.parse_imbalance(recipe.data.imbalance)
@@ -263,7 +290,7 @@ def dump(recipe: Recipe) -> str:
 
 
 def same(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes differ at most in their seed, and in where and how fast they are trained."""
+    """Whether two recipes differ at most in :data:`NOT_THE_RECIPE`."""
     return all(line.partition(":")[0] in NOT_THE_RECIPE for line in differences(one, other))
 
 
@@ -351,8 +378,9 @@ def _known(written: Written, *, stored: bool = False) -> Written:
 
 def _suited(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """What the model and its data set suggest; ``values`` are already decided."""
-    entry: dict[str, Any] = {} if model.startswith("timm/") else registry.entry("models", model)
-    suits = entry.get("data") or ("caltech101" if model.startswith("timm/") else "cifar10",)
+    timm, file = model.startswith("timm/"), model_files.is_file(model)
+    entry: dict[str, Any] = {} if timm else model_files.entry(model) if file else registry.entry("models", model)
+    suits = entry.get("data") or ("caltech101" if timm else "cifar10",)
     name = values.get("data.name", suits[0])
     name = name if name.partition(":")[0] in registry.table("data") else "folder"
     return registry.entry("data", name).get("recipe", {}) | entry.get("recipe", {}) | {"data.name": suits[0], "model": model}
@@ -377,7 +405,7 @@ def _typed(
     except msgspec.ValidationError as error:
         key = str(error).partition(" - at ")[2].strip("`$.").partition("[")[0]
         place = written.place(key) if written and key not in changed else ""
-        raise _not_allowed(key, flat.get(key), place, error) from error
+        raise not_allowed(key, flat.get(key), place, error, options().get(key)) from error
 
 
 def _loss_option(flat: Mapping[str, Any], name: str, value: Any, place: str, *, stored: bool) -> dict[str, Any]:
@@ -400,16 +428,4 @@ def _loss_option(flat: Mapping[str, Any], name: str, value: Any, place: str, *, 
     try:
         return {name: msgspec.convert(value, option_type(option))}
     except msgspec.ValidationError as error:
-        raise _not_allowed(f"loss.{name}", value, place, error, option) from error
-
-
-def _not_allowed(key: str, value: Any, place: str, error: Exception, option: Option | None = None) -> UsageError:
-    """What msgspec says of a value, with the whole range, where it names the bound that was passed."""
-    option = option or options().get(key)
-    expected = str(error).partition(" - at ")[0].replace("`", "").replace("Expected", "expected")
-    if option and option.choices and "Invalid enum" in expected:
-        expected = f"expected {option.range}"
-    elif option and option.range and any(sign in expected for sign in "<>"):
-        expected = f"expected {option.type.replace('list[', '').rstrip(']')} {option.range}"
-    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
-    return UsageError(f"{key} = {shown}{place} is not allowed: {expected}")
+        raise not_allowed(f"loss.{name}", value, place, error, option) from error

@@ -8,8 +8,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from zoo.errors import UsageError
 from zoo.spec import Option
 
+MOST = 1_000_000
+"""Upper bound of counts: more than any machine finishes."""
+HUGE = 1e6
+"""Upper bound of factors."""
 BOUNDS = ("gt", "ge", "lt", "le")
 
 
@@ -59,3 +64,14 @@ def _option(kind: Any, default: Any) -> Option:
     bounds = {name: end for name in BOUNDS for meta in metas if (end := getattr(meta, name)) is not None}
     name = f"list[{item.__name__}]" if item else base.__name__
     return Option(name, default, text, **bounds, choices=choices)
+
+
+def not_allowed(key: str, value: Any, place: str, error: Exception, option: Option | None) -> UsageError:
+    """What msgspec says of a value, with the whole range, where it names the bound that was passed."""
+    expected = str(error).partition(" - at ")[0].replace("`", "").replace("Expected", "expected")
+    if option and option.choices and "Invalid enum" in expected:
+        expected = f"expected {option.range}"
+    elif option and option.range and any(sign in expected for sign in "<>"):
+        expected = f"expected {option.type.replace('list[', '').rstrip(']')} {option.range}"
+    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+    return UsageError(f"{key} = {shown}{place} is not allowed: {expected}")

@@ -56,7 +56,7 @@ def table(kind: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for source in _sources(kind):
         try:
-            specs = _specs(ast.parse(source.path.read_text(encoding="utf-8")))
+            specs = specs_in(ast.parse(source.path.read_text(encoding="utf-8")))
             _check(kind, specs, found, source)
         except (OSError, ValueError, SyntaxError, RecursionError) as error:
             if not source.plugin:
@@ -107,11 +107,16 @@ def takers(option: str) -> list[str]:
 def data_source(text: str) -> tuple[str, str]:
     """The data set and the folder or file that ``--data TEXT`` stands for: a name, a folder of images, a list or arrays.
 
+    Raises:
+        UsageError: a URL.
+
     >>> data_source("pets/labels.csv")
     ('list', 'pets/labels.csv')
     """
     if text.partition(":")[0] in table("data"):
         return text, ""
+    if "://" in text:
+        raise UsageError(f"cannot fetch data from {text}; download it and name the folder or file")
     if reader := _READERS.get(Path(text).suffix.lower()):
         return reader, text
     return ("folder", text) if Path(text).is_dir() or "/" in text else (text, "")
@@ -217,7 +222,8 @@ def _check(kind: str, specs: dict[str, dict[str, Any]], found: dict[str, dict[st
                 raise ValueError(f"{name!r} does not give its options as literals, {{'name': Option(...)}}")
 
 
-def _specs(tree: ast.Module) -> dict[str, dict[str, Any]]:
+def specs_in(tree: ast.Module) -> dict[str, dict[str, Any]]:
+    """The literal fields of each entry of the ``SPECS`` of a file."""
     constants: dict[str, Any] = {}
     specs: dict[str, dict[str, Any]] = {}
     for node in tree.body:

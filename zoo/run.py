@@ -12,7 +12,7 @@ import torch
 from msgspec import structs
 from torch import Tensor, nn
 
-from zoo import calibration, files, machine, metrics, registry, run_folders, tensor_files
+from zoo import calibration, files, machine, metrics, model_files, registry, run_folders, tensor_files
 from zoo import recipe as recipes
 from zoo.data import _augment
 from zoo.data._folders import stored_side
@@ -23,6 +23,7 @@ from zoo.recipe import Recipe
 from zoo.spec import DataSet, Split
 from zoo.training import build, checkpoint, freezing
 from zoo.training.loop import predict
+from zoo.training.views import AveragedViews
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,14 @@ def create_model(name: str, classes: int | None = None, weights: str = "none", f
     """Build a registered model, ``weights`` being ``none``, ``default``, a file or a run, ``freeze`` a role (:func:`zoo.training.freezing.freeze`).
 
     Raises:
-        UsageError: unknown name. FileError: weights that cannot be had or don't fit.
+        UsageError: unknown name. FileError: weights that cannot be had or do not fit. TypeError, ValueError: ``classes`` is not
+            a positive integer.
     """
-    spec = build.model_spec(name)
+    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
+        raise TypeError(f"classes = {classes!r} is not an int; give the number of classes, or None for the model's own")
+    if classes is not None and classes < 1:
+        raise ValueError(f"classes = {classes} is not allowed; give at least 1, or None for the model's own")
+    spec = build.model_spec(model_files.named(name) if model_files.is_file(name) else name)
     model = spec.build(classes or spec.classes)
     fresh = build.load_weights(model, spec, weights)
     freezing.freeze(model, freeze, spec, fresh=fresh)
@@ -81,7 +87,7 @@ def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
     tensors, header = tensor_files.load_weights(path / "weights.safetensors")
     if header.model != recipe.model:
         raise FileError(f"weights are of {header.model}, the recipe says {recipe.model} ({path}); they are of two runs")
-    model = build.model_spec(recipe.model).build(len(header.classes))
+    model = build.model_spec(recipe.model, path).build(len(header.classes))
     tensor_files.load_into(model, tensors, path)
     env = files.read_facts(path / "env.json")
     rows = checkpoint.read_rows(path)
@@ -94,20 +100,34 @@ def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
     )
 
 
-def evaluate(run: Run, split: str = "test", data: DataSet | None = None) -> tuple[metrics.Result, Tensor, Tensor]:
-    """Result, logits (N, C) and targets (N,) of a run's best weights on one split of its data."""
+def evaluate(
+    run: Run, split: str = "test", data: DataSet | None = None, *, views: str = "none"
+) -> tuple[metrics.Result, Tensor, Tensor]:
+    """Result, logits (N, C) and targets (N,) of a run's best weights on one split of its data.
+
+    ``views`` averages the probabilities of several views of each image: ``flip`` or ``crops`` (:mod:`zoo.training.views`).
+    """
     data = data or run.dataset()
-    if data.classes != run.classes:
-        raise FileError(f"classes differ ({_difference(run.classes, data.classes)}); use the data the run was trained on")
+    check_classes(run, data)
     part: Split = getattr(data, split)
     if not len(part):
         raise DataError(f"the {split} split is empty ({data.name}, data.val {run.recipe.data.val}); choose another --split")
     device = machine.device(run.recipe.device if run.recipe.device != "cuda" else "auto")
     precision = machine.precision(run.recipe.precision, device)
-    batches = build.eval_batches(part, replace(data, mean=run.mean, std=run.std), device, run.input[1], precision)
-    logits, targets = predict(run.model.to(device).to(memory_format=torch.channels_last), batches, precision)
+    batches = build.eval_batches(
+        part, replace(data, mean=run.mean, std=run.std), device, run.stored if views == "crops" else run.input[1], precision
+    )
+    model = run.model.to(device).to(memory_format=torch.channels_last)
+    logits, targets = predict(model if views == "none" else AveragedViews(model, run.input[1], views), batches, precision)
     run.model.to("cpu")
     return metrics.evaluate(logits, targets), logits, targets
+
+
+def check_classes(run: Run, data: DataSet) -> None:
+    """FileError with the first difference unless a data set has the classes of a run, whatever locale either was listed in."""
+    mine, theirs = (tuple(map(files.as_utf8, names)) for names in (run.classes, data.classes))
+    if mine != theirs:
+        raise FileError(f"classes differ ({_difference(mine, theirs)}); use the data the run was trained on")
 
 
 def calibrate(run: Run, data: DataSet | None = None) -> tuple[Run, calibration.Calibration]:

@@ -75,8 +75,8 @@ def new_name(recipe: Recipe, when: datetime.date | None = None) -> str:
     'synthetic-cnn_small-cross_entropy-s0-1123a'
     """
     when = when or datetime.date.today()
-    data = recipe.data.label
-    stem = f"{data}-{recipe.model}-{recipe.loss.name}-s{recipe.seed}-{when:%m%d}"
+    model = Path(recipe.model).name if ".py:" in recipe.model else recipe.model
+    stem = f"{recipe.data.label}-{model}-{recipe.loss.name}-s{recipe.seed}-{when:%m%d}"
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
     return next(stem + letter for letter in _letters() if not (root() / (stem + letter)).exists())
 
@@ -187,6 +187,7 @@ def stored_recipe(folder: Path) -> Path:
 
 
 WRITTEN = (
+    "model.py",
     "weights.safetensors",
     "metrics.jsonl",
     "bench.csv",

@@ -1,11 +1,9 @@
-"""Tables that commands print to stdout: plain in a pipe, coloured on a terminal, 80 columns wide at the least."""
+"""Tables that commands print to stdout: coloured and as wide as it on a terminal, plain and as wide as they are in a pipe."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from zoo import csv_files, files
+from zoo.console import plain
 from zoo.errors import DataError
 from zoo.spec import DataSet
 
@@ -23,14 +23,14 @@ OPTIMISTIC = "chosen on these test images (select_on=test): too good to compare"
 SHOTS = {"many": "over 100", "medium": "20 to 100", "few": "under 20"}
 
 
+UNCUT = 1 << 16
+"""Columns of a table that is read by a program or kept in a file."""
+
+
 def out() -> Console:
-    """A console on stdout; NO_COLOR and pipes are respected by rich."""
-    width = (
-        None
-        if sys.stdout.isatty()
-        else int(os.environ.get("COLUMNS", 0)) or max(shutil.get_terminal_size((100, 24)).columns, 80)
-    )
-    return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
+    """A console on stdout, which wraps at the width of a terminal, and nowhere else; NO_COLOR is respected by rich."""
+    width = None if sys.stdout.isatty() else UNCUT
+    return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False, markup=False, emoji=False)
 
 
 def percent(share: float | None) -> str:
@@ -41,12 +41,12 @@ def percent(share: float | None) -> str:
 def make(columns: Iterable[str], rows: Iterable[Sequence[Any]], title: str = "") -> Table:
     """A table whose columns starting with ``>`` are aligned right."""
     table = Table(
-        title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0)
+        title=plain(title) or None, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0)
     )
     for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+        table.add_column(plain(column.lstrip(">")), justify="right" if column.startswith(">") else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(plain(str(cell)) for cell in row))
     return table
 
 
@@ -66,13 +66,11 @@ def result(folder: Path) -> None:
     path = folder / "result.json"
     if not path.is_file():
         return
-    with (folder / "per_class.csv").open(newline="", encoding="utf-8") as file:
-        rows = [
-            (r["class"], int(r["n"]), int(r["correct"]), *(float(r[k]) if r[k] else None for k in ("accuracy", "low", "high")))
-            for r in csv.DictReader(file)
-        ]
-    env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-    _evaluation("test", json.loads(path.read_text(encoding="utf-8")), rows, env.get("counts", ()))
+    rows = [
+        (r["class"], int(r["n"]), int(r["correct"]), *(float(r[k]) if r[k] else None for k in ("accuracy", "low", "high")))
+        for r in csv_files.read(folder / "per_class.csv")
+    ]
+    _evaluation("test", files.read_facts(path), rows, files.read_facts(folder / "env.json").get("counts", ()))
 
 
 def _evaluation(split: str, found: Mapping[str, Any], rows: Sequence[Sequence[Any]], counts: Sequence[int]) -> None:
@@ -139,7 +137,7 @@ def predictions(answers: Sequence[Mapping[str, Any]], *, as_json: bool, as_csv: 
     """A line per image, in CSV per class; DataError after them if a file could not be read."""
     bad = [answer for answer in answers if "error" in answer]
     for answer in bad:
-        print(f"{_printable(answer['file'])}: error: {answer['error']}", file=sys.stderr)
+        print(f"{plain(answer['file'])}: error: {plain(answer['error'])}", file=sys.stderr)
     if as_json:
         print(json.dumps(list(answers)))
     elif as_csv:
@@ -147,25 +145,12 @@ def predictions(answers: Sequence[Mapping[str, Any]], *, as_json: bool, as_csv: 
         writer.writerow(("file", "rank", "class", "probability"))
         for answer in answers:
             for rank, (name, share) in enumerate(answer.get("top", ()), 1):
-                writer.writerow((_cell(answer["file"]), rank, _cell(name), share))
+                writer.writerow((csv_files.quoted(plain(answer["file"])), rank, csv_files.quoted(plain(name)), share))
     else:
-        rows = [
-            (_printable(a["file"]), "  ".join(f"{name} {percent(p)} %" for name, p in a["top"])) for a in answers if "top" in a
-        ]
+        rows = [(a["file"], "  ".join(f"{name} {percent(p)} %" for name, p in a["top"])) for a in answers if "top" in a]
         out().print(make(("file", "class and probability"), rows))
     if bad:
         raise DataError(f"{len(bad)} of {len(answers)} images cannot be read ({bad[0]['file']!r} first); the others are above")
-
-
-def _cell(text: str) -> str:
-    """A text for a CSV that a spreadsheet may open: none that begins as a formula does."""
-    text = _printable(text)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
-
-
-def _printable(name: str) -> str:
-    """A file's name in one line of text: as it is, or escaped if it has line breaks or bytes that are no text."""
-    return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
 
 
 def doctor(rows: Iterable[tuple[str, str, str]]) -> None:

@@ -32,7 +32,8 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(zoo.__version__, "--version", prog_name="zoo")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def cli(debug: bool) -> None:
+@click.option("--trust", is_flag=True, help="Run model code that came with someone else's run.")
+def cli(debug: bool, trust: bool) -> None:
     """Train image classifiers on imbalanced data, export them to ONNX with proof, benchmark them honestly.
 
     \b

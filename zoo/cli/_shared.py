@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -81,6 +82,14 @@ def limited(until: str) -> Callable[[Any], Any]:
 
     return add
 
+
+def _keep_threads(_: click.Context, __: click.Parameter, value: int | None) -> None:
+    if value is not None:
+        os.environ["ZOO_THREADS"] = str(value)  # child processes have it too
+
+
+threads = click.option("--threads", type=click.IntRange(1, 4096), expose_value=False, callback=_keep_threads,
+                       help="Threads on the CPU (default: OMP_NUM_THREADS, SLURM_CPUS_PER_TASK, or all cores).")  # fmt: skip
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 

@@ -22,6 +22,12 @@ from zoo.cli._shared import Finite, Name, as_json, limited, registered, run_name
 )
 @click.option("--allow-cpu-fallback", is_flag=True, help="Go on where a GPU cannot run the model; the rows then say so.")
 @click.option("--serve", is_flag=True, help="Workers x threads under load: throughput against latency.")
+@click.option("--scenario", type=click.Choice(["single", "multi", "server", "offline"]),
+              help="A load pattern of MLPerf inference by its rules: 10 minutes, or --seconds (then marked as not valid).")  # fmt: skip
+@click.option(
+    "--qps", type=Finite(min=0, min_open=True), help="Queries per second of --scenario server (default: searched for)."
+)
+@click.option("--latency-ms", type=Finite(min=0, min_open=True), help="Bound of --scenario server (default: 15).")
 @click.option("--self-check", is_flag=True, help="What zoo's own timing costs, against a bare loop.")
 @click.option("--compare", is_flag=True, help="Compare two CSV files of earlier benchmarks.")
 @click.option("--out", type=click.Path(path_type=Path), help="CSV file (default: bench.csv in the run folder, or runs/bench).")
@@ -36,6 +42,9 @@ def command(
     seconds: float | None,
     allow_cpu_fallback: bool,
     serve: bool,
+    scenario: str | None,
+    qps: float | None,
+    latency_ms: float | None,
     self_check: bool,
     compare: bool,
     out: Path | None,
@@ -49,6 +58,7 @@ def command(
     zoo bench --batches 1,64
     zoo bench resnet32 alexnet --devices cpu --seconds 120
     zoo bench --serve
+    zoo bench --scenario single
     zoo bench --compare before.csv after.csv
     zoo bench focal_loss --quick
     """
@@ -59,10 +69,11 @@ def command(
             raise click.UsageError(f"--compare takes two CSV files, not {len(what)}; e.g. zoo bench --compare a.csv b.csv")
         zoo.bench.compare(Path(what[0]), Path(what[1]), as_json=as_json)
         return
-    if serve and self_check:
-        raise click.UsageError("--serve and --self-check are two benchmarks; give one of them")
+    if sum(map(bool, (serve, self_check, scenario))) > 1:
+        raise click.UsageError("--serve, --scenario and --self-check are different benchmarks; give one of them")
     zoo.bench.command(
         what, quick=quick, batches=batches, devices=devices, threads=threads or 0, seconds=seconds or 0.0,
-        allow_cpu_fallback=allow_cpu_fallback, serve=serve, self_check=self_check, out=out, max_memory=max_memory,
+        allow_cpu_fallback=allow_cpu_fallback, serve=serve, self_check=self_check, scenario=scenario or "",
+        rate=qps or 0.0, latency_ms=latency_ms or 0.0, out=out, max_memory=max_memory,
         timeout=timeout, as_json=as_json,
     )  # fmt: skip

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from zoo.cli._shared import RUN, as_json
+from zoo.cli._shared import RUN, as_json, threads
 
 
 @click.command("eval")
@@ -17,8 +18,13 @@ from zoo.cli._shared import RUN, as_json
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for result.json and the tables as CSV.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read; the result says how many.")
 @click.option("--calibrate", is_flag=True, help="Fit a temperature on the validation images; predict and export use it.")
+@threads
+@click.option(
+    "--views", type=click.Choice(["none", "flip", "crops"]), default="none", show_default=True,
+    help="Average each image and its mirror image, or five crops and theirs; the result says so.",
+)  # fmt: skip
 @as_json
-def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calibrate: bool, as_json: bool) -> None:
+def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calibrate: bool, views: str, as_json: bool) -> None:
     """Evaluate a run's best weights: overall, macro, per class with 95 % intervals, shots, confused pairs, calibration.
 
     \b
@@ -31,10 +37,12 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calib
 
     folder = run_folders.find(run)
     console.print_line(f"run      {folder}")
-    from zoo import report
+    from zoo import machine, report
     from zoo import run as engine
     from zoo.data._parts import UnreadableImages
+    from zoo.training.views import KINDS
 
+    machine.use_threads()
     loaded = engine.load(folder)
     skipped: dict[str, int] = {}
     try:
@@ -47,28 +55,43 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calib
     if data.skipped:
         skipped = {"skipped": len(data.skipped)}
     if calibrate:
-        before, _, _ = engine.evaluate(loaded, split, data)
-        loaded, found = engine.calibrate(loaded, data)
-    result, logits, targets = engine.evaluate(loaded, split, data)
-    if calibrate:
-        console.print_line(
-            f"calibrate temperature {found.temperature:.3f} from {found.n:,} validation images · {split}: "
-            f"loss {before.loss:.4f} -> {result.loss:.4f}, calibration error {before.ece:.4f} -> {result.ece:.4f}"
-        )
+        loaded = _calibrated(loaded, split, data)
+    result, logits, targets = engine.evaluate(loaded, split, data, views=views)
     counts = loaded.env.get("counts", ())
     chosen: dict[str, Any] = {"chosen_on": loaded.recipe.select_on} if split == "test" else {}
     chosen |= {"temperature": loaded.temperature} if loaded.temperature != 1 else {}
+    if views != "none":
+        chosen["views"] = views
+        console.print_line(f"views    probabilities averaged over {KINDS[views]} views of each image ({views})")
     story = {"run": str(folder), "split": split, **chosen, **skipped, **result.summary(loaded.classes, counts)}
     if out is not None:
         report.write_tables(out, result, logits, targets, getattr(data, split).files, loaded.classes)
         publish_text(out / "result.json", json.dumps(story, indent=1) + "\n")
     if as_json:
-        rows = {
-            name: dict(zip(("n", "correct", "accuracy", "low", "high"), row))
-            for name, row in zip(loaded.classes, result.per_class)
-        }
-        click.echo(json.dumps(story | {"classes": rows, "confusion": result.confusion.tolist()}))
+        click.echo(json.dumps(story | _classes(loaded.classes, result)))
         return
     tables.evaluation(split, loaded.classes, result, counts, chosen)
     if out is not None:
         console.print_line(f"written  {out}/result.json  per_class.csv  confusion.csv  predictions.csv")
+
+
+def _calibrated(loaded: Any, split: str, data: Any) -> Any:
+    """The run with a temperature that fits its validation images; what that does to ``split`` is printed."""
+    from zoo import run as engine
+    from zoo.console import print_line
+
+    before, _, _ = engine.evaluate(loaded, split, data)
+    loaded, found = engine.calibrate(loaded, data)
+    after, _, _ = engine.evaluate(loaded, split, data)
+    print_line(
+        f"calibrate temperature {found.temperature:.3f} from {found.n:,} validation images · {split}: "
+        f"loss {before.loss:.4f} -> {after.loss:.4f}, calibration error {before.ece:.4f} -> {after.ece:.4f}"
+    )
+    return loaded
+
+
+def _classes(names: Sequence[str], result: Any) -> dict[str, Any]:
+    """The tables of an evaluation for JSON."""
+    columns = ("n", "correct", "accuracy", "low", "high")
+    rows = {name: dict(zip(columns, row)) for name, row in zip(names, result.per_class)}
+    return {"classes": rows, "confusion": result.confusion.tolist()}

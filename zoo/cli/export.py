@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from zoo import registry
-from zoo.cli._shared import RUN, Finite, as_json
+from zoo.cli._shared import RUN, Finite, as_json, threads
 from zoo.errors import UsageError
 
 
@@ -29,12 +29,21 @@ from zoo.errors import UsageError
 @click.option("--target-ort", metavar="VERSION", help="Choose the operator set that this onnxruntime reads, e.g. 1.17.")
 @click.option("--max-drop", type=Finite(0), default=0.5, show_default=True,
               help="Points of test accuracy that fp16 or int8 may lose; int8 gives its worst layers back to float32 to hold it.")  # fmt: skip
+@click.option("--fastest", is_flag=True, help="Measure each format and precision here; write the fastest within --max-drop.")
 @click.option("--explain", is_flag=True, help="Table and picture of each layer's error, beside FILE.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="File (default: model.onnx, model.int8.onnx, ... in the run folder)."
 )
+@click.option(
+    "--web", type=click.Path(path_type=Path), metavar="DIR", help="Write a page that classifies images in the browser."
+)
+@click.option("--triton", type=click.Path(path_type=Path), metavar="DIR", help="Write a model repository for NVIDIA Triton.")
+@click.option(
+    "--hub", type=click.Path(path_type=Path), metavar="DIR", help="Write a folder in the layout of the Hugging Face Hub."
+)
 @click.option("--force", is_flag=True, help="Replace the file.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read from the trial.")
+@threads
 @as_json
 def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad: bool, **options: Any) -> None:
     """Export a run to one file and prove that it answers as PyTorch does, or publish nothing (exit 8).
@@ -45,17 +54,31 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad
     """
     from zoo import console, run_folders
 
+    fastest = options.pop("fastest")
+    folders = {name: options.pop(name) for name in ("web", "triton", "hub")}
+    place, chosen = next(((name, folder) for name, folder in folders.items() if folder), ("", None))
+    if sum(map(bool, (*folders.values(), out))) > 1:
+        raise UsageError("--out, --web, --triton and --hub name different places; give one of them")
     only_onnx = {key: options.pop(key) for key in ("opset", "target_ort", "external_data")}
+    if fmt != "onnx" and chosen:
+        raise UsageError(f"--{place} takes an ONNX file (format {fmt}); leave --format out")
     if fmt != "onnx" and any(only_onnx.values()):
         raise UsageError(f"--opset, --target-ort and --external-data are for ONNX (format {fmt}); leave them out")
     folder = run_folders.find(run)
     console.print_line(f"run      {folder}")
     import zoo.export
+    from zoo import machine
     from zoo.export import _tensorrt
     from zoo.run import load
 
+    machine.use_threads()
     loaded = load(folder, skip_bad=skip_bad)
-    if fmt == "onnx":
+    if fastest:
+        _check_fastest(fmt, chosen or out, options, only_onnx)
+        receipt = _fastest(loaded, options, as_json=as_json)
+    elif chosen:
+        receipt = _placed(place, loaded, chosen, only_onnx | options)
+    elif fmt == "onnx":
         receipt = zoo.export.onnx(loaded, out, **only_onnx, **options)
     else:
         receipt = zoo.export.program(loaded, out, fmt=fmt, **options)
@@ -68,3 +91,31 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad
     if line := _tensorrt.command(receipt, loaded.input[1]):
         console.print_line(f"tensorrt {line}")
     click.echo(json.dumps(receipt.as_dict()) if as_json else f"export    {receipt.line()}")
+
+
+def _placed(place: str, run: Any, folder: Path, options: dict[str, Any]) -> Any:
+    """Write the folder that ``place``, web, triton or hub, names."""
+    import importlib
+
+    if place == "web":
+        del options["preprocess"], options["softmax"]  # the page needs its own
+    return importlib.import_module(f"zoo.export._{place}").write(run, folder, **options)
+
+
+def _check_fastest(fmt: str, out: Path | None, options: dict[str, Any], only_onnx: dict[str, Any]) -> None:
+    """UsageError for options that ask for one certain file."""
+    if fmt != "onnx" or out or options["precision"] != "fp32" or options["explain"] or any(only_onnx.values()):
+        raise UsageError("--fastest chooses format, precision and file name itself; leave out the options that do")
+
+
+def _fastest(run: Any, options: dict[str, Any], *, as_json: bool) -> Any:
+    """Write the fastest file and print what was measured."""
+    from zoo import tables
+    from zoo.bench import _fastest
+
+    kept = {key: options[key] for key in ("preprocess", "softmax", "max_drop", "force")}
+    receipt, rows = _fastest.fastest(run, **kept)
+    if not as_json:
+        heads = ("format", "precision", "ms per image", "drop (points)", "chosen")
+        tables.out().print(tables.make(heads, [[str(value) for value in row.values()] for row in rows]))
+    return receipt

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shlex
 import sys
@@ -42,7 +41,7 @@ def command(
     zoo sweep demo lr=log:1e-3:1e-1 epochs=10 --trials 12
     """
     headline()
-    from zoo import recipe, report, run_folders, sweep, tables
+    from zoo import csv_files, recipe, report, run_folders, sweep, tables
 
     axes, fixed = sweep.parse([*settings, *([f"select_on={select_on}"] if select_on else [])])
     name = "-".join([Path(what).stem, *(axis.key.rpartition(".")[2] for axis in axes)])
@@ -51,8 +50,7 @@ def command(
         what, axes, fixed, seeds=seeds, trials=trials, out=out, storage=storage, command=shlex.join(["zoo", *sys.argv[1:]])
     )
     if as_json:
-        with (out / "sweep.csv").open(newline="", encoding="utf-8") as file:
-            click.echo(json.dumps(list(csv.DictReader(file))))
+        click.echo(json.dumps(csv_files.read(out / "sweep.csv")))
         return
     chosen_on = recipe.resolve(what, fixed).select_on
     table = report.sweep_table(points, chosen_on)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from zoo.cli._settings import RecipeCommand
-from zoo.cli._shared import Name, headline, recipe_names, registered, start
+from zoo.cli._shared import Name, headline, recipe_names, registered, start, threads
 
 
 class _Train(RecipeCommand):
@@ -26,6 +26,7 @@ class _Train(RecipeCommand):
 @click.argument("what", required=False, type=Name(registered("models"), recipe_names))
 @click.argument("settings", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: runs/<name made from the settings>).")
+@threads
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the latest run.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and what may surprise in it, and stop.")
@@ -44,7 +45,7 @@ def command(
     """
     from zoo import recipe as recipes
     from zoo import run_folders, tables
-    from zoo.console import first_ten, leading, print_line
+    from zoo.console import first_ten, leading, print_line, print_lines
     from zoo.training import lint
 
     if what and "=" in what:
@@ -62,6 +63,10 @@ def command(
             print_line(f"data     {recipe.data.name} · {counts.sum():,} train ({first_ten(counts.tolist())})")
         for finding in lint.check(recipe, counts):
             print_line(f"warning  {finding}")
+        if recipe.freeze != "none":
+            from zoo.training import build
+
+            print_lines(build.freeze_lines(recipe))
         click.echo(recipes.dump(recipe), nl=False)
         return
     headline()

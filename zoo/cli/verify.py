@@ -15,10 +15,13 @@ from zoo.cli._shared import RUN, as_json, limited
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--run", type=RUN, help="Run to compare with (default: the one in whose folder the file lies).")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set.")
+@click.option("--partial", is_flag=True, help="Accept that a check could not run; otherwise that is exit 8 too.")
 @limited("to open and run once")
 @as_json
-def command(file: Path, run: str | None, data_dir: Path | None, max_memory: int, timeout: float, as_json: bool) -> None:
-    """Repeat the checks in an exported FILE's receipt: structure, digests, parity, accuracy. Exit 4 damaged, 8 differs.
+def command(
+    file: Path, run: str | None, data_dir: Path | None, partial: bool, max_memory: int, timeout: float, as_json: bool
+) -> None:
+    """Repeat the checks in an exported FILE's receipt: structure, digests, parity, accuracy. Exit 4 damaged, 8 differs or not run.
 
     \b
     zoo verify model.onnx
@@ -45,3 +48,7 @@ def command(file: Path, run: str | None, data_dir: Path | None, max_memory: int,
             )
         if check.code:
             raise DisagreeError(f"file does not hold what it says ({file}, {check.name}: {check.claimed}, found {check.found})")
+    if not partial and (left := [check for check in checks if check.state == "not run"]):
+        raise DisagreeError(
+            f"not verified ({file}, {left[0].name} could not run: {left[0].found}), or accept that with --partial"
+        )

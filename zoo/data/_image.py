@@ -148,13 +148,12 @@ def _scale_while_reading(image: Image.Image, path: str | Path, need: int) -> Non
     width, height = image.size
     if image.format in ("JPEG", "MPO") and width * height <= MAX_JPEG_PIXELS:
         progressive = "progressive" in image.info or "progression" in image.info  # these hold the whole picture
-        if width * height > MAX_PIXELS and not progressive:
-            factor = next((f for f in (2, 4, 8) if width * height / f**2 <= LARGE_PIXELS), 8)
-            image.draft(None, (-(-width // factor), -(-height // factor)))
-        elif width * height > LARGE_PIXELS and need:
-            factor = min(8, max(1, min(width, height) // (2 * need)))
-            image.draft(None, (-(-width // factor), -(-height // factor)))
-    if image.width * image.height > MAX_PIXELS:
+        factor = 1 if progressive else next((f for f in (1, 2, 4) if width * height / f**2 <= MAX_PIXELS), 8)
+        if need and width * height > LARGE_PIXELS:
+            factor = max(factor, min(width, height) // (2 * need))
+        if factor > 1:
+            image.draft(None, (max(1, width // factor), max(1, height // factor)))
+    if image.width * image.height > MAX_PIXELS or (width * height > MAX_PIXELS and "progressive" in image.info):
         raise DataError(f"image too large ({shown(path)}, {width} x {height}); at most {MAX_PIXELS:,} pixels")
 
 

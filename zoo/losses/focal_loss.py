@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +14,8 @@ from zoo.spec import LossSpec, Option
 
 class FocalLoss(nn.Module):
     """l = -w_y (1 - p_t)^gamma log p_t over logits (N, C) or (N, C, d1, ...); see :func:`zoo.ops.focal_loss`.
+
+    ``weight`` (C,) is a tensor, an array or a list of numbers, e.g. :func:`zoo.effective_weights` of the class counts.
 
     Example:
         >>> loss = FocalLoss(gamma=2.0)
@@ -23,13 +28,15 @@ class FocalLoss(nn.Module):
     def __init__(
         self,
         gamma: float = 2.0,
-        weight: Tensor | None = None,
+        weight: Tensor | np.ndarray | Sequence[float] | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         reduction: str = "mean",
         scale: float = 1.0,
     ) -> None:
         super().__init__()
+        if weight is not None and not isinstance(weight, Tensor):
+            weight = torch.as_tensor(weight, dtype=torch.get_default_dtype())
         self.register_buffer("weight", weight)
         self.gamma = gamma
         self.ignore_index = ignore_index

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from zoo import metrics
+from zoo import csv_files, files, metrics
 from zoo import recipe as recipes
 from zoo.errors import DataError, FileError
 from zoo.recipe import Recipe
@@ -112,7 +110,7 @@ def read(path: Path) -> Folder:
     if not rows:
         raise DataError(f"no finished epoch ({path}, metrics.jsonl is empty); go on with: zoo train --resume --out {path}")
     test: dict[str, Any] = next((row for row in reversed(rows) if row.get("split") == "test"), {})
-    env = _parsed(path / "env.json", lambda text: dict(json.loads(text)), dict)
+    env = files.read_facts(path / "env.json")
     classes, per_class = _parsed(path / "per_class.csv", _per_class, lambda: ((), []))
     confusion = _parsed(path / "confusion.csv", _confusion, lambda: None)
     if confusion is not None and confusion.shape != (len(classes), len(classes)):
@@ -127,29 +125,25 @@ def _parsed(path: Path, parse: Callable[[str], T], absent: Callable[[], Any]) ->
     if not path.is_file():
         return absent()
     try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        return parse(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileError(
             f"damaged file ({path}, {str(error)[:80]}); restore it, or repeat the run: zoo train {path.parent}/recipe.toml"
         ) from error
 
 
-def _table(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(text.splitlines(keepends=True), strict=True))
-
-
 def _per_class(text: str) -> tuple[tuple[str, ...], list[metrics.Row]]:
-    rows = _table(text)
+    rows = csv_files.records(text)
     return tuple(row["class"] for row in rows), [metrics.class_row(int(row["n"]), int(row["correct"])) for row in rows]
 
 
 def _confusion(text: str) -> np.ndarray:
-    rows = list(csv.reader(text.splitlines(keepends=True), strict=True))
+    rows = csv_files.lines(text)
     return np.array([[int(cell) for cell in row[1:]] for row in rows[1:]], np.int64)
 
 
 def _predictions(text: str) -> list[dict[str, str]]:
-    rows = _table(text)
+    rows = csv_files.records(text)
     if rows and not {"file", "target", "predicted"} <= set(rows[0]):
         raise ValueError("columns file, target and predicted are needed")
     return rows

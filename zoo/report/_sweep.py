@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.files import publish, publish_text
+from zoo import csv_files
+from zoo.files import publish_text
 from zoo.report import _blocks, _draw
 from zoo.report._blocks import Block, Heading, Picture, Table, Text
 from zoo.report._read import percent, shown
@@ -97,16 +97,12 @@ def write(out: Path, points: Sequence[Point], *, select_on: str, what: str) -> N
     keys = list(points[0].values)
     best = max(points, key=lambda point: point.mean)
 
-    def rows(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow([*keys, "run", f"{select_on}_accuracy", "chosen", "diverged", "lint"])
-            for point in points:
-                for name, score in point.scores.items() or [("", "")]:
-                    told = ("yes" if point is best else "", point.diverged, "; ".join(point.lint))
-                    writer.writerow([*point.values.values(), name, score, *told])
-
-    publish(out / "sweep.csv", rows)
+    rows = (
+        [*point.values.values(), name, score, "yes" if point is best else "", point.diverged, "; ".join(point.lint)]
+        for point in points
+        for name, score in point.scores.items() or [("", "")]
+    )
+    csv_files.write(out / "sweep.csv", [*keys, "run", f"{select_on}_accuracy", "chosen", "diverged", "lint"], rows)
     _draw.save(_picture(points, keys, select_on, what), out / "sweep.png")
     blocks: list[Block] = [Text(chosen(points, select_on) + ".", strong=True), table(points, select_on)]
     blocks += [Text(f"Of every setting the linter says: {line}.") for line in common(points)]

@@ -6,7 +6,7 @@ session      what changes while a run trains: fit, save, restore, release what i
 loop         train_epoch and predict: model, loss, batches, optimizer in; numbers out
 batches      which samples, in which order, augmented how: a function of (seed, epoch, sample)
 freezing     what is frozen: selection by role, the plan of unfreezing, the table, the proof
-features     what a frozen part gives its head, computed once
+features     what a frozen part gives its head, computed once; feature_cache keeps it on disk, feature_runtimes computes it faster
 optim        parameter groups, optimizers, learning rate of a step, moving average
 checkpoint   the files of a run: states, rows;  processes, signals, describe, lint
 """
@@ -17,13 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo import run_folders
-from zoo.console import leading
-from zoo.recipe import Recipe
-
 if TYPE_CHECKING:
     from torch import nn
 
+    from zoo.recipe import Recipe
     from zoo.spec import DataSet
 
 
@@ -41,6 +38,9 @@ def train(
         UsageError, DataError, FileError, DivergedError, DiskError, BusyError: see their exit codes; all of them have the
             folder as ``run`` once there is one. zoo.training.signals.Interrupted: after a signal, with the state saved.
     """
+    from zoo import run_folders
+    from zoo.console import leading
+
     more: dict[str, Any] = {"resume": resume, "force": force, "command": command, "on_epoch": on_epoch}
     if not leading():  # the first process takes the folder, the others learn it from that one
         from zoo.training import start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,19 @@ RESIDENT_BYTES = 8 << 30
 """Image sets up to this size are copied to the GPU as a whole."""
 COPIED = 1024
 """Images that are copied at a time."""
+
+
+class Batch(NamedTuple):
+    """What one step gets."""
+
+    inputs: Tensor
+    """(N, 3, H, W), or what a frozen part made of them; fewer rows where several processes share a batch."""
+    targets: Tensor
+    """(N,)"""
+    chosen: np.ndarray
+    """(N,) positions in the split."""
+    draws: np.ndarray
+    """(N, K) uniform random numbers in [0, 1)."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +56,20 @@ class Batches:
     """Positions in the split in the order of an epoch; without it each of ``index`` comes once, shuffled."""
     share: Callable[[int], slice] | None = None
     """The rows of a batch of n whose inputs this process computes, where several train together."""
+    views: int = 0
+    """Augmented views of each image whose ``features`` may be stored; 0: none, each epoch has its own."""
     features: Tensor | None = None
-    """(len(index), ...): what a frozen part of the model makes of each of ``index``, given out in place of the images."""
+    """(views or 1, len(index), ...): what a frozen part of the model makes of each of ``index``, in place of the images.
+
+    Epoch e has the features of view e modulo the number of views, which are those of the images of that epoch.
+    """
     _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return -(-len(self.index) // self.batch_size)
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor, np.ndarray, np.ndarray]]:
-        """Yield inputs (N, 3, H, W), targets (N,), positions in the split (N,) and random draws (N, K), from batch ``skip`` on.
-
-        With ``share`` the inputs alone are fewer: this process's rows of the batch.
-        """
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from batch ``skip`` on."""
         order, draws = self.index, np.zeros((len(self.index), 0), np.float32)
         if self.augment is not None:
             order = self.sample(epoch) if self.sample else order[sampling.order(self.seed, epoch, len(order))]
@@ -63,11 +79,19 @@ class Batches:
             mine = self.share(len(chosen)) if self.share else slice(None)
             where = torch.from_numpy(chosen).to(self._targets.device)
             targets = self._targets[where].to(self.device, non_blocking=True)
-            yield self._inputs(chosen[mine], drawn[mine]), targets, chosen, drawn
+            if self.features is not None:
+                rows = self._rows[torch.from_numpy(chosen[mine])].to(self.features.device)
+                inputs = self.features[epoch % len(self.features)][rows]
+            else:
+                inputs = self.inputs(chosen[mine], drawn[mine])
+            yield Batch(inputs, targets, chosen, drawn)
 
-    def _inputs(self, chosen: np.ndarray, draws: np.ndarray) -> Tensor:
-        if self.features is not None:
-            return self.features[self._rows[torch.from_numpy(chosen)].to(self.features.device)]
+    def view_draws(self, view: int) -> np.ndarray:
+        """The random draws (len(index), K) of the images of an epoch, in the order of ``index``."""
+        return sampling.slots(self.seed, view, self.index, len(self.split), _augment.DRAWS)
+
+    def inputs(self, chosen: np.ndarray, draws: np.ndarray) -> Tensor:
+        """Images (N, 3, H, W) at these positions of the split, augmented with ``draws`` (N, K) if the batches are, normalised."""
         images = self._resident
         if images is None:
             images = torch.from_numpy(self.split.images[chosen]).to(self.device, non_blocking=True)

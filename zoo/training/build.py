@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import console, machine, ops, registry, sampling, weights
+from zoo import console, machine, model_files, ops, registry, sampling, weights
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _augment
 from zoo.data._read import read
-from zoo.errors import DataError, UsageError
+from zoo.errors import DataError, DiskError, UsageError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec, Split
 from zoo.training import freezing, lint, optim
@@ -40,6 +41,28 @@ class Place:
     allocator: str
 
 
+@contextlib.contextmanager
+def conditions(recipe: Recipe) -> Iterator[None]:
+    """What holds while a recipe is trained, and what torch's errors then mean.
+
+    Raises:
+        DiskError: not enough memory on the device or machine. UsageError: a model that torch cannot compile.
+    """
+    try:
+        with machine.deterministic(recipe.deterministic):
+            yield
+    except RuntimeError as error:
+        if recipe.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            why = str(error.__cause__ or error).strip().splitlines()[0]
+            raise UsageError(f"torch.compile failed ({recipe.model}: {why}); leave --compile out") from error
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        half = max(1, recipe.batch_size // 2)
+        raise DiskError(
+            f"out of memory (batch_size {recipe.batch_size}); lower it, e.g. --batch-size {half}; saved files are complete"
+        ) from error
+
+
 def place(recipe: Recipe, team: Team) -> Place:
     """Choose device and precision, and set this process's threads and memory allocation.
 
@@ -49,12 +72,19 @@ def place(recipe: Recipe, team: Team) -> Place:
     device = team.device(machine.device(recipe.device))
     precision = machine.precision(recipe.precision, device)
     allocator = machine.keep_memory()
-    torch.set_num_threads(max(1, machine.cores() // team.local_size))
+    machine.use_threads(team.local_size)
     return Place(device, precision, allocator)
 
 
 def session(
-    recipe: Recipe, folder: Path, place: Place, team: Team, *, data: DataSet | None = None, loss: nn.Module | None = None
+    recipe: Recipe,
+    folder: Path,
+    place: Place,
+    team: Team,
+    *,
+    data: DataSet | None = None,
+    loss: nn.Module | None = None,
+    resume: bool = False,
 ) -> tuple[Session, list[str]]:
     """The session of a recipe, and one line for each thing in the recipe that may surprise.
 
@@ -65,7 +95,8 @@ def session(
             trained on.
     """
     recipes.check(recipe)
-    spec = model_spec(recipe.model)
+    _augment.check(recipe.data.augment)
+    spec = model_spec(recipe.model, folder if resume else None)
     classes = len(data.classes) if data else registry.entry("data", recipe.data.name)["classes"]
     start = _model(recipe, spec, classes or spec.classes)
     data = data or dataset(recipe, spec.input[1])
@@ -74,7 +105,7 @@ def session(
     for note in data.notes:
         console.note("data", note)
     index, counts = _training_part(recipe, data)
-    data = _normalised(data, weights.statistics(recipe.weights, spec))
+    data = _normalised(recipe, spec, data)
     model = start.model.to(place.device).to(memory_format=torch.channels_last)
     sampler = build_sampler(recipe, data.train.targets, index)
     built, weight = (loss, None) if loss is not None else build_loss(recipe, counts)
@@ -134,8 +165,24 @@ def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, 
     return _Start(model, tensors, frozen, plan, [name for name in frozen.names if name in set(fresh)])
 
 
-def model_spec(name: str) -> ModelSpec:
-    """The spec of a registered model, or of any timm model as ``timm/<name>``."""
+def freeze_lines(recipe: Recipe) -> list[str]:
+    """What the recipe freezes at the start, part by part, without weights or data (:func:`zoo.training.freezing.lines`)."""
+    spec = model_spec(recipe.model)
+    with torch.device("meta"):
+        model = spec.build(registry.entry("data", recipe.data.name)["classes"] or spec.classes)
+    plan = freezing.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
+    random = recipe.weights == "none" and not recipe.allow_random_frozen
+    table = freezing.freeze(model, recipe.freeze, spec, fresh=tuple(model.state_dict()) if random else ())
+    return freezing.lines(table, plan)
+
+
+def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
+    """The spec of a registered model, of any timm model as ``timm/<name>``, or of one in a file as ``FILE.py:NAME``.
+
+    ``stored`` is the folder of the run that the model is of.
+    """
+    if model_files.is_file(name):
+        return model_files.spec(name, stored)
     if name.startswith("timm/"):
         from zoo.models import timm_nets
 
@@ -171,6 +218,7 @@ def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarra
             file, label = part.files[wrong[0]], part.targets[wrong[0]]
             raise DataError(f"label out of range ({file}, label {label}, {len(data.classes)} classes); correct the data set")
     index = sampling.long_tail(data.train.targets, recipe.data.imbalance, recipe.seed)
+    index = index[sampling.per_class(data.train.targets[index], recipe.data.per_class, recipe.seed)]
     counts = sampling.class_counts(data.train.targets[index], len(data.classes))
     empty = [data.classes[i] for i in np.flatnonzero(counts == 0)]
     if empty and not recipe.allow_empty_class:
@@ -183,11 +231,17 @@ def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarra
     return index, counts
 
 
-def _normalised(data: DataSet, statistics: tuple[Any, Any] | None) -> DataSet:
-    """The data set, its images to be normalised as those were that the weights come from."""
-    if statistics is None or statistics == (data.mean, data.std):
-        return data
-    print_line(f"data     normalised as the weights were trained: mean {statistics[0]}, std {statistics[1]}")
+def _normalised(recipe: Recipe, spec: ModelSpec, data: DataSet) -> DataSet:
+    """The data set, its images to be normalised as the recipe says, or as those were that the weights come from."""
+    statistics: Any = (tuple(recipe.data.mean), tuple(recipe.data.std))
+    origin = "data.mean and data.std of the recipe"
+    if not recipe.data.mean:
+        statistics = weights.statistics(recipe.weights, spec)
+        if statistics is None or statistics == (data.mean, data.std):
+            return data
+        of_spec = statistics == (spec.mean, spec.std)
+        origin = f"as the published weights of {recipe.model} were trained" if of_spec else "as the weights were trained"
+    print_line(f"data     normalised with mean {statistics[0]}, std {statistics[1]}: {origin} (override: data.mean, data.std)")
     return replace(data, mean=statistics[0], std=statistics[1])
 
 
@@ -206,6 +260,7 @@ def _batches(
         dtype=DTYPES[place.precision],
         seed=recipe.seed,
         augment=tuple(recipe.data.augment),
+        views=recipe.data.views,
         sample=sampler.order if sampler else None,
         share=team.share if team.size > 1 and not (recipe.mixup or recipe.cutmix) else None,
     )
@@ -319,6 +374,8 @@ def _settings(recipe: Recipe) -> Settings:
         keep_on_full=recipe.on_full == "keep-training",
         drw_epoch=recipe.loss.drw_epoch,
         compile=recipe.compile,
+        deterministic=recipe.deterministic,
+        features_with=recipe.features_with,
     )
 
 

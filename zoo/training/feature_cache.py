@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,20 @@ class FeatureCache:
             cache.rows, cache.values = {key: row for row, key in enumerate(keys)}, values
         return cache
 
-    def get(self, keys: Sequence[int], compute: Callable[[list[int]], Tensor]) -> Tensor:
-        """The features (n, ...) of images by key; ``compute`` is given the places of those that are missing."""
-        missing = [place for place, key in enumerate(keys) if key not in self.rows]
-        if missing:
-            for place, value in zip(missing, compute(missing).cpu(), strict=True):
-                self.rows[keys[place]] = len(self.values)
-                self.values.append(value.clone())
-            self.added += len(missing)
+    def missing(self, keys: Sequence[int]) -> list[int]:
+        """The places in ``keys`` of images without features, each image once."""
+        first = {key: place for place, key in reversed(list(enumerate(keys))) if key not in self.rows}
+        return sorted(first.values())
+
+    def add(self, keys: Sequence[int], features: Tensor) -> None:
+        """Keep the features (n, ...) of images by key."""
+        for key, value in zip(keys, features.cpu(), strict=True):
+            self.rows[key] = len(self.values)
+            self.values.append(value.clone())
+        self.added += len(keys)
+
+    def get(self, keys: Sequence[int]) -> Tensor:
+        """The features (n, ...) of images that all have some."""
         return torch.stack([self.values[self.rows[key]] for key in keys])
 
     def write(self) -> None:

@@ -4,49 +4,97 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.console import print_line
+from zoo.console import counted, print_line
+from zoo.training import feature_runtimes
 from zoo.training.batches import Batches
+from zoo.training.feature_cache import FeatureCache, digest, image_key
 from zoo.training.loop import autocast
 
 MAX_BYTES = 2 << 30
 """Features up to this size are kept in memory."""
+SILENT_SECONDS = 3.0
+"""Longest time without a line while features are computed."""
+CHUNK_BATCHES = 16
+"""Batches after which features are written, so that a run which is stopped keeps them."""
 
 
 def stored(
     model: nn.Module, heads: Sequence[str], frozen: Sequence[str], batches: Batches, val: Batches | None,
-    *, precision: str, obstacle: str = "",
+    *, precision: str, obstacle: str = "", runtime: str = "torch",
 ) -> tuple[str, Batches, Batches | None]:  # fmt: skip
     """The head that can be trained on stored features, and the training and validation batches that hold them.
 
     Without such a head its name is empty and the batches hold images: the frozen part runs in every step. There autograd
     records and keeps nothing of it, as neither its inputs nor its parameters need a gradient; torch.no_grad around it made
-    no step faster. ``obstacle`` is a reason known beforehand. Which way was taken is printed.
+    no step faster. ``obstacle`` is a reason known beforehand. ``runtime`` computes the features. Which way was taken is printed.
+
+    Raises:
+        UsageError: the runtime is not installed. DisagreeError: its features differ from PyTorch's.
     """
     batches, val = replace(batches, features=None), replace(val, features=None) if val else None
     if not frozen:
         return "", batches, val
     head, images = "", len(batches.index) + (len(val.index) if val else 0)
+    views = max(batches.views, 1) if batches.augment else 1
     if not obstacle:
-        head, obstacle = trainable_head(model, heads, set(frozen), batches, images=images, precision=precision)
+        needed = images + len(batches.index) * (views - 1)
+        head, obstacle = trainable_head(model, heads, set(frozen), batches, images=needed, precision=precision)
     if not head:
         print_line(f"freeze   the frozen part runs in every step: {obstacle}")
         return "", batches, val
     began = time.monotonic()
-    batches = replace(batches, features=compute(model, head, batches, precision))
-    val = replace(val, features=compute(model, head, val, precision)) if val else None
-    size = sum(part.features.nbytes for part in (batches, val) if part and part.features is not None) / 1e6
     print_line(
-        f"freeze   the frozen part ran once: features of {images:,} images, {size:,.1f} MB, "
+        f"freeze   the frozen part runs once for {images:,} images"
+        + (f", {views} views of each to train on" if views > 1 else "")
+    )
+    run = _runner(runtime, model, head, batches, precision)
+    cache = FeatureCache.read(_part(model, head, batches, precision, runtime))
+    kept = len(cache.rows)
+    batches = replace(batches, features=compute(run, batches, cache, views))
+    val = replace(val, features=compute(run, val, cache)) if val else None
+    size = sum(part.features.nbytes for part in (batches, val) if part and part.features is not None) / 1e6
+    computed = len(cache.rows) - kept
+    known = f" ({computed:,} computed, the others known)" if kept else ""
+    print_line(
+        f"freeze   the frozen part ran once: features of {images:,} images{known}, {size:,.1f} MB, "
         f"{time.monotonic() - began:.1f} s, train {head}"
     )
     return head, batches, val
+
+
+def _runner(runtime: str, model: nn.Module, head: str, batches: Batches, precision: str) -> Callable[[Tensor], Tensor]:
+    """A function from images (N, 3, H, W) to what ``head`` receives."""
+
+    def eager(inputs: Tensor) -> Tensor:
+        with torch.no_grad(), autocast(batches.device, precision):
+            found = _before(model.eval(), head, inputs)
+        assert found is not None, "trainable_head has tried one batch"
+        return found
+
+    if runtime == "torch":
+        return eager
+    inputs = next(_in_order(batches).epoch(0))[0]
+    other = feature_runtimes.runner(runtime, model, head, inputs)
+    print_line(f"freeze   {feature_runtimes.check(runtime, other(inputs), eager(inputs))}")
+    return other
+
+
+def _part(model: nn.Module, head: str, batches: Batches, precision: str, runtime: str) -> str:
+    """The digest of all that features depend on besides the images."""
+    tensors = {name: value for name, value in model.state_dict().items() if not name.startswith(f"{head}.")}
+    settings = {
+        "head": head, "model": type(model).__qualname__, "mean": batches.mean, "std": batches.std, "size": batches.size,
+        "precision": precision, "device": batches.device.type, "torch": torch.__version__, "threads": torch.get_num_threads(), "runtime": runtime,
+    }  # fmt: skip
+    return digest(tensors, settings)
 
 
 def trainable_head(
@@ -62,21 +110,42 @@ def trainable_head(
     why = "more than one head module is trained"
     for head in dict.fromkeys(heads):
         if head and all(name.startswith(f"{head}.") for name in trained):
-            why = _obstacle(model, head, next(_in_order(batches).epoch(0))[0], images, precision)
+            why = _obstacle(model, head, next(_in_order(batches).epoch(0)).inputs, images, precision)
             if not why:
                 return head, ""
     return "", why
 
 
-@torch.no_grad()
-def compute(model: nn.Module, head: str, batches: Batches, precision: str) -> Tensor:
-    """What ``head`` receives for each image of ``batches.index``, in that order, on the device: (n, ...)."""
-    model.eval()
+def compute(run: Callable[[Tensor], Tensor], batches: Batches, cache: FeatureCache, views: int = 1) -> Tensor:
+    """What ``run`` makes of each view of each image of ``batches.index``, in that order, on the device: (views, n, ...).
+
+    Features that ``cache`` has are taken from it, and it keeps the others. Progress is printed.
+    """
+    ops = tuple(batches.augment or ())
+    per_view = []
+    for view in range(views):
+        draws = batches.view_draws(view) if ops else np.zeros((len(batches.index), 0), np.float32)
+        keys = _keys(batches, draws, ops)
+        rows = cache.missing(keys)
+        chunks = [rows[start : start + batches.batch_size] for start in range(0, len(rows), batches.batch_size)]
+        words = "freeze   features of" + (f" view {view + 1} of {views}," if views > 1 else "")
+        for number, chunk in enumerate(counted(chunks, len(rows), words, batches.batch_size, SILENT_SECONDS), 1):
+            cache.add([keys[row] for row in chunk], run(batches.inputs(batches.index[chunk], draws[chunk])))
+            if number % CHUNK_BATCHES == 0:
+                cache.write()
+        cache.write()
+        per_view.append(cache.get(keys))
+    return torch.stack(per_view).to(batches.device)
+
+
+def _keys(batches: Batches, draws: np.ndarray, ops: Sequence[str]) -> list[int]:
+    """The key of each image of ``batches.index`` with its draws (n, K); pixels are read a batch at a time."""
     found = []
-    with autocast(batches.device, precision):
-        for inputs, *_ in _in_order(batches).epoch(0):
-            found.append(_before(model, head, inputs))
-    return torch.cat([part for part in found if part is not None])
+    for start in range(0, len(draws), batches.batch_size):
+        rows = slice(start, start + batches.batch_size)
+        pixels = batches.split.images[batches.index[rows]]
+        found += [image_key(image, drawn, ops) for image, drawn in zip(pixels, draws[rows], strict=True)]
+    return found
 
 
 @torch.no_grad()
@@ -96,7 +165,7 @@ def _obstacle(model: nn.Module, head: str, inputs: Tensor, images: int, precisio
 
 
 def _in_order(batches: Batches) -> Batches:
-    return replace(batches, augment=None, sample=None)
+    return replace(batches, augment=None, sample=None, features=None)
 
 
 class _Enough(Exception):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo import ops
 from zoo.errors import DivergedError
-from zoo.training.batches import Batches
+from zoo.training.batches import Batch, Batches
 from zoo.training.processes import Team
 
 SKIPS = 50
@@ -89,29 +89,22 @@ def train_epoch(
     """
     totals = totals or Totals()
     model.train()
-    for number, (inputs, targets, chosen, draws) in enumerate(batches.epoch(epoch, skip), skip):
+    for number, batch in enumerate(batches.epoch(epoch, skip), skip):
         at = epoch * len(batches) + number
-        value, correct = _update(model, loss, step, at, inputs, targets, chosen, draws)
+        value, correct = _update(model, loss, step, at, batch)
         if value is None or step.skipped[0] >= SKIPS:
             what = "loss is not finite" if value is None else f"gradients are not finite {SKIPS} times in a row"
-            raise _diverged(what, epoch, number, step.lr(at), chosen)
-        totals.loss += value * len(targets)
+            raise _diverged(what, epoch, number, step.lr(at), batch.chosen)
+        totals.loss += value * len(batch.targets)
         totals.correct += correct
-        totals.samples_seen += len(targets)
+        totals.samples_seen += len(batch.targets)
         watch(number + 1, totals)
     return totals
 
 
-def _update(
-    model: nn.Module,
-    loss: nn.Module,
-    step: Step,
-    at: int,
-    inputs: Tensor,
-    targets: Tensor,
-    chosen: np.ndarray,
-    draws: np.ndarray,
-) -> tuple[float | None, int]:
+def _update(model: nn.Module, loss: nn.Module, step: Step, at: int, batch: Batch) -> tuple[float | None, int]:
+    """Take step ``at``: the loss, None if it is not finite, and how many images were right."""
+    inputs, targets, chosen, draws = batch
     rate = step.lr(at)
     for group in step.optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -194,9 +187,9 @@ def predict(
 def _predict(model: nn.Module, batches: Batches, precision: str, poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
     model.eval()
     logits, targets = [], []
-    for inputs, wanted, _, _ in batches.epoch(0):
+    for batch in batches.epoch(0):
         with autocast(batches.device, precision):
-            logits.append(model(inputs).float().cpu())
-        targets.append(wanted.cpu())
+            logits.append(model(batch.inputs).float().cpu())
+        targets.append(batch.targets.cpu())
         poll()
     return torch.cat(logits), torch.cat(targets)

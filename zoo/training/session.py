@@ -42,6 +42,9 @@ class Settings:
     drw_epoch: int = 0
     """Epochs before the class weights act (deferred re-weighting)."""
     compile: bool = False
+    deterministic: bool = False
+    features_with: str = "torch"
+    """The runtime that computes features of a frozen part."""
 
 
 @dataclass
@@ -381,11 +384,11 @@ class Session:
     def store_features(self) -> None:
         """Train on stored features where all before the head is frozen and gives the same in every epoch; print which it is."""
         obstacle = "several processes train" if self.team.size > 1 else ""
-        if self.batches.augment or self.step.mix:
-            obstacle = "each epoch changes the images (data.augment, mixup, cutmix)"
+        if self.step.mix or (self.batches.augment and not self.batches.views):
+            obstacle = "each epoch changes the images (data.augment, mixup, cutmix); data.views=4 stores four views of each"
         self.tail, self.batches, self.val = features.stored(
             self.model, (self.spec.new_head, self.spec.head), self.frozen.names, self.batches, self.val,
-            precision=self.step.precision, obstacle=obstacle,
+            precision=self.step.precision, obstacle=obstacle, runtime=self.settings.features_with,
         )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -52,11 +52,14 @@ class Stop:
         os.write(2, f"\n{signal.Signals(number).name}: saving after this step\n".encode())
 
 
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that ask a job to end; Ctrl-C besides, where there is something to save."""
+
+
 @contextmanager
-def handled() -> Iterator[Stop]:
-    """Handle SIGINT, SIGTERM, SIGHUP and SIGUSR1 until the block ends."""
+def handled(known: Sequence[signal.Signals] = (signal.SIGINT, *ENDING)) -> Iterator[Stop]:
+    """Handle these signals until the block ends."""
     stop = Stop()
-    known = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     # a signal that was ignored stays ignored: nohup, or a shell's background job
     wanted = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
     try:

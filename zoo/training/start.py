@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import files, machine, metrics, report, run_folders, tensor_files
+from zoo import files, metrics, model_files, report, run_folders, tensor_files
 from zoo import recipe as recipes
 from zoo.console import print_line, print_lines
-from zoo.errors import DiskError, UsageError
+from zoo.errors import FileError, UsageError
 from zoo.files import publish, publish_text
 from zoo.recipe import Recipe
 from zoo.spec import DataSet
@@ -27,6 +26,9 @@ from zoo.training.session import Session
 RESUMABLE = ("epochs", "patience", "data.dir", "device", "compile", "save_every", "on_full")
 """Settings that may differ between the parts of one run."""
 
+IDENTITY = ("model", "optim.name")
+"""Settings without which a checkpoint cannot be read into the run."""
+
 OnEpoch = Callable[[list[dict[str, Any]]], None]
 
 
@@ -35,15 +37,15 @@ def train_in(
     on_epoch: OnEpoch | None = None, data: DataSet | None = None, loss: nn.Module | None = None,
 ) -> Path:  # fmt: skip
     """Train in a folder that this process holds (None in all processes but the first); see :func:`zoo.training.train`."""
-    with processes.joined() as team, signals.handled() as stop, machine.deterministic(recipe.deterministic), _named(recipe):
+    with processes.joined() as team, signals.handled() as stop, build.conditions(recipe):
         folder = team.broadcast(lambda: folder)
         assert folder is not None
         place = build.place(recipe, team)
         old = _resumable(recipe, folder) if resume else recipe
         stop.saved = resume
         with team.leader_first():
-            session, findings = build.session(recipe, folder, place, team, data=data, loss=loss)
-        if recipe.deterministic:
+            session, findings = build.session(recipe, folder, place, team, data=data, loss=loss, resume=resume)
+        if session.settings.deterministic:
             _check_deterministic(session)
         session.wrap()
         team.broadcast(lambda: _make_room(session, clear=force and not resume))
@@ -60,27 +62,14 @@ def train_in(
     return folder
 
 
-@contextlib.contextmanager
-def _named(recipe: Recipe) -> Iterator[None]:
-    """DiskError for a device, or a machine, that has not enough memory; UsageError for a model that torch cannot compile."""
-    try:
-        yield
-    except RuntimeError as error:
-        if recipe.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            why = str(error.__cause__ or error).strip().splitlines()[0]
-            raise UsageError(f"torch.compile failed ({recipe.model}: {why}); leave --compile out") from error
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
-            raise
-        half = max(1, recipe.batch_size // 2)
-        raise DiskError(
-            f"out of memory (batch_size {recipe.batch_size}); lower it, e.g. --batch-size {half}; saved files are complete"
-        ) from error
-
-
 def _resumable(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe that the run was started with; UsageError if the new one differs in what may not change."""
     old = recipes.read(folder / "recipe.toml")
     changed = [line for line in recipes.differences(old, recipe) if line.partition(":")[0] not in RESUMABLE]
+    if other := [line for line in changed if line.partition(":")[0] in IDENTITY]:
+        raise FileError(
+            f"checkpoint is of another run ({folder}, {'; '.join(other)}); resume with its settings, or train a new run"
+        )
     if changed:
         raise UsageError(f"settings differ from the run's ({'; '.join(changed[:3])}); resume without them, or train a new run")
     return old
@@ -127,6 +116,7 @@ def _write_recipe(session: Session, recipe: Recipe) -> None:
     if (folder / "metrics.jsonl").is_file():
         checkpoint.keep_rows(folder, session.at.epoch)
     publish_text(folder / "recipe.toml", f"# repeat with: zoo train {folder / 'recipe.toml'}\n" + recipes.dump(recipe))
+    model_files.keep(recipe.model, folder)
     if (manifest := session.data.manifest) is not None:
         publish(folder / "last" / "manifest.npy", lambda temporary: np.save(temporary, manifest))
 

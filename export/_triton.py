@@ -1,0 +1,62 @@
+"""``zoo export --triton DIR``: a model repository for NVIDIA Triton, its configuration made from the exported file.
+
+The fields are those of ModelConfig in Triton's ``model_config.proto``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from zoo import files
+from zoo.console import print_line
+from zoo.errors import UsageError
+from zoo.export import Receipt, _guard, _session, _web, _wire, onnx
+
+KINDS = {"tensor(float)": "TYPE_FP32", "tensor(uint8)": "TYPE_UINT8"}
+MOST, DELAY_US = 64, 1000
+"""Largest batch that the server forms, and how long a query may wait for others."""
+
+
+def write(model: Any, folder: Path, *, name: str = "", force: bool = False, **options: Any) -> Receipt:
+    """``FOLDER/NAME/config.pbtxt``, ``labels.txt`` and ``1/model.onnx``, which Triton serves with dynamic batching.
+
+    Args:
+        name: of the model (default: its architecture's). options: those of :func:`zoo.export.onnx`.
+
+    Raises:
+        As :func:`zoo.export.onnx`; UsageError for a file whose images may have any size: a batch needs one.
+    """
+    if options.get("preprocess") == "full":
+        raise UsageError(
+            "preprocess full takes images of any size, which Triton cannot put into one batch; use normalize or none"
+        )
+    own = name or (model.recipe.model if hasattr(model, "recipe") else type(model).__name__).replace("/", "_")
+    place = folder / own
+    _web.check_free(place, force=force)
+    with files.as_disk_error(place):
+        (place / "1").mkdir(parents=True, exist_ok=True)
+    receipt = onnx(model, place / "1" / "model.onnx", force=force, **options)
+    classes = json.loads(_wire.metadata(memoryview(_guard.read(receipt.path)))["classes"])
+    files.publish_text(place / "labels.txt", "".join(f"{' '.join(str(each).split())}\n" for each in classes))
+    files.publish_text(place / "config.pbtxt", config(receipt.path, own))
+    print_line(f"triton   serve it with: tritonserver --model-repository={folder.absolute()}")
+    return receipt
+
+
+def config(path: Path, name: str) -> str:
+    """The ModelConfig of an ONNX file as protobuf text."""
+    session = _session.open_session(path)
+    (taken,), (given,) = session.get_inputs(), session.get_outputs()
+
+    def tensor(each: Any, labels: str = "") -> str:
+        dims = ", ".join(str(axis) for axis in each.shape[1:])
+        return f"  {{\n    name: {json.dumps(each.name)}\n    data_type: {KINDS[each.type]}\n    dims: [ {dims} ]\n{labels}  }}"
+
+    labels = '    label_filename: "labels.txt"\n'
+    return (
+        f'name: {json.dumps(name)}\nplatform: "onnxruntime_onnx"\nmax_batch_size: {MOST}\n'
+        f"input [\n{tensor(taken)}\n]\noutput [\n{tensor(given, labels)}\n]\n"
+        f"dynamic_batching {{\n  max_queue_delay_microseconds: {DELAY_US}\n}}\n"
+    )

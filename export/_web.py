@@ -1,0 +1,111 @@
+"""``zoo export --web DIR``: a static page that classifies images in the browser, by onnxruntime-web and the exported file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from zoo import files
+from zoo.console import print_line
+from zoo.data import _folders
+from zoo.errors import BusyError, FileError, UsageError
+from zoo.export import Receipt, onnx
+
+VERSION = "1.30.0"
+SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
+"""Of the npm package's archive."""
+WASM = "ort-wasm-simd-threaded.asyncify"
+RUNTIME = ("ort.webgpu.min.mjs", f"{WASM}.mjs", f"{WASM}.wasm")
+"""What the page needs of the package: both WebGPU and WebAssembly are in it."""
+PAGE = ("index.html", "classify.mjs")
+
+
+def write(model: Any, folder: Path, *, force: bool = False, **options: Any) -> Receipt:
+    """A folder to be served as it is: page, runtime, class names, and the file; the page resizes as the predictor does.
+
+    onnxruntime-web has no float64, by which preprocess "full" finds where pixels are.
+
+    Args:
+        options: those of :func:`zoo.export.onnx`, except ``preprocess`` and ``softmax``.
+
+    Raises:
+        As :func:`zoo.export.onnx`; UsageError if the runtime is not in the cache and cannot be fetched by npm.
+    """
+    check_free(folder, force=force)
+    with tempfile.TemporaryDirectory() as name:
+        unpacked = _unpacked(_archive(), Path(name))
+        with files.as_disk_error(folder):
+            (folder / "ort").mkdir(parents=True, exist_ok=True)
+        receipt = onnx(model, folder / "model.onnx", preprocess="normalize", softmax=True, force=force, **options)
+        for part in RUNTIME:
+            files.publish(folder / "ort" / part, partial(shutil.copyfile, unpacked / part))
+    files.publish_text(folder / "model.json", json.dumps(_facts(receipt.path), ensure_ascii=False))
+    for part in PAGE:
+        files.publish(folder / part, partial(shutil.copyfile, Path(__file__).parent / "web" / part))
+    print_line(f"web      serve it with: python -m http.server --directory {folder}")
+    return receipt
+
+
+def check_free(folder: Path, *, force: bool) -> None:
+    """UsageError if ``folder`` is a file, BusyError if it is not empty and may not be written into."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"output is a file ({folder.absolute()}); name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise BusyError(f"output folder is not empty ({folder}); use --force to replace its files, or another folder")
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What the page needs to know of the file: class names, and to what images are resized and cut."""
+    from zoo.export import _guard, _wire
+
+    found = _wire.metadata(memoryview(_guard.read(path)))
+    steps = json.loads(found["preprocessing"])
+    return {"classes": json.loads(found["classes"]), "resize": steps["resize"], "size": steps["size"]}
+
+
+def _archive() -> Path:
+    """The npm package's archive from the cache, fetched by npm the first time."""
+    path = _folders.cache_folder() / "web" / f"onnxruntime-web-{VERSION}.tgz"
+    if not path.is_file():
+        with files.as_disk_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        print_line(f"web      fetches onnxruntime-web {VERSION} by npm")
+        try:
+            done = subprocess.run(
+                ["npm", "pack", f"onnxruntime-web@{VERSION}", "--silent", "--pack-destination", str(path.parent)],
+                capture_output=True, text=True, timeout=600, check=False,
+            )  # fmt: skip
+            why = (done.stderr.strip().splitlines() or ["npm failed"])[-1][:80]
+        except (OSError, subprocess.TimeoutExpired) as error:
+            why = type(error).__name__
+        if not path.is_file():
+            raise UsageError(
+                f"onnxruntime-web {VERSION} cannot be fetched ({why}); install npm, or put the package's archive at {path}"
+            )
+    if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != SHA256:
+        raise FileError(
+            f"archive is damaged or another version ({path}, sha256 {found[:12]}, expected {SHA256[:12]}); remove it"
+        )
+    return path
+
+
+def _unpacked(archive: Path, folder: Path) -> Path:
+    """The needed files of the archive, in ``folder``."""
+    with tarfile.open(archive) as tar:
+        for part in RUNTIME:
+            try:
+                source = tar.extractfile(f"package/dist/{part}")
+            except KeyError as error:
+                raise FileError(f"archive lacks a file ({archive}, {part}); remove it") from error
+            if source is None:
+                raise FileError(f"archive entry is not a file ({archive}, {part}); remove it")
+            with source, (folder / part).open("wb") as target:
+                shutil.copyfileobj(source, target)
+    return folder

@@ -1,0 +1,98 @@
+"""The fastest file within the accuracy bound is kept, a slow precision is called so, and zoo bench recommends by the same bound."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_export import Tiny, run_of
+
+from zoo import registry
+from zoo.bench import _advice, _fastest
+from zoo.errors import BusyError
+from zoo.export import _accuracy, _quantise, onnx_fp16, onnx_fp32, onnx_int8
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def paced(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Seconds that each ONNX precision's answers take longer."""
+    waits = {"fp32": 0.006, "fp16": 0.002, "int8": 0.004}
+    monkeypatch.setattr(_quantise, "METHODS", ("minmax",))
+    monkeypatch.setattr(_quantise, "COUNTS", (64,))
+    monkeypatch.setattr(_fastest, "NOT_DEPLOYED", {"pt2", "openvino"})
+    for name, module in {"fp32": onnx_fp32, "fp16": onnx_fp16, "int8": onnx_int8}.items():
+        monkeypatch.setattr(module, "answer", _slow(module.answer, waits, name))
+    return waits
+
+
+def _slow(opened: Any, waits: dict[str, float], name: str) -> Any:
+    def answer(path: Path) -> Any:
+        inner = opened(path)
+
+        def run(inputs: np.ndarray) -> np.ndarray:
+            time.sleep(waits[name])
+            return np.asarray(inner(inputs))
+
+        return run
+
+    return answer
+
+
+def test_the_fastest_is_kept(tmp_path: Path, paced: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    run = run_of(Tiny(), tmp_path)
+    receipt, rows = _fastest.fastest(run, max_drop=10, seconds=0.1)
+    assert [(row["format"], row["precision"]) for row in rows] == [key for key in registry.targets() if key[0] == "onnx"]
+    assert (receipt.precision, receipt.path) == ("fp16", tmp_path / "model.fp16.onnx")
+    assert [row["precision"] for row in rows if row["chosen"]] == ["fp16"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.fp16.onnx"]
+    with pytest.raises(BusyError, match="file exists"):
+        _fastest._kept(receipt, tmp_path, ("onnx", "fp16"), force=False)
+
+
+def test_slower_than_float32() -> None:
+    calls = []
+
+    def slow(part: np.ndarray) -> np.ndarray:
+        calls.append(len(part))
+        time.sleep(0.012)
+        return part
+
+    def fast(part: np.ndarray) -> np.ndarray:
+        time.sleep(0.004)
+        return part
+
+    assert _accuracy.slower(slow, fast, np.zeros((100, 2))) > 1.5
+    assert set(calls) == {16}
+    assert _accuracy.slower(fast, slow, np.zeros((100, 2))) < 0.67
+
+
+def row(contender: str, precision: str, batch: int, ms: float, accuracy: float, **changes: str) -> dict[str, str]:
+    return {
+        "model": "net", "device": "cpu", "contender": contender, "precision": precision, "batch": str(batch), "median_ms": str(ms),
+        "images_per_s": str(1000 * batch / ms), "accuracy": str(accuracy), "noisy": "no",
+    } | changes  # fmt: skip
+
+
+def test_one_line_recommends() -> None:
+    rows = [
+        row("pytorch eager", "fp32", 1, 9.0, 0.92), row("ort", "fp32", 1, 3.0, 0.92), row("ort int8", "int8", 1, 2.0, 0.90),
+        row("pytorch eager", "fp32", 64, 90.0, 0.92), row("ort", "fp32", 64, 50.0, 0.92), row("ov int8", "int8", 64, 20.0, 0.918),
+    ]  # fmt: skip
+    (line,) = _advice.lines(rows)
+    assert line == (
+        "use      net: ort for batch 1 (3 ms), ov int8 for batch 64 (3,200 images per second); accuracy 92.00 % and 91.80 %, float32 92.00 %"
+    ), "2 points less is too much, 0.2 is not"
+    rows[1]["noisy"] = "yes"
+    assert "noisy figures, measure again" in _advice.lines(rows)[0]
+
+
+def test_without_accuracy_only_float32() -> None:
+    rows = [row("ort", "fp32", 1, 3.0, float("nan")), row("ort int8", "int8", 1, 1.0, float("nan"))]
+    assert _advice.lines(rows) == ["use      net: ort for batch 1 (3 ms)"]

@@ -1,0 +1,114 @@
+"""A model in a user's file: found without running it, imported only by the rule, used from the run's copy later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from zoo import model_files, recipe
+from zoo.errors import FileError, UsageError
+from zoo.training import build
+
+NET = """import torch
+from torch import nn
+
+open({mark!r}, "a").write("run")
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(4, classes)
+
+    def forward(self, x):
+        return self.fc(self.body(x))
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with a model that leaves a mark where it is run, and an empty record of trusted code."""
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("ZOO_TRUST", raising=False)
+    monkeypatch.setattr(model_files, "_LOADED", {})
+    (tmp_path / "my_net.py").write_text(NET.format(mark=str(tmp_path / "mark")))
+    return tmp_path / "my_net.py"
+
+
+def test_a_recipe_of_a_file_does_not_run_it(net: Path) -> None:
+    made = recipe.resolve(str(net), {"data": "synthetic"})
+    assert made.model == f"{net}:Net"
+    assert recipe.resolve("demo", {"model": f"{net}:Net"}).model == f"{net}:Net"
+    assert not (net.parent / "mark").exists()
+
+
+def test_the_class_becomes_a_spec(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = build.model_spec(model_files.named(str(net)))
+    assert (spec.input, spec.head) == ((3, 32, 32), "fc")
+    assert spec.build(7)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    assert spec.params == sum(parameter.numel() for parameter in spec.build(10).parameters())
+    assert f"code     runs {net} (sha256 " in capsys.readouterr().err
+
+
+def test_code_that_nobody_named_is_not_run_without_trust(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = net.parent / "run"
+    run.mkdir()
+    model_files.keep(f"{net}:Net", run)
+    for stored in (None, run):
+        with pytest.raises(UsageError, match=r"code of another user is not run .*--trust"):
+            build.model_spec(f"{net}:Net", stored)
+    assert not (net.parent / "mark").exists()
+    monkeypatch.setenv("ZOO_TRUST", "1")
+    assert build.model_spec(f"{net}:Net", run).head == "fc"
+
+
+def test_a_run_uses_its_copy_and_says_what_became_of_the_file(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, run = model_files.named(str(net)), net.parent / "run"
+    run.mkdir()
+    model_files.keep(name, run)
+    net.write_text(net.read_text().replace("3, 4, 3", "3, 4, 5"))
+    assert build.model_spec(name, run).build(10).body[0].kernel_size == (3, 3)
+    assert f"{net} has changed since the run began; its copy in the run is used" in capsys.readouterr().err
+    net.unlink()
+    assert build.model_spec(name, run).build(10).body[0].kernel_size == (3, 3)
+    assert f"{net} is gone since the run began" in capsys.readouterr().err
+    with pytest.raises(FileError, match="model file is gone"):
+        build.model_spec(name, net.parent)
+
+
+FAULTS = [
+    ("x = 1", "no model in "),
+    ("class A(nn.Module): pass\nclass B(nn.Module): pass", "several models in .* \\(A, B\\); name one"),
+    ("def", "cannot read the model file"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), FAULTS)
+def test_files_that_name_no_model(net: Path, text: str, says: str) -> None:
+    net.write_text(text)
+    with pytest.raises(UsageError, match=says):
+        recipe.resolve(str(net), {})
+
+
+def test_names_that_are_not_there(net: Path) -> None:
+    with pytest.raises(UsageError, match=r"no model 'Nett' in .*did you mean Net"):
+        recipe.resolve(f"{net}:Nett", {})
+    with pytest.raises(UsageError, match="no model file"):
+        recipe.resolve(str(net.parent / "gone.py"), {})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("import torch\n", "import torch, no_such_package\n", "cannot be imported .*ModuleNotFoundError"),
+        ("nn.Linear(4, classes)", "nn.Linear(4, 3)", r"gives \(2, 3\) for 2 images"),
+        ("def __init__(self, classes):", "def __init__(self):", "does not answer for images"),
+    ],
+)
+def test_models_with_another_signature(net: Path, old: str, new: str, says: str) -> None:
+    net.write_text(net.read_text().replace(old, new))
+    with pytest.raises(UsageError, match=says) as caught:
+        build.model_spec(model_files.named(str(net)))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,49 @@
+"""Training from Python: ``zoo.train``, which is ``zoo train`` with objects in and a run out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from zoo import recipe as recipes
+from zoo import training
+from zoo.recipe import Recipe
+from zoo.run import Run, load
+from zoo.spec import DataSet
+
+
+def train(
+    what: Recipe | str,
+    *,
+    on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
+    data: DataSet | None = None,
+    loss: nn.Module | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    **overrides: Any,
+) -> Run:
+    """Train as ``zoo train`` does, and give the finished run; works in a notebook, where an interrupt saves the state.
+
+    ``what`` is a recipe, or what ``zoo train`` takes: a model, a recipe that comes with zoo, a recipe file. ``overrides`` are
+    settings by name (``lr=0.05``), dots written as two underscores (``data__val=0.2``). ``on_epoch`` receives the rows of
+    each epoch. ``loss`` is called with logits (N, C) and targets (N,); it and ``data`` replace those of the recipe, which
+    does not know them: pass them again to resume.
+
+    Raises:
+        UsageError, DataError, FileError, DivergedError, DiskError, BusyError: as :func:`zoo.training.train`. TypeError: an
+            argument of another type.
+    """
+    if not isinstance(what, (Recipe, str, Path)):
+        raise TypeError(f"what is {type(what).__name__}; give a Recipe, or the name of a model or recipe")
+    if data is not None and not isinstance(data, DataSet):
+        raise TypeError(f"data is {type(data).__name__}; give a zoo.spec.DataSet")
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss is {type(loss).__name__}; give an nn.Module that maps logits and targets to a scalar")
+    changes = {key.replace("__", "."): value for key, value in overrides.items()}
+    recipe = recipes.changed(what, changes) if isinstance(what, Recipe) else recipes.resolve(str(what), changes)
+    place = Path(out) if out is not None else None
+    return load(training.train(recipe, out=place, resume=resume, force=force, on_epoch=on_epoch, data=data, loss=loss))

@@ -1,0 +1,184 @@
+"""A model in a Python file of the user's, as ``FILE.py:NAME``: found and checked without running it, then imported by rule.
+
+``NAME`` is a key of the file's ``SPECS`` (as in ``zoo/models``), or a class derived from ``nn.Module`` whose constructor takes the
+number of classes; its ``input``, (3, 32, 32) unless the class has the attribute, is the size of its images.
+
+A file runs only if the user named it, once, on the command line or in a call: its sha256 is then kept in the cache folder.
+Any other file, such as the copy in the folder of someone else's run, needs ``--trust`` (``ZOO_TRUST=1``).
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo import registry
+from zoo.console import print_line
+from zoo.errors import FileError, UsageError, did_you_mean
+from zoo.files import publish_text
+
+if TYPE_CHECKING:
+    from zoo.spec import ModelSpec
+
+COPY = "model.py"
+"""The copy of the file in a run folder."""
+_LOADED: dict[str, Any] = {}
+
+
+def is_file(name: str) -> bool:
+    """Whether a model's name is ``FILE.py`` or ``FILE.py:NAME``."""
+    return re.search(r"\.py(:\w*)?$", name) is not None
+
+
+def named(what: str) -> str:
+    """``FILE.py`` or ``FILE.py:NAME`` as an absolute path with its name; the file counts as trusted from now on.
+
+    Raises:
+        UsageError: no such file, a file that is not Python, or without that name or any model.
+    """
+    path, _, wanted = what.partition(".py:") if ".py:" in what else (what.removesuffix(".py"), "", "")
+    file = Path(f"{path}.py").expanduser().absolute()
+    names = list(_models(file))
+    if not names:
+        raise UsageError(f"no model in {file}; write a class derived from nn.Module, or SPECS = {{'name': ModelSpec(...)}}")
+    if wanted and wanted not in names:
+        raise UsageError(f"no model {wanted!r} in {file}{did_you_mean(wanted, names)}; it has {', '.join(names[:6])}")
+    if not wanted and len(names) > 1:
+        raise UsageError(f"several models in {file} ({', '.join(names[:6])}); name one, e.g. {file.name}:{names[-1]}")
+    _remember(_digest(file))
+    return f"{file}:{wanted or names[0]}"
+
+
+def entry(name: str) -> dict[str, Any]:
+    """The literal fields that the file gives of a model: none for a class, or where a run's file is gone or has changed."""
+    file, model = _split(name)
+    with contextlib.suppress(UsageError):
+        return _models(file).get(model, {})
+    return {}
+
+
+def spec(name: str, stored: Path | None = None) -> ModelSpec:
+    """The model's spec, its file imported: that of ``name`` or, for a run, the copy in the folder ``stored``.
+
+    Raises:
+        UsageError: code that is not trusted, or does not make such a model. FileError: a file that is gone, without a copy.
+    """
+    file, model = _split(name)
+    copy = stored / COPY if stored else None
+    if copy is not None and copy.is_file():
+        if not file.is_file() or _digest(file) != _digest(copy):
+            what = "has changed" if file.is_file() else "is gone"
+            print_line(f"code     {file} {what} since the run began; its copy in the run is used ({copy})")
+        file = copy
+    if not file.is_file():
+        raise FileError(f"model file is gone ({file}); put it back, or use a run that has a copy of it, {COPY}")
+    digest = _digest(file)
+    if digest not in _remembered() and os.environ.get("ZOO_TRUST", "0") != "1":
+        raise UsageError(f"code of another user is not run ({file}, sha256 {digest[:12]}); read it, then repeat with --trust")
+    found = _imported(file, digest)
+    if model in getattr(found, "SPECS", {}):
+        return found.SPECS[model]
+    return _of_class(getattr(found, model, None), name)
+
+
+def keep(name: str, folder: Path) -> None:
+    """Copy the model's file into a run folder, unless it is there."""
+    if is_file(name) and (file := _split(name)[0]).is_file() and not (folder / COPY).exists():
+        publish_text(folder / COPY, file.read_text(encoding="utf-8"))
+
+
+def _split(name: str) -> tuple[Path, str]:
+    path, _, model = name.rpartition(":")
+    return Path(path), model
+
+
+def _models(file: Path) -> dict[str, dict[str, Any]]:
+    """What a file defines, by name: its SPECS, else its classes with a base that ends in ``Module``."""
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"no model file ({file}); name a Python file, e.g. my_net.py:Net") from error
+    except (OSError, ValueError, SyntaxError, RecursionError) as error:
+        raise UsageError(f"cannot read the model file ({file}, {str(error)[:80]}); it must be Python text") from error
+    if specs := registry.specs_in(tree):
+        return specs
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    own = [node for node in classes if any(ast.unparse(base).rpartition(".")[2] == "Module" for base in node.bases)]
+    return {node.name: {} for node in own}
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_text(encoding="utf-8").encode()).hexdigest()
+
+
+def _record() -> Path:
+    cache = os.environ.get("ZOO_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo"
+    return Path(cache) / "trusted_code.txt"
+
+
+def _remembered() -> set[str]:
+    return set(_record().read_text(encoding="utf-8").split()) if _record().is_file() else set()
+
+
+def _remember(digest: str) -> None:
+    if digest not in (known := _remembered()):
+        _record().parent.mkdir(parents=True, exist_ok=True)
+        publish_text(_record(), "\n".join([*sorted(known), digest]) + "\n")
+
+
+def _imported(file: Path, digest: str) -> Any:
+    if digest in _LOADED:
+        return _LOADED[digest]
+    print_line(f"code     runs {file} (sha256 {digest[:12]})")
+    name = f"zoo_model_{digest[:12]}"
+    loader = importlib.util.spec_from_file_location(name, file)
+    assert loader is not None and loader.loader is not None
+    module = importlib.util.module_from_spec(loader)
+    sys.modules[name] = module
+    try:
+        loader.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file does
+        del sys.modules[name]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+        raise UsageError(
+            f"model file cannot be imported ({file}, {reason}); it must work on its own, with what is installed"
+        ) from error
+    _LOADED[digest] = module
+    return module
+
+
+def _of_class(made: Any, name: str) -> ModelSpec:
+    """The spec of a class: parameters are counted, the head is its last linear layer, one trial checks the outputs."""
+    import torch
+    from torch import nn
+
+    from zoo.spec import ModelSpec
+
+    size = tuple(getattr(made, "input", (3, 32, 32)))
+    try:
+        model = made(10).eval()
+        with torch.inference_mode():
+            shape = tuple(model(torch.zeros(2, *size)).shape)
+    except Exception as error:  # whatever the user's class does
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:90]
+        raise UsageError(
+            f"{name.rpartition('/')[2]}(10) does not answer for images {size} ({reason}); its constructor takes the number of "
+            "classes, its attribute input is (3, H, W)"
+        ) from error
+    if shape != (2, 10):
+        raise UsageError(f"{name.rpartition('/')[2]}(10) gives {shape} for 2 images; logits (N, classes) are needed: (2, 10)")
+    layers = {path: module for path, module in model.named_modules() if path and not list(module.children())}
+    linear = [path for path, module in layers.items() if isinstance(module, nn.Linear)] or [
+        path for path, module in layers.items() if list(module.parameters())
+    ]
+    if not linear:
+        raise UsageError(f"{name.rpartition('/')[2]} has no parameters, so there is nothing to train")
+    params = sum(parameter.numel() for parameter in model.parameters())
+    return ModelSpec(build=made, input=size, params=params, paper=f"{name.rpartition('/')[2]}", head=linear[-1])

@@ -1,0 +1,98 @@
+"""The frozen part of a model in another runtime than PyTorch, where that is faster, held to what PyTorch computes."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import DisagreeError, UsageError
+
+TOLERANCE = 1e-3
+"""Largest difference of features that passes, relative to the largest of them."""
+
+Compute = Callable[[Tensor], Tensor]
+
+
+def runner(runtime: str, model: nn.Module, head: str, inputs: Tensor) -> Compute:
+    """A function from images (N, 3, H, W) to what ``head`` receives, computed by ``runtime``; ``inputs`` are for tracing.
+
+    Raises:
+        UsageError: the runtime is not installed, or the inputs are not float32 on the CPU.
+    """
+    if inputs.dtype != torch.float32 or inputs.device.type != "cpu":
+        raise UsageError(
+            f"features_with = {runtime} computes in fp32 on the CPU (here {inputs.dtype} on {inputs.device.type}); "
+            "use features_with=torch"
+        )
+    try:
+        importlib.import_module(runtime)
+    except ImportError as error:
+        raise UsageError(f"features_with = {runtime} needs a package; install it: pip install {runtime}") from error
+    graph = _graph(model, head, inputs[:2] if len(inputs) > 1 else inputs.repeat(2, 1, 1, 1))
+    return {"onnxruntime": _onnxruntime, "openvino": _openvino}[runtime](graph)
+
+
+def check(runtime: str, found: Tensor, expected: Tensor) -> str:
+    """One line that says how well features (N, ...) of ``runtime`` agree with PyTorch's.
+
+    Raises:
+        DisagreeError: they differ by more than :data:`TOLERANCE`.
+    """
+    difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+    if found.shape != expected.shape or not difference <= TOLERANCE:
+        raise DisagreeError(
+            f"features of {runtime} differ from PyTorch's (largest relative difference {difference:.2g}, allowed {TOLERANCE:g}); "
+            "use features_with=torch"
+        )
+    return f"{runtime} agrees with PyTorch on {len(found):,} images of the run: largest relative difference {difference:.1g}"
+
+
+def _graph(model: nn.Module, head: str, example: Tensor) -> bytes:
+    """The model without its head as an ONNX file; the batch is free."""
+    body = copy.deepcopy(model).eval()
+    body.set_submodule(head, nn.Identity())
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                body,
+                (example,),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
+    finally:
+        quiet.setLevel(level)
+    assert program is not None
+    return bytes(program.model_proto.SerializeToString())
+
+
+def _onnxruntime(graph: bytes) -> Compute:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.contiguous().numpy()})[0])
+
+
+def _openvino(graph: bytes) -> Compute:
+    import openvino
+
+    core = openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = core.compile_model(core.read_model(graph), "CPU", settings)
+    return lambda images: torch.from_numpy(compiled(images.contiguous().numpy())[0].copy())
