@@ -99,13 +99,16 @@ class Sampler(msgspec.Struct, frozen=True):
 class Optim(msgspec.Struct, frozen=True):
     """``[optim]``: the optimizer.
 
+    A typed table, not options that each optimizer declares as losses do: nearly all of these settings belong to several
+    optimizers, so that a declaration per optimizer would repeat them.
+
     ``lr_head`` multiplies the rate of the new head, ``layer_decay`` that of each stage once more per stage below the top.
     """
 
-    name: Annotated[Literal["sgd", "adamw"], about("optimizer")] = "sgd"
+    name: Annotated[Literal["sgd", "adamw", "nadamw", "cadamw", "lion", "muon"], about("optimizer")] = "sgd"
     lr: Annotated[float, about("peak learning rate", gt=0, le=HUGE)] = 0.1
-    momentum: Annotated[float, about("momentum of sgd", ge=0, lt=1)] = 0.9
-    nesterov: Annotated[bool, about("Nesterov's momentum in sgd")] = True
+    momentum: Annotated[float, about("momentum of sgd and muon", ge=0, lt=1)] = 0.9
+    nesterov: Annotated[bool, about("Nesterov's momentum in sgd and muon")] = True
     weight_decay: Annotated[float, about("weight decay", ge=0, le=HUGE)] = 5e-4
     clip: Annotated[float, about("largest norm of the gradient, 0 for no limit", ge=0, le=HUGE)] = 0.0
     lr_head: Annotated[float, about("factor on the rate of the new head", gt=0, le=HUGE)] = 1.0
