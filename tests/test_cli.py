@@ -63,7 +63,7 @@ FAULTS = [
     ("unknown key on the line", "train demo optim.lrr=1", 2, ["optim.lrr", "optim.lr"]),
     ("duplicate key", "train twice.toml", 2, ["twice.toml", "lines 1 and 2"]),
     ("text for a number", "train text.toml", 2, ["optim.lr = 'abc'", "line 2", "expected float"]),
-    ("a YAML file", "train recipe.yaml", 2, ["no model 'recipe.yaml'"]),
+    ("a YAML file that is none", "train recipe.yaml", 2, ["no recipe file", "recipe.yaml"]),
     ("missing file", "train nowhere.toml", 2, ["nowhere.toml", "zoo recipes"]),
     ("batch 0", "train demo --batch-size 0", 2, ["batch_size = 0", ">= 1"]),
     ("negative epochs", "train demo --epochs -1", 2, ["epochs = -1", ">= 1"]),
