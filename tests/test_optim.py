@@ -204,7 +204,7 @@ def test_freeze_refuses(name: str, selector: str, says: str) -> None:
 
 
 def test_a_head_called_fc_is_not_the_role_fc() -> None:
-    spec = ModelSpec(build=lambda classes: nn.Module(), input=(3, 8, 8), params=0, paper="", head="fc")
+    spec = ModelSpec(build=lambda classes: nn.Module(), input=(3, 8, 8), params=0, macs=0, paper="", head="fc", data=())
     model = nn.Sequential()
     model.add_module("conv", nn.Conv2d(3, 3, 1))
     model.add_module("fc", nn.Linear(3, 2))
