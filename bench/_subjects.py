@@ -20,7 +20,7 @@ from zoo import run as engine
 from zoo.console import print_line
 from zoo.data import _augment
 from zoo.errors import DataError, FileError, UsageError, did_you_mean
-from zoo.export import _facts, _feed, _graph, _guard, _quantise, _session, onnx_fp16, onnx_fp32
+from zoo.export import _facts, _feed, _graph, _guard, _onnx, _quantise, _session, onnx_fp16
 from zoo.training.build import model_spec
 
 IMAGES = 10_000
@@ -210,16 +210,16 @@ def _files(subject: Subject, exported: _graph.Exported, folder: Path, precisions
     missing = [each for each in precisions if each not in subject.files]
     if not missing:
         return files
-    exact = onnx_fp32.trace(exported)
+    exact = _onnx.trace(exported)
     for each in missing:
         made = folder / f"model_{each}.onnx"
         try:
             if each == "int8":
-                onnx_fp32.save(_quantise.calibrated(exact, _calibration(subject)), made, {})
+                _onnx.save(_quantise.calibrated(exact, _calibration(subject)), made, {})
             elif each == "fp16":
-                onnx_fp32.save(onnx_fp16.convert(exact), made, {})
+                _onnx.save(onnx_fp16.convert(exact), made, {})
             else:
-                onnx_fp32.save(exact, files["fp32"], {})
+                _onnx.save(exact, files["fp32"], {})
                 continue
         except Exception as error:  # several libraries take part, each with its own errors
             if each == "fp32":

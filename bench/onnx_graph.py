@@ -1,7 +1,7 @@
 """What an exporter can do for onnxruntime: one model's graph written in several ways, and opened with several options.
 
 Each way is timed against the graph as torch writes it, in the same rounds on the same images; OpenVINO shows what the
-machine gives. What pays beyond the noise is what :func:`zoo.export.onnx_fp32.trace` does.
+machine gives. What pays beyond the noise is what :func:`zoo.export._onnx.trace` does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zoo import run as engine
 from zoo.bench import _runtimes, _show, _timing
 from zoo.bench._contenders import FP32_TOLERANCE, Call
 from zoo.errors import DisagreeError
-from zoo.export import _graph, _shortcut, onnx_fp32
+from zoo.export import _graph, _onnx, _shortcut
 from zoo.training import build
 
 BASE = "as torch writes it"
@@ -68,7 +68,7 @@ def _calls(name: str, batch: int) -> dict[str, Call]:
     images = np.random.default_rng(0).random((batch, 3, size, size), np.float32)
     mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in STATISTICS)
     graphs = {
-        mode: onnx_fp32.written(_graph.Exported(model, *STATISTICS, size=size, stored=size, preprocess=mode))
+        mode: _onnx.written(_graph.Exported(model, *STATISTICS, size=size, stored=size, preprocess=mode))
         for mode in ("normalize", "none")
     }
     graph = graphs["normalize"]

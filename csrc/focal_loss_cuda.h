@@ -28,46 +28,44 @@ __device__ inline void tile_row(const Frame<A>& frame, int64_t number, A* z, Tot
   const Problem& p = frame.p;
   const Row<A> row(p, number);
   const int C = int(p.classes);
-  const bool smooth = p.smoothing > 0;
+  const bool soft = is_soft(p);
   A top = lowest<A>(), below = 0, rest = 0;
   int best = 0;
   for (int c = 0; c < C; ++c)
     if (z[c] > top) top = z[c], best = c;
-  const A shift = row.plain() ? z[row.label] - top : A(0);
+  const A shift = row.label >= 0 ? z[row.label] - top : A(0);
   for (int c = 0; c < C; ++c) {
     const A e = std::exp(z[c] - top);
     if (c != best) below += e;
     if (c != row.label) rest += e;
-    if (!smooth) z[c] = e;
+    if (!soft) z[c] = e;
   }
   if (!row.plain()) {
     row.write(frame, 0, 0, 0, sums);
     for (int c = 0; c < C; ++c) z[c] = 0;
     return;
   }
-  const A gamma = A(p.gamma), factor = A(frame.factor), own = std::exp(shift);
-  const Terms<A> mine = terms(shift, own, rest, gamma);
-  const A weight = smooth ? amount<A>(p, row.label, row.label) : A(weight_of(p, row.label));
-  A all = weight * mine.slope, total = weight == 0 ? A(0) : weight * mine.loss;
-  if (smooth) {
+  const A gamma = A(p.gamma), factor = A(frame.factor);
+  if (soft) {
+    const Goal goal(p, number);
+    Mixed<A> sum;
     for (int c = 0; c < C; ++c) {
-      const A part = amount<A>(p, c, row.label);
-      if (c == row.label || part == 0) continue;
-      const Terms<A> other = terms_of(z[c] - top, below, c == best, gamma);
-      total += part * other.loss;
-      all += part * other.slope;
+      const A q = A(goal.of(p, c)), part = amount(p, q, c);
+      if (part != 0 || q != 0) sum.add(part, q, terms_of(z[c] - top, below, c == best, gamma));
     }
     for (int c = 0; c < C; ++c) {
-      const Terms<A> each = c == row.label ? mine : terms_of(z[c] - top, below, c == best, gamma);
-      const A part = amount<A>(p, c, row.label);
-      z[c] = smoothed_slope(each, part == 0 ? A(0) : part * each.slope, all) * factor;
+      const Terms<A> each = terms_of(z[c] - top, below, c == best, gamma);
+      const A part = amount(p, A(goal.of(p, c)), c);
+      z[c] = mixed_slope(each, part == 0 ? A(0) : part * each.slope, sum.g) * factor;
     }
-  } else {
-    const A slope = all * factor / (rest + own);
-    for (int c = 0; c < C; ++c) z[c] *= slope;
-    z[row.label] = -all * factor * mine.q;
+    return row.write(frame, double(sum.loss), double(sum.power), double(sum.p), sums);
   }
-  row.write(frame, double(total), double(mine.power), double(mine.p), sums);
+  const A own = std::exp(shift);
+  const Terms<A> mine = terms(shift, own, rest, gamma);
+  const A weight = A(weight_of(p, row.label)), all = weight * mine.slope, slope = all * factor / (rest + own);
+  for (int c = 0; c < C; ++c) z[c] *= slope;
+  z[row.label] = -all * factor * mine.q;
+  row.write(frame, double(weight == 0 ? A(0) : weight * mine.loss), double(mine.power), double(mine.p), sums);
 }
 
 template <typename T>
@@ -119,7 +117,7 @@ __global__ void few_classes(Problem p, Scratch scratch, typename T::Real* loss, 
   frame.close(sums, loss, power);
 }
 
-// ---- up to some thousand classes, no label smoothing: a team of lanes a row, its values in registers ----------------------------
+// ---- up to some thousand classes, a label a row: a team of lanes a row, its values in registers ----------------------------
 
 // Some neighbouring elements, moved as one.
 template <typename S, int size>
@@ -274,20 +272,30 @@ __device__ inline Part<A> joined(const Part<A>& x, const Part<A>& y) {
   return {high.top, high.rest + low.rest * scale, high.below + (low.below + (low.best >= 0 ? A(1) : A(0))) * scale, high.best};
 }
 
-// The loss and slope of the classes other than the label, with label smoothing.
+// What the classes of a row with several shares add up to.
 template <typename T, int threads>
-__device__ inline Totals others_of(const Problem& p, const Row<typename T::Real>& row, const Part<typename T::Real>& found) {
+__device__ inline Mixed<double> mixed_of(const Problem& p, const Goal& goal, int64_t number, const Part<typename T::Real>& found) {
   using A = typename T::Real;
-  const auto* logits = static_cast<const typename T::Stored*>(p.logits) + row_start(p, row.number);
-  Totals more{0, 0};
+  const auto* logits = static_cast<const typename T::Stored*>(p.logits) + row_start(p, number);
+  Totals first{0, 0}, second{0, 0};
   for (int64_t c = int(threadIdx.x); c < p.classes; c += threads) {
-    const A part = amount<A>(p, c, row.label);
-    if (c == row.label || part == 0) continue;
-    const Terms<A> other = terms_of(A(value_of<T>(logits[c * p.stride_c]) - found.top), found.below, c == found.best, A(p.gamma));
-    more.a += double(part * other.loss);
-    more.b += double(part * other.slope);
+    const A q = A(goal.of(p, c)), part = amount(p, q, c);
+    if (part == 0 && q == 0) continue;
+    Mixed<A> one;
+    one.add(part, q, terms_of(A(value_of<T>(logits[c * p.stride_c]) - found.top), found.below, c == found.best, A(p.gamma)));
+    first.a += double(one.loss);
+    first.b += double(one.g);
+    second.a += double(one.power);
+    second.b += double(one.p);
   }
-  return block_sum(more);
+  first = block_sum(first);
+  second = block_sum(second);
+  Mixed<double> sum;
+  sum.loss = first.a;
+  sum.g = first.b;
+  sum.power = second.a;
+  sum.p = second.b;
+  return sum;
 }
 
 // Calls `each(pack, c)` for this thread's packs of a row, c being the class of its first element; a batch is asked for at once.
@@ -340,25 +348,27 @@ __global__ void __launch_bounds__(threads, 1) long_row(Problem p, Scratch scratc
     }
     const Part<A> found = parts[0];
     __syncthreads();
-    A all = 0, total = 0, shift = 0;
+    const bool soft = row.plain() && is_soft(p);
+    const Goal goal(p, number);
+    A all = 0, own = 0;
     Terms<A> mine{};
-    const bool smooth = row.plain() && p.smoothing > 0;
-    if (row.plain()) {
-      shift = value_of<T>(logits[row.label * p.stride_c]) - found.top;
-      mine = terms(shift, A(std::exp(shift)), found.rest, gamma);
-      const A weight = amount<A>(p, row.label, row.label);
+    Mixed<double> sum;
+    if (soft) {
+      sum = mixed_of<T, threads>(p, goal, number, found);
+      all = A(sum.g);
+    } else if (row.plain()) {
+      const A shift = value_of<T>(logits[row.label * p.stride_c]) - found.top, weight = A(weight_of(p, row.label));
+      own = std::exp(shift);
+      mine = terms(shift, own, found.rest, gamma);
       all = weight * mine.slope;
-      total = weight == 0 ? A(0) : weight * mine.loss;
+      sum.loss = double(weight == 0 ? A(0) : weight * mine.loss);
+      sum.power = double(mine.power);
+      sum.p = double(mine.p);
     }
-    if (smooth) {
-      const Totals more = others_of<T, threads>(p, row, found);
-      total += A(more.a);
-      all += A(more.b);
-    }
-    if (me == 0) row.write(frame, double(total), double(mine.power), double(mine.p), sums);
+    if (me == 0) row.write(frame, sum.loss, sum.power, sum.p, sums);
     if (p.grad == nullptr) continue;
     S* grad = static_cast<S*>(p.grad) + grad_start(p, number);
-    const A slope = all * factor / (found.rest + A(std::exp(shift)));
+    const A slope = all * factor / (found.rest + own);
     packs_of<S, threads, wide>(logits, p.stride_c, C, [&](const Group& group, int64_t c0) {
       Group made;
 #pragma unroll
@@ -366,10 +376,10 @@ __global__ void __launch_bounds__(threads, 1) long_row(Problem p, Scratch scratc
         const int64_t c = c0 + k;
         const A far = value_of<T>(group.at[k]) - found.top;
         A out = 0;
-        if (smooth) {
-          const Terms<A> each = c == row.label ? mine : terms_of(far, found.below, c == found.best, gamma);
-          const A part = amount<A>(p, c, row.label);
-          out = smoothed_slope(each, part == 0 ? A(0) : part * each.slope, all) * factor;
+        if (soft) {
+          const Terms<A> each = terms_of(far, found.below, c == found.best, gamma);
+          const A part = amount(p, A(goal.of(p, c)), c);
+          out = mixed_slope(each, part == 0 ? A(0) : part * each.slope, all) * factor;
         } else if (row.plain()) {
           out = c == row.label ? -all * factor * mine.q : slope * std::exp(far);
         }
@@ -423,11 +433,11 @@ void choose(const Problem& p, const Launch& launch) {
   const int64_t rows = p.n * p.inner, C = p.classes;
   if (C <= tile_classes) return launch(few_classes<T>, (rows + tile_rows - 1) / tile_rows, tile_rows, 0);
   if constexpr (T::type != Type::f64) {  // registers would not hold a row of these
-    if (p.smoothing == 0 && C <= 128) return held_rows<T, 8, 16>(p, launch);
-    if (p.smoothing == 0 && C <= 256) return held_rows<T, 16, 16>(p, launch);
-    if (p.smoothing == 0 && C <= 512) return held_rows<T, 32, 16>(p, launch);
-    if (p.smoothing == 0 && C <= 1024) return held_rows<T, 32, 32>(p, launch);
-    if (p.smoothing == 0 && C <= 8192 && packed<T>(p, 16)) return held_rows<T, wide_lanes, 32>(p, launch);
+    if (!is_soft(p) && C <= 128) return held_rows<T, 8, 16>(p, launch);
+    if (!is_soft(p) && C <= 256) return held_rows<T, 16, 16>(p, launch);
+    if (!is_soft(p) && C <= 512) return held_rows<T, 32, 16>(p, launch);
+    if (!is_soft(p) && C <= 1024) return held_rows<T, 32, 32>(p, launch);
+    if (!is_soft(p) && C <= 8192 && packed<T>(p, 16)) return held_rows<T, wide_lanes, 32>(p, launch);
   }
   long_rows<T>(p, launch);
 }

@@ -52,6 +52,11 @@ __device__ inline Totals block_sum(Totals mine) {
 __device__ inline Totals counted(const Problem& p, int64_t first, int64_t step) {
   const int64_t rows = p.n * p.inner;
   Totals mine{0, 0};
+  if (p.shares != nullptr || p.other != nullptr) {  // rows without one label count as one each
+    for (; first < rows; first += step)
+      if (!Goal(p, first).ignored) mine.a += 1, mine.b += 1;
+    return mine;
+  }
   for (; first < rows; first += step * labels_at_once) {
     int64_t labels[labels_at_once];
 #pragma unroll
@@ -142,16 +147,17 @@ __device__ inline A lowest() {
   return sizeof(A) == 8 ? A(-DBL_MAX) : A(-FLT_MAX);  // finite: exp(z - lowest) of z = -inf is 0, not NaN
 }
 
-// A row's label, -1 where the row is ignored or the label is out of range.
+// A row's label, the first of two; -1 where the row is ignored, a label is out of range, or the row has shares instead.
 template <typename A>
 struct Row {
   int64_t number, label;
   bool ignored, wrong;
 
-  __device__ Row(const Problem& p, int64_t row) : number(row), label(label_at(p, row)) {
-    ignored = label == p.ignore_index;
-    wrong = !ignored && uint64_t(label) >= uint64_t(p.classes);
-    if (ignored || wrong) label = -1;
+  __device__ Row(const Problem& p, int64_t row) : number(row) {
+    const Goal goal(p, row);
+    ignored = goal.ignored;
+    wrong = goal.wrong;
+    label = goal.plain() ? goal.label : -1;
   }
   __device__ bool plain() const { return !ignored && !wrong; }
 
@@ -167,13 +173,26 @@ struct Row {
   }
 };
 
-// ---- label smoothing: each class has an amount w_c q_c and its own modulating factor -------------------------------------------
+// ---- several classes with a share (is_soft): each has an amount w_c q_c and its own modulating factor ---------------------------
 
+// Goal::amount in A.
 template <typename A>
-__device__ inline A amount(const Problem& p, int64_t c, int64_t label) {
-  const A share = A(p.smoothing) / A(p.classes);
-  return A(weight_of(p, c)) * (c == label ? A(1) - A(p.smoothing) + share : share);
+__device__ inline A amount(const Problem& p, A q, int64_t c) {
+  return A(weight_of(p, c)) * (q * (A(1) - A(p.smoothing)) + A(p.smoothing) / A(p.classes));
 }
+
+// What the classes of a row add up to.
+template <typename A>
+struct Mixed {
+  A loss = 0, g = 0, power = 0, p = 0;
+
+  __device__ void add(A part, A q, const Terms<A>& t) {
+    loss += part == 0 ? A(0) : part * t.loss;
+    g += part == 0 ? A(0) : part * t.slope;
+    power += q * t.power;
+    p += q * t.p;
+  }
+};
 
 // Terms of class c of a row whose sums are known: `below` is the sum of exp(z - top) over all classes but class `best`.
 template <typename A>
@@ -184,7 +203,7 @@ __device__ inline Terms<A> terms_of(A shift, A below, bool is_best, A gamma) {
 
 // d loss / d z of class c: p (all - g) - g q, all being the sum of the classes' g.
 template <typename A>
-__device__ inline A smoothed_slope(const Terms<A>& t, A g, A all) {
+__device__ inline A mixed_slope(const Terms<A>& t, A g, A all) {
   return t.p * (all - g) - g * t.q;
 }
 

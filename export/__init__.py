@@ -96,9 +96,9 @@ def onnx(
     Raises:
         As :func:`program`; UsageError also for an opset that cannot be written.
     """
-    from zoo.export import onnx_fp32
+    from zoo.export import _onnx
 
-    chosen = onnx_fp32.check_opset(opset, target_ort)
+    chosen = _onnx.check_opset(opset, target_ort)
     return program(model, path, fmt="onnx", precision=precision, external_data=external_data, opset=chosen, **options)
 
 

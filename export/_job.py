@@ -132,9 +132,9 @@ class Job:
     @cached_property
     def exact(self) -> ModelProto:
         """The float32 ONNX graph."""
-        from zoo.export import onnx_fp32
+        from zoo.export import _onnx
 
-        return onnx_fp32.trace(self.exported, opset=self.opset)
+        return _onnx.trace(self.exported, opset=self.opset)
 
 
 def of_run(run: Run, images: int) -> Subject:

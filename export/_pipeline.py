@@ -18,7 +18,7 @@ from onnx import ModelProto
 from zoo import files
 from zoo.console import print_line
 from zoo.errors import BusyError, DisagreeError, UsageError
-from zoo.export import Receipt, _accuracy, _cases, _explain, _graph, _job, _parity, onnx_fp32
+from zoo.export import Receipt, _accuracy, _cases, _explain, _graph, _job, _onnx, _parity
 from zoo.export._job import Job, Subject
 from zoo.spec import TargetSpec
 
@@ -146,7 +146,7 @@ def _published(target: Any, made: Any, out: Path, facts: dict[str, str], force: 
     return [out, *(out.with_suffix(part.suffix) for part in parts[1:])]
 
 
-def job_of(subject: Subject, preprocess: str, *, softmax: bool, opset: int = onnx_fp32.OPSET, **options: Any) -> Job:
+def job_of(subject: Subject, preprocess: str, *, softmax: bool, opset: int = _onnx.OPSET, **options: Any) -> Job:
     """A job; UsageError for a kind of preprocessing that there is not, or that the subject's images do not allow."""
     from zoo.errors import did_you_mean
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from zoo.export import _external, _graph, onnx_fp32
+from zoo.export import _external, _graph, _onnx
 
 METHODS = ("minmax", "percentile", "entropy")
 COUNTS = (64, 256, 512)
@@ -90,7 +90,7 @@ def calibrated(graph: ModelProto, images: np.ndarray, *, method: str = "minmax")
 
 
 def quantise(graph: ModelProto, ranges: Ranges, nodes: Sequence[str] | None = None) -> ModelProto:
-    """A float32 graph of :func:`onnx_fp32.trace` with ``nodes`` (default: all of the model's) in 8 bits.
+    """A float32 graph of :func:`_onnx.trace` with ``nodes`` (default: all of the model's) in 8 bits.
 
     Preprocessing stays in float32.
     """
@@ -105,7 +105,7 @@ def quantise(graph: ModelProto, ranges: Ranges, nodes: Sequence[str] | None = No
         quantiser.quantize_model()
         quantiser.model.topological_sort()  # which its own writer to a file does
     made: ModelProto = quantiser.model.model
-    onnx_fp32.clean(made)
+    _onnx.clean(made)
     del made.graph.value_info[:]
     return made
 

@@ -36,7 +36,7 @@ def make(job: Job) -> ModelProto:
 
 
 def convert(graph: ModelProto) -> ModelProto:
-    """A float32 graph of :func:`onnx_fp32.trace` with the model's nodes in float16.
+    """A float32 graph of :func:`_onnx.trace` with the model's nodes in float16.
 
     Raises:
         DisagreeError: a weight is larger than float16 can hold.

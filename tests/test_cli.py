@@ -88,7 +88,7 @@ FAULTS = [
     ("serve needs no fallback", "bench --serve --allow-cpu-fallback", 2, ["--serve", "leave out --devices and --allow-cpu-fallback"]),
     ("misspelt model", "bench resnet33", 2, ["no run or model 'resnet33'", "resnet32", "zoo models"]),
     ("not a run folder", "report empty", 4, ["not a run folder"]),
-    ("mixup with focal", "train demo mixup=0.2", 2, ["mixup", "cross_entropy"]),
+    ("mixup with sigmoid focal", "train demo mixup=0.2 loss.name=sigmoid_focal", 2, ["mixup", "cross_entropy"]),
     ("bare gamma", "train demo gamma=2", 2, ["'gamma'", "--focal-gamma", "--lr-gamma"]),
     ("bare gamma option", "train demo --gamma 2", 2, ["--focal-gamma", "--lr-gamma"]),
     ("weights of wrong length", "train demo class_weights=given loss.given_weights=[1,2]", 2, ["2 numbers", "10 classes"]),

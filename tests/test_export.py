@@ -22,7 +22,7 @@ from zoo import run as engine
 from zoo.data._pixels import square
 from zoo.data.synthetic import CLASSES, make
 from zoo.errors import BusyError, DataError, DisagreeError, DiskError, FileError, UsageError
-from zoo.export import _graph, _parity, _session, _shortcut, onnx_fp32
+from zoo.export import _graph, _onnx, _parity, _session, _shortcut
 from zoo.run import Run
 from zoo.spec import DataSet, Split
 from zoo.training import build
@@ -154,8 +154,8 @@ def test_a_shortcut_without_parameters_is_a_convolution(tmp_path: Path) -> None:
     """The values are the same to the bit; one who reads the sliced values elsewhere, or other padding, is left alone."""
     model = engine.create_model("resnet20").eval()
     exported = _graph.Exported(model, MEAN, STD, size=32, stored=32, preprocess="none")
-    plain = onnx_fp32.written(exported)
-    made = onnx_fp32.trace(exported)
+    plain = _onnx.written(exported)
+    made = _onnx.trace(exported)
     kinds = [[node.op_type for node in graph.graph.node] for graph in (plain, made)]
     assert (kinds[0].count("Slice"), kinds[0].count("Pad")) == (4, 2)
     assert not {"Slice", "Pad"} & set(kinds[1])
@@ -208,7 +208,7 @@ def test_what_a_killed_export_left_goes(run: Run) -> None:
 
 
 def test_a_place_that_takes_no_file_is_told_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_fp32, "trace", None)
+    monkeypatch.setattr(_onnx, "trace", None)
     (run.path / "mine").write_bytes(b"")
     with pytest.raises(DiskError, match=r"cannot write \(.*mine/model.onnx, Not a directory\); choose another --out"):
         zoo.export.onnx(run, run.path / "mine" / "model.onnx")
@@ -252,14 +252,14 @@ def test_train_mode_is_not_exported(run: Run) -> None:
 
 def refuses(run: Run, monkeypatch: pytest.MonkeyPatch, change: Any) -> str:
     """The error of an export whose graph is changed; nothing may be left."""
-    traced = onnx_fp32.trace
+    traced = _onnx.trace
 
     def planted(*args: Any, **named: Any) -> onnx.ModelProto:
         graph = traced(*args, **named)
         change(graph)
         return graph
 
-    monkeypatch.setattr(onnx_fp32, "trace", planted)
+    monkeypatch.setattr(_onnx, "trace", planted)
     old = run.path / "model.onnx"
     old.write_bytes(b"mine")
     with pytest.raises(DisagreeError) as caught:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import zoo.export
 from zoo import predictor
 from zoo.errors import DisagreeError, UsageError
-from zoo.export import _job, _verify, onnx_fp32
+from zoo.export import _job, _onnx, _verify, onnx_fp32
 
 pytest.importorskip("onnxruntime")
 
@@ -126,7 +126,7 @@ def test_a_run_has_its_own(tmp_path: Path) -> None:
 
 
 def test_the_error_names_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    traced = onnx_fp32.trace
+    traced = _onnx.trace
 
     def planted(*args: Any, **named: Any) -> onnx.ModelProto:
         graph = traced(*args, **named)
@@ -134,6 +134,6 @@ def test_the_error_names_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
         return graph
 
-    monkeypatch.setattr(onnx_fp32, "trace", planted)
+    monkeypatch.setattr(_onnx, "trace", planted)
     with pytest.raises(DisagreeError, match=r"first node that differs: conv2/\w+ \(Conv\)"):
         zoo.export.onnx(Tiny(), tmp_path / "x.onnx", input=(3, 32, 32))

@@ -11,6 +11,7 @@ import torch
 from test_export import CLASSES, Tiny, run_of
 
 from zoo import recipe, tensor_files
+from zoo.cli.export import command
 from zoo.errors import BusyError, FileError, UsageError
 from zoo.export import _hub, _session, _triton
 from zoo.run import Run
@@ -97,3 +98,18 @@ def test_hub(run: Run, tmp_path: Path) -> None:
 def test_hub_of_a_run_without_weights(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="no weights in the run"):
         _hub.write(run_of(Tiny(), tmp_path), tmp_path / "hub")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--web", "a", "--hub", "b"], "--out, --web, --triton and --hub name different places"),
+        (["--format", "pt2", "--triton", "a"], "--triton takes an ONNX file .format pt2."),
+        (["--format", "pt2", "--opset", "20"], "--opset, --target-ort and --external-data are for ONNX"),
+        (["--fastest", "--precision", "int8"], "--fastest chooses format, precision and file name itself"),
+        (["--fastest", "--web", "a"], "--fastest chooses format, precision and file name itself"),
+    ],
+)
+def test_options_that_exclude_each_other(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        command.main(words, standalone_mode=False)

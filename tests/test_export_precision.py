@@ -16,7 +16,7 @@ from test_export import AwayRun, Tiny, facts, run_of
 import zoo.export
 from zoo import tensor_files
 from zoo.errors import DataError, DisagreeError, FileError, UsageError
-from zoo.export import _accuracy, _graph, _session, onnx_fp16, onnx_fp32
+from zoo.export import _accuracy, _graph, _onnx, _session, onnx_fp16
 from zoo.run import Run
 from zoo.training import freezing
 
@@ -150,7 +150,7 @@ def test_unknown_precision(run: Run) -> None:
     ("version", "opset"), [("1.14", 18), ("1.15.1", 18), ("1.16.3", 19), ("1.17", 20), ("1.23", 20), ("2.0", 20)]
 )
 def test_target_runtime_chooses_the_opset(version: str, opset: int) -> None:
-    assert onnx_fp32.check_opset(None, version) == opset
+    assert _onnx.check_opset(None, version) == opset
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_target_runtime_chooses_the_opset(version: str, opset: int) -> None:
 )
 def test_target_runtime_refused(version: str, opset: int | None, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        onnx_fp32.check_opset(opset, version)
+        _onnx.check_opset(opset, version)
 
 
 def test_frozen_tensors_are_checked_again(run: Run) -> None:
@@ -185,7 +185,7 @@ def test_frozen_tensors_are_checked_again(run: Run) -> None:
 def test_fp16_model_only(run: Run) -> None:
     """Shape arithmetic and resizing in front of the model are left alone."""
     exported = _graph.Exported(run.model, run.mean, run.std, size=32, stored=32, preprocess="full")
-    graph = onnx_fp32.trace(exported)
+    graph = _onnx.trace(exported)
     made = onnx_fp16.convert(graph)
     before, after = ([node.op_type for node in each.graph.node] for each in (graph, made))
     assert len(after) == len(before) + 2

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import zoo.export
 from zoo.errors import DisagreeError
-from zoo.export import _choose, _graph, _quantise, _repair, onnx_fp32
+from zoo.export import _choose, _graph, _onnx, _quantise, _repair
 from zoo.export._job import of_module
 from zoo.export._pipeline import job_of
 
@@ -48,13 +48,13 @@ class Outlier(nn.Module):
 @pytest.fixture(scope="module")
 def graph() -> onnx.ModelProto:
     module = Outlier().eval()
-    return onnx_fp32.trace(_graph.Exported(module, (0, 0, 0), (1, 1, 1), size=4, stored=4, preprocess="none"))
+    return _onnx.trace(_graph.Exported(module, (0, 0, 0), (1, 1, 1), size=4, stored=4, preprocess="none"))
 
 
 @pytest.fixture
 def known(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What to export: images whose second channel decides the class."""
-    monkeypatch.setattr(onnx_fp32, "trace", lambda *_, **__: graph)
+    monkeypatch.setattr(_onnx, "trace", lambda *_, **__: graph)
     monkeypatch.setattr(_quantise, "METHODS", ("minmax",))
     monkeypatch.setattr(_quantise, "COUNTS", (64,))
     rng = np.random.default_rng(0)

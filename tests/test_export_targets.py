@@ -15,7 +15,7 @@ from test_export import Tiny, run_of
 import zoo.export
 from zoo import registry
 from zoo.errors import DisagreeError
-from zoo.export import _graph, _quantise, onnx_fp32
+from zoo.export import _graph, _onnx, _quantise
 from zoo.run import Run
 
 pytest.importorskip("onnxruntime")
@@ -44,7 +44,7 @@ def traced() -> dict[str, Any]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, traced: dict[str, Any]) -> None:
     """One calibration, and one trace for each way of preprocessing."""
-    trace = onnx_fp32.trace
+    trace = _onnx.trace
 
     def kept(model: _graph.Exported, **options: Any) -> Any:
         if model.preprocess not in traced:
@@ -53,7 +53,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, traced: dict[str, Any]) -> None:
         graph.CopyFrom(traced[model.preprocess])
         return graph
 
-    monkeypatch.setattr(onnx_fp32, "trace", kept)
+    monkeypatch.setattr(_onnx, "trace", kept)
     monkeypatch.setattr(_quantise, "METHODS", ("minmax",))
     monkeypatch.setattr(_quantise, "COUNTS", (64,))
 

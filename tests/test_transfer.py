@@ -140,7 +140,7 @@ def test_features_follow_the_view_of_an_epoch(donor: Path) -> None:
     made, _ = session_of(frozen(donor, "data.augment=['flip']", "data.views=3"))
     given = torch.arange(3.0)[:, None, None].expand(3, len(made.batches.index), 1)
     batches = features.replace(made.batches, features=given)
-    assert [float(next(batches.epoch(epoch))[0][0, 0]) for epoch in range(5)] == [0, 1, 2, 0, 1]
+    assert [float(next(batches.epoch(epoch)).inputs[0, 0]) for epoch in range(5)] == [0, 1, 2, 0, 1]
 
 
 def session_of(recipe: recipes.Recipe) -> tuple[Any, list[str]]:

@@ -18,7 +18,7 @@ from test_export import STD, AwayRun, Tiny, facts, run_of
 import zoo.export
 from zoo.cli.verify import command
 from zoo.errors import DisagreeError, FileError, ZooError
-from zoo.export import _verify, _wire, onnx_fp32
+from zoo.export import _onnx, _verify, _wire
 from zoo.run import Run
 from zoo.training import freezing
 
@@ -76,7 +76,7 @@ def test_a_wrong_normalisation_with_right_digests(exported: tuple[Path, Run], tm
     scale = next(each for each in model.graph.initializer if each.name == "scale")
     wrong = np.array([1 / s for s in STD[::-1]], np.float32).reshape(1, 3, 1, 1)
     scale.CopyFrom(onnx.numpy_helper.from_array(wrong, "scale"))
-    onnx_fp32.save(model, tmp_path / "x.onnx", facts(path))
+    _onnx.save(model, tmp_path / "x.onnx", facts(path))
     checks = _verify.verify(tmp_path / "x.onnx", run=run)
     assert states(checks)["weights and graph"] == "ok"
     assert next((c.name, c.code) for c in checks if c.code) == ("parity with PyTorch", 8)
@@ -92,7 +92,7 @@ def test_frozen_tensors_are_those_of_the_run(exported: tuple[Path, Run], tmp_pat
     path, run = exported
     digest = freezing.frozen_digest(run.model, ["conv1.weight", "bn.running_mean"])
     for claim, code in ((digest, 0), (digest | {"conv1.weight": "0" * 64}, 8), (digest | {"gone.weight": "0" * 64}, 8)):
-        onnx_fp32.save(onnx.load(path), tmp_path / "x.onnx", facts(path) | {"frozen_sha256": json.dumps(claim)})
+        _onnx.save(onnx.load(path), tmp_path / "x.onnx", facts(path) | {"frozen_sha256": json.dumps(claim)})
         checks = {check.name: check for check in _verify.verify(tmp_path / "x.onnx", run=run)}
         assert checks["frozen tensors"].code == code
         assert checks["receipt"].code == 0
@@ -149,14 +149,14 @@ def test_accuracy_is_measured_where_the_runs_recipe_says(tmp_path: Path, monkeyp
     ("key", "value"), [("parity", "3"), ("parity", '{"n": 0}'), ("test", '{"n": "many"}'), ("test", "["), ("recipe", "[[")]
 )
 def test_a_receipt_with_wrong_facts_and_right_digests(exported: tuple[Path, Run], tmp_path: Path, key: str, value: str) -> None:
-    onnx_fp32.save(onnx.load(exported[0]), tmp_path / "x.onnx", facts(exported[0]) | {key: value})
+    _onnx.save(onnx.load(exported[0]), tmp_path / "x.onnx", facts(exported[0]) | {key: value})
     with pytest.raises(ZooError):
         _verify.verify(tmp_path / "x.onnx")
 
 
 def test_no_receipt(exported: tuple[Path, Run], tmp_path: Path) -> None:
     model = onnx.load(exported[0])
-    onnx_fp32.save(model, tmp_path / "x.onnx", {"classes": "[]"})
+    _onnx.save(model, tmp_path / "x.onnx", {"classes": "[]"})
     with pytest.raises(FileError, match="no zoo metadata in the model"):
         _verify.verify(tmp_path / "x.onnx")
 

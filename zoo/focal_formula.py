@@ -174,7 +174,7 @@ def differentiable(
     z = torch.where(rows.right[:, None], z, 0)  # no derivative passes where a NaN of an ignored row might
     w = z.new_ones(z.shape[1]) if weight is None else weight.to(z.dtype)
     a = w * smoothed(rows.q, label_smoothing)
-    log_p, log_q = _logarithms(z)
+    log_p, log_q = logarithms(z)
     power = torch.ones_like(log_q) if gamma == 0 else (gamma * log_q).exp()
     nothing = (a == 0) & ~torch.isfinite(log_p)  # 0 times infinity
     term = -(a * power * torch.where(nothing, 0, log_p)).sum(1)
@@ -185,7 +185,7 @@ def differentiable(
     return reduced.to(dtype), seen.detach().to(dtype), mean_power.detach().to(dtype)
 
 
-def _logarithms(z: Tensor) -> tuple[Tensor, Tensor]:
+def logarithms(z: Tensor) -> tuple[Tensor, Tensor]:
     """log p and log (1 - p) of each class of z (M, C), with their derivatives.
 
     With b the logarithm of the other classes' sum over the largest class's: log p = log sigmoid(-b) and log (1 - p) =

@@ -25,7 +25,17 @@ from torch.autograd import forward_ad
 from zoo.focal_arguments import DTYPES, LABELS, REDUCTIONS, Call, Target, prepare
 from zoo.focal_formula import check_labels, differentiable, formula, shapes
 
-__all__ = ["DTYPES", "LABELS", "REDUCTIONS", "WithStats", "focal_loss", "focal_loss_with_stats", "kernel", "raise_wrong_label"]
+__all__ = [
+    "DTYPES",
+    "LABELS",
+    "REDUCTIONS",
+    "Target",
+    "WithStats",
+    "focal_loss",
+    "focal_loss_with_stats",
+    "kernel",
+    "raise_wrong_label",
+]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 

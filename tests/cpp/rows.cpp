@@ -1,5 +1,6 @@
 // `rows SET`: the kernel of one instruction set against the row formula in long double, on buffers with no byte to spare, so
 // that a sanitizer sees a read or write beyond. Exit 77 where this CPU lacks the set.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -118,6 +119,45 @@ void check(int64_t n, int64_t classes, double gamma, float spread, bool weighted
   }
 }
 
+// Several classes with a share: shares in memory, two labels, label smoothing; long rows go through the buffers in parts.
+void check_mixed(int64_t n, int64_t classes, double gamma, float spread, int kind, uint32_t seed) {
+  std::mt19937 draw(seed);
+  std::uniform_real_distribution<float> uniform(-spread, spread);
+  const std::unique_ptr<float[]> logits(new float[size_t(n * classes)]), grad(new float[size_t(n * classes)]), shares(new float[size_t(n * classes)]), share(new float[size_t(n)]);
+  const std::unique_ptr<int64_t[]> target(new int64_t[size_t(n)]), other(new int64_t[size_t(n)]);
+  for (int64_t i = 0; i < n * classes; ++i) logits[size_t(i)] = uniform(draw), shares[size_t(i)] = draw() % 3 ? 0 : float(draw() % 64) / 64;
+  for (int64_t r = 0; r < n; ++r) target[size_t(r)] = int64_t(draw() % uint32_t(classes)), other[size_t(r)] = int64_t(draw() % uint32_t(classes)), share[size_t(r)] = float(draw() % 5) / 4;
+  zoo::Problem problem;
+  problem.logits = logits.get(); problem.n = n; problem.classes = classes; problem.stride_n = classes; problem.gamma = gamma;
+  problem.grad = grad.get(); problem.grad_n = classes; problem.reduction = zoo::Reduction::sum;
+  problem.smoothing = kind == 2 || seed % 2 ? 0.125 : 0;
+  if (kind == 0) problem.shares = shares.get(), problem.shares_n = classes;
+  else problem.target = target.get();
+  if (kind == 1) problem.other = other.get(), problem.share = share.get();
+  const long before = allocations;
+  const zoo::Result result = zoo::focal_loss(problem, nullptr);
+  EXPECT(allocations == before, "%ld allocations in one call", allocations - before);
+  long double loss = 0;
+  for (int64_t r = 0; r < n; ++r) {
+    std::vector<long double> want(static_cast<size_t>(classes), 0);
+    long double largest = 0;
+    for (int64_t c = 0; c < classes; ++c) {
+      long double q = kind == 0 ? shares[size_t(r * classes + c)] : kind == 1 ? 0 : c == target[size_t(r)];
+      if (kind == 1) q += (c == target[size_t(r)] ? share[size_t(r)] : 0) + (c == other[size_t(r)] ? 1 - share[size_t(r)] : 0);
+      q = q * (1 - problem.smoothing) + problem.smoothing / (long double)classes;
+      if (q == 0) continue;
+      const True one = truth(logits.get() + r * classes, classes, c, gamma, 1);
+      loss += q * one.loss;
+      for (int64_t j = 0; j < classes; ++j) want[size_t(j)] += q * one.grad[size_t(j)];
+    }
+    for (const long double each : want) largest = std::max(largest, std::fabs(each));
+    for (int64_t c = 0; c < classes; ++c)
+      EXPECT(std::fabs(grad[size_t(r * classes + c)] - want[size_t(c)]) <= 2e-5L * std::fabs(want[size_t(c)]) + 1e-6L * largest + 1e-30L, "mixed %d of %ld x %ld, gamma %g, spread %g: grad[%ld, %ld] = %g, not %Lg",
+             kind, long(n), long(classes), gamma, spread, long(r), long(c), grad[size_t(r * classes + c)], want[size_t(c)]);
+  }
+  EXPECT(std::fabs(result.loss - loss) <= 1e-5L * std::fabs(loss) + 1e-30L, "mixed %d of %ld x %ld, gamma %g, spread %g: loss %g, not %Lg", kind, long(n), long(classes), gamma, spread, result.loss, loss);
+}
+
 }  // namespace
 
 int main(int count, char** words) {
@@ -133,6 +173,11 @@ int main(int count, char** words) {
     for (const double gamma : {0.0, 0.5, 1.0, 2.0, 3.3})
       for (const float spread : {3.0f, 29.0f, 44.0f, 80.0f, 1e4f})
         for (const int64_t n : {1, 5, 16, 67}) check(n, classes, gamma, spread, seed % 2 == 0, seed), ++seed;
+  for (const int64_t classes : {1, 2, 10, 16, 17, 100, 257})
+    for (const double gamma : {0.0, 0.5, 2.0, 3.3})
+      for (const float spread : {3.0f, 60.0f, 3e4f})
+        for (const int kind : {0, 1, 2}) check_mixed(5, classes, gamma, spread, kind, seed), ++seed;
+  for (const int kind : {0, 1, 2}) check_mixed(1, 5000, 2.0, 3.0f, kind, seed), ++seed;
   std::printf("%s: %u problems, %d failures\n", set, seed, failures);
   return failures != 0;
 }

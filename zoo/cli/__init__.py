@@ -13,6 +13,15 @@ import click
 import zoo
 from zoo.errors import did_you_mean
 
+SECTIONS = {
+    "Start": ("demo", "doctor"),
+    "Train": ("train", "sweep", "reproduce"),
+    "Look": ("eval", "predict", "report", "analyze"),
+    "Ship": ("export", "verify", "bench"),
+    "List": ("models", "data", "losses", "recipes"),
+}
+"""Commands in the order of a user's work; those in none come last."""
+
 
 class Commands(click.Group):
     """The files of this folder; a command's file is imported when the command is asked for."""
@@ -28,13 +37,22 @@ class Commands(click.Group):
             raise click.UsageError(f"no command {cmd_name!r}{did_you_mean(cmd_name, known)}; list them with: zoo --help", ctx)
         return import_module(f"zoo.cli.{cmd_name}").command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands by :data:`SECTIONS`."""
+        left = {name: command for name in self.list_commands(ctx) if (command := self.get_command(ctx, name))}
+        sections = {title: [name for name in names if name in left] for title, names in SECTIONS.items()}
+        sections["Other"] = [name for name in left if not any(name in names for names in SECTIONS.values())]
+        for title, names in sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, left[name].get_short_help_str(formatter.width - 18)) for name in names])
+
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(zoo.__version__, "--version", prog_name="zoo")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("--trust", is_flag=True, help="Run model code that came with someone else's run.")
 def cli(debug: bool, trust: bool) -> None:
-    """Train image classifiers on imbalanced data, export them to ONNX with proof, benchmark them honestly.
+    """Train image classifiers on imbalanced data, export them to verified ONNX files, benchmark them.
 
     \b
     zoo demo                          everything once, on built-in images, in a few minutes

@@ -15,8 +15,8 @@ class RecipeCommand(click.Command):
     The command's function gets them as keyword arguments such as ``optim__lr`` for ``optim.lr``, None where not given.
     """
 
-    settings: tuple[str, ...] = ()
-    """Dotted keys in the order of the help; ``loss.*`` stands for the options of the losses."""
+    settings: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
+    """Dotted keys by section of the help, in its order; ``loss.*`` stands for the options of the losses."""
     types: dict[str, click.ParamType] = {}  # noqa: RUF012
     """Types that complete names, by key."""
     made = False
@@ -35,10 +35,27 @@ class RecipeCommand(click.Command):
 
         declared = recipe.options()
         keys: list[str] = []
-        for key in self.settings:
+        for key in (key for section in self.settings.values() for key in section):
             own = key == "loss.*"
             keys += [each for each in declared if each.startswith("loss.") and not recipe.is_field(each)] if own else [key]
         return [_option(key, declared[key], self.types.get(key)) for key in keys if "list" not in declared[key].type]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options in sections: those of ``settings``, then the command's own."""
+        options = (param for param in self.get_params(ctx) if isinstance(param, click.Option))
+        left = {option.name: record for option in options if (record := option.get_help_record(ctx))}
+        for title, keys in self.settings.items():
+            names = [name for key in keys for name in left if name and _stands_for(key, name)]
+            with formatter.section(title):
+                formatter.write_dl([left.pop(name) for name in dict.fromkeys(names)])
+        with formatter.section("Output"):
+            formatter.write_dl(list(left.values()))
+
+
+def _stands_for(key: str, name: str) -> bool:
+    """Whether the option ``name`` sets ``key``, or one of the losses' options where it is ``loss.*``."""
+    own = name.startswith("loss__") and name not in ("loss__name", "loss__class_weights", "loss__beta", "loss__drw_epoch")
+    return own if key == "loss.*" else name == key.replace(".", "__")
 
 
 def _option(key: str, declared: Any, kind: click.ParamType | None) -> click.Option:

@@ -64,6 +64,8 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad
         raise UsageError(f"--{place} takes an ONNX file (format {fmt}); leave --format out")
     if fmt != "onnx" and any(only_onnx.values()):
         raise UsageError(f"--opset, --target-ort and --external-data are for ONNX (format {fmt}); leave them out")
+    if fastest:
+        _check_fastest(fmt, chosen or out, options, only_onnx)
     folder = run_folders.find(run)
     console.print_line(f"run      {folder}")
     import zoo.export
@@ -74,7 +76,6 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad
     machine.use_threads()
     loaded = load(folder, skip_bad=skip_bad)
     if fastest:
-        _check_fastest(fmt, chosen or out, options, only_onnx)
         receipt = _fastest(loaded, options, as_json=as_json)
     elif chosen:
         receipt = _placed(place, loaded, chosen, only_onnx | options)

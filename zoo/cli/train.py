@@ -12,13 +12,17 @@ from zoo.cli._shared import Name, headline, recipe_names, registered, start, thr
 
 
 class _Train(RecipeCommand):
-    settings = (
-        *("data.name", "data.dir", "data.skip_bad", "data.val", "data.imbalance"),
-        *("loss.name", "loss.class_weights", "loss.beta", "loss.drw_epoch", "loss.*", "sampler.name"),
-        *("epochs", "batch_size", "optim.name", "optim.lr", "optim.lr_head", "optim.layer_decay", "optim.weight_decay"),
-        *("schedule.name", "schedule.warmup", "schedule.lr_gamma", "seed", "weights", "freeze", "allow_random_frozen"),
-        *("precision", "device", "select_on", "deterministic", "compile", "allow_empty_class", "save_every", "on_full"),
-    )
+    settings = {  # noqa: RUF012
+        "Data": ("data.name", "data.dir", "data.skip_bad", "data.val", "data.imbalance", "allow_empty_class"),
+        "Model": ("weights", "freeze", "allow_random_frozen"),
+        "Loss and sampling": (*("loss.name", "loss.class_weights", "loss.beta", "loss.drw_epoch", "sampler.name", "loss.*"),),
+        "Optimisation": (
+            *("epochs", "batch_size", "optim.name", "optim.lr", "optim.lr_head", "optim.layer_decay", "optim.weight_decay"),
+            *("schedule.name", "schedule.warmup", "schedule.lr_gamma", "select_on", "seed"),
+        ),
+        "Hardware": ("device", "precision", "compile", "deterministic"),
+        "Saving": ("save_every", "on_full"),
+    }
     types = {"data.name": Name(registered("data")), "loss.name": Name(registered("losses"))}  # noqa: RUF012
 
 
@@ -27,9 +31,9 @@ class _Train(RecipeCommand):
 @click.argument("settings", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: runs/<name made from the settings>).")
 @threads
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the latest run.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out, or the latest run.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
-@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and what may surprise in it, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its warnings, then stop.")
 def command(
     what: str | None, settings: tuple[str, ...], out: Path | None, resume: bool, force: bool, dry_run: bool, **flags: Any
 ) -> None:

@@ -14,6 +14,9 @@ class DynamicFocal(nn.Module):
 
     Without s the focal loss, and so its gradient, shrinks as the model learns. E is the mean over the rows of the epoch that
     ends, each at the step that saw it, from the pass that makes the loss. ``max_scale`` caps s, 0 leaves it free.
+
+    A target of shares q, from mixup or cutmix, gives the focal loss of a distribution (see :func:`zoo.ops.focal_loss`), and E the
+    mean of sum_c q_c (1 - p_c)^gamma: what scales the loss of a blend is the blend of what scales its labels' losses.
     """
 
     weight: Tensor | None
@@ -93,6 +96,7 @@ SPECS = {
             "rescale_every": Option("int", 5, "epochs between two updates of the scale", ge=1, le=1_000_000),
             "max_scale": Option("float", 0.0, "largest scale, 0 for no limit", ge=0, le=1e6),
         },
+        soft=True,
         fused=True,
     ),
 }

@@ -17,6 +17,10 @@ class FocalLoss(nn.Module):
 
     ``weight`` (C,) is a tensor, an array or a list of numbers, e.g. :func:`zoo.effective_weights` of the class counts.
 
+    With shares q of the classes for a target, as mixup and cutmix make them, l = -sum_c w_c q_c (1 - p_c)^gamma log p_c (Mukhoti
+    et al. 2020): it is linear in q, so that a blend of two samples has the blend of the losses that each label would have
+    (Zhang et al. 2018, the loss of mixup).
+
     Example:
         >>> loss = FocalLoss(gamma=2.0)
         >>> round(loss(torch.zeros(1, 2), torch.tensor([0])).item(), 4)  # 0.5^2 log 2
@@ -44,10 +48,10 @@ class FocalLoss(nn.Module):
         self.reduction = reduction
         self.scale = scale
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, target: ops.Target) -> Tensor:
         return ops.focal_loss(logits, target, **self._options())
 
-    def with_stats(self, logits: Tensor, target: Tensor) -> ops.WithStats:
+    def with_stats(self, logits: Tensor, target: ops.Target) -> ops.WithStats:
         """The loss, p_t of each row and the mean modulating factor."""
         return ops.focal_loss_with_stats(logits, target, **self._options())
 
@@ -84,6 +88,7 @@ SPECS = {
             "focal_gamma": Option("float", 2.0, "exponent of the modulating factor (1 - p_t)", ge=0, le=100),
             "label_smoothing": Option("float", 0.0, "share of the target spread over all classes", ge=0, lt=1),
         },
+        soft=True,
         fused=True,
     ),
 }

@@ -13,7 +13,8 @@ from zoo.spec import LossSpec, Option
 class Hybrid(nn.Module):
     """alpha CE + (1 - alpha) focal over logits (N, C): both as the losses of those names are, reduction included.
 
-    With ``switch_epoch`` alpha is 1 until that many epochs are done.
+    With ``switch_epoch`` alpha is 1 until that many epochs are done. A target may be shares (N, C), from mixup or cutmix: both
+    parts are linear in the shares, and so is their sum.
     """
 
     weight: Tensor | None
@@ -80,6 +81,7 @@ SPECS = {
             "focal_gamma": GAMMA,
             "alpha": Option("float", 0.5, "share of cross entropy, the rest is the focal loss", ge=0, le=1),
         },
+        soft=True,
         fused=True,
     ),
     "ce_then_focal": LossSpec(
@@ -90,6 +92,7 @@ SPECS = {
             "focal_gamma": GAMMA,
             "switch_epoch": Option("int", 0, "epochs of cross entropy before the focal loss", ge=0, le=1_000_000),
         },
+        soft=True,
         fused=True,
     ),
 }

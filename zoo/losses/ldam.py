@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.focal_formula import logarithms
 from zoo.spec import LossSpec, Option
 
 
@@ -16,6 +17,10 @@ class Ldam(nn.Module):
 
     The paper writes CE(s (cos - m)) with s = 30 and a head that gives cosines. Here the logits (N, C) are s cos already, as
     the ``_cosine`` models give them, so that their softmax stays the model's probability.
+
+    A target of shares q (N, C), from mixup or cutmix, gives sum_c q_c l_c, l_c being the loss of label c with its own margin: the
+    blend of the labels' losses (Zhang et al. 2018). One softmax less sum_c q_c m_c would not be it: a margin belongs to the
+    question whether that class is told from the rest. Weights then divide by sum_c q_c w_c, which is w_y for one label.
     """
 
     weight: Tensor | None
@@ -32,9 +37,19 @@ class Ldam(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         wide = logits if logits.dtype == torch.float64 else logits.float()
+        if target.is_floating_point():
+            return self._blended(wide, target.to(wide.dtype))
         taken = F.one_hot(target, logits.shape[1]) * self.margin.to(wide.dtype)  # (N, C)
         weight = None if self.weight is None else self.weight.to(wide.dtype)
         return F.cross_entropy(wide - taken, target, weight)
+
+    def _blended(self, logits: Tensor, shares: Tensor) -> Tensor:
+        """The loss of ``shares`` (N, C): -log of e^(z_c - s m_c) over itself and the others' e^z, for each class c."""
+        log_p, log_rest = logarithms(logits)  # (N, C), both over the whole sum
+        own = log_p - self.margin.to(logits.dtype)
+        rows = torch.logaddexp(own, log_rest) - own
+        amount = shares if self.weight is None else shares * self.weight.to(logits.dtype)
+        return (amount * rows).sum() / amount.sum()
 
 
 def reference(
@@ -67,6 +82,7 @@ SPECS = {
             "margin_scale": Option("float", 30.0, "factor on the margins, the scale of the logits", gt=0, le=1e4),
         },
         counts=True,
+        soft=True,
         weighted_mean=True,
     ),
 }

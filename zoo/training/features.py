@@ -81,7 +81,7 @@ def _runner(runtime: str, model: nn.Module, head: str, batches: Batches, precisi
 
     if runtime == "torch":
         return eager
-    inputs = next(_in_order(batches).epoch(0))[0]
+    inputs = next(_in_order(batches).epoch(0)).inputs
     other = feature_runtimes.runner(runtime, model, head, inputs)
     print_line(f"freeze   {feature_runtimes.check(runtime, other(inputs), eager(inputs))}")
     return other

@@ -1,0 +1,151 @@
+"""ONNX graphs by torch's exporter, and how they are cleaned, saved and checked."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import ModelProto
+
+from zoo import files
+from zoo.errors import UsageError
+from zoo.export import _external, _session, _shortcut, _wire
+from zoo.export._graph import Exported
+
+OPSETS = range(18, 24)
+"""torch's exporter gives 18 for less, without a word; 23 is the newest that all torch versions zoo runs on can write."""
+
+
+OPSET = 20
+
+
+ORT_OPSETS = (((1, 14), 18), ((1, 16), 19), ((1, 17), 20), ((1, 18), 21), ((1, 21), 22), ((1, 23), 23))
+"""onnxruntime versions and the newest opset each runs; 1.15 lists 19 but lacks its Reshape (tried: 1.15 to 1.20)."""
+
+
+def check_opset(opset: int | None, target_ort: str | None = None) -> int:
+    """The opset to use: the one asked for, or the newest (up to the default) that onnxruntime ``target_ort`` reads.
+
+    Raises:
+        UsageError: outside the range, both given, or an onnxruntime that is too old or no version.
+    """
+    if opset is not None and target_ort:
+        raise UsageError(f"opset {opset} and target-ort {target_ort} both choose the operator set; give one of them")
+    if target_ort:
+        numbers = target_ort.split(".")
+        if len(numbers) < 2 or not all(part.isdecimal() for part in numbers):
+            raise UsageError(f"target-ort {target_ort[:20]!r} is no version; write it like 1.17")
+        version = (int(numbers[0]), int(numbers[1]))
+        fitting = [newest for since, newest in ORT_OPSETS if since <= version]
+        if not fitting:
+            first = ".".join(map(str, ORT_OPSETS[0][0]))
+            raise UsageError(
+                f"onnxruntime {target_ort} reads no opset from {OPSETS[0]} on; the oldest that can be served is {first}"
+            )
+        return min(OPSET, fitting[-1])
+    if opset is not None and opset not in OPSETS:
+        raise UsageError(f"opset {opset} is not supported; use one from {OPSETS[0]} to {OPSETS[-1]}")
+    return opset or OPSET
+
+
+def trace(model: Exported, *, opset: int = OPSET) -> ModelProto:
+    """The graph: input ``image``, output ``logits`` or ``probabilities``, first dimension ``batch``."""
+    return _shortcut.convolved(written(model, opset=opset))
+
+
+def written(model: Exported, *, opset: int = OPSET) -> ModelProto:
+    """:func:`trace` as torch writes it, the nodes being those of the model's code."""
+    example, free = model.example()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model, (example,), dynamo=True, opset_version=opset, external_data=False, optimize=True, verbose=False,
+            input_names=["image"], output_names=["probabilities" if model.softmax else "logits"], dynamic_shapes=free,
+        )  # fmt: skip
+    assert program is not None
+    graph = program.model_proto
+    _name_by_module(graph)
+    clean(graph)
+    return graph
+
+
+def _name_by_module(graph: ModelProto) -> None:
+    """Begin the names of the model's nodes with the PyTorch module that they come from: ``layer1.0.conv1/Conv_373``.
+
+    Weights tell it better than the exporter's scopes where there are some: a folded BatchNorm's scope is on the convolution.
+    """
+    weights = {each.name for each in graph.graph.initializer}
+    for node in graph.graph.node:
+        owners = [
+            name.removeprefix("model.").rpartition(".")[0]
+            for name in node.input
+            if name in weights and name.startswith("model.")
+        ]
+        scopes: list[str] = next(
+            (ast.literal_eval(each.value) for each in node.metadata_props if each.key.endswith("name_scopes")), []
+        )
+        inner = [str(scope).removeprefix("model.") for scope in scopes[:-1] if str(scope).startswith("model.")]
+        if owner := next(iter(owners), inner[-1] if inner else ""):
+            node.name = f"{owner}/{node.name.removeprefix('node_')}"
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before):
+            logger.setLevel(level)
+
+
+def clean(graph: ModelProto) -> None:
+    """Take out what the exporter leaves for its own debugging (stack traces with paths of this machine) and unused imports."""
+    inside = [*graph.graph.node, *graph.graph.value_info, *graph.graph.input, *graph.graph.output, *graph.graph.initializer]
+    for part in [graph, graph.graph, *inside, *graph.functions]:
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+    used = {node.domain for node in graph.graph.node} | {node.domain for each in graph.functions for node in each.node}
+    imports = [entry for entry in graph.opset_import if entry.domain in used]
+    del graph.opset_import[:]
+    graph.opset_import.extend(imports)
+    # the oldest format that has these operators, so that older runtimes read it; 8 came with opset 17
+    graph.ir_version = max(8, onnx.helper.find_min_ir_version_for(imports))
+
+
+def save(graph: ModelProto, path: Path, metadata: Mapping[str, str], *, external_data: bool = False) -> list[Path]:
+    """Publish a graph with these metadata_props, after onnx's full check and a first opening by onnxruntime.
+
+    Returns:
+        ``path`` and, if ``external_data`` is asked for or one file cannot hold the weights, the data file beside it. Its
+        checksum stands in the graph and so is part of ``content_sha256``.
+
+    Raises:
+        DiskError: a file cannot be written; both are then as they were.
+    """
+    import zoo
+
+    graph.producer_name, graph.producer_version = "zoo", zoo.__version__
+    del graph.metadata_props[:]
+    with _external.placed(graph, path, asked=external_data) as (made, beside):
+        content = _wire.content_sha256(memoryview(made.SerializeToString(deterministic=True)))
+        facts = dict(metadata) | {"content_sha256": content}
+        facts["receipt_sha256"] = _wire.receipt_sha256(facts)
+        onnx.helper.set_model_props(made, facts)
+        files.publish(path, lambda part: part.write_bytes(made.SerializeToString(deterministic=True)), _check)
+    return [path, *beside]
+
+
+def _check(path: Path) -> None:
+    onnx.checker.check_model(str(path), full_check=True)
+    _session.open_session(path)
