@@ -223,6 +223,8 @@ def _curves(runs: Sequence[Folder], names: Sequence[str]) -> Figure:
         axes.set_xlabel("epoch", fontsize=9)
         axes.xaxis.get_major_locator().set_params(integer=True)
         _draw.tidy(axes)
+    for axes in left:
+        _draw.spread_axis(axes, [row["loss"] for run in runs for row in run.held])
     figure.legend(loc="outside lower center", fontsize=8, frameon=False)
     figure.suptitle(f"{_common(runs)}: {len(runs)} runs", fontsize=10)
     return figure
