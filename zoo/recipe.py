@@ -371,7 +371,10 @@ def _known(written: Written, *, stored: bool = False) -> Written:
             continue
         if key.rpartition(".")[2] == "gamma":
             raise UsageError(f"{BARE_GAMMA}{written.place(key)}")
-        near = did_you_mean(key, known) or did_you_mean(key.rpartition(".")[2], [k.rpartition(".")[2] for k in known])
+        leaf = key.rpartition(".")[2]
+        elsewhere = [name for name in known if name.rpartition(".")[2] == leaf]
+        moved = f" (did you mean {', '.join(elsewhere[:3])}?)" if elsewhere else ""
+        near = moved or did_you_mean(key, known) or did_you_mean(leaf, known)
         raise UsageError(f"no setting {key!r}{written.place(key)}{near}; list them with: zoo recipes --keys")
     return written
 
