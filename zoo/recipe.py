@@ -48,9 +48,10 @@ class Data(msgspec.Struct, frozen=True):
     views: Annotated[
         int, about("augmented views of each image whose features are stored where all but the head is frozen", ge=0, le=1000)
     ] = 0
-    mean: Annotated[list[float], about("channel means of the images in [0, 1]; empty: as the weights were trained")] = (
-        msgspec.field(default_factory=list)
-    )
+    mean: Annotated[
+        list[Annotated[float, msgspec.Meta(ge=0, le=1)]],
+        about("channel means of the images in [0, 1]; empty: as the weights were trained"),
+    ] = msgspec.field(default_factory=list)
     std: Annotated[
         list[Annotated[float, msgspec.Meta(gt=0, le=HUGE)]], about("channel standard deviations that belong to mean")
     ] = msgspec.field(default_factory=list)
