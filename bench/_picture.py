@@ -1,4 +1,4 @@
-"""The benchmarks' pictures: one colour and marker a contender, the same in all of them, told apart also without colour."""
+"""The benchmarks' pictures: one colour and marker per contender, the same in all of them, distinguishable without colour."""
 
 from __future__ import annotations
 

@@ -226,7 +226,7 @@ def _errors(contender: Contender, case: Case, true: tuple[Tensor, Tensor]) -> tu
     if contender.name == OWN and not max(errors) <= TOLERANCE[case.dtype]:
         raise DisagreeError(
             f"zoo's focal loss is off ({tuple(leaf.shape)} {case.dtype}, loss {errors[0]:.1e}, gradient {errors[1]:.1e}, allowed"
-            f" {TOLERANCE[case.dtype]:.0e}); nothing written. Build it again: make build"
+            f" {TOLERANCE[case.dtype]:.0e}); no results written. Build it again: make build"
         )
     return errors
 

@@ -176,7 +176,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def classes(folders: Sequence[Path], reported: recipes.Reported) -> Table | None:
-    """A line a class: the mean of our runs beside what was reported; None where nothing was reported of the classes."""
+    """One line per class: the mean of our runs beside what was reported; None where nothing was reported of the classes."""
     ours: dict[str, list[float]] = {}
     for folder in folders:
         for row in csv_files.read(folder / "per_class.csv"):

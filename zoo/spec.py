@@ -140,7 +140,7 @@ class Split:
     images: ImageArray
     targets: np.ndarray
     files: Sequence[str]
-    """One name a sample, for messages: a path or ``train[17]``."""
+    """One name per sample, for messages: a path or ``train[17]``."""
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -142,7 +142,7 @@ def _crossing(gap: Tensor, rate: Tensor) -> float:
 def _windows(
     images: Tensor, outside: float, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, **_: Any
 ) -> Tensor:
-    """Windows of a max pooling, (N, elements, windows * C), what lies outside of the image being ``outside``."""
+    """Windows of a max pooling, (N, elements, windows * C), positions outside the image being ``outside``."""
     import torch.nn.functional as F
 
     high, wide = padding if isinstance(padding, tuple) else (padding, padding)

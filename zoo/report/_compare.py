@@ -235,7 +235,7 @@ def _common(runs: Sequence[Folder]) -> str:
 
 
 def _bars(runs: Sequence[Folder], names: Sequence[str]) -> Figure:
-    """Accuracy of each class, a bar a method, the mean over its seeds; the classes that differ most where there are too many."""
+    """Accuracy of each class, one bar per method, the mean over its seeds; the classes that differ most where there are too many."""
     method = _methods.numbers(runs)
     groups = [[run for run, number in zip(runs, method) if number == each] for each in range(max(method) + 1)]
     several = len(groups) < len(runs)

@@ -224,7 +224,7 @@ def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarra
     if empty and not recipe.allow_empty_class:
         raise DataError(
             f"{len(empty)} classes have no training image ({data.name}, {', '.join(empty[:3])}); "
-            "lower the imbalance, remove them, or go on with --allow-empty-class"
+            "lower the imbalance, remove them, or use --allow-empty-class"
         )
     if empty:
         print_line(f"warning  {len(empty)} classes have no training image and won't be learned ({', '.join(empty[:3])})")

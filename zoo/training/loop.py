@@ -1,7 +1,7 @@
 """The training loop: model, loss, batches and optimizer in; totals of an epoch out.
 
 Sample order, augmentation and dropout are functions of (seed, epoch, sample) and (seed, step), so a run that stops after
-any step goes on with the same bits.
+any step continues with the same bits.
 """
 
 from __future__ import annotations
