@@ -229,7 +229,7 @@ def test_cuda_rows(tmp_path: Path) -> None:
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
 def test_serve_measures_every_setup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "s.csv"
-    assert cli.run(["bench", "cnn_small", "--serve", "--quick", "--threads", "2", "--seconds", "6", "--out", str(path)]) == 0
+    assert cli.run(["bench", "cnn_small", "--serve", "--quick", "--threads", "2", "--seconds", "30", "--out", str(path)]) == 0
     rows = _timing.read_csv(path)
     found = {(row["mode"], row["workers"], row["threads"]) for row in rows}
     assert found == {
