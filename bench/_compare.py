@@ -16,7 +16,7 @@ from zoo.errors import FileError
 KEYS = ("model", "contender", "mode", "workers", "device", "batch", "threads", "precision")
 """Columns by which rows of the two files belong together, those of them that both have."""
 KINDS = ("base", "workers", "steps")
-"""Columns by which ``zoo bench``, ``--serve`` and ``training`` are told apart: equal names mean other things there."""
+"""Columns by which ``zoo bench``, ``--serve`` and ``training`` are distinguished: equal names mean other things there."""
 FIGURES = ("images_per_s", "low", "high")
 
 

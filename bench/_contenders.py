@@ -26,7 +26,7 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Ready:
-    """A contender set up for one batch: ``call`` takes it where it lies in host memory and ends with the answer there."""
+    """A contender set up for one batch: ``call`` takes it from host memory and ends with the answer there."""
 
     call: Call
     resident: Call | None = None

@@ -49,7 +49,7 @@ def rows(folder: Path, facts: Mapping[str, Any], reported: recipe.Reported) -> l
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A line an epoch, the mean over the seeds of one recipe beside what was reported."""
+    """One line per epoch, the mean over the seeds of one recipe beside what was reported."""
     shown = [name for name in COLUMNS if rows[0][name] != ""]
     columns = ["epoch", *(head for name in shown for head in (f">{SHORT[name]}", ">reported"))]
     cells = []

@@ -104,7 +104,7 @@ def open_session(path: Path, provider: str, device: torch.device, threads: int, 
 
 
 def _opened(path: Path, options: Any, providers: list[Any]) -> Any:
-    """A session whose failure is raised: by default onnxruntime prints it to stdout and goes on with the CPU."""
+    """A session whose failure is raised: by default onnxruntime prints it to stdout and falls back to the CPU."""
     import onnxruntime
 
     return onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)

@@ -1,15 +1,18 @@
-"""The benchmarks' pictures: one colour and marker a contender, the same in all of them, told apart also without colour."""
+"""The benchmarks' pictures: one colour and marker per contender, the same in all of them, distinguishable without colour."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from zoo.files import publish
 
 # Okabe and Ito's palette, safe for the common colour blindnesses (Wong 2011, Nature Methods 8:441)
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK, GREY = (
@@ -93,23 +96,25 @@ def draw(path: Path, title: str, note: str, lines: Sequence[Line]) -> None:
 
 
 def draw_accuracy(path: Path, title: str, note: str, lines: Sequence[Line]) -> None:
-    """Accuracy with its interval against the latency of the smallest batch measured, a point a contender."""
-    figure = Figure(figsize=(8, 4.2 + 0.17 * max(0, len(lines) // 3 - 2)), dpi=_DPI, layout="constrained")
-    axes = figure.subplots()
+    """Latency of the smallest batch and accuracy with its interval, one row per contender, the fastest on top."""
     smallest = min(min(line.columns["batch"]) for line in lines)
-    for line in lines:
-        at = list(line.columns["batch"]).index(smallest)
-        latency = line.columns["median_ms"][at]
-        share, low, high = (100 * line.columns[key][at] for key in ("accuracy", "accuracy_low", "accuracy_high"))
+    at = [list(line.columns["batch"]).index(smallest) for line in lines]
+    rows = sorted(zip(lines, at, strict=True), key=lambda row: row[0].columns["median_ms"][row[1]])
+    figure = Figure(figsize=(8, 1.6 + 0.28 * len(rows)), dpi=_DPI, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for y, (line, n) in enumerate(rows):
         look = style(line.name) | {"linestyle": "", "markersize": 7}
-        axes.errorbar(
-            [latency], [share], [[share - low], [high - share]], label=line.name, elinewidth=1, capsize=2,
-            markerfacecolor="white" if line.noisy[at] else look["color"], **look,
-        )  # fmt: skip
-    axes.set_xscale("log")
-    plain_ticks(axes.xaxis, axes.get_xlim())
-    axes.set_xlabel(f"median latency at batch {smallest:g}, ms; further left is better")
-    axes.set_ylabel("test accuracy, % (bar: 95 % interval)")
+        look["markerfacecolor"] = "white" if line.noisy[n] else look["color"]
+        median, late = line.columns["median_ms"][n], line.columns["p95_ms"][n]
+        left.errorbar([median], [y], xerr=[[0], [max(late - median, 0)]], elinewidth=1, capsize=2, **look)
+        share, low, high = (100 * line.columns[key][n] for key in ("accuracy", "accuracy_low", "accuracy_high"))
+        right.errorbar([share], [y], xerr=[[share - low], [high - share]], elinewidth=1, capsize=2, **look)
+    left.set_xscale("log")
+    plain_ticks(left.xaxis, left.get_xlim())
+    left.set_yticks(range(len(rows)), [line.name for line, _ in rows])
+    left.set_ylim(len(rows) - 0.5, -0.5)
+    left.set_xlabel(f"median latency at batch {smallest:g}, ms (bar: to the 95th percentile)", fontsize=9)
+    right.set_xlabel("test accuracy, % (bar: 95 % interval)", fontsize=9)
     finish(figure, path, title, note + _mark(lines))
 
 
@@ -165,7 +170,7 @@ def plain_ticks(axis: Any, limits: tuple[float, float]) -> None:
 
 
 def finish(figure: Figure, path: Path, title: str, note: str) -> None:
-    """Title, legend below, grid and plain numbers on the axes; write a PNG."""
+    """Title, legend below, grid and plain numbers on the axes; write the format of the suffix."""
     for axes in figure.axes:
         axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -177,8 +182,22 @@ def finish(figure: Figure, path: Path, title: str, note: str) -> None:
         axes.tick_params(which="minor", labelsize=7)
     figure.suptitle(title, fontsize=11)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False, title=note, title_fontsize=8)
-    figure.savefig(path, format="png", facecolor="white")
+    if handles:
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False, title=note, title_fontsize=8
+        )
+    else:
+        figure.text(0.5, -0.02, note, ha="center", va="top", fontsize=8)
+    empty = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    with mpl.rc_context({"svg.hashsalt": "zoo"}):  # the same numbers give the same bytes
+        figure.savefig(path, facecolor="white", metadata=empty, bbox_inches=None if handles else "tight")
+
+
+def publish_both(path: Path, draw: Callable[[Path], object]) -> Path:
+    """Publish what ``draw(temporary)`` draws as a PNG at ``path`` and as an SVG beside it; the path of the PNG."""
+    for each in (path.with_suffix(".svg"), path):
+        publish(each, draw)
+    return path
 
 
 def _hollow(axes: Any, x: Sequence[float], y: Sequence[float], noisy: Sequence[bool], look: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""onnxruntime and OpenVINO as contenders: set as fast as they honestly go, each choice measured and told in the row."""
+"""onnxruntime and OpenVINO as contenders: set as fast as they honestly go, each choice measured and named in the row."""
 
 from __future__ import annotations
 

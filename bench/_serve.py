@@ -26,7 +26,6 @@ from zoo.bench import _budget, _memory, _picture, _show, _subjects, _timing, _wo
 from zoo.bench._budget import Budget
 from zoo.errors import FileError
 from zoo.export import _guard, _session
-from zoo.files import publish
 
 MODES = ("processes", "threads")
 ROUNDS, QUICK_ROUNDS = 10, 3
@@ -75,7 +74,7 @@ def main(
             budget.places -= 1
     path = out or inference.default_out("serve", folders, [str(row["model"]) for row in rows])
     _timing.write_csv(path, rows)
-    publish(path.with_suffix(".png"), lambda temporary: figure(rows, temporary))
+    _picture.publish_both(path.with_suffix(".png"), lambda temporary: figure(rows, temporary))
     return path
 
 

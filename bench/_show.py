@@ -11,7 +11,6 @@ from rich.console import Group, RenderableType
 
 from zoo import tables
 from zoo.bench import _picture
-from zoo.files import publish
 
 Row = Mapping[str, Any]
 
@@ -116,8 +115,7 @@ def _drawn(path: Path, rows: Sequence[Row], draw: Callable[..., None]) -> Path:
     if len(devices) > 1:
         lines = [replace(line, name=f"{line.name} ({line.device})") for line in lines]
     note = f"{many(rows[0]['threads'], 'thread')}, torch {rows[0]['torch']}, onnxruntime {rows[0]['onnxruntime']}, {rows[0]['date']}"
-    publish(path, lambda temporary: draw(temporary, title, note, lines))
-    return path
+    return _picture.publish_both(path, lambda temporary: draw(temporary, title, note, lines))
 
 
 def _line(rows: Sequence[Row], name: str, device: str) -> _picture.Line | None:

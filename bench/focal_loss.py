@@ -27,7 +27,6 @@ from zoo.bench import _losses, _picture, _timing
 from zoo.bench._losses import BASE, COPY, EMPTY, OWN, OWN_KERNEL, Contender
 from zoo.console import print_line
 from zoo.errors import DisagreeError
-from zoo.files import publish
 from zoo.training.loop import DTYPES
 
 SIZES = (
@@ -82,7 +81,7 @@ def main(
     finally:
         torch.set_num_threads(before)
     _timing.write_csv(out, rows)
-    publish(out.with_suffix(".png"), lambda temporary: figure(rows, temporary))
+    _picture.publish_both(out.with_suffix(".png"), lambda temporary: figure(rows, temporary))
     return out
 
 
@@ -227,7 +226,7 @@ def _errors(contender: Contender, case: Case, true: tuple[Tensor, Tensor]) -> tu
     if contender.name == OWN and not max(errors) <= TOLERANCE[case.dtype]:
         raise DisagreeError(
             f"zoo's focal loss is off ({tuple(leaf.shape)} {case.dtype}, loss {errors[0]:.1e}, gradient {errors[1]:.1e}, allowed"
-            f" {TOLERANCE[case.dtype]:.0e}); nothing written. Build it again: make build"
+            f" {TOLERANCE[case.dtype]:.0e}); no results written. Build it again: make build"
         )
     return errors
 
@@ -281,26 +280,31 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def figure(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Time of forward and backward against N x C, few classes and many apart, log-log, with the copy as dashed line.
+    """Time per logit of forward and backward against N x C, few and many classes in panels, with the copy as dashed line.
 
-    The kernels of lesser instruction sets stay in the table: they would only crowd the picture.
+    Time per logit spans fewer decades than time, so that close contenders stay apart; later lines are thinner, so that
+    a covered one shows. Kernels of lesser instruction sets are in the table only.
     """
     most, dtype = max(int(row["threads"]) for row in rows), rows[0]["dtype"]
     shown = [row for row in rows if (int(row["threads"]), row["dtype"], row["pass"]) == (most, dtype, "forward+backward")]
     shown = [row for row in shown if not row["contender"].startswith(f"{OWN_KERNEL} ")]
-    panels = {"up to 32 classes": (1, 32), "up to 256": (33, 256), "more": (257, 1 << 62)}
+    panels = {"up to 32 classes": (1, 32), "33 to 256 classes": (33, 256), "over 256 classes": (257, 1 << 62)}
     panels = {title: span for title, span in panels.items() if any(span[0] <= int(row["c"]) <= span[1] for row in shown)}
     chart = Figure(figsize=(8, 4.2), dpi=200, layout="constrained")
     for axes, (title, span) in zip(chart.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True):
         inside = [row for row in shown if span[0] <= int(row["c"]) <= span[1]]
-        for name in dict.fromkeys(row["contender"] for row in inside):
+        names = list(dict.fromkeys(row["contender"] for row in inside))
+        for number, name in enumerate(names):
             own = sorted((int(row["n"]) * int(row["c"]), float(row["median_us"])) for row in inside if row["contender"] == name)
-            axes.plot([size for size, _ in own], [time for _, time in own], label=name, **_picture.style(name))
+            look = _picture.style(name) | {"linewidth": 3.2 - 2 * number / len(names), "markerfacecolor": "none"}
+            axes.plot([size for size, _ in own], [1000 * time / size for size, time in own], label=name, **look)
         sizes = sorted({(int(row["n"]), int(row["c"])) for row in inside}, key=lambda size: size[0] * size[1])
         axes.set(title=title, xlabel="N x C", xscale="log", yscale="log")
         axes.set_xticks([n * c for n, c in sizes], [f"{n:,}\nx {c:,}" for n, c in sizes])
         axes.xaxis.set_minor_formatter(NullFormatter())
-    chart.axes[0].set_ylabel("microseconds")
+    chart.axes[0].set_ylabel("nanoseconds per logit")
+    least = min(1000 * float(row["median_us"]) / (int(row["n"]) * int(row["c"])) for row in shown if row["contender"] != EMPTY)
+    chart.axes[0].set_ylim(bottom=least / 2)  # an empty call costs next to nothing per logit
     place = rows[0]["device"] if rows[0]["device"] != "cpu" else rows[0]["cpu"]
     note = f"{most} threads, {rows[0]['kernel']}, torch {rows[0]['torch']}, {rows[0]['date']}; dashed: a copy of the same bytes"
     _picture.finish(chart, path, f"Focal loss, forward and backward, {dtype}, {place}", note)

@@ -405,7 +405,7 @@ def agreeing(
         if not worst <= each.tolerance:  # also when it is nan
             raise DisagreeError(
                 f"{each.name} and {contenders[0].name if each is not contenders[0] else 'the unoptimised graph'} disagree (batch "
-                f"{len(inputs)}, largest difference {worst:.2g}, allowed {each.tolerance:.2g}); nothing written. If the model "
+                f"{len(inputs)}, largest difference {worst:.2g}, allowed {each.tolerance:.2g}); no results written. If the model "
                 "changed, export again: zoo export --onnx --force"
             )
         found[each.name] = _Found(each, ready, spent, kept.get(each.name, 0.0) + peak, worst)
@@ -418,7 +418,7 @@ def _first(contender: Contender, inputs: Tensor) -> tuple[Ready, Tensor]:
     answer = _answer(ready)
     if ready.resident and not _difference(torch.as_tensor(ready.resident()).float().cpu(), answer) <= 1e-5:
         raise DisagreeError(
-            f"{contender.name} answers otherwise when its data stay on the GPU (batch {len(inputs)}); nothing written"
+            f"{contender.name} answers otherwise when its data stay on the GPU (batch {len(inputs)}); no results written"
         )
     return ready, answer
 

@@ -47,7 +47,7 @@ def main(
             apart = float(np.abs(call() - truth).max()) / max(1.0, float(np.abs(truth).max()))
             if not apart <= FP32_TOLERANCE:
                 raise DisagreeError(
-                    f"{name} answers otherwise than {BASE} ({model}, batch {batch}, {apart:.2g}); nothing written"
+                    f"{name} answers otherwise than {BASE} ({model}, batch {batch}, {apart:.2g}); no results written"
                 )
         samples = _timing.interleave(calls, seconds=seconds or (2.0 if quick else 40.0))
         for name, sample in samples.items():

@@ -17,6 +17,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from rich.table import Table
 from scipy import stats
 
@@ -175,7 +176,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def classes(folders: Sequence[Path], reported: recipes.Reported) -> Table | None:
-    """A line a class: the mean of our runs beside what was reported; None where nothing was reported of the classes."""
+    """One line per class: the mean of our runs beside what was reported; None where nothing was reported of the classes."""
     ours: dict[str, list[float]] = {}
     for folder in folders:
         for row in csv_files.read(folder / "per_class.csv"):
@@ -252,29 +253,38 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Test accuracy of each recipe, by :func:`panels`: a dot a seed, the mean with its 95 % interval, the best mean first."""
     titled = {title: [(name, group) for (name, _), group in _groups(part).items()] for title, part in panels(rows).items()}
     lines = [len(panel) for panel in titled.values()]
-    figure = _draw.canvas(0.5 + sum(0.34 * n + 1.0 for n in lines))
+    figure = _draw.canvas(0.9 + sum(0.34 * n + 1.0 for n in lines))
     every = figure.subplots(len(titled), 1, squeeze=False, height_ratios=[n + 2 for n in lines])[:, 0]
     for axes, (title, panel) in zip(every, titled.items()):
         panel.sort(key=lambda item: -statistics.mean(_shares(item[1])))
         seen: list[float] = []
         for at, (_, group) in enumerate(panel):
             seen += _line(axes, at, group)
-        axes.set_xlim(max(min(seen) - 2, 0), min(max(seen) + 2, 100))  # two seeds' bars would leave no room for the rest
+        axes.set_xlim(max(min(seen) - 1, 0), min(max(seen) + 1, 100))
         axes.set_yticks(range(len(panel)), [f"{shown(name, 48)}  n={len(group)}" for name, group in panel], fontsize=8)
         axes.set_ylim(len(panel) - 0.5, -0.5)
         axes.set_title(f"{title}, {int(panel[0][1][0]['n']):,} test images", fontsize=9)
         _draw.tidy(axes, "x")
     every[-1].set_xlabel("test accuracy (%)", fontsize=9)
-    figure.suptitle(
-        "Dot: a seed; diamond: the mean; square: what others reported\nbar: 95 % interval of the mean (t over n seeds; Wilson over images if n = 1)",
-        fontsize=10,
-    )
+    figure.suptitle("Test accuracy of recipes", fontsize=11)
+    note = "interval: 95 %, Student's t over n seeds, or Wilson over the test images if n = 1"
+    handles, labels = _legend()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False, title=note, title_fontsize=8)
     return figure
 
 
+def _legend() -> tuple[list[Line2D], list[str]]:
+    """What the marks of :func:`_line` mean."""
+    return [
+        Line2D([], [], marker="o", markersize=4, linestyle="", color=_draw.SKY),
+        Line2D([], [], marker="D", markersize=5, color=_draw.BLUE),
+        Line2D([], [], marker="s", markersize=6, linestyle="", markerfacecolor="none", color=_draw.ORANGE),
+    ], ["one seed", "mean and its interval", "reported by others"]
+
+
 def _line(axes: Axes, at: int, group: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Draw one recipe; what has to be seen of it, in per cent: its seeds, what was reported, the bar unless it is of two seeds."""
-    shares, (low, high) = _shares(group), _ends(group)
+    """Draw one recipe; what has to be seen of it, in per cent: its seeds, what was reported and the interval, which ends at 0 and 100."""
+    shares, (low, high) = _shares(group), (min(max(end, 0), 100) for end in _ends(group))
     axes.plot(shares, [at] * len(shares), "o", color=_draw.SKY, markersize=4)
     middle = statistics.mean(shares)
     whiskers = [[max(middle - low, 0)], [max(high - middle, 0)]]
@@ -282,7 +292,7 @@ def _line(axes: Axes, at: int, group: Sequence[Mapping[str, Any]]) -> list[float
     theirs = [100 * share] if (share := _theirs(group[0])) else []
     if theirs:
         axes.plot(theirs, [at], "s", markersize=6, markerfacecolor="none", color=_draw.ORANGE)
-    return [*shares, *theirs, *((low, high) if len(group) != 2 else ())]
+    return [*shares, *theirs, low, high]
 
 
 def _shares(group: Sequence[Mapping[str, Any]]) -> list[float]:

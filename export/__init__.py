@@ -23,7 +23,7 @@ class Receipt:
     bytes: int
     """Of all files."""
     files: tuple[str, ...]
-    """Their names: ``path`` first, then what lies beside it."""
+    """Their names: ``path`` first, then the files beside it."""
     format: str
     precision: str
     opset: int

@@ -24,7 +24,7 @@ MANY = 64
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images (N, stored, stored, 3) uint8 to compare on, what they are, and the run's data if it is here."""
+    """Images (N, stored, stored, 3) uint8 to compare on, what they are, and the run's data if it is available."""
 
     pixels: np.ndarray
     source: str
@@ -42,7 +42,7 @@ def pictures(run: Run, count: int) -> Pictures:
         data = run.dataset()
     except (DataError, UsageError):
         noise = np.random.default_rng(0).integers(0, 256, (min(count, 64), run.stored, run.stored, 3), np.uint8)
-        return Pictures(noise, "images: synthetic noise (the run's data is not here)", None)
+        return Pictures(noise, "images: synthetic noise (the run's data was not found)", None)
     return Pictures(np.asarray(spread(data.test, count).images), f"test images of {run.recipe.data.label}", data)
 
 

@@ -70,7 +70,7 @@ def open_session(
     wanted = PROVIDERS.get(kind)
     if wanted is None or wanted not in live:
         raise UsageError(f"onnxruntime has no device {device!r} (providers here: {', '.join(live)}); use --device cpu")
-    _open(onnxruntime, source, options, [PROVIDERS["cpu"]])  # a damaged file is told as one, not as a missing GPU
+    _open(onnxruntime, source, options, [PROVIDERS["cpu"]])  # a damaged file is reported as such, not as a missing GPU
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     where = {"device_id": int(number or 0), "use_tf32": 0}
     try:

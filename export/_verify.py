@@ -67,7 +67,7 @@ CLAIMS: dict[str, Any] = {"parity": ParityClaim, "test": TestClaim | None}
 def verify(
     path: Path, *, run: Run | None = None, data_dir: Path | None = None, max_memory: int = 0, timeout: float = 60.0
 ) -> list[Check]:
-    """Structure, digests, frozen tensors and parity with ``run`` if given, accuracy on the data if it is here.
+    """Structure, digests, frozen tensors and parity with ``run`` if given, accuracy on the data if it is available.
 
     The limits hold for a first run on noise in a child process. Parity and accuracy open the file in this process, without
     limits: a model that behaves otherwise on real images or larger batches is not stopped.
@@ -152,7 +152,7 @@ def _parity_checks(
 ) -> list[Check]:
     told = f"{claim['agree']:,}/{claim['n']:,} classes, max |difference| {claim['max_abs']:.1e}"
     if run is None:
-        return [Check("parity with PyTorch", "not run", told, "the run is not here; name it with --run")]
+        return [Check("parity with PyTorch", "not run", told, "the run was not found; name it with --run")]
     sha = _graph.weights_sha256(run.model)
     if sha != facts["weights_sha256"]:
         return [Check("weights of the run", "differs", facts["weights_sha256"][:12], f"{sha[:12]} in {run.path}", 8)]
@@ -188,7 +188,7 @@ def _accuracy_checks(
     try:
         data = own.dataset()
     except (DataError, UsageError) as error:
-        return [Check("accuracy", "not run", told, f"the data is not here ({str(error)[:60]}); name it with --data-dir")]
+        return [Check("accuracy", "not run", told, f"the data was not found ({str(error)[:60]}); name it with --data-dir")]
     if beside := _accuracy.of_run(own):
         told += f" ({beside})"
     if facts["data_sha256"] and data.digest != facts["data_sha256"]:
@@ -207,7 +207,7 @@ def _drop_checks(
     """What fp16 or int8 costs against float32 on the test images, ``hits`` being those that the file gets right."""
     told = f"{claim['drop']:+.2f} points from {100 * claim['fp32']['accuracy']:.2f} %"
     if run is None or _graph.weights_sha256(run.model) != facts["weights_sha256"]:
-        return [Check("drop from fp32", "not run", told, "the run is not here; name it with --run")]
+        return [Check("drop from fp32", "not run", told, "the run was not found; name it with --run")]
     exported = _graph.of_run(run, stored=frame.stored, preprocess=frame.preprocess, softmax=frame.softmax)
     now = _accuracy.compared(hits, _accuracy.hits(_cases.right(exported), test, "PyTorch float32"))
     found = f"{now['drop']:+.2f} points from {100 * now['fp32']['accuracy']:.2f} %"
@@ -216,7 +216,7 @@ def _drop_checks(
 
 
 def at_hand(path: Path, name: str | None) -> Run | None:
-    """The run that is named, or whose folder the file lies in, or None."""
+    """The run that is named, or in whose folder the file is, or None."""
     if name is None and not (path.parent / "recipe.toml").is_file():
         return None
     return engine.load(name if name is not None else path.parent)

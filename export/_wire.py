@@ -1,7 +1,7 @@
 """Read the outline of an ONNX file without any library: its tensors' external data and a digest of its content.
 
 Protocol buffers' wire format (fields of varint, 8 bytes, length and bytes, 4 bytes), as much of it as ONNX uses. No string is
-decoded but the few that are looked at, so that a file full of odd bytes is told as one.
+decoded but the few that are looked at, so that a file full of odd bytes is reported as such.
 """
 
 from __future__ import annotations

@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
-from zoo import analyses, training
 from zoo import recipe as recipes
 from zoo import run as engine
+from zoo import training
 from zoo.analysis import conv_matrix, dead_relu, local_affine, shape_bias
 from zoo.analysis.conv_matrix import Shape
-from zoo.cli import analyze, cli
+from zoo.cli import _shared, cli
 from zoo.errors import UsageError
 from zoo.report import _analysis
 from zoo.spec import DataSet, Split
@@ -85,13 +85,13 @@ def test_what_a_tool_cannot_look_into_is_told(monkeypatch: pytest.MonkeyPatch) -
     model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2), nn.GELU())
     run = engine.Run(Path("r"), model, recipes.Recipe(model="curved"), ("a", "b"), (3, 32, 32), (0.5,) * 3, (0.5,) * 3, [], {})
     with pytest.raises(UsageError, match=r"no ReLU.*\(curved\); name a run whose model has ReLUs"):
-        analyses.dead_relu(run)
+        dead_relu.of_run(run)
     with pytest.raises(UsageError, match=r"two classes.*\(4 test images of one\); take more"):
-        analyses.shape_bias(run)
+        shape_bias.of_run(run)
 
 
 def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
-    analyze._echo({"kink": math.inf, "bias": [math.nan, 1.0]})
+    _shared.echo_json({"kink": math.inf, "bias": [math.nan, 1.0]})
     assert capsys.readouterr().out == '{"kink": null, "bias": [null, 1.0]}\n'
 
 

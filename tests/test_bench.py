@@ -113,7 +113,7 @@ def contender(name: str, answer: torch.Tensor, precision: str = "fp32") -> _cont
 
 def test_unequal_answers_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_runtimes, "of_onnxruntime", lambda *_, **__: [contender("onnxruntime cpu", torch.zeros(1, 10))])
-    with pytest.raises(DisagreeError, match=r"onnxruntime cpu and pytorch eager disagree \(batch 1, .*nothing written"):
+    with pytest.raises(DisagreeError, match=r"onnxruntime cpu and pytorch eager disagree \(batch 1, .*no results written"):
         inference.main(True, "cnn_small", out=tmp_path / "x.csv", batches=[1], seconds=0.01)
     assert not list(tmp_path.iterdir())
 
@@ -142,7 +142,7 @@ def test_run_with_its_own_file(small_run: Path, tmp_path: Path, preprocess: str)
         assert int(row["images"]) > 0
     assert rows["onnxruntime cpu"]["accuracy"] == rows["pytorch eager"]["accuracy"]
     with Image.open(folder / "bench_accuracy.png") as picture:
-        assert picture.size[0] == 1600
+        assert 1560 <= picture.size[0] <= 1680, "the width of a README, twice for fine screens"
 
 
 @pytest.mark.parametrize(("preprocess", "beside"), [("none", True), ("full", True), ("normalize", False)])

@@ -69,6 +69,8 @@ def test_recipes_are_grouped_over_seeds_in_table_and_picture() -> None:
     assert cells[3] == ["58.3 to 83.7", "74.0 to 76.0", "59.0 to 61.0"], "t over two seeds by hand: 71 ± 12.706"
     axes = recipes_bench.picture(rows).axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["focal  n=1", "ce  n=2"]
+    left, right = axes.get_xlim()
+    assert left < 58.3 and right > 83.7, "the interval of two seeds is inside the axis"
     assert recipes_bench.picture(rows[-1:]).axes[0].get_yticklabels()[0].get_text() == "peeked (CHOSEN ON TEST)  n=1"
     assert "10,000 test images" in axes.get_title()
     theirs = [line for line in axes.lines if line.get_marker() == "s"]

@@ -63,7 +63,7 @@ FAULTS = [
     ("unknown key on the line", "train demo optim.lrr=1", 2, ["optim.lrr", "optim.lr"]),
     ("duplicate key", "train twice.toml", 2, ["twice.toml", "lines 1 and 2"]),
     ("text for a number", "train text.toml", 2, ["optim.lr = 'abc'", "line 2", "expected float"]),
-    ("a YAML file", "train recipe.yaml", 2, ["no model 'recipe.yaml'"]),
+    ("a key in the wrong table", "train recipe.yaml", 2, ["no setting 'lr'", "recipe.yaml, line 1", "did you mean optim.lr"]),
     ("missing file", "train nowhere.toml", 2, ["nowhere.toml", "zoo recipes"]),
     ("batch 0", "train demo --batch-size 0", 2, ["batch_size = 0", ">= 1"]),
     ("negative epochs", "train demo --epochs -1", 2, ["epochs = -1", ">= 1"]),
@@ -95,7 +95,7 @@ FAULTS = [
     ("class without samples", "train demo imbalance=exp:0.0001", 3, ["no training image"]),
     ("drw past the end", "train demo epochs=5 --drw-epoch 5", 2, ["drw_epoch = 5", "5 epochs"]),
     ("drw past the end, dry", "train demo epochs=5 --drw-epoch 5 --dry-run", 2, ["drw_epoch = 5", "5 epochs"]),
-    ("unknown sampler", "train demo --sampler focl", 2, ["sampler.name = 'focl'", "focal", "class_balanced"]),
+    ("unknown sampler", "train demo --sampler focl", 2, ["--sampler", "'focl'", "focal", "class_balanced"]),
 ]  # fmt: skip
 
 

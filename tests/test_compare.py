@@ -220,3 +220,15 @@ def test_the_command_prints_what_the_page_begins_with(
     alone = shutil.copytree(seeds[0], tmp_path / "alone")
     (alone / "result.json").write_text('{"accuracy": 0.5}')
     assert json.loads(CliRunner().invoke(cli, ["report", str(alone), "--json"]).stdout) == {"accuracy": 0.5}
+
+
+def test_one_large_loss_does_not_flatten_the_others() -> None:
+    from matplotlib.figure import Figure
+
+    scales = []
+    for values in ([2.3, 1.9, 1.5, 1.2], [40.0, 1.9, 1.5, 1.2], [1.0, float("nan"), 0.9, 0.0]):
+        axes = Figure().subplots()
+        axes.plot(values)
+        _draw.spread_axis(axes, values)
+        scales.append(axes.get_yscale())
+    assert scales == ["linear", "log", "linear"]

@@ -122,7 +122,9 @@ def test_each_stage_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> Non
     """A minute of silence looks like a hang: each piece of work is named before it begins."""
     zoo.export.onnx(run, precision="fp16", max_drop=100)
     nothing, told = capsys.readouterr()
-    assert [line.split()[0] for line in told.splitlines()] == ["trace", "parity", "accuracy", "accuracy", "check"]
+    topics = [line.split()[0] for line in told.splitlines()]
+    topics = [topic for topic in topics if topic != "warning"]  # the speed of fp16 here, which decides of one, varies
+    assert topics == ["trace", "parity", "accuracy", "accuracy", "check"]
     assert "parity   64 images and 12 saturated, constant or other ones, at batch 1, 2, 7 and 64\n" in told
     assert "accuracy fp16 on 64 test images\naccuracy fp32 on 64 test images\n" in told
     assert nothing == ""

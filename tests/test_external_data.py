@@ -113,7 +113,7 @@ def test_too_large_for_one_file(run: Run, precision: str, monkeypatch: pytest.Mo
 def test_a_wrong_node_of_a_large_model_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_external, "LIMIT", 1000)
     text = refuses(run, monkeypatch, lambda graph: scale_initializer(graph, "model.linear.weight", 1.01))
-    assert "first node that differs: node_linear (Gemm)" in text
+    assert "first node that differs: linear/linear (Gemm)" in text
 
 
 def test_replacing(run: Run) -> None:
@@ -167,7 +167,7 @@ def test_killed_between_the_two(run: Run) -> None:
     first = zoo.export.onnx(run, external_data=True)
     before = answer(first.path)
     assert subprocess.run([sys.executable, "-c", KILLED, str(first.path)], check=False).returncode == 9
-    assert len(names(run.path)) == 3
+    assert len([name for name in names(run.path) if name != ".zoo.lock"]) == 3  # the killed process leaves its lock file
     np.testing.assert_array_equal(answer(first.path), before)
     _guard.check(first.path)
     assert zoo.export.onnx(run, external_data=True, force=True).files == first.files

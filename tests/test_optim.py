@@ -54,7 +54,7 @@ def test_rates_are_those_of_torch(options: dict[str, Any], scheduler: Any, per_e
     assert rates(**options) == pytest.approx(torch_rates(scheduler, per_epoch), rel=1e-9)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "step", "multistep", "cosine", "onecycle"])
+@pytest.mark.parametrize("schedule", ["constant", "step", "multistep", "cosine", "onecycle", "plateau"])
 def test_warm_up_is_linear_and_reaches_the_peak(schedule: str) -> None:
     found = rates(name=schedule, warmup=2.0)
     ramp = 2 * STEPS
@@ -67,6 +67,23 @@ def test_warm_up_is_linear_and_reaches_the_peak(schedule: str) -> None:
 def test_onecycle_falls_to_zero_in_a_straight_line() -> None:
     found = rates(name="onecycle", warmup=2.0)[2 * STEPS :]
     assert found == pytest.approx([0.5 * (1 - i / len(found)) for i in range(len(found))])
+
+
+def test_plateau_is_the_one_of_torch_and_continues_from_its_state() -> None:
+    scores = [0.1, 0.3, 0.2, 0.3, 0.25, 0.31, 0.3, 0.3, 0.3, 0.3]
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=1, threshold=0.0)
+    made, found, wanted = optim.Plateau(0.5, 1), [], []
+    for score in scores:
+        made.update(score)
+        state = made.state_dict()
+        made = optim.Plateau(0.5, 1)
+        made.load_state_dict(state)
+        reference.step(score)
+        found.append(made.factor)
+        wanted.append(optimizer.param_groups[0]["lr"])
+    assert found == wanted
+    assert found[-1] == 0.125
 
 
 def test_catalogue_steps_that_never_come() -> None:
@@ -104,7 +121,7 @@ def test_everything_decays_unless_told() -> None:
 def test_make_lowers_the_loss(name: str) -> None:
     model, _ = net()
     optimizer = optim.make(
-        model, optim.Hyperparameters(name=name, lr=RATES.get(name, 0.01), weight_decay=1e-4), head="classifier"
+        model, optim.Hyperparameters(name=name, lr=RATES.get(name, 0.01), weight_decay=1e-4), head=("classifier",)
     )
     inputs, targets = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
     losses = []
@@ -213,7 +230,7 @@ def test_freeze_refuses(name: str, selector: str, says: str) -> None:
 
 
 def test_a_head_called_fc_is_not_the_role_fc() -> None:
-    spec = ModelSpec(build=lambda classes: nn.Module(), input=(3, 8, 8), params=0, paper="", head="fc")
+    spec = ModelSpec(build=lambda classes: nn.Module(), input=(3, 8, 8), params=0, macs=0, paper="", head="fc", data=())
     model = nn.Sequential()
     model.add_module("conv", nn.Conv2d(3, 3, 1))
     model.add_module("fc", nn.Linear(3, 2))

@@ -73,8 +73,9 @@ FAULTS = [
     ("syntax", "zoo.models", "SPECS = {", "never closed"),
     ("no table", "zoo.models", "x = 1\n", "has no SPECS"),
     ("missing", "zoo.losses", None, "module broken_file is not there"),
-    ("name taken", "zoo.models", "SPECS = {'resnet20': ModelSpec(input=(3, 32, 32), params=1, paper='', head='fc')}", "'resnet20' is defined in resnet_cifar"),
-    ("not literal", "zoo.models", "SPECS = {'mine': ModelSpec(input=size(), params=1, paper='', head='fc')}", "'mine' does not give input as literals"),
+    ("name taken", "zoo.models", "SPECS = {'resnet20': ModelSpec(input=(3, 32, 32), params=1, macs=1, paper='', head='fc', data=())}", "'resnet20' is defined in resnet_cifar"),
+    ("not literal", "zoo.models", "SPECS = {'mine': ModelSpec(input=size(), params=1, macs=1, paper='', head='fc', data=())}", "'mine' does not give input as literals"),
+    ("not counted", "zoo.models", "SPECS = {'mine': ModelSpec(input=(3, 32, 32), params=1, paper='', head='fc')}", "'mine' does not give macs, data as literals"),
     ("options", "zoo.losses", "SPECS = {'mine': LossSpec(paper='', options=made())}", "does not give its options as literals"),
     ("bytes", "zoo.data", "\x00", "null bytes"),
 ]  # fmt: skip
@@ -92,7 +93,7 @@ def test_a_broken_plug_in_is_one_warning_with_its_name(tmp_path: Path, group: st
 
 
 def test_a_plug_in_that_fails_when_imported_is_a_line(tmp_path: Path) -> None:
-    text = "SPECS = {'mine': ModelSpec(input=(3, 32, 32), params=1, paper='', head='fc')}\nraise OSError('no licence')\n"
+    text = "SPECS = {'mine': ModelSpec(input=(3, 32, 32), params=1, macs=1, paper='', head='fc', data=())}\nraise OSError('no licence')\n"
     broken(tmp_path / "site", "brokenpkg", "zoo.models", "broken_file", text.replace("SPECS", "ModelSpec = dict\nSPECS", 1))
     ran = zoo_command("train", "mine", "data=synthetic", cwd=tmp_path, PYTHONPATH=path(tmp_path / "site"))
     assert ran.returncode == 2

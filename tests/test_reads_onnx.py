@@ -57,6 +57,7 @@ def test_batches_that_a_file_does_not_take(tmp_path: Path) -> None:
     assert {row["batch"] for row in _timing.read_csv(tmp_path / "x.csv")} == {"4"}
 
 
+@pytest.mark.slow  # a time on the clock: not for machines that others use
 @pytest.mark.parametrize("code", [0, 2])
 def test_seconds_are_those_of_the_whole_command(
     code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

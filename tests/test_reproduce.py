@@ -31,7 +31,9 @@ def leave(folder: Path, recipe: Recipe, *, finished: bool = True, accuracy: floa
     (folder / "last" / "state-1").touch()
     env = {"precision": "fp32", "threads": 1, "lint": ["a warning"]} | dict.fromkeys(_timing.ENVIRONMENT, "")
     (folder / "env.json").write_text(json.dumps(env))
-    (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "split": "train", "images_per_s": 100.0}) + "\n")
+    (folder / "metrics.jsonl").write_text(
+        json.dumps({"epoch": 1, "split": "train", "loss": 1.0, "accuracy": 0.5, "images_per_s": 100.0}) + "\n"
+    )
     rows = [f"{name},1000,{round(1000 * accuracy)},{accuracy},0.3,0.5" for name in CLASSES]
     (folder / "per_class.csv").write_text("\n".join(["class,n,correct,accuracy,low,high", *rows]) + "\n")
     if finished:
@@ -178,7 +180,7 @@ def test_the_course_of_a_loss_stands_beside_the_reported_one(trained: list[Any],
             {"epoch": n, "split": "train", "images_per_s": 1.0, "mean_factor": 0.5 + seed / 10, "focal_scale": n / 2}
             for n in range(1, 12)
         ]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps({"loss": 1.0, "accuracy": 0.5} | row) + "\n" for row in found))
     rows = bench.course_of(reproduce.finished("s3_dfl"))
     assert [(row["seed"], row["epoch"], row["focal_scale"], row["reported_focal_scale"]) for row in rows] == [
         (seed, epoch, epoch / 2, theirs) for seed in (0, 1) for epoch, theirs in ((5, 3.33), (10, 4.30), (11, ""))
@@ -189,7 +191,7 @@ def test_the_course_of_a_loss_stands_beside_the_reported_one(trained: list[Any],
     folder = run_folders.root() / "s3_fs-s0"
     leave(folder, recipes.resolve("s3_fs", {}))
     sampled = [{"epoch": n, "split": "train", "images_per_s": 1.0, "easy": n / 100, "hard": 0.5} for n in range(1, 7)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sampled))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"loss": 1.0, "accuracy": 0.5} | row) + "\n" for row in sampled))
     drawn = bench.course_of([folder])
     assert [(row["epoch"], row["easy"], row["reported_easy"]) for row in drawn] == [
         (4, 0.04, 0.092),

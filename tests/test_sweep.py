@@ -127,7 +127,7 @@ def test_two_machines_of_one_storage_share_a_grid(trainer: Trainer, tmp_path: Pa
     assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE"] * 2 + ["FAIL"] * 2, "each setting is one trial's"
     text = (tmp_path / "there" / "s" / "README.md").read_text()
     assert "test 55.00 (n = 1)" in text, "of a run that is on the other machine"
-    with pytest.raises(UsageError, match=r"another sweep is here .* axes differ"):
+    with pytest.raises(UsageError, match=r"the folder has another sweep .* axes differ"):
         search(tmp_path / "third" / "s", "loss.beta=0,0.5", seeds=1, storage=shared)
 
 
@@ -200,8 +200,8 @@ def test_a_search_leaves_out_what_another_process_trains(
     monkeypatch.setattr(sweep, "_alive", lambda holder: True)
     trainer.kill_at = 1
     with pytest.raises(SystemExit):
-        search(tmp_path / "s", "loss.rescale_every=lin:1:2", seeds=1, trials=1)
-    assert len(search(tmp_path / "s", "loss.rescale_every=lin:1:2", seeds=1, trials=4)) == 1
+        search(tmp_path / "s", "loss=dynamic_focal", "loss.rescale_every=lin:1:2", seeds=1, trials=1)
+    assert len(search(tmp_path / "s", "loss=dynamic_focal", "loss.rescale_every=lin:1:2", seeds=1, trials=4)) == 1
     assert len(list((tmp_path / "s").glob("rescale_every=*"))) == 1, "two values, of which one is with another process"
 
 
@@ -224,7 +224,7 @@ def test_what_cannot_be_swept(trainer: Trainer, tmp_path: Path) -> None:
         search(tmp_path / "s", "loss.beta=0,0.5", "data.val=0")
     assert not (tmp_path / "s").exists()
     search(tmp_path / "s", "loss.beta=0,0.5", seeds=1)
-    with pytest.raises(UsageError, match=r"another sweep is here .* axes differ"):
+    with pytest.raises(UsageError, match=r"the folder has another sweep .* axes differ"):
         search(tmp_path / "s", "loss.beta=0,0.6", seeds=1)
     with pytest.raises(UsageError, match=r"cannot open the storage"):
         search(tmp_path / "t", "loss.beta=0,0.5", storage="nonsense://x")

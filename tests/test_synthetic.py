@@ -34,7 +34,7 @@ def test_the_validation_split_follows_the_seed_and_the_pixels_do_not(made: DataS
 
 
 def test_synthetic_statistics(made: DataSet) -> None:
-    values = made.train.images / 255
+    values = np.asarray(made.train.images) / 255
     assert np.allclose(values.mean((0, 1, 2)), made.mean, atol=0.02)
     assert np.allclose(values.std((0, 1, 2)), made.std, atol=0.06)
 
@@ -51,9 +51,9 @@ def test_shape_and_texture_change_only_the_figure() -> None:
 
 def test_synthetic_is_beyond_a_linear_model(made: DataSet) -> None:
     """Ridge regression on the pixels: far below the 45 % that would make the set too easy."""
-    flat = made.train.images[:, ::2, ::2].reshape(6000, -1) / 255.0 - 0.5
+    flat = np.asarray(made.train.images)[:, ::2, ::2].reshape(6000, -1) / 255.0 - 0.5
     weights = np.linalg.solve(flat.T @ flat + 30 * np.eye(flat.shape[1]), flat.T @ np.eye(10)[made.train.targets])
-    test = made.test.images[:, ::2, ::2].reshape(1000, -1) / 255.0 - 0.5
+    test = np.asarray(made.test.images)[:, ::2, ::2].reshape(1000, -1) / 255.0 - 0.5
     assert ((test @ weights).argmax(1) == made.test.targets).mean() < 0.3
 
 

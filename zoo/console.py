@@ -53,12 +53,12 @@ def counted(items: Iterable[T], total: int, words: str, each: int = 1, quiet: fl
 
     An item is ``each`` of the ``total`` things that are counted, the last one perhaps fewer.
     """
-    began = told = time.monotonic()
+    began = printed = time.monotonic()
     for number, item in enumerate(items, 1):
         yield item
         now, done = time.monotonic(), min(number * each, total)
-        if now - told > quiet and done < total:
-            told = now
+        if now - printed > quiet and done < total:
+            printed = now
             print_line(f"{words} {done:,} of {total:,} · left {clock((now - began) / done * (total - done))}")
 
 
@@ -77,7 +77,7 @@ class Progress:
 
     def __init__(self, epochs: int, steps: int, images: int, held: str = "val") -> None:
         self.epochs, self.steps, self.images, self.held = epochs, steps, images, held
-        self.began = self.told = time.monotonic()
+        self.began = self.printed = time.monotonic()
         self.first: int | None = None
         self.at_epoch = (0, 0, self.began)
         self.val: float | None = None
@@ -109,13 +109,13 @@ class Progress:
             self.at_epoch = (epoch, at, now)
         if self.bar is not None:
             self.bar.update(self.task, completed=at, description=fit(self._parts(epoch, at, now, loss), self._room(BAR + 2)))
-        elif now - self.told >= QUIET_SECONDS:
-            self.told = now
+        elif now - self.printed >= QUIET_SECONDS:
+            self.printed = now
             print_line("train    " + fit(self._parts(epoch, at, now, loss), self._room()))
 
     def epoch(self, number: int, train: Mapping[str, Any], val: Mapping[str, Any] | None) -> None:
         """After an epoch: its line, from the rows of ``metrics.jsonl``."""
-        self.told = time.monotonic()
+        self.printed = time.monotonic()
         self.val = val["accuracy"] if val else None
         parts = [
             (0, f"epoch {number}/{self.epochs}"),

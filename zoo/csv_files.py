@@ -35,10 +35,10 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def records(text: str) -> list[dict[str, str]]:
-    """:func:`lines`, each by the names in the first; ValueError for one that has not as many cells."""
+    """:func:`lines`, each by the names in the first; ValueError for one with another number of cells."""
     head, *rest = lines(text) or [[]]
     if any(len(row) != len(head) for row in rest):
-        raise ValueError("a row has not as many cells as the first")
+        raise ValueError("a row has another number of cells than the first")
     return [dict(zip(head, row)) for row in rest]
 
 

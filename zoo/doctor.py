@@ -1,4 +1,4 @@
-"""What is live on this machine, what is not, why, and the line that mends it.
+"""What works on this machine, what does not, why, and the command that fixes it.
 
 Nothing here trusts a claim where it can try: onnxruntime names its CUDA provider on machines without a GPU too.
 """
@@ -56,8 +56,12 @@ def _onnxruntime() -> Row:
     if not found:
         return "onnxruntime", "absent", "pip install onnxruntime-gpu (or onnxruntime: CPU alone, and macOS)"
     if len(found) == 2:
-        mend = "pip uninstall -y onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
-        return "onnxruntime", "broken", f"both wheels are installed and the later one wins in silence: {mend}"
+        fix = "pip uninstall -y onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
+        return (
+            "onnxruntime",
+            "broken",
+            f"both wheels are installed and the one installed last silently replaces the other: {fix}",
+        )
     try:
         importlib.import_module("onnxruntime")
     except Exception as error:
@@ -96,8 +100,8 @@ def _gpu() -> list[Row]:
     try:
         _run_on_gpu()
     except Exception as error:
-        mend = "pip uninstall -y onnxruntime; pip install --force-reinstall onnxruntime-gpu"
-        return [row, ("onnxruntime on the GPU", "broken", f"{_first(error)}; {mend}")]
+        fix = "pip uninstall -y onnxruntime; pip install --force-reinstall onnxruntime-gpu"
+        return [row, ("onnxruntime on the GPU", "broken", f"{_first(error)}; {fix}")]
     return [row, ("onnxruntime on the GPU", "ok", "ran a graph there")]
 
 

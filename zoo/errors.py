@@ -1,4 +1,4 @@
-"""A person's mistakes as exceptions, each with the exit code of the command that meets it."""
+"""User errors as exceptions, each with the exit code of the command that raises it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class ZooError(Exception):
-    """A fault that a person can mend; ``code`` is the exit code of the command that met it."""
+    """A fault that the user can correct; ``code`` is the exit code of the command."""
 
     code = 1
 

@@ -27,7 +27,7 @@ def publish(
 ) -> None:
     """Call ``write(temporary)``, then ``verify(temporary)``, and put the result in place of ``path`` in one step.
 
-    The temporary file lies in the same folder and carries the same suffix, is fsynced before the rename and removed when
+    The temporary file is in the same folder with the same suffix. It is fsynced before the rename and removed when
     anything fails, so ``path`` keeps its old content until the new one is whole on disk. ``size`` is about how many bytes
     there will be, where that is known: they are claimed first, so that a full disk is noticed before the work is done.
 

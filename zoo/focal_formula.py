@@ -194,6 +194,7 @@ def logarithms(z: Tensor) -> tuple[Tensor, Tensor]:
     top = z.argmax(1, keepdim=True)
     is_top = torch.arange(z.shape[1], device=z.device) == top
     shifted = z - z.gather(1, top)
+    shifted = shifted.masked_fill(is_top & (shifted == 0), 0)  # else the largest's gradient would be 1 - (1 + tiny)
     b = shifted.clamp(min=FLOOR).masked_fill(is_top, FLOOR).logsumexp(1, keepdim=True)
     log_p = shifted + F.logsigmoid(-b)
     p = log_p.exp()

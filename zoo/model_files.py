@@ -181,4 +181,5 @@ def _of_class(made: Any, name: str) -> ModelSpec:
     if not linear:
         raise UsageError(f"{name.rpartition('/')[2]} has no parameters, so there is nothing to train")
     params = sum(parameter.numel() for parameter in model.parameters())
-    return ModelSpec(build=made, input=size, params=params, paper=f"{name.rpartition('/')[2]}", head=linear[-1])
+    paper = name.rpartition("/")[2]
+    return ModelSpec(build=made, input=size, params=params, macs=0, paper=paper, head=linear[-1], data=())

@@ -326,12 +326,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     """The op's own gradient in the logits; by the formula what it has not: the other inputs', and what is derived again."""
-    grads: list[Tensor | None] = [None] * 12
+    needs = ctx.needs_input_grad  # of the arguments that were given: those at their default are not among them
+    grads: list[Tensor | None] = [None] * len(needs)
     if grad_loss is None:
         return tuple(grads)
     grad, logits, target, weight, other, share = ctx.saved_tensors
     inputs = {0: logits, 1: target, 2: weight, 11: share}
-    wanted = [place for place in inputs if ctx.needs_input_grad[place]]
+    wanted = [place for place in inputs if place < len(needs) and needs[place]]
     if ctx.has_grad and wanted == [0] and not torch.is_grad_enabled():
         grads[0] = _scaled(grad, grad_loss)
         return tuple(grads)

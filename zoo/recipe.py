@@ -48,9 +48,10 @@ class Data(msgspec.Struct, frozen=True):
     views: Annotated[
         int, about("augmented views of each image whose features are stored where all but the head is frozen", ge=0, le=1000)
     ] = 0
-    mean: Annotated[list[float], about("channel means of the images in [0, 1]; empty: as the weights were trained")] = (
-        msgspec.field(default_factory=list)
-    )
+    mean: Annotated[
+        list[Annotated[float, msgspec.Meta(ge=0, le=1)]],
+        about("channel means of the images in [0, 1]; empty: as the weights were trained"),
+    ] = msgspec.field(default_factory=list)
     std: Annotated[
         list[Annotated[float, msgspec.Meta(gt=0, le=HUGE)]], about("channel standard deviations that belong to mean")
     ] = msgspec.field(default_factory=list)
@@ -111,6 +112,7 @@ class Optim(msgspec.Struct, frozen=True):
     nesterov: Annotated[bool, about("Nesterov's momentum in sgd and muon")] = True
     weight_decay: Annotated[float, about("weight decay", ge=0, le=HUGE)] = 5e-4
     clip: Annotated[float, about("largest norm of the gradient, 0 for no limit", ge=0, le=HUGE)] = 0.0
+    accumulate: Annotated[int, about("batches per step, whose gradients are added", ge=1, le=MOST)] = 1
     lr_head: Annotated[float, about("factor on the rate of the new head", gt=0, le=HUGE)] = 1.0
     layer_decay: Annotated[float, about("factor on the rate, once more per stage below the top", gt=0, le=1)] = 1.0
 
@@ -118,15 +120,18 @@ class Optim(msgspec.Struct, frozen=True):
 class Schedule(msgspec.Struct, frozen=True):
     """``[schedule]``: the learning rate over the run."""
 
-    name: Annotated[Literal["constant", "step", "multistep", "cosine", "onecycle"], about("learning rate over the run")] = (
-        "cosine"
-    )
+    name: Annotated[
+        Literal["constant", "step", "multistep", "cosine", "onecycle", "plateau"], about("learning rate over the run")
+    ] = "cosine"
     warmup: Annotated[float, about("epochs of linear warm-up", ge=0, le=MOST)] = 0.0
     steps: Annotated[
         list[Annotated[int, msgspec.Meta(ge=1, le=MOST)]], about("epochs at which multistep multiplies the rate")
     ] = msgspec.field(default_factory=list)
     step_size: Annotated[int, about("epochs between the factors of step", ge=1, le=MOST)] = 30
-    lr_gamma: Annotated[float, about("factor of step and multistep", gt=0, le=1)] = 0.1
+    lr_gamma: Annotated[float, about("factor of step, multistep and plateau", gt=0, le=1)] = 0.1
+    plateau_epochs: Annotated[
+        int, about("epochs without a better validation accuracy after which plateau lowers the rate", ge=0, le=MOST)
+    ] = 5
 
 
 class Course(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -374,7 +379,10 @@ def _known(written: Written, *, stored: bool = False) -> Written:
             continue
         if key.rpartition(".")[2] == "gamma":
             raise UsageError(f"{BARE_GAMMA}{written.place(key)}")
-        near = did_you_mean(key, known) or did_you_mean(key.rpartition(".")[2], [k.rpartition(".")[2] for k in known])
+        leaf = key.rpartition(".")[2]
+        elsewhere = [name for name in known if name.rpartition(".")[2] == leaf]
+        moved = f" (did you mean {', '.join(elsewhere[:3])}?)" if elsewhere else ""
+        near = moved or did_you_mean(key, known) or did_you_mean(leaf, known)
         raise UsageError(f"no setting {key!r}{written.place(key)}{near}; list them with: zoo recipes --keys")
     return written
 

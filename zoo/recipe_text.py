@@ -205,7 +205,7 @@ COURSE = {
     "loss.beta": "loss.beta",
     "loss.gamma": "loss.focal_gamma",
 }
-"""Keys of the course's layout and what they are here; ``data.save_best`` is what zoo does anyway."""
+"""Keys of the course's layout and the settings they map to; ``data.save_best`` is what zoo does anyway."""
 _COURSE_VALUES = {
     "model": {
         "ResNet-32": "resnet32", "MyModel": "s1_cnn", "my_model": "s1_cnn", "VanillaCNN": "vanilla_cnn", "TwoLayerNet": "two_layer_net",

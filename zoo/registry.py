@@ -27,7 +27,7 @@ _READERS = {".csv": "list", ".tsv": "list", ".parquet": "list", ".pq": "list", "
 """The data set that reads a file with this ending."""
 _SINGULAR = {"models": "model", "losses": "loss", "data": "data set"}
 _REQUIRED = {
-    "models": ("input", "params", "paper", "head"),
+    "models": ("input", "params", "macs", "paper", "head", "data"),
     "losses": ("paper",),
     "data": ("classes", "shape", "mean", "std", "counts", "source"),
 }

@@ -1,4 +1,4 @@
-"""Repeat reported experiments: the shipped recipes that say what others reached with them are trained where no run is here."""
+"""Repeat reported experiments: the shipped recipes that say what others reached with them are trained unless a finished run exists."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def chosen(patterns: Sequence[str]) -> list[str]:
 
 
 def finished(name: str) -> list[Path]:
-    """Finished runs of an experiment, one a seed."""
+    """Finished runs of an experiment, one per seed."""
     found = {
         seed: path for seed, path in reversed(run_folders.like(recipes.resolve(name, {}))) if run_folders.is_finished(path)
     }
@@ -41,7 +41,7 @@ def finished(name: str) -> list[Path]:
 
 
 def repeat(names: Sequence[str], *, seeds: int, fixed: Mapping[str, Any], command: str) -> list[str]:
-    """Train each experiment with seeds 0 to ``seeds`` - 1, the first seed of all first; a run that is here is not repeated.
+    """Train each experiment with seeds 0 to ``seeds`` - 1, the first seed of all first; a finished run is not repeated.
 
     ``fixed`` are settings that may differ between the parts of a run: ``data.dir``, ``device`` and ``compile``. An interrupted run
     is resumed, and one that another process trains is left to it.
@@ -50,7 +50,7 @@ def repeat(names: Sequence[str], *, seeds: int, fixed: Mapping[str, Any], comman
         A line for each run that diverged.
 
     Raises:
-        Interrupted: after a signal, with the line that goes on.
+        Interrupted: after a signal, with the command that resumes.
     """
     from zoo import training
 
@@ -63,7 +63,7 @@ def repeat(names: Sequence[str], *, seeds: int, fixed: Mapping[str, Any], comman
             continue
         folder = here[0] if here else run_folders.root() / run_folders.free(f"{name}-s{seed}")
         begun = any((folder / "last").glob("state-*"))
-        print_line(f"repeat   {name} seed {seed} ({number} of {len(todo)}){' goes on' if begun else ''}")
+        print_line(f"repeat   {name} seed {seed} ({number} of {len(todo)}){' resumes' if begun else ''}")
         if begun:  # where it was begun may differ from where this process trains
             recipe = recipes.resolve(str(folder / "recipe.toml"), fixed)
         try:

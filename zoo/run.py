@@ -52,7 +52,7 @@ class Run:
         return stored_side(size) if registry.entry("data", self.recipe.data.name).get("margin") else size
 
     def dataset(self) -> DataSet:
-        """The data set of the run, split as it was; DataError if it isn't here."""
+        """The data set of the run, split as it was; DataError if it is missing."""
         return build.dataset(self.recipe, self.input[1])
 
 

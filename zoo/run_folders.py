@@ -171,7 +171,7 @@ def _check(folder: Path, *, resume: bool, force: bool) -> None:
             check_own(folder / name)
     elif not force and any(path.name not in (LOCK, HOLDER) for path in folder.iterdir()):
         raise BusyError(
-            f"output folder is not empty ({folder}); use --resume to go on, --force to replace it, or another --out"
+            f"output folder is not empty ({folder}); use --resume to continue it, --force to replace it, or another --out"
         )
 
 

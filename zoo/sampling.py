@@ -21,7 +21,7 @@ EASY, HARD = 0.8, 0.2
 """A sample is called easy from this p_t on, hard below that one (no source gives thresholds)."""
 
 FLOOR = 1e-3
-"""Least 1 - p_t in the focal sampler: a sample the model is sure of is seen again, since only then can it be told otherwise."""
+"""Least 1 - p_t in the focal sampler: a sample the model is sure of is seen again, since only then can the model's mistake be corrected."""
 
 
 def words(seed: int, epoch: int, n: int, purpose: int = DRAWS, column: int = 0) -> np.ndarray:
@@ -253,7 +253,7 @@ def class_weights(counts: np.ndarray, kind: str, *, beta: float = 0.0, given: Se
     if kind == "given":
         if len(given) != len(counts):
             raise UsageError(
-                f"loss.given_weights has {len(given)} numbers, the data {len(counts)} classes; give one number a class"
+                f"loss.given_weights has {len(given)} numbers, the data {len(counts)} classes; give one number per class"
             )
         return np.array(given, np.float64)
     if kind == "none":

@@ -68,9 +68,13 @@ class ModelSpec:
     """Channels, height, width of one sample."""
     params: int
     """Number of parameters with ``classes`` outputs."""
+    macs: int
+    """Multiply-accumulates of one sample; 0: not counted."""
     paper: str
     head: str
     """Name of the module that holds the classifier layers, by ``named_modules`` (two heads: both, with a space between)."""
+    data: tuple[str, ...]
+    """Data sets it suits; the first is the one that ``zoo train MODEL`` takes (empty: none)."""
     new_head: str = ""
     """Name of the last linear layer, replaced for another number of classes (default: ``head``)."""
     stages: tuple[tuple[str, ...], ...] = ()
@@ -78,10 +82,6 @@ class ModelSpec:
     layers: tuple[tuple[str, ...], ...] = ()
     """The same in smaller steps, for ``layer_decay`` (default: ``stages``); what is in none has the classifier's rate."""
     classes: int = 10
-    macs: int = 0
-    """Multiply-accumulates of one sample."""
-    data: tuple[str, ...] = ()
-    """Data sets it suits; the first is the one that ``zoo train MODEL`` takes."""
     weights: tuple[str, ...] = ()
     """Names of downloadable weights; the first is what ``default`` means."""
     download: Callable[[str], Download] | None = None
@@ -140,7 +140,7 @@ class Split:
     images: ImageArray
     targets: np.ndarray
     files: Sequence[str]
-    """One name a sample, for messages: a path or ``train[17]``."""
+    """One name per sample, for messages: a path or ``train[17]``."""
 
     def __len__(self) -> int:
         return len(self.targets)

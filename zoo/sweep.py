@@ -1,7 +1,7 @@
 """Train a recipe at many settings and several seeds, and choose the settings by validation accuracy.
 
-A setting is one trial of an optuna study; a trial trains one run a seed, in a folder named after both. Running the same sweep
-again goes on: a finished run is never trained again, an interrupted one resumes from its last saved state.
+A setting is one trial of an optuna study; a trial trains one run per seed, in a folder named after both. Running the same
+sweep again resumes it: a finished run is never trained again, an interrupted one resumes from its last saved state.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def search(
     points, elsewhere = _points(study), _running(study)
     if elsewhere:
         print_line(
-            f"sweep    other processes still train {elsewhere} of {wanted} settings; the same line again shows all of them"
+            f"sweep    other processes still train {elsewhere} of {wanted} settings; run the same command again to see all of them"
         )
     if not points:
         raise BusyError(f"nothing is finished yet ({out}, {elsewhere} settings are with other processes); try again later")
@@ -179,7 +179,7 @@ def _same(out: Path, base: Recipe, axes: Sequence[Axis], seeds: int, study: Stud
     }
     if theirs := study.user_attrs.get("sweep"):
         if changed := [key for key in mine if mine[key] != theirs.get(key)]:
-            raise UsageError(f"another sweep is here ({out}, its {', '.join(changed)} differ); choose another --out")
+            raise UsageError(f"the folder has another sweep ({out}, its {', '.join(changed)} differ); choose another --out")
     else:
         study.set_user_attr("sweep", mine)
 
@@ -324,9 +324,13 @@ def _points(study: Study) -> list[Point]:
     for trial in study.get_trials(deepcopy=False):
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
             values = {key: json.loads(value) if isinstance(value, str) else value for key, value in trial.params.items()}
-            told = trial.user_attrs
-            scores = told.get("scores", {}) if trial.state == TrialState.COMPLETE else {}
+            attributes = trial.user_attrs
+            scores = attributes.get("scores", {}) if trial.state == TrialState.COMPLETE else {}
             found[json.dumps(values)] = Point(
-                values, scores, told.get("diverged", ""), tuple(told.get("tested", ())), tuple(told.get("lint", ()))
+                values,
+                scores,
+                attributes.get("diverged", ""),
+                tuple(attributes.get("tested", ())),
+                tuple(attributes.get("lint", ())),
             )
     return list(found.values())

@@ -53,7 +53,7 @@ def make(columns: Iterable[str], rows: Iterable[Sequence[Any]], title: str = "")
 def evaluation(
     split: str, classes: Sequence[str], result: Any, counts: Sequence[int] = (), facts: Mapping[str, Any] | None = None
 ) -> None:
-    """The overall line, a row a class with its Wilson interval, many/medium/few shots and the worst confusion pairs.
+    """The overall line, one row per class with its Wilson interval, many/medium/few shots and the worst confusion pairs.
 
     ``counts`` are the training images of each class, where they are known; ``facts`` may hold ``chosen_on``.
     """

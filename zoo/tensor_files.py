@@ -92,7 +92,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what :func:`save_tensors` wrote and check every digest.
 
     Raises:
-        FileError: missing, not a zoo file, written by a newer zoo, torn, or a checksum differs (names the tensor).
+        FileError: missing, not a zoo file, written by a newer zoo, truncated, or a checksum differs (names the tensor).
     """
     if not path.is_file():
         raise FileError(f"no checkpoint ({path.absolute()}); train first: zoo train, or name another run")

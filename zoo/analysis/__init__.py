@@ -1,1 +1,1 @@
-"""Tools that look into a trained model, one file a tool."""
+"""Tools that inspect convolutions and networks: one file per tool, each ending in a ``command`` with its options; no torch at the top."""

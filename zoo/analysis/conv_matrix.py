@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import click
+
+from zoo.cli._shared import as_json, echo_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST = 10_000_000
 """Largest number of entries of a matrix; each takes 24 bytes and more while it is made."""
@@ -63,6 +69,8 @@ def entries(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
 
     A vec(x) = vec(conv2d(x)) with vec in memory order, so a row is an output (channel, y, x) and a column an input.
     """
+    import torch
+
     taps = torch.arange(torch.Size(shape.weight).numel())
     out, inside, u, v = torch.unravel_index(taps, shape.weight)
     y, x = torch.meshgrid(torch.arange(shape.out[0]), torch.arange(shape.out[1]), indexing="ij")
@@ -87,6 +95,8 @@ def matrix(shape: Shape, weight: Tensor) -> Tensor:
     Raises:
         ValueError: a weight of another shape.
     """
+    import torch
+
     if tuple(weight.shape) != shape.weight:
         raise ValueError(f"weight must be {shape.weight}, not {tuple(weight.shape)}")
     row, column, tap = entries(shape)
@@ -97,6 +107,8 @@ def matrix(shape: Shape, weight: Tensor) -> Tensor:
 
 def names(shape: Shape, tap: Tensor) -> list[str]:
     """What the entries are called: ``w02`` is row 0, column 2 of the kernel; with several channels ``w[out,in,0,2]``."""
+    import torch
+
     places = torch.stack(torch.unravel_index(tap, shape.weight), 1).tolist()
     single = shape.weight[:2] == (1, 1) and max(shape.kernel) <= 10
     return [f"w{u}{v}" if single else f"w[{out},{inside},{u},{v}]" for out, inside, u, v in places]
@@ -105,6 +117,9 @@ def names(shape: Shape, tap: Tensor) -> list[str]:
 def errors(shape: Shape, seed: int = 0) -> dict[str, float]:
     """Largest differences in float64 for random weights: A x against F.conv2d, and A^T y against its gradient, the transposed
     convolution of y."""
+    import torch
+    import torch.nn.functional as F
+
     chance = torch.Generator().manual_seed(seed)
     weight, x, y = (
         torch.randn(size, dtype=torch.float64, generator=chance)
@@ -122,3 +137,75 @@ def errors(shape: Shape, seed: int = 0) -> dict[str, float]:
         "A x - conv2d(x)": float((a @ x.flatten() - forward.flatten()).abs().max()),
         "A^T y - conv_transpose2d(y)": float((a.t() @ y.flatten() - back.flatten()).abs().max()),
     }
+
+
+SHOWN = 18
+"""Largest number of rows and columns of a matrix that is printed."""
+
+
+class Pair(click.ParamType):
+    """``3`` or ``3x5``: height and width."""
+
+    name = "N or HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Two integers; click's error, exit 2, if it is neither."""
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"(\d+)(?:x(\d+))?", str(value))
+        if not found:
+            self.fail(f"{value!r} is neither a number nor two, such as 3x5.", param, ctx)
+        return int(found[1]), int(found[2] or found[1])
+
+
+PAIR = Pair()
+
+
+@click.command("conv-matrix")
+@click.option("--size", type=PAIR, default="3", show_default=True, help="Of the input.")
+@click.option("--kernel", type=PAIR, default="3", show_default=True)
+@click.option("--stride", type=PAIR, default="1", show_default=True)
+@click.option("--padding", type=PAIR, default="0", show_default=True, help="Zeros around the input.")
+@click.option("--dilation", type=PAIR, default="1", show_default=True)
+@click.option("--channels", type=PAIR, default="1x1", show_default=True, help="In and out, e.g. 3x16.")
+@click.option("--groups", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="CSV of the entries; a picture goes beside it.")
+@as_json
+def command(out: Path | None, as_json: bool, **shape: Any) -> None:
+    """Write a convolution (cross-correlation, as F.conv2d) as a matrix A: vec(conv2d(x)) = A vec(x).
+
+    \b
+    zoo analyze conv-matrix --size 3 --kernel 3 --stride 4 --padding 2
+    zoo analyze conv-matrix --size 8x6 --channels 4x8 --groups 2 --out a.csv
+    """
+    from zoo import tables
+    from zoo.bench import _timing
+    from zoo.errors import UsageError
+    from zoo.report import _analysis
+
+    try:
+        made = Shape(**shape)
+    except ValueError as error:
+        raise UsageError(f"{error}; change --size, --kernel, --padding, --channels or --groups") from error
+    row, column, tap = entries(made)
+    called, checked = names(made, tap), errors(made)
+    found = list(zip(row.tolist(), column.tolist(), called))
+    if not found:
+        raise UsageError("the kernel meets the padding alone, so the matrix is all 0; lower --padding or --stride")
+    if out is not None:
+        _timing.write_csv(out, [dict(zip(("row", "column", "weight"), entry)) for entry in found])
+        _analysis.spy(made.matrix, row.tolist(), column.tolist(), out.with_suffix(".png"))
+    if as_json:
+        echo_json({"shape": made.matrix, "output": made.out, "entries": found, "errors": checked})
+        return
+    n, m = made.matrix
+    click.echo(f"matrix    {n} x {m}, {len(found)} of {n * m:,} entries · output {made.out[0]} x {made.out[1]}")
+    if max(n, m) <= SHOWN:
+        cells = [["0"] * m for _ in range(n)]
+        for at, to, name in found:
+            cells[at][to] = name
+        tables.out().print(tables.make(("", *(f">{to}" for to in range(m))), [(at, *line) for at, line in enumerate(cells)]))
+    for what, most in checked.items():
+        click.echo(f"check     {what}: at most {most:.1e} in float64, random weights")
+    if out is not None:
+        click.echo(f"table     {out}   picture  {out.with_suffix('.png')}")

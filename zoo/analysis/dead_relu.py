@@ -6,14 +6,20 @@ layers before it and its inputs stay as they are, and their updates may bring it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+import click
 
-from zoo.analysis._watch import Watch
+from zoo.cli._shared import RUN, as_json, echo_json, headline
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from zoo.run import Run
 
 WIDTHS, HIDDEN = (16, 32, 32), 64
 """Channels of the three convolutions and units of the hidden layer of the net that is trained."""
@@ -45,7 +51,8 @@ class Setting:
     """How the small net is made and trained; ``bias`` is where all biases start."""
 
     name: str
-    init: Callable[[Tensor], object] = nn.init.kaiming_normal_
+    init: str = "kaiming_normal_"
+    """A function of ``torch.nn.init`` for the weights."""
     bias: float = 0.0
     lr: float = 0.02
     batch: int = 64
@@ -54,7 +61,7 @@ class Setting:
 
 SETTINGS = (
     Setting("He init, lr 0.02"),
-    Setting("Xavier init", init=nn.init.xavier_normal_),
+    Setting("Xavier init", init="xavier_normal_"),
     Setting("biases start at -2", bias=-2.0),
     Setting("lr 0.1", lr=0.1),
     Setting("lr 0.1, batches of 512", lr=0.1, batch=512),
@@ -84,6 +91,10 @@ def census(model: nn.Module, batches: Iterable[Tensor]) -> list[Layer]:
     Raises:
         ValueError: no batch, or a model without ReLU.
     """
+    import torch
+
+    from zoo.analysis._watch import Watch
+
     alive: list[Tensor] = []
     model.eval()
     with torch.no_grad():
@@ -99,6 +110,8 @@ def census(model: nn.Module, batches: Iterable[Tensor]) -> list[Layer]:
 
 def small_net(setting: Setting, side: int, classes: int) -> nn.Module:
     """Three convolutions with pooling, one hidden layer; initialised as the setting says."""
+    from torch import nn
+
     layers: list[nn.Module] = []
     for inputs, outputs in zip((3, *WIDTHS), WIDTHS):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
@@ -108,7 +121,7 @@ def small_net(setting: Setting, side: int, classes: int) -> nn.Module:
         layers = [layer for layer in layers if not isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))]
     for layer in layers:
         if isinstance(layer, (nn.Conv2d, nn.Linear)) and layer.bias is not None:
-            setting.init(layer.weight)
+            getattr(nn.init, setting.init)(layer.weight)
             nn.init.constant_(layer.bias, setting.bias)
     return nn.Sequential(*layers)
 
@@ -121,6 +134,8 @@ def ablate(
     Returns:
         A row for each setting, epoch and layer. A loss that is no number any more ends a setting.
     """
+    import torch
+
     rows = []
     for setting in settings:
         torch.manual_seed(seed)
@@ -142,6 +157,9 @@ def ablate(
 
 
 def _epoch(net: nn.Module, step: torch.optim.Optimizer, images: Tensor, targets: Tensor, batch: int) -> float:
+    import torch
+    import torch.nn.functional as F
+
     net.train()
     losses = []
     for part in torch.randperm(len(images)).split(batch):
@@ -151,3 +169,97 @@ def _epoch(net: nn.Module, step: torch.optim.Optimizer, images: Tensor, targets:
         step.step()
         losses.append(loss.item())
     return sum(losses) / len(losses)
+
+
+def of_run(run: Run, *, images: int = 1_000) -> list[Layer]:
+    """The ReLUs of a run's model and which of their units none of ``images`` test images, evenly spread, switches on.
+
+    Raises:
+        UsageError: a model without ReLU.
+    """
+    import numpy as np
+    import torch
+
+    from zoo.data import _augment
+    from zoo.errors import UsageError
+
+    data = run.dataset()
+    chosen = np.linspace(0, len(data.test) - 1, min(images, len(data.test))).astype(int)
+    parts = np.array_split(data.test.images[chosen], max(1, len(chosen) // 250))
+    size = run.input[1]
+    try:
+        return census(run.model, (_augment.normalise(torch.tensor(part), run.mean, run.std, size=size) for part in parts))
+    except ValueError as error:
+        raise UsageError(f"{error} ({run.recipe.model}); name a run whose model has ReLUs") from error
+
+
+def causes(*, images: int = 1_000, epochs: int = 5) -> list[Epoch]:
+    """What makes dead units, on small nets and the built-in images (:func:`ablate`)."""
+    import torch
+
+    from zoo.console import print_line
+    from zoo.data import _augment, synthetic
+
+    spec, (pixels, targets) = synthetic.SPECS["synthetic"], synthetic.make(images, 0)
+    inputs = _augment.normalise(torch.tensor(pixels), spec.mean, spec.std).contiguous()
+    rows = []
+    for setting in SETTINGS:
+        print_line(f"train    {setting.name}, {epochs} epochs")
+        rows += ablate(inputs, torch.tensor(targets), len(synthetic.CLASSES), settings=[setting], epochs=epochs)
+    return rows
+
+
+@click.command("dead-relu")
+@click.argument("run", required=False, type=RUN)
+@click.option("--images", type=click.IntRange(2), default=1_000, show_default=True, help="Images over which a unit must be 0.")
+@click.option(
+    "--epochs", type=click.IntRange(1), default=5, show_default=True, help="Of the small nets, where no run is named."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="dead_relu.csv",
+    show_default=True,
+    help="CSV; a picture goes beside it.",
+)
+@as_json
+def command(run: str | None, images: int, epochs: int, out: Path, as_json: bool) -> None:
+    """Count the ReLU units of RUN that no image switches on; without one, train small nets that show what makes such units.
+
+    \b
+    zoo analyze dead-relu
+    zoo analyze dead-relu cifar10-resnet32 --images 2000
+    """
+    headline()
+    from zoo import run as engine
+    from zoo import run_folders, tables
+    from zoo.bench import _timing
+    from zoo.report import _analysis
+
+    columns: list[str]
+    if run is not None:
+        layers = of_run(engine.load(run_folders.find(run)), images=images)
+        rows = [_layer(each) for each in layers]
+        columns = [">layer", "shape", ">units", ">dead", ">%", ">dead channels"]
+        cells = [[*[*row.values()][:4], tables.percent(row["dead"] / row["units"]), row["dead_channels"]] for row in rows]
+    else:
+        found = causes(images=images, epochs=epochs)
+        rows = [asdict(each) for each in found]
+        columns, cells = _analysis.causes(found)
+        _analysis.dead_units(found, images, out.with_suffix(".png"))
+    _timing.write_csv(out, rows)
+    if as_json:
+        echo_json(rows)
+        return
+    tables.out().print(tables.make(columns, cells))
+    if run is None:
+        click.echo(
+            "revived   0 for every image after one epoch, not after the next: dead is not for good while the layers before it learn"
+        )
+    click.echo(f"table     {out}" + ("" if run else f"   picture  {out.with_suffix('.png')}"))
+
+
+def _layer(layer: Layer) -> dict[str, Any]:
+    dead = int(layer.dead.sum())
+    shape = "x".join(map(str, layer.shape))
+    return {"layer": layer.name, "shape": shape, "units": layer.units, "dead": dead, "dead_channels": layer.channels}

@@ -6,13 +6,15 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+import click
 
-from zoo.analysis._watch import Watch
+from zoo.cli._shared import RUN, as_json, echo_json, headline
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 EXACT = 4_096
 """Most ReLU units whose hyperplanes are all measured; of larger nets only the distance along one direction is."""
@@ -50,6 +52,8 @@ def local_affine(model: nn.Module, x: Tensor, direction: Tensor | None = None) -
     Raises:
         ValueError: a model in training mode.
     """
+    import torch
+
     if model.training:
         raise ValueError("the model is in training mode, in which dropout and batch statistics make no function; call eval()")
     model, x = model.double(), x.detach().double()
@@ -73,6 +77,9 @@ def local_affine(model: nn.Module, x: Tensor, direction: Tensor | None = None) -
 
 def _radius(outputs: Callable[[Tensor], Tensor], flat: Tensor) -> float:
     """Distance to the nearest hyperplane of all units."""
+    import torch
+
+    from zoo.analysis._watch import Watch
 
     def units(at: Tensor) -> Tensor:
         with Watch() as seen:
@@ -96,6 +103,10 @@ def _radius(outputs: Callable[[Tensor], Tensor], flat: Tensor) -> float:
 
 def _first_kink(outputs: Callable[[Tensor], Tensor], flat: Tensor, direction: Tensor) -> float:
     """The smallest t > 0 at which a unit changes sign, or a window its largest element, on flat + t direction."""
+    import torch
+
+    from zoo.analysis._watch import Watch
+
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def seen(at: Tensor) -> tuple[Tensor, ...]:
@@ -131,7 +142,9 @@ def _crossing(gap: Tensor, rate: Tensor) -> float:
 def _windows(
     images: Tensor, outside: float, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, **_: Any
 ) -> Tensor:
-    """Windows of a max pooling, (N, elements, windows * C), what lies outside of the image being ``outside``."""
+    """Windows of a max pooling, (N, elements, windows * C), positions outside the image being ``outside``."""
+    import torch.nn.functional as F
+
     high, wide = padding if isinstance(padding, tuple) else (padding, padding)
     padded = F.pad(images, (wide, wide, high, high), value=outside)
     n, c = padded.shape[:2]
@@ -142,9 +155,80 @@ def _windows(
 def worked_example() -> nn.Module:
     """The net of a reported exercise: 1 -> 2 -> 2 -> 1 with W1 = (1.5, .5), b1 = (0, 1), W2 = [[1, 2], [2, 1]], b2 = (0, 1),
     W3 = (1, 1), b3 = -1: 0 up to x = -2, 1.5 x + 3 up to 0, then 6 x + 3."""
+    import torch
+    from torch import nn
+
     net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     numbers = ([[1.5], [0.5]], [0.0, 1.0], [[1.0, 2.0], [2.0, 1.0]], [0.0, 1.0], [[1.0, 1.0]], [-1.0])
     with torch.no_grad():
         for parameter, value in zip(net.parameters(), numbers):
             parameter.copy_(torch.tensor(value))
     return net.eval()
+
+
+@click.command("local-affine")
+@click.argument("run", required=False, type=RUN)
+@click.option("--image", type=click.Path(path_type=Path), help="Image at which the run's net is taken apart.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), default="local_affine.png", show_default=True, help="Picture."
+)
+@as_json
+def command(run: str | None, image: Path | None, out: Path, as_json: bool) -> None:
+    """Show the affine function W x + b that a ReLU net is around an input, and how far the next kink is.
+
+    Without a run and an image: the exercise 1 -> 2 -> 2 -> 1 of the reported experiments (S2-Q2).
+
+    \b
+    zoo analyze local-affine
+    zoo analyze local-affine latest --image cat.png
+    """
+    from zoo.errors import UsageError
+
+    if image is None:
+        if run is not None:
+            raise UsageError("an image is needed to take a run's net apart; give --image FILE")
+        _exercise(as_json)
+        return
+    headline()
+    from zoo import run as engine
+    from zoo import run_folders
+    from zoo.report import _analysis
+
+    loaded = engine.load(run_folders.find(run))
+    pixels, x = engine.read_input(loaded, image)
+    found = local_affine(loaded.model, x)
+    top = int(found.output.argmax())
+    facts = {
+        "run": str(loaded.path), "image": str(image), "class": loaded.classes[top], "logit": float(found.output[top]),
+        "w_x": float(found.weight[top] @ found.x), "b": float(found.bias[top]), "kink": found.along, "error": found.error,
+    }  # fmt: skip
+    _analysis.weight_map(pixels, found.weight[top].view_as(x).numpy(), facts, out)
+    if as_json:
+        echo_json(facts)
+        return
+    click.echo(f"class     {facts['class']}, logit {facts['logit']:.4f} = W x + b = {facts['w_x']:.4f} + {facts['b']:.4f}")
+    click.echo(
+        f"kink      {found.along:.3g} away in the direction that raises the logit fastest; |x| is {float(found.x.norm()):.3g} (normalised)"
+    )
+    click.echo(
+        f"check     f - (W x + b) up to it: at most {found.error:.1e}{'' if found.error < 1e-6 else ': not piecewise affine'}"
+    )
+    click.echo(f"picture   {out}")
+
+
+def _exercise(as_json: bool) -> None:
+    import torch
+
+    from zoo import tables
+
+    net = worked_example()
+    rows = []
+    for x in (2.0, 1.0, -1.0, -3.0):
+        found = local_affine(net, torch.tensor([x]))
+        rows.append({"x": x, "h": float(found.output), "W": float(found.weight), "b": float(found.bias), "kink": found.radius})
+    if as_json:
+        echo_json(rows)
+        return
+    click.echo("net       1 -> 2 -> 2 -> 1, ReLU; h(x) = W x + b up to the next kink")
+    cells = [tuple(f"{value:g}" for value in row.values()) for row in rows]
+    tables.out().print(tables.make((">x", ">h(x)", ">W", ">b", ">next kink at distance"), cells))

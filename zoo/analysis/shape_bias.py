@@ -8,15 +8,23 @@ threshold with the border's side as background. So numbers compare between nets 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torchvision.transforms import v2
+import click
 
-from zoo import metrics
+from zoo.cli._shared import RUN, as_json, echo_json, headline
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from zoo.run import Run
+
+    Stimulus = Callable[[Tensor, float, torch.Generator], Tensor]
+    """(N, 3, H, W) in [0, 1], a strength and draws, to images of the same shape."""
 
 GREY = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in ITU-R BT.601's luma."""
@@ -47,11 +55,9 @@ class Conflict:
     high: float
 
 
-Stimulus = Callable[[Tensor, float, torch.Generator], Tensor]
-"""(N, 3, H, W) in [0, 1], a strength and draws, to images of the same shape."""
-
-
 def _grey(images: Tensor) -> Tensor:
+    import torch
+
     weights = torch.tensor(GREY, dtype=images.dtype).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True)
 
@@ -68,6 +74,9 @@ def contrast(images: Tensor, strength: float, chance: torch.Generator) -> Tensor
 
 def low_pass(images: Tensor, strength: float, chance: torch.Generator) -> Tensor:
     """Blurred with a Gaussian of ``strength`` pixels' standard deviation."""
+    import numpy as np
+    from torchvision.transforms import v2
+
     return v2.functional.gaussian_blur(images, [2 * int(np.ceil(3 * strength)) + 1] * 2, [strength, strength])
 
 
@@ -78,6 +87,8 @@ def high_pass(images: Tensor, strength: float, chance: torch.Generator) -> Tenso
 
 def phase_noise(images: Tensor, strength: float, chance: torch.Generator) -> Tensor:
     """Phases moved by up to ``strength`` degrees, the same in all colours."""
+    import torch
+
     noise = torch.rand(len(images), 1, *images.shape[2:], generator=chance)
     angle = torch.fft.fft2(noise).angle()  # of real noise, so odd in the frequency, as it must be for a real image
     odd = (angle - torch.roll(angle.flip(2, 3), (1, 1), (2, 3))) / 2  # and 0 where a frequency is its own negative
@@ -86,6 +97,9 @@ def phase_noise(images: Tensor, strength: float, chance: torch.Generator) -> Ten
 
 def patch_shuffle(images: Tensor, strength: float, chance: torch.Generator) -> Tensor:
     """``strength`` x ``strength`` patches in another order for each image, the rest at right and bottom cut off."""
+    import torch
+    import torch.nn.functional as F
+
     grid = int(strength)
     n, c, height, width = images.shape
     h, w = height // grid, width // grid
@@ -99,6 +113,9 @@ def patch_shuffle(images: Tensor, strength: float, chance: torch.Generator) -> T
 
 def edges(images: Tensor, strength: float, chance: torch.Generator) -> Tensor:
     """Dark lines on white where Sobel's gradient is steep, the steepest of each image black."""
+    import torch
+    import torch.nn.functional as F
+
     down = torch.tensor([[-1.0, -2.0, -1.0], [0.0, 0.0, 0.0], [1.0, 2.0, 1.0]])
     kernels = torch.stack([down, down.T])[:, None]
     gradient = F.conv2d(F.pad(_grey(images), (1, 1, 1, 1), mode="replicate"), kernels).norm(dim=1, keepdim=True)
@@ -107,6 +124,8 @@ def edges(images: Tensor, strength: float, chance: torch.Generator) -> Tensor:
 
 def silhouette(images: Tensor, strength: float, chance: torch.Generator) -> Tensor:
     """Black on white by Otsu's threshold (1979); the side to which most of the border belongs is white."""
+    import torch
+
     made = []
     for grey in _grey(images)[:, 0]:
         above = grey > otsu(grey)
@@ -117,6 +136,8 @@ def silhouette(images: Tensor, strength: float, chance: torch.Generator) -> Tens
 
 def otsu(grey: Tensor) -> float:
     """The threshold of grey levels (H, W) in [0, 1] that separates two classes best: largest variance between them."""
+    import torch
+
     counts = torch.histc(grey, 256, 0, 1)
     levels = (torch.arange(256) + 0.5) / 256
     below = counts.cumsum(0)
@@ -141,6 +162,8 @@ STIMULI: dict[str, tuple[Stimulus, tuple[float, ...]]] = {
 
 def changed(images: np.ndarray, seed: int = 0) -> Iterator[tuple[str, float, np.ndarray]]:
     """Kind, strength and the images (N, H, W, 3) uint8, first as they are (``unchanged``), then by every one of :data:`STIMULI`."""
+    import torch
+
     yield "unchanged", 0.0, images
     floats = torch.tensor(images).permute(0, 3, 1, 2).float() / 255
     for kind, (make, strengths) in STIMULI.items():
@@ -150,6 +173,10 @@ def changed(images: np.ndarray, seed: int = 0) -> Iterator[tuple[str, float, np.
 
 def score(kind: str, strength: float, right: Sequence[bool] | np.ndarray) -> Score:
     """The share of right answers."""
+    import numpy as np
+
+    from zoo import metrics
+
     n, hits = len(right), int(np.sum(right))
     return Score(kind, strength, n, hits / n, *metrics.wilson(hits, n))
 
@@ -163,6 +190,9 @@ def conflicts(images: np.ndarray, targets: np.ndarray, seed: int = 0) -> tuple[n
     Raises:
         ValueError: images of a single class.
     """
+    import numpy as np
+    import torch
+
     if len(np.unique(targets)) < 2:
         raise ValueError("images of at least two classes are needed for a conflict")
     chance = np.random.default_rng(seed)
@@ -174,6 +204,8 @@ def conflicts(images: np.ndarray, targets: np.ndarray, seed: int = 0) -> tuple[n
 
 def judge(predicted: np.ndarray, shape: np.ndarray, texture: np.ndarray) -> Conflict:
     """How often the shape's and how often the texture's class was chosen; other answers count for neither."""
+    from zoo import metrics
+
     by_shape, by_texture = int((predicted == shape).sum()), int((predicted == texture).sum())
     decided = by_shape + by_texture
     low, high = metrics.wilson(by_shape, decided) if decided else (float("nan"), float("nan"))
@@ -181,4 +213,101 @@ def judge(predicted: np.ndarray, shape: np.ndarray, texture: np.ndarray) -> Conf
 
 
 def _stored(images: Tensor) -> np.ndarray:
+    import torch
+
     return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def of_run(run: Run, *, images: int = 2_000, seed: int = 0) -> tuple[list[Score], Conflict, dict[str, np.ndarray]]:
+    """How a run answers on changed test images and on cue conflicts, and eight of the images of each kind, the second mildest.
+
+    Raises:
+        UsageError: test images of a single class.
+    """
+    import numpy as np
+
+    from zoo.console import counted
+    from zoo.errors import UsageError
+    from zoo.run import evaluate
+    from zoo.spec import Split
+
+    data = run.dataset()
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(data.test))[:images])
+    pixels, targets = data.test.images[chosen], data.test.targets[chosen]
+    names = [data.test.files[i] for i in chosen]
+    try:
+        mixed, shape, texture = conflicts(pixels, targets, seed)
+    except ValueError as error:
+        raise UsageError(f"{error} ({len(pixels)} test images of {data.name}); take more, with --images") from error
+
+    def answers(pictures: np.ndarray) -> np.ndarray:
+        _, logits, _ = evaluate(run, "test", replace(data, test=Split(pictures, targets, names)))
+        return logits.argmax(1).numpy()
+
+    scores: list[Score] = []
+    samples: dict[str, np.ndarray] = {}
+    eight = np.linspace(0, len(pixels) - 1, 8).astype(int)
+    total = 1 + sum(len(strengths) for _, strengths in STIMULI.values())
+    for kind, strength, made in counted(changed(pixels, seed), total, "images   answered kind"):
+        if sum(each.kind == kind for each in scores) < 2:
+            samples[kind] = made[eight]
+        scores.append(score(kind, strength, answers(made) == targets))
+    samples["cue conflict"] = mixed[eight]
+    return scores, judge(answers(mixed), shape, texture), samples
+
+
+@click.command("shape-bias")
+@click.argument("run", required=False, type=RUN)
+@click.option("--images", type=click.IntRange(2), default=2_000, show_default=True, help="Test images, drawn at random.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="CSV (default: shape_bias.csv in the run); pictures beside it.",
+)
+@as_json
+def command(run: str | None, images: int, seed: int, out: Path | None, as_json: bool) -> None:
+    """Test a run on images without colour, contrast, fine or coarse detail, on edges, silhouettes and shuffled patches, and on
+    images with one class's shape and another's texture.
+
+    \b
+    zoo analyze shape-bias
+    zoo analyze shape-bias cifar10-resnet32 --images 500 --json
+    """
+    headline()
+    from zoo import run as engine
+    from zoo import run_folders, tables
+    from zoo.bench import _timing
+    from zoo.console import print_line
+    from zoo.report import _analysis
+
+    loaded = engine.load(run_folders.find(run))
+    print_line(f"run      {loaded.path}")
+    scores, conflict, samples = of_run(loaded, images=images, seed=seed)
+    path = out or loaded.path / "shape_bias.csv"
+    rows = [asdict(each) for each in scores]
+    _timing.write_csv(path, rows)
+    title = f"{loaded.recipe.model} on {loaded.recipe.data.label}, {conflict.n:,} test images"
+    _analysis.severities(scores, conflict, title, path.with_suffix(".png"))
+    _analysis.samples(samples, path.with_name(f"{path.stem}_images.png"))
+    if as_json:
+        echo_json({"scores": rows, "conflict": asdict(conflict)})
+        return
+    cells = [
+        (
+            each.kind,
+            f"{each.strength:g}" if each.kind in _analysis.graded(scores) else "",
+            tables.percent(each.accuracy),
+            f"{tables.percent(each.low)} to {tables.percent(each.high)}",
+        )
+        for each in scores
+    ]
+    tables.out().print(tables.make(("images", ">strength", ">%", "95 % interval"), cells))
+    click.echo(
+        f"conflict  shape bias {tables.percent(conflict.bias)} % [{tables.percent(conflict.low)}, {tables.percent(conflict.high)}]: "
+        f"{conflict.shape:,} by shape, {conflict.texture:,} by texture, of {conflict.n:,}"
+    )
+    click.echo(
+        "stand-ins edges: Sobel, silhouette: Otsu, conflict: Fourier amplitudes swapped; not the stimuli of Geirhos et al. 2019"
+    )
+    click.echo(f"table     {path}   pictures  {path.with_suffix('.png')}  {path.stem}_images.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shlex
@@ -92,6 +93,11 @@ threads = click.option("--threads", type=click.IntRange(1, 4096), expose_value=F
                        help="Threads on the CPU (default: OMP_NUM_THREADS, SLURM_CPUS_PER_TASK, or all cores).")  # fmt: skip
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def echo_json(value: Any) -> None:
+    """Print JSON, with null for numbers that are not finite, which JSON does not have."""
+    click.echo(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None)))
 
 
 def headline() -> None:

@@ -47,7 +47,7 @@ def _list(pattern: str, as_json: bool) -> None:
 
 @command.command("verify")
 @click.argument("name", type=Name(registered("data")))
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set lies.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set.")
 @click.option(
     "--layout", type=click.Choice(["auto", "splits", "classes"]), default="auto", help="What the folders of a folder are."
 )

@@ -12,7 +12,7 @@ from zoo.cli._shared import as_json
 @click.command("doctor")
 @as_json
 def command(as_json: bool) -> None:
-    """Say what is live on this machine, what is not, why, and the line that mends it.
+    """Report what works on this machine, what does not, why, and the command that fixes it.
 
     \b
     zoo doctor

@@ -16,14 +16,14 @@ from zoo.cli._shared import Name, as_json, headline, recipe_names
 @click.command("reproduce")
 @click.argument("experiments", nargs=-1, type=Name(recipe_names))
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each experiment.")
-@click.option("--data-dir", help="Where the data set lies; without it zoo looks in its cache and downloads.")
+@click.option("--data-dir", help="Folder of the data set (default: zoo's cache, or a download).")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
 @click.option("--compile", is_flag=True, default=None, help="Train with torch.compile, see: zoo train --help.")
 @as_json
 def command(experiments: tuple[str, ...], seeds: int, as_json: bool, **place: Any) -> None:
     """Repeat reported EXPERIMENTS (names or patterns of recipes) and set theirs and ours side by side; without one, list them.
 
-    A run that is here is never trained again, an interrupted one goes on, and several processes share the work.
+    Finished runs are never trained again, interrupted runs are resumed, and several processes share the work.
 
     \b
     zoo reproduce

@@ -33,7 +33,7 @@ def command(
 ) -> None:
     """Train WHAT at several SETTINGS: key=a,b,c (every value), key=log:LOW:HIGH or lin:LOW:HIGH (searched), key=a (fixed).
 
-    Settings are chosen by validation accuracy, the mean over seeds. The same command again goes on: finished runs are never
+    Settings are chosen by validation accuracy, the mean over seeds. Running the same command again resumes the sweep: finished runs are never
     trained again, an interrupted one resumes.
 
     \b

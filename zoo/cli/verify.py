@@ -13,7 +13,7 @@ from zoo.cli._shared import RUN, as_json, limited
 
 @click.command("verify")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--run", type=RUN, help="Run to compare with (default: the one in whose folder the file lies).")
+@click.option("--run", type=RUN, help="Run to compare with (default: the run in whose folder the file is).")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set.")
 @click.option("--partial", is_flag=True, help="Accept that a check could not run; otherwise that is exit 8 too.")
 @limited("to open and run once")

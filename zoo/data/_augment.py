@@ -27,7 +27,7 @@ from zoo.data._trivial import trivial
 from zoo.errors import UsageError, did_you_mean
 
 DRAWS = 17
-"""Columns of draws a sample."""
+"""Columns of draws per sample."""
 _COLUMN = {"crop": 0, "rcrop": 0, "flip": 2, "cutout": 3, "mix": 5, "colour": 9, "v2": 12, "trivial": 14}
 _NUMBER = {"crop": 4, "rcrop": 0, "flip": 0, "colour": 40, "cutout": 8, "trivial": 0}
 """Ops with the default of their number, 0 for none."""

@@ -44,7 +44,7 @@ def _site(host: str | None) -> str:
 
 
 def fetch(url: str, path: Path, sha256: str) -> None:
-    """Download ``url`` to ``path`` unless a file with that checksum is there; a break leaves ``path.part`` to go on from.
+    """Download ``url`` to ``path`` unless a file with that checksum is there; an interrupted download leaves ``path.part`` and resumes from it.
 
     Raises:
         DataError: no answer, cut off, a web page instead of the file, or another checksum. UsageError: a redirect to another
@@ -96,14 +96,14 @@ def _continue(url: str, part: Path) -> None:
             have = 0
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else 0
-        told = began = time.monotonic()
+        printed = began = time.monotonic()
         at = have
         with part.open("ab" if have else "wb") as file:
             while block := answer.read(BLOCK):
                 file.write(block)
                 at += len(block)
-                if (now := time.monotonic()) - told > QUIET_SECONDS:
-                    told = now
+                if (now := time.monotonic()) - printed > QUIET_SECONDS:
+                    printed = now
                     left = (
                         f" of {total / 1e6:.0f} MB · left {clock((total - at) * (now - began) / (at - have))}"
                         if total

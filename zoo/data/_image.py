@@ -144,7 +144,7 @@ def _opened(path: str | Path) -> Image.Image:
 
 
 def _scale_while_reading(image: Image.Image, path: str | Path, need: int) -> None:
-    """Let a JPEG's decoder halve, quarter or eighth a large picture; DataError for what is too large all the same."""
+    """Let a JPEG's decoder halve, quarter or eighth a large picture; DataError for one that is still too large."""
     width, height = image.size
     if image.format in ("JPEG", "MPO") and width * height <= MAX_JPEG_PIXELS:
         progressive = "progressive" in image.info or "progression" in image.info  # these hold the whole picture

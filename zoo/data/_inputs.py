@@ -24,10 +24,20 @@ def gathered(words: Sequence[str]) -> Iterator[list[tuple[str, Path]]]:
     standard input or else for the file names in its lines.
 
     Raises:
-        UsageError: a URL. DataError: a folder or pattern without images, or an empty standard input.
+        UsageError: a URL. DataError: nothing but a folder or pattern without images, or an empty standard input.
     """
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
-        yield [pair for word in words for pair in _of(word, Path(folder))]
+        yield [pair for word in words for pair in _found(word, Path(folder), alone=len(words) == 1)]
+
+
+def _found(word: str, folder: Path, *, alone: bool) -> list[tuple[str, Path]]:
+    """:func:`_of`; one of several words that stands for nothing is reported with the bad files, and the others are answered."""
+    try:
+        return _of(word, folder)
+    except DataError:
+        if alone or word == "-":
+            raise
+        return [(word, Path(word))]
 
 
 def _of(word: str, folder: Path) -> list[tuple[str, Path]]:

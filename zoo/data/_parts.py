@@ -109,7 +109,7 @@ def assemble(
 
 
 def _manifest(parts: Sequence[Part]) -> np.ndarray:
-    """(n, 2) uint64: for each sample 8 bytes of blake2b of the end of its path, wherever the set lies, and of its content."""
+    """(n, 2) uint64: for each sample 8 bytes of blake2b of the end of its path, independent of the folder of the set, and of its content."""
     tails = (_tail(file) for each in parts for file in each.files)
     names = b"".join(hashlib.blake2b(tail.encode("utf-8", "surrogateescape"), digest_size=8).digest() for tail in tails)
     contents = [

@@ -88,7 +88,7 @@ def _opened(kind: Any, variant: str, root: Path, split: str) -> Any:
     try:
         root.mkdir(parents=True, exist_ok=True)
         try:
-            return kind(str(root), **chosen)  # as it lies there
+            return kind(str(root), **chosen)  # already extracted
         except RuntimeError:
             if not downloads:
                 raise

@@ -43,6 +43,7 @@ def timm_spec(name: str) -> ModelSpec:
         build=partial(build_timm, short),
         input=tuple(config["input_size"]),
         params=sum(parameter.numel() for parameter in model.parameters()),
+        macs=0,
         paper=f"timm {timm.__version__}, {config.get('paper_ids') or config.get('origin_url') or short}",
         head=" ".join(heads),
         stages=_stages(model, heads),

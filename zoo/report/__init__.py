@@ -104,7 +104,7 @@ class Comparison(NamedTuple):
 def compare(run_dirs: Sequence[Path], out: Path) -> Comparison:
     """Write one HTML page that sets runs side by side, its two pictures also as PNG files beside it.
 
-    Two models are told apart by McNemar's exact test on the same test images, corrected after Holm (1979) where there are
+    Two models are compared by McNemar's exact test on the same test images, corrected after Holm (1979) where there are
     more than two runs.
 
     Raises:
@@ -140,7 +140,7 @@ def _story(run: Folder, classes: int) -> list[Block]:
 
 
 def _near(path: Path) -> Path:
-    """The path from here if it lies below, so that the line to copy is short and names no home folder."""
+    """The path relative to the current folder if it is inside it, so that the command to copy is short and names no home folder."""
     relative = os.path.relpath(path)
     return path if relative.startswith(os.pardir) else Path(relative)
 
@@ -235,7 +235,7 @@ def _course(run: Folder) -> list[Block]:
 
 
 def _classes(run: Folder, most: int) -> list[Block]:
-    """A row a class, the weakest first."""
+    """One row per class, the weakest first."""
     if not run.per_class:
         return []
     weakest = sorted(range(len(run.classes)), key=lambda i: (run.per_class[i][2] is None, run.per_class[i][2] or 0))[:most]

@@ -106,7 +106,7 @@ def samples(images: Mapping[str, np.ndarray], path: Path) -> Path:
 
 
 def causes(rows: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and cells of a line a setting: the share of dead units after each epoch, all layers together, and how many came back."""
+    """Columns and cells of one line per setting: the share of dead units after each epoch, all layers together, and how many came back."""
     epochs = sorted({row.epoch for row in rows})
     cells = []
     for name in dict.fromkeys(row.setting for row in rows):
@@ -130,7 +130,7 @@ def _course(part: Sequence[Any]) -> list[tuple[int, float]]:
 
 
 def dead_units(rows: Sequence[Any], images: int, path: Path) -> Path:
-    """Share of units that are 0 for every image against the epoch, a line a setting, a panel a layer."""
+    """Share of units that are 0 for every image against the epoch, one line per setting, one panel per layer."""
     layers = list(dict.fromkeys(row.layer for row in rows))
     figure = _draw.canvas(4.6)
     every = figure.subplots(1, len(layers), sharey=True)

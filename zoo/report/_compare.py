@@ -223,6 +223,8 @@ def _curves(runs: Sequence[Folder], names: Sequence[str]) -> Figure:
         axes.set_xlabel("epoch", fontsize=9)
         axes.xaxis.get_major_locator().set_params(integer=True)
         _draw.tidy(axes)
+    for axes in left:
+        _draw.spread_axis(axes, [row["loss"] for run in runs for row in run.held])
     figure.legend(loc="outside lower center", fontsize=8, frameon=False)
     figure.suptitle(f"{_common(runs)}: {len(runs)} runs", fontsize=10)
     return figure
@@ -233,7 +235,7 @@ def _common(runs: Sequence[Folder]) -> str:
 
 
 def _bars(runs: Sequence[Folder], names: Sequence[str]) -> Figure:
-    """Accuracy of each class, a bar a method, the mean over its seeds; the classes that differ most where there are too many."""
+    """Accuracy of each class, one bar per method, the mean over its seeds; the classes that differ most where there are too many."""
     method = _methods.numbers(runs)
     groups = [[run for run, number in zip(runs, method) if number == each] for each in range(max(method) + 1)]
     several = len(groups) < len(runs)

@@ -28,6 +28,8 @@ TEXT_UP_TO, BARS_UP_TO = 20, 120
 """Most classes whose counts are written into the confusion matrix, and whose bars are drawn."""
 WIDE = 30
 """A span of more than this makes an axis logarithmic."""
+FAR = 6
+"""A largest value of more than so many medians does too."""
 
 
 def canvas(height: float) -> Figure:
@@ -38,9 +40,11 @@ def canvas(height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Publish a figure in the format of the path's suffix; the same numbers give the same bytes."""
+    """Publish a figure in the format of the path's suffix, of a PNG also an SVG beside it; the same numbers give the same bytes."""
     import matplotlib as mpl
 
+    if path.suffix == ".png":
+        save(figure, path.with_suffix(".svg"))
     empty = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": "zoo"}):
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a script that the font lacks is drawn as boxes
@@ -91,10 +95,18 @@ def _line(axes: Axes, rows: Sequence[dict[str, Any]], key: str, colour: str, lab
     marker = "o" if len(rows) <= 30 else ""
     if rows:
         axes.plot([row["epoch"] for row in rows], values, color=colour, label=label, marker=marker, markersize=3, linewidth=1.6)
-    positive = [value for value in values if value > 0]
-    if positive and key != "accuracy" and max(positive) > WIDE * min(positive):
+    if key != "accuracy":
+        spread_axis(axes, values)
+
+
+def spread_axis(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic y axis where ``values`` span much, or a few of them would flatten the others on a linear one."""
+    positive = sorted(value for value in values if 0 < value < np.inf)
+    if positive and positive[-1] > min(WIDE * positive[0], FAR * positive[len(positive) // 2]):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+        axes.tick_params(which="minor", labelsize=7)
 
 
 def _test_point(axes: Axes, run: Folder) -> None:

@@ -45,7 +45,7 @@ class Folder:
 
     @property
     def counts(self) -> list[int]:
-        """Training images a class, or an empty list where they were not kept."""
+        """Training images per class, or an empty list where they were not kept."""
         counts = self.env.get("counts") or []
         return list(counts) if len(counts) == len(self.classes) else []
 
@@ -108,7 +108,7 @@ def read(path: Path) -> Folder:
         raise FileError(f"not a run folder ({path.absolute()}, no recipe.toml in it); make one with: zoo train")
     rows = checkpoint.read_rows(path)
     if not rows:
-        raise DataError(f"no finished epoch ({path}, metrics.jsonl is empty); go on with: zoo train --resume --out {path}")
+        raise DataError(f"no finished epoch ({path}, metrics.jsonl is empty); continue with: zoo train --resume --out {path}")
     test: dict[str, Any] = next((row for row in reversed(rows) if row.get("split") == "test"), {})
     env = files.read_facts(path / "env.json")
     classes, per_class = _parsed(path / "per_class.csv", _per_class, lambda: ((), []))

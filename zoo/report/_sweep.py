@@ -66,7 +66,7 @@ def common(points: Sequence[Point]) -> list[str]:
 
 
 def table(points: Sequence[Point], select_on: str) -> Table:
-    """A row a setting, the best first; the first is the chosen one. Beside it what the linter says of it and not of all."""
+    """One row per setting, the best first; the first is the chosen one. Beside it what the linter says of it and not of all."""
     keys, shared = list(points[0].values), common(points)
     rows = []
     for point in sorted(points, key=lambda point: -point.mean):

@@ -113,6 +113,7 @@ def session(
     ema = optim.Ema(model, recipe.ema) if recipe.ema else None
     make_optimizer = partial(_optimizer, recipe, model, spec)
     after = partial(ema.update, model) if ema else None
+    lr, plateau = _rates(recipe, batches.steps, watched=val is not None)
     made = Session(
         folder=folder,
         identity={"model": recipe.model, "classes": len(data.classes), "optimizer": recipe.optim.name},
@@ -123,12 +124,13 @@ def session(
         batches=batches,
         val=val,
         test=test,
-        step=_step(recipe, make_optimizer(), len(batches), len(data.classes), place, team, after=after, sampler=sampler),
+        step=_step(recipe, make_optimizer(), lr, len(data.classes), place, team, after=after, sampler=sampler),
         make_optimizer=make_optimizer,
         frozen=start.frozen,
         plan=start.plan,
         settings=_settings(recipe),
         ema=ema,
+        plateau=plateau,
         weight=weight.to(place.device) if weight is not None else None,
         sampler=sampler,
         team=team,
@@ -224,7 +226,7 @@ def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarra
     if empty and not recipe.allow_empty_class:
         raise DataError(
             f"{len(empty)} classes have no training image ({data.name}, {', '.join(empty[:3])}); "
-            "lower the imbalance, remove them, or go on with --allow-empty-class"
+            "lower the imbalance, remove them, or use --allow-empty-class"
         )
     if empty:
         print_line(f"warning  {len(empty)} classes have no training image and won't be learned ({', '.join(empty[:3])})")
@@ -253,6 +255,7 @@ def _batches(
         split=data.train,
         index=index,
         batch_size=recipe.batch_size,
+        accumulate=recipe.optim.accumulate,
         device=place.device,
         mean=data.mean,
         std=data.std,
@@ -291,11 +294,22 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> optim.Schedule:
     )  # fmt: skip
 
 
+def _rates(recipe: Recipe, steps: int, *, watched: bool) -> tuple[Callable[[int], float], optim.Plateau | None]:
+    """The learning rate of a global step, and what lowers it by the score of each epoch, if the schedule has that."""
+    fixed = schedule(recipe, steps).lr_at
+    if recipe.schedule.name != "plateau":
+        return fixed, None
+    if not watched:
+        raise UsageError("schedule = plateau needs validation images to watch (data.val = 0); set data.val=0.1")
+    plateau = optim.Plateau(recipe.schedule.lr_gamma, recipe.schedule.plateau_epochs)
+    return lambda step: fixed(step) * plateau.factor, plateau
+
+
 def resumed_schedule(old: Recipe, new: Recipe, made: Session) -> list[str]:
     """What other epochs do to the schedule of a run that is resumed, one line each; a jump of the rate is a warning."""
     if old.epochs == new.epochs:
         return []
-    before, after = (schedule(recipe, len(made.batches)).lr_at(made.steps) for recipe in (old, new))
+    before, after = (schedule(recipe, made.batches.steps).lr_at(made.steps) for recipe in (old, new))
     lines = [
         f"resume   schedule {new.schedule.name} now ends at epoch {new.epochs} (was {old.epochs}): "
         f"rate {before:.3g} -> {after:.3g} from epoch {made.at.epoch + 1} on"
@@ -309,12 +323,12 @@ def resumed_schedule(old: Recipe, new: Recipe, made: Session) -> list[str]:
 
 
 def _step(
-    recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int, classes: int, place: Place, team: Team,
+    recipe: Recipe, optimizer: torch.optim.Optimizer, lr: Callable[[int], float], classes: int, place: Place, team: Team,
     *, after: Callable[[], None] | None, sampler: sampling.Sampler | None,
 ) -> Step:  # fmt: skip
     return Step(
         optimizer=optimizer,
-        lr=schedule(recipe, steps).lr_at,
+        lr=lr,
         device=place.device,
         precision=place.precision,
         clip=recipe.optim.clip,

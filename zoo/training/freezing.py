@@ -27,7 +27,7 @@ class FreezeTable:
     names: tuple[str, ...]
     """Frozen parameters and buffers, by name."""
     rows: tuple[tuple[str, int, int, int, int], ...]
-    """For each part of the model: frozen parameters, trained parameters, BatchNorms held in eval mode, BatchNorms that go on."""
+    """For each part of the model: frozen parameters, trained parameters, BatchNorms held in eval mode, BatchNorms that keep updating."""
 
     @property
     def frozen(self) -> int:

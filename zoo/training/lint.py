@@ -10,7 +10,7 @@ from zoo import registry, sampling
 from zoo.recipe import Loss, Recipe, Schedule
 
 SMALL_SHARE = 0.4
-"""Share of the epochs at a hundredth of the rate or less from which it is told; the usual schedules stay below."""
+"""Share of the epochs at a hundredth of the rate or less from which it is reported; the usual schedules stay below."""
 
 
 def check(recipe: Recipe, counts: np.ndarray | None = None, random_frozen: Sequence[str] = ()) -> list[str]:

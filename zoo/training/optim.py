@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,14 +68,14 @@ def make(
     *,
     decay_all: bool = True,
     scales: Mapping[str, float] | None = None,
-    head: str = "",
+    head: Iterable[str] = (),
 ) -> torch.optim.Optimizer:
     """The optimizer over the parameters that are trained, in the groups of :func:`groups`.
 
     ``sgd`` and ``adamw`` (Loshchilov and Hutter 2019) are torch's; fused=True updates all tensors in one kernel (measured 8 %
     faster steps on two CPU cores). timm's are ``nadamw`` (Dozat 2016, with the decoupled decay of AdamW), ``cadamw`` (AdamW that
     leaves out components whose sign differs from the gradient's, Liang et al. 2024), ``lion`` (Chen et al. 2023) and ``muon``
-    (:func:`_muon`, which needs ``head``, the name of the classifier's module).
+    (:func:`_muon`, which needs ``head``, the names of the classifier's modules).
 
     Raises:
         ValueError: no optimizer has that name.
@@ -133,7 +133,7 @@ class Schedule:
 
     ``step`` multiplies by ``lr_gamma`` every ``step_size`` epochs, ``multistep`` at each epoch in ``steps``, ``cosine`` falls to 0
     at the end (Loshchilov and Hutter 2017), ``onecycle`` is a straight line to 0 after the warm-up, whose default is 30 % of
-    the run (after Smith 2018).
+    the run (after Smith 2018), ``plateau`` stays at the peak, which :class:`Plateau` lowers.
     """
 
     lr: float
@@ -154,7 +154,7 @@ class Schedule:
         if step < ramp:
             return self.lr * (step + 1) / (ramp + 1)
         done = (step - ramp) / max(total - ramp, 1)
-        if self.name == "constant":
+        if self.name in ("constant", "plateau"):
             return self.lr
         if self.name == "step":
             return self.lr * self.lr_gamma ** (math.floor(at) // self.step_size)
@@ -164,7 +164,40 @@ class Schedule:
             return self.lr * (1 + math.cos(math.pi * done)) / 2
         if self.name == "onecycle":
             return self.lr * (1 - done)
-        raise ValueError(f"name = {self.name!r} is not constant, step, multistep, cosine or onecycle")
+        raise ValueError(f"name = {self.name!r} is not constant, step, multistep, cosine, onecycle or plateau")
+
+
+class Plateau:
+    """The factor on the learning rate that falls when the score stops rising: torch's ReduceLROnPlateau.
+
+    torch's scheduler changes the rates of an optimizer. It gets one of its own here, whose rate is the factor, so that the
+    warm-up and the factors of layers stay as in every schedule.
+    """
+
+    def __init__(self, gamma: float, epochs: int) -> None:
+        """``gamma`` multiplies the factor after more than ``epochs`` epochs without a higher score."""
+        self._optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
+        self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self._optimizer, mode="max", factor=gamma, patience=epochs, threshold=0.0, eps=0.0
+        )
+
+    @property
+    def factor(self) -> float:
+        """What the learning rate is multiplied by, 1 at first."""
+        return self._optimizer.param_groups[0]["lr"]
+
+    def update(self, score: float) -> None:
+        """Take in the score of an epoch."""
+        self._scheduler.step(score)
+
+    def state_dict(self) -> dict[str, float]:
+        """The factor, the best score and the epochs since, as JSON-able numbers."""
+        return {"factor": self.factor, "best": self._scheduler.best, "idle": self._scheduler.num_bad_epochs}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Put back what :meth:`state_dict` gave."""
+        self._optimizer.param_groups[0]["lr"] = state["factor"]
+        self._scheduler.best, self._scheduler.num_bad_epochs = state["best"], int(state["idle"])
 
 
 class Ema:

@@ -105,7 +105,7 @@ class Team:
         return parts
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes have reached this call."""
         if self.size > 1:
             dist.barrier()
 

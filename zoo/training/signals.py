@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class Interrupted(Exception):
-    """A signal asked to stop. ``code`` is the exit code; ``saved`` says whether there is a state to go on from."""
+    """A signal asked to stop. ``code`` is the exit code; ``saved`` says whether there is a state to resume from."""
 
     def __init__(self, number: int, *, saved: bool = True) -> None:
         super().__init__(signal.Signals(number).name)
@@ -24,7 +24,7 @@ class Stop:
         self.number = 0
         self.patient = False
         self.saved = False
-        """There is a state to go on from, whenever the signal comes."""
+        """There is a state to resume from, whenever the signal comes."""
 
     def __call__(self) -> int:
         return self.number

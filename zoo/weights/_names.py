@@ -44,13 +44,13 @@ def in_head(name: str, spec: ModelSpec) -> bool:
 
 def renamed(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], spec: ModelSpec) -> tuple[dict[str, Tensor], str]:
     """``tensors`` under the model's ``own`` names, and in one line what was renamed; unchanged where no convention fits better."""
-    best, told = dict(tensors), ""
+    best, note = dict(tensors), ""
     for words, names in _conventions(own, tensors, spec):
         if len(set(names.values())) == len(names) and len(set(names.values()) & set(own)) > len(set(best) & set(own)):
             changed = [f"{old} is {new}" for old, new in names.items() if old != new]
             best = {new: tensors[old] for old, new in names.items()}
-            told = f"names by the convention of {words}: {changed[0]}"
-    return {name: value for name, value in best.items() if name in own or not name.startswith(AUXILIARY)}, told
+            note = f"names by the convention of {words}: {changed[0]}"
+    return {name: value for name, value in best.items() if name in own or not name.startswith(AUXILIARY)}, note
 
 
 def _conventions(
