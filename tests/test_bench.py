@@ -324,13 +324,13 @@ def test_peak_memory_counts_blocks() -> None:
 
 
 def test_command_prints_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    path = zoo.bench.command("cnn_small", quick=True, batches="1,2", out=tmp_path / "x.csv", as_json=True)
+    path = zoo.bench.command("cnn_small", zoo.bench.Request(quick=True, batches="1,2", out=tmp_path / "x.csv", as_json=True))
     printed = json.loads(capsys.readouterr().out)
     assert printed == _timing.read_csv(path)
     with pytest.raises(UsageError, match="--batches"):
-        zoo.bench.command("cnn_small", batches="1,x")
+        zoo.bench.command("cnn_small", zoo.bench.Request(batches="1,x"))
     with pytest.raises(UsageError, match="neither other names nor --batches"):
-        zoo.bench.command("startup", batches="1")
+        zoo.bench.command("startup", zoo.bench.Request(batches="1"))
 
 
 def test_markdown(tmp_path: Path) -> None:
