@@ -57,11 +57,16 @@ class Data(msgspec.Struct, frozen=True):
     ] = msgspec.field(default_factory=list)
 
     @property
+    def own(self) -> bool:
+        """The set is a folder or file of the user's, which ``dir`` identifies."""
+        name, _, variant = self.name.partition(":")
+        return bool(self.dir) and not variant and registry.table("data").get(name, {}).get("classes") == 0
+
+    @property
     def label(self) -> str:
         """What the set is called in titles and names: of one that is a folder or a file, what that is called."""
         name, _, variant = self.name.partition(":")
-        nameless = registry.table("data").get(name, {}).get("classes") == 0
-        return variant or (Path(self.dir).absolute().name if self.dir and nameless else name)
+        return variant or (Path(self.dir).absolute().name if self.own else name)
 
 
 class Loss(msgspec.Struct, frozen=True):
@@ -291,8 +296,9 @@ def dump(recipe: Recipe) -> str:
 
 
 def same(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes differ at most in :data:`NOT_THE_RECIPE`."""
-    return all(line.partition(":")[0] in NOT_THE_RECIPE for line in differences(one, other))
+    """Whether two recipes differ at most in :data:`NOT_THE_RECIPE`; the folder of a user's own data set is the set."""
+    free = NOT_THE_RECIPE - {"data.dir"} if one.data.own else NOT_THE_RECIPE
+    return all(line.partition(":")[0] in free for line in differences(one, other))
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -64,7 +64,7 @@ def command(
         recipes.check(recipe)
         counts = lint.expected_counts(recipe)
         if counts is not None:
-            print_line(f"data     {recipe.data.name} · {counts.sum():,} train ({first_ten(counts.tolist())})")
+            print_line(f"data     {recipe.data.label} · {counts.sum():,} train ({first_ten(counts.tolist())})")
         for finding in lint.check(recipe, counts):
             print_line(f"warning  {finding}")
         if recipe.freeze != "none":
