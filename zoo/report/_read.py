@@ -12,6 +12,7 @@ import numpy as np
 
 from zoo import csv_files, files, metrics
 from zoo import recipe as recipes
+from zoo.console import plain
 from zoo.errors import DataError, FileError
 from zoo.recipe import Recipe
 from zoo.training import checkpoint
@@ -41,7 +42,7 @@ class Folder:
     @property
     def name(self) -> str:
         """The folder's own name."""
-        return self.path.absolute().name
+        return plain(self.path.absolute().name)
 
     @property
     def counts(self) -> list[int]:
