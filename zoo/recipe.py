@@ -105,15 +105,19 @@ class Sampler(msgspec.Struct, frozen=True):
 class Optim(msgspec.Struct, frozen=True):
     """``[optim]``: the optimizer.
 
+    A typed table, not options that each optimizer declares as losses do: nearly all of these settings belong to several
+    optimizers, so that a declaration per optimizer would repeat them.
+
     ``lr_head`` multiplies the rate of the new head, ``layer_decay`` that of each stage once more per stage below the top.
     """
 
-    name: Annotated[Literal["sgd", "adamw"], about("optimizer")] = "sgd"
+    name: Annotated[Literal["sgd", "adamw", "nadamw", "cadamw", "lion", "muon"], about("optimizer")] = "sgd"
     lr: Annotated[float, about("peak learning rate", gt=0, le=HUGE)] = 0.1
-    momentum: Annotated[float, about("momentum of sgd", ge=0, lt=1)] = 0.9
-    nesterov: Annotated[bool, about("Nesterov's momentum in sgd")] = True
+    momentum: Annotated[float, about("momentum of sgd and muon", ge=0, lt=1)] = 0.9
+    nesterov: Annotated[bool, about("Nesterov's momentum in sgd and muon")] = True
     weight_decay: Annotated[float, about("weight decay", ge=0, le=HUGE)] = 5e-4
     clip: Annotated[float, about("largest norm of the gradient, 0 for no limit", ge=0, le=HUGE)] = 0.0
+    accumulate: Annotated[int, about("batches per step, whose gradients are added", ge=1, le=MOST)] = 1
     lr_head: Annotated[float, about("factor on the rate of the new head", gt=0, le=HUGE)] = 1.0
     layer_decay: Annotated[float, about("factor on the rate, once more per stage below the top", gt=0, le=1)] = 1.0
 
@@ -121,15 +125,18 @@ class Optim(msgspec.Struct, frozen=True):
 class Schedule(msgspec.Struct, frozen=True):
     """``[schedule]``: the learning rate over the run."""
 
-    name: Annotated[Literal["constant", "step", "multistep", "cosine", "onecycle"], about("learning rate over the run")] = (
-        "cosine"
-    )
+    name: Annotated[
+        Literal["constant", "step", "multistep", "cosine", "onecycle", "plateau"], about("learning rate over the run")
+    ] = "cosine"
     warmup: Annotated[float, about("epochs of linear warm-up", ge=0, le=MOST)] = 0.0
     steps: Annotated[
         list[Annotated[int, msgspec.Meta(ge=1, le=MOST)]], about("epochs at which multistep multiplies the rate")
     ] = msgspec.field(default_factory=list)
     step_size: Annotated[int, about("epochs between the factors of step", ge=1, le=MOST)] = 30
-    lr_gamma: Annotated[float, about("factor of step and multistep", gt=0, le=1)] = 0.1
+    lr_gamma: Annotated[float, about("factor of step, multistep and plateau", gt=0, le=1)] = 0.1
+    plateau_epochs: Annotated[
+        int, about("epochs without a better validation accuracy after which plateau lowers the rate", ge=0, le=MOST)
+    ] = 5
 
 
 class Course(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -21,7 +21,7 @@ from zoo.data._read import read
 from zoo.errors import DataError, DiskError, UsageError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec, Split
-from zoo.training import freezing, lint, optim
+from zoo.training import freezing, lint, objective, optim
 from zoo.training.batches import Batches
 from zoo.training.loop import DTYPES, Step
 from zoo.training.processes import Team
@@ -107,12 +107,13 @@ def session(
     index, counts = _training_part(recipe, data)
     data = _normalised(recipe, spec, data)
     model = start.model.to(place.device).to(memory_format=torch.channels_last)
-    sampler = build_sampler(recipe, data.train.targets, index)
-    built, weight = (loss, None) if loss is not None else build_loss(recipe, counts)
+    sampler = objective.build_sampler(recipe, data.train.targets, index)
+    built, weight = (loss, None) if loss is not None else objective.build_loss(recipe, counts)
     batches, val, test = _batches(recipe, data, index, sampler, spec.input[1], place, team)
     ema = optim.Ema(model, recipe.ema) if recipe.ema else None
     make_optimizer = partial(_optimizer, recipe, model, spec)
     after = partial(ema.update, model) if ema else None
+    lr, plateau = _rates(recipe, batches.steps, watched=val is not None)
     made = Session(
         folder=folder,
         identity={"model": recipe.model, "classes": len(data.classes), "optimizer": recipe.optim.name},
@@ -123,12 +124,13 @@ def session(
         batches=batches,
         val=val,
         test=test,
-        step=_step(recipe, make_optimizer(), len(batches), len(data.classes), place, team, after=after, sampler=sampler),
+        step=_step(recipe, make_optimizer(), lr, len(data.classes), place, team, after=after, sampler=sampler),
         make_optimizer=make_optimizer,
         frozen=start.frozen,
         plan=start.plan,
         settings=_settings(recipe),
         ema=ema,
+        plateau=plateau,
         weight=weight.to(place.device) if weight is not None else None,
         sampler=sampler,
         team=team,
@@ -253,6 +255,7 @@ def _batches(
         split=data.train,
         index=index,
         batch_size=recipe.batch_size,
+        accumulate=recipe.optim.accumulate,
         device=place.device,
         mean=data.mean,
         std=data.std,
@@ -274,54 +277,39 @@ def eval_batches(part: Split, data: DataSet, device: torch.device, size: int, pr
     return Batches(part, np.arange(len(part)), EVAL_BATCH, device, data.mean, data.std, size, DTYPES[precision])
 
 
-def build_loss(recipe: Recipe, counts: np.ndarray) -> tuple[nn.Module, Tensor | None]:
-    """The loss, and the class weights (C,) it takes or, with ``drw_epoch``, will take."""
-    spec = registry.find("losses", recipe.loss.name)
-    kind = recipe.loss.class_weights
-    weights = sampling.class_weights(counts, kind, beta=recipe.loss.beta, given=recipe.loss.given_weights)
-    tensor = None if weights is None else torch.as_tensor(weights, dtype=torch.float32)
-    options = {key: recipe.loss.options[key] for key in spec.options}
-    if spec.counts:
-        options["counts"] = counts.tolist()
-    return spec.build(weight=tensor, **options), tensor
-
-
-def build_sampler(recipe: Recipe, targets: np.ndarray, index: np.ndarray) -> sampling.Sampler | None:
-    """The sampler over the positions ``index`` (n,) of a split whose classes are ``targets``; None to show each sample once."""
-    s = recipe.sampler
-    if s.name == "none":
-        return None
-    return sampling.Sampler(s.name, index, targets[index], len(targets), recipe.seed, recipe.epochs, s.exponent)
-
-
 def _optimizer(recipe: Recipe, model: nn.Module, spec: ModelSpec) -> torch.optim.Optimizer:
     """The optimizer over what is trained now."""
     o = recipe.optim
-    return optim.make(
-        model,
-        name=o.name,
-        lr=o.lr,
-        momentum=o.momentum,
-        nesterov=o.nesterov and o.momentum > 0,
-        weight_decay=o.weight_decay,
-        scales=optim.lr_scales(model, spec, head=o.lr_head, layer_decay=o.layer_decay),
-    )
+    chosen = optim.Hyperparameters(name=o.name, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay)
+    scales = optim.lr_scales(model, spec, head=o.lr_head, layer_decay=o.layer_decay)
+    return optim.make(model, chosen, scales=scales, head=freezing.new_head(spec))
 
 
-def rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float]:
-    """The learning rate of a global step, counted from 0."""
+def schedule(recipe: Recipe, steps_per_epoch: int) -> optim.Schedule:
+    """The learning rate over the run."""
     s = recipe.schedule
-    return partial(
-        optim.lr_at, steps_per_epoch=steps_per_epoch, epochs=recipe.epochs, lr=recipe.optim.lr, schedule=s.name,
-        warmup=s.warmup, steps=s.steps, step_size=s.step_size, lr_gamma=s.lr_gamma,
+    return optim.Schedule(
+        lr=recipe.optim.lr, epochs=recipe.epochs, steps_per_epoch=steps_per_epoch, name=s.name, warmup=s.warmup, steps=s.steps,
+        step_size=s.step_size, lr_gamma=s.lr_gamma,
     )  # fmt: skip
+
+
+def _rates(recipe: Recipe, steps: int, *, watched: bool) -> tuple[Callable[[int], float], optim.Plateau | None]:
+    """The learning rate of a global step, and what lowers it by the score of each epoch, if the schedule has that."""
+    fixed = schedule(recipe, steps).lr_at
+    if recipe.schedule.name != "plateau":
+        return fixed, None
+    if not watched:
+        raise UsageError("schedule = plateau needs validation images to watch (data.val = 0); set data.val=0.1")
+    plateau = optim.Plateau(recipe.schedule.lr_gamma, recipe.schedule.plateau_epochs)
+    return lambda step: fixed(step) * plateau.factor, plateau
 
 
 def resumed_schedule(old: Recipe, new: Recipe, made: Session) -> list[str]:
     """What other epochs do to the schedule of a run that is resumed, one line each; a jump of the rate is a warning."""
     if old.epochs == new.epochs:
         return []
-    before, after = (rate(recipe, len(made.batches))(made.steps) for recipe in (old, new))
+    before, after = (schedule(recipe, made.batches.steps).lr_at(made.steps) for recipe in (old, new))
     lines = [
         f"resume   schedule {new.schedule.name} now ends at epoch {new.epochs} (was {old.epochs}): "
         f"rate {before:.3g} -> {after:.3g} from epoch {made.at.epoch + 1} on"
@@ -335,12 +323,12 @@ def resumed_schedule(old: Recipe, new: Recipe, made: Session) -> list[str]:
 
 
 def _step(
-    recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int, classes: int, place: Place, team: Team,
+    recipe: Recipe, optimizer: torch.optim.Optimizer, lr: Callable[[int], float], classes: int, place: Place, team: Team,
     *, after: Callable[[], None] | None, sampler: sampling.Sampler | None,
 ) -> Step:  # fmt: skip
     return Step(
         optimizer=optimizer,
-        lr=rate(recipe, steps),
+        lr=lr,
         device=place.device,
         precision=place.precision,
         clip=recipe.optim.clip,

@@ -31,7 +31,7 @@ KEPT = 2
 def room(model: nn.Module, optimizer: torch.optim.Optimizer, *, averaged: bool) -> int:
     """Bytes that the states and weights of a run take at the most, a temporary file included."""
     one = tensor_files.size_of(model.state_dict().values())
-    slots = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
+    slots = 1 if type(optimizer).__name__ in ("SGD", "Lion") else 2  # by name, as Lion would need timm imported
     trained = tensor_files.size_of(p for group in optimizer.param_groups for p in group["params"])
     return (KEPT + 1) * (one * (2 if averaged else 1) + slots * trained) + 2 * one
 

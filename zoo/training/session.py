@@ -84,6 +84,8 @@ class Session:
     """What is frozen from which epoch on (:func:`zoo.training.freezing.plan`)."""
     settings: Settings
     ema: optim.Ema | None = None
+    plateau: optim.Plateau | None = None
+    """The factor on the learning rate that the score of each epoch decides."""
     weight: Tensor | None = None
     """Class weights (C,), which the loss has from ``settings.drw_epoch`` on."""
     sampler: sampling.Sampler | None = None
@@ -102,7 +104,7 @@ class Session:
     @property
     def steps(self) -> int:
         """Steps taken since the run began."""
-        return self.at.epoch * len(self.batches) + self.at.skip
+        return self.at.epoch * self.batches.steps + self.at.skip
 
     @property
     def complete(self) -> bool:
@@ -123,7 +125,7 @@ class Session:
         stop.saved = True
         began = time.monotonic() - self.at.seconds
         images, chosen_on = len(self.batches.index), self.settings.select_on
-        with Progress(self.settings.epochs, len(self.batches), images, chosen_on) as progress:
+        with Progress(self.settings.epochs, self.batches.steps, images, chosen_on) as progress:
             while not self.complete:
                 started, before = time.monotonic(), self.totals.samples_seen if self.totals else 0
                 self._train_epoch(stop, progress)
@@ -204,7 +206,7 @@ class Session:
             "epoch": number,
             "split": "train",
             **self.totals.row,
-            "lr": self.step.lr(self.at.epoch * len(self.batches)),
+            "lr": self.step.lr(self.at.epoch * self.batches.steps),
             "images_per_s": round((self.totals.samples_seen - before) / took, 1),
             "seconds": round(took, 3),
         }
@@ -214,6 +216,8 @@ class Session:
         if self.val:
             rows.append(self._validated(averaged, self.val, number, stop))
             score = rows[-1]["accuracy"]
+        if self.plateau:
+            self.plateau.update(score)
         train |= self._end_epoch()  # after validation: a stop in there saves the loss and the sampler as they were
         progress.epoch(number, train, rows[-1] if self.val else None)
         self.at.epoch, self.at.skip, self.totals = number, 0, None
@@ -304,6 +308,7 @@ class Session:
             **asdict(self.at), "totals": [totals.loss, totals.correct, totals.samples_seen], "optim": scalars,
             **self.identity, **self._setting(), "data_digest": self.data.digest, "frozen": self.digests,
             "scaler": self.step.scaler.state_dict() if self.step.scaler else None,
+            "plateau": self.plateau.state_dict() if self.plateau else None,
         }  # fmt: skip
         return tensors, meta
 
@@ -340,6 +345,8 @@ class Session:
                 getattr(self.sampler, name)[:] = value.numpy()
         if self.step.scaler and meta["scaler"]:
             self.step.scaler.load_state_dict(meta["scaler"])
+        if self.plateau and meta.get("plateau"):
+            self.plateau.load_state_dict(meta["plateau"])
         self.at = Position(**{key: meta[key] for key in asdict(self.at)})
         self.totals, self.digests = Totals(*meta["totals"]), meta["frozen"]
 

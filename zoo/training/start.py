@@ -105,7 +105,7 @@ def _restored(session: Session) -> bool:
     if session.complete and run_folders.is_finished(session.folder):
         print_line(f"run      {session.folder} is complete: nothing to do")
         return True
-    left = f", step {session.at.skip} of {len(session.batches)} of the next" if session.at.skip else ""
+    left = f", step {session.at.skip} of {session.batches.steps} of the next" if session.at.skip else ""
     print_line(f"resume   epoch {session.at.epoch} of {session.settings.epochs} done{left}")
     return False
 
