@@ -43,16 +43,17 @@ def command(
     as_json: bool = False,
 ) -> Path:
     """``zoo bench``: measure runs (none named: the latest), models, files, or a part of zoo; print the table, say where the files are."""
-    from zoo.bench import _timing
     from zoo.bench._budget import Budget
     from zoo.console import print_line
 
     budget = Budget(seconds)
+    if seconds:
+        print_line(f"expect   at most {seconds:g} s (--seconds)")
+    from zoo.bench import _timing  # torch is imported here, which the seconds include
+
     began, targets = time.time(), [what] if isinstance(what, str | Path) else list(what or ())
     if out is not None:
         _check_out(out)
-    if seconds:
-        print_line(f"expect   at most {seconds:g} s (--seconds)")
     if (taken := _timing.busy()) > BUSY:
         print_line(
             f"warning  other processes keep {taken:.1f} cores busy: figures will be off, by 10 times or more at small batches"
@@ -84,6 +85,7 @@ def command(
             )
         name = "_serve" if serve else "_self_check" if self_check else "_scenario" if scenario else "inference"
         module = importlib.import_module(f"zoo.bench.{name}")
+        budget.imports = budget.elapsed()
         path = module.main(quick, _known(targets), threads=threads, **options)
     _tell(module, path, began, as_json=as_json)
     return path
