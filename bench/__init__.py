@@ -64,15 +64,16 @@ def command(what: str | Path | Sequence[str] | None = None, request: Request = R
     Raises:
         UsageError: settings that do not go together.
     """
-    from zoo.bench import _timing
     from zoo.console import print_line
 
     budget = Budget(request.seconds)
+    if request.seconds:
+        print_line(f"expect   at most {request.seconds:g} s (--seconds)")
+    from zoo.bench import _timing  # torch is imported here, which the seconds include
+
     began, targets = time.time(), [what] if isinstance(what, str | Path) else list(what or ())
     if request.out is not None:
         _check_out(request.out)
-    if request.seconds:
-        print_line(f"expect   at most {request.seconds:g} s (--seconds)")
     if (taken := _timing.busy()) > BUSY:
         print_line(
             f"warning  other processes keep {taken:.1f} cores busy: figures will be off, by 10 times or more at small batches"
@@ -85,6 +86,7 @@ def command(what: str | Path | Sequence[str] | None = None, request: Request = R
     else:
         options = _options(request, budget)
         module = importlib.import_module(f"zoo.bench.{request.kind}")
+        budget.imports = budget.elapsed()
         path = module.main(request.quick, _known(targets), **options)
     _tell(module, path, began, as_json=request.as_json)
     return path

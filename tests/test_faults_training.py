@@ -210,7 +210,7 @@ def test_18_a_full_disk_in_a_save_keeps_the_old_state(tmp_path: Path, monkeypatc
         full_disk(patch, range(1, 100))
         with pytest.raises(DiskError, match=r"no space left \(.*need \d+\.\d MB, .* MB free\)"):
             training.train(small("save_every=2"), out=tmp_path / "run")
-    assert checkpoint.load_state(tmp_path / "run")[1]["skip"] == 0
+    assert checkpoint.load_state(tmp_path / "run")[1].skip == 0
     assert not list((tmp_path / "run").rglob(f"*{files.TEMPORARY}*"))
 
 
@@ -230,7 +230,7 @@ def test_20_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(session, "train_epoch", burst)
     with pytest.raises(DiskError, match=r"out of memory \(batch_size 250\).*--batch-size 125"):
         training.train(small(), out=tmp_path / "run")
-    assert checkpoint.load_state(tmp_path / "run")[1]["epoch"] == 0
+    assert checkpoint.load_state(tmp_path / "run")[1].epoch == 0
 
 
 def test_22_a_closed_stdout_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

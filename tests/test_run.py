@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,13 +181,29 @@ def test_refusals_touch_nothing(small_run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "nothing").exists()
 
 
+@pytest.mark.parametrize("name", ["optim.999.momentum_buffer", "optim.x.momentum_buffer", "optim.momentum_buffer"])
+def test_a_state_with_other_tensors_is_refused(small_run: Path, tmp_path: Path, name: str) -> None:
+    from zoo import recipe, tensor_files
+
+    folder = shutil.copytree(small_run, tmp_path / "run")
+    newest, *older = checkpoint.states(folder)
+    for path in older:
+        path.unlink()
+    tensors, meta = tensor_files.load_tensors(newest)
+    meta = {key: value for key, value in meta.items() if key not in ("format", "version", "digests")}
+    tensor_files.save_tensors(newest, tensors | {name: torch.zeros(2)}, meta)
+    mine = recipe.resolve(str(folder / "recipe.toml"), {"epochs": 9})
+    with pytest.raises(FileError, match="state does not fit the run"):
+        training.train(mine, out=folder, resume=True)
+
+
 def test_a_non_finite_loss_stops_with_the_step_and_keeps_the_good_state(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"epoch 1, step \d+, lr"):
         training.train(resolve("cnn_small", "lr=1e6", "schedule=constant"), out=tmp_path / "bad")
     report = json.loads((tmp_path / "bad" / "bad_batch.json").read_text())
     assert len(report["files"]) == 250
-    tensors, meta, _ = checkpoint.load_state(tmp_path / "bad")
-    assert meta["epoch"] == 0
+    tensors, header, _ = checkpoint.load_state(tmp_path / "bad")
+    assert header.epoch == 0
     assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point())
     assert not (tmp_path / "bad" / "weights.safetensors").exists()
 

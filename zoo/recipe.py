@@ -167,8 +167,9 @@ def dump(recipe: Recipe) -> str:
 
 
 def same(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes differ at most in :data:`NOT_THE_RECIPE`."""
-    return all(line.partition(":")[0] in NOT_THE_RECIPE for line in differences(one, other))
+    """Whether two recipes differ at most in :data:`NOT_THE_RECIPE`; the folder of a user's own data set is the set."""
+    free = NOT_THE_RECIPE - {"data.dir"} if one.data.own else NOT_THE_RECIPE
+    return all(line.partition(":")[0] in free for line in differences(one, other))
 
 
 def parse_override(text: str) -> tuple[str, Any]:

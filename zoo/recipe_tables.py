@@ -46,11 +46,16 @@ class Data(msgspec.Struct, frozen=True):
     ] = msgspec.field(default_factory=list)
 
     @property
+    def own(self) -> bool:
+        """The set is a folder or file of the user's, which ``dir`` identifies."""
+        name, _, variant = self.name.partition(":")
+        return bool(self.dir) and not variant and registry.table("data").get(name, {}).get("classes") == 0
+
+    @property
     def label(self) -> str:
         """What the set is called in titles and names: of one that is a folder or a file, what that is called."""
         name, _, variant = self.name.partition(":")
-        nameless = registry.table("data").get(name, {}).get("classes") == 0
-        return variant or (Path(self.dir).absolute().name if self.dir and nameless else name)
+        return variant or (Path(self.dir).absolute().name if self.own else name)
 
 
 class Loss(msgspec.Struct, frozen=True):

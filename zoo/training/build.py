@@ -383,5 +383,6 @@ def choices(recipe: Recipe, made: Session, place: Place) -> dict[str, Any]:
         "imbalance": recipe.data.imbalance,
         "sampler": recipe.sampler.name,
         "select_on": recipe.select_on,
+        "data_dir": str(Path(recipe.data.dir).absolute()) if recipe.data.own else "",
         "counts": sampling.class_counts(made.data.train.targets[made.batches.index], len(made.data.classes)).tolist(),
     }

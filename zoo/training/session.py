@@ -326,36 +326,47 @@ class Session:
             FileError: no state that can be read, or one of another model, class count or optimizer. DataError: the data
                 changed since the run began.
         """
-        tensors, meta, warnings = checkpoint.load_state(self.folder)
+        tensors, header, warnings = checkpoint.load_state(self.folder)
         for warning in warnings:
             print_line(f"warning  {warning}")
-        self._check_same(meta)
-        setting = self._setting()
-        if changed := [f"{key} {meta[key]} -> {value}" for key, value in setting.items() if meta.get(key, value) != value]:
+        self._check_same(header)
+        before = {key: getattr(header, key) for key in self._setting()}
+        if changed := [
+            f"{key} {before[key]} -> {value}" for key, value in self._setting().items() if before[key] not in (None, value)
+        ]:
             print_line(f"resume   not bit-identical: {', '.join(changed)}")
-        if (selector := freezing.in_force(self.plan, meta["epoch"])) != self.frozen.selector:
+        if (selector := freezing.in_force(self.plan, header.epoch)) != self.frozen.selector:
             self.release(selector)
         tensor_files.load_into(self.model, _part(tensors, "model"), self.folder)
-        checkpoint.unpack_optimizer(self.step.optimizer, _part(tensors, "optim"), meta["optim"])
+        try:
+            self._put_back(tensors, header)
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:  # torch raises many types
+            why = (str(error) or type(error).__name__).splitlines()[0][:90]
+            raise FileError(f"state does not fit the run ({self.folder}, {why}); start again with --force") from error
+
+    def _put_back(self, tensors: dict[str, Tensor], header: checkpoint.StateHeader) -> None:
+        """What a state holds besides the model."""
+        checkpoint.unpack_optimizer(self.step.optimizer, _part(tensors, "optim"), header.optim)
         if self.ema:
             self.ema.load_state_dict(_part(tensors, "ema"))
         self.loss.load_state_dict(_part(tensors, "loss"), strict=False)  # not strict: "weight" is not in it
         if self.sampler:
             for name, value in _part(tensors, "sampler").items():
                 getattr(self.sampler, name)[:] = value.numpy()
-        if self.step.scaler and meta["scaler"]:
-            self.step.scaler.load_state_dict(meta["scaler"])
-        if self.plateau and meta.get("plateau"):
-            self.plateau.load_state_dict(meta["plateau"])
-        self.at = Position(**{key: meta[key] for key in asdict(self.at)})
-        self.totals, self.digests = Totals(*meta["totals"]), meta["frozen"]
+        if self.step.scaler and header.scaler:
+            self.step.scaler.load_state_dict(header.scaler)
+        if self.plateau and header.plateau:
+            self.plateau.load_state_dict(header.plateau)
+        self.at = Position(**{key: getattr(header, key) for key in asdict(self.at)})
+        self.totals, self.digests = Totals(*header.totals), header.frozen
 
-    def _check_same(self, meta: dict[str, Any]) -> None:
-        theirs = {key: meta.get(key, value) for key, value in self.identity.items()}
+    def _check_same(self, header: checkpoint.StateHeader) -> None:
+        there = {key: getattr(header, key) for key in self.identity}
+        theirs = {key: value if there[key] is None else there[key] for key, value in self.identity.items()}
         if theirs != self.identity:
-            there, here = ("/".join(map(str, each.values())) for each in (theirs, self.identity))
-            raise FileError(f"checkpoint is {there}, run is {here} ({self.folder}); resume with the settings of the checkpoint")
-        if meta["data_digest"] != self.data.digest:
+            saved, here = ("/".join(map(str, each.values())) for each in (theirs, self.identity))
+            raise FileError(f"checkpoint is {saved}, run is {here} ({self.folder}); resume with the settings of the checkpoint")
+        if header.data_digest != self.data.digest:
             changes = checkpoint.data_changes(self.folder, self.data.manifest) or f"digest {self.data.digest[:12]}"
             raise DataError(f"data changed since the run began ({self.data.name}, {changes}); restore it or train a new run")
 
