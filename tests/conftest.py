@@ -69,12 +69,14 @@ def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     from ops_cases import FALLBACK, SETS
 
     from zoo import ops
+    from zoo.focal_formula import formula_in_place
 
     if request.param not in SETS:
         pytest.skip(f"no {request.param} kernel here: {ops.kernel()}")
     if request.param == FALLBACK:
         with torch.library._scoped_library("zoo", "IMPL") as library:
             library.impl("focal_loss", ops.formula, "CPU", allow_override=True)
+            library.impl("focal_loss_", formula_in_place, "CPU", allow_override=True)
             monkeypatch.setattr(ops, "_C", None)
             yield FALLBACK
         return
