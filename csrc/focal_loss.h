@@ -81,7 +81,7 @@ struct Problem {
   Type shares_type = Type::f32;
   int64_t shares_n = 0, shares_c = 1, shares_l = 0;
   const void* weight = nullptr;   // float, or double for f64 logits; dense
-  void* grad = nullptr;           // same type as logits; null: not wanted
+  void* grad = nullptr;           // same type as logits; null: not wanted. May be the logits' own memory, with their strides
   int64_t grad_n = 0, grad_c = 1, grad_l = 0;
   void* loss_rows = nullptr;      // float or double; wanted for Reduction::none
   void* p_rows = nullptr;         // float or double; null: not wanted

@@ -83,12 +83,7 @@ void run(const zoo::Problem& p, const Tensor& loss, const Tensor& factor, zoo::S
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> focal_loss(
-    const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight, double gamma, double label_smoothing,
-    double scale, int64_t ignore_index, int64_t reduction, bool want_grad, bool want_rows, const std::optional<Tensor>& other,
-    const std::optional<Tensor>& share) {
-  const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  Prepared made = prepare(logits, target, weight, gamma, label_smoothing, scale, ignore_index, reduction, want_grad, want_rows, other, share);
+void launch(const Prepared& made, const Tensor& logits) {
   const int64_t size[] = {2 * (zoo::most_counts + zoo::most_blocks)};
   const Tensor room = torch::stable::new_empty(logits, torch::headeronly::IntHeaderOnlyArrayRef(size, size_t(1)), ScalarType::Double);
   auto* totals = static_cast<zoo::Totals*>(room.mutable_data_ptr());
@@ -104,7 +99,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> focal_loss(
   }
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "zoo::focal_loss: launch failed: ", cudaGetErrorString(error));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> focal_loss(
+    const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight, double gamma, double label_smoothing,
+    double scale, int64_t ignore_index, int64_t reduction, bool want_grad, bool want_rows, const std::optional<Tensor>& other,
+    const std::optional<Tensor>& share) {
+  const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
+  const Wanted wanted = want_grad ? Wanted::gradient : Wanted::loss;
+  const Prepared made = prepare(logits, target, weight, gamma, label_smoothing, scale, ignore_index, reduction, wanted, want_rows, other, share);
+  launch(made, logits);
   return {made.loss, made.grad, made.rows, made.factor};
+}
+
+std::tuple<Tensor, Tensor, Tensor> focal_loss_in_place(
+    const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight, double gamma, double label_smoothing,
+    double scale, int64_t ignore_index, int64_t reduction, bool want_rows, const std::optional<Tensor>& other,
+    const std::optional<Tensor>& share) {
+  const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
+  const Prepared made = prepare(logits, target, weight, gamma, label_smoothing, scale, ignore_index, reduction, Wanted::in_place, want_rows, other, share);
+  launch(made, logits);
+  return {made.loss, made.rows, made.factor};
 }
 
 PyMethodDef methods[] = {
@@ -117,6 +132,9 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cuda", "The focal loss in CUDA.
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(zoo, CUDA, m) { m.impl("focal_loss", TORCH_BOX(&focal_loss)); }
+STABLE_TORCH_LIBRARY_IMPL(zoo, CUDA, m) {
+  m.impl("focal_loss", TORCH_BOX(&focal_loss));
+  m.impl("focal_loss_", TORCH_BOX(&focal_loss_in_place));
+}
 
 PyMODINIT_FUNC PyInit__C_cuda(void) { return PyModule_Create(&module); }

@@ -367,6 +367,7 @@ __global__ void __launch_bounds__(threads, 1) long_row(Problem p, Scratch scratc
     }
     if (me == 0) row.write(frame, sum.loss, sum.power, sum.p, sums);
     if (p.grad == nullptr) continue;
+    if (p.grad == p.logits) __syncthreads();  // in place: each thread has read the label's logit before one writes over it
     S* grad = static_cast<S*>(p.grad) + grad_start(p, number);
     const A slope = all * factor / (found.rest + own);
     packs_of<S, threads, wide>(logits, p.stride_c, C, [&](const Group& group, int64_t c0) {

@@ -17,7 +17,6 @@ constexpr int64_t tile_floats = 4096;        // 16 KB of exponentials, well with
 constexpr int64_t most_rows = 256;           // in a tile
 constexpr int64_t long_row = 1024;           // from that many classes on a row's exponentials are not kept
 constexpr int64_t room = W * long_row + 64;  // floats in a tile at most, and what vectors may touch beyond
-constexpr int64_t stream_from = 4 << 20;     // logits from which stores that bypass the caches pay (16 MB of them)
 constexpr float reach = 11000.0f;            // a largest logit beyond that is left to exact_row
 
 // What a tile needs besides its exponentials, one number a row.
@@ -247,7 +246,7 @@ struct Block {
     int64_t i = 0;
     const auto put = [&](F slope) {
       const F value = load(tile.values + i) * slope;
-      if constexpr (streaming) bypass(to + i, value);
+      if constexpr (streaming) past_caches(to + i, value);
       else store_as<T>(to + i, value);
       i += W;
     };
@@ -261,14 +260,6 @@ struct Block {
     }
   }
 
-  ZOO_INLINE static void bypass(float* to, F value) {
-#if ZOO_W == 16
-    _mm512_stream_ps(to, (__m512)value);
-#else
-    _mm256_stream_ps(to, (__m256)value);
-#endif
-  }
-
   template <bool streaming>
   void flat_gradients(Stored* to) {
     const int64_t count = tile.rows * C;
@@ -277,7 +268,7 @@ struct Block {
       for (int64_t k = 0; k < C; ++k, at += W) {
         const F value = load(tile.values + at) * spread(slopes, row_of_lane[k]);
         if (at + W <= count) {
-          if constexpr (streaming) bypass(to + at, value);
+          if constexpr (streaming) past_caches(to + at, value);
           else store_as<T>(to + at, value);
         } else if (at < count) store_part<T>(to + at, value, count - at);
       }
@@ -308,6 +299,10 @@ struct Block {
       labels();
       tile.scaled = !plain_exp();
       if (tile.scaled) scaled_exp();
+      if (tile.any_exact && p.grad == p.logits) {  // the tile's gradients would be written over what exact_row has to read
+        for (int64_t r = 0; r < tile.rows; ++r) exact_row(call, tile.first + r, sums);
+        continue;
+      }
       losses();
       if (p.grad != nullptr) gradients();
       if (tile.any_exact)
@@ -460,9 +455,7 @@ inline void block(const Call& call, int64_t begin, int64_t end, Sums& sums) {
   const Problem& p = call.problem;
   const bool strided = p.stride_c != 1 || (p.grad != nullptr && p.grad_c != 1);
   if (is_soft(p) && p.type != Type::f64) {
-    if (p.type == Type::f32) Soft<Single>(call).run(begin, end, sums);
-    else if (p.type == Type::bf16) Soft<Brain>(call).run(begin, end, sums);
-    else Soft<Half>(call).run(begin, end, sums);
+    Soft(call).run(begin, end, sums);
   } else if (p.type == Type::f64 || (p.classes >= long_row && strided)) {
     for (int64_t row = begin; row < end; ++row) exact_row(call, row, sums);
   } else if (p.type == Type::f32) {

@@ -1,282 +1,360 @@
-// Rows in which several classes have a share (label smoothing, two labels, shares in memory), in vectors of ZOO_W floats;
-// included once for each instruction set by focal_loss_simd.h.
+// Rows in which several classes have a share (label smoothing, two labels, shares in memory), in vectors of ZOO_W floats, W
+// rows at a time as long as they fit the buffers; included once for each instruction set by focal_loss_simd.h.
 //
 // l = -sum_c a_c (1 - p_c)^gamma log p_c with a_c = w_c q_c; with g_c = a_c slope_c (see slope_of) and G their sum,
-// d l / d z_j = p_j (G - g_j) - g_j (1 - p_j). exp is taken from the row's maximum, so that log p_c = (z_c - top) - log(total)
-// needs no logarithm for each class. The largest class, the only one with p > 1/2, gets 1 - p and log p from the others' sum
-// (see rows_of); of the others 1 - p >= 1/2, which a subtraction gives to the last bits.
+// d l / d z_j = p_j (G - g_j) - g_j (1 - p_j) = p_j G - g_j. exp is taken from the row's maximum, so that log p_c =
+// (z_c - top) - log(total) needs no logarithm for each class. The largest class, the only one with p > 1/2, is kept out of two
+// sums, where it would round the others away: `below`, which gives log(total) = log1p(below) and 1 - p_c =
+// (below + (1 - e_c)) / total, and G, of which its own gradient takes the first form.
 
 namespace zoo {
 namespace {
 namespace ZOO_ISA {
 
 constexpr int64_t soft_floats = 4096;  // of each buffer; longer rows go through them in parts, once for each pass
-constexpr int64_t soft_run = 64 * W;   // so many terms, a vector of them at a time, are added up in float
-constexpr float soft_reach = 1e4f;     // logits beyond that are left to exact_row
-constexpr float beyond = -2e4f;        // stands for logits past a row's end
+constexpr int64_t soft_run = 64 * W;   // so many terms are added up by themselves, lest float's rounding adds up too
+constexpr float soft_reach = 2e4f;     // logits further below the largest are left to exact_row
 
-template <typename T>
+// What a row, or a part of one, adds up to, in each lane.
+struct Mixture {
+  F g{}, own{};  // slopes of the classes but the largest, and of the largest
+  F loss{}, power{}, p{};
+};
+
 struct Soft {
-  using Stored = typename T::Stored;
   const Call& call;
   const Problem& p;
-  const int64_t C;
+  const int64_t C, width;    // width: of a row in the buffers, whole vectors
+  const int64_t step;        // rows at a time
   const Gamma gamma;
   const float keep, spread;  // q becomes keep q + spread
+  const bool simple;         // each share is an amount, and nobody asks for p
   D loss{}, modulation{};
-  // Of the row at hand:
-  int64_t ties, best;        // classes with the largest logit, and one of them
-  float top, inverse, log_total;
-  alignas(64) float far[soft_floats + W];  // z, then z - top
+  // Of the rows at hand:
+  int64_t rows;
+  bool skip[W];                    // ignored, or for exact_row
+  alignas(64) float top[W];
+  alignas(64) float below[W], inverse[W], log_total[W];
+  alignas(64) float alone[W];      // the largest's exponential, 1; 2, nobody's, where several classes are the largest
+  alignas(64) float all_g[W], own_slope[W];
+  alignas(64) float far[soft_floats + W];   // z, then z - top
   alignas(64) float e[soft_floats + W];
-  alignas(64) float q[soft_floats + W];
-  alignas(64) float a[soft_floats + W];    // amounts, then g
-  alignas(64) float w[soft_floats + W];    // weights, 0 past the end
+  alignas(64) float g[soft_floats + W];     // shares, then g
+  alignas(64) float w[soft_floats + W];     // weights, 0 past the end
 
   explicit Soft(const Call& c)
-      : call(c), p(c.problem), C(c.problem.classes), gamma(c.problem.gamma), keep(float(1 - c.problem.smoothing)),
-        spread(float(c.problem.smoothing / double(c.problem.classes))) {
+      : call(c), p(c.problem), C(c.problem.classes), width(C < soft_floats ? (C + W - 1) / W * W : soft_floats),
+        step(soft_floats / width < W ? soft_floats / width : W), gamma(c.problem.gamma), keep(float(1 - c.problem.smoothing)),
+        spread(float(c.problem.smoothing / double(c.problem.classes))),
+        simple(p.weight == nullptr && p.smoothing == 0 && p.p_rows == nullptr) {
     weights(0);
   }
 
-  static int64_t whole(int64_t count) { return (count + W - 1) / W * W; }
   int64_t part(int64_t first) const { return C - first < soft_floats ? C - first : soft_floats; }
 
-  // `count` elements of a strided array as floats, then `fill` up to a whole vector.
+  // `count` elements of an array as floats, `to` where they are no floats one behind the other already.
   template <typename S>
-  ZOO_INLINE static void fetch(const void* data, int64_t from, int64_t step, int64_t count, float fill, float* to) {
+  static void convert(const void* data, int64_t from, int64_t stride, int64_t count, float* to) {
     const auto* values = static_cast<const typename S::Stored*>(data) + from;
     int64_t i = 0;
-    if (step == 1) {
+    if (stride == 1)
       for (; i + W <= count; i += W) store(to + i, load_as<S>(values + i));
-      if (i < count) store(to + i, load_end<S>(values + i, count - i, fill));
-      return;
-    }
     for (; i < count; ++i) {
-      if constexpr (std::is_same_v<S, Single>) to[i] = values[i * step];
-      else to[i] = from_half(values[i * step], std::is_same_v<S, Brain>);
+      if constexpr (std::is_same_v<S, Single>) to[i] = values[i * stride];
+      else to[i] = from_half(values[i * stride], std::is_same_v<S, Brain>);
     }
-    for (; i % W != 0; ++i) to[i] = fill;
+  }
+  ZOO_INLINE static const float* fetch(const void* data, Type type, int64_t from, int64_t stride, int64_t count, float* to) {
+    if (type == Type::f32 && stride == 1) return static_cast<const float*>(data) + from;
+    if (type == Type::f32) convert<Single>(data, from, stride, count, to);
+    else if (type == Type::bf16) convert<Brain>(data, from, stride, count, to);
+    else convert<Half>(data, from, stride, count, to);
+    return to;
   }
 
-  // load_part and store_part, without the detour through memory where one instruction does it.
-  template <typename S>
-  ZOO_INLINE static F load_end(const typename S::Stored* from, int64_t count, float fill) {
-#if ZOO_W == 16
-    if constexpr (std::is_same_v<S, Single>) return (F)_mm512_mask_loadu_ps((__m512)all(fill), __mmask16((1u << count) - 1), from);
-#endif
-    return load_part<S>(from, count, fill);
-  }
-  ZOO_INLINE static void store_end(Stored* to, F value, int64_t count) {
-#if ZOO_W == 16
-    if constexpr (std::is_same_v<T, Single>) return _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), (__m512)value);
-#endif
-    store_part<T>(to, value, count);
+  ZOO_INLINE const float* logits(int64_t start, int64_t first, float* to) const {
+    return fetch(p.logits, p.type, start + first * p.stride_c, p.stride_c, part(first), to);
   }
 
-  ZOO_INLINE static double total_of(D value) {
-#if ZOO_W == 16
-    __m512d halves[2];
-    std::memcpy(halves, &value, sizeof halves);
-    return _mm512_reduce_add_pd(_mm512_add_pd(halves[0], halves[1]));
-#else
-    return sum(value);
-#endif
-  }
-
-  // A bit for each lane of a mask.
-  ZOO_INLINE static uint32_t lanes_of(I mask) {
-#if ZOO_W == 16
-    return uint32_t(_mm512_movepi32_mask((__m512i)mask));
-#elif ZOO_W == 8
-    return uint32_t(_mm256_movemask_ps((__m256)mask));
-#else
-    uint32_t out = 0;
-    for (int i = 0; i < W; ++i) out |= uint32_t(mask[i] != 0) << i;
-    return out;
-#endif
-  }
-
-  void fetch_logits(int64_t start, int64_t first) {
-    fetch<T>(p.logits, start + first * p.stride_c, p.stride_c, part(first), beyond, far);
-  }
-
-  // Shares and amounts of a part's classes.
-  void targets(const Goal& goal, int64_t first) {
+  // Shares of a part's classes.
+  ZOO_INLINE const float* targets(const Goal& goal, int64_t first, float* to) const {
     const int64_t count = part(first);
-    if (p.shares != nullptr) {
-      const int64_t from = goal.start + first * p.shares_c;
-      if (p.shares_type == Type::f32) fetch<Single>(p.shares, from, p.shares_c, count, 0, q);
-      else fetch<T>(p.shares, from, p.shares_c, count, 0, q);
-    } else {
-      for (int64_t i = 0; i < count; i += W) store(q + i, F{});
-      const auto put = [&](int64_t label, double share) {
-        if (label >= first && label < first + count) q[label - first] = float(share);
-      };
-      put(goal.other, 1 - goal.share);
-      put(goal.label, goal.label == goal.other ? 1.0 : goal.share);
-    }
-    if (C > soft_floats) weights(first);
-    for (int64_t i = 0; i < count; i += W) store(a + i, (load(q + i) * keep + spread) * load(w + i));
+    if (p.shares != nullptr) return fetch(p.shares, p.shares_type, goal.start + first * p.shares_c, p.shares_c, count, to);
+    for (int64_t i = 0; i < count; i += W) store(to + i, F{});
+    const auto put = [&](int64_t label, double share) {
+      if (label >= first && label < first + count) to[label - first] = float(share);
+    };
+    put(goal.other, 1 - goal.share);
+    put(goal.label, goal.label == goal.other ? 1.0 : goal.share);
+    return to;
   }
 
   void weights(int64_t first) {
     const int64_t count = part(first);
-    if (p.weight != nullptr) return fetch<Single>(p.weight, first, 1, count, 0, w);
-    for (int64_t i = 0; i < whole(count); ++i) w[i] = i < count ? 1.0f : 0.0f;
+    for (int64_t i = 0; i < count; ++i) w[i] = p.weight == nullptr ? 1.0f : static_cast<const float*>(p.weight)[first + i];
+    for (int64_t i = count; i % W != 0; ++i) w[i] = 0;
   }
 
-  // Raises `top` to the largest logit of a part; false if one of them is NaN or beyond reach.
-  ZOO_INLINE bool raise(int64_t count) {
-    F high = all(beyond);
-    I size{};
-    for (int64_t i = 0; i < count; i += W) {
-      const F z = load(far + i);
-      const I without_sign = bits(z) & 0x7fffffff;
-      high = pick(z > high, z, high);
-      size = without_sign > size ? without_sign : size;
+  ZOO_INLINE static F largest(const float* z, int64_t count) {
+    F high = all(z[0]);
+    int64_t i = 0;
+    for (; i + W <= count; i += W) high = larger(load(z + i), high);
+    return i < count ? larger(load_end(z + i, count - i, high), high) : high;
+  }
+
+  // exp(z - top) of a part, and z - top: the sum of those below the largest, and 1 for each that is the largest. `wide`: z -
+  // top may be beyond the guard; false if it is beyond exact_row's reach.
+  template <bool wide>
+  ZOO_INLINE static bool exponentials(const float* z, float* apart, float* to, int64_t count, float high, F& below, F& ties, Guard& guard) {
+    I within{};
+    within = ~within;
+    const auto one = [&](F distance) {
+      if constexpr (!wide) return guard.exp(distance);
+      within &= distance >= -soft_reach;
+      return exp_of<true>(pick(distance < -300.0f, all(-300.0f), distance), 0.0f);
+    };
+    int64_t i = 0;
+    for (; i + W <= count; i += W) {
+      __builtin_prefetch(z + i + W * count);  // of the next rows: memory is read while this computes
+      const F distance = load(z + i) - high, value = one(distance);
+      store(apart + i, distance);
+      store(to + i, value);
+      split(value, 1.0f, value, below, all(1.0f), ties);
     }
-#if ZOO_W == 16
-    const float most = _mm512_reduce_max_ps((__m512)high);
-    top = most > top ? most : top;
-#else
-    for (int i = 0; i < W; ++i) top = high[i] > top ? high[i] : top;
-#endif
-    return !any(size > bits(all(-beyond)));
-  }
-
-  // exp of a part; the sum of those below the largest.
-  ZOO_INLINE double exponentials(int64_t first) {
-    const int64_t count = part(first);
-    D all_of{};
-    F sum{};
-    for (int64_t i = 0; i < count; i += W) {
-      if (i % soft_run == 0) all_of += __builtin_convertvector(sum, D), sum = F{};
-      const F distance = load(far + i) - top;
-      const F value = exp_of<true>(pick(distance < -300.0f, all(-300.0f), distance), 0.0f);
-      const I largest = distance == 0.0f;
-      store(far + i, distance);
-      store(e + i, value);
-      sum += pick(largest, F{}, value);
-      if (const uint32_t found = lanes_of(largest)) {
-        best = first + i + __builtin_ctz(found);
-        ties += __builtin_popcount(found);
-      }
+    if (i < count) {
+      const F distance = load_end(z + i, count - i, all(high)) - high, value = first_of(one(distance), count - i);
+      store(apart + i, distance);
+      store(to + i, value);
+      split(value, 1.0f, value, below, all(1.0f), ties);
     }
-    return total_of(all_of + __builtin_convertvector(sum, D));
+    return !wide || !any(~within);
   }
 
-  // What the row's classes add up to, the largest one left out where it is alone; g goes into `a`.
-  struct Total {
-    D loss{}, g{}, power{}, prob{};
-  };
-  ZOO_INLINE void add(int64_t first, Total& total) {
-    const int64_t count = part(first), skip = ties == 1 ? best - first : -1;
-    if (skip >= 0 && skip < count) a[skip] = q[skip] = 0;
-    for (int64_t run = 0; run < count; run += soft_run) {
-      F losses{}, sum_g{}, powers{}, prob{};
-      for (int64_t i = run; i < count && i < run + soft_run; i += W) {
-        const F p_c = load(e + i) * inverse, left = 1.0f - p_c, minus_log = log_total - load(far + i), product = p_c * minus_log;
-        const F q_c = pick(left < 0.25f, all(0.25f), left);  // of the class left out; it would divide by 0
-        F raised = all(1.0f), slope = raised;
-        if (gamma.whole == 2.0f) {
-          raised = q_c * q_c;
-          slope = raised + 2.0f * q_c * product;
-        } else if (gamma.whole != 0.0f) {
-          raised = power(q_c, p_c, gamma);
-          slope = raised * (1.0f + gamma.whole * (product / q_c));
+  template <bool wide>
+  ZOO_INLINE static bool exponentials_of(const float* z, float* apart, float* to, int64_t count, float high, F& below, F& ties, Guard& guard) {
+    bool within = true;
+    for (int64_t at = 0; at < count; at += soft_run) {
+      F run{};
+      within &= exponentials<wide>(z + at, apart + at, to + at, count - at < soft_run ? count - at : soft_run, high, run, ties, guard);
+      below += run;
+    }
+    return within;
+  }
+
+  // 1 / total and its logarithm of the rows at hand.
+  ZOO_INLINE void totals(F sum, F ties) {
+    const F rest = sum + (ties - 1.0f), over = 1.0f / (1.0f + rest);
+    const Log log = log_of(over, rest * over);
+    store(below, rest);
+    store(inverse, over);
+    store(log_total, -(log.k * 0.693147182f + log.log_m));
+    store(alone, pick(ties == 1.0f, all(1.0f), all(2.0f)));
+  }
+
+  // What a part's classes add up to, from their shares; g goes into its buffer. kind: gamma, 0 or 2, or 1 for any other.
+  template <int kind, bool plain>
+  ZOO_INLINE Mixture mix(const float* q, const float* weight, int64_t r, int64_t at, int64_t count) {
+    Mixture out;
+    const F rest = all(below[r]), over = all(inverse[r]), log = all(log_total[r]);
+    const float one = alone[r], *values = e + at, *apart = far + at;
+    float* to = g + at;
+    const auto add = [&](F share, int64_t i) {
+      const F value = load(values + i), minus_log = log - load(apart + i);
+      const F amount = plain ? share : (share * keep + spread) * load(weight + i);
+      F raised = all(1.0f), slope = raised;
+      if constexpr (kind != 0 || !plain) {
+        const F p_c = value * over, left = ((1.0f - value) + rest) * over, product = p_c * minus_log;
+        if constexpr (kind == 2) {
+          raised = left * left;
+          slope = left * (left + 2.0f * product);
+        } else if constexpr (kind == 1) {
+          raised = power(left, p_c, gamma);
+          slope = raised * (1.0f + gamma.whole * pick(left == 0.0f, all(1.0f), product / left));
         }
-        const F amount = load(a + i), share = load(q + i), g = amount * slope;
-        losses += amount * (raised * minus_log);
-        sum_g += g;
-        powers += share * raised;
-        prob += share * p_c;
-        store(a + i, g);
+        if constexpr (!plain) out.p += share * p_c;
       }
-      total.loss += __builtin_convertvector(losses, D);
-      total.g += __builtin_convertvector(sum_g, D);
-      total.power += __builtin_convertvector(powers, D);
-      total.prob += __builtin_convertvector(prob, D);
+      const F slopes = amount * slope;
+      out.loss += (amount * raised) * minus_log;
+      out.power += share * raised;
+      store(to + i, slopes);
+      split(value, one, slopes, out.g, slopes, out.own);
+    };
+    int64_t i = 0;
+    for (; i + W <= count; i += W) {
+      __builtin_prefetch(q + i + W * count);
+      add(load(q + i), i);
     }
+    if (i < count) add(load_end(q + i, count - i, F{}), i);
+    return out;
+  }
+  ZOO_INLINE Mixture mixed(const float* q, const float* weight, int64_t r, int64_t at, int64_t count) {
+    if (gamma.whole == 2.0f) return simple ? mix<2, true>(q, weight, r, at, count) : mix<2, false>(q, weight, r, at, count);
+    if (gamma.whole == 0.0f) return simple ? mix<0, true>(q, weight, r, at, count) : mix<0, false>(q, weight, r, at, count);
+    return mix<1, false>(q, weight, r, at, count);
+  }
+  ZOO_INLINE Mixture mixture_of(const float* q, int64_t r, int64_t at, int64_t count) {
+    Mixture out;
+    for (int64_t i = 0; i < count; i += soft_run) {
+      const Mixture run = mixed(q + i, w + i, r, at + i, count - i < soft_run ? count - i : soft_run);
+      out.g += run.g, out.own += run.own, out.loss += run.loss, out.power += run.power, out.p += run.p;
+    }
+    return out;
   }
 
-  ZOO_INLINE void gradient(int64_t first, int64_t to, float sum_g) {
-    const int64_t count = part(first);
-    const float factor = float(call.factor);
-    Stored* out = static_cast<Stored*>(p.grad) + to + first * p.grad_c;
-    for (int64_t i = 0; i < count; i += W) {
-      const F p_c = load(e + i) * inverse, g = load(a + i);
-      const F slope = (p_c * (sum_g - g) - g * (1.0f - p_c)) * factor;
-      if (p.grad_c != 1)
-        for (int64_t k = 0; k < W && i + k < count; ++k) write(p.grad, p.type, to + (first + i + k) * p.grad_c, double(slope[k]));
-      else if (i + W <= count) store_as<T>(out + i, slope);
-      else store_end(out + i, slope, count - i);
+  // From the sums over classes: what multiplies a row's exponentials, and the largest's own slope.
+  ZOO_INLINE void slopes(F sum_g, F own) {
+    const F over = load(inverse), factor = all(float(call.factor));
+    store(all_g, over * (sum_g + own) * factor);
+    store(own_slope, (over * sum_g - own * (load(below) * over)) * factor);
+  }
+
+  // The gradient of a row's classes, a vector at a time.
+  struct Slope {
+    const float *e, *g;
+    F all_g, factor, own;
+    float one;
+    ZOO_INLINE F operator()(int64_t i) const {
+      const F value = load(e + i);
+      return where_equal(value, one, own, value * all_g - load(g + i) * factor);
     }
+  };
+  ZOO_INLINE Slope slope_of_row(int64_t r, int64_t at) const {
+    return {e + at, g + at, all(all_g[r]), all(float(call.factor)), all(own_slope[r]), alone[r]};
+  }
+
+  template <typename T>
+  ZOO_INLINE void write_as(const Slope& slope, int64_t to, int64_t count) {
+    auto* out = static_cast<typename T::Stored*>(p.grad) + to;
+    int64_t i = 0;
+    for (; i + W <= count; i += W) {
+      __builtin_prefetch(out + i + W * count, 1);
+      store_as<T>(out + i, slope(i));
+    }
+    if (i == count) return;
+    store_end<T>(out + i, slope(i), count - i);
+  }
+
+  void gradient(int64_t r, int64_t at, int64_t first, int64_t to) {
+    const int64_t count = part(first);
+    const Slope slope = slope_of_row(r, at);
+    if (p.grad_c != 1) {
+      for (int64_t i = 0; i < count; i += W) {
+        const F values = slope(i);
+        for (int64_t k = 0; k < W && i + k < count; ++k) write(p.grad, p.type, to + (first + i + k) * p.grad_c, double(values[k]));
+      }
+    } else if (p.type == Type::f32) write_as<Single>(slope, to + first, count);
+    else if (p.type == Type::bf16) write_as<Brain>(slope, to + first, count);
+    else write_as<Half>(slope, to + first, count);
   }
 
   void run(int64_t begin, int64_t end, Sums& sums) {
-    for (int64_t r = begin; r < end; ++r) row(r, sums);
-    sums.loss += total_of(loss);
-    sums.power += total_of(modulation);
+    for (int64_t first = begin; first < end; first += step) {
+      rows = end - first < step ? end - first : step;
+      if (C > soft_floats) long_row(first, sums);
+      else tile(first, sums);
+    }
+    sums.loss += sum(loss);
+    sums.power += sum(modulation);
   }
 
-  void row(int64_t r, Sums& sums) {
+  void tile(int64_t first, Sums& sums) {
+    F one[W], other[W];
+    const float *z[W], *q[W];
+    for (int64_t r = 0; r < W; ++r) {
+      one[r] = F{};
+      skip[r] = r >= rows;
+      if (skip[r]) continue;
+      const Goal goal(p, first + r);
+      skip[r] = goal.ignored;
+      if (skip[r]) continue;
+      q[r] = targets(goal, 0, g + r * width);
+      z[r] = logits(row_start(p, first + r), 0, far + r * width);
+      one[r] = largest(z[r], C);
+    }
+    store(top, largest_of(one));
+    sums_of_exponentials(z, one, other);
+    totals(sums_of(one), sums_of(other));
+    const bool each = p.loss_rows != nullptr || p.p_rows != nullptr;
+    F losses{}, powers{};
+    for (int64_t r = 0; r < W; ++r) {
+      one[r] = other[r] = F{};
+      if (skip[r]) continue;
+      const Mixture mixture = mixture_of(q[r], r, r * width, C);
+      losses += mixture.loss, powers += mixture.power, one[r] = mixture.g, other[r] = mixture.own;
+      if (each) write_sums(first + r, double(sum(mixture.loss)), double(sum(mixture.p)));
+    }
+    loss += __builtin_convertvector(losses, D), modulation += __builtin_convertvector(powers, D);
+    slopes(sums_of(one), sums_of(other));
+    for (int64_t r = 0; r < rows; ++r) {
+      if (skip[r]) exact_row(call, first + r, sums);
+      else if (p.grad != nullptr) gradient(r, r * width, 0, grad_start(p, first + r));
+    }
+  }
+
+  ZOO_INLINE void sums_of_exponentials(const float* const* z, F* below_top, F* ties) {
+    Guard guard;
+    for (int64_t r = 0; r < W; ++r) {
+      F sum{}, count{};
+      if (skip[r]) count[0] = 1;
+      else exponentials_of<false>(z[r], far + r * width, e + r * width, C, top[r], sum, count, guard);
+      below_top[r] = sum, ties[r] = count;
+    }
+    if (guard.holds()) return;
+    for (int64_t r = 0; r < W; ++r) {  // z - top is in its buffer now
+      if (skip[r]) continue;
+      float* apart = far + r * width;
+      below_top[r] = ties[r] = F{};
+      skip[r] = !exponentials_of<true>(apart, apart, e + r * width, C, 0, below_top[r], ties[r], guard);
+    }
+  }
+
+  void write_sums(int64_t row, double row_loss, double prob) const {
+    write_row(p.loss_rows, p, row, row_loss * call.factor);
+    write_row(p.p_rows, p, row, prob);
+  }
+
+  bool part_exponentials(int64_t start, int64_t first, F& below_top, F& ties) {
+    Guard guard;
+    return exponentials_of<true>(logits(start, first, far), far, e, part(first), top[0], below_top, ties, guard);
+  }
+
+  Mixture part_of(const Goal& goal, int64_t start, int64_t first) {
+    F ignored{}, also_ignored{};
+    part_exponentials(start, first, ignored, also_ignored);
+    weights(first);
+    return mixture_of(targets(goal, first, g), 0, 0, part(first));
+  }
+
+  // A row in parts; sums of floats within a part, of doubles over them.
+  void long_row(int64_t r, Sums& sums) {
     const Goal goal(p, r);
-    const int64_t start = row_start(p, r), to = grad_start(p, r);
-    const bool once = C <= soft_floats;  // the row stays in the buffers
-    bool fine = !goal.ignored;
-    top = beyond;
-    for (int64_t first = 0; fine && first < C; first += soft_floats) {
-      fetch_logits(start, first);
-      fine = raise(part(first)) && top >= -soft_reach;
-    }
-    if (!fine) return exact_row(call, r, sums);
-    double below = 0;
-    ties = best = 0;
+    const int64_t start = row_start(p, r);
+    if (goal.ignored) return exact_row(call, r, sums);
+    F high[W]{};
     for (int64_t first = 0; first < C; first += soft_floats) {
-      if (!once) fetch_logits(start, first);
-      below += exponentials(first);
+      const F found = largest(logits(start, first, far), part(first));
+      high[0] = first == 0 ? found : larger(found, high[0]);
     }
-    const F e_all = all(float(double(ties) + below));
-    const Log log = log_of(e_all, all(1.0f));
-    log_total = log.k[0] * 0.693147182f + log.log_m[0];
-    inverse = 1.0f / e_all[0];
-    const bool alone = ties == 1;
-    Total total;
-    double amount = 0, share = 0;
+    top[0] = largest_of(high)[0];
+    double below_top = 0, ties = 0;
     for (int64_t first = 0; first < C; first += soft_floats) {
-      if (!once) fetch_logits(start, first), exponentials(first), ties = alone ? 1 : 2;
-      targets(goal, first);
-      if (alone && best >= first && best < first + part(first)) amount = double(a[best - first]), share = double(q[best - first]);
-      add(first, total);
+      F part_below{}, part_ties{};
+      if (!part_exponentials(start, first, part_below, part_ties)) return exact_row(call, r, sums);
+      below_top += double(sum(part_below)), ties += double(sum(part_ties));
     }
-    double own_g = 0;
-    if (alone) {
-      const Rows mine = rows_of(all(1.0f), all(float(below)), F{}, false, gamma);
-      own_g = amount * double(mine.slope_over_total[0]) * double(e_all[0]);
-      total.loss[0] += amount * double(mine.loss[0]);
-      total.g[0] += own_g;
-      total.power[0] += share * double(mine.power[0]);
-      total.prob[0] += share * double(mine.p[0]);
-    }
-    loss += total.loss;
-    modulation += total.power;
-    if (p.loss_rows != nullptr) write_row(p.loss_rows, p, r, total_of(total.loss) * call.factor);
-    if (p.p_rows != nullptr) write_row(p.p_rows, p, r, total_of(total.prob));
-    const double sum_g = total_of(total.g);
-    if (p.grad == nullptr) return;
+    totals(all(float(below_top)), all(float(ties)));
+    double parts[5] = {};  // as in Mixture
     for (int64_t first = 0; first < C; first += soft_floats) {
-      if (!once) {
-        Total again;
-        fetch_logits(start, first), exponentials(first), ties = alone ? 1 : 2;
-        targets(goal, first);
-        add(first, again);
-      }
-      gradient(first, to, float(sum_g));
+      const Mixture mixture = part_of(goal, start, first);
+      const F* each[] = {&mixture.g, &mixture.own, &mixture.loss, &mixture.power, &mixture.p};
+      for (int i = 0; i < 5; ++i) parts[i] += double(sum(*each[i]));
     }
-    if (alone) {
-      const double p_c = 1 / (1 + below), q_c = below / (1 + below);
-      write(p.grad, p.type, to + best * p.grad_c, (p_c * (sum_g - own_g) - own_g * q_c) * call.factor);
+    loss[0] += parts[2], modulation[0] += parts[3];
+    write_sums(r, parts[2], parts[4]);
+    slopes(all(float(parts[0])), all(float(parts[1])));
+    for (int64_t first = 0; p.grad != nullptr && first < C; first += soft_floats) {
+      part_of(goal, start, first);
+      gradient(0, 0, first, grad_start(p, r));
     }
   }
 };

@@ -7,6 +7,7 @@ namespace {
 namespace ZOO_ISA {
 
 constexpr int W = ZOO_W;
+constexpr int64_t stream_from = 4 << 20;  // logits from which stores that bypass the caches pay (16 MB of them)
 typedef float F __attribute__((vector_size(4 * W), may_alias));
 typedef int32_t I __attribute__((vector_size(4 * W), may_alias));
 typedef uint32_t U __attribute__((vector_size(4 * W), may_alias));
@@ -124,6 +125,23 @@ ZOO_INLINE void store_part(typename T::Stored* to, F value, int64_t count) {
   typename T::Stored parts[W];
   store_as<T>(parts, value);
   for (int i = 0; i < W && i < count; ++i) to[i] = parts[i];
+}
+
+// load_part of floats and store_part, without the detour through memory where one instruction does it.
+ZOO_INLINE F load_end(const float* from, int64_t count, F fill) {
+#if ZOO_W == 16
+  return (F)_mm512_mask_loadu_ps((__m512)fill, __mmask16((1u << count) - 1), from);
+#else
+  for (int64_t i = 0; i < W && i < count; ++i) fill[i] = from[i];
+  return fill;
+#endif
+}
+template <typename T>
+ZOO_INLINE void store_end(typename T::Stored* to, F value, int64_t count) {
+#if ZOO_W == 16
+  if constexpr (std::is_same_v<T, Single>) return _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), (__m512)value);
+#endif
+  store_part<T>(to, value, count);
 }
 
 // x 2^n; 0 where the result would be a denormal. Added to the exponent's bits as unsigned: of what is then not picked the
@@ -279,32 +297,92 @@ ZOO_INLINE Rows rows_of(F e, F others, F far, bool scaled, const Gamma& gamma) {
   return {raised * minus_log, raised, p, raised * (1.0f + gamma.whole * ratio) * inverse};
 }
 
-// Lane i becomes the sum of v[i].
-ZOO_INLINE F sums_of(F* v) {
+ZOO_INLINE F larger(F a, F b) {
 #if ZOO_W == 16
-#define ZOO_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+  return (F)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return pick(a > b, a, b);
+#endif
+}
+
+// The first `count` lanes, and 0 in the others.
+ZOO_INLINE F first_of(F value, int64_t count) {
+#if ZOO_W == 16
+  return (F)_mm512_maskz_mov_ps(__mmask16((1u << count) - 1), (__m512)value);
+#else
+  I mask;
+  for (int i = 0; i < W; ++i) mask[i] = i < count ? -1 : 0;
+  return floats(bits(value) & mask);
+#endif
+}
+
+ZOO_INLINE F where_equal(F x, float to, F yes, F no) {
+#if ZOO_W == 16
+  return (F)_mm512_mask_mov_ps((__m512)no, _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(to), _CMP_EQ_OQ), (__m512)yes);
+#else
+  return pick(x == to, yes, no);
+#endif
+}
+
+// Adds `other` to `others` in lanes where x != to, and `same` to `sames` where x == to.
+ZOO_INLINE void split(F x, float to, F other, F& others, F same, F& sames) {
+#if ZOO_W == 16
+  const __mmask16 equal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(to), _CMP_EQ_OQ);
+  others = (F)_mm512_mask_add_ps((__m512)others, __mmask16(~equal), (__m512)others, (__m512)other);
+  sames = (F)_mm512_mask_add_ps((__m512)sames, equal, (__m512)sames, (__m512)same);
+#else
+  const I equal = x == to;
+  others += floats(bits(other) & ~equal);
+  sames += floats(bits(same) & equal);
+#endif
+}
+
+#if ZOO_W >= 8
+ZOO_INLINE void past_caches(float* to, F value) {
+#if ZOO_W == 16
+  _mm512_stream_ps(to, (__m512)value);
+#else
+  _mm256_stream_ps(to, (__m256)value);
+#endif
+}
+#endif
+
+// Lane i becomes what `join` makes of the lanes of v[i].
+template <typename Join>
+ZOO_INLINE F joined(F* v, Join join) {
+#if ZOO_W == 16
   for (int i = 0; i < 16; i += 2)
-    v[i / 2] = (F)_mm512_add_ps(_mm512_unpacklo_ps((__m512)v[i], (__m512)v[i + 1]), _mm512_unpackhi_ps((__m512)v[i], (__m512)v[i + 1]));
+    v[i / 2] = join((F)_mm512_unpacklo_ps((__m512)v[i], (__m512)v[i + 1]), (F)_mm512_unpackhi_ps((__m512)v[i], (__m512)v[i + 1]));
   for (int i = 0; i < 8; i += 2) {
     const __m512d a = (__m512d)v[i], b = (__m512d)v[i + 1];
-    v[i / 2] = (F)_mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    v[i / 2] = join((F)_mm512_unpacklo_pd(a, b), (F)_mm512_unpackhi_pd(a, b));
   }
   for (int count = 4; count > 1; count /= 2)
     for (int i = 0; i < count; i += 2) {
       const __m512 a = (__m512)v[i], b = (__m512)v[i + 1];
-      v[i / 2] = (F)_mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+      v[i / 2] = join((F)_mm512_shuffle_f32x4(a, b, 0x88), (F)_mm512_shuffle_f32x4(a, b, 0xdd));
     }
   return v[0];
 #elif ZOO_W == 8
-  for (int count = 8; count > 2; count /= 2)
-    for (int i = 0; i < count; i += 2) v[i / 2] = (F)_mm256_hadd_ps((__m256)v[i], (__m256)v[i + 1]);
+  for (int i = 0; i < 8; i += 2)
+    v[i / 2] = join((F)_mm256_unpacklo_ps((__m256)v[i], (__m256)v[i + 1]), (F)_mm256_unpackhi_ps((__m256)v[i], (__m256)v[i + 1]));
+  for (int i = 0; i < 4; i += 2) {
+    const __m256d a = (__m256d)v[i], b = (__m256d)v[i + 1];
+    v[i / 2] = join((F)_mm256_unpacklo_pd(a, b), (F)_mm256_unpackhi_pd(a, b));
+  }
   const __m256 a = (__m256)v[0], b = (__m256)v[1];
-  return (F)_mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+  return join((F)_mm256_permute2f128_ps(a, b, 0x20), (F)_mm256_permute2f128_ps(a, b, 0x31));
 #else
-  F out;
-  for (int i = 0; i < W; ++i) out[i] = (v[i][0] + v[i][1]) + (v[i][2] + v[i][3]);
-  return out;
+  for (int i = 0; i < W; ++i)  // two lanes at a time, so that a float's sum is that of pairs
+    v[i] = join(F{v[i][0], v[i][2], 0, 0}, F{v[i][1], v[i][3], 0, 0});
+  return join(F{v[0][0], v[1][0], v[2][0], v[3][0]}, F{v[0][1], v[1][1], v[2][1], v[3][1]});
 #endif
+}
+ZOO_INLINE F sums_of(F* v) {
+  return joined(v, [](F a, F b) __attribute__((always_inline)) { return a + b; });
+}
+ZOO_INLINE F largest_of(F* v) {
+  return joined(v, [](F a, F b) __attribute__((always_inline)) { return larger(a, b); });
 }
 
 }  // namespace ZOO_ISA

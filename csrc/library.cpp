@@ -42,7 +42,7 @@ void get_pages(const zoo::Problem& p) {
 #endif
   const int64_t item = p.type == zoo::Type::f64 ? 8 : p.type == zoo::Type::f32 ? 4 : 2;
   const int64_t bytes = p.n * p.inner * p.classes * item;
-  if (p.grad == nullptr || bytes < 2 * int64_t(Pages::huge)) return;
+  if (p.grad == nullptr || p.grad == p.logits || bytes < 2 * int64_t(Pages::huge)) return;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(p.grad), end = begin + uintptr_t(bytes);
   const uintptr_t first = begin / Pages::huge * Pages::huge + Pages::huge, last = end / Pages::huge * Pages::huge;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
@@ -66,11 +66,7 @@ void put(void* to, bool deep, double value) {
   else *static_cast<float*>(to) = float(value);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> focal_loss(
-    const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight, double gamma, double label_smoothing,
-    double scale, int64_t ignore_index, int64_t reduction, bool want_grad, bool want_rows, const std::optional<Tensor>& other,
-    const std::optional<Tensor>& share) {
-  Prepared made = prepare(logits, target, weight, gamma, label_smoothing, scale, ignore_index, reduction, want_grad, want_rows, other, share);
+std::tuple<Tensor, Tensor, Tensor, Tensor> computed(const Prepared& made) {
   const zoo::Problem& p = made.problem;
   const zoo::Result result = compute(p);
   if (result.bad_row >= 0)  // becomes an IndexError in Python, where STD_TORCH_CHECK is a RuntimeError that begins with a file's name
@@ -80,6 +76,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> focal_loss(
   if (p.reduction != zoo::Reduction::none) put(made.loss.mutable_data_ptr(), deep, result.loss);
   put(made.factor.mutable_data_ptr(), deep, result.factor);
   return {made.loss, made.grad, made.rows, made.factor};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> focal_loss(
+    const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight, double gamma, double label_smoothing,
+    double scale, int64_t ignore_index, int64_t reduction, bool want_grad, bool want_rows, const std::optional<Tensor>& other,
+    const std::optional<Tensor>& share) {
+  const Wanted wanted = want_grad ? Wanted::gradient : Wanted::loss;
+  return computed(prepare(logits, target, weight, gamma, label_smoothing, scale, ignore_index, reduction, wanted, want_rows, other, share));
+}
+
+std::tuple<Tensor, Tensor, Tensor> focal_loss_in_place(
+    const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight, double gamma, double label_smoothing,
+    double scale, int64_t ignore_index, int64_t reduction, bool want_rows, const std::optional<Tensor>& other,
+    const std::optional<Tensor>& share) {
+  const auto [loss, grad, rows, factor] = computed(
+      prepare(logits, target, weight, gamma, label_smoothing, scale, ignore_index, reduction, Wanted::in_place, want_rows, other, share));
+  return {loss, rows, factor};
 }
 
 PyObject* capability(PyObject*, PyObject* name) {
@@ -191,7 +204,10 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "The focal loss in C++ for CP
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(zoo, CPU, m) { m.impl("focal_loss", TORCH_BOX(&focal_loss)); }
+STABLE_TORCH_LIBRARY_IMPL(zoo, CPU, m) {
+  m.impl("focal_loss", TORCH_BOX(&focal_loss));
+  m.impl("focal_loss_", TORCH_BOX(&focal_loss_in_place));
+}
 
 PyMODINIT_FUNC PyInit__C(void) {
   pthread_atfork(nullptr, nullptr, [] { forked = true; });

@@ -104,6 +104,8 @@ inline zoo::Problem problem_of(const Tensor& logits, const Tensor& target) {
   return p;
 }
 
+enum class Wanted { loss, gradient, in_place };  // in place: the gradient goes over the logits
+
 // What the op returns, and the Problem that writes into it.
 struct Prepared {
   zoo::Problem problem;
@@ -112,7 +114,7 @@ struct Prepared {
 };
 
 inline Prepared prepare(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight, double gamma,
-                        double label_smoothing, double scale, int64_t ignore_index, int64_t reduction, bool want_grad, bool want_rows,
+                        double label_smoothing, double scale, int64_t ignore_index, int64_t reduction, Wanted wanted, bool want_rows,
                         const std::optional<Tensor>& other, const std::optional<Tensor>& share) {
   const auto accurate = logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   check(logits, target, weight, accurate);
@@ -135,12 +137,14 @@ inline Prepared prepare(const Tensor& logits, const Tensor& target, const std::o
   const auto all = torch::headeronly::IntHeaderOnlyArrayRef(each_row, size_t(logits.dim() - 1));
   const bool each = p.reduction == zoo::Reduction::none;
   Tensor loss = torch::stable::new_empty(logits, each ? all : scalar, accurate);
-  Tensor grad = want_grad ? torch::stable::empty_like(logits) : torch::stable::new_empty(logits, none);
+  Tensor grad = wanted == Wanted::in_place ? logits
+                : wanted == Wanted::gradient ? torch::stable::empty_like(logits)
+                                             : torch::stable::new_empty(logits, none);
   Tensor rows = torch::stable::new_empty(logits, want_rows ? all : none, accurate);
   Tensor factor = torch::stable::new_empty(logits, scalar, accurate);
   if (each) p.loss_rows = loss.mutable_data_ptr();
   if (want_rows) p.p_rows = rows.mutable_data_ptr();
-  if (want_grad) {
+  if (wanted != Wanted::loss) {
     p.grad = grad.mutable_data_ptr();
     p.grad_n = grad.stride(0);
     p.grad_c = grad.stride(1);

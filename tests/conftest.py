@@ -87,12 +87,14 @@ def served_by(name: str) -> Iterator[None]:
     from ops_cases import FALLBACK, SETS
 
     from zoo import ops
+    from zoo.focal_formula import formula_in_place
 
     if name not in SETS:
         pytest.skip(f"no {name} kernel here: {ops.kernel()}")
     if name == FALLBACK:
         with torch.library._scoped_library("zoo", "IMPL") as library, pytest.MonkeyPatch.context() as patch:
             library.impl("focal_loss", ops.formula, "CPU", allow_override=True)
+            library.impl("focal_loss_", formula_in_place, "CPU", allow_override=True)
             patch.setattr(ops, "_C", None)
             yield
         return

@@ -85,6 +85,28 @@ def prepare(
     return Call(logits, target, weight, *settings, other, share, rows)
 
 
+def check_inplace(logits: Any) -> None:
+    """Whether the gradient may go over these logits, which want one.
+
+    What else autograd has saved of them is not seen here: their version grows, so that its backward pass refuses them.
+
+    Raises:
+        TypeError, ValueError: saying where the logits are needed, or why they are no memory of their own.
+    """
+    if type(logits) is not Tensor:
+        kind = "a parameter" if isinstance(logits, torch.nn.Parameter) else f"{type(logits).__name__}"
+        raise TypeError(f"inplace=True writes the gradient over the logits, which must be a plain tensor, not {kind}")
+    why = ""
+    if logits.is_leaf:
+        why = "they are a leaf that requires grad; pass the output of a layer"
+    elif logits._is_view():
+        why = "they are a view of another tensor, which would change too"
+    elif logits.layout is not torch.strided or logits.is_neg() or logits._is_zerotensor() or logits.is_meta:
+        why = "they are not values in memory of their own"
+    if why:
+        raise ValueError(f"inplace=True cannot write the gradient over the logits: {why}, or leave inplace out")
+
+
 def _parts(target: Any) -> tuple[Any, Any, Any]:
     """Target, second target and share of the first, the latter two None unless the target is such a triple."""
     if not isinstance(target, (tuple, list)):

@@ -109,6 +109,17 @@ def formula(
     )
 
 
+def formula_in_place(
+    logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float, label_smoothing: float, scale: float,
+    ignore_index: int, reduction: int, want_rows: bool, other: Tensor | None = None, share: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """:func:`formula`, its gradient written over the logits."""
+    settings = gamma, label_smoothing, scale, ignore_index, reduction
+    loss, grad, p, factor = formula(logits, target, weight, *settings, True, want_rows, other, share)
+    logits.copy_(grad)
+    return loss, p, factor
+
+
 def smoothed(q: Tensor, label_smoothing: float) -> Tensor:
     """Shares (M, C) moved towards equal ones, as ``F.cross_entropy`` does."""
     return q if label_smoothing == 0 else (1 - label_smoothing) * q + label_smoothing / q.shape[1]

@@ -11,19 +11,16 @@ or traces the call, takes the formula as PyTorch's operators (``differentiable``
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from zoo.focal_arguments import DTYPES, LABELS, REDUCTIONS, Call, Target, prepare
-from zoo.focal_formula import check_labels, differentiable, formula, shapes
+from zoo.focal_arguments import DTYPES, LABELS, REDUCTIONS, Call, Target, check_inplace, prepare
+from zoo.focal_formula import check_labels, differentiable, formula, formula_in_place, shapes
+from zoo.focal_kernels import PLAIN, is_memory, is_watched, load_all, reason_missing, unwrapped
 
 __all__ = [
     "DTYPES",
@@ -37,13 +34,16 @@ __all__ = [
     "raise_wrong_label",
 ]
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-
 _library = torch.library.Library("zoo", "DEF")
 _library.define(
     "focal_loss(Tensor logits, Tensor target, Tensor? weight, float gamma, float label_smoothing, float scale,"
     " int ignore_index, int reduction, bool want_grad, bool want_rows, Tensor? other=None, Tensor? share=None)"
     " -> (Tensor loss, Tensor grad, Tensor p, Tensor factor)"
+)
+_library.define(
+    "focal_loss_(Tensor(a!) logits, Tensor target, Tensor? weight, float gamma, float label_smoothing, float scale,"
+    " int ignore_index, int reduction, bool want_rows, Tensor? other=None, Tensor? share=None)"
+    " -> (Tensor loss, Tensor p, Tensor factor)"
 )
 
 
@@ -66,6 +66,7 @@ def focal_loss(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     scale: float = 1.0,
+    inplace: bool = False,
 ) -> Tensor:
     """Focal loss of each row, l = -w_y (1 - p_t)^gamma log p_t, reduced (Lin et al. 2017, eq. 4; weights: Cui et al. 2019).
 
@@ -84,6 +85,9 @@ def focal_loss(
             does, by the sum of the labels' weights, or by the rows where the target is shares or two labels. No rows, or all
             ignored: 0 with zero gradient.
         scale: factor on loss and gradient, applied before a half-precision gradient is rounded.
+        inplace: write the gradient over the logits, where they want one: no second tensor of their size is made. Their values
+            are lost, so the logits must not be a leaf or a view, and whatever else has saved them for its backward pass (an
+            activation before the loss) raises PyTorch's error about a change in place. Eager mode and the first derivative only.
 
     Returns:
         The loss in float32 (float64 for float64 logits; a float16 sum would overflow); one per row for "none". The first
@@ -97,10 +101,10 @@ def focal_loss(
         TypeError, ValueError: an argument of wrong type, shape, device or range.
     """
     if _C is not None and not torch.compiler.is_compiling():
-        loss = _direct(logits, target, weight, gamma, ignore_index, label_smoothing, reduction, scale)
+        loss = _direct(logits, target, weight, gamma, ignore_index, label_smoothing, reduction, scale, inplace)
         if loss is not None:
             return loss
-    return _call(logits, target, gamma, weight, ignore_index, label_smoothing, reduction, scale, False)[0]
+    return _call(logits, target, gamma, weight, ignore_index, label_smoothing, reduction, scale, False, inplace)[0]
 
 
 def focal_loss_with_stats(
@@ -112,9 +116,10 @@ def focal_loss_with_stats(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     scale: float = 1.0,
+    inplace: bool = False,
 ) -> WithStats:
     """:func:`focal_loss` with p_t of each row and the mean modulating factor, from the same pass over the logits."""
-    return WithStats(*_call(logits, target, gamma, weight, ignore_index, label_smoothing, reduction, scale, True))
+    return WithStats(*_call(logits, target, gamma, weight, ignore_index, label_smoothing, reduction, scale, True, inplace))
 
 
 def raise_wrong_label() -> None:
@@ -143,32 +148,51 @@ def kernel() -> str:
         served.append(f"C++ {_C.capability(None)}")
     if _C_cuda is not None and torch.cuda.is_available():
         served.append("CUDA")
-    return ", ".join(served) or f"PyTorch ({_reason()})"
+    return ", ".join(served) or f"PyTorch ({reason_missing()})"
 
 
 def _call(
     logits: Tensor, target: Target, gamma: float, weight: Any, ignore_index: int,
-    label_smoothing: float, reduction: str, scale: float, want_rows: bool,
+    label_smoothing: float, reduction: str, scale: float, want_rows: bool, inplace: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     if _broken:
         raise ImportError(_broken)
     call = prepare(logits, target, gamma, weight, ignore_index, label_smoothing, reduction, scale)
     want_grad = call.logits.requires_grad and torch.is_grad_enabled()
-    if call.differentiated or (not torch.compiler.is_compiling() and _is_transformed(call)):
+    transformed = not torch.compiler.is_compiling() and _is_transformed(call)
+    if inplace and (want_grad or transformed):
+        loss, p, factor = _in_place(logits, call, want_rows)
+    elif call.differentiated or transformed:
         loss, p, factor = _by_formula(call, want_rows)
     elif torch.compiler.is_compiling():
         loss, _, p, factor = torch.ops.zoo.focal_loss(*call.arguments(want_grad, want_rows))
     elif want_grad:
         with torch.no_grad():
             made = _run(call, True, want_rows)
-        loss, p, factor = _Focal.apply(call.logits, made, call)
+        loss, p, factor = _Focal.apply(call.logits, made, call, False)
     else:
         loss, _, p, factor = _run(call, False, want_rows)
     loss = loss.reshape(call.shape) if call.reduction == 0 else loss
     return loss, p.reshape(call.shape) if want_rows else p, factor
 
 
-def _run(call: Call, want_grad: bool, want_rows: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _in_place(logits: Tensor, call: Call, want_rows: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, its gradient written over the logits."""
+    if call.differentiated or torch.compiler.is_compiling() or is_watched():
+        raise ValueError(
+            "inplace=True has the first derivative in the logits alone, in eager mode; leave it out for a weight or shares that"
+            " require grad, and under torch.func, torch.compile and PyTorch's modes"
+        )
+    check_inplace(logits)
+    if call.logits.data_ptr() != logits.data_ptr():
+        raise ValueError("inplace=True needs logits whose dimensions after the classes are one behind the other in memory")
+    with torch.no_grad():
+        made = _run(call, True, want_rows, inplace=True)
+        torch.autograd.graph.increment_version(logits)
+    return _Focal.apply(call.logits, made, call, True)
+
+
+def _run(call: Call, want_grad: bool, want_rows: bool, inplace: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op; a bad label is named by its place in the target, whoever found it."""
     classes = call.logits.shape[1]
     if call.logits.is_cuda:
@@ -176,6 +200,10 @@ def _run(call: Call, want_grad: bool, want_rows: bool) -> tuple[Tensor, Tensor, 
         if os.environ.get("ZOO_SYNC") == "1":
             check_labels(call.target, classes, call.ignore_index, call.other)
     try:
+        if inplace:
+            grad = call.logits.detach()
+            loss, p, factor = torch.ops.zoo.focal_loss_.default(*call._replace(logits=grad).arguments(want_rows))
+            return loss, grad, p, factor
         return torch.ops.zoo.focal_loss.default(*call.arguments(want_grad, want_rows))
     except IndexError:
         check_labels(call.target, classes, call.ignore_index, call.other)
@@ -185,27 +213,10 @@ def _run(call: Call, want_grad: bool, want_rows: bool) -> tuple[Tensor, Tensor, 
 def _by_formula(call: Call, want_rows: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The differentiable formula, its labels checked where they are values that can be read."""
     if not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack():
-        labels, other = _unwrapped(call.target), None if call.other is None else _unwrapped(call.other)
-        if _is_memory(labels) and labels.is_cpu and (other is None or other.shape == labels.shape):
+        labels, other = unwrapped(call.target), None if call.other is None else unwrapped(call.other)
+        if is_memory(labels) and labels.is_cpu and (other is None or other.shape == labels.shape):
             check_labels(labels, call.logits.shape[1], call.ignore_index, other)
     return differentiable(*call.arguments(want_rows))
-
-
-def _unwrapped(tensor: Tensor) -> Tensor:
-    """What torch.func has wrapped, all batches of it."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor
-
-
-def _is_memory(tensor: Tensor) -> bool:
-    """Whether it is values in strided memory and nothing more: no subclass, nothing lazy, no wrapper."""
-    return (
-        type(tensor) in _PLAIN
-        and tensor.layout is torch.strided
-        and not (tensor.is_neg() or tensor._is_zerotensor() or tensor.is_meta or torch._is_functional_tensor(tensor))
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    )
 
 
 def _is_transformed(call: Call) -> bool:
@@ -218,33 +229,26 @@ def _is_transformed(call: Call) -> bool:
     return any(each is not None and forward_ad.unpack_dual(each).tangent is not None for each in tensors)
 
 
-def _is_watched() -> bool:
-    """Whether a mode, tracer or transform has to see the op, or forward mode may want its derivative."""
-    return bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-    )
-
-
 def _direct(
     logits: Tensor, target: Target, weight: Any, gamma: float, ignore_index: int,
-    label_smoothing: float, reduction: str, scale: float,
+    label_smoothing: float, reduction: str, scale: float, inplace: bool,
 ) -> Tensor | None:  # fmt: skip
     """The loss of plain CPU tensors (N, C) past the dispatcher, checked in C; None for whatever is not plain and right.
 
     The C side refuses tensors without an address of their own (efficient zeros, functional tensors and those of vmap).
     """
-    if type(logits) not in _PLAIN or not logits.is_cpu or type(target) is not Tensor or _is_watched():
+    if type(logits) not in PLAIN or not logits.is_cpu or type(target) is not Tensor or is_watched():
         return None
     if logits.is_neg() or target.is_neg():
         return None
-    if weight is not None and (type(weight) not in _PLAIN or weight.requires_grad or weight.is_neg()):
+    if weight is not None and (type(weight) not in PLAIN or weight.requires_grad or weight.is_neg()):
         return None
     want_grad = logits.requires_grad and torch.is_grad_enabled()
     loss = torch.empty((), dtype=torch.float64 if logits.dtype is torch.float64 else torch.float32)
-    grad = torch.empty_like(logits) if want_grad else None
+    inplace = inplace and want_grad
+    if inplace:
+        check_inplace(logits)
+    grad = None if not want_grad else logits.detach() if inplace else torch.empty_like(logits)
     bad = _C.run(logits, target, weight, grad, loss, gamma, ignore_index, label_smoothing, reduction, scale)  # type: ignore[union-attr]
     if bad is None:
         return None
@@ -252,7 +256,10 @@ def _direct(
         check_labels(target, logits.shape[1], ignore_index)
     if grad is None:
         return loss
-    return _Focal.apply(logits, (loss, grad), (target, gamma, weight, ignore_index, label_smoothing, reduction, scale))
+    if inplace:
+        torch.autograd.graph.increment_version(logits)
+    call = target, gamma, weight, ignore_index, label_smoothing, reduction, scale
+    return _Focal.apply(logits, (loss, grad), call, inplace)
 
 
 class _Focal(torch.autograd.Function):
@@ -260,14 +267,14 @@ class _Focal(torch.autograd.Function):
 
     ``call`` makes the loss again by the formula, for a derivative of the gradient. The logits are kept beside autograd's saved
     tensors: those would be refused after a change in place even where only the first derivative is wanted, which has no need
-    of them.
+    of them. With ``inplace`` the gradient is in the logits' memory, and they are gone.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, made: tuple[Tensor, ...], call: Any) -> Any:
+    def forward(ctx: Any, logits: Tensor, made: tuple[Tensor, ...], call: Any, inplace: bool) -> Any:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(made[1])
-        ctx.again = logits, logits._version, call
+        ctx.again, ctx.inplace = (logits, -1 if inplace else logits._version, call), inplace
         if len(made) == 2:
             return made[0]
         loss, _, p, factor = made
@@ -275,28 +282,30 @@ class _Focal(torch.autograd.Function):
         return loss, p, factor
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, None, None, None]:
         if grad_loss is None:
-            return None, None, None
+            return None, None, None, None
         (grad,) = ctx.saved_tensors
         if torch.is_grad_enabled():
             logits, version, call = ctx.again
-            return _derivative(logits, version, call, grad_loss), None, None
+            return _derivative(logits, version, call, grad_loss), None, None, None
         if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
-            return _scaled(grad, grad_loss), None, None
+            return _scaled(grad, grad_loss), None, None, None
         ctx.again = None
-        return grad if _is_one(grad_loss) else _scaled(grad, grad_loss), None, None
+        if _is_one(grad_loss):
+            return grad, None, None, None
+        return (_scaled_in_place if ctx.inplace else _scaled)(grad, grad_loss), None, None, None
 
 
 def _is_one(grad_loss: Tensor) -> bool:
     """Whether it is a plain 1 that nothing watches, so that the gradient is the buffer itself."""
-    return (
-        _C is not None and type(grad_loss) is Tensor and not grad_loss.is_neg() and not _is_watched() and _C.is_one(grad_loss)
-    )
+    return _C is not None and type(grad_loss) is Tensor and not grad_loss.is_neg() and not is_watched() and _C.is_one(grad_loss)
 
 
 def _derivative(logits: Tensor, version: int, call: Any, grad_loss: Tensor) -> Tensor:
     """The gradient in the logits as a function of logits and ``grad_loss`` that autograd can take apart."""
+    if version < 0:
+        raise RuntimeError("inplace=True has overwritten the logits, so this loss has no second derivative; leave it out")
     if logits._version != version:
         raise RuntimeError(
             f"the logits of a focal loss were changed in place (version {logits._version}, expected {version}) before the"
@@ -313,6 +322,10 @@ def _derivative(logits: Tensor, version: int, call: Any, grad_loss: Tensor) -> T
 def _scaled(grad: Tensor, grad_loss: Tensor) -> Tensor:
     """grad (N, C[, L]) times grad_loss () or (N[, L])."""
     return (grad * (grad_loss.unsqueeze(1) if grad_loss.dim() else grad_loss)).to(grad.dtype)
+
+
+def _scaled_in_place(grad: Tensor, grad_loss: Tensor) -> Tensor:
+    return grad.mul_(grad_loss.unsqueeze(1) if grad_loss.dim() else grad_loss)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -355,37 +368,11 @@ def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple
     return tuple(torch.stack(each) for each in zip(*found, strict=True)), (0, 0, 0, 0)
 
 
-def _load(name: str) -> ModuleType | None:
-    """A compiled part of zoo, or None if it was not built."""
-    try:
-        return importlib.import_module(f"zoo.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"zoo.{name}":
-            raise
-    return None
-
-
-def _load_all() -> tuple[ModuleType | None, ModuleType | None, str]:
-    try:
-        return _load("_C"), _load("_C_cuda") if torch.version.cuda else None, ""
-    except ImportError as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        return None, None, f"zoo's compiled part does not load ({first}); rebuild it: pip install -e . (or delete zoo/_C*)"
-
-
-def _reason() -> str:
-    """Why there is no compiled part, as the build noted it."""
-    record = Path(__file__).with_name("_build.json")
-    if not record.is_file():
-        return "extension not built: pip install ."
-    reasons = json.loads(record.read_text(encoding="utf-8")).get("reasons", {})
-    return reasons.get("_C") or reasons.get("all") or "extension not built: pip install ."
-
-
 _library.impl("focal_loss", formula, "CompositeExplicitAutograd")
+_library.impl("focal_loss_", formula_in_place, "CompositeExplicitAutograd")
 torch.library.register_fake("zoo::focal_loss", shapes, lib=_library)
 torch.library.register_autograd("zoo::focal_loss", _backward, setup_context=_save, lib=_library)
 torch.library.register_vmap("zoo::focal_loss", _vmap, lib=_library)
-_C, _C_cuda, _broken = _load_all()
+_C, _C_cuda, _broken = load_all()
 if _C is not None and hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):  # an older torch takes the longer way
     _C.connect(torch.Tensor.__dlpack_c_exchange_api__)

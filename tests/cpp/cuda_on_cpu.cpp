@@ -215,6 +215,9 @@ void check(int64_t n, int64_t classes, int64_t inner, double gamma, double smoot
     const double a = zoo::read(grad, type, int64_t(i)), b = zoo::read(second.get(), type, int64_t(i));
     expect(close(a, b, step) || std::fabs(a - b) <= floor, "gradient", n, classes, type, a, b);
   }
+  p.grad = logits;  // in place: the same bits over the logits
+  emulate<T>(p, got, blocks);
+  expect(std::memcmp(logits, grad, count * item) == 0, "gradient in place", n, classes, type, 0, 0);
 }
 
 template <typename T>

@@ -1,0 +1,68 @@
+"""Which compiled parts the focal loss has, and whether tensors and a call may go to them by address."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """What torch.func has wrapped, all batches of it."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def is_memory(tensor: Tensor) -> bool:
+    """Whether it is values in strided memory and nothing more: no subclass, nothing lazy, no wrapper."""
+    return (
+        type(tensor) in PLAIN
+        and tensor.layout is torch.strided
+        and not (tensor.is_neg() or tensor._is_zerotensor() or tensor.is_meta or torch._is_functional_tensor(tensor))
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def is_watched() -> bool:
+    """Whether a mode, tracer or transform has to see the op, or forward mode may want its derivative."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
+def _load(name: str) -> ModuleType | None:
+    """A compiled part of zoo, or None if it was not built."""
+    try:
+        return importlib.import_module(f"zoo.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"zoo.{name}":
+            raise
+    return None
+
+
+def load_all() -> tuple[ModuleType | None, ModuleType | None, str]:
+    try:
+        return _load("_C"), _load("_C_cuda") if torch.version.cuda else None, ""
+    except ImportError as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        return None, None, f"zoo's compiled part does not load ({first}); rebuild it: pip install -e . (or delete zoo/_C*)"
+
+
+def reason_missing() -> str:
+    """Why there is no compiled part, as the build noted it."""
+    record = Path(__file__).with_name("_build.json")
+    if not record.is_file():
+        return "extension not built: pip install ."
+    reasons = json.loads(record.read_text(encoding="utf-8")).get("reasons", {})
+    return reasons.get("_C") or reasons.get("all") or "extension not built: pip install ."
