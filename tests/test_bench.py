@@ -155,7 +155,10 @@ def test_nan_shape_and_small_differences_are_seen(answer: torch.Tensor) -> None:
         inference.agreeing([truth], torch.zeros(2, 1), torch.zeros(2, 3), {}, device)
 
 
-@pytest.mark.parametrize("preprocess", ["none", "normalize", "full"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("preprocess", [pytest.param("none", marks=SLOW), "normalize", pytest.param("full", marks=SLOW)])
 def test_run_with_its_own_file(small_run: Path, tmp_path: Path, preprocess: str) -> None:
     folder = Path(shutil.copytree(small_run, tmp_path / "run"))
     zoo.export.onnx(zoo.load(folder), folder / "model.onnx", preprocess=preprocess)
@@ -170,7 +173,9 @@ def test_run_with_its_own_file(small_run: Path, tmp_path: Path, preprocess: str)
         assert picture.size[0] == 1600, "the width of a README, twice for fine screens"
 
 
-@pytest.mark.parametrize(("preprocess", "beside"), [("none", True), ("full", True), ("normalize", False)])
+@pytest.mark.parametrize(
+    ("preprocess", "beside"), [pytest.param("none", True, marks=SLOW), ("full", True), ("normalize", False)]
+)
 def test_a_file(small_run: Path, tmp_path: Path, preprocess: str, beside: bool) -> None:
     folder = Path(shutil.copytree(small_run, tmp_path / "run"))
     file = folder / "own.onnx" if beside else tmp_path / "own.onnx"
