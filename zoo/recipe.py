@@ -35,6 +35,9 @@ class Recipe(msgspec.Struct, frozen=True):
 
     model: Annotated[str, about("model (zoo models), or timm/NAME")] = "cnn_small"
     weights: Annotated[str, about("weights to start from: none, default, a name, a file or a run")] = "none"
+    head_init: Annotated[
+        Literal["default", "zero"], about("how a head that weights do not fill begins: as the model says, or at zero")
+    ] = "default"
     freeze: Annotated[str, about("what is frozen: none, conv, fc, fc:all, backbone, bn, stage<=N or a glob")] = "none"
     unfreeze: Annotated[list[str], about("what is frozen instead after N epochs, as N:SELECTION")] = msgspec.field(
         default_factory=list

@@ -163,7 +163,11 @@ def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, 
         freezing.freeze(model, recipe.freeze, spec)  # a selector that is wrong is known before weights are read
         tensors = weights.find(recipe.weights, spec) if tensors is None else tensors
         fresh = load_weights(model, spec, recipe.weights, tensors)
+        if recipe.head_init == "zero":
+            freezing.zero_head(model, spec, fresh)
         frozen = freezing.freeze(model, recipe.freeze, spec, fresh=() if recipe.allow_random_frozen else fresh)
+    if recipe.head_init == "zero" and any(freezing.inside(name, freezing.new_head(spec)) for name in frozen.names):
+        raise UsageError(f"head_init = zero with a frozen head ({recipe.freeze}) trains nothing; use head_init=default")
     return _Start(model, tensors, frozen, plan, [name for name in frozen.names if name in set(fresh)])
 
 
