@@ -230,7 +230,7 @@ def new_head(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def zero_head(model: nn.Module, spec: ModelSpec, fresh: Collection[str]) -> None:
-    """Set the parameters of the new head that are in ``fresh`` to zero, as Kolesnikov et al. 2020 (BiT, section 3.3) begin.
+    """Set the parameters of the new head that are in ``fresh`` to zero, as Dosovitskiy et al. 2021 (section 3.2) do.
 
     The first steps then follow the features alone: large random weights of a head cost accuracy where images are few.
     """
