@@ -9,7 +9,7 @@ from tests_support import resolve
 
 from zoo import recipe, sampling
 from zoo.errors import UsageError
-from zoo.training import objective
+from zoo.training import build
 
 COUNTS = np.array([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])
 
@@ -31,7 +31,7 @@ def test_what_is_wrong_before_any_data_is_read(settings: str, says: str) -> None
 
 def test_weights_of_a_wrong_length_are_told() -> None:
     with pytest.raises(UsageError, match=r"given_weights has 2 numbers, the data 10 classes"):
-        objective.build_loss(resolve("cnn_small", "class_weights=given", "loss.given_weights=[1,2]"), COUNTS)
+        build.build_loss(resolve("cnn_small", "class_weights=given", "loss.given_weights=[1,2]"), COUNTS)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_weights_of_a_wrong_length_are_told() -> None:
 )
 def test_class_weights(kind: str, expected: np.ndarray) -> None:
     given = f"loss.given_weights={list(range(10)) if kind == 'given' else []}"
-    loss, weight = objective.build_loss(resolve("cnn_small", "loss=focal", f"class_weights={kind}", given), COUNTS)
+    loss, weight = build.build_loss(resolve("cnn_small", "loss=focal", f"class_weights={kind}", given), COUNTS)
     assert weight is not None
     assert weight.numpy() == pytest.approx(expected, rel=1e-6)
     assert torch.equal(loss.weight, weight)
@@ -58,14 +58,14 @@ def test_the_mean_weight_of_the_reported_experiment() -> None:
 
 
 def test_losses_that_need_the_counts_get_them() -> None:
-    loss, weight = objective.build_loss(resolve("cnn_small", "loss=balanced_softmax"), COUNTS)
+    loss, weight = build.build_loss(resolve("cnn_small", "loss=balanced_softmax"), COUNTS)
     assert weight is None
     assert loss.shift.numpy() == pytest.approx(np.log(COUNTS / COUNTS.sum()))
 
 
 def test_a_sampler_covers_the_long_tail_only() -> None:
     targets, index = np.arange(60) % 3, np.arange(0, 60, 2)
-    sampler = objective.build_sampler(resolve("cnn_small", "sampler=square_root"), targets, index)
+    sampler = build.build_sampler(resolve("cnn_small", "sampler=square_root"), targets, index)
     assert sampler is not None
     assert set(sampler.order(0)) <= set(index)
-    assert objective.build_sampler(resolve("cnn_small"), targets, index) is None
+    assert build.build_sampler(resolve("cnn_small"), targets, index) is None

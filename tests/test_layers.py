@@ -14,7 +14,7 @@ LAYERS = [
     "recipe recipe_tables recipe_text recipe_types registry sampling console tables machine run_folders model_files recipes _build focal_formula focal_arguments focal_kernels",
     "ops metrics tensor_files calibration weights doctor",
     "models losses data",
-    "training.freezing training.checkpoint training.processes training.signals training.lint training.objective",
+    "training.freezing training.checkpoint training.processes training.signals training.lint",
     "training.optim training.batches training.feature_cache training.feature_runtimes training.views",
     "training.loop",
     "training.features",

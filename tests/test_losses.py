@@ -16,7 +16,7 @@ from zoo.losses import focal_loss
 from zoo.losses.dynamic_focal import DynamicFocal
 from zoo.losses.hybrid import Hybrid
 from zoo.spec import Option
-from zoo.training.objective import build_loss
+from zoo.training.build import build_loss
 
 NAMES = registry.names("losses")
 COUNTS = (500, 210, 90, 40, 17, 8, 3)

@@ -21,7 +21,7 @@ from zoo.data._read import read
 from zoo.errors import DataError, DiskError, UsageError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec, Split
-from zoo.training import freezing, lint, objective, optim
+from zoo.training import freezing, lint, optim
 from zoo.training.batches import Batches
 from zoo.training.loop import DTYPES, Step
 from zoo.training.processes import Team
@@ -107,8 +107,8 @@ def session(
     index, counts = _training_part(recipe, data)
     data = _normalised(recipe, spec, data)
     model = start.model.to(place.device).to(memory_format=torch.channels_last)
-    sampler = objective.build_sampler(recipe, data.train.targets, index)
-    built, weight = (loss, None) if loss is not None else objective.build_loss(recipe, counts)
+    sampler = build_sampler(recipe, data.train.targets, index)
+    built, weight = (loss, None) if loss is not None else build_loss(recipe, counts)
     batches, val, test = _batches(recipe, data, index, sampler, spec.input[1], place, team)
     ema = optim.Ema(model, recipe.ema) if recipe.ema else None
     make_optimizer = partial(_optimizer, recipe, model, spec)
@@ -279,6 +279,26 @@ def _batches(
 def eval_batches(part: Split, data: DataSet, device: torch.device, size: int, precision: str) -> Batches:
     """Batches of a whole split in order, its images only normalised."""
     return Batches(part, np.arange(len(part)), EVAL_BATCH, device, data.mean, data.std, size, DTYPES[precision])
+
+
+def build_loss(recipe: Recipe, counts: np.ndarray) -> tuple[nn.Module, Tensor | None]:
+    """The loss, and the class weights (C,) it takes or, with ``drw_epoch``, will take."""
+    spec = registry.find("losses", recipe.loss.name)
+    kind = recipe.loss.class_weights
+    weights = sampling.class_weights(counts, kind, beta=recipe.loss.beta, given=recipe.loss.given_weights)
+    tensor = None if weights is None else torch.as_tensor(weights, dtype=torch.float32)
+    options = {key: recipe.loss.options[key] for key in spec.options}
+    if spec.counts:
+        options["counts"] = counts.tolist()
+    return spec.build(weight=tensor, **options), tensor
+
+
+def build_sampler(recipe: Recipe, targets: np.ndarray, index: np.ndarray) -> sampling.Sampler | None:
+    """The sampler over the positions ``index`` (n,) of a split whose classes are ``targets``; None to show each sample once."""
+    s = recipe.sampler
+    if s.name == "none":
+        return None
+    return sampling.Sampler(s.name, index, targets[index], len(targets), recipe.seed, recipe.epochs, s.exponent)
 
 
 def _optimizer(recipe: Recipe, model: nn.Module, spec: ModelSpec) -> torch.optim.Optimizer:
