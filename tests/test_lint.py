@@ -11,7 +11,8 @@ from tests_support import resolve
 
 from zoo import recipe as recipes
 from zoo import sampling, training
-from zoo.recipe import Recipe, Schedule
+from zoo.recipe import Recipe
+from zoo.recipe_tables import Schedule
 from zoo.training import build, lint, optim
 
 COUNTS = np.array([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])

@@ -29,6 +29,6 @@ def command(out: Path | None) -> None:
     from zoo.run import load
 
     echo_line(f"export    {zoo.export.onnx(load(folder)).line()}")
-    zoo.bench.command(str(folder), quick=True)
+    zoo.bench.command(str(folder), zoo.bench.Request(quick=True))
     echo_line(f"pictures  {folder}/curves.png  confusion.png  per_class.png  bench.png   report  {folder}/report.html")
     echo_line("next      zoo train resnet32 --data cifar10     zoo models     zoo doctor")
