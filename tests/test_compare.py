@@ -243,8 +243,8 @@ def own_run(path: Path, digest: str, place: str, **settings: object) -> Path:
 
 
 def test_folders_of_one_name_do_not_look_alike(tmp_path: Path) -> None:
-    one = own_run(tmp_path / "one", "aa", "/srv/birds/imgs")
-    two = own_run(tmp_path / "two", "bb", "/srv/cats/imgs", seed=1)
+    one = own_run(tmp_path / "one", "aa", "/data/birds/imgs")
+    two = own_run(tmp_path / "two", "bb", "/data/cats/imgs", seed=1)
     for run, name in ((one, "birds/imgs"), (two, "cats/imgs")):
         assert f"on {name}: " in report.summary(run).read_text()
         assert _read.read(run).headline.startswith(f"{name}, ")
@@ -257,13 +257,13 @@ def test_folders_of_one_name_do_not_look_alike(tmp_path: Path) -> None:
     ("digest", "place", "names"),
     [
         ("aa", "/moved/birds/imgs", ["birds/imgs"]),
-        ("bb", "/srv/birds/imgs", ["birds/imgs"]),  # for a net of another input size
-        ("bb", "/mnt/birds/imgs", ["srv/birds/imgs", "mnt/birds/imgs"]),
+        ("bb", "/data/birds/imgs", ["birds/imgs"]),  # for a net of another input size
+        ("bb", "/other/birds/imgs", ["data/birds/imgs", "other/birds/imgs"]),
         ("bb", "", ["birds/imgs", "imgs"]),
     ],
 )
 def test_one_set_has_one_name(digest: str, place: str, names: list[str], tmp_path: Path) -> None:
-    runs = [own_run(tmp_path / "one", "aa", "/srv/birds/imgs"), own_run(tmp_path / "two", digest, place)]
+    runs = [own_run(tmp_path / "one", "aa", "/data/birds/imgs"), own_run(tmp_path / "two", digest, place)]
     assert list(dict.fromkeys(_read.set_names([_read.read(run) for run in runs]))) == names
     older = [own_run(tmp_path / f"old{name}", name, "") for name in ("aa", "bb")]
     assert _read.set_names([_read.read(run) for run in older]) == ["imgs [aa]", "imgs [bb]"]

@@ -52,7 +52,7 @@ def command(
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Benchmark runs, models, ONNX files, or one of zoo's own parts (focal_loss, startup, training).
+    """Benchmark runs, models, ONNX files, or one of zoo's own parts (focal_loss, image_files, startup, training).
 
     \b
     zoo bench --batches 1,64
