@@ -35,14 +35,25 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
+EACH = [pytest.param(name, marks=pytest.mark.slow) if name == "image_files" else name for name in FILES]
+"""The benchmarks; that of image files starts six commands."""
+
+
+class Tables(dict[str, Path]):
+    """The CSV of each benchmark by its name, tiny, made when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __missing__(self, name: str) -> Path:
+        main = importlib.import_module(f"zoo.bench.{name}").main
+        self[name] = main(True, out=self.folder / f"{name}.csv", **TINY.get(name, {}))
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The CSV of each benchmark, tiny."""
-    folder = tmp_path_factory.mktemp("bench")
-    return {
-        name: importlib.import_module(f"zoo.bench.{name}").main(True, out=folder / f"{name}.csv", **TINY.get(name, {}))
-        for name in FILES
-    }
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
+    return Tables(tmp_path_factory.mktemp("bench"))
 
 
 def test_there_are_benchmarks() -> None:
@@ -72,12 +83,12 @@ def row_faults(rows: list[dict[str, str]]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_quick_writes_rows_with_every_column(tables: dict[str, Path], name: str) -> None:
+@pytest.mark.parametrize("name", EACH)
+def test_quick_writes_rows_with_every_column(tables: Tables, name: str) -> None:
     assert row_faults(_timing.read_csv(tables[name])) == []
 
 
-def test_rows_that_cannot_be_believed_are_caught(tables: dict[str, Path]) -> None:
+def test_rows_that_cannot_be_believed_are_caught(tables: Tables) -> None:
     good = _timing.read_csv(tables["inference"])[0]
     planted = {
         "no cpu": {key: value for key, value in good.items() if key != "cpu"},
@@ -93,8 +104,8 @@ def test_rows_that_cannot_be_believed_are_caught(tables: dict[str, Path]) -> Non
         assert fault in row_faults([row]), fault
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_table_has_the_rows_and_fits(tables: dict[str, Path], name: str) -> None:
+@pytest.mark.parametrize("name", EACH)
+def test_table_has_the_rows_and_fits(tables: Tables, name: str) -> None:
     rows = _timing.read_csv(tables[name])
     console = Console(width=80 if name == "inference" else 110, record=True, file=io.StringIO())
     console.print(importlib.import_module(f"zoo.bench.{name}").table(rows))
@@ -104,7 +115,7 @@ def test_table_has_the_rows_and_fits(tables: dict[str, Path], name: str) -> None
         assert contender in text
 
 
-def test_inference_rows(tables: dict[str, Path]) -> None:
+def test_inference_rows(tables: Tables) -> None:
     rows = _timing.read_csv(tables["inference"])
     names = [row["contender"] for row in rows if row["batch"] == "1"]
     assert names[:2] == ["pytorch eager", "pytorch channels_last"]
@@ -125,7 +136,7 @@ def test_inference_rows(tables: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("name", ["inference", "focal_loss"])
-def test_picture_is_drawn(tables: dict[str, Path], name: str) -> None:
+def test_picture_is_drawn(tables: Tables, name: str) -> None:
     with Image.open(tables[name].with_suffix(".png")) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape == (840, 1600, 3)
@@ -261,7 +272,7 @@ def test_focal_truth_by_hand() -> None:
     assert grad[0].tolist() == pytest.approx(expected, rel=1e-10)
 
 
-def test_focal_rows_hold_errors_and_the_copy(tables: dict[str, Path]) -> None:
+def test_focal_rows_hold_errors_and_the_copy(tables: Tables) -> None:
     rows = _timing.read_csv(tables["focal_loss"])
     steps = [row for row in rows if row["pass"] == "cnn_small training step"]
     assert [row["contender"] for row in steps] == ["F.cross_entropy", "zoo"]
@@ -292,7 +303,7 @@ def test_a_wrong_loss_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(ops._C is None, reason="no compiled part")
-def test_each_instruction_set_has_its_row(tables: dict[str, Path]) -> None:
+def test_each_instruction_set_has_its_row(tables: Tables) -> None:
     rows = [row for row in _timing.read_csv(tables["focal_loss"]) if row["contender"].startswith("zoo kernel ")]
     chosen, here = ops._C.capability(None), set()
     for name in _losses.INSTRUCTION_SETS:

@@ -41,7 +41,7 @@ class StateHeader(tensor_files.Header):
     seconds: Annotated[float, msgspec.Meta(ge=0)]
     totals: tuple[float, Count, Count]
     """Of the epoch that is not finished: sum of losses, right answers, samples seen."""
-    optim: dict[str, float | str | None]
+    optim: dict[str, bool | int | float | str | None]
     """What the optimizer keeps besides tensors."""
     data_digest: str
     frozen: dict[str, str]
