@@ -169,7 +169,8 @@ def test_nan_shape_and_small_differences_are_seen(answer: torch.Tensor) -> None:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("preprocess", [pytest.param("none", marks=SLOW), "normalize", pytest.param("full", marks=SLOW)])
+@pytest.mark.parametrize("preprocess", ["none", "normalize", "full"])
+@SLOW
 def test_run_with_its_own_file(small_run: Path, tmp_path: Path, preprocess: str) -> None:
     folder = Path(shutil.copytree(small_run, tmp_path / "run"))
     zoo.export.onnx(zoo.load(folder), folder / "model.onnx", preprocess=preprocess)
@@ -198,12 +199,14 @@ def test_a_file(small_run: Path, tmp_path: Path, preprocess: str, beside: bool) 
     assert {row["model"] for row in rows} == {"own"}
 
 
+@SLOW
 def test_several_in_one_call(tmp_path: Path) -> None:
     path = inference.main(True, ["cnn_small", "resnet20"], out=tmp_path / "x.csv", batches=[1], seconds=0.01)
     assert {row["model"] for row in _timing.read_csv(path)} == {"cnn_small", "resnet20"}
     assert {each.name for each in tmp_path.glob("*.png")} == {"x-cnn_small.png", "x-resnet20.png"}
 
 
+@SLOW
 def test_run_whose_weights_changed_since_export(small_run: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(small_run, tmp_path / "run"))
     run = zoo.load(folder)

@@ -153,7 +153,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, number: int, at: int, *, where: s
     ("number", "code", "where", "at"),
     [
         (signal.SIGTERM, 143, "train_epoch", 3),
-        (signal.SIGUSR1, 143, "train_epoch", 8),
+        pytest.param(signal.SIGUSR1, 143, "train_epoch", 8, marks=pytest.mark.slow),
         (signal.SIGHUP, 143, "predict", 2),
         (signal.SIGINT, 130, "train_epoch", 0),
     ],
