@@ -114,7 +114,9 @@ class Handed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, leaf: Tensor, buffer: Tensor) -> Tensor:
-        return torch.empty(0, dtype=buffer.dtype, device=buffer.device).set_(buffer)
+        return torch.empty(0, dtype=buffer.dtype, device=buffer.device).set_(
+            buffer.untyped_storage(), 0, buffer.shape, buffer.stride()
+        )
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
