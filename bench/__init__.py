@@ -7,10 +7,12 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zoo import files
+from zoo.bench._budget import Budget
 from zoo.errors import UsageError
 from zoo.export import _guard
 
@@ -23,70 +25,94 @@ def names() -> list[str]:
     return sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem != "inference")
 
 
-def command(
-    what: str | Path | Sequence[str] | None = None,
-    *,
-    quick: bool = False,
-    batches: str | None = None,
-    devices: str | None = None,
-    threads: int = 0,
-    seconds: float = 0.0,
-    allow_cpu_fallback: bool = False,
-    serve: bool = False,
-    self_check: bool = False,
-    scenario: str = "",
-    rate: float = 0.0,
-    latency_ms: float = 0.0,
-    out: Path | None = None,
-    max_memory: int = 0,
-    timeout: float = _guard.TIMEOUT,
-    as_json: bool = False,
-) -> Path:
-    """``zoo bench``: measure runs (none named: the latest), models, files, or a part of zoo; print the table, say where the files are."""
-    from zoo.bench import _timing
-    from zoo.bench._budget import Budget
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What ``zoo bench`` is asked to do, by the names of its options; 0 and "" stand for the default."""
+
+    quick: bool = False
+    batches: str | None = None
+    devices: str | None = None
+    threads: int = 0
+    seconds: float = 0.0
+    allow_cpu_fallback: bool = False
+    serve: bool = False
+    self_check: bool = False
+    scenario: str = ""
+    rate: float = 0.0
+    """Queries per second of scenario ``server``."""
+    latency_ms: float = 0.0
+    out: Path | None = None
+    max_memory: int = 0
+    timeout: float = _guard.TIMEOUT
+    as_json: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The module that measures a model."""
+        return "_serve" if self.serve else "_self_check" if self.self_check else "_scenario" if self.scenario else "inference"
+
+    @property
+    def of_a_model(self) -> bool:
+        """Whether something is set that a benchmark of zoo's own parts does not take."""
+        limited = self.max_memory or self.timeout != _guard.TIMEOUT
+        return bool(self.batches or self.devices or self.threads or self.seconds or self.kind != "inference" or limited)
+
+
+def command(what: str | Path | Sequence[str] | None = None, request: Request = Request()) -> Path:
+    """``zoo bench``: measure runs (none named: the latest), models, files, or a part of zoo; print the table, say where the files are.
+
+    Raises:
+        UsageError: settings that do not go together.
+    """
     from zoo.console import print_line
 
-    budget = Budget(seconds)
+    budget = Budget(request.seconds)
+    if request.seconds:
+        print_line(f"expect   at most {request.seconds:g} s (--seconds)")
+    from zoo.bench import _timing  # torch is imported here, which the seconds include
+
     began, targets = time.time(), [what] if isinstance(what, str | Path) else list(what or ())
-    if out is not None:
-        _check_out(out)
-    if seconds:
-        print_line(f"expect   at most {seconds:g} s (--seconds)")
+    if request.out is not None:
+        _check_out(request.out)
     if (taken := _timing.busy()) > BUSY:
         print_line(
             f"warning  other processes keep {taken:.1f} cores busy: figures will be off, by 10 times or more at small batches"
         )
-    part = next((str(target) for target in targets if str(target) in names()), "")
-    if part:
-        limited = max_memory or timeout != _guard.TIMEOUT
-        if len(targets) > 1 or batches or devices or threads or seconds or serve or self_check or scenario or limited:
+    if part := next((str(target) for target in targets if str(target) in names()), ""):
+        if len(targets) > 1 or request.of_a_model:
             raise UsageError(f"bench {part} takes neither other names nor --batches, --devices and the like; leave them out")
         module = importlib.import_module(f"zoo.bench.{part}")
-        path = module.main(quick, out=out or _timing.default_out(part, quick=quick))
+        path = module.main(request.quick, out=request.out or _timing.default_out(part, quick=request.quick))
     else:
-        places = words("--devices", devices)
-        options: dict[str, Any] = {"out": out, "batches": numbers("--batches", batches), "budget": budget}
-        options |= {"max_memory": max_memory, "timeout": min(timeout, seconds or timeout)}
-        if (rate or latency_ms) and scenario != "server":
-            raise UsageError("--qps and --latency-ms are for --scenario server; leave them out")
-        if scenario:
-            if batches:
-                raise UsageError("a scenario has its own batch size; leave out --batches")
-            del options["batches"], options["budget"]  # the rules fix both
-            options |= {"seconds": seconds, "scenario": scenario, "rate": rate}
-            options |= {"latency_ms": latency_ms} if latency_ms else {}
-        if not serve and not self_check and not scenario:
-            options |= {"devices": places, "allow_cpu_fallback": allow_cpu_fallback}
-        elif allow_cpu_fallback or places not in ((), ("cpu",)):
-            raise UsageError(
-                "--serve, --scenario and --self-check measure the CPU; leave out --devices and --allow-cpu-fallback"
-            )
-        name = "_serve" if serve else "_self_check" if self_check else "_scenario" if scenario else "inference"
-        module = importlib.import_module(f"zoo.bench.{name}")
-        path = module.main(quick, _known(targets), threads=threads, **options)
-    _tell(module, path, began, as_json=as_json)
+        options = _options(request, budget)
+        module = importlib.import_module(f"zoo.bench.{request.kind}")
+        budget.imports = budget.elapsed()
+        path = module.main(request.quick, _known(targets), **options)
+    _tell(module, path, began, as_json=request.as_json)
     return path
+
+
+def _options(request: Request, budget: Budget) -> dict[str, Any]:
+    """What ``main`` of the module gets; UsageError for settings that do not go together."""
+    places = words("--devices", request.devices)
+    options: dict[str, Any] = {
+        "out": request.out,
+        "threads": request.threads,
+        "max_memory": request.max_memory,
+        "timeout": min(request.timeout, request.seconds or request.timeout),
+    }
+    if (request.rate or request.latency_ms) and request.scenario != "server":
+        raise UsageError("--qps and --latency-ms are for --scenario server; leave them out")
+    if request.kind == "inference":
+        options |= {"devices": places, "allow_cpu_fallback": request.allow_cpu_fallback}
+    elif request.allow_cpu_fallback or places not in ((), ("cpu",)):
+        raise UsageError("--serve, --scenario and --self-check measure the CPU; leave out --devices and --allow-cpu-fallback")
+    if not request.scenario:
+        return options | {"batches": numbers("--batches", request.batches), "budget": budget}
+    if request.batches:  # the rules fix it
+        raise UsageError("a scenario has its own batch size; leave out --batches")
+    options |= {"latency_ms": request.latency_ms} if request.latency_ms else {}
+    return options | {"seconds": request.seconds, "scenario": request.scenario, "rate": request.rate}
 
 
 def _check_out(out: Path) -> None:

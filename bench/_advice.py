@@ -17,7 +17,7 @@ def lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
     found = []
     for model, device in dict.fromkeys((row["model"], row["device"]) for row in rows):
         own = [row for row in rows if (row["model"], row["device"]) == (model, device)]
-        reference = next((float(row["accuracy"]) for row in own if row["precision"] == "fp32"), math.nan)
+        reference = next((_measured(row) for row in own if row["precision"] == "fp32"), math.nan)
         fit = [row for row in own if _fits(row, reference)]
         if not fit:
             continue
@@ -33,15 +33,20 @@ def lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return found
 
 
+def _measured(row: Mapping[str, str]) -> float:
+    """A contender's accuracy, nan where none was measured."""
+    return float(row["accuracy"] or "nan")
+
+
 def _fits(row: Mapping[str, str], reference: float) -> bool:
-    accuracy = float(row["accuracy"])
+    accuracy = _measured(row)
     if math.isnan(reference) or math.isnan(accuracy):
         return row["precision"] == "fp32"
     return 100 * (reference - accuracy) <= MAX_DROP
 
 
 def _accuracy(*rows: Mapping[str, str]) -> str:
-    return " and ".join(dict.fromkeys(f"{100 * float(row['accuracy']):.2f} %" for row in rows))
+    return " and ".join(dict.fromkeys(f"{100 * _measured(row):.2f} %" for row in rows))
 
 
 def _number(text: str) -> str:

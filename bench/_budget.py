@@ -16,8 +16,9 @@ TUNING = 30
 """Calls more where settings are chosen by measurement."""
 OVERHEAD = 2.0
 """Seconds beside the calls for one batch: measuring the roofline's limits before and after."""
-AFTER = 3.0
-"""Seconds kept for tables and pictures, besides a tenth of all for what takes longer than was thought."""
+AFTER, AFTER_IMPORTS = 3.0, 1.5
+"""Seconds kept for tables and pictures, and how many times the imports these take where the imports took longer: on a busy
+machine both do. A tenth of all is kept besides for what takes longer than was thought."""
 COMPILE_FROM = 60.0
 """Seconds for one batch from which torch.compile, which compiles for tens of them, takes part."""
 SHORTEST, PAUSE = 0.05, 0.05
@@ -32,12 +33,23 @@ class Budget:
     began: float = field(default_factory=time.monotonic)
     places: int = 1
     """Pairs of a model and a device still to be measured."""
+    imports: float = 0.0
+    """Seconds that importing torch and the like took."""
+    cost: float = 0.0
+    """Seconds per image in the fewest calls of all contenders of this pair."""
+    pace: float = 1.0
+    """How many times its share of the time a batch took, the slowest so far."""
+
+    def elapsed(self) -> float:
+        """Seconds since the command began."""
+        return time.monotonic() - self.began
 
     def left(self) -> float:
         """Seconds left for the next pair; infinite without a limit."""
         if not self.total:
             return math.inf
-        return max(0.0, self.total - AFTER - self.total / 10 - (time.monotonic() - self.began)) / max(1, self.places)
+        kept = max(AFTER, AFTER_IMPORTS * self.imports) + self.total / 10
+        return max(0.0, self.total - kept - self.elapsed()) / max(1, self.places)
 
     def affordable(self, batches: Sequence[int], cost: float, name: str) -> tuple[Sequence[int], float]:
         """The smallest of ``batches`` and those after it that fit, and the seconds for each; ``cost`` is that of one image
@@ -46,7 +58,7 @@ class Budget:
         Raises:
             UsageError: not even the smallest fits.
         """
-        left = self.left()
+        left, self.cost = self.left(), cost
         kept, spent = list(batches[:1]), OVERHEAD + batches[0] * cost
         if spent > left:
             need = math.ceil(self.total - left + spent)
@@ -59,8 +71,19 @@ class Budget:
             if spent <= left:
                 kept.append(batch)
             else:
-                print_line(f"skipped  batch {batch} (no time for it within --seconds {self.total:g})")
+                self._skip(batch)
         return kept, left / len(kept)
+
+    def share(self, batch: int, batches: int) -> float:
+        """Seconds for ``batch``, the next of so many ``batches``, by what is left now; 0, said in a line, if it does not fit."""
+        left = self.left()
+        if left < self.pace * (OVERHEAD + batch * self.cost):
+            self._skip(batch)
+            return 0.0
+        return left / batches
+
+    def _skip(self, batch: int) -> None:
+        print_line(f"skipped  batch {batch} (no time for it within --seconds {self.total:g})")
 
     def turn(self, turns: int, name: str) -> float:
         """Seconds for each of equal ``turns`` of the next pair; UsageError if that is less than a turn can be."""

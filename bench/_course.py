@@ -11,6 +11,7 @@ from rich.table import Table
 
 from zoo import recipe, tables
 from zoo.bench import _timing
+from zoo.recipe_tables import Reported
 from zoo.training import checkpoint
 
 COLUMNS = ("mean_factor", "focal_scale", "easy", "hard")
@@ -23,7 +24,7 @@ SHORT = {
 }
 
 
-def rows(folder: Path, facts: Mapping[str, Any], reported: recipe.Reported) -> list[dict[str, Any]]:
+def rows(folder: Path, facts: Mapping[str, Any], reported: Reported) -> list[dict[str, Any]]:
     """Rows of a run at the epochs at which the loss rescales, at those of which something was reported, and at the last.
 
     ``facts`` are the run's row in the table of recipes. Nothing where the run has no such loss or sampler.

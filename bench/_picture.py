@@ -187,10 +187,10 @@ def finish(figure: Figure, path: Path, title: str, note: str) -> None:
             handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False, title=note, title_fontsize=8
         )
     else:
-        figure.text(0.5, -0.02, note, ha="center", va="top", fontsize=8)
+        figure.supxlabel(note, fontsize=8)
     empty = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     with mpl.rc_context({"svg.hashsalt": "zoo"}):  # the same numbers give the same bytes
-        figure.savefig(path, facecolor="white", metadata=empty, bbox_inches=None if handles else "tight")
+        figure.savefig(path, facecolor="white", metadata=empty)
 
 
 def publish_both(path: Path, draw: Callable[[Path], object]) -> Path:

@@ -247,10 +247,14 @@ class _Bench:
         """The rows of all batch sizes; each accuracy stands in all rows of its contender."""
         at = max((batch for batch in batches if batch <= ACCURACY_BATCH), default=batches[0])
         rows: list[dict[str, Any]] = []
-        for batch in batches:
+        for number, batch in enumerate(batches):
+            if number and self.budget.total and not (seconds := self.budget.share(batch, len(batches) - number)):
+                continue
+            began = time.monotonic()
             print_line(f"measure  {self.subject.name} on {self.device.type}, batch {batch}")
             with _memory.enough_for(batch):
                 rows += self._batch(batch, seconds, accuracy=batch == at)
+            self.budget.pace = max(self.budget.pace, (time.monotonic() - began) / max(seconds, 1e-9))
         environment = _timing.environment(self.device)
         return [row | self._accuracy(row["contender"]) | environment for row in rows]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -17,6 +18,8 @@ from typing import IO, Any
 from zoo.errors import FileError, ZooError
 
 LONGEST = 1 << 20
+START = 60.0
+"""Seconds in which the child has to start, whatever its limit is: that says nothing of the model."""
 TOLD = 4000
 """Bytes at the end of the child's stderr that are looked at."""
 
@@ -24,7 +27,7 @@ TOLD = 4000
 def lines(module: str, request: dict[str, Any], model: Path, *, max_memory: int, timeout: float) -> Iterator[dict[str, Any]]:
     """What ``python -m module``, which calls :func:`serve`, answers to ``request``, line by line.
 
-    ``max_memory`` are bytes; ``timeout`` seconds may pass until the first line and between two.
+    ``max_memory`` are bytes; ``timeout`` seconds may pass from its start until the first line, and between two.
 
     Raises:
         FileError: out of memory or time, killed, or a fault of the model that the child tells.
@@ -52,7 +55,7 @@ def _answers(
 ) -> Generator[dict[str, Any], None, bool]:
     """The child's answers; whether it said that it was done before it ended."""
     assert child.stdout is not None
-    rest, deadline = b"", time.monotonic() + timeout
+    rest, deadline = b"", time.monotonic() + max(timeout, START)
     while True:
         ready, _, _ = select.select([child.stdout], [], [], max(deadline - time.monotonic(), 0))
         if not ready:
@@ -65,6 +68,9 @@ def _answers(
             answer = json.loads(line)
             if answer.get("done"):
                 return True
+            if answer.get("started"):
+                deadline = time.monotonic() + timeout
+                continue
             if "memory" in answer:
                 raise _too_much(model, max_memory)
             if "fault" in answer:
@@ -106,6 +112,9 @@ def serve(answers: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]) -> None
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
     try:
+        with contextlib.suppress(ImportError):  # named where it is used
+            import onnxruntime  # noqa: F401 - takes seconds on a busy machine, which are not the model's
+        print(json.dumps({"started": True}), file=out, flush=True)
         for answer in answers(request):
             print(json.dumps(answer), file=out, flush=True)
         print(json.dumps({"done": True}), file=out, flush=True)

@@ -61,7 +61,7 @@ def _card(hub: Any, run: Any, receipt: Receipt) -> str:
     if receipt.test:
         results = [
             hub.EvalResult(
-                task_type="image-classification", dataset_type=run.recipe.data.name, dataset_name=run.recipe.data.name,
+                task_type="image-classification", dataset_type=run.recipe.data.name, dataset_name=run.recipe.data.label,
                 dataset_split="test", metric_type="accuracy", metric_value=round(receipt.test["accuracy"], 6),
             )
         ]  # fmt: skip
@@ -74,7 +74,7 @@ def _card(hub: Any, run: Any, receipt: Receipt) -> str:
         found = receipt.test
         accuracy = f"{100 * found['accuracy']:.2f} % [{100 * found['low']:.2f}, {100 * found['high']:.2f}] on {found['n']:,} test images"
     return (
-        f"---\n{data.to_yaml()}\n---\n\n# {run.recipe.model} on {run.recipe.data.name}\n\n"
+        f"---\n{data.to_yaml()}\n---\n\n# {run.recipe.model} on {run.recipe.data.label}\n\n"
         f"{len(run.classes)} classes, input {' x '.join(map(str, run.input))}, accuracy {accuracy}.\n\n"
         f"`model.onnx` answers as the PyTorch model does: {receipt.agree:,} of {receipt.n:,} classes, largest difference of a logit "
         f"{receipt.max_abs:.1e} standard deviations ({receipt.images}). `recipe.toml` is what the run was trained with.\n"

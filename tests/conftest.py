@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -63,27 +64,44 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(params=["formula", "default", "avx2", "avx512"])
-def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def served(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each way the focal loss op can be computed here; all of zoo.ops goes through it."""
+    with served_by(request.param):
+        yield request.param
+
+
+LESSER = [pytest.param(name, marks=pytest.mark.slow) for name in ("default", "avx2")]
+
+
+@pytest.fixture(params=["formula", *LESSER, "avx512"])
+def served_quickly(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As ``served``, for long tests of what is above the kernels: the lesser instruction sets are marked slow."""
+    with served_by(request.param):
+        yield request.param
+
+
+@contextlib.contextmanager
+def served_by(name: str) -> Iterator[None]:
+    """Compute the focal loss op by the formula or the kernels of one instruction set; a skip where these are not here."""
     import torch
     from ops_cases import FALLBACK, SETS
 
     from zoo import ops
     from zoo.focal_formula import formula_in_place
 
-    if request.param not in SETS:
-        pytest.skip(f"no {request.param} kernel here: {ops.kernel()}")
-    if request.param == FALLBACK:
-        with torch.library._scoped_library("zoo", "IMPL") as library:
+    if name not in SETS:
+        pytest.skip(f"no {name} kernel here: {ops.kernel()}")
+    if name == FALLBACK:
+        with torch.library._scoped_library("zoo", "IMPL") as library, pytest.MonkeyPatch.context() as patch:
             library.impl("focal_loss", ops.formula, "CPU", allow_override=True)
             library.impl("focal_loss_", formula_in_place, "CPU", allow_override=True)
-            monkeypatch.setattr(ops, "_C", None)
-            yield FALLBACK
+            patch.setattr(ops, "_C", None)
+            yield
         return
     assert ops._C is not None
     before = ops._C.capability(None)
-    ops._C.capability(request.param)
-    yield request.param
+    ops._C.capability(name)
+    yield
     ops._C.capability(before)
 
 

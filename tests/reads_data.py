@@ -117,6 +117,20 @@ def listing(name: str, *lines: str) -> Callable[[Path], object]:
     return write
 
 
+def parquet(**columns: Any) -> Callable[[Path], object]:
+    """A Parquet list in a folder with class folders beside it."""
+
+    def write(path: Path) -> Path:
+        import pyarrow
+        from pyarrow import parquet
+
+        tree(path, splits=("img",), n=10, side=8)
+        parquet.write_table(pyarrow.table(columns), path / "l.parquet")
+        return path / "l.parquet"
+
+    return write
+
+
 def arrays(**given: Any) -> Callable[[Path], object]:
     def write(path: Path) -> Path:
         path.mkdir()
@@ -126,6 +140,7 @@ def arrays(**given: Any) -> Callable[[Path], object]:
     return write
 
 
+FILES, NAMES = zip(*((f"img/{name}/{number}.png", name) for name in ("cat", "dog") for number in range(10)))
 LINES = [f"img/{name}/{number}.png,{name}" for name in ("cat", "dog") for number in range(10)]
 GREY = np.stack([noise(seed, 8)[..., 0] for seed in range(20)])
 COLOUR = np.stack([noise(seed, 8) for seed in range(20)])
@@ -160,6 +175,15 @@ SETS = [
     Case("list", "CSV without a label", "no label", listing("l.csv", "path,label", *LINES, "img/cat/0.png,"), 3),
     Case("list", "CSV of one class", "1 classes in the list", listing("l.csv", *LINES[:10]), 3),
     Case("list", "empty CSV", "list is empty", listing("l.csv", ""), 3),
+    Case("list", "Parquet with path and label", "no split column", parquet(path=FILES, label=NAMES)),
+    Case("list", "Parquet with numbers as labels and the column split", "",
+         parquet(Path=FILES, Label=[0] * 10 + [1] * 10, split=["train", "test"] * 10)),
+    Case("list", "Parquet without a label in one row", "no label", parquet(path=FILES, label=[*NAMES[:19], None]), 3),
+    Case("list", "Parquet that holds the images themselves", "column image is no text",
+         parquet(image=[{"bytes": b"x", "path": name} for name in FILES], label=NAMES), 3),
+    Case("list", "Parquet without such columns", "no columns path and label", parquet(a=FILES, b=NAMES), 3),
+    Case("list", "Parquet of no rows", "list is empty", parquet(path=[], label=[]), 3),
+    Case("list", "Parquet that is a text", "cannot read the list.*must be a Parquet file", listing("l.parquet", *LINES), 3),
     Case("arrays", ".npz with x and y", "no test arrays", arrays(x=COLOUR, y=LABELS)),
     Case("arrays", ".npz with channels first", "no test arrays", arrays(x=COLOUR.transpose(0, 3, 1, 2), y=LABELS)),
     Case("arrays", ".npz with floats of 0 to 1", "no test arrays", arrays(x=COLOUR / 255, y=LABELS)),

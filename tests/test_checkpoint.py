@@ -16,19 +16,24 @@ from zoo import run_folders, tensor_files
 from zoo.errors import DiskError, DivergedError, FileError
 from zoo.training import checkpoint
 
+STATE = {
+    "epoch": 0, "skip": 0, "best": -1.0, "best_epoch": 0, "seconds": 0.0, "totals": [0.0, 0, 0], "optim": {"0.step": 3.0},
+    "data_digest": "", "frozen": {},
+}  # fmt: skip
+
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     for step in (1, 2, 3):
         checkpoint.save_state(
-            tmp_path, step, {"model.w": torch.full((50,), float(step)), "n": torch.tensor(step)}, {"epoch": step}
+            tmp_path, step, {"model.w": torch.full((50,), float(step)), "n": torch.tensor(step)}, STATE | {"epoch": step}
         )
     return tmp_path
 
 
 def test_round_trip_and_only_two_kept(saved: Path) -> None:
     tensors, meta, warnings = checkpoint.load_state(saved)
-    assert meta["epoch"] == 3
+    assert meta.epoch == 3
     assert tensors["model.w"].eq(3).all()
     assert tensors["n"].shape == ()
     assert warnings == []
@@ -39,7 +44,7 @@ def test_a_damaged_newest_state_falls_back_with_a_warning(saved: Path) -> None:
     newest = checkpoint.states(saved)[0]
     newest.write_bytes(newest.read_bytes()[:-40])
     _, meta, warnings = checkpoint.load_state(saved)
-    assert meta["epoch"] == 2
+    assert meta.epoch == 2
     assert newest.name in warnings[0]
     for path in checkpoint.states(saved):
         path.write_bytes(b"")
@@ -146,6 +151,11 @@ def test_every_changed_byte_of_the_rows_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(b"".join(lines[:number] + lines[number + 1 :]))
         with pytest.raises(FileError, match=rf"line {number + 1}: checksum differs"):
             checkpoint.read_rows(tmp_path)
+    plain = [json.dumps(row).encode() + b"\n" for row in ROWS]
+    for number in range(1, len(lines)):
+        path.write_bytes(b"".join([*lines[:number], plain[number], *lines[number + 1 :]]))
+        with pytest.raises(FileError, match=rf"line {number + 1}: no checksum"):
+            checkpoint.read_rows(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +250,29 @@ def test_a_header_with_wrong_facts_and_right_checksums_is_refused(tmp_path: Path
         tensor_files.save_tensors(path, {"a": torch.zeros(2)}, {key: value for key, value in WEIGHTS.items() if key != name})
         with pytest.raises(FileError, match=f"missing required field `{name}`"):
             tensor_files.load_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"epoch": -1}, ">= 0"), ({"epoch": "3"}, "Expected `int`, got `str`"), ({"skip": None}, "Expected `int`"),
+        ({"totals": [0.0]}, "length 3"), ({"totals": 3}, "Expected `array`"), ({"optim": [1]}, "Expected `object`"),
+        ({"optim": {"0.step": [1]}}, "got `array`"), ({"frozen": {"a": 1}}, "Expected `str`"), ({"threads": "two"}, "got `str`"),
+        ({"best": "high"}, "Expected `float`, got `str`"), ({"seconds": -1.0}, ">= 0"), ({"scaler": [2]}, "got `array`"),
+    ],
+)  # fmt: skip
+def test_a_state_with_wrong_facts_and_right_checksums_is_skipped(saved: Path, change: dict[str, object], why: str) -> None:
+    checkpoint.save_state(saved, 4, {"n": torch.tensor(4)}, STATE | change)
+    _, header, warnings = checkpoint.load_state(saved)
+    assert header.epoch == 3
+    assert "state-000000004.safetensors" in warnings[0]
+    assert why in warnings[0]
+
+
+def test_a_state_lacks_no_fact(saved: Path) -> None:
+    for name in STATE:
+        checkpoint.save_state(saved, 4, {"n": torch.tensor(4)}, {key: value for key, value in STATE.items() if key != name})
+        assert f"missing required field `{name}`" in checkpoint.load_state(saved)[2][0]
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_the_latest_run_is_taken_and_named(small_run: Path, tmp_path: Path) -> N
     assert "report.html" in ran.stdout
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_tells_how_to_go_on(tmp_path: Path, number: int, code: int) -> None:
     command = [sys.executable, "-m", "zoo", "train", *FAST, "epochs=50", "--out", "run"]
     import os

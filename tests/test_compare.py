@@ -232,3 +232,38 @@ def test_one_large_loss_does_not_flatten_the_others() -> None:
         _draw.spread_axis(axes, values)
         scales.append(axes.get_yscale())
     assert scales == ["linear", "log", "linear"]
+
+
+def own_run(path: Path, digest: str, place: str, **settings: object) -> Path:
+    """A run on the user's folder at ``place``."""
+    run = fake_run(path, classes=("a", "b"), counts=None, n=20, epochs=2, **{"data": "folder", "data.dir": "imgs", **settings})
+    env = json.loads((run / "env.json").read_text())
+    (run / "env.json").write_text(json.dumps(env | {"data_digest": digest, "data_dir": place}))
+    return run
+
+
+def test_folders_of_one_name_do_not_look_alike(tmp_path: Path) -> None:
+    one = own_run(tmp_path / "one", "aa", "/data/birds/imgs")
+    two = own_run(tmp_path / "two", "bb", "/data/cats/imgs", seed=1)
+    for run, name in ((one, "birds/imgs"), (two, "cats/imgs")):
+        assert f"on {name}: " in report.summary(run).read_text()
+        assert _read.read(run).headline.startswith(f"{name}, ")
+    page = report.compare([one, two], tmp_path / "c.html").page.read_text()
+    assert "different data (birds/imgs, cats/imgs)" in page
+    assert len(set(_methods.names([_read.read(each) for each in (one, two)]))) == 2, "two sets are no seeds of one method"
+
+
+@pytest.mark.parametrize(
+    ("digest", "place", "names"),
+    [
+        ("aa", "/moved/birds/imgs", ["birds/imgs"]),
+        ("bb", "/data/birds/imgs", ["birds/imgs"]),  # for a net of another input size
+        ("bb", "/other/birds/imgs", ["data/birds/imgs", "other/birds/imgs"]),
+        ("bb", "", ["birds/imgs", "imgs"]),
+    ],
+)
+def test_one_set_has_one_name(digest: str, place: str, names: list[str], tmp_path: Path) -> None:
+    runs = [own_run(tmp_path / "one", "aa", "/data/birds/imgs"), own_run(tmp_path / "two", digest, place)]
+    assert list(dict.fromkeys(_read.set_names([_read.read(run) for run in runs]))) == names
+    older = [own_run(tmp_path / f"old{name}", name, "") for name in ("aa", "bb")]
+    assert _read.set_names([_read.read(run) for run in older]) == ["imgs [aa]", "imgs [bb]"]

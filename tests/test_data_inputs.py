@@ -79,6 +79,16 @@ def test_standard_input_is_an_image_or_a_list_of_files(tmp_path: Path, monkeypat
         names("-")
 
 
+def test_names_are_text_whatever_the_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under ``LC_ALL=C`` Python gives the bytes of a name one by one, as surrogates."""
+    monkeypatch.chdir(tmp_path)
+    path = tree(tmp_path / "a", splits=("x",), n=1) / "x" / "cat" / "0.png"
+    escaped = "chat\u00f4n.png".encode().decode("ascii", "surrogateescape")
+    path.rename(tmp_path / "chat\u00f4n.png")
+    monkeypatch.setattr("zoo.data._inputs._of", lambda word, folder: [(word, tmp_path / "chat\u00f4n.png")])
+    assert names(escaped) == ["chat\u00f4n.png"]
+
+
 def test_the_command(small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tree(tmp_path / "a", splits=("x",), n=1)
     (root / "x" / "cat" / "=1.png").write_bytes(b"torn")

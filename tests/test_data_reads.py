@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -12,12 +13,13 @@ import pytest
 from data_cases import check
 from PIL import features
 from reads_cases import Case
-from reads_data import CASES, IMAGES, READ, SETS
+from reads_data import CASES, FILES, IMAGES, NAMES, READ, SETS, parquet
 
 from zoo import registry
+from zoo.data import list as image_list
 from zoo.data._image import read_image
 from zoo.data._read import read
-from zoo.errors import DataError
+from zoo.errors import DataError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +48,8 @@ def test_an_image(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", SETS, ids=lambda case: case.input)
 def test_a_set(case: Case, tmp_path: Path) -> None:
+    if "Parquet" in case.input:
+        pytest.importorskip("pyarrow")
     path = tmp_path / "pets"
     written = case.write(path)
     name, place = registry.data_source(str(written if isinstance(written, Path) and written.is_file() else path))
@@ -62,6 +66,23 @@ def test_a_set(case: Case, tmp_path: Path) -> None:
     assert len(data.classes) == (3 if "called train" in case.input else 2)
     assert re.search(case.does, " | ".join(data.notes)), data.notes
     assert bool(data.notes) == bool(case.does), data.notes
+
+
+def test_a_parquet_list_without_its_reader_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "l.parquet").write_bytes(b"PAR1")
+    with pytest.raises(
+        UsageError, match=r"a Parquet list needs pyarrow \(.*l\.parquet\); install it with: pip install pyarrow"
+    ):
+        read("list", tmp_path / "l.parquet", size=7, val=0.2, seed=0)
+
+
+def test_a_parquet_list_of_equal_rows_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(image_list, "MOST_ROWS", 19)
+    path = parquet(path=FILES, label=NAMES)(tmp_path / "pets")
+    with pytest.raises(DataError, match="list is too long .*20 rows"):
+        read("list", path, size=7, val=0.2, seed=0)
 
 
 def test_the_table_is_large_and_has_no_row_twice() -> None:

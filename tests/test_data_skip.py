@@ -17,6 +17,7 @@ from zoo import recipe, registry, run_folders
 from zoo.data._image import MAX_PIXELS, read_image
 from zoo.data._read import read
 from zoo.errors import DataError, UsageError
+from zoo.recipe_tables import Data
 
 
 def test_skip_bad_counts_and_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +52,7 @@ def test_skip_bad_is_a_setting_of_the_recipe() -> None:
 )
 def test_what_the_data_option_stands_for(text: str, source: tuple[str, str], label: str) -> None:
     assert registry.data_source(text) == source
-    data = recipe.Data(name=source[0], dir=source[1])
+    data = Data(name=source[0], dir=source[1])
     assert data.label == label
     if label != "cifra10":
         assert run_folders.new_name(recipe.Recipe(data=data)).startswith(f"{label}-cnn_small-")

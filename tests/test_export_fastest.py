@@ -93,6 +93,10 @@ def test_one_line_recommends() -> None:
     assert "noisy figures, measure again" in _advice.lines(rows)[0]
 
 
-def test_without_accuracy_only_float32() -> None:
-    rows = [row("ort", "fp32", 1, 3.0, float("nan")), row("ort int8", "int8", 1, 1.0, float("nan"))]
+@pytest.mark.parametrize("nothing", ["nan", ""])
+def test_without_accuracy_only_float32(nothing: str) -> None:
+    """A file alone has no accuracy: its cell in the CSV is empty."""
+    rows = [
+        row(name, kind, 1, ms, 0) | {"accuracy": nothing} for name, kind, ms in (("ort", "fp32", 3.0), ("ort8", "int8", 1.0))
+    ]
     assert _advice.lines(rows) == ["use      net: ort for batch 1 (3 ms)"]

@@ -16,7 +16,7 @@ from torch import nn
 import zoo.export
 from zoo import registry, run, tensor_files, training
 from zoo.errors import DisagreeError, UsageError
-from zoo.training import checkpoint, features, freezing, session
+from zoo.training import build, checkpoint, features, freezing, session
 from zoo.training.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,6 +35,21 @@ def donors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def frozen(donors: Path, *settings: str, model: str = "cnn_small") -> Any:
     return resolve(model, f"weights={donors / model}.pth", "freeze=conv", "data.augment=[]", "lr=0.05", *settings)
+
+
+def test_a_head_that_the_weights_do_not_fill_starts_at_zero(donors: Path, tmp_path: Path) -> None:
+    tensors = torch.load(donors / "cnn_small.pth")
+    spec = registry.find("models", "cnn_small")
+    head = {name: value[:4] for name, value in tensors.items() if freezing.inside(name, freezing.new_head(spec))}
+    torch.save(tensors | head, tmp_path / "four.pth")  # of four classes, so that the head stays fresh
+    mine = frozen(donors, f"weights={tmp_path / 'four.pth'}", "head_init=zero")
+    model = build._model(mine, spec, 10).model
+    assert all((value == 0).all() for name, value in model.named_parameters() if name in head)
+    assert all(torch.equal(value, tensors[name]) for name, value in model.state_dict().items() if name not in head)
+    kept = build._model(frozen(donors, "head_init=zero"), spec, 10).model.state_dict()
+    assert all(torch.equal(kept[name], tensors[name]) for name in head), "a head that the weights fill stays"
+    with pytest.raises(UsageError, match="head_init = zero with a frozen head .fc:all. trains nothing; use head_init=default"):
+        build._model(frozen(donors, "head_init=zero", "freeze=fc:all"), spec, 10)
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -186,10 +187,27 @@ def test_each_command_has_the_limits(
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (1, 1)).save("picture.png")
     path = as_zoos(make(tmp_path))
-    seconds = "60" if make is bomb else "3"  # a busy machine takes more than 3 to start the child
-    assert cli.run([*words.split(), str(path), "--max-memory", "1500", "--timeout", seconds]) == 4
+    assert cli.run([*words.split(), str(path), "--max-memory", "1500", "--timeout", "3"]) == 4
     (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
     assert f"model {told} ({path}, over {'1,500 MB' if make is bomb else '3 s'})" in line
+
+
+def test_the_time_that_the_child_takes_to_start_is_not_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = with_external(tmp_path, "weights.bin")
+    assert _guard.trial(path, timeout=30.0).seconds < 1
+    monkeypatch.setattr(_child, "START", 0.01)
+    with pytest.raises(FileError, match="takes too long"):
+        _guard.trial(path, timeout=0.01)
+    monkeypatch.setattr(_child, "START", 60.0)
+    assert _guard.trial(path, timeout=1.0).seconds < 1, "starting Python and onnxruntime takes longer than that"
+
+
+def test_a_limit_of_time_is_kept_promptly(tmp_path: Path) -> None:
+    path = endless(tmp_path)
+    began = time.monotonic()
+    with pytest.raises(FileError, match=r"takes too long \(.*over 0\.5 s\)"):
+        _guard.trial(path, timeout=0.5)
+    assert time.monotonic() - began < 30, "most of it to start the child"
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.int8.onnx"])

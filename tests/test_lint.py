@@ -11,7 +11,8 @@ from tests_support import resolve
 
 from zoo import recipe as recipes
 from zoo import sampling, training
-from zoo.recipe import Recipe, Schedule
+from zoo.recipe import Recipe
+from zoo.recipe_tables import Schedule
 from zoo.training import build, lint, optim
 
 COUNTS = np.array([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])
@@ -84,13 +85,11 @@ def test_random_frozen_tensors_are_named() -> None:
 )
 def test_the_epochs_at_a_small_rate_are_those_of_the_optimizer(schedule: Schedule) -> None:
     epochs, lr = 16, 0.2
-    rates = [
-        optim.lr_at(
-            3 * epoch, steps_per_epoch=3, epochs=epochs, lr=lr, schedule=schedule.name, steps=schedule.steps,
-            step_size=schedule.step_size, lr_gamma=schedule.lr_gamma,
-        )
-        for epoch in range(epochs)
-    ]  # fmt: skip
+    made = optim.Schedule(
+        lr=lr, epochs=epochs, steps_per_epoch=3, name=schedule.name, steps=schedule.steps, step_size=schedule.step_size,
+        lr_gamma=schedule.lr_gamma,
+    )  # fmt: skip
+    rates = [made.lr_at(3 * epoch) for epoch in range(epochs)]
     small = sum(rate <= lr / 100 * (1 + 1e-9) for rate in rates)
     assert small > lint.SMALL_SHARE * epochs
     assert any(line.startswith(f"{small} of 16 epochs run at") for line in lint._schedule(schedule, epochs, lr))

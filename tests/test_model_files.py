@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import zoo_command
+from PIL import Image
 
 from zoo import model_files, recipe
 from zoo.errors import FileError, UsageError
@@ -50,6 +53,30 @@ def test_the_class_becomes_a_spec(net: Path, capsys: pytest.CaptureFixture[str])
     assert spec.build(7)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
     assert spec.params == sum(parameter.numel() for parameter in spec.build(10).parameters())
     assert f"code     runs {net} (sha256 " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_user_s_net_goes_the_whole_way(net: Path) -> None:
+    """Trained, resumed for longer, evaluated, exported, benchmarked, reported, frozen by a glob: as a net of the registry."""
+    train = ("train", str(net), "data=synthetic", "data.imbalance=exp:0.05", "batch_size=250", "device=cpu", "--out", "run")
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(net.parent / "image.png")
+    for words, says in (
+        ((*train, "epochs=1"), "epoch 1/1"),
+        ((*train, "epochs=2", "--resume"), "epoch 2/2"),
+        (("eval", "run"), "of 1,000 images"),
+        (("export", "run", "--onnx"), "agree: 1,000/1,000 classes"),
+        (("verify", "run/model.onnx"), "parity with PyTorch  ok"),
+        (("bench", "run/model.onnx", "--quick"), "onnxruntime cpu"),
+        (("report", "run"), "run/report.html"),
+        (("predict", "image.png", "--run", "run"), "image.png"),
+        (
+            (*train[:-1], "frozen", "epochs=1", "--weights", "run", "--freeze", "body.*"),
+            "2 frozen tensors (112 parameters) unchanged",
+        ),
+    ):
+        ran = zoo_command(*words, cwd=net.parent, ZOO_CACHE=str(net.parent / "cache"))
+        assert ran.returncode == 0, (words, ran.stderr)
+        assert says in ran.stdout + ran.stderr, (words, ran.stdout, ran.stderr)
 
 
 def test_code_that_nobody_named_is_not_run_without_trust(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ def _freeze_and_train(name: str, role: str) -> None:
     table = freezing.freeze(model, role, spec)
     before = freezing.frozen_digest(model, table.names)
     everything = freezing.frozen_digest(model, [key for key, _ in model.named_parameters()])
-    optimizer = optim.make(model, name="sgd", lr=0.01, weight_decay=0.1)
+    optimizer = optim.make(model, optim.Hyperparameters(name="sgd", lr=0.01, weight_decay=0.1))
     held = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and not module.training]
     assert len(held) == table.held
     for _ in range(3):

@@ -33,7 +33,7 @@ TARGETS: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("reduction", ops.REDUCTIONS)
-def test_second_derivatives_and_forward_mode(served: str, kind: str, reduction: str) -> None:
+def test_second_derivatives_and_forward_mode(served_quickly: str, kind: str, reduction: str) -> None:
     weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
     for gamma, smoothing in itertools.product(GAMMAS, (0.0, 0.2)):
 
@@ -46,7 +46,7 @@ def test_second_derivatives_and_forward_mode(served: str, kind: str, reduction: 
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_derivatives_in_weight_and_shares(served: str, kind: str) -> None:
+def test_derivatives_in_weight_and_shares(served_quickly: str, kind: str) -> None:
     for gamma, reduction in itertools.product(GAMMAS, ("mean", "weighted_mean", "none")):
         z, weight = logits(4, 3), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
 
@@ -111,7 +111,7 @@ def test_the_logits_of_a_second_derivative_must_not_change() -> None:
         torch.autograd.grad(loss, z, create_graph=True)
 
 
-def test_labels_out_of_range_are_named_in_transforms_and_compiled_graphs(served: str) -> None:
+def test_labels_out_of_range_are_named_in_transforms_and_compiled_graphs(served_quickly: str) -> None:
     z, y = torch.zeros(2, 4, 3), torch.tensor([[0, 1, 2, 0], [0, 1, 3, 0]])
     with pytest.raises(IndexError, match=r"target\[1, 2\]=3 is out of range for 3 classes"):
         torch.func.vmap(torch.func.grad(ops.focal_loss))(z, y)
@@ -122,7 +122,7 @@ def test_labels_out_of_range_are_named_in_transforms_and_compiled_graphs(served:
         compiled(z[1].requires_grad_(), y[1])
 
 
-def test_the_raw_op_has_every_derivative_too(served: str) -> None:
+def test_the_raw_op_has_every_derivative_too(served_quickly: str) -> None:
     z, weight = logits(4, 3), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
     y = torch.tensor([0, 2, 1, 1])
     for want_grad in (True, False):

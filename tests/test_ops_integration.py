@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zoo import ops
 from zoo.training import loop
+from zoo.training.batches import Batch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -131,7 +132,7 @@ def test_fork_after_a_parallel_region() -> None:
 def test_a_library_that_does_not_load_is_told_on_use(tmp_path: Path) -> None:
     package = tmp_path / "zoo"
     package.mkdir()
-    for name in ("__init__.py", "ops.py", "focal_formula.py", "focal_arguments.py", "spec.py"):
+    for name in ("__init__.py", "ops.py", "focal_formula.py", "focal_arguments.py", "focal_kernels.py", "spec.py"):
         (package / name).write_bytes((ROOT / "zoo" / name).read_bytes())
     (package / "_C.so").write_bytes(b"not a library")
     code = "import zoo, zoo.ops, torch; print(zoo.ops.kernel()); zoo.ops.focal_loss(torch.zeros(1, 2), torch.tensor([0]))"
@@ -164,12 +165,12 @@ def test_training_tells_of_a_wrong_label_on_cuda(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ops, "_C_cuda", Found())
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
     step = loop.Step(torch.optim.SGD(net.parameters(), lr=0.1), lambda at: 0.1, torch.device("cpu"))
-    batch = (torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64), np.arange(2), np.arange(2))
+    batch = Batch(torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64), np.arange(2), np.zeros((2, 1)))
     told = contextlib.nullcontext(), pytest.raises(IndexError, match="target row 3"), contextlib.nullcontext()
     for on_cuda, wanted in zip((False, True, True), told, strict=True):
         value = SimpleNamespace(item=lambda: float("nan"), is_cuda=on_cuda)
         with wanted:
-            assert loop._update(net, lambda z, y, value=value: value, step, 0, *batch) == (None, 0)
+            assert loop._update(net, lambda z, y, value=value: value, step, 0, [batch]) is None
 
 
 def test_kernel_says_why_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,13 @@ from zoo.spec import ModelSpec
 from zoo.training import freezing, optim
 
 STEPS, EPOCHS = 7, 6
+RATES = {"lion": 0.001}
+"""Learning rates for a few steps; Lion moves each weight by the whole rate."""
 
 
 def rates(**options: Any) -> list[float]:
-    return [optim.lr_at(i, steps_per_epoch=STEPS, epochs=EPOCHS, lr=0.5, **options) for i in range(STEPS * EPOCHS)]
+    made = optim.Schedule(steps_per_epoch=STEPS, epochs=EPOCHS, lr=0.5, **options)
+    return [made.lr_at(i) for i in range(STEPS * EPOCHS)]
 
 
 def torch_rates(make: Any, per_epoch: bool) -> list[float]:
@@ -36,14 +39,14 @@ def torch_rates(make: Any, per_epoch: bool) -> list[float]:
 @pytest.mark.parametrize(
     ("options", "scheduler", "per_epoch"),
     [
-        ({"schedule": "constant"}, lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0), True),
-        ({"schedule": "step", "step_size": 2}, lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.1), True),
+        ({"name": "constant"}, lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0), True),
+        ({"name": "step", "step_size": 2}, lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.1), True),
         (
-            {"schedule": "multistep", "steps": [2, 5], "lr_gamma": 0.3},
+            {"name": "multistep", "steps": [2, 5], "lr_gamma": 0.3},
             lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 5], 0.3),
             True,
         ),
-        ({"schedule": "cosine"}, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, STEPS * EPOCHS), False),
+        ({"name": "cosine"}, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, STEPS * EPOCHS), False),
     ],
     ids=["constant", "step", "multistep", "cosine"],
 )
@@ -51,9 +54,9 @@ def test_rates_are_those_of_torch(options: dict[str, Any], scheduler: Any, per_e
     assert rates(**options) == pytest.approx(torch_rates(scheduler, per_epoch), rel=1e-9)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "step", "multistep", "cosine", "onecycle"])
+@pytest.mark.parametrize("schedule", ["constant", "step", "multistep", "cosine", "onecycle", "plateau"])
 def test_warm_up_is_linear_and_reaches_the_peak(schedule: str) -> None:
-    found = rates(schedule=schedule, warmup=2.0)
+    found = rates(name=schedule, warmup=2.0)
     ramp = 2 * STEPS
     assert found[:ramp] == pytest.approx([0.5 * (i + 1) / (ramp + 1) for i in range(ramp)])
     assert found[ramp] == 0.5
@@ -62,19 +65,40 @@ def test_warm_up_is_linear_and_reaches_the_peak(schedule: str) -> None:
 
 
 def test_onecycle_falls_to_zero_in_a_straight_line() -> None:
-    found = rates(schedule="onecycle", warmup=2.0)[2 * STEPS :]
+    found = rates(name="onecycle", warmup=2.0)[2 * STEPS :]
     assert found == pytest.approx([0.5 * (1 - i / len(found)) for i in range(len(found))])
 
 
+def test_plateau_is_the_one_of_torch_and_continues_from_its_state() -> None:
+    scores = [0.1, 0.3, 0.2, 0.3, 0.25, 0.31, 0.3, 0.3, 0.3, 0.3]
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=1, threshold=0.0)
+    made, found, wanted = optim.Plateau(0.5, 1), [], []
+    for score in scores:
+        made.update(score)
+        state = made.state_dict()
+        made = optim.Plateau(0.5, 1)
+        made.load_state_dict(state)
+        reference.step(score)
+        found.append(made.factor)
+        wanted.append(optimizer.param_groups[0]["lr"])
+    assert found == wanted
+    assert found[-1] == 0.125
+
+
 def test_catalogue_steps_that_never_come() -> None:
-    assert set(rates(schedule="multistep", steps=[100, 101])) == {0.5}
+    assert set(rates(name="multistep", steps=[100, 101])) == {0.5}
 
 
 def test_unknown_names_are_the_callers_fault() -> None:
     with pytest.raises(ValueError, match="cosinus"):
-        rates(schedule="cosinus")
+        rates(name="cosinus")
     with pytest.raises(ValueError, match="adam"):
-        optim.make(nn.Linear(2, 2), name="adam", lr=0.1)
+        optim.make(nn.Linear(2, 2), optim.Hyperparameters(name="adam", lr=0.1))
+
+
+def sgd(**options: Any) -> optim.Hyperparameters:
+    return optim.Hyperparameters(name="sgd", lr=0.1, **options)
 
 
 def net() -> tuple[nn.Module, ModelSpec]:
@@ -85,7 +109,7 @@ def net() -> tuple[nn.Module, ModelSpec]:
 
 def test_everything_decays_unless_told() -> None:
     model, _ = net()
-    (group,) = optim.make(model, name="sgd", lr=0.1, weight_decay=0.5).param_groups
+    (group,) = optim.make(model, sgd(weight_decay=0.5)).param_groups
     assert group["weight_decay"] == 0.5
     assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters()]
     spared = optim.groups(model, 0.5, decay_all=False)
@@ -93,10 +117,12 @@ def test_everything_decays_unless_told() -> None:
     assert {p.dim() for g in spared if not g["weight_decay"] for p in g["params"]} == {1}
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", *optim.TIMM])
 def test_make_lowers_the_loss(name: str) -> None:
     model, _ = net()
-    optimizer = optim.make(model, name=name, lr=0.01, weight_decay=1e-4)
+    optimizer = optim.make(
+        model, optim.Hyperparameters(name=name, lr=RATES.get(name, 0.01), weight_decay=1e-4), head=("classifier",)
+    )
     inputs, targets = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
     losses = []
     for _ in range(8):
@@ -114,7 +140,7 @@ def test_layer_wise_rates() -> None:
     assert scales["classifier.weight"] == 10.0
     assert scales["features.12.weight"] == 0.5
     assert scales["features.0.weight"] == 0.5**4
-    optimizer = optim.make(model, name="sgd", lr=0.1, scales=scales)
+    optimizer = optim.make(model, sgd(), scales=scales)
     assert {group["lr_scale"] for group in optimizer.param_groups} == {10.0, 0.5, 0.25, 0.125, 0.0625}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
 
@@ -179,7 +205,7 @@ def test_globs_and_table() -> None:
     }  # fmt: skip
     assert table.held == 1
     assert table.rows == (("features", 928, 184_896, 1, 3), ("classifier", 0, 516, 0, 0))
-    assert len(optim.make(model, name="sgd", lr=0.1).param_groups[0]["params"]) == len(list(model.parameters())) - 3
+    assert len(optim.make(model, sgd()).param_groups[0]["params"]) == len(list(model.parameters())) - 3
     assert freezing.freeze(net()[0], "none", spec).names == ()
 
 

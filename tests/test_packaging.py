@@ -198,6 +198,43 @@ def test_the_wheel_from_the_source_distribution_works(checkout: Path) -> None:
     where, kernel = used.stdout.splitlines()
     assert Path(where).is_relative_to(place / "installed")
     assert kernel.startswith("C++" if "_C" in libraries else "PyTorch")
+    (place / "script.py").write_text(USER)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--follow-imports",
+        "silent",
+        "--cache-dir",
+        str(place / "mypy"),
+        "script.py",
+    ]
+    checked = run(command, place, MYPYPATH=str(place / "installed"))
+    assert checked.returncode == 0, checked.stdout
+
+
+USER = """
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import zoo
+from zoo.losses import FocalLoss
+
+
+def show(rows: list[dict[str, object]]) -> None:
+    print(len(rows))
+
+
+loss = FocalLoss(gamma=2.0, weight=zoo.effective_weights(np.array([500, 50, 5]), beta=0.999))
+value: torch.Tensor = loss(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]))
+model: torch.nn.Module = zoo.create_model("resnet20", classes=3)
+made = zoo.train("cnn_small", loss=loss, on_epoch=show, out=Path("run"), epochs=1)
+receipt = zoo.export.onnx(made)
+print(receipt.path, float(value), zoo.load("run").model(torch.zeros(1, 3, 32, 32)).argmax(1))
+"""
 
 
 def script(path: Path, text: str) -> None:

@@ -80,4 +80,4 @@ def test_a_signal_stops_all_and_the_run_goes_on(tmp_path: Path) -> None:
     child.send_signal(signal.SIGTERM)
     _, err = child.communicate(timeout=60)
     assert "resume with: zoo train --resume" in err, err
-    assert checkpoint.load_state(tmp_path / "run")[1]["epoch"] >= 1
+    assert checkpoint.load_state(tmp_path / "run")[1].epoch >= 1

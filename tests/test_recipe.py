@@ -156,6 +156,14 @@ def test_a_loss_chosen_on_the_command_line_leaves_the_file_s_options_out() -> No
     assert recipes.resolve("cifar10lt_resnet32_focal", {"loss": "cross_entropy"}).loss.options == {"label_smoothing": 0.0}
 
 
+def test_an_option_of_the_file_that_has_no_effect_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.toml").write_text("[loss]\nname = 'focal'\nfocal_gamma = 3.0\nlabel_smoothing = 0.0\n")
+    recipes.resolve(str(tmp_path / "r.toml"), {"loss": "ldam"})
+    assert capsys.readouterr().err.splitlines() == [
+        "loss     loss.focal_gamma = 3.0 (r.toml) has no effect: ldam does not take it"
+    ]
+
+
 def test_a_recipe_that_an_earlier_version_stored_is_readable(tmp_path: Path) -> None:
     """They have the options of every loss, in a file of the run (read) and where it is resumed or repeated (resolve)."""
     text = "[loss]\nname = 'ldam'\nfocal_gamma = 2.0\nalpha = 0.5\ntau = 1.0\nmax_margin = 0.25\nmargin_scale = 30.0\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 from tests_support import digests, resolve
 
-from zoo import metrics, run, run_folders, training
+from zoo import metrics, registry, run, run_folders, training
 from zoo.errors import BusyError, DataError, DivergedError, FileError, UsageError
 from zoo.training import checkpoint, session
 from zoo.training.signals import Interrupted
@@ -56,9 +57,13 @@ def test_a_loaded_run_gives_the_recorded_result(small_run: Path) -> None:
     "settings",
     [
         "",
-        "optim.name=adamw lr=0.001 ema=0.9",
-        "mixup=0.2 cutmix=1.0 data.augment=['crop','flip','cutout:8']",
+        pytest.param("optim.name=adamw lr=0.001 ema=0.9", marks=pytest.mark.slow),
+        pytest.param("mixup=0.2 cutmix=1.0 data.augment=['crop','flip','cutout:8']", marks=pytest.mark.slow),
         "loss=dynamic_focal loss.rescale_every=1 class_weights=effective loss.drw_epoch=1 sampler=focal",
+        "optim.name=muon lr=0.01 optim.accumulate=2 batch_size=125",
+        pytest.param("optim.name=lion lr=0.001", marks=pytest.mark.slow),
+        pytest.param("optim.name=nadamw lr=0.001", marks=pytest.mark.slow),
+        pytest.param("optim.name=cadamw lr=0.001", marks=pytest.mark.slow),
         pytest.param("compile=true", marks=pytest.mark.slow),
     ],
 )
@@ -92,6 +97,23 @@ def test_resume_after_a_stop_in_mid_epoch_ends_on_the_same_bits(
         for f in (whole, tmp_path / "parts")
     ]
     assert same[0] == same[1]
+
+
+def test_a_resumed_plateau_remembers_the_best_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def worse(made: session.Session, model: Any, val: Any, number: int, stop: Any) -> dict[str, Any]:
+        return {"epoch": number, "split": "val", "loss": 1.0, "accuracy": 0.5 / number, "macro": 0.5}
+
+    monkeypatch.setattr(session.Session, "_validated", worse)
+    settings = ("schedule=plateau", "warmup=0", "schedule.plateau_epochs=1", "lr=0.01", "schedule.lr_gamma=0.5")
+    training.train(resolve("cnn_small", "epochs=2", *settings), out=tmp_path / "a")
+    training.train(resolve("cnn_small", "epochs=4", *settings), out=tmp_path / "a", resume=True)
+    rates = [row["lr"] for row in checkpoint.read_rows(tmp_path / "a") if row["split"] == "train"]
+    assert rates == [0.01, 0.01, 0.01, 0.005]
+
+
+def test_a_plateau_without_validation_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"schedule = plateau needs validation images .*data\.val=0\.1"):
+        training.train(resolve("cnn_small", "schedule=plateau", "data.val=0"), out=tmp_path / "a")
 
 
 def test_a_compiled_run_trains_with_the_compiled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,13 +181,29 @@ def test_refusals_touch_nothing(small_run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "nothing").exists()
 
 
+@pytest.mark.parametrize("name", ["optim.999.momentum_buffer", "optim.x.momentum_buffer", "optim.momentum_buffer"])
+def test_a_state_with_other_tensors_is_refused(small_run: Path, tmp_path: Path, name: str) -> None:
+    from zoo import recipe, tensor_files
+
+    folder = shutil.copytree(small_run, tmp_path / "run")
+    newest, *older = checkpoint.states(folder)
+    for path in older:
+        path.unlink()
+    tensors, meta = tensor_files.load_tensors(newest)
+    meta = {key: value for key, value in meta.items() if key not in ("format", "version", "digests")}
+    tensor_files.save_tensors(newest, tensors | {name: torch.zeros(2)}, meta)
+    mine = recipe.resolve(str(folder / "recipe.toml"), {"epochs": 9})
+    with pytest.raises(FileError, match="state does not fit the run"):
+        training.train(mine, out=folder, resume=True)
+
+
 def test_a_non_finite_loss_stops_with_the_step_and_keeps_the_good_state(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"epoch 1, step \d+, lr"):
-        training.train(resolve("cnn_small", "lr=1e30", "schedule=constant"), out=tmp_path / "bad")
+        training.train(resolve("cnn_small", "lr=1e6", "schedule=constant"), out=tmp_path / "bad")
     report = json.loads((tmp_path / "bad" / "bad_batch.json").read_text())
     assert len(report["files"]) == 250
-    tensors, meta, _ = checkpoint.load_state(tmp_path / "bad")
-    assert meta["epoch"] == 0
+    tensors, header, _ = checkpoint.load_state(tmp_path / "bad")
+    assert header.epoch == 0
     assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point())
     assert not (tmp_path / "bad" / "weights.safetensors").exists()
 
@@ -186,8 +224,31 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Pat
     assert a != c
 
 
+def test_accumulated_batches_make_the_step_of_a_large_batch() -> None:
+    from zoo.training import loop
+    from zoo.training.batches import Batches
+
+    data = registry.find("data", "synthetic").build(None, size=32, val=0.1, seed=0)
+
+    def trained(batch_size: int, accumulate: int) -> tuple[torch.Tensor, loop.Totals, int]:
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10)).double()
+        made = Batches(
+            data.train, np.arange(250), batch_size, torch.device("cpu"), data.mean, data.std, 32, torch.float64,
+            accumulate=accumulate,
+        )  # fmt: skip
+        step = loop.Step(torch.optim.SGD(net.parameters(), lr=0.1), lambda at: 0.1 / (at + 1), torch.device("cpu"))
+        totals = loop.train_epoch(net, torch.nn.CrossEntropyLoss(), made, step, epoch=0)
+        return net[1].weight.detach(), totals, made.steps
+
+    (one, large, steps), (other, small, same_steps) = trained(100, 1), trained(20, 5)  # the last step has 50 samples
+    assert (steps, same_steps) == (3, 3)
+    assert (small.samples_seen, small.correct) == (large.samples_seen, large.correct) == (250, large.correct)
+    torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-7)
+    assert small.loss == pytest.approx(large.loss, rel=1e-5)
+
+
 def test_batches_do_not_depend_on_how_they_are_cut() -> None:
-    from zoo import registry
     from zoo.training.batches import Batches
 
     data = registry.find("data", "synthetic").build(None, size=32, val=0.1, seed=0)
@@ -225,7 +286,6 @@ def test_a_result_holds_shots_pairs_and_how_it_was_chosen(small_run: Path) -> No
 
 
 def test_larger_images_without_augmentation_are_cut_for_training() -> None:
-    from zoo import registry
     from zoo.training.batches import Batches
 
     data = registry.find("data", "synthetic").build(None, size=32, val=0.1, seed=0)

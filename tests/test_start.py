@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests_support import small
 
-from zoo import run_folders, training
+from zoo import recipe, run_folders, training
 from zoo.__main__ import run as zoo
 from zoo.errors import BusyError, DiskError, FileError
 from zoo.training import build, checkpoint, session, signals
@@ -67,6 +67,23 @@ def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path, monke
     with run_folders.taken(small(), tmp_path / "one"), pytest.raises(BusyError, match=r"in use .*held by pid \d+"):
         again.__enter__()
     assert not (tmp_path / "one").exists(), "nothing was written into it"
+
+
+def test_a_folder_may_have_any_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = recipe.dump(small("epochs=1"))
+    Path("r.toml").write_text(words)
+    name = 'a\x1b[31m"\nseed = 7\n'
+    assert zoo(["train", "r.toml", "--out", name]) == 0
+    found = capsys.readouterr()
+    files = [Path(name) / each for each in ("recipe.toml", "README.md", "report.html")]
+    for text in (found.out, found.err, *(file.read_text() for file in files)):
+        assert "\x1b" not in text
+        assert "a\\x1b[31m" in text
+    assert recipe.read(Path(name) / "recipe.toml") == small("epochs=1"), "the name sets nothing"
+    assert run_folders.is_finished(Path(name))
 
 
 def test_the_loser_of_a_race_knows_before_torch_is_imported(tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ import msgspec
 import tomli_w
 
 from zoo import model_files, recipe_text, registry
+from zoo.console import note
 from zoo.errors import UsageError, did_you_mean
+from zoo.recipe_tables import Data, Loss, Optim, Reported, Sampler, Schedule, loss_options
 from zoo.recipe_text import Written, flatten
-from zoo.recipe_types import HUGE, MOST, about, declared, not_allowed, option_type
+from zoo.recipe_types import MOST, about, declared, not_allowed, option_type
 from zoo.spec import Option
 
 NOT_THE_RECIPE = {"seed", "data.dir", "device", "precision", "compile"}
@@ -28,132 +30,14 @@ BARE_GAMMA = (
 )
 
 
-class Data(msgspec.Struct, frozen=True):
-    """``[data]``: which images, how they are split, thinned and augmented."""
-
-    name: Annotated[
-        str, about("data set (zoo data), torchvision:NAME, a folder of class folders, a CSV list or an .npz file")
-    ] = "synthetic"
-    dir: Annotated[str, about("folder of the data set; empty: look in the cache, download")] = ""
-    layout: Annotated[
-        Literal["auto", "splits", "classes"], about("what the folders in data.dir are, where that is ambiguous")
-    ] = "auto"
-    skip_bad: Annotated[bool, about("leave out images that cannot be read; the result says how many")] = False
-    val: Annotated[float, about("share of the training images set apart for validation", ge=0, lt=1)] = 0.1
-    imbalance: Annotated[str, about("long tail: none, exp:F or step:F, F the rarest class's share")] = "none"
-    augment: Annotated[list[str], about("augmentations in order: crop, flip, rcrop, colour, cutout, trivial, v2:NAME")] = (
-        msgspec.field(default_factory=lambda: ["crop", "flip"])
-    )
-    per_class: Annotated[int, about("training images of each class, 0 for all", ge=0, le=MOST)] = 0
-    views: Annotated[
-        int, about("augmented views of each image whose features are stored where all but the head is frozen", ge=0, le=1000)
-    ] = 0
-    mean: Annotated[
-        list[Annotated[float, msgspec.Meta(ge=0, le=1)]],
-        about("channel means of the images in [0, 1]; empty: as the weights were trained"),
-    ] = msgspec.field(default_factory=list)
-    std: Annotated[
-        list[Annotated[float, msgspec.Meta(gt=0, le=HUGE)]], about("channel standard deviations that belong to mean")
-    ] = msgspec.field(default_factory=list)
-
-    @property
-    def label(self) -> str:
-        """What the set is called in titles and names: of one that is a folder or a file, what that is called."""
-        name, _, variant = self.name.partition(":")
-        nameless = registry.table("data").get(name, {}).get("classes") == 0
-        return variant or (Path(self.dir).absolute().name if self.dir and nameless else name)
-
-
-class Loss(msgspec.Struct, frozen=True):
-    """``[loss]``: the loss, its options, and class weights from the training counts.
-
-    ``options`` has every option that the loss declares (:class:`zoo.spec.Option`); in a file they stand beside ``name``. The
-    class weights act once ``drw_epoch`` epochs are done (deferred re-weighting, Cao et al. 2019).
-    """
-
-    name: Annotated[str, about("loss (zoo losses)")] = "cross_entropy"
-    class_weights: Annotated[
-        Literal["none", "effective", "inverse", "sqrt_inverse", "given"], about("weights of the classes, from their counts")
-    ] = "none"
-    given_weights: Annotated[
-        list[Annotated[float, msgspec.Meta(ge=0, le=HUGE)]], about("the weights where class_weights is given")
-    ] = msgspec.field(default_factory=list)
-    beta: Annotated[float, about("of the effective number of samples (Cui et al. 2019)", ge=0, lt=1)] = 0.9999
-    drw_epoch: Annotated[int, about("epochs before the class weights act", ge=0, le=MOST)] = 0
-    options: dict[str, Any] = msgspec.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name, option in _loss_options(self.name).items():
-            self.options.setdefault(name, option.default)
-
-
-class Sampler(msgspec.Struct, frozen=True):
-    """``[sampler]``: how often each sample is drawn (:func:`zoo.sampling.chances`)."""
-
-    name: Annotated[
-        Literal["none", "class_balanced", "square_root", "progressive", "focal"],
-        about("how often each sample is drawn; none: once per epoch"),
-    ] = "none"
-    exponent: Annotated[float, about("power of 1 - p_t in the focal sampler", ge=0, le=100)] = 2.0
-
-
-class Optim(msgspec.Struct, frozen=True):
-    """``[optim]``: the optimizer.
-
-    ``lr_head`` multiplies the rate of the new head, ``layer_decay`` that of each stage once more per stage below the top.
-    """
-
-    name: Annotated[Literal["sgd", "adamw"], about("optimizer")] = "sgd"
-    lr: Annotated[float, about("peak learning rate", gt=0, le=HUGE)] = 0.1
-    momentum: Annotated[float, about("momentum of sgd", ge=0, lt=1)] = 0.9
-    nesterov: Annotated[bool, about("Nesterov's momentum in sgd")] = True
-    weight_decay: Annotated[float, about("weight decay", ge=0, le=HUGE)] = 5e-4
-    clip: Annotated[float, about("largest norm of the gradient, 0 for no limit", ge=0, le=HUGE)] = 0.0
-    lr_head: Annotated[float, about("factor on the rate of the new head", gt=0, le=HUGE)] = 1.0
-    layer_decay: Annotated[float, about("factor on the rate, once more per stage below the top", gt=0, le=1)] = 1.0
-
-
-class Schedule(msgspec.Struct, frozen=True):
-    """``[schedule]``: the learning rate over the run."""
-
-    name: Annotated[Literal["constant", "step", "multistep", "cosine", "onecycle"], about("learning rate over the run")] = (
-        "cosine"
-    )
-    warmup: Annotated[float, about("epochs of linear warm-up", ge=0, le=MOST)] = 0.0
-    steps: Annotated[
-        list[Annotated[int, msgspec.Meta(ge=1, le=MOST)]], about("epochs at which multistep multiplies the rate")
-    ] = msgspec.field(default_factory=list)
-    step_size: Annotated[int, about("epochs between the factors of step", ge=1, le=MOST)] = 30
-    lr_gamma: Annotated[float, about("factor of step and multistep", gt=0, le=1)] = 0.1
-
-
-class Course(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What was reported of one epoch: mean of (1 - p_t)^gamma, the loss's scale from then on, shares of easy and hard draws."""
-
-    epoch: Annotated[int, msgspec.Meta(ge=1)]
-    mean_factor: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
-    focal_scale: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    easy: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
-    hard: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
-
-
-class Reported(msgspec.Struct, frozen=True):
-    """``[reported]``: what others reported of this recipe, shown beside what it reaches here; nothing depends on it."""
-
-    accuracy: Annotated[float, about("accuracy that others reported", ge=0, le=1)] = 0.0
-    source: Annotated[str, about("where it was reported, and of which images")] = ""
-    classes: Annotated[list[Annotated[float, msgspec.Meta(ge=0, le=1)]], about("reported accuracy of each class, in order")] = (
-        msgspec.field(default_factory=list)
-    )
-    course: Annotated[list[Course], about("reported values of single epochs")] = msgspec.field(default_factory=list)
-    note: Annotated[str, about("what to know before the two are compared")] = ""
-
-
 class Recipe(msgspec.Struct, frozen=True):
     """One run, with every setting that it depends on."""
 
     model: Annotated[str, about("model (zoo models), or timm/NAME")] = "cnn_small"
     weights: Annotated[str, about("weights to start from: none, default, a name, a file or a run")] = "none"
+    head_init: Annotated[
+        Literal["default", "zero"], about("how a head that weights do not fill begins: as the model says, or at zero")
+    ] = "default"
     freeze: Annotated[str, about("what is frozen: none, conv, fc, fc:all, backbone, bn, stage<=N or a glob")] = "none"
     unfreeze: Annotated[list[str], about("what is frozen instead after N epochs, as N:SELECTION")] = msgspec.field(
         default_factory=list
@@ -232,9 +116,7 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
     if path.suffix in recipe_text.SUFFIXES or what in shipped():
         written = _known(recipe_text.read(path))
         base = _suited(values.get("model", written.values.get("model", Recipe().model)), written.values | values)
-        kept = base | written.values
-        if "loss.name" in values:
-            kept = {key: value for key, value in kept.items() if _takes(values["loss.name"], key)}
+        kept = _of_loss(base | written.values, values.get("loss.name"), path.name)
         return _typed(kept | values, written, values)
     if model_files.is_file(what):
         what = model_files.named(what)
@@ -248,10 +130,7 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
 def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe with other settings, by dotted key or leaf name; UsageError as :func:`resolve`."""
     values = {full_key(key): value for key, value in overrides.items()}
-    kept = flatten(_tree(recipe))
-    if "loss.name" in values:
-        kept = {key: value for key, value in kept.items() if _takes(values["loss.name"], key)}
-    return _typed(kept | values)
+    return _typed(_of_loss(flatten(_tree(recipe)), values.get("loss.name")) | values)
 
 
 def check(recipe: Recipe) -> None:
@@ -291,8 +170,9 @@ def dump(recipe: Recipe) -> str:
 
 
 def same(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes differ at most in :data:`NOT_THE_RECIPE`."""
-    return all(line.partition(":")[0] in NOT_THE_RECIPE for line in differences(one, other))
+    """Whether two recipes differ at most in :data:`NOT_THE_RECIPE`; the folder of a user's own data set is the set."""
+    free = NOT_THE_RECIPE - {"data.dir"} if one.data.own else NOT_THE_RECIPE
+    return all(line.partition(":")[0] in free for line in differences(one, other))
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -349,18 +229,20 @@ def _tree(recipe: Recipe) -> dict[str, Any]:
     return tree
 
 
-def _loss_options(name: str) -> dict[str, Option]:
-    return registry.table("losses").get(name, {}).get("options", {})
-
-
 def is_field(key: str) -> bool:
     """Whether a key is a setting of every recipe, not the option of a loss."""
     return not key.startswith("loss.") or key.partition(".")[2] in Loss.__struct_fields__
 
 
-def _takes(loss: str, key: str) -> bool:
-    """Whether a key is no option of a loss, or one that ``loss`` takes."""
-    return is_field(key) or key.partition(".")[2] in _loss_options(loss)
+def _of_loss(values: dict[str, Any], loss: str | None, file: str = "") -> dict[str, Any]:
+    """The settings without options of other losses than ``loss``; of a ``file``, each that was not at its default is printed."""
+    if loss is None:
+        return values
+    kept = {key: value for key, value in values.items() if is_field(key) or key.partition(".")[2] in loss_options(loss)}
+    for key, value in values.items():
+        if file and key not in kept and value != options()[key].default:
+            note("loss", f"{key} = {value} ({file}) has no effect: {loss} does not take it")
+    return kept
 
 
 def _known(written: Written, *, stored: bool = False) -> Written:
@@ -418,17 +300,17 @@ def _loss_option(flat: Mapping[str, Any], name: str, value: Any, place: str, *, 
     Nothing for another loss's option in a ``stored`` recipe, or at its default, as recipes of earlier versions have them all.
     """
     loss = flat.get("loss.name", Loss().name)
-    if name not in _loss_options(loss):
+    if name not in loss_options(loss):
         if stored:
             return {}
         own, takers = registry.entry("losses", loss)["options"], registry.takers(name)
-        if any(_loss_options(taker)[name].default == value for taker in takers):
+        if any(loss_options(taker)[name].default == value for taker in takers):
             return {}
         raise UsageError(
             f"loss.{name} = {value!r}{place} is no option of {loss} ({'its: ' + ', '.join(own) if own else 'it has none'}); "
             f"losses that take it: {', '.join(takers[:5])}"
         )
-    option = _loss_options(loss)[name]
+    option = loss_options(loss)[name]
     try:
         return {name: msgspec.convert(value, option_type(option))}
     except msgspec.ValidationError as error:

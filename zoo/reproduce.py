@@ -11,7 +11,8 @@ from zoo import recipe as recipes
 from zoo import run_folders
 from zoo.console import print_line
 from zoo.errors import BusyError, DivergedError, UsageError, did_you_mean
-from zoo.recipe import Recipe, Reported
+from zoo.recipe import Recipe
+from zoo.recipe_tables import Reported
 from zoo.training.signals import Interrupted
 
 

@@ -75,7 +75,7 @@ def create_model(name: str, classes: int | None = None, weights: str = "none", f
 
 
 def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
-    """A run by folder, name, unique prefix, or the latest, with its best weights; ``skip_bad`` as in :class:`zoo.recipe.Data`.
+    """A run by folder, name, unique prefix, or the latest, with its best weights; ``skip_bad`` as in :class:`zoo.recipe_tables.Data`.
 
     Raises:
         FileError: no such run, or weights that are missing or damaged.

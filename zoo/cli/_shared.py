@@ -95,6 +95,13 @@ threads = click.option("--threads", type=click.IntRange(1, 4096), expose_value=F
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
+def echo_line(line: str) -> None:
+    """Print a line of the result; escape characters in names of files and classes stay visible."""
+    from zoo.console import plain
+
+    click.echo(plain(line))
+
+
 def echo_json(value: Any) -> None:
     """Print JSON, with null for numbers that are not finite, which JSON does not have."""
     click.echo(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None)))

@@ -52,7 +52,7 @@ def command(
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Benchmark runs, models, ONNX files, or one of zoo's own parts (focal_loss, startup, training).
+    """Benchmark runs, models, ONNX files, or one of zoo's own parts (focal_loss, image_files, startup, training).
 
     \b
     zoo bench --batches 1,64
@@ -71,9 +71,10 @@ def command(
         return
     if sum(map(bool, (serve, self_check, scenario))) > 1:
         raise click.UsageError("--serve, --scenario and --self-check are different benchmarks; give one of them")
-    zoo.bench.command(
-        what, quick=quick, batches=batches, devices=devices, threads=threads or 0, seconds=seconds or 0.0,
+    request = zoo.bench.Request(
+        quick=quick, batches=batches, devices=devices, threads=threads or 0, seconds=seconds or 0.0,
         allow_cpu_fallback=allow_cpu_fallback, serve=serve, self_check=self_check, scenario=scenario or "",
         rate=qps or 0.0, latency_ms=latency_ms or 0.0, out=out, max_memory=max_memory,
         timeout=timeout, as_json=as_json,
     )  # fmt: skip
+    zoo.bench.command(what, request)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from zoo import registry
-from zoo.cli._shared import RUN, Finite, as_json, threads
+from zoo.cli._shared import RUN, Finite, as_json, echo_line, threads
 from zoo.errors import UsageError
 
 
@@ -91,7 +91,7 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad
         tables.out().print(tables.make(heads, [[str(row[key]) for key in columns] for row in receipt.layers]))
     if line := _tensorrt.command(receipt, loaded.input[1]):
         console.print_line(f"tensorrt {line}")
-    click.echo(json.dumps(receipt.as_dict()) if as_json else f"export    {receipt.line()}")
+    echo_line(json.dumps(receipt.as_dict()) if as_json else f"export    {receipt.line()}")
 
 
 def _placed(place: str, run: Any, folder: Path, options: dict[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from zoo.cli._shared import Name, as_json, headline, recipe_names
+from zoo.cli._shared import Name, as_json, echo_line, headline, recipe_names
 
 
 @click.command("reproduce")
@@ -82,7 +82,7 @@ def _compare(names: list[str], diverged: list[str], as_json: bool) -> None:
         click.echo(json.dumps(rows))
     else:
         _print(names, rows)
-        click.echo(f"picture   {path.with_suffix('.png')}   table  {path}")
+        echo_line(f"picture   {path.with_suffix('.png')}   table  {path}")
     if diverged:
         raise DivergedError("; ".join(diverged))
 
@@ -98,4 +98,4 @@ def _print(names: list[str], rows: list[dict[str, Any]]) -> None:
     if len(names) == 1 and (classes := bench.classes(reproduce.finished(names[0]), recipe.resolve(names[0], {}).reported)):
         tables.out().print(classes)
     for line in [bench.DIFFERENCE, *bench.notes(rows)]:
-        click.echo(line)
+        echo_line(line)

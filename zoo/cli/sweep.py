@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli._shared import Name, as_json, headline, recipe_names, registered
+from zoo.cli._shared import Name, as_json, echo_line, headline, recipe_names, registered
 
 
 @click.command("sweep")
@@ -55,5 +55,5 @@ def command(
     chosen_on = recipe.resolve(what, fixed).select_on
     table = report.sweep_table(points, chosen_on)
     tables.out().print(tables.make(table.columns, table.rows))
-    click.echo(report.sweep_choice(points, chosen_on))
-    click.echo(f"pictures  {out}/sweep.png   table  {out}/sweep.csv   report  {out}/report.html")
+    echo_line(report.sweep_choice(points, chosen_on))
+    echo_line(f"pictures  {out}/sweep.png   table  {out}/sweep.csv   report  {out}/report.html")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from zoo.cli._settings import RecipeCommand
-from zoo.cli._shared import Name, headline, recipe_names, registered, start, threads
+from zoo.cli._shared import Name, echo_line, headline, recipe_names, registered, start, threads
 
 
 class _Train(RecipeCommand):
@@ -64,7 +64,7 @@ def command(
         recipes.check(recipe)
         counts = lint.expected_counts(recipe)
         if counts is not None:
-            print_line(f"data     {recipe.data.name} · {counts.sum():,} train ({first_ten(counts.tolist())})")
+            print_line(f"data     {recipe.data.label} · {counts.sum():,} train ({first_ten(counts.tolist())})")
         for finding in lint.check(recipe, counts):
             print_line(f"warning  {finding}")
         if recipe.freeze != "none":
@@ -79,10 +79,9 @@ def command(
         return
     tables.result(folder)
     if recipe.reported.source:
-        click.echo(f"reported {tables.percent(recipe.reported.accuracy)} % ({recipe.reported.source})")
-    click.echo(
-        f"pictures  {folder}/curves.png  confusion.png  per_class.png   report  {folder}/report.html\nnext      zoo export --onnx     zoo bench"
-    )
+        echo_line(f"reported {tables.percent(recipe.reported.accuracy)} % ({recipe.reported.source})")
+    echo_line(f"pictures  {folder}/curves.png  confusion.png  per_class.png   report  {folder}/report.html")
+    echo_line("next      zoo export --onnx     zoo bench")
 
 
 def _overrides(settings: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from zoo.data._image import begins_as_image, is_image, shown, suffixes
 from zoo.errors import DataError, UsageError
+from zoo.files import as_utf8
 
 MAX_BYTES = 1 << 30
 """Of standard input."""
@@ -27,7 +28,8 @@ def gathered(words: Sequence[str]) -> Iterator[list[tuple[str, Path]]]:
         UsageError: a URL. DataError: nothing but a folder or pattern without images, or an empty standard input.
     """
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
-        yield [pair for word in words for pair in _found(word, Path(folder), alone=len(words) == 1)]
+        found = [pair for word in words for pair in _found(word, Path(folder), alone=len(words) == 1)]
+        yield [(as_utf8(name), path) for name, path in found]
 
 
 def _found(word: str, folder: Path, *, alone: bool) -> list[tuple[str, Path]]:

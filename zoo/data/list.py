@@ -34,6 +34,10 @@ SPLITS = {
     "testing": "test",
 }
 """What the column ``split`` may say."""
+NESTED = ("struct", "list", "map", "binary", "large_binary", "fixed_size", "large_list")
+"""Types of Parquet columns that hold no names."""
+MOST_ROWS = 50_000_000
+"""Rows of a Parquet list: a few bytes of it can stand for any number of equal rows."""
 
 
 def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
@@ -85,15 +89,39 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
         from pyarrow import parquet
     except ImportError as error:
         raise UsageError(
-            f"a Parquet list needs pyarrow ({shown(path)}); pip install pyarrow, or write the list as CSV"
+            f"a Parquet list needs pyarrow ({shown(path)}); install it with: pip install pyarrow, or write the list as CSV"
         ) from error
     try:
-        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+        with parquet.ParquetFile(path) as file:
+            kinds = {name: str(file.schema_arrow.field(name).type) for name in file.schema_arrow.names}
+            wanted = [name for name in kinds if name.strip().lower() in (*PATHS, *LABELS, "split")]
+            _check_kinds({name: kinds[name] for name in wanted} or kinds, file.metadata.num_rows, path)
+            rows: list[dict[str, Any]] = file.read(columns=wanted).to_pylist()
+    except DataError:
+        raise
     except Exception as error:  # one boundary around the parser
         raise DataError(
-            f"cannot read the list ({shown(path)}, {shown(str(error).partition(chr(10))[0])[:60]}); write it again"
+            f"cannot read the list ({shown(path)}, {shown(str(error).partition(chr(10))[0])[:60]}); it must be a Parquet file"
         ) from error
     return [{key.strip().lower(): value for key, value in row.items()} for row in rows]
+
+
+def _check_kinds(kinds: dict[str, str], rows: int, path: Path) -> None:
+    """DataError if a column holds something else than text or numbers, such as the images themselves, or nothing is in any."""
+    if not set(map(str.lower, map(str.strip, kinds))) & {*PATHS, *LABELS}:
+        raise _unnamed(path, list(kinds))
+    if odd := next((name for name, kind in kinds.items() if kind.startswith(NESTED)), None):
+        raise DataError(
+            f"column {shown(odd)} is no text ({shown(path)}, {kinds[odd][:40]}); write the names of the image files into it"
+        )
+    if not rows:
+        raise DataError(f"list is empty ({shown(path)}); write a path and a label in each row")
+    if rows > MOST_ROWS:
+        raise DataError(f"list is too long ({shown(path)}, {rows:,} rows); at most {MOST_ROWS:,}")
+
+
+def _unnamed(path: Path, head: Sequence[str]) -> DataError:
+    return DataError(f"no columns path and label ({shown(path)}, {shown(', '.join(head))[:60]}); name them so")
 
 
 def _columns(rows: Sequence[dict[str, Any]], path: Path) -> tuple[list[str], list[str], list[str]]:
@@ -101,7 +129,7 @@ def _columns(rows: Sequence[dict[str, Any]], path: Path) -> tuple[list[str], lis
     head = list(rows[0]) if rows else []
     file, label = (next((name for name in names if name in head), None) for names in (PATHS, LABELS))
     if file is None or label is None:
-        raise DataError(f"no columns path and label ({shown(path)}, {', '.join(map(str, head))[:60]}); name them so")
+        raise _unnamed(path, head)
     found: tuple[list[str], list[str], list[str]] = [], [], []
     for number, row in enumerate(rows, 1):
         values = [str(row.get(key) if row.get(key) is not None else "").strip() for key in (file, label, "split")]

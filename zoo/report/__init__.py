@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo import metrics, sampling
+from zoo.console import plain
 from zoo.errors import UsageError
 from zoo.files import publish_text
 from zoo.report import _blocks, _compare, _draw
@@ -131,7 +132,7 @@ def _story(run: Folder, classes: int) -> list[Block]:
     parts += _classes(run, classes)
     parts += [
         Heading("Once more"),
-        Code(f"zoo train {shlex.quote(str(_near(run.path) / 'recipe.toml'))}"),
+        Code(plain(f"zoo train {shlex.quote(str(_near(run.path) / 'recipe.toml'))}")),
         Heading("Environment"),
     ]
     facts = [(key, run.env[key]) for key in ENVIRONMENT if run.env.get(key) not in (None, "")]

@@ -13,7 +13,7 @@ from zoo import metrics
 from zoo.recipe import aligned
 from zoo.report import _draw, _methods
 from zoo.report._blocks import Block, Heading, Picture, Table, Text
-from zoo.report._read import Folder, interval, percent, shown
+from zoo.report._read import Folder, interval, percent, set_names, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,12 +71,12 @@ def labels(runs: Sequence[Folder]) -> list[str]:
 
 def _results(runs: Sequence[Folder], names: Sequence[str]) -> Table:
     rows: list[list[object]] = []
-    for run, name in zip(runs, names):
+    for run, name, data in zip(runs, names, set_names(runs)):
         test, shots = run.test, {shot.name: percent(shot.macro) for shot in run.shots}
         n = f"{test['n']:,}" if test else "not finished"
         row = [
             name,
-            run.data,
+            data + run.thinned,
             n,
             percent(test.get("accuracy")),
             interval(test.get("low"), test.get("high")),
@@ -108,7 +108,7 @@ def _results(runs: Sequence[Folder], names: Sequence[str]) -> Table:
 
 
 def _data(runs: Sequence[Folder]) -> list[Block]:
-    data = list(dict.fromkeys(run.recipe.data.label for run in runs))
+    data = list(dict.fromkeys(set_names(runs)))
     text = f"The runs are of different data ({', '.join(data)}), so their accuracies do not compare."
     return [Text(text, strong=True)] if len(data) > 1 else []
 
@@ -231,7 +231,7 @@ def _curves(runs: Sequence[Folder], names: Sequence[str]) -> Figure:
 
 
 def _common(runs: Sequence[Folder]) -> str:
-    return shown(", ".join(dict.fromkeys(run.data for run in runs)), 80)
+    return shown(", ".join(dict.fromkeys(data + run.thinned for data, run in zip(set_names(runs), runs))), 80)
 
 
 def _bars(runs: Sequence[Folder], names: Sequence[str]) -> Figure:

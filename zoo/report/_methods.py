@@ -10,7 +10,7 @@ from statistics import mean
 from zoo import metrics
 from zoo.recipe import NOT_THE_RECIPE, aligned, settings
 from zoo.report._blocks import Block, Heading, Table, Text
-from zoo.report._read import Folder
+from zoo.report._read import Folder, set_names
 from zoo.report._sweep import interval, spread
 
 LEVEL = 0.05
@@ -18,7 +18,8 @@ LEVEL = 0.05
 
 def numbers(runs: Sequence[Folder]) -> list[int]:
     """For each run the number of its method, in the order in which methods come."""
-    keys = [repr({key: value for key, value in settings(run.recipe).items() if key not in NOT_THE_RECIPE}) for run in runs]
+    recipes = [{key: value for key, value in settings(run.recipe).items() if key not in NOT_THE_RECIPE} for run in runs]
+    keys = [repr((recipe, data)) for recipe, data in zip(recipes, set_names(runs))]
     order = list(dict.fromkeys(keys))
     return [order.index(key) for key in keys]
 
@@ -27,7 +28,8 @@ def names(runs: Sequence[Folder]) -> list[str]:
     """For each run its method's name: the loss, and of methods of one loss the settings that it takes to tell them apart."""
     method = numbers(runs)
     values = aligned(run.recipe for run in runs)
-    found = [run.loss for run in runs]
+    sets = set_names(runs)
+    found = [run.loss if len(set(sets)) == 1 else f"{run.loss}, {data}" for run, data in zip(runs, sets)]
     for key in (key for key in values[0] if key not in NOT_THE_RECIPE):
         shared = {name: {repr(each[key]) for each, other in zip(values, found) if other == name} for name in found}
         found = [f"{name}, {key}={each[key]}" if len(shared[name]) > 1 else name for name, each in zip(found, values)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ import numpy as np
 
 from zoo import csv_files, files, metrics
 from zoo import recipe as recipes
+from zoo.console import plain
 from zoo.errors import DataError, FileError
 from zoo.recipe import Recipe
 from zoo.training import checkpoint
@@ -41,7 +42,7 @@ class Folder:
     @property
     def name(self) -> str:
         """The folder's own name."""
-        return self.path.absolute().name
+        return plain(self.path.absolute().name)
 
     @property
     def counts(self) -> list[int]:
@@ -80,9 +81,26 @@ class Folder:
 
     @property
     def data(self) -> str:
-        """``cifar10 (long tail exp:0.01)``."""
+        """``cifar10 (long tail exp:0.01)``; of a user's folder ``parent/folder``, as many are called ``images``."""
+        return self.set_name(2) + self.thinned
+
+    @property
+    def thinned(self) -> str:
+        """`` (long tail exp:0.01)``, or nothing."""
         thinned = self.recipe.data.imbalance
-        return self.recipe.data.label + (f" (long tail {thinned})" if thinned != "none" else "")
+        return f" (long tail {thinned})" if thinned != "none" else ""
+
+    def set_name(self, parts: int) -> str:
+        """The data set; a user's folder or file by so many parts of its path."""
+        data = self.recipe.data
+        return "/".join(Path(self.env.get("data_dir") or data.label).parts[-parts:]) if data.own else data.label
+
+    def same_set(self, other: Folder) -> bool:
+        """Whether both are of one data set. The digest depends on the size of the images, so of one folder it may differ."""
+        if self.set_name(1) != other.set_name(1):
+            return False
+        digests, places = ({run.env.get(key, "") for run in (self, other)} for key in ("data_digest", "data_dir"))
+        return not self.recipe.data.own or len(digests) == 1 or (len(places) == 1 and "" not in places)
 
     @property
     def loss(self) -> str:
@@ -95,6 +113,18 @@ class Folder:
         """Data, model and loss in one line."""
         mark = ", chosen on test" if self.recipe.select_on == "test" else ""
         return f"{self.data}, {self.recipe.model}, {self.loss}{mark}"
+
+
+def set_names(runs: Sequence[Folder]) -> list[str]:
+    """What the data set of each run is called; two sets never have the same name."""
+    sets: list[Folder] = []
+    for run in runs:
+        if not any(run.same_set(other) for other in sets):
+            sets.append(run)
+    longer = ([each.set_name(parts) for each in sets] for parts in range(2, 20))
+    by_digest = [f"{each.set_name(2)} [{str(each.env.get('data_digest', ''))[:8]}]" for each in sets]
+    names = next((names for names in longer if len(set(names)) == len(names)), by_digest)
+    return [next(name for name, each in zip(names, sets) if run.same_set(each)) for run in runs]
 
 
 def read(path: Path) -> Folder:

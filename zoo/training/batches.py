@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +57,8 @@ class Batches:
     """Positions in the split in the order of an epoch; without it each of ``index`` comes once, shuffled."""
     share: Callable[[int], slice] | None = None
     """The rows of a batch of n whose inputs this process computes, where several train together."""
+    accumulate: int = 1
+    """Batches per step, whose gradients are added."""
     views: int = 0
     """Augmented views of each image whose ``features`` may be stored; 0: none, each epoch has its own."""
     features: Tensor | None = None
@@ -67,6 +70,16 @@ class Batches:
 
     def __len__(self) -> int:
         return -(-len(self.index) // self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Steps per epoch."""
+        return -(-len(self) // self.accumulate)
+
+    def per_step(self, epoch: int, skip: int = 0) -> Iterator[list[Batch]]:
+        """The batches of each step of an epoch, from step ``skip`` on."""
+        batches = self.epoch(epoch, skip * self.accumulate)
+        return iter(lambda: list(islice(batches, self.accumulate)), [])
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from batch ``skip`` on."""

@@ -113,6 +113,7 @@ def session(
     ema = optim.Ema(model, recipe.ema) if recipe.ema else None
     make_optimizer = partial(_optimizer, recipe, model, spec)
     after = partial(ema.update, model) if ema else None
+    lr, plateau = _rates(recipe, batches.steps, watched=val is not None)
     made = Session(
         folder=folder,
         identity={"model": recipe.model, "classes": len(data.classes), "optimizer": recipe.optim.name},
@@ -123,12 +124,13 @@ def session(
         batches=batches,
         val=val,
         test=test,
-        step=_step(recipe, make_optimizer(), len(batches), len(data.classes), place, team, after=after, sampler=sampler),
+        step=_step(recipe, make_optimizer(), lr, len(data.classes), place, team, after=after, sampler=sampler),
         make_optimizer=make_optimizer,
         frozen=start.frozen,
         plan=start.plan,
         settings=_settings(recipe),
         ema=ema,
+        plateau=plateau,
         weight=weight.to(place.device) if weight is not None else None,
         sampler=sampler,
         team=team,
@@ -161,7 +163,11 @@ def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, 
         freezing.freeze(model, recipe.freeze, spec)  # a selector that is wrong is known before weights are read
         tensors = weights.find(recipe.weights, spec) if tensors is None else tensors
         fresh = load_weights(model, spec, recipe.weights, tensors)
+        if recipe.head_init == "zero":
+            freezing.zero_head(model, spec, fresh)
         frozen = freezing.freeze(model, recipe.freeze, spec, fresh=() if recipe.allow_random_frozen else fresh)
+    if recipe.head_init == "zero" and any(freezing.inside(name, freezing.new_head(spec)) for name in frozen.names):
+        raise UsageError(f"head_init = zero with a frozen head ({recipe.freeze}) trains nothing; use head_init=default")
     return _Start(model, tensors, frozen, plan, [name for name in frozen.names if name in set(fresh)])
 
 
@@ -253,6 +259,7 @@ def _batches(
         split=data.train,
         index=index,
         batch_size=recipe.batch_size,
+        accumulate=recipe.optim.accumulate,
         device=place.device,
         mean=data.mean,
         std=data.std,
@@ -297,31 +304,36 @@ def build_sampler(recipe: Recipe, targets: np.ndarray, index: np.ndarray) -> sam
 def _optimizer(recipe: Recipe, model: nn.Module, spec: ModelSpec) -> torch.optim.Optimizer:
     """The optimizer over what is trained now."""
     o = recipe.optim
-    return optim.make(
-        model,
-        name=o.name,
-        lr=o.lr,
-        momentum=o.momentum,
-        nesterov=o.nesterov and o.momentum > 0,
-        weight_decay=o.weight_decay,
-        scales=optim.lr_scales(model, spec, head=o.lr_head, layer_decay=o.layer_decay),
-    )
+    chosen = optim.Hyperparameters(name=o.name, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay)
+    scales = optim.lr_scales(model, spec, head=o.lr_head, layer_decay=o.layer_decay)
+    return optim.make(model, chosen, scales=scales, head=freezing.new_head(spec))
 
 
-def rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float]:
-    """The learning rate of a global step, counted from 0."""
+def schedule(recipe: Recipe, steps_per_epoch: int) -> optim.Schedule:
+    """The learning rate over the run."""
     s = recipe.schedule
-    return partial(
-        optim.lr_at, steps_per_epoch=steps_per_epoch, epochs=recipe.epochs, lr=recipe.optim.lr, schedule=s.name,
-        warmup=s.warmup, steps=s.steps, step_size=s.step_size, lr_gamma=s.lr_gamma,
+    return optim.Schedule(
+        lr=recipe.optim.lr, epochs=recipe.epochs, steps_per_epoch=steps_per_epoch, name=s.name, warmup=s.warmup, steps=s.steps,
+        step_size=s.step_size, lr_gamma=s.lr_gamma,
     )  # fmt: skip
+
+
+def _rates(recipe: Recipe, steps: int, *, watched: bool) -> tuple[Callable[[int], float], optim.Plateau | None]:
+    """The learning rate of a global step, and what lowers it by the score of each epoch, if the schedule has that."""
+    fixed = schedule(recipe, steps).lr_at
+    if recipe.schedule.name != "plateau":
+        return fixed, None
+    if not watched:
+        raise UsageError("schedule = plateau needs validation images to watch (data.val = 0); set data.val=0.1")
+    plateau = optim.Plateau(recipe.schedule.lr_gamma, recipe.schedule.plateau_epochs)
+    return lambda step: fixed(step) * plateau.factor, plateau
 
 
 def resumed_schedule(old: Recipe, new: Recipe, made: Session) -> list[str]:
     """What other epochs do to the schedule of a run that is resumed, one line each; a jump of the rate is a warning."""
     if old.epochs == new.epochs:
         return []
-    before, after = (rate(recipe, len(made.batches))(made.steps) for recipe in (old, new))
+    before, after = (schedule(recipe, made.batches.steps).lr_at(made.steps) for recipe in (old, new))
     lines = [
         f"resume   schedule {new.schedule.name} now ends at epoch {new.epochs} (was {old.epochs}): "
         f"rate {before:.3g} -> {after:.3g} from epoch {made.at.epoch + 1} on"
@@ -335,12 +347,12 @@ def resumed_schedule(old: Recipe, new: Recipe, made: Session) -> list[str]:
 
 
 def _step(
-    recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int, classes: int, place: Place, team: Team,
+    recipe: Recipe, optimizer: torch.optim.Optimizer, lr: Callable[[int], float], classes: int, place: Place, team: Team,
     *, after: Callable[[], None] | None, sampler: sampling.Sampler | None,
 ) -> Step:  # fmt: skip
     return Step(
         optimizer=optimizer,
-        lr=rate(recipe, steps),
+        lr=lr,
         device=place.device,
         precision=place.precision,
         clip=recipe.optim.clip,
@@ -395,5 +407,6 @@ def choices(recipe: Recipe, made: Session, place: Place) -> dict[str, Any]:
         "imbalance": recipe.data.imbalance,
         "sampler": recipe.sampler.name,
         "select_on": recipe.select_on,
+        "data_dir": str(Path(recipe.data.dir).absolute()) if recipe.data.own else "",
         "counts": sampling.class_counts(made.data.train.targets[made.batches.index], len(made.data.classes)).tolist(),
     }

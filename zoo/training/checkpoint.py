@@ -28,10 +28,39 @@ KEPT = 2
 """States kept in ``last/``: the newest and one to fall back on."""
 
 
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class StateHeader(tensor_files.Header):
+    """Facts of a state: how far the run is, and what must be the same where it is resumed (None in older states: unknown)."""
+
+    epoch: Count
+    skip: Count
+    best: float
+    best_epoch: Count
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+    totals: tuple[float, Count, Count]
+    """Of the epoch that is not finished: sum of losses, right answers, samples seen."""
+    optim: dict[str, bool | int | float | str | None]
+    """What the optimizer keeps besides tensors."""
+    data_digest: str
+    frozen: dict[str, str]
+    scaler: dict[str, float] | None = None
+    plateau: dict[str, float] | None = None
+    model: str | None = None
+    classes: int | None = None
+    optimizer: str | None = None
+    threads: int | None = None
+    torch: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    processes: int | None = None
+
+
 def room(model: nn.Module, optimizer: torch.optim.Optimizer, *, averaged: bool) -> int:
     """Bytes that the states and weights of a run take at the most, a temporary file included."""
     one = tensor_files.size_of(model.state_dict().values())
-    slots = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
+    slots = 1 if type(optimizer).__name__ in ("SGD", "Lion") else 2  # by name, as Lion would need timm imported
     trained = tensor_files.size_of(p for group in optimizer.param_groups for p in group["params"])
     return (KEPT + 1) * (one * (2 if averaged else 1) + slots * trained) + 2 * one
 
@@ -58,12 +87,13 @@ def states(folder: Path) -> list[Path]:
     return sorted((folder / "last").glob("state-*.safetensors"), reverse=True)
 
 
-def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+def load_state(folder: Path) -> tuple[dict[str, Tensor], StateHeader, list[str]]:
     """The newest state that is whole, with one warning for each newer one that isn't; FileError if there is none."""
     warnings: list[str] = []
     for path in states(folder):
         try:
-            return *tensor_files.load_tensors(path), warnings
+            tensors, meta = tensor_files.load_tensors(path)
+            return tensors, tensor_files.typed(meta, StateHeader, path), warnings
         except FileError as error:
             warnings.append(f"skipping a damaged state: {error}")
     if warnings:

@@ -229,6 +229,16 @@ def new_head(spec: ModelSpec) -> tuple[str, ...]:
     return tuple((spec.new_head or spec.head).split())
 
 
+def zero_head(model: nn.Module, spec: ModelSpec, fresh: Collection[str]) -> None:
+    """Set the parameters of the new head that are in ``fresh`` to zero, as Dosovitskiy et al. 2021 (section 3.2) do.
+
+    The first steps then follow the features alone: large random weights of a head cost accuracy where images are few.
+    """
+    for name, parameter in model.named_parameters():
+        if name in fresh and inside(name, new_head(spec)):
+            nn.init.zeros_(parameter)
+
+
 def inside(name: str, modules: Iterable[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 

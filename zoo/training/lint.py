@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from zoo import registry, sampling
-from zoo.recipe import Loss, Recipe, Schedule
+from zoo.recipe import Recipe
+from zoo.recipe_tables import Loss, Schedule
 
 SMALL_SHARE = 0.4
 """Share of the epochs at a hundredth of the rate or less from which it is reported; the usual schedules stay below."""

@@ -6,7 +6,7 @@ any step continues with the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -80,7 +80,7 @@ def train_epoch(
     totals: Totals | None = None,
     watch: Callable[[int, Totals], None] = lambda done, totals: None,
 ) -> Totals:
-    """Train for the batches ``skip`` .. of one epoch (counted from 0); ``watch(batches done, totals)`` runs after each.
+    """Train for the steps ``skip`` .. of one epoch (counted from 0); ``watch(steps done, totals)`` runs after each.
 
     Raises:
         DivergedError: the loss is not finite, and the weights are those before that step; or the gradient scaler found no
@@ -89,27 +89,44 @@ def train_epoch(
     """
     totals = totals or Totals()
     model.train()
-    for number, batch in enumerate(batches.epoch(epoch, skip), skip):
-        at = epoch * len(batches) + number
-        value, correct = _update(model, loss, step, at, batch)
-        if value is None or step.skipped[0] >= SKIPS:
-            what = "loss is not finite" if value is None else f"gradients are not finite {SKIPS} times in a row"
-            raise _diverged(what, epoch, number, step.lr(at), batch.chosen)
-        totals.loss += value * len(batch.targets)
-        totals.correct += correct
-        totals.samples_seen += len(batch.targets)
+    for number, group in enumerate(batches.per_step(epoch, skip), skip):
+        at = epoch * batches.steps + number
+        found = _update(model, loss, step, at, group)
+        if found is None or step.skipped[0] >= SKIPS:
+            what = "loss is not finite" if found is None else f"gradients are not finite {SKIPS} times in a row"
+            raise _diverged(what, epoch, number, step.lr(at), np.concatenate([batch.chosen for batch in group]))
+        totals.loss += found.loss
+        totals.correct += found.correct
+        totals.samples_seen += found.samples_seen
         watch(number + 1, totals)
     return totals
 
 
-def _update(model: nn.Module, loss: nn.Module, step: Step, at: int, batch: Batch) -> tuple[float | None, int]:
-    """Take step ``at``: the loss, None if it is not finite, and how many images were right."""
-    inputs, targets, chosen, draws = batch
+def _update(model: nn.Module, loss: nn.Module, step: Step, at: int, batches: Sequence[Batch]) -> Totals | None:
+    """Take step ``at`` with the gradients of all its batches: what was seen, None if the loss of one is not finite."""
     rate = step.lr(at)
     for group in step.optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
     # dropout of this step, whatever ran before it
     torch.manual_seed(step.seed * 1_000_003 + at + (step.team.rank << 48))
+    step.optimizer.zero_grad(set_to_none=True)
+    found, samples = Totals(), sum(len(batch.targets) for batch in batches)
+    for batch in batches:
+        value, correct = _gradients(model, loss, step, batch, samples)
+        if value is None:
+            return None
+        found.loss += value * len(batch.targets)
+        found.correct += correct
+        found.samples_seen += len(batch.targets)
+    _apply(model, step)
+    if step.after is not None:
+        step.after()
+    return found
+
+
+def _gradients(model: nn.Module, loss: nn.Module, step: Step, batch: Batch, samples: int) -> tuple[float | None, int]:
+    """Add the gradients of a batch, one of a step of ``samples`` samples: its loss, None if not finite, and correct answers."""
+    inputs, targets, chosen, draws = batch
     n, wanted = len(targets), targets
     if step.mix is not None:
         inputs, wanted = step.mix(inputs, targets, draws)
@@ -123,10 +140,8 @@ def _update(model: nn.Module, loss: nn.Module, step: Step, at: int, batch: Batch
         if value.is_cuda:
             ops.raise_wrong_label()
         return None, 0
-    step.optimizer.zero_grad(set_to_none=True)
-    _backward(model, step.team.scaled(value, n), step)
-    if step.after is not None:
-        step.after()
+    value = step.team.scaled(value if n == samples else value * (n / samples), n)
+    (value if step.scaler is None else step.scaler.scale(value)).backward()
     if step.see is not None and p is not None:
         step.see(chosen, p.cpu().numpy())
     return number, int((logits.detach().argmax(1) == targets).sum())
@@ -140,11 +155,9 @@ def _loss(loss: Any, logits: Tensor, wanted: Tensor, targets: Tensor) -> tuple[T
     return loss(logits, wanted), logits.detach().softmax(1).gather(1, targets[:, None]).squeeze(1)
 
 
-def _backward(model: nn.Module, value: Tensor, step: Step) -> None:
-    if step.scaler is None:
-        value.backward()
-    else:
-        step.scaler.scale(value).backward()
+def _apply(model: nn.Module, step: Step) -> None:
+    """Update the weights with the gradients."""
+    if step.scaler is not None:
         step.scaler.unscale_(step.optimizer)
     if step.clip > 0:
         nn.utils.clip_grad_norm_(model.parameters(), step.clip)

@@ -84,6 +84,8 @@ class Session:
     """What is frozen from which epoch on (:func:`zoo.training.freezing.plan`)."""
     settings: Settings
     ema: optim.Ema | None = None
+    plateau: optim.Plateau | None = None
+    """The factor on the learning rate that the score of each epoch decides."""
     weight: Tensor | None = None
     """Class weights (C,), which the loss has from ``settings.drw_epoch`` on."""
     sampler: sampling.Sampler | None = None
@@ -102,7 +104,7 @@ class Session:
     @property
     def steps(self) -> int:
         """Steps taken since the run began."""
-        return self.at.epoch * len(self.batches) + self.at.skip
+        return self.at.epoch * self.batches.steps + self.at.skip
 
     @property
     def complete(self) -> bool:
@@ -123,7 +125,7 @@ class Session:
         stop.saved = True
         began = time.monotonic() - self.at.seconds
         images, chosen_on = len(self.batches.index), self.settings.select_on
-        with Progress(self.settings.epochs, len(self.batches), images, chosen_on) as progress:
+        with Progress(self.settings.epochs, self.batches.steps, images, chosen_on) as progress:
             while not self.complete:
                 started, before = time.monotonic(), self.totals.samples_seen if self.totals else 0
                 self._train_epoch(stop, progress)
@@ -204,7 +206,7 @@ class Session:
             "epoch": number,
             "split": "train",
             **self.totals.row,
-            "lr": self.step.lr(self.at.epoch * len(self.batches)),
+            "lr": self.step.lr(self.at.epoch * self.batches.steps),
             "images_per_s": round((self.totals.samples_seen - before) / took, 1),
             "seconds": round(took, 3),
         }
@@ -214,6 +216,8 @@ class Session:
         if self.val:
             rows.append(self._validated(averaged, self.val, number, stop))
             score = rows[-1]["accuracy"]
+        if self.plateau:
+            self.plateau.update(score)
         train |= self._end_epoch()  # after validation: a stop in there saves the loss and the sampler as they were
         progress.epoch(number, train, rows[-1] if self.val else None)
         self.at.epoch, self.at.skip, self.totals = number, 0, None
@@ -304,6 +308,7 @@ class Session:
             **asdict(self.at), "totals": [totals.loss, totals.correct, totals.samples_seen], "optim": scalars,
             **self.identity, **self._setting(), "data_digest": self.data.digest, "frozen": self.digests,
             "scaler": self.step.scaler.state_dict() if self.step.scaler else None,
+            "plateau": self.plateau.state_dict() if self.plateau else None,
         }  # fmt: skip
         return tensors, meta
 
@@ -321,34 +326,47 @@ class Session:
             FileError: no state that can be read, or one of another model, class count or optimizer. DataError: the data
                 changed since the run began.
         """
-        tensors, meta, warnings = checkpoint.load_state(self.folder)
+        tensors, header, warnings = checkpoint.load_state(self.folder)
         for warning in warnings:
             print_line(f"warning  {warning}")
-        self._check_same(meta)
-        setting = self._setting()
-        if changed := [f"{key} {meta[key]} -> {value}" for key, value in setting.items() if meta.get(key, value) != value]:
+        self._check_same(header)
+        before = {key: getattr(header, key) for key in self._setting()}
+        if changed := [
+            f"{key} {before[key]} -> {value}" for key, value in self._setting().items() if before[key] not in (None, value)
+        ]:
             print_line(f"resume   not bit-identical: {', '.join(changed)}")
-        if (selector := freezing.in_force(self.plan, meta["epoch"])) != self.frozen.selector:
+        if (selector := freezing.in_force(self.plan, header.epoch)) != self.frozen.selector:
             self.release(selector)
         tensor_files.load_into(self.model, _part(tensors, "model"), self.folder)
-        checkpoint.unpack_optimizer(self.step.optimizer, _part(tensors, "optim"), meta["optim"])
+        try:
+            self._put_back(tensors, header)
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:  # torch raises many types
+            why = (str(error) or type(error).__name__).splitlines()[0][:90]
+            raise FileError(f"state does not fit the run ({self.folder}, {why}); start again with --force") from error
+
+    def _put_back(self, tensors: dict[str, Tensor], header: checkpoint.StateHeader) -> None:
+        """What a state holds besides the model."""
+        checkpoint.unpack_optimizer(self.step.optimizer, _part(tensors, "optim"), header.optim)
         if self.ema:
             self.ema.load_state_dict(_part(tensors, "ema"))
         self.loss.load_state_dict(_part(tensors, "loss"), strict=False)  # not strict: "weight" is not in it
         if self.sampler:
             for name, value in _part(tensors, "sampler").items():
                 getattr(self.sampler, name)[:] = value.numpy()
-        if self.step.scaler and meta["scaler"]:
-            self.step.scaler.load_state_dict(meta["scaler"])
-        self.at = Position(**{key: meta[key] for key in asdict(self.at)})
-        self.totals, self.digests = Totals(*meta["totals"]), meta["frozen"]
+        if self.step.scaler and header.scaler:
+            self.step.scaler.load_state_dict(header.scaler)
+        if self.plateau and header.plateau:
+            self.plateau.load_state_dict(header.plateau)
+        self.at = Position(**{key: getattr(header, key) for key in asdict(self.at)})
+        self.totals, self.digests = Totals(*header.totals), header.frozen
 
-    def _check_same(self, meta: dict[str, Any]) -> None:
-        theirs = {key: meta.get(key, value) for key, value in self.identity.items()}
+    def _check_same(self, header: checkpoint.StateHeader) -> None:
+        there = {key: getattr(header, key) for key in self.identity}
+        theirs = {key: value if there[key] is None else there[key] for key, value in self.identity.items()}
         if theirs != self.identity:
-            there, here = ("/".join(map(str, each.values())) for each in (theirs, self.identity))
-            raise FileError(f"checkpoint is {there}, run is {here} ({self.folder}); resume with the settings of the checkpoint")
-        if meta["data_digest"] != self.data.digest:
+            saved, here = ("/".join(map(str, each.values())) for each in (theirs, self.identity))
+            raise FileError(f"checkpoint is {saved}, run is {here} ({self.folder}); resume with the settings of the checkpoint")
+        if header.data_digest != self.data.digest:
             changes = checkpoint.data_changes(self.folder, self.data.manifest) or f"digest {self.data.digest[:12]}"
             raise DataError(f"data changed since the run began ({self.data.name}, {changes}); restore it or train a new run")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo import files, metrics, model_files, report, run_folders, tensor_files
 from zoo import recipe as recipes
-from zoo.console import print_line, print_lines
+from zoo.console import plain, print_line, print_lines
 from zoo.errors import FileError, UsageError
 from zoo.files import publish, publish_text
 from zoo.recipe import Recipe
@@ -105,7 +105,7 @@ def _restored(session: Session) -> bool:
     if session.complete and run_folders.is_finished(session.folder):
         print_line(f"run      {session.folder} is complete: nothing to do")
         return True
-    left = f", step {session.at.skip} of {len(session.batches)} of the next" if session.at.skip else ""
+    left = f", step {session.at.skip} of {session.batches.steps} of the next" if session.at.skip else ""
     print_line(f"resume   epoch {session.at.epoch} of {session.settings.epochs} done{left}")
     return False
 
@@ -115,7 +115,9 @@ def _write_recipe(session: Session, recipe: Recipe) -> None:
     folder = session.folder
     if (folder / "metrics.jsonl").is_file():
         checkpoint.keep_rows(folder, session.at.epoch)
-    publish_text(folder / "recipe.toml", f"# repeat with: zoo train {folder / 'recipe.toml'}\n" + recipes.dump(recipe))
+    publish_text(
+        folder / "recipe.toml", f"# repeat with: zoo train {plain(str(folder / 'recipe.toml'))}\n" + recipes.dump(recipe)
+    )
     model_files.keep(recipe.model, folder)
     if (manifest := session.data.manifest) is not None:
         publish(folder / "last" / "manifest.npy", lambda temporary: np.save(temporary, manifest))
