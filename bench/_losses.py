@@ -19,6 +19,9 @@ from zoo import run as runs
 GAMMA = 2.0
 BASE = "eager textbook"
 COPY, EMPTY, OWN, OWN_KERNEL = "copy", "empty function", "zoo", "zoo kernel"
+COPY_SHARES = "copy with shares"
+SOFT = ("soft", "soft_cross_entropy")
+"""Formulas whose targets are shares of the classes, as many bytes as the logits in float32: their copy moves these too."""
 INSTRUCTION_SETS = ("default", "avx2", "avx512")
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -31,9 +34,12 @@ class Contender:
     name: str
     call: Loss
     formula: str = "focal"
-    """``focal``, ``cross_entropy`` (gamma 0, divided by the sum of weights) or ``sigmoid`` (C two-class losses)."""
+    """``focal``, ``cross_entropy`` (gamma 0, divided by the sum of weights), ``sigmoid`` (C two-class losses), ``soft`` (focal
+    of shares) or ``soft_cross_entropy`` (gamma 0, no weights)."""
     optional: bool = False
     """It may fail on this machine (no compiler, a broken install) and is then left out, saying so."""
+    inplace: bool = False
+    """It writes over its logits, which must not be a leaf."""
 
 
 def textbook(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -72,6 +78,57 @@ def own(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return ops.focal_loss(logits, target, gamma=GAMMA, weight=weight)
 
 
+def own_in_place(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """The same, its gradient written over the logits."""
+    return ops.focal_loss(logits, target, gamma=GAMMA, weight=weight, inplace=True)
+
+
+def own_shares(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    return ops.focal_loss(logits, target, gamma=GAMMA)
+
+
+def own_shares_gamma_0(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    return ops.focal_loss(logits, target, gamma=0.0)
+
+
+def own_shares_in_place(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    return ops.focal_loss(logits, target, gamma=GAMMA, inplace=True)
+
+
+def cross_entropy_of_shares(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    return F.cross_entropy(logits, target)
+
+
+def for_shares() -> list[Contender]:
+    """Those that take shares of the classes as targets."""
+    return [
+        Contender("F.cross_entropy, shares", cross_entropy_of_shares, "soft_cross_entropy"),
+        Contender("zoo, shares, gamma 0", own_shares_gamma_0, "soft_cross_entropy"),
+        Contender("zoo, shares", own_shares, "soft"),
+        Contender("zoo, shares, in place", own_shares_in_place, "soft", inplace=True),
+    ]
+
+
+class Handed(torch.autograd.Function):
+    """Hands on the memory of ``buffer`` as a layer's fresh output, neither a leaf nor a view, at no cost."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, buffer: Tensor) -> Tensor:
+        return torch.empty(0, dtype=buffer.dtype, device=buffer.device).set_(
+            buffer.untyped_storage(), 0, buffer.shape, buffer.stride()
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+def absent() -> list[str]:
+    """Why peers that people name are not among the contenders here."""
+    peers = {"liger_kernel": "Liger", "mmcv": "mmcv"}
+    return [f"{name}: not installed" for module, name in peers.items() if importlib.util.find_spec(module) is None]
+
+
 def all_of(device: torch.device, *, compiled: bool) -> list[Contender]:
     """Those that can run on ``where``; compiling takes half a minute a size, so it can be left out."""
     found = [Contender(BASE, textbook), Contender("eager stable", stable)]
@@ -85,12 +142,19 @@ def all_of(device: torch.device, *, compiled: bool) -> list[Contender]:
     found.append(Contender("torchvision sigmoid", torchvision_sigmoid, "sigmoid", optional=True))
     if device.type == "cuda" and importlib.util.find_spec("mmcv"):
         found.append(Contender("mmcv softmax", mmcv_softmax, optional=True))
-    return [*found, Contender(OWN, own)]
+    return [*found, Contender(OWN, own), Contender("zoo in place", own_in_place, inplace=True), *for_shares()]
 
 
 def truth(formula: str, logits: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss () and gradient (N, C) in float64 of the values that ``logits`` (any type) has; target (N,)."""
+    """Loss () and gradient (N, C) in float64 of the values that ``logits`` (any type) has; target (N,) or shares (N, C)."""
     z = logits.detach().double().requires_grad_()
+    if formula in SOFT:
+        log_p = z.log_softmax(1)
+        factor = (-torch.expm1(log_p)) ** GAMMA if formula == "soft" else 1
+        loss = -(target.double() * factor * log_p).sum(1).mean()
+        loss.backward()
+        assert z.grad is not None
+        return loss.detach(), z.grad
     w = weight.double()
     if formula == "sigmoid":
         signed = torch.where(F.one_hot(target, z.shape[1]) == 1, z, -z)

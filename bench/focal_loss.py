@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from zoo import machine, ops, tables
-from zoo.bench import _losses, _picture, _timing
-from zoo.bench._losses import BASE, COPY, EMPTY, OWN, OWN_KERNEL, Contender
+from zoo.bench import _heads, _losses, _picture, _timing
+from zoo.bench._losses import BASE, COPY, COPY_SHARES, EMPTY, OWN, OWN_KERNEL, SOFT, Contender
 from zoo.console import print_line
 from zoo.errors import DisagreeError
 from zoo.training.loop import DTYPES
@@ -63,8 +63,8 @@ def main(
     dtypes = dtypes or (("fp32",) if quick else ("fp32", "bf16"))
     threads = threads or sorted({machine.cores()} if quick or where.type == "cuda" else {1, machine.cores()})
     seconds = seconds or (0.3 if quick else 2.0)
-    if quick:
-        print_line("skipped  torch.compile (quick)")
+    for note in (*(["torch.compile (quick)"] if quick else []), *_losses.absent()):
+        print_line(f"skipped  {note}")
     rows: list[dict[str, Any]] = []
     before = torch.get_num_threads()
     try:
@@ -77,6 +77,8 @@ def main(
                     torch.set_num_threads(used)
                     rows += _timed(case, able, used, seconds, compiled=used == max(threads))
         torch.set_num_threads(max(threads))
+        for n, c in sizes or (() if quick else _heads.SIZES):
+            rows += _layers(_heads.Head.draw(n, c, where), max(threads), seconds)
         rows += _steps(model, where, max(threads), 5 * seconds)
     finally:
         torch.set_num_threads(before)
@@ -105,8 +107,16 @@ class Case:
     def onehot(self) -> Tensor:
         return one_hot(self.target, self.logits.shape[1]).to(self.logits.dtype)
 
+    @cached_property
+    def shares(self) -> Tensor:
+        """(N, C) shares of the classes, of the logits' type: a teacher's probabilities."""
+        draw = torch.Generator().manual_seed(1)
+        return (2 * torch.randn(self.logits.shape, generator=draw)).softmax(1).to(self.logits)
+
     def goal(self, contender: Contender) -> Tensor:
         """What the contender takes as target."""
+        if contender.formula in SOFT:
+            return self.shares
         return self.onehot if contender.formula == "sigmoid" else self.target
 
 
@@ -122,7 +132,7 @@ class Able:
 def _able(case: Case, contenders: Sequence[Contender]) -> list[Able]:
     """Those that can run, each held to the truth first: a compiler may be missing or refuse."""
     truths = {
-        formula: _losses.truth(formula, case.logits, case.target, case.weight)
+        formula: _losses.truth(formula, case.logits, case.shares if formula in SOFT else case.target, case.weight)
         for formula in dict.fromkeys(contender.formula for contender in contenders)
     }
     found = []
@@ -152,13 +162,16 @@ def _timed(case: Case, able: Sequence[Able], threads: int, seconds: float, *, co
         calls |= _losses.kernels_of(logits, target, weight, backward=backward, sets=sets)
         calls[EMPTY] = _losses.empty_of(logits, backward=backward)
         calls[COPY] = _losses.copy_of(logits, target, backward=backward)
+        calls[COPY_SHARES] = _losses.copy_of(logits, case.shares, backward=backward)
         peaks = {name: told[name].peak[backward] if name in told else _peak(call) for name, call in calls.items()}
         warmup = 0 if logits.numel() > LARGE else 2  # one call comes before the clock anyway
         sync = torch.cuda.synchronize if logits.is_cuda else None
         samples = _timing.interleave(calls, seconds=seconds, warmup=warmup, sync=sync)
         for name in samples:
             row = common | {"kernel": _kernel(name), "pass": "forward+backward" if backward else "forward", "contender": name}
-            row |= _facts(told.get(name)) | _numbers(name, samples, logits.nbytes * (1 + backward) + target.nbytes)
+            soft = name == COPY_SHARES or (name in told and told[name].contender.formula in SOFT)
+            moved = logits.nbytes * (1 + backward) + (case.shares if soft else target).nbytes
+            row |= _facts(told.get(name)) | _numbers(name, samples, moved, COPY_SHARES if soft else COPY)
             row |= {"peak_mb": peaks[name], "loss_share": ""}
             rows.append({key: _timing.rounded(value) for key, value in row.items()} | _timing.environment(logits.device))
     return rows
@@ -194,6 +207,41 @@ def _steps(model: str, device: torch.device, threads: int, seconds: float) -> li
     return rows
 
 
+def _layers(head: _heads.Head, threads: int, seconds: float) -> list[dict[str, Any]]:
+    """Rows of a layer of ``head`` with its loss, in float32."""
+    losses = _heads.contenders()
+    errors = {name: head.error(loss) for name, loss in losses.items()}
+    for name in _heads.OWN:
+        _hold(name, errors[name], (len(head.target), len(head.weight)), "fp32")
+    calls = {name: head.call(loss) for name, loss in losses.items()}
+    sync = torch.cuda.synchronize if head.target.is_cuda else None
+    samples = _timing.interleave(calls, seconds=seconds, warmup=1, sync=sync)
+    rows = []
+    for name, sample in samples.items():
+        row = {"n": len(head.target), "c": len(head.weight), "dtype": "fp32", "threads": threads, "kernel": ops.kernel()}
+        row |= {"pass": _heads.PASS, "contender": name, "formula": "cross_entropy", "buffer": "fresh"}
+        row |= {
+            "loss_error": errors[name][0],
+            "grad_error": errors[name][1],
+            **_times(sample),
+            "gb_per_s": "",
+            "times_copy": "",
+        }
+        row |= {"ratio": _timing.ratio(samples[_heads.BASE], sample), "noisy": "yes" if sample.noisy else "no"}
+        row |= {"rounds": sample.rounds, "peak_mb": _peak(calls[name]), "loss_share": ""}
+        rows.append({key: _timing.rounded(value) for key, value in row.items()} | _timing.environment(head.target.device))
+    return rows
+
+
+def _hold(name: str, errors: tuple[float, float], shape: tuple[int, ...], dtype: str) -> None:
+    """DisagreeError where zoo's own numbers are off."""
+    if not max(errors) <= TOLERANCE[dtype]:
+        raise DisagreeError(
+            f"zoo's focal loss is off ({name}, {shape} {dtype}, loss {errors[0]:.1e}, gradient {errors[1]:.1e}, allowed"
+            f" {TOLERANCE[dtype]:.0e}); no results written. Build it again: make build"
+        )
+
+
 def _call(contender: Contender, case: Case, backward: bool) -> Callable[[], object]:
     goal = case.goal(contender)
     if not backward:
@@ -204,6 +252,9 @@ def _call(contender: Contender, case: Case, backward: bool) -> Callable[[], obje
 
         return forward
     leaf = case.logits.detach().requires_grad_()
+    if contender.inplace:  # each call's gradients are the next one's logits: its time does not depend on them
+        buffer = case.logits.clone()
+        return lambda: contender.call(_losses.Handed.apply(leaf, buffer), goal, case.weight).backward()
 
     def both() -> None:
         contender.call(leaf, goal, case.weight).backward()
@@ -215,7 +266,7 @@ def _call(contender: Contender, case: Case, backward: bool) -> Callable[[], obje
 def _errors(contender: Contender, case: Case, true: tuple[Tensor, Tensor]) -> tuple[float, float]:
     """Errors of loss and gradient against float64, relative to the largest true value of each."""
     leaf = case.logits.detach().requires_grad_()
-    loss = contender.call(leaf, case.goal(contender), case.weight)
+    loss = contender.call(leaf * 1 if contender.inplace else leaf, case.goal(contender), case.weight)
     loss.backward()
     true_loss, true_grad = true
     assert leaf.grad is not None
@@ -223,11 +274,8 @@ def _errors(contender: Contender, case: Case, true: tuple[Tensor, Tensor]) -> tu
         float((loss.detach().double() - true_loss).abs() / true_loss.abs()),
         float((leaf.grad.double() - true_grad).abs().max() / true_grad.abs().max()),
     )
-    if contender.name == OWN and not max(errors) <= TOLERANCE[case.dtype]:
-        raise DisagreeError(
-            f"zoo's focal loss is off ({tuple(leaf.shape)} {case.dtype}, loss {errors[0]:.1e}, gradient {errors[1]:.1e}, allowed"
-            f" {TOLERANCE[case.dtype]:.0e}); no results written. Build it again: make build"
-        )
+    if contender.name.startswith(OWN):
+        _hold(contender.name, errors, tuple(leaf.shape), case.dtype)
     return errors
 
 
@@ -238,10 +286,11 @@ def _times(sample: _timing.Sample) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _numbers(name: str, samples: Mapping[str, _timing.Sample], moved: int) -> dict[str, Any]:
+def _numbers(name: str, samples: Mapping[str, _timing.Sample], moved: int, copy: str) -> dict[str, Any]:
+    """Times, and multiples of the copy that moves as many bytes as the contender must."""
     sample = samples[name]
     return _times(sample) | {
-        "gb_per_s": moved / sample.median, "times_copy": 1 / _timing.ratio(samples[COPY], sample),
+        "gb_per_s": moved / sample.median, "times_copy": 1 / _timing.ratio(samples[copy], sample),
         "ratio": _timing.ratio(samples[BASE], sample), "noisy": "yes" if sample.noisy else "no", "rounds": sample.rounds,
     }  # fmt: skip
 
@@ -259,7 +308,7 @@ def _peak(call: Callable[[], object]) -> float:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows for a terminal: forward and backward together, one block a size."""
-    shown = [row for row in rows if row["pass"] == "forward+backward"]
+    shown = [row for row in rows if row["pass"].endswith("forward+backward")]
     columns = ("contender", ">N x C", ">type", ">threads", ">us", ">x copy", ">ratio", ">grad error", ">MB")
     found = tables.make(columns, [])
     for row in shown:
@@ -272,11 +321,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     name = f"{row['contender']}{' (noisy)' if row['noisy'] == 'yes' else ''}"
-    time, multiple, ratio = (float(row[key]) for key in ("median_us", "times_copy", "ratio"))
+    time, ratio = float(row["median_us"]), float(row["ratio"])
+    multiple = f"{float(row['times_copy']):.3g}" if row["times_copy"] != "" else ""
     error = f"{float(row['grad_error']):.0e}" if row["grad_error"] != "" else ""
     memory = f"{float(row['peak_mb']):.3g}"
     size = f"{int(row['n']):,} x {row['c']}"
-    return name, size, row["dtype"], str(row["threads"]), f"{time:,.4g}", f"{multiple:.3g}", f"{ratio:.3g}", error, memory
+    return name, size, row["dtype"], str(row["threads"]), f"{time:,.4g}", multiple, f"{ratio:.3g}", error, memory
 
 
 def figure(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

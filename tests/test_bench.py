@@ -282,17 +282,34 @@ def test_focal_rows_hold_errors_and_the_copy(tables: Tables) -> None:
     for row in steps:
         assert 0 < float(row["loss_share"]) < 0.5
         assert float(row["low_us"]) <= float(row["median_us"]) <= float(row["high_us"])
-    rows = [row for row in rows if row not in steps]
+    layers = [row for row in rows if row["pass"].startswith("layer and loss")]
+    assert {row["contender"] for row in layers} >= {"F.linear, F.cross_entropy", "F.linear, zoo gamma 0 in place"}
+    assert all(max(float(row["loss_error"]), float(row["grad_error"])) < 1e-4 for row in layers)
+    rows = [row for row in rows if row not in steps and row not in layers]
     assert {row["pass"] for row in rows} == {"forward", "forward+backward"}
     assert {"eager textbook", "eager stable", "F.cross_entropy", "torchvision sigmoid", "zoo", "empty function", "copy"} <= {
         row["contender"] for row in rows
     }
     for row in rows:
-        if row["contender"] == "copy":
+        if row["contender"] in ("copy", "copy with shares"):
             assert float(row["times_copy"]) == 1.0
         elif not row["contender"].startswith(("zoo kernel", "empty function")):
             assert 0 <= float(row["loss_error"]) < 1e-4
             assert 0 <= float(row["grad_error"]) < 1e-4
+
+
+def test_shares_are_held_to_a_copy_that_moves_them_and_in_place_takes_no_memory(tables: dict[str, Path]) -> None:
+    rows = [row for row in _timing.read_csv(tables["focal_loss"]) if (row["n"], row["pass"]) == ("4096", "forward+backward")]
+    named = {row["contender"]: row for row in rows}
+    for name in ("F.cross_entropy, shares", "zoo, shares, gamma 0", "zoo, shares", "zoo, shares, in place"):
+        both = float(named[name]["median_us"]) / float(named["copy with shares"]["median_us"])
+        assert float(named[name]["times_copy"]) == pytest.approx(both, rel=0.25)
+    mb = 4096 * 10 * 4 / 1e6
+    assert float(named["zoo"]["peak_mb"]) == pytest.approx(mb, rel=0.1)
+    assert float(named["zoo, shares"]["peak_mb"]) == pytest.approx(mb, rel=0.1)
+    if ops._C is not None:
+        for name in ("zoo in place", "zoo, shares, in place"):
+            assert float(named[name]["peak_mb"]) < mb / 10
 
 
 def test_a_wrong_loss_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

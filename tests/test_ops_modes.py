@@ -6,9 +6,11 @@ zoo's may too. The kernels read memory by address, so the danger in most rows is
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -292,6 +294,56 @@ def dual_numbers(loss: Loss) -> Any:
 def dual_numbers_without_a_tangent(loss: Loss) -> Any:
     with forward_ad.dual_level():
         return loss(*data())
+
+
+@contextlib.contextmanager
+def one_process() -> Iterator[Any]:
+    """A process group of this process alone, and its mesh."""
+    dist = pytest.importorskip("torch.distributed")
+    if not dist.is_available() or not dist.is_gloo_available():
+        pytest.skip("this torch has no gloo")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield dist.device_mesh.init_device_mesh("cpu", (1,))
+    finally:
+        dist.destroy_process_group()
+
+
+def dtensor(loss: Loss, placement: str) -> Any:
+    with one_process() as mesh:
+        tensors = importlib.import_module("torch.distributed.tensor")
+        place = [tensors.Shard(0) if placement == "rows" else tensors.Replicate()]
+        z, y = (tensors.distribute_tensor(each, mesh, place) for each in data())
+        value = loss(z.requires_grad_(), y)
+        (2 * value).backward()
+        return value.full_tensor(), z.grad.full_tensor()
+
+
+for _place in ("replicated", "rows"):
+    ROWS[f"dtensor_{_place}"] = functools.partial(dtensor, placement=_place)
+
+
+def wrapped_layer(loss: Loss, wrap: Callable[[torch.nn.Module, Any], torch.nn.Module]) -> Tensor:
+    z, y = data()
+    net = torch.nn.Linear(5, 5)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(5))
+        net.bias.zero_()
+    with one_process() as mesh:
+        loss(wrap(net, mesh)(z), y).backward()
+        grad = net.weight.grad
+        return grad.full_tensor() if hasattr(grad, "full_tensor") else grad
+
+
+@row
+def ddp(loss: Loss) -> Any:
+    return wrapped_layer(loss, lambda net, mesh: torch.nn.parallel.DistributedDataParallel(net))
+
+
+@row
+def fsdp2(loss: Loss) -> Any:
+    shard = importlib.import_module("torch.distributed.fsdp").fully_shard
+    return wrapped_layer(loss, lambda net, mesh: shard(net, mesh=mesh))
 
 
 def outcome(of: Row, loss: Loss) -> Any:

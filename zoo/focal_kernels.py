@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 PLAIN = (Tensor, torch.nn.Parameter)
+_gathered: set[torch._ops.OpOverload] = set()
 
 
 def unwrapped(tensor: Tensor) -> Tensor:
@@ -66,3 +67,20 @@ def reason_missing() -> str:
         return "extension not built: pip install ."
     reasons = json.loads(record.read_text(encoding="utf-8")).get("reasons", {})
     return reasons.get("_C") or reasons.get("all") or "extension not built: pip install ."
+
+
+def gather_dtensors(op: torch._ops.OpOverload, tensor: Tensor) -> None:
+    """Let DTensors reach the op: each process computes all rows, gathered where they are sharded.
+
+    A mean over rows that are not ignored is no mean of the shards' means, and neither is the mean modulating factor.
+    """
+    if type(tensor).__module__.startswith("torch.distributed.tensor") and op not in _gathered:
+        from torch.distributed.tensor import Replicate
+        from torch.distributed.tensor.experimental import register_sharding
+
+        def placements(*args: object) -> list[tuple[list[Replicate], list[Replicate | None]]]:
+            inputs = [None if each is None or isinstance(each, (int, float)) else Replicate() for each in args]
+            return [([Replicate()] * len(op._schema.returns), inputs)]
+
+        register_sharding(op)(placements)
+        _gathered.add(op)

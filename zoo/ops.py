@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 
 from zoo.focal_arguments import DTYPES, LABELS, REDUCTIONS, Call, Target, check_inplace, prepare
 from zoo.focal_formula import check_labels, differentiable, formula, formula_in_place, shapes
-from zoo.focal_kernels import PLAIN, is_memory, is_watched, load_all, reason_missing, unwrapped
+from zoo.focal_kernels import PLAIN, gather_dtensors, is_memory, is_watched, load_all, reason_missing, unwrapped
 
 __all__ = [
     "DTYPES",
@@ -158,6 +158,7 @@ def _call(
     if _broken:
         raise ImportError(_broken)
     call = prepare(logits, target, gamma, weight, ignore_index, label_smoothing, reduction, scale)
+    gather_dtensors(torch.ops.zoo.focal_loss.default, call.logits)
     want_grad = call.logits.requires_grad and torch.is_grad_enabled()
     transformed = not torch.compiler.is_compiling() and _is_transformed(call)
     if inplace and (want_grad or transformed):
