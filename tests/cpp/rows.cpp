@@ -147,8 +147,8 @@ void check_mixed(int64_t n, int64_t classes, double gamma, float spread, int kin
   EXPECT(allocations == before, "%ld allocations in one call", allocations - before);
   long double loss = 0;
   for (int64_t r = 0; r < n; ++r) {
-    std::vector<long double> want(static_cast<size_t>(classes), 0), terms(static_cast<size_t>(classes), 0);
-    long double largest = 0;  // of what a gradient is the sum of: where it crosses zero, the terms' rounding is left
+    std::vector<long double> want(static_cast<size_t>(classes), 0);
+    long double largest = 0;
     for (int64_t c = 0; c < classes; ++c) {
       long double q = kind == 0 ? shares[size_t(r * classes + c)] : kind == 1 ? 0 : c == target[size_t(r)];
       if (kind == 1) q += (c == target[size_t(r)] ? share[size_t(r)] : 0) + (c == other[size_t(r)] ? 1 - share[size_t(r)] : 0);
@@ -156,9 +156,9 @@ void check_mixed(int64_t n, int64_t classes, double gamma, float spread, int kin
       if (q == 0) continue;
       const True one = truth(logits.get() + r * classes, classes, c, gamma, 1);
       loss += q * one.loss;
-      for (int64_t j = 0; j < classes; ++j) want[size_t(j)] += q * one.grad[size_t(j)], terms[size_t(j)] += std::fabs(q * one.grad[size_t(j)]);
+      for (int64_t j = 0; j < classes; ++j) want[size_t(j)] += q * one.grad[size_t(j)];
     }
-    for (const long double each : terms) largest = std::max(largest, each);
+    for (const long double each : want) largest = std::max(largest, std::fabs(each));
     for (int64_t c = 0; c < classes; ++c)
       EXPECT(std::fabs(grad[size_t(r * classes + c)] - want[size_t(c)]) <= 2e-5L * std::fabs(want[size_t(c)]) + 1e-6L * largest + 1e-30L, "mixed %d of %ld x %ld, gamma %g, spread %g: grad[%ld, %ld] = %g, not %Lg",
              kind, long(n), long(classes), gamma, spread, long(r), long(c), grad[size_t(r * classes + c)], want[size_t(c)]);
@@ -182,7 +182,7 @@ int main(int count, char** words) {
   uint32_t seed = 0;
   for (const int64_t classes : {1, 2, 3, 7, 8, 10, 15, 16, 17, 31, 32, 33, 100, 257, 1000, 1024, 1500})
     for (const double gamma : {0.0, 0.5, 1.0, 2.0, 3.3})
-      for (const float spread : {3.0f, 29.0f, 44.0f, 80.0f, 1.2e4f})
+      for (const float spread : {3.0f, 29.0f, 44.0f, 80.0f, 1e4f, 1.2e4f})
         for (const int64_t n : {1, 5, 16, 67}) check(n, classes, gamma, spread, seed % 2 == 0, seed), ++seed;
   for (const int64_t classes : {1, 2, 10, 16, 17, 100, 257})
     for (const double gamma : {0.0, 0.5, 2.0, 3.3})
