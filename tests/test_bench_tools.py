@@ -70,6 +70,18 @@ def test_all_precisions_do_the_same_work(small: dict[str, Path]) -> None:
     assert len({_roofline.work(path).macs for path in small.values()}) == 1
 
 
+def test_a_type_without_matrix_instructions_is_measured_by_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides: list[int] = []
+
+    def best(job: tuple[int, Any], device: torch.device) -> float:
+        sides.append(round((job[0] / 2) ** (1 / 3)))
+        return 1.5e9  # of float16 on a CPU: a product of side 2048 would take 11 s
+
+    monkeypatch.setattr(_roofline, "_best", best)
+    assert _roofline.flops("fp16", torch.device("cpu"), 1) == 1.5e9
+    assert sides == [256, 768]
+
+
 def test_share_of_the_roofline() -> None:
     limits = _roofline.Limits({"fp32": 100e9}, 10e9)
     heavy, light = _roofline.Work(10**9, 1000, 1000), _roofline.Work(10**6, 10**9, 0)

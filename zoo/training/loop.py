@@ -35,6 +35,12 @@ class Totals:
     correct: int = 0
     samples_seen: int = 0
 
+    def add(self, loss: float, correct: int, samples: int) -> None:
+        """Add a sum of losses over samples, and how many of these were right."""
+        self.loss += loss
+        self.correct += correct
+        self.samples_seen += samples
+
     @property
     def row(self) -> dict[str, float]:
         """Mean loss and accuracy in [0, 1]."""
@@ -95,9 +101,7 @@ def train_epoch(
         if found is None or step.skipped[0] >= SKIPS:
             what = "loss is not finite" if found is None else f"gradients are not finite {SKIPS} times in a row"
             raise _diverged(what, epoch, number, step.lr(at), np.concatenate([batch.chosen for batch in group]))
-        totals.loss += found.loss
-        totals.correct += found.correct
-        totals.samples_seen += found.samples_seen
+        totals.add(found.loss, found.correct, found.samples_seen)
         watch(number + 1, totals)
     return totals
 
@@ -115,9 +119,7 @@ def _update(model: nn.Module, loss: nn.Module, step: Step, at: int, batches: Seq
         value, correct = _gradients(model, loss, step, batch, samples)
         if value is None:
             return None
-        found.loss += value * len(batch.targets)
-        found.correct += correct
-        found.samples_seen += len(batch.targets)
+        found.add(value * len(batch.targets), correct, len(batch.targets))
     _apply(model, step)
     if step.after is not None:
         step.after()

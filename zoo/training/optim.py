@@ -107,9 +107,8 @@ def _muon(trained: list[dict[str, Any]], head: Collection[nn.Parameter]) -> list
     """
     found = []
     for group in trained:
-        rest = [each for each in group["params"] if each.dim() < 2 or each in head]
-        kept = {id(each) for each in rest}
-        matrices = [each for each in group["params"] if id(each) not in kept]
+        narrow = {each: each.dim() < 2 or each in head for each in group["params"]}
+        matrices, rest = ([each for each, is_narrow in narrow.items() if is_narrow == wanted] for wanted in (False, True))
         found += [{**group, "params": matrices}] if matrices else []
         found += [{**group, "params": rest, "use_fallback": True, "nesterov": False}] if rest else []
     return found
