@@ -115,6 +115,9 @@ def _drawn(path: Path, rows: Sequence[Row], draw: Callable[..., None]) -> Path:
     if len(devices) > 1:
         lines = [replace(line, name=f"{line.name} ({line.device})") for line in lines]
     note = f"{many(rows[0]['threads'], 'thread')}, torch {rows[0]['torch']}, onnxruntime {rows[0]['onnxruntime']}, {rows[0]['date']}"
+    if draw is _picture.draw_accuracy:
+        images = sorted({int(row["images"]) for row in rows if row["accuracy"] != ""})
+        note = f"accuracy on {' or '.join(f'{n:,}' for n in images)} images; {note}"
     return _picture.publish_both(path, lambda temporary: draw(temporary, title, note, lines))
 
 
