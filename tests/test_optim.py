@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -74,6 +75,7 @@ def test_plateau_is_the_one_of_torch_and_continues_from_its_state() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor=0.5, patience=1, threshold=0.0)
     made, found, wanted = optim.Plateau(0.5, 1), [], []
+    json.dumps(made.state_dict(), allow_nan=False)
     for score in scores:
         made.update(score)
         state = made.state_dict()

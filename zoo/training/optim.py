@@ -179,6 +179,7 @@ class Plateau:
         self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self._optimizer, mode="max", factor=gamma, patience=epochs, threshold=0.0, eps=0.0
         )
+        self._scheduler.best = -1.0  # below any accuracy, and unlike torch's -inf a number in JSON
 
     @property
     def factor(self) -> float:
