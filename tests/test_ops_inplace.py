@@ -150,6 +150,18 @@ def test_it_is_refused_where_the_logits_are_needed(served: str, name: str) -> No
         call(made, torch.randint(4, (6,)))
 
 
+@pytest.mark.parametrize("road", ["labels", "stats", "shares", "two labels"])
+def test_autograd_refuses_logits_that_were_saved_and_written_over(served: str, road: str) -> None:
+    """``exp`` saves its output for its backward pass, which the gradient has replaced by then."""
+    leaf = torch.randn(6, 5, requires_grad=True)
+    y, q = torch.arange(6) % 5, torch.rand(6, 5).softmax(1)
+    target = {"shares": q, "two labels": (y, y.flip(0), 0.3)}.get(road, y)
+    made = leaf.exp()
+    loss = (ops.focal_loss_with_stats if road == "stats" else ops.focal_loss)(made, target, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (loss.loss if road == "stats" else loss).backward()
+
+
 def test_the_raw_op_says_what_it_writes(served: str) -> None:
     z, y = torch.randn(6, 4), torch.randint(4, (6,))
     want = torch.ops.zoo.focal_loss(z, y, None, 2.0, 0.0, 1.0, -100, 1, True, True)

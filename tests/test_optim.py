@@ -136,6 +136,16 @@ def test_make_lowers_the_loss(name: str) -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
+def test_muon_takes_matrices_and_leaves_the_head_and_vectors_to_adamw() -> None:
+    model, spec = net()
+    chosen = optim.Hyperparameters(name="muon", lr=0.01)
+    groups = optim.make(model, chosen, head=freezing.new_head(spec)).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    by_adamw = {names[id(each)] for group in groups if group.get("use_fallback") for each in group["params"]}
+    assert by_adamw == {name for name, each in model.named_parameters() if each.dim() < 2 or name == "classifier.weight"}
+    assert sum(len(group["params"]) for group in groups) == len(names)
+
+
 def test_layer_wise_rates() -> None:
     model, spec = net()
     scales = optim.lr_scales(model, spec, head=10.0, layer_decay=0.5)
