@@ -19,7 +19,7 @@ from rich.console import RenderableType
 from torch import Tensor
 
 from zoo import tables
-from zoo.bench import _runtimes, _subjects, _timing, inference
+from zoo.bench import _agreement, _runtimes, _subjects, _timing, inference
 from zoo.bench._contenders import Contender
 from zoo.console import print_line
 from zoo.errors import UsageError
@@ -256,7 +256,7 @@ def _run(
 
     for _ in range(5):
         query(np.zeros(rules.samples, np.int64))
-    right, n = inference.correct(call, inputs, *tested) if tested else (0, 0)
+    right, n = _agreement.correct(call, inputs, *tested) if tested else (0, 0)
     queries = rules.queries if seconds >= rules.seconds else 2
     if rules.name == "Server":
         rate = rate or _highest(query, rules, len(images), seconds / 4, latency_ms)

@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from zoo import machine, metrics
-from zoo.bench import _budget, _contenders, _gpu, _memory, _roofline, _runtimes, _subjects, _timing
+from zoo.bench import _agreement, _budget, _contenders, _gpu, _memory, _roofline, _runtimes, _subjects, _timing
+from zoo.bench._agreement import Found
 from zoo.bench._budget import Budget
-from zoo.bench._contenders import BASE, Call, Contender, Ready
+from zoo.bench._contenders import BASE, Call, Contender
 from zoo.bench._show import figures, table
 from zoo.bench._subjects import Subject
 from zoo.console import print_line
-from zoo.errors import DisagreeError, FileError, UsageError
+from zoo.errors import FileError, UsageError
 from zoo.export import _accuracy, _guard, _session
 
 __all__ = ["figures", "main", "table"]
@@ -263,7 +263,7 @@ class _Bench:
         began, inputs = time.perf_counter(), self._inputs(batch)
         before = self._limits(batch)
         limits_s = time.perf_counter() - began
-        found = agreeing(self.contenders, inputs, self._reference(inputs), self.kept, self.device)
+        found = _agreement.agreeing(self.contenders, inputs, self._reference(inputs), self.kept, self.device)
         calls: dict[str, Call] = {name: each.ready.call for name, each in found.items()}
         resident = {f"{name} resident": each.ready.resident for name, each in found.items() if each.ready.resident}
         sync = torch.cuda.synchronize if self.device.type == "cuda" else None
@@ -289,7 +289,7 @@ class _Bench:
             rows.append({key: _plain(value) for key, value in row.items()})
         return rows
 
-    def _count_right(self, found: Mapping[str, _Found], inputs: Tensor, seconds: float) -> float:
+    def _count_right(self, found: Mapping[str, Found], inputs: Tensor, seconds: float) -> float:
         """Take each contender's accuracy, on fewer images if all would take more than ``seconds``; how long it took."""
         if not self.tested:
             return 0.0
@@ -300,7 +300,7 @@ class _Bench:
                 each.ready.call()
             per_image = (time.perf_counter() - start) / len(inputs)
             images, targets = _spread(images, targets, max(1, int(seconds / max(per_image, 1e-9))))
-        self.accuracy = {name: correct(each.ready.call, inputs, images, targets) for name, each in found.items()}
+        self.accuracy = {name: _agreement.correct(each.ready.call, inputs, images, targets) for name, each in found.items()}
         return time.perf_counter() - start
 
     def _inputs(self, batch: int) -> Tensor:
@@ -325,7 +325,7 @@ class _Bench:
         wanted = {each.precision for each in self.contenders}
         return _roofline.limits(self.work, wanted, self.device, self.threads, batch)
 
-    def _row(self, each: _Found, batch: int, samples: dict[str, _timing.Sample], base: str) -> dict[str, Any]:
+    def _row(self, each: Found, batch: int, samples: dict[str, _timing.Sample], base: str) -> dict[str, Any]:
         contender, sample = each.contender, samples[each.contender.name]
         slow, fast = (batch * rate for rate in _timing.bootstrap(sample.rates))
         row = {
@@ -341,13 +341,13 @@ class _Bench:
         )
         return row
 
-    def _costs(self, each: _Found) -> dict[str, Any]:
+    def _costs(self, each: Found) -> dict[str, Any]:
         return {
             "load_ms": each.contender.load_ms, "first_ms": each.first_ms, "peak_mb": each.peak_mb, "file_mb": each.contender.file_mb,
             "max_diff": each.difference,
         }  # fmt: skip
 
-    def _share(self, each: _Found, batch: int, seconds: float, limits: _roofline.Limits | None) -> dict[str, Any]:
+    def _share(self, each: Found, batch: int, seconds: float, limits: _roofline.Limits | None) -> dict[str, Any]:
         if self.work is None or limits is None:
             return dict.fromkeys(("gflops", "limit_gflops", "share", "bound"), "")
         done, share, bound = limits.place(self.work, each.contender.precision, batch, seconds)
@@ -369,81 +369,3 @@ def _spread(images: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor
 def _plain(value: Any) -> Any:
     """Four significant digits; nothing for what is not known."""
     return "" if isinstance(value, float) and math.isnan(value) else _timing.rounded(value)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A contender whose answer for a batch is right, with what its first run took."""
-
-    contender: Contender
-    ready: Ready
-    first_ms: float
-    peak_mb: float
-    difference: float
-
-
-def agreeing(
-    contenders: Sequence[Contender], inputs: Tensor, truth: Tensor | None, kept: dict[str, float], device: torch.device
-) -> dict[str, _Found]:
-    """Each contender that can run, its answer held against ``truth`` (None: that of the first, eager float32) before any timing.
-
-    ``kept`` is the memory each holds already, and is brought up to date.
-    """
-    found: dict[str, _Found] = {}
-    for each in contenders:
-        start = time.perf_counter()
-        try:
-            (ready, answer), peak, stays = _memory.used(lambda each=each: _first(each, inputs), device)  # type: ignore[misc]
-        except Exception as error:
-            if not each.may_fail:
-                raise
-            why = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
-            print_line(f"skipped  {each.name}: {why}")
-            continue
-        spent = (time.perf_counter() - start) * 1e3
-        if ready.tune:
-            ready = ready.tune()
-            answer = _answer(ready)
-        truth = answer if truth is None else truth
-        worst = _difference(answer, truth)
-        if not worst <= each.tolerance:  # also when it is nan
-            raise DisagreeError(
-                f"{each.name} and {contenders[0].name if each is not contenders[0] else 'the unoptimised graph'} disagree (batch "
-                f"{len(inputs)}, largest difference {worst:.2g}, allowed {each.tolerance:.2g}); no results written. If the model "
-                "changed, export again: zoo export --onnx --force"
-            )
-        found[each.name] = _Found(each, ready, spent, kept.get(each.name, 0.0) + peak, worst)
-        kept[each.name] = kept.get(each.name, 0.0) + stays
-    return found
-
-
-def _first(contender: Contender, inputs: Tensor) -> tuple[Ready, Tensor]:
-    ready = contender.prepare(inputs)
-    answer = _answer(ready)
-    if ready.resident and not _difference(torch.as_tensor(ready.resident()).float().cpu(), answer) <= 1e-5:
-        raise DisagreeError(
-            f"{contender.name} answers otherwise when its data stay on the GPU (batch {len(inputs)}); no results written"
-        )
-    return ready, answer
-
-
-def _answer(ready: Ready) -> Tensor:
-    return torch.as_tensor(ready.call()).float().cpu().clone()
-
-
-def _difference(answer: Tensor, truth: Tensor) -> float:
-    """Largest difference of logits, relative to the largest logit (at least 1)."""
-    if answer.shape != truth.shape:
-        return math.inf
-    return float((answer - truth).abs().max()) / max(1.0, float(truth.abs().max()))
-
-
-def correct(call: Call, inputs: Tensor, images: Tensor, targets: Tensor) -> tuple[int, int]:
-    """How many of ``images`` the call, which reads ``inputs``, puts in the right class, and their number."""
-    right = 0
-    for start in range(0, len(images), len(inputs)):
-        part = images[start : start + len(inputs)]
-        inputs[: len(part)] = part
-        answer = np.asarray(torch.as_tensor(call()).float().cpu())[: len(part)].argmax(1)
-        right += int((answer == targets[start : start + len(part)].numpy()).sum())
-    return right, len(images)

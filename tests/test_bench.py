@@ -21,7 +21,7 @@ import zoo
 import zoo.bench
 from zoo import __main__ as cli
 from zoo import ops
-from zoo.bench import _contenders, _losses, _runtimes, _subjects, _tables, _timing, focal_loss, inference
+from zoo.bench import _agreement, _contenders, _losses, _runtimes, _subjects, _tables, _timing, focal_loss, inference
 from zoo.errors import DisagreeError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,11 +159,11 @@ def test_nan_shape_and_small_differences_are_seen(answer: torch.Tensor) -> None:
     truth = contender(_contenders.BASE, torch.ones(2, 3))
     device = torch.device("cpu")
     with pytest.raises(DisagreeError):
-        inference.agreeing([truth, contender("other", answer)], torch.zeros(2, 1), None, {}, device)
-    found = inference.agreeing([truth, contender("same", torch.ones(2, 3))], torch.zeros(2, 1), None, {}, device)
+        _agreement.agreeing([truth, contender("other", answer)], torch.zeros(2, 1), None, {}, device)
+    found = _agreement.agreeing([truth, contender("same", torch.ones(2, 3))], torch.zeros(2, 1), None, {}, device)
     assert set(found) == {_contenders.BASE, "same"}
     with pytest.raises(DisagreeError, match="and the unoptimised graph disagree"):
-        inference.agreeing([truth], torch.zeros(2, 1), torch.zeros(2, 3), {}, device)
+        _agreement.agreeing([truth], torch.zeros(2, 1), torch.zeros(2, 3), {}, device)
 
 
 SLOW = pytest.mark.slow

@@ -25,6 +25,7 @@ from rich.console import Console
 from zoo import __main__ as cli
 from zoo import registry
 from zoo.bench import (
+    _agreement,
     _compare,
     _contenders,
     _gpu,
@@ -145,11 +146,11 @@ def test_tuning_is_no_part_of_the_first_run() -> None:
 
         return _contenders.Contender("x", "fp32", lambda _: _contenders.Ready(lambda: torch.ones(1, 2), tune=tune))
 
-    (found,) = inference.agreeing([tuned(1.0)], torch.zeros(1), torch.ones(1, 2), {}, CPU).values()
+    (found,) = _agreement.agreeing([tuned(1.0)], torch.zeros(1), torch.ones(1, 2), {}, CPU).values()
     assert found.first_ms < 400
     assert found.ready.settings == "found"
     with pytest.raises(DisagreeError, match="x and the unoptimised graph disagree"):
-        inference.agreeing([tuned(2.0)], torch.zeros(1), torch.ones(1, 2), {}, CPU)
+        _agreement.agreeing([tuned(2.0)], torch.zeros(1), torch.ones(1, 2), {}, CPU)
 
 
 @pytest.mark.parametrize("main", [inference.main, _serve.main, _self_check.main])
