@@ -85,6 +85,7 @@ def test_the_share_of_a_container(
     [
         ("gpu", "no device 'gpu'"),
         ("meta", "computes nothing"),
+        ("privateuseone", "not usable here"),
         ("mps", "'mps' is not usable here"),
         ("xpu", "'xpu' is not usable"),
     ],
