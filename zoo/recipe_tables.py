@@ -148,3 +148,4 @@ class Reported(msgspec.Struct, frozen=True):
     )
     course: Annotated[list[Course], about("reported values of single epochs")] = msgspec.field(default_factory=list)
     note: Annotated[str, about("what to know before the two are compared")] = ""
+    analogue: Annotated[str, about("recipe of the same question with weights that a package ships")] = ""
