@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import zoo.numpy
-from zoo import ops
+from zoo import doctor, ops
 
 ROOT = Path(__file__).resolve().parent.parent
 WAYS = ("native", "torch", "formula")
@@ -230,8 +230,33 @@ def test_bad_arguments(change: dict[str, Any], kind: type[Exception], says: str)
         assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("served", "state"),
+    [
+        ("C++ avx512", "ok"),
+        ("C++ avx2 through torch (zoo._native is built for cpython-311, this is cpython-312)", "ok"),
+        ("numpy (zoo._native is not built)", "absent"),
+        ("C++ avx2 through torch (zoo._native does not load: no symbol)", "broken"),
+    ],
+)
+def test_the_doctor_says_what_computes(monkeypatch: pytest.MonkeyPatch, served: str, state: str) -> None:
+    monkeypatch.setattr(zoo.numpy, "kernel", lambda: served)
+    assert ("zoo.numpy", state, served) in doctor.report()
+
+
 def test_the_examples() -> None:
     assert doctest.testmod(zoo.numpy).failed == 0
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_documents_examples_run(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "numpy.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert len(blocks) == 3
+    if "import jax" in blocks[number]:
+        pytest.importorskip("jax")
+    exec(compile(blocks[number], "numpy.md", "exec"), {})
+    says = ("", "True [0 0", "(Array(0.48827")[number]  # (2/3)^2 log 3
+    assert capsys.readouterr().out.startswith(says)
 
 
 USE = """
