@@ -4,6 +4,9 @@ Three libraries, so that a missing CUDA runtime never takes the CPU kernel with 
 ABI), ``zoo._C_cuda`` (CUDA kernels) and ``zoo._native`` (pybind11, no torch). A part that cannot be built is left out, and the
 reason kept in ``zoo/_build.json`` for ``zoo doctor``.
 
+The first two use Python's limited API, so that one wheel serves every Python from 3.11 on. ``zoo._native`` in it is for the
+version that built the wheel; under others ``zoo.numpy`` uses ``zoo._C``.
+
 Environment: ``ZOO_EXT=require`` makes a part that is left out an error, ``ZOO_EXT=off`` builds nothing, ``ZOO_CUDA=off`` no CUDA
 and ``ZOO_CUDA=require`` makes a missing nvcc an error too.
 """
@@ -40,6 +43,7 @@ PROBES = {  # tried in this order: each says what is missing if it is the first 
     "C++17; install a newer g++ or clang and reinstall",
     "#include <Python.h>\n": "Python.h is missing; install Python's headers (apt install python3-dev) and reinstall",
 }
+OLDEST = "cp311"  # the oldest Python that a wheel is for, as requires-python says
 UNWRITTEN = "its source is not here"
 reasons: dict[str, str] = {}
 
@@ -236,8 +240,10 @@ def main() -> None:
         # without ninja: three files gain nothing by it, and it would have to be on PATH
         base = sys.modules["torch.utils.cpp_extension"].BuildExtension.with_options(use_ninja=False)
     asks = "egg_info" in sys.argv and EXT != "off" and not torch_is_here() and not compiler()
+    one_gil = not sysconfig.get_config_var("Py_GIL_DISABLED")  # a free-threaded Python has no abi3
     setup(
         ext_modules=extensions,
+        options={"bdist_wheel": {"py_limited_api": OLDEST}} if one_gil else {},
         cmdclass={"build": Build, "build_ext": type("BuildExt", (Degrade, base), {})},
         setup_requires=["torch>=2.11"] if asks else [],
     )
