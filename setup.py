@@ -1,4 +1,4 @@
-"""Builds the extension where it can be built; everything else stands in pyproject.toml.
+"""Builds the extension where possible and the description for package indexes; all other settings are in pyproject.toml.
 
 Three libraries, so that a missing CUDA runtime never takes the CPU kernel with it: ``zoo._C`` (CPU kernels, LibTorch's stable
 ABI), ``zoo._C_cuda`` (CUDA kernels) and ``zoo._native`` (pybind11, no torch). A part that cannot be built is left out, and the
@@ -42,6 +42,13 @@ PROBES = {  # tried in this order: each says what is missing if it is the first 
 }
 UNWRITTEN = "its source is not here"
 reasons: dict[str, str] = {}
+
+
+def description() -> str:
+    """README.md without pictures and with plain text for relative links, which a package index cannot resolve."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^!\[[^\]]*\]\((?!https?:)[^)]*\)\n\n", "", text, flags=re.M)
+    return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]*\)", r"\1", text)
 
 
 def sources() -> dict[str, list[str]]:
@@ -237,6 +244,8 @@ def main() -> None:
         base = sys.modules["torch.utils.cpp_extension"].BuildExtension.with_options(use_ninja=False)
     asks = "egg_info" in sys.argv and EXT != "off" and not torch_is_here() and not compiler()
     setup(
+        long_description=description(),
+        long_description_content_type="text/markdown",
         ext_modules=extensions,
         cmdclass={"build": Build, "build_ext": type("BuildExt", (Degrade, base), {})},
         setup_requires=["torch>=2.11"] if asks else [],
