@@ -34,36 +34,38 @@ class Recipe(msgspec.Struct, frozen=True):
     """One run, with every setting that it depends on."""
 
     model: Annotated[str, about("model (zoo models), or timm/NAME")] = "cnn_small"
-    weights: Annotated[str, about("weights to start from: none, default, a name, a file or a run")] = "none"
+    weights: Annotated[str, about("initial weights: none, default (pretrained), a name (zoo models), a file or a run")] = "none"
     head_init: Annotated[
-        Literal["default", "zero"], about("how a head that weights do not fill begins: as the model says, or at zero")
+        Literal["default", "zero"], about("initial values of a head without pretrained weights: the model's, or zero")
     ] = "default"
-    freeze: Annotated[str, about("what is frozen: none, conv, fc, fc:all, backbone, bn, stage<=N or a glob")] = "none"
-    unfreeze: Annotated[list[str], about("what is frozen instead after N epochs, as N:SELECTION")] = msgspec.field(
-        default_factory=list
-    )
-    allow_random_frozen: Annotated[bool, about("freeze weights although they are random")] = False
+    freeze: Annotated[
+        str, about("frozen layers: none, conv, fc, fc:all, backbone, bn, stage<=N or a glob of parameter names")
+    ] = "none"
+    unfreeze: Annotated[list[str], about("frozen layers from epoch N on, as N:SELECTION")] = msgspec.field(default_factory=list)
+    allow_random_frozen: Annotated[bool, about("allow freezing randomly initialised layers")] = False
     epochs: Annotated[int, about("passes over the training images", ge=1, le=MOST)] = 10
     batch_size: Annotated[int, about("images per step", ge=1, le=MOST)] = 128
     seed: Annotated[int, about("seed of all random numbers", ge=0, lt=2**31)] = 0
     device: Annotated[str, about("auto, cpu, cuda, cuda:N or another device of torch")] = "auto"
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], about("of the forward and backward pass")] = "auto"
-    ema: Annotated[float, about("decay of the moving average of the weights, 0 for none", ge=0, lt=1)] = 0.0
-    mixup: Annotated[float, about("parameter of mixup's Beta distribution, 0 for no mixup", ge=0, le=1000)] = 0.0
-    cutmix: Annotated[float, about("parameter of cutmix's Beta distribution, 0 for no cutmix", ge=0, le=1000)] = 0.0
-    patience: Annotated[int, about("epochs without a better accuracy before stopping, 0 for never", ge=0, le=MOST)] = 0
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], about("number type of the forward and backward pass")] = (
+        "auto"
+    )
+    ema: Annotated[float, about("decay of the moving average of the weights; 0: no average", ge=0, lt=1)] = 0.0
+    mixup: Annotated[float, about("parameter of mixup's Beta distribution; 0: no mixup", ge=0, le=1000)] = 0.0
+    cutmix: Annotated[float, about("parameter of cutmix's Beta distribution; 0: no cutmix", ge=0, le=1000)] = 0.0
+    patience: Annotated[int, about("epochs without a better accuracy before the run stops; 0: never", ge=0, le=MOST)] = 0
     select_on: Annotated[
-        Literal["val", "test"], about("split that chooses the epoch to keep; test makes the test result too good")
+        Literal["val", "test"], about("split that selects the best epoch; test makes the test result optimistic")
     ] = "val"
-    allow_empty_class: Annotated[bool, about("train although a class has no images")] = False
-    deterministic: Annotated[bool, about("use only operations that repeat bit by bit")] = False
-    compile: Annotated[bool, about("train with torch.compile: a minute at first, faster steps in long runs")] = False
+    allow_empty_class: Annotated[bool, about("train even if a class has no images")] = False
+    deterministic: Annotated[bool, about("use only operations with bit-identical results")] = False
+    compile: Annotated[bool, about("train with torch.compile: about a minute at the start, then faster steps")] = False
     features_with: Annotated[
         Literal["torch", "onnxruntime", "openvino"],
-        about("what computes the features of a frozen part, once, in fp32 on the CPU"),
+        about("runtime that computes the features of frozen layers, once, in fp32 on the CPU"),
     ] = "torch"
-    save_every: Annotated[int, about("steps between saved states, 0 for one per epoch", ge=0, le=MOST)] = 0
-    on_full: Annotated[Literal["stop", "keep-training"], about("what to do on a full disk")] = "stop"
+    save_every: Annotated[int, about("steps between checkpoints; 0: one per epoch", ge=0, le=MOST)] = 0
+    on_full: Annotated[Literal["stop", "keep-training"], about("action if the disk is full")] = "stop"
     data: Data = msgspec.field(default_factory=Data)
     loss: Loss = msgspec.field(default_factory=Loss)
     sampler: Sampler = msgspec.field(default_factory=Sampler)
@@ -96,11 +98,11 @@ def shipped() -> dict[str, Path]:
 
 
 def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe for ``zoo train WHAT``: a file, a shipped recipe, or a model with the defaults that suit it.
+    """The recipe for ``zoo train WHAT``: a file, a shipped recipe, or a model with its own defaults.
 
     ``overrides`` are dotted keys or leaf names that only one table has (``lr`` for ``optim.lr``); ``data``, ``loss``,
-    ``sampler``, ``optim`` and ``schedule`` alone stand for their ``name``. Where they choose another loss, the file's options
-    that this one does not take are left out.
+    ``sampler``, ``optim`` and ``schedule`` alone stand for their ``name``. If they choose another loss, the file's options
+    that it does not have are dropped.
 
     Raises:
         UsageError: unknown name, key, type or range.
@@ -134,7 +136,7 @@ def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def check(recipe: Recipe) -> None:
-    """UsageError unless the settings go together; apart from :func:`resolve`, as a sweep changes one at a time."""
+    """UsageError unless the settings are consistent; separate from :func:`resolve` because a sweep changes one at a time."""
     loss, data = recipe.loss, recipe.data
     registry.entry("losses", loss.name)
     if (data.mean or data.std) and not len(data.mean) == len(data.std) == 3:

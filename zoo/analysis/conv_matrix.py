@@ -162,17 +162,23 @@ PAIR = Pair()
 
 
 @click.command("conv-matrix")
-@click.option("--size", type=PAIR, default="3", show_default=True, help="Of the input.")
-@click.option("--kernel", type=PAIR, default="3", show_default=True)
-@click.option("--stride", type=PAIR, default="1", show_default=True)
-@click.option("--padding", type=PAIR, default="0", show_default=True, help="Zeros around the input.")
-@click.option("--dilation", type=PAIR, default="1", show_default=True)
-@click.option("--channels", type=PAIR, default="1x1", show_default=True, help="In and out, e.g. 3x16.")
-@click.option("--groups", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="CSV of the entries; a picture goes beside it.")
+@click.option("--size", type=PAIR, default="3", show_default=True, help="Height and width of the input, in pixels.")
+@click.option("--kernel", type=PAIR, default="3", show_default=True, help="Height and width of the kernel.")
+@click.option("--stride", type=PAIR, default="1", show_default=True, help="Pixels between two windows.")
+@click.option("--padding", type=PAIR, default="0", show_default=True, help="Zeros on each side of the input, in pixels.")
+@click.option("--dilation", type=PAIR, default="1", show_default=True, help="Pixels between two taps of the kernel.")
+@click.option("--channels", type=PAIR, default="1x1", show_default=True, help="Input and output channels, e.g. 3x16.")
+@click.option("--groups", type=click.IntRange(1), default=1, show_default=True, help="Groups of channels.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="CSV file of the entries (default: none); a picture is written next to it.",
+)
 @as_json
 def command(out: Path | None, as_json: bool, **shape: Any) -> None:
-    """Write a convolution (cross-correlation, as F.conv2d) as a matrix A: vec(conv2d(x)) = A vec(x).
+    """Write a convolution as a matrix.
+
+    The convolution is F.conv2d (a cross-correlation); the matrix A satisfies vec(conv2d(x)) = A vec(x).
 
     \b
     zoo analyze conv-matrix --size 3 --kernel 3 --stride 4 --padding 2

@@ -1,7 +1,7 @@
-"""ReLU units that are 0 for every input: how many a net has, and what makes them while it trains.
+"""ReLU units that are 0 for every input: their number in a net, and their causes during training.
 
-A unit that is 0 on all inputs has no gradient of its own. It is not lost for good, as is often said: it stays 0 only while the
-layers before it and its inputs stay as they are, and their updates may bring it back. So revivals are counted here.
+A unit that is 0 on all inputs has a zero gradient. It is not lost for good, as is often claimed: it stays 0 only while the earlier
+layers are unchanged, and their updates can revive it. Revivals are counted as well.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ SETTINGS = (
     Setting("lr 0.1, batches of 512", lr=0.1, batch=512),
     Setting("lr 0.1, BatchNorm", lr=0.1, norm=True),
 )
-"""Causes and cures that are usually named: initialisation, negative biases, large rates, more points a step, normalisation."""
+"""Commonly named causes and cures: initialisation, negative biases, large learning rates, larger batches, normalisation."""
 
 
 @dataclass(frozen=True)
@@ -211,20 +211,22 @@ def causes(*, images: int = 1_000, epochs: int = 5) -> list[Epoch]:
 
 @click.command("dead-relu")
 @click.argument("run", required=False, type=RUN)
-@click.option("--images", type=click.IntRange(2), default=1_000, show_default=True, help="Images over which a unit must be 0.")
+@click.option("--images", type=click.IntRange(2), default=1_000, show_default=True, help="Images on which a dead unit is 0.")
 @click.option(
-    "--epochs", type=click.IntRange(1), default=5, show_default=True, help="Of the small nets, where no run is named."
+    "--epochs", type=click.IntRange(1), default=5, show_default=True, help="Epochs of the small nets, if RUN is missing."
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     default="dead_relu.csv",
     show_default=True,
-    help="CSV; a picture goes beside it.",
+    help="CSV file; a picture is written next to it.",
 )
 @as_json
 def command(run: str | None, images: int, epochs: int, out: Path, as_json: bool) -> None:
-    """Count the ReLU units of RUN that no image switches on; without one, train small nets that show what makes such units.
+    """Count the dead ReLU units of a run.
+
+    A unit is dead if it is 0 on every image. Without RUN, small nets are trained that show the causes.
 
     \b
     zoo analyze dead-relu

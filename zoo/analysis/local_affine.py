@@ -168,15 +168,20 @@ def worked_example() -> nn.Module:
 
 @click.command("local-affine")
 @click.argument("run", required=False, type=RUN)
-@click.option("--image", type=click.Path(path_type=Path), help="Image at which the run's net is taken apart.")
+@click.option("--image", type=click.Path(path_type=Path), help="Image at which the net of RUN is analysed.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), default="local_affine.png", show_default=True, help="Picture."
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="local_affine.png",
+    show_default=True,
+    help="Picture file.",
 )
 @as_json
 def command(run: str | None, image: Path | None, out: Path, as_json: bool) -> None:
-    """Show the affine function W x + b that a ReLU net is around an input, and how far the next kink is.
+    """Show the affine function of a ReLU net around an input.
 
-    Without a run and an image: the exercise 1 -> 2 -> 2 -> 1 of the reported experiments (S2-Q2).
+    It is W x + b, valid up to the nearest kink, whose distance is printed. Without RUN and --image, the exercise 1 -> 2 -> 2 -> 1
+    of the reported experiments (S2-Q2) is solved.
 
     \b
     zoo analyze local-affine
@@ -186,7 +191,7 @@ def command(run: str | None, image: Path | None, out: Path, as_json: bool) -> No
 
     if image is None:
         if run is not None:
-            raise UsageError("an image is needed to take a run's net apart; give --image FILE")
+            raise UsageError(f"no image at which to analyse the run's net ({run}); give --image FILE")
         _exercise(as_json)
         return
     headline()

@@ -258,17 +258,21 @@ def of_run(run: Run, *, images: int = 2_000, seed: int = 0) -> tuple[list[Score]
 
 @click.command("shape-bias")
 @click.argument("run", required=False, type=RUN)
-@click.option("--images", type=click.IntRange(2), default=2_000, show_default=True, help="Test images, drawn at random.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--images", type=click.IntRange(2), default=2_000, show_default=True, help="Number of test images, drawn at random."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choice of images.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="CSV (default: shape_bias.csv in the run); pictures beside it.",
+    help="CSV file (default: shape_bias.csv in the run folder); pictures are written next to it.",
 )
 @as_json
 def command(run: str | None, images: int, seed: int, out: Path | None, as_json: bool) -> None:
-    """Test a run on images without colour, contrast, fine or coarse detail, on edges, silhouettes and shuffled patches, and on
-    images with one class's shape and another's texture.
+    """Test whether a run relies on shape or texture.
+
+    The images lack colour, contrast, fine or coarse detail, or are edges, silhouettes or shuffled patches, or combine
+    the shape of one class with the texture of another.
 
     \b
     zoo analyze shape-bias

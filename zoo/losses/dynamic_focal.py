@@ -92,9 +92,9 @@ SPECS = {
         paper="reported experiment; focal loss: Lin et al. 2017, arXiv:1708.02002",
         options={
             "focal_gamma": Option("float", 2.0, "exponent of the modulating factor (1 - p_t)", ge=0, le=100),
-            "label_smoothing": Option("float", 0.0, "share of the target spread over all classes", ge=0, lt=1),
+            "label_smoothing": Option("float", 0.0, "share of the target distribution spread over all classes", ge=0, lt=1),
             "rescale_every": Option("int", 5, "epochs between two updates of the scale", ge=1, le=1_000_000),
-            "max_scale": Option("float", 0.0, "largest scale, 0 for no limit", ge=0, le=1e6),
+            "max_scale": Option("float", 0.0, "largest scale; 0: no limit", ge=0, le=1e6),
         },
         soft=True,
         fused=True,

@@ -86,7 +86,7 @@ SPECS = {
         paper="Lin et al. 2017, arXiv:1708.02002; class-balanced: Cui et al. 2019, arXiv:1901.05555",
         options={
             "focal_gamma": Option("float", 2.0, "exponent of the modulating factor (1 - p_t)", ge=0, le=100),
-            "label_smoothing": Option("float", 0.0, "share of the target spread over all classes", ge=0, lt=1),
+            "label_smoothing": Option("float", 0.0, "share of the target distribution spread over all classes", ge=0, lt=1),
         },
         soft=True,
         fused=True,

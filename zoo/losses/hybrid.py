@@ -79,7 +79,7 @@ SPECS = {
         paper=PAPER,
         options={
             "focal_gamma": GAMMA,
-            "alpha": Option("float", 0.5, "share of cross entropy, the rest is the focal loss", ge=0, le=1),
+            "alpha": Option("float", 0.5, "weight of cross entropy; the focal loss has 1 - alpha", ge=0, le=1),
         },
         soft=True,
         fused=True,

@@ -78,8 +78,8 @@ SPECS = {
         reference=reference,
         paper="Cao et al. 2019, arXiv:1906.07413",
         options={
-            "max_margin": Option("float", 0.5, "margin of the rarest class, as a cosine", ge=0, le=100),
-            "margin_scale": Option("float", 30.0, "factor on the margins, the scale of the logits", gt=0, le=1e4),
+            "max_margin": Option("float", 0.5, "margin of the rarest class, in units of the cosine", ge=0, le=100),
+            "margin_scale": Option("float", 30.0, "scale of the logits and margins", gt=0, le=1e4),
         },
         counts=True,
         soft=True,

@@ -74,7 +74,7 @@ SPECS = {
         build=LogitAdjustment,
         reference=reference,
         paper="Menon et al. 2021, arXiv:2007.07314",
-        options={"tau": Option("float", 1.0, "strength of the adjustment", ge=0, le=100)},
+        options={"tau": Option("float", 1.0, "factor on the log class frequencies", ge=0, le=100)},
         counts=True,
         soft=True,
         weighted_mean=True,
