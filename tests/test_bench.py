@@ -322,7 +322,7 @@ def test_a_wrong_loss_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(ops._C is None, reason="no compiled part")
+@pytest.mark.skipif(ops._C is None, reason="no compiled library")
 def test_each_instruction_set_has_its_row(tables: Tables) -> None:
     rows = [row for row in _timing.read_csv(tables["focal_loss"]) if row["contender"].startswith("zoo kernel ")]
     chosen, here = ops._C.capability(None), set()
@@ -335,7 +335,7 @@ def test_each_instruction_set_has_its_row(tables: Tables) -> None:
     assert all(row["kernel"] == "C++ " + row["contender"].split()[-1] for row in rows)
 
 
-@pytest.mark.skipif(ops._C is None, reason="no compiled part")
+@pytest.mark.skipif(ops._C is None, reason="no compiled library")
 def test_a_row_of_an_instruction_set_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(_losses, "kernel_of", lambda *_, **__: lambda: seen.append(ops._C.capability(None)))

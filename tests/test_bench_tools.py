@@ -316,7 +316,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("x.csv", "contender,images_per_s,low,high\nx,1,1,1\nx,0,1,1\n", "damaged .*row 2"),
         ("x.csv", "contender,images_per_s,low,high\nx,much,1,1\n", "damaged .*row 1"),
         ("x.csv", "contender,images_per_s,low,high\nx,nan,1,1\n", "damaged .*row 1"),
-        ("x.csv", "contender,images_per_s,low,high\nx,1\n", "another number of cells"),
+        ("x.csv", "contender,images_per_s,low,high\nx,1\n", "differ in their number of cells"),
         ("x.csv", f"contender,images_per_s,low,high\n{'x' * 200_000},1,1,1\n", "cannot be read"),
         ("x.csv", "contender,images_per_s,low,high,workers\nx,1,1,1,2\n", "two kinds of benchmark .*only one has workers"),
     ],

@@ -84,7 +84,7 @@ def test_the_share_of_a_container(
     ("name", "says"),
     [
         ("gpu", "no device 'gpu'"),
-        ("meta", "computes nothing"),
+        ("meta", "cannot compute"),
         ("mps", "'mps' is not usable here"),
         ("xpu", "'xpu' is not usable"),
     ],

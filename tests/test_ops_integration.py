@@ -181,7 +181,7 @@ def test_kernel_says_why_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_instruction_set_is_reached_here() -> None:
     if ops._C is None:
-        pytest.skip(f"no compiled part: {ops.kernel()}")
+        pytest.skip(f"no compiled library: {ops.kernel()}")
     assert {"formula", "default"} <= set(SETS)
     with pytest.raises(ValueError, match="no sse9"):
         ops._C.capability("sse9")

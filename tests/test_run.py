@@ -272,7 +272,7 @@ def test_a_choice_on_the_test_images_is_stamped(tmp_path: Path, capsys: pytest.C
     assert {row["split"] for row in checkpoint.read_rows(stamped)} == {"train", "test each epoch", "test"}
     assert "chosen on the test images" in capsys.readouterr().err
     tables.result(stamped)
-    assert "chosen on these test images" in capsys.readouterr().out
+    assert "selected on these test images" in capsys.readouterr().out
     assert "chosen on the test images themselves" in (stamped / "README.md").read_text()
     assert "chosen on the test images themselves" in report.page(stamped).read_text()
 

@@ -33,7 +33,7 @@ def test_lists_ranges_and_fixed_settings() -> None:
         (["lr=lin:2:1"], "LOW must be below HIGH"),
         (["lr=log:1"], "cannot read the range"),
         (["lr=1,2", "optim.lr=3"], "given twice"),
-        (["lr=0.1"], "nothing varies"),
+        (["lr=0.1"], "no setting varies"),
         (["seed=0,1"], "--seeds"),
         (["beeta=0,1"], "did you mean"),
     ],

@@ -1,6 +1,6 @@
-"""A recipe is everything a run is: typed, frozen, read from a file, overridden by ``key=value``, stored with the run.
+"""A recipe holds every setting of a run: typed, frozen, read from a file, overridden by ``key=value``, stored with the run.
 
-Later sources win: the defaults here, what the data set suggests, what the model suggests, the recipe file, the command line.
+Later sources override earlier ones: defaults, the data set's values, the model's values, the recipe file, the command line.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from zoo.recipe_types import MOST, about, declared, not_allowed, option_type
 from zoo.spec import Option
 
 NOT_THE_RECIPE = {"seed", "data.dir", "device", "precision", "compile"}
-"""Keys in which two runs of one recipe may differ."""
+"""Keys that may differ between two runs of one recipe."""
 BARE_GAMMA = (
     "no setting 'gamma': the loss's exponent is focal_gamma (--focal-gamma), the schedule's factor lr_gamma (--lr-gamma)"
 )
 
 
 class Recipe(msgspec.Struct, frozen=True):
-    """One run, with every setting that it depends on."""
+    """Every setting that a run depends on."""
 
     model: Annotated[str, about("model (zoo models), or timm/NAME")] = "cnn_small"
     weights: Annotated[str, about("initial weights: none, default (pretrained), a name (zoo models), a file or a run")] = "none"
@@ -93,7 +93,7 @@ def keys() -> list[str]:
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with zoo, by name."""
+    """The recipes included in zoo, by name."""
     return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
 
 
@@ -149,19 +149,19 @@ def check(recipe: Recipe) -> None:
     sampling.parse_imbalance(recipe.data.imbalance)
     if loss.drw_epoch >= recipe.epochs:
         raise UsageError(
-            f"loss.drw_epoch = {loss.drw_epoch} is past the end ({recipe.epochs} epochs), so the class weights would never act; "
+            f"loss.drw_epoch = {loss.drw_epoch} is past the end ({recipe.epochs} epochs), so the class weights would never apply; "
             f"use less than {recipe.epochs}"
         )
     if (loss.class_weights == "given") != bool(loss.given_weights):
-        raise UsageError("loss.given_weights goes with loss.class_weights = 'given'; set both, or neither")
+        raise UsageError("loss.given_weights needs loss.class_weights = 'given'; set both, or neither")
     if loss.given_weights and not any(loss.given_weights):
-        raise UsageError("loss.given_weights are all 0, so nothing would be learned; give at least one that is not")
+        raise UsageError("loss.given_weights are all 0, so nothing would be learned; set at least one above 0")
 
 
 def read(path: Path) -> Recipe:
-    """The recipe of a run folder, as it is written (missing keys take the defaults of :class:`Recipe`).
+    """The recipe stored in a run folder; missing keys get the defaults of :class:`Recipe`.
 
-    A run that an earlier version stored has the options of every loss; those of other losses are left out.
+    Earlier versions stored the options of every loss; those of other losses are dropped.
     """
     return _typed(_known(written := recipe_text.read(path), stored=True).values, written, stored=True)
 
@@ -172,13 +172,13 @@ def dump(recipe: Recipe) -> str:
 
 
 def same(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes differ at most in :data:`NOT_THE_RECIPE`; the folder of a user's own data set is the set."""
+    """Whether two recipes differ at most in :data:`NOT_THE_RECIPE`; a user's own data set is identified by its folder."""
     free = NOT_THE_RECIPE - {"data.dir"} if one.data.own else NOT_THE_RECIPE
     return all(line.partition(":")[0] in free for line in differences(one, other))
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """``lr=0.1`` as a full key and a TOML value; what is no TOML value is a string.
+    """``lr=0.1`` as a full key and a TOML value; anything that is not a TOML value is a string.
 
     >>> parse_override("lr=1e-3")
     ('optim.lr', 0.001)
@@ -206,7 +206,7 @@ def full_key(key: str) -> str:
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
-    """All that a run depends on, by dotted key: not what others reported."""
+    """All settings that a run depends on, by dotted key, without the reported results."""
     return {key: value for key, value in flatten(_tree(recipe)).items() if not key.startswith("reported.")}
 
 
@@ -224,7 +224,7 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 
 
 def _tree(recipe: Recipe) -> dict[str, Any]:
-    """The tables of a recipe file: the options of the loss stand beside its name."""
+    """The tables of a recipe file: the options of the loss are in the same table as its name."""
     tree = msgspec.to_builtins(recipe)
     name, chosen = tree["loss"].pop("name"), tree["loss"].pop("options")
     tree["loss"] = {"name": name, **chosen, **tree["loss"]}
@@ -237,18 +237,18 @@ def is_field(key: str) -> bool:
 
 
 def _of_loss(values: dict[str, Any], loss: str | None, file: str = "") -> dict[str, Any]:
-    """The settings without options of other losses than ``loss``; of a ``file``, each that was not at its default is printed."""
+    """The settings without options of other losses than ``loss``; for a ``file``, each that differs from its default is reported."""
     if loss is None:
         return values
     kept = {key: value for key, value in values.items() if is_field(key) or key.partition(".")[2] in loss_options(loss)}
     for key, value in values.items():
         if file and key not in kept and value != options()[key].default:
-            note("loss", f"{key} = {value} ({file}) has no effect: {loss} does not take it")
+            note("loss", f"{key} = {value} ({file}) has no effect: {loss} has no such option")
     return kept
 
 
 def _known(written: Written, *, stored: bool = False) -> Written:
-    """The same; UsageError for a key that no recipe has (with ``stored``: apart from options of a loss that is not installed)."""
+    """The same values; UsageError for an unknown key (with ``stored``: except for options of a loss that is not installed)."""
     known = keys()
     foreign = stored and written.values.get("loss.name", Loss().name) not in registry.table("losses")
     for key in written.values:
@@ -265,7 +265,7 @@ def _known(written: Written, *, stored: bool = False) -> Written:
 
 
 def _suited(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model and its data set suggest; ``values`` are already decided."""
+    """The values that the model and its data set set; ``values`` override them."""
     timm, file = model.startswith("timm/"), model_files.is_file(model)
     entry: dict[str, Any] = {} if timm else model_files.entry(model) if file else registry.entry("models", model)
     suits = entry.get("data") or ("caltech101" if timm else "cifar10",)
@@ -299,7 +299,7 @@ def _typed(
 def _loss_option(flat: Mapping[str, Any], name: str, value: Any, place: str, *, stored: bool) -> dict[str, Any]:
     """``{name: value}`` of an option that the loss takes.
 
-    Nothing for another loss's option in a ``stored`` recipe, or at its default, as recipes of earlier versions have them all.
+    Empty for an option of another loss in a ``stored`` recipe, or at its default: recipes of earlier versions have all options.
     """
     loss = flat.get("loss.name", Loss().name)
     if name not in loss_options(loss):
@@ -309,8 +309,8 @@ def _loss_option(flat: Mapping[str, Any], name: str, value: Any, place: str, *, 
         if any(loss_options(taker)[name].default == value for taker in takers):
             return {}
         raise UsageError(
-            f"loss.{name} = {value!r}{place} is no option of {loss} ({'its: ' + ', '.join(own) if own else 'it has none'}); "
-            f"losses that take it: {', '.join(takers[:5])}"
+            f"loss.{name} = {value!r}{place} is not an option of {loss} ({'options: ' + ', '.join(own) if own else 'no options'}); "
+            f"losses with this option: {', '.join(takers[:5])}"
         )
     option = loss_options(loss)[name]
     try:
