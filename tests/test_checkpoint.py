@@ -165,7 +165,7 @@ def test_every_changed_byte_of_the_rows_is_noticed(tmp_path: Path) -> None:
         (b'{"epoch": -1, "split": "val", "loss": 1, "accuracy": 1}', ">= 0"),
         (b'{"epoch": 1, "split": "val", "loss": "low", "accuracy": 1}', "Expected `float`, got `str`"),
         (b'{"epoch": 1, "split": "val", "accuracy": 1}', "`loss`"), (b"[" * 100_000, "nested too deeply"),
-        (b'{"epoch": 1, "split": "val", "loss": 1, "accuracy": 1, "lr": "fast"}', "text where numbers are"),
+        (b'{"epoch": 1, "split": "val", "loss": 1, "accuracy": 1, "lr": "fast"}', "text instead of a number"),
     ],
 )  # fmt: skip
 def test_a_line_that_is_no_row_is_refused(tmp_path: Path, line: bytes, why: str) -> None:

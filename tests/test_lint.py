@@ -76,7 +76,7 @@ def test_where_nothing_is_wrong_nothing_is_said(settings: str) -> None:
 
 def test_random_frozen_tensors_are_named() -> None:
     found = lint.check(recipe("batch_size=512", "freeze=conv"), COUNTS, ["features.0.weight", "features.1.bias"])
-    assert found == ["freeze conv keeps 2 tensors random (features.0.weight, ...): nothing was loaded into them"]
+    assert found == ["freeze conv keeps 2 tensors random (features.0.weight, ...): no weights were loaded for them"]
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_a_second_run_computes_no_features(
 ) -> None:
     one = training.train(frozen(donor), out=tmp_path / "one")
     said = capsys.readouterr().err
-    assert "the frozen part runs once for " in said
+    assert "frozen layers run once for " in said
     assert len(list(cache_folder.iterdir())) == 1
     monkeypatch.setattr(FeatureCache, "add", None)
     two = training.train(frozen(donor), out=tmp_path / "two")
