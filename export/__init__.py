@@ -147,9 +147,13 @@ def program(
             not what they were. DiskError: the file cannot be written. In each case nothing is published and an old file stays as
             it was.
     """
+    from torch import nn
+
     from zoo import registry
     from zoo.export import _pipeline
 
+    if not isinstance(model, nn.Module) and not hasattr(model, "recipe"):
+        raise TypeError(f"model is {type(model).__name__}; give a run (zoo.load) or an nn.Module")
     target = registry.find_target(fmt, precision)
     given = {"input": input or None, "targets": targets, "classes": classes, "mean": mean, "std": std}
     given = {key: value for key, value in given.items() if value is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -176,6 +177,17 @@ class _Chosen:
         return np.asarray(self.array[self.rows[at]])
 
 
+def _shape(shape: Any) -> tuple[int, ...]:
+    """The shape as ints; UsageError for anything else, or for a size below 1."""
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise UsageError(f"input {shape!r} is no shape; give the sizes of one input, e.g. input=(3, 224, 224)")
+    return sizes
+
+
 def of_module(
     model: nn.Module, *, shape: Sequence[int], images: Any = None, targets: Any = None, classes: Sequence[str] | None = None,
     mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
@@ -189,7 +201,7 @@ def of_module(
     Raises:
         UsageError: the module, or an argument, does not fit ``shape``.
     """
-    shape = tuple(int(each) for each in shape)
+    shape = _shape(shape)
     outputs = _outputs(model, shape)
     names = tuple(map(str, classes)) if classes is not None else tuple(map(str, range(outputs)))
     if len(names) != outputs:

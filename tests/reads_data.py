@@ -157,6 +157,8 @@ SETS = [
     Case("folder", "class folders", "no test folder", layout(".")),
     Case("folder", "class folders, one called train", "no test folder", images_in("bus", "car", "train")),
     Case("folder", "archive/ with train/ test/ in it", "holds only archive/", layout("archive/train", "archive/test")),
+    Case("folder", "train/ test/ and holdout/ that holds folders", PLACED + "holdout/ is left out",
+         layout("train", "test", "holdout")),
     Case("folder", "train/ test/ that hold images", "splits or classes.*data.layout=", images_in("train", "test"), 3),
     Case("folder", "train/ test/ and folders of images", "splits or classes.*data.layout=",
          both(layout("train", "test"), images_in("bus", "car")), 3),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -56,22 +57,35 @@ class Run:
         return build.dataset(self.recipe, self.input[1])
 
 
-def create_model(name: str, classes: int | None = None, weights: str = "none", freeze: str = "none") -> nn.Module:
-    """Build a registered model, ``weights`` being ``none``, ``default``, a file or a run, ``freeze`` a role (:func:`zoo.training.freezing.freeze`).
+def create_model(
+    name: str, classes: int | None = None, weights: str | Path | None = None, freeze: str | None = None
+) -> nn.Module:
+    """Build a registered model.
+
+    Args:
+        classes: number of outputs, any integer type; None for the model's own.
+        weights: ``default`` (the published ones), a file or a run; None or ``none`` starts at random.
+        freeze: a role (:func:`zoo.training.freezing.freeze`); None or ``none`` trains all layers.
 
     Raises:
-        UsageError: unknown name. FileError: weights that cannot be found or do not fit. TypeError, ValueError: ``classes`` is
-        not
-            a positive integer.
+        UsageError: unknown name or role. FileError: weights that cannot be found or do not fit. TypeError, ValueError: an argument
+            of another type, or ``classes`` below 1.
     """
-    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
+    if not isinstance(name, str):
+        raise TypeError(f"name is {type(name).__name__}; give the name of a model, e.g. 'resnet32'")
+    if isinstance(classes, bool) or not isinstance(classes, (SupportsIndex, type(None))):
         raise TypeError(f"classes = {classes!r} is not an int; give the number of classes, or None for the model's own")
+    classes = None if classes is None else operator.index(classes)
     if classes is not None and classes < 1:
         raise ValueError(f"classes = {classes} is not allowed; give at least 1, or None for the model's own")
+    if not isinstance(weights, (str, Path, type(None))):
+        raise TypeError(f"weights is {type(weights).__name__}; give 'default', a file, a run, or None for random weights")
+    if not isinstance(freeze, (str, type(None))):
+        raise TypeError(f"freeze is {type(freeze).__name__}; give a role such as 'conv', a glob over layers, or None")
     spec = build.model_spec(model_files.named(name) if model_files.is_file(name) else name)
     model = spec.build(classes or spec.classes)
-    fresh = build.load_weights(model, spec, weights)
-    freezing.freeze(model, freeze, spec, fresh=fresh)
+    fresh = build.load_weights(model, spec, str(weights or "none"))
+    freezing.freeze(model, freeze or "none", spec, fresh=fresh)
     return model
 
 
@@ -79,8 +93,10 @@ def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
     """A run by folder, name, unique prefix, or the latest, with its best weights; ``skip_bad`` as in :class:`zoo.recipe_tables.Data`.
 
     Raises:
-        FileError: no such run, or weights that are missing or damaged.
+        UsageError: no such run. FileError: no run yet, or weights that are missing or damaged. TypeError: ``name`` of another type.
     """
+    if not isinstance(name, (str, Path, type(None))):
+        raise TypeError(f"name is {type(name).__name__}; give a run's folder or name, or None for the latest run")
     path = run_folders.find(name)
     recipe = recipes.read(path / "recipe.toml")
     if skip_bad:

@@ -7,6 +7,7 @@ values numpy keeps stable, unlike those of its ``permutation`` or ``normal``.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -141,8 +142,19 @@ class Sampler:
 
 
 def class_counts(targets: np.ndarray, classes: int) -> np.ndarray:
-    """Samples of each class, (classes,) int64."""
-    return np.bincount(targets, minlength=classes)
+    """Samples of each class, (classes,) int64, of labels (N,).
+
+    Raises:
+        TypeError: labels that are not integers. ValueError: not (N,), or a label outside of 0 to ``classes`` - 1.
+    """
+    targets = np.asarray(targets)
+    if not np.issubdtype(targets.dtype, np.integer) and targets.size:
+        raise TypeError(f"targets must be integers, not {targets.dtype}; number the classes from 0")
+    if targets.ndim != 1:
+        raise ValueError(f"targets must be (N,), not {targets.shape}")
+    if len(bad := np.flatnonzero((targets < 0) | (targets >= classes))):
+        raise ValueError(f"targets[{bad[0]}] = {targets[bad[0]]} is out of range for {classes} classes")
+    return np.bincount(targets.astype(np.int64), minlength=classes)
 
 
 def carve(targets: np.ndarray, val: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -228,8 +240,10 @@ def effective_weights(counts: np.ndarray, beta: float) -> np.ndarray:
     """(1 - beta) / (1 - beta^n_c), scaled to sum to the number of classes, (C,) float64 (Cui et al. 2019, eq. 2 and 4).
 
     Raises:
-        ValueError: beta outside [0, 1) or a class without samples.
+        ValueError: beta outside [0, 1), or a class without samples. TypeError: counts or beta are not numbers.
     """
+    if not isinstance(beta, numbers.Real):
+        raise TypeError(f"beta must be a number, not {type(beta).__name__}")
     if not 0 <= beta < 1:
         raise ValueError(f"beta = {beta} is not in [0, 1)")
     counts = _populated(counts)
@@ -266,10 +280,14 @@ def class_weights(counts: np.ndarray, kind: str, *, beta: float = 0.0, given: Se
 
 
 def _populated(counts: np.ndarray) -> np.ndarray:
-    counts = np.asarray(counts, np.float64)
-    if not (counts > 0).all():
-        raise ValueError(f"class {int(np.argmin(counts))} has no samples, so it has no weight")
-    return counts
+    counts = np.asarray(counts)
+    if counts.dtype.kind not in "iuf":
+        raise TypeError(f"counts must be numbers, not {counts.dtype}; give the samples of each class")
+    if counts.ndim != 1 or not len(counts):
+        raise ValueError(f"counts must be (C,) with at least one class, not {counts.shape}")
+    if len(bad := np.flatnonzero(~(np.isfinite(counts) & (counts > 0)))):
+        raise ValueError(f"class {bad[0]} has {counts[bad[0]]} samples, so it has no weight; give at least 1")
+    return counts.astype(np.float64)
 
 
 def _scaled(weights: np.ndarray) -> np.ndarray:

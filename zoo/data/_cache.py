@@ -151,9 +151,7 @@ def _decoded(paths: Sequence[str], side: int, name: str) -> Iterator[tuple[np.nd
     print_line(f"data     decoding {len(paths):,} images of {shown(name)} (once)")
     Image.init()  # the readers are registered here, not by several threads at a time
     block = max(1, min(BLOCK, BLOCK_BYTES // (side**2 * 3)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield from _in_blocks(fill, len(paths), block, "decoded")
+    yield from _in_blocks(fill, len(paths), block, "decoded")
 
 
 def _in_blocks(do: Callable[[range], T], n: int, block: int, done: str) -> Iterator[T]:
@@ -171,7 +169,9 @@ def _in_blocks(do: Callable[[range], T], n: int, block: int, done: str) -> Itera
     threads = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
     pool = ThreadPoolExecutor(threads)
     try:
-        yield from counted(results(), n, f"data     {done}", block)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's on odd metadata; here, as the filters belong to all threads
+            yield from counted(results(), n, f"data     {done}", block)
     finally:
         pool.shutdown(cancel_futures=True)
 

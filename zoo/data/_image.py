@@ -58,7 +58,9 @@ def is_image(path: str | Path) -> bool:
             likely = begins_as_image(file.read(16))
     except (OSError, ValueError):
         return False
-    return likely and shorter_side(path) > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return likely and shorter_side(path) > 0
 
 
 def begins_as_image(prefix: bytes) -> bool:

@@ -51,8 +51,10 @@ def _listings(folder: Path, layout: str) -> tuple[dict[str, _folders.Listing], l
     if not found:
         listings, classes, more = _carved(folder)
         return listings, classes, notes + more
-    if odd := [f"{place.name}/ is {split}" for split, place in found.items() if place.name != split]:
-        notes.append(f"folders of {shown(folder)}: {', '.join(odd)}")
+    facts = [f"{shown(place.name)}/ is {split}" for split, place in found.items() if place.name != split]
+    facts += [f"{shown(name)}/ is left out" for name in _folders.class_names(folder) if folder / name not in found.values()]
+    if facts:
+        notes.append(f"folders of {shown(folder)}: {', '.join(facts)}")
     if len(found) == 1:
         listings, classes, more = _carved(found["train"])
         return listings, classes, notes + more
