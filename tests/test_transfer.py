@@ -60,7 +60,7 @@ def test_a_disk_that_takes_nothing_costs_only_time(cache_folder: Path, capsys: p
     cache = FeatureCache("abc")
     cache.add([10], some(0))
     cache.write()
-    assert "features are not kept on disk" in capsys.readouterr().err
+    assert "features are not stored on disk" in capsys.readouterr().err
 
 
 def test_digests_see_what_features_depend_on() -> None:

@@ -88,7 +88,7 @@ class FeatureCache:
         return torch.stack([self.values[self.rows[key]] for key in keys])
 
     def write(self) -> None:
-        """Keep what was added; a disk that is full or read-only is said and costs only the time saved."""
+        """Write added features; a full or read-only disk causes a warning and only costs the saved time."""
         if not self.added or tensor_files.size_of(self.values) > LARGEST:
             return
         try:
@@ -96,5 +96,5 @@ class FeatureCache:
             kept = {"keys": torch.tensor(list(self.rows)), "features": torch.stack(self.values)}
             tensor_files.save_tensors(self.path, kept, {"features": self.part})
         except (DiskError, OSError) as error:
-            print_line(f"warning  features are not kept on disk: {error}")
+            print_line(f"warning  features are not stored on disk: {error}")
         self.added = 0
