@@ -148,8 +148,8 @@ CASES = [
     case("several outputs", "has 2 outputs: features is compared", saved(net, extra=True)),
     case("two inputs", "model has 2 inputs", saved(two_inputs), 4),
     case("an input of text", "input is not a batch of numbers", saved(texts), 4),
-    case("an answer that is not finite", "answer is not finite", saved(infinite), 4),
-    case("an answer that differs from run to run", "answers otherwise when it is run again", saved(noisy), 4),
-    case("one number for a whole batch", "answers with one number", saved(ending, op="ReduceSum", keepdims=0), 4),
+    case("an answer that is not finite", "output is not finite", saved(infinite), 4),
+    case("an answer that differs from run to run", "output differs between runs", saved(noisy), 4),
+    case("one number for a whole batch", "returns one number per batch", saved(ending, op="ReduceSum", keepdims=0), 4),
     case("an operator that onnxruntime does not have", "not a model that onnxruntime can run", saved(ending, op="Nonesuch"), 4),
 ]  # fmt: skip

@@ -50,7 +50,7 @@ def test_triton(run: Run, tmp_path: Path) -> None:
         assert part in text
     with pytest.raises(BusyError, match="output folder is not empty"):
         _triton.write(run, tmp_path)
-    with pytest.raises(UsageError, match="preprocess full takes images of any size, which Triton cannot put into one batch"):
+    with pytest.raises(UsageError, match="preprocess full accepts images of any size, which Triton cannot batch"):
         _triton.write(run, tmp_path / "other", preprocess="full")
 
 

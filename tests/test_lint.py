@@ -48,7 +48,7 @@ FINDINGS = [
     ("freeze=conv", "freeze conv with weights none: every frozen layer is random"),
     ("loss.drw_epoch=40", "drw_epoch 40 changes nothing: class_weights is none"),
     ("beta=0.9", "beta 0.9 changes nothing: class_weights none does not use it"),
-    ("loss=ce_then_focal loss.switch_epoch=50", "switch_epoch 50 is not reached in 50 epochs: all of them are cross entropy"),
+    ("loss=ce_then_focal loss.switch_epoch=50", "switch_epoch 50 is not reached in 50 epochs: all epochs use cross entropy"),
     ("loss=dynamic_focal loss.rescale_every=50", "rescale_every 50 never acts in 50 epochs: the scale stays 1"),
 ]
 

@@ -97,7 +97,7 @@ def test_a_run_uses_its_copy_and_says_what_became_of_the_file(net: Path, capsys:
     model_files.keep(name, run)
     net.write_text(net.read_text().replace("3, 4, 3", "3, 4, 5"))
     assert build.model_spec(name, run).build(10).body[0].kernel_size == (3, 3)
-    assert f"{net} has changed since the run began; its copy in the run is used" in capsys.readouterr().err
+    assert f"{net} has changed since the run began; the copy in the run folder is used" in capsys.readouterr().err
     net.unlink()
     assert build.model_spec(name, run).build(10).body[0].kernel_size == (3, 3)
     assert f"{net} is gone since the run began" in capsys.readouterr().err

@@ -138,7 +138,7 @@ def test_a_library_that_does_not_load_is_told_on_use(tmp_path: Path) -> None:
     code = "import zoo, zoo.ops, torch; print(zoo.ops.kernel()); zoo.ops.focal_loss(torch.zeros(1, 2), torch.tensor([0]))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "does not load" in ran.stdout and "rebuild" in ran.stdout
-    assert ran.stderr.strip().splitlines()[-1].startswith("ImportError: zoo's compiled part does not load")
+    assert ran.stderr.strip().splitlines()[-1].startswith("ImportError: zoo's compiled extension cannot be loaded")
 
 
 class Found:

@@ -48,7 +48,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Setting:
-    """How the small net is made and trained; ``bias`` is where all biases start."""
+    """Initialisation and training of the small net; ``bias`` is where all biases start."""
 
     name: str
     init: str = "kaiming_normal_"
@@ -72,7 +72,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one layer was after an epoch (0: before training)."""
+    """State of one layer after an epoch (0: before training)."""
 
     setting: str
     epoch: int
@@ -86,7 +86,7 @@ class Epoch:
 
 
 def census(model: nn.Module, batches: Iterable[Tensor]) -> list[Layer]:
-    """The ReLUs of a model, modules or functions, and which of their units no input (N, C, H, W) of all batches switches on.
+    """The ReLUs of a model, modules or functions, and their units that no input (N, C, H, W) of any batch activates.
 
     Raises:
         ValueError: no batch, or a model without ReLU.
@@ -104,7 +104,7 @@ def census(model: nn.Module, batches: Iterable[Tensor]) -> list[Layer]:
             on = [(unit > 0).any(0) for unit in seen.units]
             alive = [before | now for before, now in zip(alive, on, strict=True)] if alive else on
     if not alive:
-        raise ValueError("nothing to count: the model has no ReLU, or there is no batch")
+        raise ValueError("no units to count: the model has no ReLU, or there is no batch")
     return [Layer(f"relu {at}", tuple(each.shape), ~each) for at, each in enumerate(alive, 1)]
 
 
@@ -129,10 +129,10 @@ def small_net(setting: Setting, side: int, classes: int) -> nn.Module:
 def ablate(
     images: Tensor, targets: Tensor, classes: int, *, settings: Sequence[Setting] = SETTINGS, epochs: int = 5, seed: int = 0
 ) -> list[Epoch]:
-    """Train the small net once a setting with plain SGD on ``images`` (N, 3, H, W), and count after each epoch over all of them.
+    """Train the small net once per setting with plain SGD on ``images`` (N, 3, H, W), and count after each epoch over all of them.
 
     Returns:
-        A row for each setting, epoch and layer. A loss that is no number any more ends a setting.
+        A row for each setting, epoch and layer. A setting ends if its loss is not finite.
     """
     import torch
 
@@ -172,7 +172,7 @@ def _epoch(net: nn.Module, step: torch.optim.Optimizer, images: Tensor, targets:
 
 
 def of_run(run: Run, *, images: int = 1_000) -> list[Layer]:
-    """The ReLUs of a run's model and which of their units none of ``images`` test images, evenly spread, switches on.
+    """The ReLUs of a run's model and their units that none of ``images`` evenly spread test images activates.
 
     Raises:
         UsageError: a model without ReLU.
@@ -256,7 +256,7 @@ def command(run: str | None, images: int, epochs: int, out: Path, as_json: bool)
     tables.out().print(tables.make(columns, cells))
     if run is None:
         click.echo(
-            "revived   0 for every image after one epoch, not after the next: dead is not for good while the layers before it learn"
+            "revived   0 for every image after one epoch, but not after the next: units can recover while earlier layers learn"
         )
     click.echo(f"table     {out}" + ("" if run else f"   picture  {out.with_suffix('.png')}"))
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 EXACT = 4_096
-"""Most ReLU units whose hyperplanes are all measured; of larger nets only the distance along one direction is."""
+"""Most ReLU units whose hyperplanes are all measured; of larger nets, only the distance along one direction is measured."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Affine:
     bias: Tensor
     """(K,) b = f(x) - W x."""
     radius: float
-    """Euclidean distance to the nearest kink in any direction; nan where the net has too many units or max pooling."""
+    """Euclidean distance to the nearest kink in any direction; nan if the net has too many units or max pooling."""
     along: float
     """Distance to the first kink on the way along ``direction``; inf if there is none."""
     direction: Tensor
@@ -55,7 +55,9 @@ def local_affine(model: nn.Module, x: Tensor, direction: Tensor | None = None) -
     import torch
 
     if model.training:
-        raise ValueError("the model is in training mode, in which dropout and batch statistics make no function; call eval()")
+        raise ValueError(
+            "the model is in training mode, where dropout and batch statistics are not a function of the input; call eval()"
+        )
     model, x = model.double(), x.detach().double()
 
     def outputs(flat: Tensor) -> Tensor:
