@@ -121,7 +121,7 @@ def test_another_signature(module: nn.Module, message: str) -> None:
 
 
 def test_a_run_has_its_own(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="a run has its own classes; leave it out, or export run.model"):
+    with pytest.raises(UsageError, match="a run has its own classes; omit it, or export run.model"):
         zoo.export.onnx(run_of(Tiny(), tmp_path), classes=("a",))
 
 

@@ -52,7 +52,7 @@ def test_damaged_features_are_computed_again(cache_folder: Path, capsys: pytest.
     raw[-1] ^= 1
     cache.path.write_bytes(raw)
     assert FeatureCache.read("abc").rows == {}
-    assert "stored features are ignored, and computed again: checksum differs" in capsys.readouterr().err
+    assert "stored features are ignored and computed again: checksum differs" in capsys.readouterr().err
 
 
 def test_a_disk_that_takes_nothing_costs_only_time(cache_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
