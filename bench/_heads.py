@@ -59,7 +59,7 @@ class Head:
 
 
 def contenders() -> Mapping[str, Loss]:
-    """By name; ``F.linear_cross_entropy`` is in torch from 2.15 on, and works in parts of the batch where it is told to."""
+    """By name; ``F.linear_cross_entropy`` is in torch from 2.15 on, and can work in parts of the batch."""
     found: dict[str, Loss] = {
         BASE: lambda x, w, y: F.cross_entropy(F.linear(x, w), y),
         OWN[0]: lambda x, w, y: ops.focal_loss(F.linear(x, w), y, 0.0),

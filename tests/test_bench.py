@@ -317,7 +317,7 @@ def test_a_wrong_loss_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return _losses.stable(logits, target, weight) * 1.001
 
     monkeypatch.setattr(_losses, "own", off)
-    with pytest.raises(DisagreeError, match="focal loss is off"):
+    with pytest.raises(DisagreeError, match="focal loss is wrong"):
         focal_loss.main(True, out=tmp_path / "x.csv", sizes=[(8, 4)], seconds=0.01)
     assert not list(tmp_path.iterdir())
 
@@ -390,7 +390,7 @@ def test_command_prints_json(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert printed == _timing.read_csv(path)
     with pytest.raises(UsageError, match="--batches"):
         zoo.bench.command("cnn_small", zoo.bench.Request(batches="1,x"))
-    with pytest.raises(UsageError, match="neither other names nor --batches"):
+    with pytest.raises(UsageError, match="accepts no other names and no --batches"):
         zoo.bench.command("startup", zoo.bench.Request(batches="1"))
 
 

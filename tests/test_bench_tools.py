@@ -155,7 +155,7 @@ def test_tuning_is_no_part_of_the_first_run() -> None:
 
 @pytest.mark.parametrize("main", [inference.main, _serve.main, _self_check.main])
 def test_a_batch_that_memory_does_not_hold(main: Any, small: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(DiskError, match=r"out of memory \(batch 1,000,000,000\); give smaller ones"):
+    with pytest.raises(DiskError, match=r"out of memory \(batch 1,000,000,000\); use smaller batches"):
         main(True, [str(small["fp32"])], out=tmp_path / "x.csv", batches=[10**9])
     assert not list(tmp_path.iterdir())
 

@@ -117,7 +117,7 @@ FAULTS = [
     ("nothing to resume", "train demo --resume --out gone", 4, ["no run to resume"]),
     ("no run yet", "export --onnx", 4, ["no run yet", "zoo train"]),
     ("no such run", "eval nothing", 2, ["no run 'nothing'"]),
-    ("serve needs no fallback", "bench --serve --allow-cpu-fallback", 2, ["--serve", "leave out --devices and --allow-cpu-fallback"]),
+    ("serve needs no fallback", "bench --serve --allow-cpu-fallback", 2, ["--serve", "omit --devices and --allow-cpu-fallback"]),
     ("misspelt model", "bench resnet33", 2, ["no run or model 'resnet33'", "resnet32", "zoo models"]),
     ("not a run folder", "report empty", 4, ["not a run folder"]),
     ("mixup with sigmoid focal", "train demo mixup=0.2 loss.name=sigmoid_focal", 2, ["mixup", "cross_entropy"]),

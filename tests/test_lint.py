@@ -114,4 +114,6 @@ def test_a_run_says_its_findings_and_keeps_them(tmp_path: Path, capsys: pytest.C
     told = [line.removeprefix("warning  ") for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert told == json.loads((folder / "env.json").read_text())["lint"]
     assert any(line.startswith("beta 0.5 changes no class weight by more than") for line in told)
-    assert any(line.startswith("freeze stage<=0 keeps") and "tensors at random values (features.0.weight" in line for line in told)
+    assert any(
+        line.startswith("freeze stage<=0 keeps") and "tensors at random values (features.0.weight" in line for line in told
+    )

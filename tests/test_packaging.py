@@ -166,7 +166,7 @@ def test_source_that_does_not_compile_is_left_out(checkout: Path) -> None:
     built, out = build(checkout)
     assert built.returncode == 0
     assert "did not compile" in note(out)["_native"]
-    assert "its source is not here" in note(out)["_C"]
+    assert "source file missing" in note(out)["_C"]
     required, _ = build(checkout, ZOO_EXT="require")
     assert required.returncode != 0
 
