@@ -23,7 +23,7 @@ from scipy import stats
 
 from zoo import csv_files, metrics, report, run_folders, tables, training
 from zoo import recipe as recipes
-from zoo.bench import _course, _timing
+from zoo.bench import _course, _few, _timing
 from zoo.errors import FileError
 from zoo.report import _draw
 from zoo.report._read import shown
@@ -49,6 +49,8 @@ def main(quick: bool = False, *, out: Path | None = None) -> Path:
     _timing.write_csv(path, merged)
     for title, part in panels(merged).items():
         _draw.save(picture(part), path.with_name(f"{path.stem}-{re.sub('[^a-z0-9.]+', '-', title.lower())}.png"))
+    for name, by in _few.curves(merged).items():
+        _draw.save(_few.picture(name, by), path.with_name(f"{path.stem}-few-images-{name.split()[0]}.png"))
     if course := course_of(folders):
         beside = path.with_name(f"{path.stem}_course.csv")
         _timing.write_csv(
