@@ -1,4 +1,4 @@
-// zoo._native: the CPU kernel for numpy arrays, without torch. One thread; the arrays are used where they lie.
+// zoo._native: the CPU kernel for numpy arrays, without torch. One thread; the arrays are used in place.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -14,7 +14,7 @@ void require(bool holds, const std::string& words) {
   if (!holds) throw py::value_error(words);
 }
 
-// (loss, mean modulating factor) of logits (N, C); the gradient goes into `grad` and p_t into `p` where they are given.
+// (loss, mean modulating factor) of logits (N, C); writes the gradient to `grad` and p_t to `p` if they are given.
 py::tuple focal_loss(const py::array& logits, const py::array_t<int64_t, py::array::c_style>& target, double gamma,
                      const py::object& weight, int64_t ignore_index, double label_smoothing, const std::string& reduction,
                      double scale, const py::object& grad, const py::object& p) {

@@ -316,7 +316,7 @@ def test_the_gpu_script_goes_on_after_a_failure_and_tells_it(tmp_path: Path) -> 
     assert run([*gpu, "build", "loss"], tmp_path, **place).returncode == 0
     for words, environment, says in (
         (["lunch"], {}, "no stage lunch"),
-        ([], {"PYTHON": "false"}, "no torch that sees a CUDA device"),
+        ([], {"PYTHON": "false"}, "no torch with a CUDA device"),
     ):
         ran = run([*gpu, *words], tmp_path, **place | environment)
         assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1) and says in ran.stderr
