@@ -16,7 +16,7 @@ constexpr int64_t soft_rows = W < 8 ? W : 8;  // at a time: with 16, 100 classes
 constexpr int64_t soft_run = 64 * W;   // so many terms are added up by themselves, lest float's rounding adds up too
 constexpr float soft_reach = 2e4f;     // logits further below the largest are left to exact_row
 
-// What a row, or a part of one, adds up to, in each lane.
+// Sums over a row, or a part of one, in each lane.
 struct Mixture {
   F g{}, own{};  // slopes of the classes but the largest, and of the largest
   F loss{}, power{}, p{};
@@ -152,7 +152,7 @@ struct Soft {
     store(alone, pick(ties == 1.0f, all(1.0f), all(2.0f)));
   }
 
-  // What a part's classes add up to, from their shares; g takes the place of z - top. kind: gamma, 0 or 2, or 1 for any other.
+  // Sums over a part's classes, from their shares; g takes the place of z - top. kind: gamma, 0 or 2, or 1 for any other.
   template <int kind, bool plain>
   ZOO_INLINE Mixture mix(const float* q, const float* weight, int64_t r, int64_t at, int64_t count) {
     Mixture out;

@@ -63,7 +63,7 @@ def test_recipes_are_grouped_over_seeds_in_table_and_picture() -> None:
         row("peeked", 0, 0.6, "test"),
     ]
     cells = [list(column.cells) for column in recipes_bench.table(rows).columns]
-    assert cells[0] == ["ce", "focal", "peeked (CHOSEN ON TEST)"]
+    assert cells[0] == ["ce", "focal", "peeked (SELECTED ON TEST)"]
     assert cells[2] == ["71.00 ± 1.41 (n = 2)", "75.00 (n = 1)", "60.00 (n = 1)"]
     assert cells[4] == ["70.4", "", ""]
     assert cells[3] == ["58.3 to 83.7", "74.0 to 76.0", "59.0 to 61.0"], "t over two seeds by hand: 71 ± 12.706"
@@ -71,7 +71,7 @@ def test_recipes_are_grouped_over_seeds_in_table_and_picture() -> None:
     assert [text.get_text() for text in axes.get_yticklabels()] == ["focal  n=1", "ce  n=2"]
     left, right = axes.get_xlim()
     assert left < 58.3 and right > 83.7, "the interval of two seeds is inside the axis"
-    assert recipes_bench.picture(rows[-1:]).axes[0].get_yticklabels()[0].get_text() == "peeked (CHOSEN ON TEST)  n=1"
+    assert recipes_bench.picture(rows[-1:]).axes[0].get_yticklabels()[0].get_text() == "peeked (SELECTED ON TEST)  n=1"
     assert "10,000 test images" in axes.get_title()
     theirs = [line for line in axes.lines if line.get_marker() == "s"]
     assert [(float(line.get_xdata()[0]), int(line.get_ydata()[0])) for line in theirs] == [(pytest.approx(70.4), 1)]

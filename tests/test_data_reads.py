@@ -106,4 +106,4 @@ def test_the_page_is_as_the_tables_are() -> None:
     loader = SourceFileLoader("reads", str(path))
     module = module_from_spec(spec_from_loader("reads", loader))  # type: ignore[arg-type]
     loader.exec_module(module)
-    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "write it with: tools/reads"
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "update it with: tools/reads"

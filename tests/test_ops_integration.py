@@ -177,7 +177,7 @@ def test_a_library_that_does_not_load_is_told_on_use(tmp_path: Path) -> None:
     code = "import zoo, zoo.ops, torch; print(zoo.ops.kernel()); zoo.ops.focal_loss(torch.zeros(1, 2), torch.tensor([0]))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "does not load" in ran.stdout and "rebuild" in ran.stdout
-    assert ran.stderr.strip().splitlines()[-1].startswith("ImportError: zoo's compiled part does not load")
+    assert ran.stderr.strip().splitlines()[-1].startswith("ImportError: zoo's compiled extension cannot be loaded")
 
 
 class Found:
@@ -220,7 +220,7 @@ def test_kernel_says_why_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_instruction_set_is_reached_here() -> None:
     if ops._C is None:
-        pytest.skip(f"no compiled part: {ops.kernel()}")
+        pytest.skip(f"no compiled library: {ops.kernel()}")
     assert {"formula", "default"} <= set(SETS)
     with pytest.raises(ValueError, match="no sse9"):
         ops._C.capability("sse9")

@@ -135,7 +135,7 @@ def test_a_model_that_cannot_be_compiled_is_a_usage_error(tmp_path: Path, monkey
     import torch._inductor.config
 
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(UsageError, match=r"torch.compile failed \(cnn_small: .*no-such-compiler.*leave --compile out"):
+    with pytest.raises(UsageError, match=r"torch.compile failed \(cnn_small: .*no-such-compiler.*omit --compile"):
         training.train(resolve("cnn_small", "compile=true"), out=tmp_path / "run")
 
 
@@ -268,11 +268,11 @@ def test_a_choice_on_the_test_images_is_stamped(tmp_path: Path, capsys: pytest.C
     result = json.loads((stamped / "result.json").read_text())
     assert (result["chosen_on"], result["chosen_accuracy"]) == ("test", result["accuracy"])
     assert {row["split"] for row in checkpoint.read_rows(stamped)} == {"train", "test each epoch", "test"}
-    assert "chosen on the test images" in capsys.readouterr().err
+    assert "selected on the test images" in capsys.readouterr().err
     tables.result(stamped)
-    assert "chosen on these test images" in capsys.readouterr().out
-    assert "chosen on the test images themselves" in (stamped / "README.md").read_text()
-    assert "chosen on the test images themselves" in report.page(stamped).read_text()
+    assert "selected on these test images" in capsys.readouterr().out
+    assert "selected on the test images" in (stamped / "README.md").read_text()
+    assert "selected on the test images" in report.page(stamped).read_text()
 
 
 def test_a_result_holds_shots_pairs_and_how_it_was_chosen(small_run: Path) -> None:

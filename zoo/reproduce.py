@@ -1,4 +1,4 @@
-"""Repeat reported experiments: the shipped recipes that say what others reached with them are trained unless a finished run exists."""
+"""Repeat reported experiments: shipped recipes with reported results are trained unless a finished run exists."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from zoo.training.signals import Interrupted
 
 
 def experiments() -> dict[str, Recipe]:
-    """Shipped recipes that others reported something of, by name."""
+    """Shipped recipes with reported results, by name."""
     found = {name: recipes.resolve(name, {}) for name in recipes.shipped()}
     return {name: recipe for name, recipe in found.items() if recipe.reported != Reported()}
 
 
 def chosen(patterns: Sequence[str]) -> list[str]:
-    """Names of the experiments that are meant, e.g. by ``s0_*``; UsageError for a pattern that fits none."""
+    """Names of the experiments that match the patterns, e.g. ``s0_*``; UsageError for a pattern without a match."""
     known, wanted = list(experiments()), []
     for pattern in patterns:
         fits = [name for name in known if fnmatchcase(name, pattern.lower())]
@@ -54,10 +54,10 @@ def download(recipe: Recipe) -> str:
 
 
 def repeat(names: Sequence[str], *, seeds: int, fixed: Mapping[str, Any], command: str) -> list[str]:
-    """Train each experiment with seeds 0 to ``seeds`` - 1, the first seed of all first; a finished run is not repeated.
+    """Train each experiment with seeds 0 to ``seeds`` - 1, seed 0 of all experiments first; finished runs are not repeated.
 
-    ``fixed`` are settings that may differ between the parts of a run: ``data.dir``, ``device`` and ``compile``. An interrupted run
-    is resumed, and one that another process trains is left to it.
+    ``fixed`` are settings that may differ between the parts of a run: ``data.dir``, ``device`` and ``compile``. An
+    interrupted run is resumed; a run of another process is skipped.
 
     Returns:
         A line for each run that diverged.
@@ -77,12 +77,12 @@ def repeat(names: Sequence[str], *, seeds: int, fixed: Mapping[str, Any], comman
         folder = here[0] if here else run_folders.root() / run_folders.free(f"{name}-s{seed}")
         begun = any((folder / "last").glob("state-*"))
         print_line(f"repeat   {name} seed {seed} ({number} of {len(todo)}){' resumes' if begun else ''}")
-        if begun:  # where it was begun may differ from where this process trains
+        if begun:  # it may have been started with other settings of this kind
             recipe = recipes.resolve(str(folder / "recipe.toml"), fixed)
         try:
             training.train(recipe, out=folder, resume=begun, force=not begun, command=command)
         except BusyError as error:
-            print_line(f"repeat   {name} seed {seed} is left to the process that has it: {error}")
+            print_line(f"repeat   {name} seed {seed} skipped, another process trains it: {error}")
         except DivergedError as error:
             diverged.append(f"{name} seed {seed} diverged: {error}")
             print_line(f"repeat   {diverged[-1]}")

@@ -1,4 +1,4 @@
-"""A run read back as an object: its model, its data, its answers; and models made by name."""
+"""A run loaded as an object: its model, data and predictions; models created by name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from zoo.training.views import AveragedViews
 
 @dataclass(frozen=True)
 class Run:
-    """A finished or stopped run, read back: ``model`` is in eval mode, float32, on the CPU."""
+    """A finished or stopped run, loaded: ``model`` is in eval mode, float32, on the CPU."""
 
     path: Path
     model: nn.Module
@@ -42,13 +42,13 @@ class Run:
     metrics: list[dict[str, Any]]
     env: dict[str, Any]
     temperature: float = 1.0
-    """What the model's logits are divided by (:func:`calibrate`); 1: not calibrated."""
+    """Divisor of the model's logits (:func:`calibrate`); 1: not calibrated."""
     weights: str = ""
     """Digest of the weights."""
 
     @property
     def stored(self) -> int:
-        """Side in pixels of the images as the run's data set keeps them: the model's input, or more, cut at the centre."""
+        """Side in pixels of the stored images of the run's data set: that of the model's input, or larger and centre-cropped."""
         size = self.input[1]
         return stored_side(size) if registry.entry("data", self.recipe.data.name).get("margin") else size
 
@@ -68,7 +68,7 @@ def create_model(
         freeze: a role (:func:`zoo.training.freezing.freeze`); None or ``none`` trains all layers.
 
     Raises:
-        UsageError: unknown name or role. FileError: weights that cannot be had or do not fit. TypeError, ValueError: an argument
+        UsageError: unknown name or role. FileError: weights that cannot be found or do not fit. TypeError, ValueError: an argument
             of another type, or ``classes`` below 1.
     """
     if not isinstance(name, str):
@@ -103,7 +103,9 @@ def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
         recipe = structs.replace(recipe, data=structs.replace(recipe.data, skip_bad=True))
     tensors, header = tensor_files.load_weights(path / "weights.safetensors")
     if header.model != recipe.model:
-        raise FileError(f"weights are of {header.model}, the recipe says {recipe.model} ({path}); they are of two runs")
+        raise FileError(
+            f"weights are for {header.model}, the recipe names {recipe.model} ({path}); restore the run's own weights"
+        )
     model = build.model_spec(recipe.model, path).build(len(header.classes))
     tensor_files.load_into(model, tensors, path)
     env = files.read_facts(path / "env.json")
@@ -141,17 +143,17 @@ def evaluate(
 
 
 def check_classes(run: Run, data: DataSet) -> None:
-    """FileError with the first difference unless a data set has the classes of a run, whatever locale either was listed in."""
+    """FileError with the first difference unless a data set has the classes of a run; independent of the locale."""
     mine, theirs = (tuple(map(files.as_utf8, names)) for names in (run.classes, data.classes))
     if mine != theirs:
         raise FileError(f"classes differ ({_difference(mine, theirs)}); use the data the run was trained on")
 
 
 def calibrate(run: Run, data: DataSet | None = None) -> tuple[Run, calibration.Calibration]:
-    """Fit a temperature on the run's validation images, keep it in the run folder; the run with it, and what was found.
+    """Fit a temperature on the run's validation images, store it in the run folder; the calibrated run and the result.
 
     Raises:
-        DataError: the run holds no validation images back.
+        DataError: the run has no validation images.
     """
     _, logits, targets = evaluate(run, "val", data)
     found = calibration.of(logits * run.temperature, targets, split="val", weights=run.weights)
@@ -167,10 +169,10 @@ def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
 
 
 def read_input(run: Run, path: Path) -> tuple[np.ndarray, Tensor]:
-    """An image file as the run's data set would keep it, (H, W, 3) uint8, and as its model takes it, (3, h, w) normalised.
+    """An image file as stored by the run's data set, (H, W, 3) uint8, and as its model's input, (3, h, w) normalised.
 
     Raises:
-        DataError: a file that is no image.
+        DataError: a file that is not an image.
     """
     image = square(read_image(path, run.stored), run.stored)
     return image, _augment.normalise(torch.tensor(image)[None], run.mean, run.std, torch.float32, size=run.input[1])[0]

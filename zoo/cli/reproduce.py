@@ -15,15 +15,16 @@ from zoo.cli._shared import Name, as_json, echo_line, headline, recipe_names
 
 @click.command("reproduce")
 @click.argument("experiments", nargs=-1, type=Name(recipe_names))
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each experiment.")
-@click.option("--data-dir", help="Folder of the data set (default: zoo's cache, or a download).")
-@click.option("--device", help="auto, cpu, cuda or cuda:N.")
-@click.option("--compile", is_flag=True, default=None, help="Train with torch.compile, see: zoo train --help.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs per experiment.")
+@click.option("--data-dir", help="Folder of the data set (default: the cache, else a download).")
+@click.option("--device", help="auto, cpu, cuda or cuda:N (default: auto).")
+@click.option("--compile", is_flag=True, default=None, help="Train with torch.compile: slower start, faster steps.")
 @as_json
 def command(experiments: tuple[str, ...], seeds: int, as_json: bool, **place: Any) -> None:
-    """Repeat reported EXPERIMENTS (names or patterns of recipes) and set theirs and ours side by side; without one, list them.
+    """Repeat reported experiments and compare the results.
 
-    Finished runs are never trained again, interrupted runs are resumed, and several processes share the work.
+    EXPERIMENTS are names or patterns of recipes; without one, the experiments are listed. Finished runs are kept, interrupted
+    runs are resumed, and several processes can share the work.
 
     \b
     zoo reproduce
@@ -44,7 +45,7 @@ def command(experiments: tuple[str, ...], seeds: int, as_json: bool, **place: An
 
 
 def _list(as_json: bool) -> None:
-    """What can be repeated, what was reported, and what the runs here reached."""
+    """The experiments, with reported and measured results."""
     from zoo import recipe, reproduce, tables
 
     rows: list[dict[str, Any]] = []
@@ -77,7 +78,7 @@ def _mean(shares: list[float]) -> str:
 
 
 def _compare(names: list[str], diverged: list[str], as_json: bool) -> None:
-    """The table, what to know of it, the classes of a single experiment; CSV and picture beside the runs."""
+    """Print the table, its notes and the classes of a single experiment; write CSV and picture to the runs folder."""
     from zoo import reproduce, run_folders
     from zoo.bench import _timing
     from zoo.bench import recipes as bench
@@ -86,7 +87,7 @@ def _compare(names: list[str], diverged: list[str], as_json: bool) -> None:
 
     rows = bench.rows_of([path for name in names for path in reproduce.finished(name)])
     if not rows and not diverged:
-        raise BusyError(f"nothing is finished yet ({', '.join(names)} are with other processes); try again later")
+        raise BusyError(f"no finished run ({', '.join(names)}: training in other processes); try again later")
     if not rows:
         raise DivergedError("; ".join(diverged))
     path = _timing.write_csv(run_folders.root() / "reproduce.csv", rows)
