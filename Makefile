@@ -1,7 +1,7 @@
 # make demo   set up, train on built-in images, export, benchmark
 # make test   set up, check style and types, run the default tests
 # make lint · make slow · make gpu   parts of it;  make docs   build the site into build/site;  make clean   remove what was built
-# The first run fetches about 6 GB of packages into .venv; later ones need no network. PYTHON=... chooses the interpreter.
+# The first run installs about 6 GB of packages into .venv; later runs need no network. PYTHON=... chooses the interpreter.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -12,7 +12,7 @@ STAMP := .venv/complete
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONPATH PYTHONHOME
 
-# an environment that was moved with its checkout, or whose Python is gone, is made again
+# an environment that was moved with its checkout, or whose Python is missing, is created again
 ifneq ($(wildcard $(STAMP)),)
 ifneq ($(shell [ "$$(cat .venv/place 2>/dev/null)" = "$$PWD/.venv" ] && $(BIN)/python -c "print(1)" 2>/dev/null),1)
 $(shell rm -f $(STAMP))
@@ -40,8 +40,8 @@ gpu: $(STAMP)
 	@$(BIN)/python -m pytest -q -m gpu
 
 docs: $(STAMP)
-	@$(BIN)/python -c "import mkdocs, mkdocstrings" 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt mkdocs-material "mkdocstrings[python]"
-	@$(BIN)/python -m mkdocs build --strict
+	@$(BIN)/python -c "import material, mkdocstrings" 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt mkdocs-material "mkdocstrings[python]"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(STAMP): pyproject.toml constraints.txt setup.py tools/setup $(wildcard csrc/*)
 	@tools/setup

@@ -1,13 +1,13 @@
-"""Builds the extension where it can be built; everything else stands in pyproject.toml.
+"""Builds the extension where possible and the description for package indexes; all other settings are in pyproject.toml.
 
-Three libraries, so that a missing CUDA runtime never takes the CPU kernel with it: ``zoo._C`` (CPU kernels, LibTorch's stable
-ABI), ``zoo._C_cuda`` (CUDA kernels) and ``zoo._native`` (pybind11, no torch). A part that cannot be built is left out, and the
-reason kept in ``zoo/_build.json`` for ``zoo doctor``.
+Three libraries, so that the CPU kernels do not depend on the CUDA runtime: ``zoo._C`` (CPU kernels, LibTorch's stable
+ABI), ``zoo._C_cuda`` (CUDA kernels) and ``zoo._native`` (pybind11, no torch). A library that cannot be built is skipped, and the
+reason is written to ``zoo/_build.json`` for ``zoo doctor``.
 
 The first two use Python's limited API, so that one wheel serves every Python from 3.11 on. ``zoo._native`` in it is for the
 version that built the wheel; under others ``zoo.numpy`` uses ``zoo._C``.
 
-Environment: ``ZOO_EXT=require`` makes a part that is left out an error, ``ZOO_EXT=off`` builds nothing, ``ZOO_CUDA=off`` no CUDA
+Environment: ``ZOO_EXT=require`` makes a skipped library an error, ``ZOO_EXT=off`` builds none, ``ZOO_CUDA=off`` builds none for CUDA,
 and ``ZOO_CUDA=require`` makes a missing nvcc an error too.
 """
 
@@ -33,19 +33,28 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 EXT, CUDA = os.environ.get("ZOO_EXT", "auto"), os.environ.get("ZOO_CUDA", "auto")
 PARTS = ("_C", "_C_cuda", "_native")
-# AVX2 is not used at all without the two -fno; sources are named relative to the root in error messages
+# without the two -fno options the compiler does not vectorise; error messages name sources relative to the root
 FLAGS = ["-O3", "-g0", "-std=c++17", "-fno-trapping-math", "-fno-math-errno", f"-ffile-prefix-map={ROOT}=."]
-STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # runs on torch 2.10 and later, whichever of them built it
-ARCHITECTURES = "7.5;8.0;9.0+PTX"  # where no GPU is visible to ask
+STABLE_ABI = (
+    "-DTORCH_TARGET_VERSION=0x020a000000000000"  # runs on torch 2.10 and later, independent of the version at build time
+)
+ARCHITECTURES = "7.5;8.0;9.0+PTX"  # if no GPU is visible
 BUILDING = bool({"build", "build_ext", "bdist_wheel", "editable_wheel", "install", "develop"} & set(sys.argv))
-PROBES = {  # tried in this order: each says what is missing if it is the first that does not compile
+PROBES = {  # tried in this order; the first that does not compile determines the message
     '#include <string_view>\nint f() { if constexpr (true) return int(std::string_view("").size()); }\n': "{} cannot compile "
     "C++17; install a newer g++ or clang and reinstall",
     "#include <Python.h>\n": "Python.h is missing; install Python's headers (apt install python3-dev) and reinstall",
 }
 OLDEST = "cp311"  # the oldest Python that a wheel is for, as requires-python says
-UNWRITTEN = "its source is not here"
+UNWRITTEN = "source file missing"
 reasons: dict[str, str] = {}
+
+
+def description() -> str:
+    """README.md without pictures and with plain text for relative links, which a package index cannot resolve."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^!\[[^\]]*\]\((?!https?:)[^)]*\)\n\n", "", text, flags=re.M)
+    return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]*\)", r"\1", text)
 
 
 def sources() -> dict[str, list[str]]:
@@ -57,7 +66,7 @@ def sources() -> dict[str, list[str]]:
 
 
 def compiler() -> str:
-    """Choose the C++ compiler and set CXX (and CC, where Python's own is not here); why there is none, or an empty string."""
+    """Choose the C++ compiler and set CXX (and CC, if Python's own is missing); the reason if there is none, or an empty string."""
     named = os.environ.get("CXX")
     known = [named] if named else [sysconfig.get_config_var("CXX") or "c++", "c++", "g++", "clang++"]
     found = next((name for name in known if shutil.which(name.split()[0])), None)
@@ -78,20 +87,20 @@ def compiler() -> str:
 
 
 def torch_is_here() -> bool:
-    """Whether torch is on sys.path, or in the environment that an isolated build installs into: that is appended then."""
+    """Whether torch is on sys.path or in the environment outside an isolated build, which is then appended."""
     if importlib.util.find_spec("torch") is None:
         sys.path.append(sysconfig.get_paths()["purelib"])
     return importlib.util.find_spec("torch") is not None
 
 
 def no_cuda() -> str:
-    """Why the CUDA part is left out, or an empty string; sets CUDA_HOME, which must precede torch.utils.cpp_extension."""
+    """The reason for skipping CUDA, or an empty string; sets CUDA_HOME before torch.utils.cpp_extension is imported."""
     import torch
 
     if CUDA == "off":
         return "switched off by ZOO_CUDA=off"
     if torch.version.cuda is None:
-        return "torch is a build without CUDA"
+        return "torch is built without CUDA"
     home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
     nvcc = shutil.which("nvcc", path=f"{home / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
     major = torch.version.cuda.split(".")[0]
@@ -101,7 +110,7 @@ def no_cuda() -> str:
     top = re.search(r"TOP=(.+)", dry)  # nvcc on PATH may be a wrapper script
     version = re.search(r"release (\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
     if not top or not version or version[1] != major:
-        return f"nvcc is of CUDA {version[1] if version else '?'}, torch of {torch.version.cuda}; install the CUDA {major} toolkit and reinstall"
+        return f"nvcc has CUDA {version[1] if version else '?'}, torch {torch.version.cuda}; install the CUDA {major} toolkit and reinstall"
     os.environ["CUDA_HOME"] = str(Path(top[1].strip()).resolve())
     if not torch.cuda.is_available():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
@@ -109,7 +118,7 @@ def no_cuda() -> str:
 
 
 def plan() -> list[Extension]:
-    """The libraries to try here; why others are not tried goes into :data:`reasons`."""
+    """The libraries to build; the reasons for the others are added to :data:`reasons`."""
     listed = sources()
     for part in PARTS:
         absent = [name for name in listed.get(part, ["csrc/sources.txt"]) if not (ROOT / name).is_file()]
@@ -138,7 +147,7 @@ def _native(listed: dict[str, list[str]]) -> list[Extension]:
 def _torch(listed: dict[str, list[str]]) -> list[Extension]:
     try:
         if not torch_is_here():
-            raise ImportError("it is not installed")
+            raise ImportError("not installed")
         cuda = no_cuda()
         from torch.utils import cpp_extension
     except (ImportError, OSError) as error:
@@ -157,12 +166,12 @@ def _torch(listed: dict[str, list[str]]) -> list[Extension]:
 
 
 class Build(build):
-    """Builds in a folder of its own, so that nothing old gets into a wheel and two builds at once don't meet; always notes."""
+    """Builds in a temporary folder, so that wheels have no old files and parallel builds do not interfere."""
 
     sub_commands: ClassVar = [
         ("build_py", None),
         ("build_ext", None),
-    ]  # build_ext also where no library is tried: it writes the note
+    ]  # build_ext also without libraries: it writes the reasons
 
     def initialize_options(self) -> None:
         super().initialize_options()
@@ -171,7 +180,7 @@ class Build(build):
 
 
 class Degrade:
-    """For a ``build_ext``: leaves out a part that fails, deletes old outputs first, writes down what happened."""
+    """Mixin of ``build_ext``: deletes old outputs, skips a library that fails, records the reasons."""
 
     def run(self) -> None:
         inplace = getattr(self, "inplace", False) or getattr(self, "editable_mode", False)
@@ -185,7 +194,7 @@ class Degrade:
         self.note()
 
     def build_extensions(self) -> None:
-        """torch checks the compilers before it builds anything, and a nvcc that refuses this g++ must not cost the CPU parts."""
+        """Build without CUDA if torch rejects the compilers, e.g. an nvcc that does not support this g++."""
         try:
             super().build_extensions()  # type: ignore[misc]
         except RuntimeError as error:
@@ -200,15 +209,15 @@ class Degrade:
             self.left_out(extension.name.removeprefix("zoo."), error)
 
     def left_out(self, part: str, error: Exception) -> None:
-        """Keep the reason, or raise where every part is required."""
+        """Record the reason, or raise if every library is required."""
         if EXT == "require":
             raise error
         print(f"zoo: {part}: {error}", file=sys.stderr)
         what = str(error).splitlines()[0][:120] if isinstance(error, RuntimeError) else "it did not compile or link"
-        reasons[part] = f"{what}; see why with: pip install -v --no-deps ."
+        reasons[part] = f"{what}; for details run: pip install -v --no-deps ."
 
     def copy_extensions_to_source(self) -> None:
-        """Into the checkout of an editable install, each in one step: another process sees the old file, none, or the new one."""
+        """Copy to the checkout of an editable install, each file in one step: other processes see the old file, none, or the new one."""
         for built in self.folders[0].glob("*.so"):
             fresh = ROOT / "zoo" / f".{built.name}.{os.getpid()}.tmp"
             shutil.copy2(built, fresh)
@@ -228,20 +237,22 @@ class Degrade:
 
 
 def _required(part: str) -> bool:
-    """Under ZOO_EXT=require: a part whose source is here; nvcc is asked for by ZOO_CUDA=require alone."""
+    """Whether ZOO_EXT=require applies: the source exists; for CUDA only with ZOO_CUDA=require."""
     return not reasons[part].startswith(UNWRITTEN) and (part != "_C_cuda" or CUDA == "require")
 
 
 def main() -> None:
-    """Declare the libraries when something is built; otherwise say whether the build will need torch."""
+    """Declare the libraries if something is built; otherwise declare whether the build needs torch."""
     extensions = plan() if BUILDING else []
     base: type = build_ext
     if "torch.utils.cpp_extension" in sys.modules:
-        # without ninja: three files gain nothing by it, and it would have to be on PATH
+        # without ninja: no gain for three files, and it would have to be on PATH
         base = sys.modules["torch.utils.cpp_extension"].BuildExtension.with_options(use_ninja=False)
     asks = "egg_info" in sys.argv and EXT != "off" and not torch_is_here() and not compiler()
     one_gil = not sysconfig.get_config_var("Py_GIL_DISABLED")  # a free-threaded Python has no abi3
     setup(
+        long_description=description(),
+        long_description_content_type="text/markdown",
         ext_modules=extensions,
         options={"bdist_wheel": {"py_limited_api": OLDEST}} if one_gil else {},
         cmdclass={"build": Build, "build_ext": type("BuildExt", (Degrade, base), {})},

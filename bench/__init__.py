@@ -1,4 +1,4 @@
-"""Benchmarks: one file one question, ``main(quick, ...)`` each, all by the clock in :mod:`zoo.bench._timing`."""
+"""Benchmarks: one file per question with ``main(quick, ...)``; all use the clock in :mod:`zoo.bench._timing`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from zoo.errors import UsageError
 from zoo.export import _guard
 
 BUSY = 0.25
-"""Cores in use by others above which a benchmark warns: threads that wait for each other then wait for the scheduler."""
+"""Cores in use by other processes above which a benchmark warns: synchronised threads then wait for the scheduler."""
 
 
 def names() -> list[str]:
-    """The benchmarks of zoo's own parts, ``inference`` aside, which is what a run or model gets."""
+    """The benchmarks of zoo's own parts; runs and models use ``inference``."""
     return sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem != "inference")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What ``zoo bench`` is asked to do, by the names of its options; 0 and "" stand for the default."""
+    """Options of ``zoo bench`` by name; 0 and "" mean the default."""
 
     quick: bool = False
     batches: str | None = None
@@ -53,34 +53,34 @@ class Request:
 
     @property
     def of_a_model(self) -> bool:
-        """Whether something is set that a benchmark of zoo's own parts does not take."""
+        """Whether an option is set that benchmarks of zoo's own parts do not have."""
         limited = self.max_memory or self.timeout != _guard.TIMEOUT
         return bool(self.batches or self.devices or self.threads or self.seconds or self.kind != "inference" or limited)
 
 
 def command(what: str | Path | Sequence[str] | None = None, request: Request = Request()) -> Path:
-    """``zoo bench``: measure runs (none named: the latest), models, files, or a part of zoo; print the table, say where the files are.
+    """``zoo bench``: measure runs (default: the latest), models, files, or a part of zoo; print the table and the paths of the files.
 
     Raises:
-        UsageError: settings that do not go together.
+        UsageError: contradictory settings.
     """
     from zoo.console import print_line
 
     budget = Budget(request.seconds)
     if request.seconds:
         print_line(f"expect   at most {request.seconds:g} s (--seconds)")
-    from zoo.bench import _timing  # torch is imported here, which the seconds include
+    from zoo.bench import _timing  # torch is imported here; its time counts
 
     began, targets = time.time(), [what] if isinstance(what, str | Path) else list(what or ())
     if request.out is not None:
         _check_out(request.out)
     if (taken := _timing.busy()) > BUSY:
         print_line(
-            f"warning  other processes keep {taken:.1f} cores busy: figures will be off, by 10 times or more at small batches"
+            f"warning  other processes keep {taken:.1f} cores busy: figures are unreliable, at small batches by a factor of 10 or more"
         )
     if part := next((str(target) for target in targets if str(target) in names()), ""):
         if len(targets) > 1 or request.of_a_model:
-            raise UsageError(f"bench {part} takes neither other names nor --batches, --devices and the like; leave them out")
+            raise UsageError(f"bench {part} accepts no other names and no --batches, --devices or similar options; omit them")
         module = importlib.import_module(f"zoo.bench.{part}")
         path = module.main(request.quick, out=request.out or _timing.default_out(part, quick=request.quick))
     else:
@@ -93,7 +93,7 @@ def command(what: str | Path | Sequence[str] | None = None, request: Request = R
 
 
 def _options(request: Request, budget: Budget) -> dict[str, Any]:
-    """What ``main`` of the module gets; UsageError for settings that do not go together."""
+    """Arguments of the module's ``main``; UsageError for contradictory settings."""
     places = words("--devices", request.devices)
     options: dict[str, Any] = {
         "out": request.out,
@@ -106,26 +106,26 @@ def _options(request: Request, budget: Budget) -> dict[str, Any]:
     if request.kind == "inference":
         options |= {"devices": places, "allow_cpu_fallback": request.allow_cpu_fallback}
     elif request.allow_cpu_fallback or places not in ((), ("cpu",)):
-        raise UsageError("--serve, --scenario and --self-check measure the CPU; leave out --devices and --allow-cpu-fallback")
+        raise UsageError("--serve, --scenario and --self-check measure the CPU; omit --devices and --allow-cpu-fallback")
     if not request.scenario:
         return options | {"batches": numbers("--batches", request.batches), "budget": budget}
     if request.batches:  # the rules fix it
-        raise UsageError("a scenario has its own batch size; leave out --batches")
+        raise UsageError("a scenario has its own batch size; omit --batches")
     options |= {"latency_ms": request.latency_ms} if request.latency_ms else {}
     return options | {"seconds": request.seconds, "scenario": request.scenario, "rate": request.rate}
 
 
 def _check_out(out: Path) -> None:
-    """Before anything is measured: UsageError unless ``out`` is a CSV file by its name, DiskError if it cannot be made."""
+    """Check before measuring: UsageError unless ``out`` ends in .csv, DiskError if it cannot be created."""
     if out.is_dir():
         raise UsageError(f"output is a folder ({out.absolute()}); name a file, e.g. --out {out / 'bench.csv'}")
-    if out.suffix != ".csv":  # the pictures beside it have its name with .png
-        raise UsageError(f"output is no CSV file by its name ({out}); e.g. --out {out.with_suffix('.csv')}")
+    if out.suffix != ".csv":  # pictures have the same name with .png
+        raise UsageError(f"output is not a .csv file ({out}); use e.g. --out {out.with_suffix('.csv')}")
     files.check_writable(out)
 
 
 def _known(targets: Sequence[str | Path]) -> list[str]:
-    """The targets, the latest run if there are none; which run a name stands for is said."""
+    """The targets, by default the latest run; prints the folders of runs."""
     from zoo import run_folders
     from zoo.console import print_line
 
@@ -136,7 +136,7 @@ def _known(targets: Sequence[str | Path]) -> list[str]:
 
 
 def _tell(module: Any, path: Path, began: float, *, as_json: bool) -> None:
-    """Print the table and name the pictures that were drawn since ``began``: others' may have names that begin alike."""
+    """Print the table and the paths of pictures drawn since ``began``: older ones may have similar names."""
     from zoo import report, tables
     from zoo.bench import _timing
     from zoo.console import print_line
@@ -186,5 +186,5 @@ def words(option: str, text: str | None) -> tuple[str, ...]:
         return ()
     found = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     if not found:
-        raise UsageError(f"{option} {text!r} names nothing; e.g. {option} cpu,cuda")
+        raise UsageError(f"{option} {text!r} is empty; use e.g. {option} cpu,cuda")
     return found

@@ -1,4 +1,4 @@
-"""Which of the measured contenders to deploy: the last line of ``zoo bench``."""
+"""Recommendation of a contender: the last line of ``zoo bench``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 MAX_DROP = 0.5
-"""Points of accuracy that a faster contender may lose, as ``zoo export --max-drop``."""
+"""Largest loss of accuracy in points of a faster contender, as ``zoo export --max-drop``."""
 
 
 def lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
     """For each model and device one line: the fastest contender for single images and for many, within :data:`MAX_DROP`.
 
-    Where no accuracy was measured, only float32 is recommended.
+    Without measured accuracy, only float32 is recommended.
     """
     found = []
     for model, device in dict.fromkeys((row["model"], row["device"]) for row in rows):
@@ -34,7 +34,7 @@ def lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _measured(row: Mapping[str, str]) -> float:
-    """A contender's accuracy, nan where none was measured."""
+    """A contender's accuracy, nan if not measured."""
     return float(row["accuracy"] or "nan")
 
 

@@ -1,4 +1,4 @@
-"""Whether contenders answer alike, before any is timed, and how many images each puts in the right class."""
+"""Agreement of contenders, checked before timing, and their accuracy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zoo.errors import DisagreeError
 
 @dataclass(frozen=True)
 class Found:
-    """A contender whose answer for a batch is right, with what its first run took."""
+    """A contender whose outputs for a batch agree, with time and memory of its first run."""
 
     contender: Contender
     ready: Ready
@@ -31,9 +31,9 @@ class Found:
 def agreeing(
     contenders: Sequence[Contender], inputs: Tensor, truth: Tensor | None, kept: dict[str, float], device: torch.device
 ) -> dict[str, Found]:
-    """Each contender that can run, its answer held against ``truth`` (None: that of the first, eager float32) before any timing.
+    """Each contender that can run, with its outputs checked against ``truth`` (None: those of the first, eager float32) before timing.
 
-    ``kept`` is the memory each holds already, and is brought up to date.
+    ``kept`` is the memory of each contender, and is updated.
     """
     found: dict[str, Found] = {}
     for each in contenders:
@@ -68,7 +68,7 @@ def _first(contender: Contender, inputs: Tensor) -> tuple[Ready, Tensor]:
     answer = _answer(ready)
     if ready.resident and not _difference(torch.as_tensor(ready.resident()).float().cpu(), answer) <= 1e-5:
         raise DisagreeError(
-            f"{contender.name} answers otherwise when its data stay on the GPU (batch {len(inputs)}); no results written"
+            f"{contender.name} disagrees when its data stay on the GPU (batch {len(inputs)}); no results written"
         )
     return ready, answer
 
@@ -85,7 +85,7 @@ def _difference(answer: Tensor, truth: Tensor) -> float:
 
 
 def correct(call: Call, inputs: Tensor, images: Tensor, targets: Tensor) -> tuple[int, int]:
-    """How many of ``images`` the call, which reads ``inputs``, puts in the right class, and their number."""
+    """Numbers of correctly classified ``images`` by the call, which reads ``inputs``, and of all."""
     right = 0
     for start in range(0, len(images), len(inputs)):
         part = images[start : start + len(inputs)]

@@ -1,4 +1,4 @@
-"""How long a benchmark may take: what ``--seconds`` promises for the whole command, shared out among its measurements."""
+"""Time budget of a benchmark: ``--seconds`` for the whole command, divided among its measurements."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from zoo.errors import UsageError
 CALLS = 8
 """Fewest calls of a contender for one batch: one to check it, three to warm it up and three rounds of one, and one in reserve."""
 TUNING = 30
-"""Calls more where settings are chosen by measurement."""
+"""Additional calls if settings are selected by measurement."""
 OVERHEAD = 2.0
-"""Seconds beside the calls for one batch: measuring the roofline's limits before and after."""
+"""Seconds per batch besides the calls, for measuring the roofline before and after."""
 AFTER, AFTER_IMPORTS = 3.0, 1.5
-"""Seconds kept for tables and pictures, and how many times the imports these take where the imports took longer: on a busy
-machine both do. A tenth of all is kept besides for what takes longer than was thought."""
+"""Seconds reserved for tables and pictures, or this multiple of the import time if that is longer, as on a busy machine. Another tenth of the budget is reserved for delays."""
 COMPILE_FROM = 60.0
-"""Seconds for one batch from which torch.compile, which compiles for tens of them, takes part."""
+"""Seconds for one batch from which torch.compile, which takes tens of seconds to compile, is included."""
 SHORTEST, PAUSE = 0.05, 0.05
-"""Seconds of load in one turn at the least, and between two."""
+"""Smallest seconds of load in one turn, and pause between two."""
 
 
 @dataclass
@@ -32,13 +31,13 @@ class Budget:
     total: float = 0.0
     began: float = field(default_factory=time.monotonic)
     places: int = 1
-    """Pairs of a model and a device still to be measured."""
+    """Remaining pairs of a model and a device."""
     imports: float = 0.0
-    """Seconds that importing torch and the like took."""
+    """Seconds for importing torch and other packages."""
     cost: float = 0.0
     """Seconds per image in the fewest calls of all contenders of this pair."""
     pace: float = 1.0
-    """How many times its share of the time a batch took, the slowest so far."""
+    """Largest ratio so far of a batch's time to its share."""
 
     def elapsed(self) -> float:
         """Seconds since the command began."""
@@ -52,8 +51,7 @@ class Budget:
         return max(0.0, self.total - kept - self.elapsed()) / max(1, self.places)
 
     def affordable(self, batches: Sequence[int], cost: float, name: str) -> tuple[Sequence[int], float]:
-        """The smallest of ``batches`` and those after it that fit, and the seconds for each; ``cost`` is that of one image
-        in the fewest calls of all contenders.
+        """The smallest of ``batches`` and the later ones that fit, and the seconds for each; ``cost`` is the time per image in the fewest calls of all contenders.
 
         Raises:
             UsageError: not even the smallest fits.
@@ -75,7 +73,7 @@ class Budget:
         return kept, left / len(kept)
 
     def share(self, batch: int, batches: int) -> float:
-        """Seconds for ``batch``, the next of so many ``batches``, by what is left now; 0, said in a line, if it does not fit."""
+        """Seconds for ``batch``, the next of so many ``batches``, from the remaining time; 0, with a message, if it does not fit."""
         left = self.left()
         if left < self.pace * (OVERHEAD + batch * self.cost):
             self._skip(batch)
@@ -86,7 +84,7 @@ class Budget:
         print_line(f"skipped  batch {batch} (no time for it within --seconds {self.total:g})")
 
     def turn(self, turns: int, name: str) -> float:
-        """Seconds for each of equal ``turns`` of the next pair; UsageError if that is less than a turn can be."""
+        """Seconds for each of equal ``turns`` of the next pair; UsageError if that is too short."""
         left = self.left() / turns - PAUSE
         if left < SHORTEST:
             need = math.ceil(self.total + turns * (SHORTEST + PAUSE))

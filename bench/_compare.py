@@ -1,4 +1,4 @@
-"""Two benchmark files row by row: what is faster, what slower, and what is not a difference."""
+"""Compare two benchmark files row by row: faster, slower, or not a difference."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from zoo.bench import _show, _timing
 from zoo.errors import FileError
 
 KEYS = ("model", "contender", "mode", "workers", "device", "batch", "threads", "precision")
-"""Columns by which rows of the two files belong together, those of them that both have."""
+"""Columns that match rows of the two files, if both have them."""
 KINDS = ("base", "workers", "steps")
-"""Columns by which ``zoo bench``, ``--serve`` and ``training`` are distinguished: equal names mean other things there."""
+"""Columns by which ``zoo bench``, ``--serve`` and ``training`` are distinguished: equal names have different meanings there."""
 FIGURES = ("images_per_s", "low", "high")
 
 
 def compared(first: Path, second: Path) -> list[dict[str, Any]]:
-    """A row for each that both files have: both figures with their 95 % intervals, the ratio and the verdict.
+    """A row for each common row: both figures with their 95 % intervals, the ratio and the verdict.
 
-    The ratio's interval is the widest that both allow; where the intervals of the figures overlap the verdict is ``not a
+    The ratio's interval is the widest compatible with both; if the intervals of the figures overlap, the verdict is ``not a
     difference``.
 
     Raises:
@@ -50,11 +50,11 @@ def compared(first: Path, second: Path) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
-        raise FileError(f"no file {str(path)!r}; give two CSV files that zoo bench wrote")
+        raise FileError(f"no file {str(path)!r}; give two CSV files written by zoo bench")
     try:
         rows = _timing.read_csv(path)
     except (OSError, ValueError) as error:
-        raise FileError(f"cannot be read ({path}, {error}); give two CSV files that zoo bench wrote") from error
+        raise FileError(f"cannot be read ({path}, {error}); give two CSV files written by zoo bench") from error
     if not rows or not {"contender", *FIGURES} <= set(rows[0]):
         raise FileError(
             f"not a benchmark of inference ({path}, no rows with {', '.join(FIGURES)}); zoo bench writes such files"
@@ -85,7 +85,7 @@ def _pair(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """For a terminal; what differs within the 95 % intervals only is said not to differ."""
+    """The table for a terminal; differences within the 95 % intervals are marked as none."""
     found = tables.make(("contender", ">batch", ">first", ">second img/s", ">ratio", ">95 %", "verdict"), [])
     if any(row["noisy"] == "yes" for row in rows):
         found.caption, found.caption_justify = "* noisy: rounds of one or both differ much", "left"

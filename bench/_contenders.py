@@ -1,4 +1,4 @@
-"""What can run a model: each contender turns one batch into a call that gives the logits. PyTorch's own ways stand here."""
+"""Contenders: each turns one batch into a call that returns the logits. Those of PyTorch are in this file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from zoo.export._graph import Exported
 
 BASE = "pytorch eager"
 FP32_TOLERANCE, HALF_TOLERANCE, INT8_TOLERANCE = 1e-4, 0.05, 0.5
-"""Largest difference of logits from eager float32 that passes, relative to the largest logit (at least 1). That of int8 only
-tells a wrong answer from a coarse one: what its rounding costs is the accuracy column's to say."""
+"""Largest difference of logits from eager float32 that passes, relative to the largest logit (at least 1). That of int8 only detects wrong outputs: the cost of rounding is in the accuracy column."""
 TOLERANCES = {"fp32": FP32_TOLERANCE, "bf16": HALF_TOLERANCE, "fp16": HALF_TOLERANCE, "int8": INT8_TOLERANCE}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,19 +25,19 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Ready:
-    """A contender set up for one batch: ``call`` takes it from host memory and ends with the answer there."""
+    """A contender set up for one batch: ``call`` starts and ends in host memory."""
 
     call: Call
     resident: Call | None = None
     """The same with inputs and outputs that stay on the GPU."""
     settings: str = ""
     tune: Callable[[], Ready] | None = None
-    """Looks for a faster way to do the same; apart, so that its trials count neither as the first run nor as its memory."""
+    """Searches for faster settings; separate, so that its trials count neither as the first run nor as its memory."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """``prepare(inputs)`` takes a batch in host memory as the model takes it and makes what is to be timed.
+    """``prepare(inputs)`` receives a batch of model inputs in host memory and returns the call to be timed.
 
     A call reads ``inputs`` each time, so that other images can be copied into them.
     """
@@ -48,10 +47,10 @@ class Contender:
     prepare: Callable[[Tensor], Ready]
     load_ms: float = 0.0
     load_mb: float = 0.0
-    """Memory that stays taken by the loaded model."""
+    """Memory of the loaded model."""
     file_mb: float = 0.0
     may_fail: bool = False
-    """A failure skips it, with a line that says so, instead of ending the benchmark."""
+    """Whether a failure skips it, with a message, instead of ending the benchmark."""
 
     @property
     def tolerance(self) -> float:
@@ -68,7 +67,7 @@ def loaded(
     may_fail: bool = False,
     device: torch.device | None = None,
 ) -> Contender:
-    """The contender of what ``load`` gives, with the time and the memory that loading took."""
+    """The contender returned by ``load``, with the time and memory of loading."""
     start = time.perf_counter()
     thing, _, kept = _memory.used(load, device)
     spent = (time.perf_counter() - start) * 1e3
@@ -76,7 +75,7 @@ def loaded(
 
 
 def of_pytorch(build: Callable[[], Exported], device: torch.device, *, compiled: bool, file_mb: float) -> list[Contender]:
-    """PyTorch's ways to run the model that ``build`` makes, on ``where``, eager float32 first."""
+    """PyTorch's contenders for the model from ``build`` on ``where``, eager float32 first."""
     half = _half(device)
     ways = [
         (BASE, "fp32", torch.contiguous_format, False),
@@ -93,9 +92,9 @@ def of_pytorch(build: Callable[[], Exported], device: torch.device, *, compiled:
 
 
 class _Typed(nn.Module):
-    """A model in ``dtype`` and ``layout`` behind preprocessing in float32, as the exported files have it.
+    """A model in ``dtype`` and ``layout`` after preprocessing in float32, as in the exported files.
 
-    Converting layout and type belongs to the time: all contenders are given the same bytes.
+    Converting layout and type counts: all contenders receive the same bytes.
     """
 
     def __init__(self, exported: Exported, dtype: torch.dtype, layout: torch.memory_format) -> None:
@@ -110,7 +109,7 @@ class _Typed(nn.Module):
 
 
 def _half(device: torch.device) -> str:
-    """The half type that the hardware multiplies, if any: fp16 on a GPU, as onnxruntime's there."""
+    """The half type with hardware support, if any: fp16 on a GPU, as in onnxruntime."""
     if device.type == "cuda":
         return "fp16"
     return "bf16" if machine.precision("auto", device) == "bf16" else ""

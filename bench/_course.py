@@ -1,4 +1,4 @@
-"""How a loss that rescales itself, or a sampler that follows the loss, went from epoch to epoch, beside what was reported."""
+"""Rescaling losses and loss-dependent samplers by epoch, compared with reported values."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ COLUMNS = ("mean_factor", "focal_scale", "easy", "hard")
 """Mean of (1 - p_t)^gamma over an epoch, the loss's scale from its end on, the shares of easy and hard samples among its draws."""
 SHORT = {
     "mean_factor": "mean of (1-p)^gamma",
-    "focal_scale": "scale from here on",
+    "focal_scale": "new scale",
     "easy": "easy draws %",
     "hard": "hard draws %",
 }
 
 
 def rows(folder: Path, facts: Mapping[str, Any], reported: Reported) -> list[dict[str, Any]]:
-    """Rows of a run at the epochs at which the loss rescales, at those of which something was reported, and at the last.
+    """Rows of a run at the epochs at which the loss rescales, at those with reported values, and at the last.
 
-    ``facts`` are the run's row in the table of recipes. Nothing where the run has no such loss or sampler.
+    ``facts`` are the run's row in the table of recipes. Empty if the run has no such loss or sampler.
     """
     train = [row for row in checkpoint.read_rows(folder) if row["split"] == "train"]
     if not train or not any(name in train[-1] for name in COLUMNS):
@@ -50,7 +50,7 @@ def rows(folder: Path, facts: Mapping[str, Any], reported: Reported) -> list[dic
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One line per epoch, the mean over the seeds of one recipe beside what was reported."""
+    """One line per epoch: the mean over the seeds of one recipe, and the reported value."""
     shown = [name for name in COLUMNS if rows[0][name] != ""]
     columns = ["epoch", *(head for name in shown for head in (f">{SHORT[name]}", ">reported"))]
     cells = []

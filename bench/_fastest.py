@@ -1,4 +1,4 @@
-"""``zoo export --fastest``: every target that runs here is exported and timed, and the fastest within the accuracy bound kept."""
+"""``zoo export --fastest``: export and time every available target, and keep the fastest within the accuracy bound."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zoo.export import Receipt, _cases, _job, _pipeline
 from zoo.run import Run
 
 NOT_DEPLOYED = {"pt2"}
-"""Formats that are run by PyTorch itself, slower than any of the others."""
+"""Formats that PyTorch runs, slower than all others."""
 
 
 def fastest(
@@ -43,7 +43,7 @@ def fastest(
             if receipt := _tried(key, fields, subject, job, Path(folder)):
                 made[key] = receipt
         if not made:
-            raise UsageError("no export target runs here; install onnxruntime: pip install onnxruntime")
+            raise UsageError("no export target can run; install onnxruntime: pip install onnxruntime")
         fed = _cases.fed(subject.images[:batch], job.exported)
         calls: dict[str, Callable[[], object]] = {}
         for key, receipt in made.items():
@@ -62,7 +62,7 @@ def fastest(
 
 
 def _tried(key: tuple[str, str], fields: dict[str, Any], subject: _job.Subject, job: _job.Job, folder: Path) -> Receipt | None:
-    """The receipt of one target in a folder of its own, or None, with a line that says why, if it does not run here."""
+    """The receipt of one target in its own folder, or None, with a message, if it cannot run."""
     name = " ".join(key)
     missing = [package for package in fields.get("needs", ()) if importlib.util.find_spec(package) is None]
     if key[0] in NOT_DEPLOYED:

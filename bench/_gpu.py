@@ -1,6 +1,6 @@
-"""onnxruntime on a GPU, with proof: the provider is demanded, seen in the session, and its nodes are counted in a profile.
+"""onnxruntime on a GPU, verified: the provider is required, checked in the session, and its nodes are counted in a profile.
 
-Alone onnxruntime takes the CPU in silence where CUDA cannot start.
+By itself onnxruntime falls back to the CPU silently if CUDA cannot start.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _KINDS = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(float1
 
 
 def contenders(files: Mapping[str, Path], device: torch.device, threads: int, *, allow_cpu: bool) -> list[Contender]:
-    """The CUDA provider (fp32, fp16), and TensorRT where it starts.
+    """The CUDA provider (fp32, fp16), and TensorRT if it starts.
 
     Raises:
         UsageError: the CUDA provider does not run the model, and ``allow_cpu`` is not set.
@@ -77,21 +77,21 @@ def _contender(
 
 
 def open_session(path: Path, provider: str, device: torch.device, threads: int, profile: Path | None = None) -> Any:
-    """A session on ``provider``, its way back to the CPU shut; TF32 off as in PyTorch.
+    """A session on ``provider`` without a fallback to the CPU; TF32 off as in PyTorch.
 
-    A graph with small shape nodes, which belong on the CPU, is refused by onnxruntime then; it is opened without the lock,
-    and what ran where is for the profile to say.
+    onnxruntime then rejects a graph with small shape nodes, which run on the CPU; it is opened with the fallback, and the
+    profile shows the placement.
 
     Raises:
-        UsageError: the provider is not there, or did not take the session.
+        UsageError: the provider is missing or did not start.
     """
     import onnxruntime
 
     live = onnxruntime.get_available_providers()
     if provider not in live:
-        raise UsageError(f"onnxruntime has no {provider} (here: {', '.join(live)}); use --devices cpu")
+        raise UsageError(f"onnxruntime has no {provider} (available: {', '.join(live)}); use --devices cpu")
     if hasattr(onnxruntime, "preload_dlls"):
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+        with contextlib.redirect_stdout(sys.stderr):  # it prints missing libraries
             onnxruntime.preload_dlls()  # torch's CUDA libraries
     try:
         return _checked(_opened(path, _options(threads, profile, locked=True), _chain(provider, device)), provider)
@@ -132,20 +132,20 @@ def _chain(provider: str, where: torch.device) -> list[Any]:
 
 def _checked(session: Any, provider: str) -> Any:
     if (first := session.get_providers()[0]) != provider:
-        raise UsageError(_why(provider, f"onnxruntime took {first} instead"))
+        raise UsageError(_why(provider, f"onnxruntime used {first} instead"))
     return session
 
 
 def _why(provider: str, error: object) -> str:
     first = " ".join(str(error).split())[:90] or type(error).__name__
-    return f"onnxruntime cannot start {provider} ({first}; live here: {CPU}); use --devices cpu, or --allow-cpu-fallback"
+    return f"onnxruntime cannot start {provider} ({first}; available: {CPU}); use --devices cpu, or --allow-cpu-fallback"
 
 
 def prove(path: Path, provider: str, device: torch.device, threads: int) -> str:
-    """Run a batch of one with a profile and say where the nodes ran, e.g. ``cuda 40 nodes, cpu 2 (Shape, Gather)``.
+    """Run a batch of one with a profile and return the placement of nodes, e.g. ``cuda 40 nodes, cpu 2 (Shape, Gather)``.
 
     Raises:
-        UsageError: the provider is not there, or a Conv, Gemm or MatMul ran on the CPU.
+        UsageError: the provider is missing, or a Conv, Gemm or MatMul ran on the CPU.
     """
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(path, provider, device, threads, Path(folder) / "profile")
@@ -173,7 +173,7 @@ def judged(counts: Mapping[str, Counter[str]], provider: str) -> str:
     if not counts.get(provider) or heavy:
         listed = ", ".join(f"{number} {name}" for name, number in heavy.items()) or "all nodes"
         raise UsageError(
-            f"onnxruntime ran {listed} on the CPU in place of {provider}; use --devices cpu, or --allow-cpu-fallback"
+            f"onnxruntime ran {listed} on the CPU instead of {provider}; use --devices cpu, or --allow-cpu-fallback"
         )
     parts = [
         f"{each.removesuffix('ExecutionProvider').lower()} {sum(ops.values())} nodes"

@@ -1,4 +1,4 @@
-"""The contenders of the focal loss benchmark, and the float64 truth each of them is held to."""
+"""The contenders of the focal loss benchmark, and their float64 reference."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Contender:
     """``focal``, ``cross_entropy`` (gamma 0, divided by the sum of weights), ``sigmoid`` (C two-class losses), ``soft`` (focal
     of shares) or ``soft_cross_entropy`` (gamma 0, no weights)."""
     optional: bool = False
-    """It may fail on this machine (no compiler, a broken install) and is then left out, saying so."""
+    """It may fail on this machine (no compiler, a broken install) and is then skipped with a message."""
     inplace: bool = False
     """It writes over its logits, which must not be a leaf."""
 
 
 def textbook(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """As most people write it: l = -w_y (1 - p_t)^gamma log p_t with p_t from the softmax (Lin et al. 2017, eq. 4 and 5)."""
+    """The common implementation: l = -w_y (1 - p_t)^gamma log p_t with p_t from the softmax (Lin et al. 2017, eq. 4 and 5)."""
     p = logits.softmax(1).gather(1, target[:, None]).squeeze(1)
     return (-weight[target] * (1 - p) ** GAMMA * p.log()).mean()
 
@@ -60,7 +60,7 @@ def weighted_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Te
 
 
 def torchvision_sigmoid(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """torchvision's two-class form over C outputs; it takes one-hot targets, which are made outside the time."""
+    """torchvision's two-class form over C outputs; it needs one-hot targets, which are created outside the timing."""
     from torchvision.ops import sigmoid_focal_loss
 
     return sigmoid_focal_loss(logits, target, alpha=-1, gamma=GAMMA, reduction="mean")
@@ -86,7 +86,7 @@ def own(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 def own_in_place(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """The same, its gradient written over the logits."""
+    """The same, with the gradient written over the logits."""
     return ops.focal_loss(logits, target, gamma=GAMMA, weight=weight, inplace=True)
 
 
@@ -107,7 +107,7 @@ def cross_entropy_of_shares(logits: Tensor, target: Tensor, weight: Tensor) -> T
 
 
 def for_shares() -> list[Contender]:
-    """Those that take shares of the classes as targets."""
+    """Contenders with class shares as targets."""
     return [
         Contender("F.cross_entropy, shares", cross_entropy_of_shares, "soft_cross_entropy"),
         Contender("zoo, shares, gamma 0", own_shares_gamma_0, "soft_cross_entropy"),
@@ -117,7 +117,7 @@ def for_shares() -> list[Contender]:
 
 
 class Handed(torch.autograd.Function):
-    """Hands on the memory of ``buffer`` as a layer's fresh output, neither a leaf nor a view, at no cost."""
+    """Returns the memory of ``buffer`` as a layer's new output, neither a leaf nor a view, at no cost."""
 
     @staticmethod
     def forward(ctx: Any, leaf: Tensor, buffer: Tensor) -> Tensor:
@@ -148,12 +148,12 @@ def absent(device: str) -> list[str]:
 
 
 def all_of(device: torch.device, *, compiled: bool) -> list[Contender]:
-    """Those that can run on ``where``; compiling takes half a minute a size, so it can be left out."""
+    """Those that can run on ``where``; compiling takes half a minute per size and is optional."""
     found = [Contender(BASE, textbook), Contender("eager stable", stable)]
     if compiled:
         torch._dynamo.reset()
         found.append(Contender("torch.compile", torch.compile(stable, dynamic=False), optional=True))
-        if device.type == "cuda":  # on the CPU it only tunes matrix products, of which there are none
+        if device.type == "cuda":  # on the CPU it tunes only matrix products, which do not occur
             tuned = torch.compile(stable, dynamic=False, mode="max-autotune-no-cudagraphs")
             found.append(Contender("torch.compile max-autotune", tuned, optional=True))
     found.append(Contender("F.cross_entropy", weighted_cross_entropy, "cross_entropy"))
@@ -192,7 +192,7 @@ def truth(formula: str, logits: Tensor, target: Tensor, weight: Tensor) -> tuple
 
 
 def copy_of(logits: Tensor, target: Tensor, *, backward: bool) -> Callable[[], object]:
-    """A copy that moves as many bytes as the loss must: logits and labels read, and with ``backward`` a gradient written."""
+    """A copy of as many bytes as the loss must move: logits and labels read, and with ``backward`` a gradient written."""
     moved = logits.nbytes * (2 if backward else 1) + target.nbytes
     source = torch.zeros(max(1, moved // 8), dtype=torch.float32, device=logits.device)  # a copy reads 4 and writes 4 bytes
     goal = torch.empty_like(source)
@@ -201,7 +201,7 @@ def copy_of(logits: Tensor, target: Tensor, *, backward: bool) -> Callable[[], o
 
 
 def kernel_of(logits: Tensor, target: Tensor, weight: Tensor, *, backward: bool) -> Callable[[], object] | None:
-    """The compiled kernel alone, on buffers that are used again; None where the extension has no such entry."""
+    """The compiled kernel alone, on reused buffers; None if the extension lacks the entry point."""
     if ops._C is None or not logits.is_cpu:
         return None
     loss, grad = torch.empty(()), torch.empty_like(logits) if backward else None
@@ -211,7 +211,7 @@ def kernel_of(logits: Tensor, target: Tensor, weight: Tensor, *, backward: bool)
 def kernels_of(
     logits: Tensor, target: Tensor, weight: Tensor, *, backward: bool, sets: bool
 ) -> dict[str, Callable[[], object]]:
-    """:func:`kernel_of` by name; with ``sets`` also as each other instruction set that this CPU and build have computes it."""
+    """:func:`kernel_of` by name; with ``sets`` also under each other supported instruction set."""
     call = kernel_of(logits, target, weight, backward=backward)
     if call is None or ops._C is None:
         return {}
@@ -241,9 +241,9 @@ def _switched(call: Callable[[], object], name: str, back: str) -> Callable[[], 
 
 
 def empty_of(logits: Tensor, *, backward: bool) -> Callable[[], object]:
-    """An autograd function that only fills a scalar and hands back a fresh buffer: what any loss costs before it computes.
+    """An autograd function that only fills a scalar and returns a new buffer: the overhead of any loss.
 
-    A buffer that is held elsewhere too would be copied into ``leaf.grad``.
+    A buffer with another reference would be copied into ``leaf.grad``.
     """
     leaf = logits.detach().requires_grad_(backward)
 
@@ -266,10 +266,10 @@ def empty_of(logits: Tensor, *, backward: bool) -> Callable[[], object]:
 
 
 class Step:
-    """A whole float32 training step of ``model`` on one batch, which also notes the time that its loss takes.
+    """A whole float32 training step of ``model`` on one batch, which also records the time of its loss.
 
-    That is the loss's forward call, and its backward up to the gradient of the logits. With ``sync`` the device is waited for
-    at each of these marks.
+    That is the loss's forward call, and its backward up to the gradient of the logits. With ``sync`` the device is
+    synchronised at each of these points.
     """
 
     BATCH, CLASSES = 128, 10

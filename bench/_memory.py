@@ -1,4 +1,4 @@
-"""What a piece of work takes of memory: this process's on the CPU, the device's on a GPU."""
+"""Memory of a computation: of this process on the CPU, of the device on a GPU."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def used(work: Callable[[], T], device: torch.device | None = None) -> tuple[T, float, float]:
     """The result of ``work``, and by how many MB (of 1e6 bytes) memory rose at its peak and afterwards; nan where unknown.
 
-    On the CPU these are resident pages, freed blocks given back to the system first; the kernel keeps the peak and starts it
-    anew when told (proc(5), clear_refs). On a GPU nobody keeps the peak over all libraries: the memory taken afterwards is
-    given for both, which is right for those that keep what they allocated, as PyTorch and onnxruntime do.
+    On the CPU these are resident pages, freed blocks given back to the system first; the kernel records the peak and resets
+    it on request (proc(5), clear_refs). On a GPU no peak over all libraries is available: the memory afterwards is returned
+    for both, which is correct for libraries that keep their allocations, such as PyTorch and onnxruntime.
     """
     if device is not None and device.type == "cuda":
         return _on_gpu(work, device)
@@ -35,13 +35,13 @@ def used(work: Callable[[], T], device: torch.device | None = None) -> tuple[T, 
 
 @contextlib.contextmanager
 def enough_for(batch: int) -> Iterator[None]:
-    """DiskError, which is memory's too, where numpy, PyTorch or onnxruntime find none left for a batch."""
+    """Converts out-of-memory errors of numpy, PyTorch and onnxruntime to DiskError."""
     try:
         yield
     except Exception as error:
         if not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)):
             raise
-        raise DiskError(f"out of memory (batch {batch:,}); give smaller ones, e.g. --batches 1,8,64") from error
+        raise DiskError(f"out of memory (batch {batch:,}); use smaller batches, e.g. --batches 1,8,64") from error
 
 
 def _on_gpu(work: Callable[[], T], device: torch.device) -> tuple[T, float, float]:

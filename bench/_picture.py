@@ -1,4 +1,4 @@
-"""The benchmarks' pictures: one colour and marker per contender, the same in all of them, distinguishable without colour."""
+"""The benchmarks' pictures: one colour and marker per contender in all pictures, distinguishable without colour."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ class Line:
 
 
 def style(name: str) -> dict[str, Any]:
-    """Colour, marker and dashes of a contender; a strange one is a dotted black line."""
+    """Colour, marker and dashes of a contender; unknown ones are dotted black lines."""
     colour, marker = _STYLES.get(name.partition(" (")[0], (BLACK, "x"))
     line = "--" if name == "copy" else ":" if name.partition(" (")[0] not in _STYLES else "-"
     return {"color": colour, "marker": marker, "linestyle": line, "linewidth": 1.6, "markersize": 5}
 
 
 def draw(path: Path, title: str, note: str, lines: Sequence[Line]) -> None:
-    """Throughput against batch, and beside it latency against throughput, a point a batch size."""
+    """Throughput against batch size, and latency against throughput with one point per batch size."""
     figure = Figure(figsize=(8, 4.2 + 0.17 * max(0, len(lines) // 3 - 2)), dpi=_DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     for line in lines:
@@ -145,7 +145,7 @@ def draw_front(path: Path, title: str, note: str, rows: Sequence[Mapping[str, An
 
 
 def _levels(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[float, float], int]:
-    """How many lines higher the label of each point (throughput, latency) stands, lest it hides that of another."""
+    """Vertical offset in lines of each point's label (throughput, latency), to avoid overlaps."""
     points = sorted((float(row["images_per_s"]), float(row["p95_ms"])) for row in rows)
     wide, top = points[-1][0] - points[0][0], max(late for _, late in points)
     found: dict[tuple[float, float], int] = {}
@@ -163,7 +163,7 @@ def _mark(lines: Sequence[Line]) -> str:
 
 
 def plain_ticks(axis: Any, limits: tuple[float, float]) -> None:
-    """Plain numbers on a logarithmic axis, those between the powers of ten too where there are at most two of these."""
+    """Plain numbers on a logarithmic axis, also between the powers of ten if there are at most two of these."""
     axis.set_major_formatter(FuncFormatter(_plain))
     powers = math.floor(math.log10(limits[1])) - math.ceil(math.log10(max(limits[0], 1e-12))) + 1
     axis.set_minor_formatter(FuncFormatter(_minor) if powers <= 2 else NullFormatter())

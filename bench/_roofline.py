@@ -1,4 +1,4 @@
-"""How near the machine's limits a model runs: its multiply-accumulates against what a matrix product and a copy reach here.
+"""Share of the machine's limits that a model reaches: its multiply-accumulates against a matrix product and a copy measured here.
 
 The roofline of Williams, Waterman and Patterson (2009, CACM 52:4): no program is faster than min(peak, intensity * bandwidth).
 """
@@ -23,7 +23,7 @@ from zoo.export import _shortcut
 from zoo.export._session import reason
 
 SECONDS = 0.15
-"""Of measuring one limit at one size."""
+"""Seconds for measuring one limit at one size."""
 LONGEST = 1.0
 """Seconds that one matrix product may take."""
 SIZES = {"cpu": (256, 768, 2048), "cuda": (4096, 8192)}
@@ -36,7 +36,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Work:
-    """Of one sample: multiply-accumulates, and what must move however clever the program: bytes in and out, and once the weights."""
+    """Of one sample: multiply-accumulates, and the least memory traffic: bytes in and out, and the weights once."""
 
     macs: int
     sample_bytes: int
@@ -44,16 +44,16 @@ class Work:
     """Their number; a program in another precision reads each in that precision's width."""
 
     def moved(self, batch: int, precision: str) -> int:
-        """Bytes that a batch cannot do without."""
+        """Least number of bytes for a batch."""
         return self.weights * _BYTES[precision] + batch * self.sample_bytes
 
 
 def known(path: Path) -> Work | None:
-    """:func:`work`, or None, said in a line, for a graph whose shapes onnx cannot infer."""
+    """:func:`work`, or None, with a message, for a graph whose shapes onnx cannot infer."""
     try:
         return work(path)
-    except Exception as error:  # one boundary around onnx: it raises many types
-        print_line(f"roofline left out ({path.name}, {reason(error)})")
+    except Exception as error:  # onnx raises many types
+        print_line(f"roofline skipped ({path.name}, {reason(error)})")
         return None
 
 
@@ -67,7 +67,7 @@ def work(path: Path) -> Work:
     weights = sum(prod(tensor.dims) for tensor in model.graph.initializer)
     for tensor in model.graph.initializer:
         if prod(tensor.dims) > LARGE:
-            tensor.ClearField("raw_data")  # only shapes are asked for, and inference copies all bytes several times
+            tensor.ClearField("raw_data")  # only shapes are needed, and inference copies all bytes several times
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {value.name: _shape(value) for value in [*graph.value_info, *graph.input, *graph.output]}
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
@@ -99,7 +99,7 @@ def _macs(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def flops(precision: str, device: torch.device, threads: int) -> float:
-    """Operations (two a multiply-accumulate) a second of the best matrix product of this precision here."""
+    """Operations (two per multiply-accumulate) per second of the best matrix product of this precision."""
     if precision == "int8":
         return max((_best(call, device) for call in _int8_products(device, threads)), default=float("nan"))
     found = 0.0
@@ -130,7 +130,7 @@ def _int8_products(device: torch.device, threads: int) -> list[tuple[int, Callab
 
 
 def bandwidth(size: int, device: torch.device) -> float:
-    """Bytes a second of a copy that reads and writes ``size`` bytes together, as large as what a model moves."""
+    """Bytes per second of a copy that reads and writes ``size`` bytes in total, as many as a model moves."""
     half = min(max(size // 2, 1 << 20), 1 << 29)
     a = torch.ones(half, dtype=torch.uint8, device=device)
     out = torch.empty_like(a)
@@ -138,7 +138,7 @@ def bandwidth(size: int, device: torch.device) -> float:
 
 
 def _best(job: tuple[int, Callable[[], Any]], device: torch.device) -> float:
-    """Units a second in the quickest of the calls that fit into :data:`SECONDS`: a limit is what was ever reached."""
+    """Units per second in the fastest call within :data:`SECONDS`: a limit is the best measured value."""
     units, call = job
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     call()
@@ -153,7 +153,7 @@ def _best(job: tuple[int, Callable[[], Any]], device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Limits:
-    """What was measured for one batch: operations a second by precision, and bytes a second."""
+    """Limits for one batch: operations per second by precision, and bytes per second."""
 
     flops: dict[str, float]
     bandwidth: float
@@ -165,7 +165,7 @@ class Limits:
         )
 
     def place(self, model: Work, precision: str, batch: int, seconds: float) -> tuple[float, float, str]:
-        """GFLOP/s of a call that took ``seconds``, its share of the roofline, and which limit that is."""
+        """GFLOP/s of a call that took ``seconds``, its share of the roofline, and the binding limit."""
         done = 2 * model.macs * batch
         by_compute, by_copy = done / self.flops[precision], model.moved(batch, precision) / self.bandwidth
         bound = "copy" if by_copy > by_compute else "compute"
@@ -173,7 +173,7 @@ class Limits:
 
 
 def limits(model: Work, precisions: set[str], device: torch.device, threads: int, batch: int) -> Limits:
-    """Measure now; call it before and after the contenders and take the higher (:meth:`Limits.merged`)."""
+    """Measure; call it before and after the contenders and use the higher values (:meth:`Limits.merged`)."""
     return Limits(
         {each: flops(each, device, threads) for each in sorted(precisions)}, bandwidth(model.moved(batch, "fp32"), device)
     )

@@ -1,4 +1,4 @@
-"""onnxruntime and OpenVINO as contenders: set as fast as they honestly go, each choice measured and named in the row."""
+"""onnxruntime and OpenVINO as contenders, with their fastest settings; each choice is measured and named in the row."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from zoo.export import _feed, _guard, _session
 
 K = TypeVar("K")
 MARGIN = 0.03
-"""Another setting than the usual one is taken if it is faster by more than this."""
+"""Share by which a non-default setting must be faster."""
 SPLIT_FROM = 16
-"""Smallest batch that is also tried in parts: their activations may fit the caches."""
+"""Smallest batch that is also tried in parts, whose activations may fit the caches."""
 
 
 def of_onnxruntime(
     files: Mapping[str, Path], device: torch.device, threads: int, *, tune: bool = False, allow_cpu: bool = False
 ) -> list[Contender]:
-    """onnxruntime on the CPU (fp32, int8) or the GPU (fp32, fp16; there through TensorRT too, if live).
+    """onnxruntime on the CPU (fp32, int8) or the GPU (fp32, fp16; there with TensorRT too, if available).
 
     Raises:
-        UsageError: onnxruntime is missing or cannot run on ``where`` (alone it would take the CPU in silence).
+        UsageError: onnxruntime is missing or cannot run on ``where`` (by itself it would fall back to the CPU silently).
     """
     if device.type != "cpu":
         return _gpu.contenders(files, device, threads, allow_cpu=allow_cpu)
@@ -38,7 +38,7 @@ def of_onnxruntime(
             lambda tuned, inputs: tuned.prepare(inputs), file_mb=_guard.check(path) / 1e6,
         )
         for precision, path in files.items()
-        if precision != "fp16" or len(files) == 1  # on the CPU it is widened again: smaller, never faster
+        if precision != "fp16" or len(files) == 1  # on the CPU it is converted back: smaller, never faster
     ]  # fmt: skip
 
 
@@ -53,7 +53,7 @@ class Tuned:
         self.path, self.threads, self.tune = path, threads, tune
         self.session = self._open(spin=True)
         self.fixed = isinstance(self.session.get_inputs()[0].shape[0], int)
-        """Only one batch size fits: it is not tried in parts."""
+        """Whether only one batch size is accepted; it is then not tried in parts."""
         self.waits = ""
 
     def _open(self, *, spin: bool) -> Any:
@@ -65,7 +65,7 @@ class Tuned:
         return Ready(run(self.session, inputs.numpy()), tune=partial(self.tuned, inputs) if self.tune else None)
 
     def tuned(self, inputs: Tensor) -> Ready:
-        """The fastest call found for this batch; how to wait is settled by the first batch."""
+        """The fastest call for this batch; the first batch decides the waiting mode."""
         if not self.waits:
             self._choose_waiting(inputs.numpy())
         parts = {1: run(self.session, inputs.numpy())}
@@ -95,7 +95,7 @@ def fastest(calls: Mapping[K, Call], rounds: int = 5) -> K:
 
 
 def run(session: Any, images: np.ndarray, parts: int = 1) -> Call:
-    """``session.run`` on a batch that is read anew each time, in ``parts`` of it one after the other."""
+    """``session.run`` on a batch that is read on every call, in ``parts`` one after the other."""
     name, wanted = session.get_inputs()[0].name, [_feed.output(session, Path())]
     feeds = [{name: part} for part in np.array_split(images, parts)]  # views: nothing is copied
     if parts == 1:
@@ -105,7 +105,7 @@ def run(session: Any, images: np.ndarray, parts: int = 1) -> Call:
 
 
 def of_openvino(files: Mapping[str, Path], threads: int, *, half: bool) -> list[Contender]:
-    """OpenVINO on the CPU, compiled for each batch size: fp32, bf16 where the CPU multiplies it, int8; none if not installed."""
+    """OpenVINO on the CPU, compiled for each batch size: fp32, bf16 if the CPU supports it, int8; empty if not installed."""
     try:
         import openvino
     except ImportError:

@@ -1,4 +1,4 @@
-"""``zoo bench --scenario``: the four load patterns of MLPerf inference, with its rules for what counts as a result.
+"""``zoo bench --scenario``: the four load patterns of MLPerf inference, with its rules for valid results.
 
 Reddi et al. 2020, "MLPerf Inference Benchmark", section 4, and the rules of its load generator (LoadGen): queries hold samples drawn
 at random, single and multi stream send the next query when the last is answered, server sends by a Poisson process, offline
@@ -30,14 +30,14 @@ CONFIDENCE = 0.99
 LATENCY_MS = 15.0
 """Bound of the server scenario for ResNet-50 in MLPerf; ``--latency-ms`` sets another."""
 SEARCH = 7
-"""Short runs by which the highest rate of the server scenario is found, where none is given."""
+"""Number of short runs for finding the highest rate of the server scenario, if none is given."""
 SAMPLES = 1024
-"""Distinct images that queries draw from."""
+"""Number of distinct images for queries."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a scenario demands of a result."""
+    """Requirements of a scenario."""
 
     name: str
     """LoadGen's name of it."""
@@ -53,7 +53,7 @@ class Rules:
 RULES = {
     "single": Rules("SingleStream", 1, 0.90, 1024),
     "multi": Rules("MultiStream", 8, 0.99, 662),
-    "server": Rules("Server", 1, 0.99, 459),  # fewer cannot hold the bound, even with none too late
+    "server": Rules("Server", 1, 0.99, 459),  # fewer cannot satisfy the bound, even with none too late
     "offline": Rules("Offline", 64, 0.0, 1),
 }
 OFFLINE_SAMPLES = 24_576
@@ -71,7 +71,7 @@ class Outcome:
 
 
 def discarded(queries: int, percentile: float) -> int:
-    """The largest t for which t of ``queries`` over a latency still show, at 99 % confidence, that it bounds the percentile.
+    """The largest t such that t of ``queries`` above a latency still imply, at 99 % confidence, that it bounds the percentile.
 
     P(X <= t) <= 1 - 0.99 for X ~ Binomial(queries, 1 - percentile); -1 if there are too few queries for any.
     """
@@ -122,7 +122,7 @@ def poisson(query: Callable[[np.ndarray], object], rate: float, pool: int, secon
 
 
 def met(outcome: Outcome, rules: Rules, latency_ms: float) -> dict[str, bool]:
-    """Each demand of the rules, by LoadGen's words, and whether it is met."""
+    """Each requirement of the rules, in LoadGen's words, and whether it is met."""
     queries = len(outcome.latencies)
     found = {"Min duration satisfied": outcome.seconds >= rules.seconds, "Min queries satisfied": queries >= rules.queries}
     if rules.name == "Server":
@@ -137,7 +137,7 @@ def met(outcome: Outcome, rules: Rules, latency_ms: float) -> dict[str, bool]:
 
 
 def headline(outcome: Outcome, rules: Rules) -> tuple[str, float]:
-    """What a scenario is judged by: its name, and the figure in ms or per second."""
+    """Metric of a scenario: its name, and the value in ms or per second."""
     if rules.name == "Offline":
         return "samples per second", outcome.samples / outcome.seconds
     if rules.name == "Server":
@@ -198,7 +198,7 @@ def main(
     max_memory: int = 0,
     timeout: float = _guard.TIMEOUT,
 ) -> Path:
-    """Run one scenario for onnxruntime and OpenVINO in fp32 and int8; returns the CSV, with a LoadGen summary of each row beside it.
+    """Run one scenario for onnxruntime and OpenVINO in fp32 and int8; returns the CSV, with a LoadGen summary per row next to it.
 
     ``seconds`` shortens the run (10 minutes by the rules; the result is then marked as not valid); ``rate`` is that of the server
     scenario, which is searched for otherwise.
@@ -277,13 +277,13 @@ def _highest(query: Callable[[np.ndarray], object], rules: Rules, pool: int, sec
         tried = poisson(query, middle, pool, seconds / SEARCH, 50)
         low, high = (middle, high) if np.quantile(tried.latencies, rules.percentile) <= latency_ms * 1e6 else (low, middle)
     if not low:
-        raise UsageError(f"no rate keeps 99 % of the queries below {latency_ms:g} ms; give a larger --latency-ms")
+        raise UsageError(f"no rate keeps 99 % of the queries below {latency_ms:g} ms; use a larger --latency-ms")
     print_line(f"server   {low:.4g} queries per second keep the 99th percentile below {latency_ms:g} ms")
     return low
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> RenderableType:
-    """The rows for people."""
+    """The rows as a table for a terminal."""
     heads = ("model", "contender", "threads", rows[0]["measure"], "p50 ms", "p99 ms", "queries", "s", "accuracy", "valid")
     keys = ("model", "contender", "threads", "value", "p50_ms", "p99_ms", "queries", "seconds", "accuracy", "valid")
     return tables.make(heads, [[row[key] for key in keys] for row in rows], title=rows[0]["scenario"])

@@ -1,4 +1,4 @@
-"""What zoo's own timing costs: the figure of a benchmark against a bare loop around ``session.run`` in the same process."""
+"""Overhead of zoo's timing: a benchmark against a bare loop around ``session.run`` in the same process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zoo.errors import DisagreeError
 from zoo.export import _guard, _session
 
 ALLOWED = 0.01
-"""Largest share by which the two may differ."""
+"""Largest accepted relative difference."""
 
 
 def main(
@@ -28,7 +28,7 @@ def main(
     """Measure both ways in turns, for each model and batch (default 1 and 8); returns the CSV.
 
     Raises:
-        DisagreeError: the two differ by more than 1 % beyond doubt.
+        DisagreeError: the two differ significantly by more than 1 %.
     """
     used, rows, budget = inference.checked_threads(threads), [], budget or Budget()
     budget.places = len(targets)
@@ -50,17 +50,16 @@ def main(
     _timing.write_csv(path, rows)
     if wrong := [row for row in rows if row["verdict"] == "no"]:
         raise DisagreeError(
-            f"zoo's figure is off by {wrong[0]['difference']:+.1%} from a bare loop ({wrong[0]['model']}, batch {wrong[0]['batch']},"
+            f"zoo's figure differs by {wrong[0]['difference']:+.1%} from a bare loop ({wrong[0]['model']}, batch {wrong[0]['batch']},"
             f" allowed {ALLOWED:.0%}; {path}); measure on a quiet machine"
         )
     return path
 
 
 def both(call: Call, seconds: float) -> tuple[np.ndarray, np.ndarray]:
-    """(rounds,) nanoseconds a call by zoo's clock, and by a loop that reads a clock only at its ends; in turns, without rests.
+    """(rounds,) nanoseconds per call by zoo's clock, and by a loop that reads a clock only at its ends; alternating, without pauses.
 
-    Only one session runs here, so that no other's threads need a rest to fall asleep, and pairs of a few milliseconds see
-    the same machine.
+    Only one session runs here, so no pause for other threads is needed, and pairs of a few milliseconds see the same machine.
     """
     own: list[float] = []
     bare: list[float] = []
@@ -106,7 +105,7 @@ def _row(model: str, batch: int, threads: int, own: np.ndarray, bare: np.ndarray
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """For a terminal; ``undecided`` is a machine too noisy to tell 1 %."""
+    """The table for a terminal; ``undecided`` means that the machine is too noisy to resolve 1 %."""
     columns = ("model", ">batch", ">zoo img/s", ">bare loop img/s", ">difference %", ">95 %", "within 1 %")
     return tables.make(columns, map(_cells, rows))
 

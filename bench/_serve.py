@@ -1,6 +1,6 @@
-"""How to deploy on the cores there are: workers x threads under load, as processes and as sessions in threads of one process.
+"""Deployment on the available cores: workers x threads under load, as processes and as sessions in threads of one process.
 
-Each worker sends its next batch when the last is answered (a closed loop); no network takes part.
+Each worker sends its next batch when the last one is done (a closed loop), without a network.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from zoo.export import _guard, _session
 MODES = ("processes", "threads")
 ROUNDS, QUICK_ROUNDS = 10, 3
 Load = Callable[[float], list[np.ndarray]]
-"""Seconds of load to the latencies of each worker, in ns."""
+"""Seconds of load, and the latencies of each worker in ns."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """So many workers with so many threads each, as processes or as threads of one process."""
+    """Numbers of workers and of threads per worker, as processes or as threads of one process."""
 
     mode: str
     workers: int
@@ -43,7 +43,7 @@ class Setup:
 
 
 def setups(cores: int) -> list[Setup]:
-    """Powers of two and all cores, as far as workers x threads fit the cores; and twice as many workers as cores."""
+    """Powers of two and all cores, if workers x threads fit the cores; plus twice as many workers as cores."""
     counts = sorted({count for count in (1, 2, 4, 8, 16, 32, 64, cores) if count <= cores})
     pairs = [(workers, threads) for workers in counts for threads in counts if workers * threads <= cores]
     return [Setup(mode, *pair) for pair in [*pairs, (2 * cores, 1)] for mode in (MODES if pair[0] > 1 else MODES[1:])]
@@ -53,8 +53,7 @@ def main(
     quick: bool = False, targets: Sequence[str] = (), *, out: Path | None = None, batches: Sequence[int] = (), threads: int = 0,
     seconds: float = 0.0, budget: Budget | None = None, max_memory: int = 0, timeout: float = _guard.TIMEOUT,
 ) -> Path:  # fmt: skip
-    """Measure every setup in shuffled rounds; ``threads`` are the cores to use, ``seconds`` those of one turn, unless a
-    ``budget`` for everything sets them. Returns the CSV."""
+    """Measure every setup in shuffled rounds; ``threads`` are the cores to use, ``seconds`` those of one turn, unless a ``budget`` for the command sets them. Returns the CSV."""
     cores, rows, budget = inference.checked_threads(threads), [], budget or Budget()
     budget.places = len(targets)
     folders: list[Path | None] = []
@@ -81,7 +80,7 @@ def main(
 def measured(
     file: Path, images: np.ndarray, wanted: Sequence[Setup], rounds: int, seconds: float
 ) -> dict[Setup, list[list[np.ndarray]]]:
-    """For each setup and round the latencies of its workers; all workers live from the start, and idle ones sleep."""
+    """For each setup and round the latencies of its workers; all workers run from the start, and idle ones sleep."""
     rng, order = np.random.default_rng(0), list(wanted)
     turns: dict[Setup, list[list[np.ndarray]]] = {setup: [] for setup in wanted}
     with contextlib.ExitStack() as stack:
@@ -129,7 +128,7 @@ def _processes(setup: Setup, file: Path, images: np.ndarray) -> Iterator[Load]:
         def answers() -> list[str]:
             lines = [worker.stdout.readline() for worker in workers]  # type: ignore[union-attr]
             if not all(lines):
-                raise FileError(f"a worker process ended ({file}); look at the lines above, or use fewer --threads")
+                raise FileError(f"a worker process ended ({file}); see the messages above, or use fewer --threads")
             return lines
 
         def load(seconds: float) -> list[np.ndarray]:
@@ -176,7 +175,7 @@ def front(rows: Sequence[Mapping[str, Any]]) -> set[int]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """For a terminal: the front, among which to choose, in bold."""
+    """The table for a terminal, with the Pareto front in bold."""
     columns = ("model", ">batch", ">workers x threads", "as", ">img/s", ">95 % interval", ">p50 ms", ">p95 ms", "front")
     found = tables.make(columns, [])
     for row in rows:
@@ -190,7 +189,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def figure(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Latency against throughput, a point a setup, the front joined by a line; for the first model and batch."""
+    """Latency against throughput, one point per setup, the front joined by a line; for the first model and batch."""
     own = [row for row in rows if (row["model"], row["batch"]) == (rows[0]["model"], rows[0]["batch"])]
     title = f"{own[0]['model']}, batch {own[0]['batch']}: workers x threads on {_show.many(own[0]['cores'], 'core')} of {own[0]['cpu']}"
     _picture.draw_front(path, title, f"onnxruntime {own[0]['onnxruntime']}, {own[0]['date']}", own)

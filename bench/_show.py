@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 def table(rows: Sequence[Row]) -> RenderableType:
-    """One table a model, device and batch, the fastest in bold; then what each costs to hold. 80 columns wide."""
+    """One table per model, device and batch, the fastest in bold; then memory and file sizes. 80 columns wide."""
     parts: list[RenderableType] = []
     for (model, device, batch), own in _grouped(rows, "model", "device", "batch").items():
         place = own[0]["cpu"] if device == "cpu" else device
@@ -31,12 +31,12 @@ def table(rows: Sequence[Row]) -> RenderableType:
     for (model, _), own in _grouped(rows, "model", "device").items():
         largest = [row for row in own if row["batch"] == own[-1]["batch"]]
         columns = ("contender", ">load ms", ">first ms", ">peak MB", ">file MB", ">accuracy %", ">max diff")
-        parts += [tables.make(columns, map(_cost, largest), title=f"{model} · what it costs, batch {own[-1]['batch']}"), ""]
+        parts += [tables.make(columns, map(_cost, largest), title=f"{model} · cost, batch {own[-1]['batch']}"), ""]
     return Group(*parts, *_notes(rows))
 
 
 def resident_head(rows: Sequence[Row]) -> tuple[str, ...]:
-    """A column more where data can stay on a GPU."""
+    """One more column if data can stay on a GPU."""
     return (">resident",) if any(row["resident_per_s"] != "" for row in rows) else ()
 
 
@@ -83,16 +83,16 @@ def _cost(row: Row) -> tuple[str, ...]:
 def _notes(rows: Sequence[Row]) -> list[str]:
     bases = sorted({str(row["base"]) for row in rows})
     notes = [
-        f"ratio: to {', '.join(bases)}, round by round. peak: of the lower limit of a matrix product and a copy, both measured here."
+        f"ratio: to {', '.join(bases)}, per round. peak: share of the lower limit of a matrix product and a copy, measured here."
     ]
     if any(row["noisy"] == "yes" for row in rows):
-        notes.append("* noisy: rounds differ so much that the figure should not be relied on.")
+        notes.append("* noisy: rounds differ too much; do not rely on the figure.")
     chosen = {f"{row['contender']}: {row['settings']}" for row in rows if row["settings"]}
     return [*notes, f"chosen by measurement: {'; '.join(sorted(chosen))}"] if chosen else notes
 
 
 def figures(rows: Sequence[Row], out: Path) -> list[Path]:
-    """Pictures beside the CSV ``out``, for each model: throughput and latency, and accuracy against latency if there is any."""
+    """Pictures next to the CSV ``out``, for each model: throughput and latency, and accuracy against latency if there is any."""
     made = []
     models = _grouped(rows, "model")
     for (model,), own in models.items():

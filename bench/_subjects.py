@@ -1,4 +1,4 @@
-"""What is benchmarked: a run, a model by name or an ONNX file, as one thing that PyTorch and the runtimes can all take."""
+"""Subject of a benchmark: a run, a model by name or an ONNX file, in one form for PyTorch and the runtimes."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from zoo.export import _facts, _feed, _graph, _guard, _onnx, _quantise, _session
 from zoo.training.build import model_spec
 
 IMAGES = 10_000
-"""Test images at most that a contender's accuracy is measured on."""
+"""Largest number of test images for a contender's accuracy."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model as its ONNX file has it: what goes in, who builds it for PyTorch, and its file for each precision."""
+    """A model as in its ONNX file: input, builder for PyTorch, and a file per precision."""
 
     name: str
     shape: tuple[int, ...]
-    """Of one input: (3, H, W) float32, or (H, W, 3) uint8 where the file does the preprocessing."""
+    """Of one input: (3, H, W) float32, or (H, W, 3) uint8 if the file includes the preprocessing."""
     build: Callable[[], _graph.Exported] | None
     files: dict[str, Path] = field(default_factory=dict)
     weights_mb: float = 0.0
@@ -42,16 +42,16 @@ class Subject:
     preprocess: str = "none"
     dtype: str = "float32"
     fixed: int = 0
-    """The only batch size that the file takes; 0 for any."""
+    """The only accepted batch size; 0: any."""
     seconds: float = 0.0
-    """Of one image in the trial, where there was one."""
+    """Seconds per image in the trial, if there was one."""
 
     def noise(self, batch: int) -> Tensor:
         """The same (N, *shape) images for every contender and every run: :func:`zoo.export._feed.noise`."""
         return torch.from_numpy(_feed.noise(batch, self.shape, self.dtype))
 
     def images(self, split: str = "test", most: int = IMAGES) -> tuple[Tensor, Tensor] | None:
-        """Images of the run's data as the model takes them, evenly spread over the split, with targets; None without data."""
+        """Images of the run's data as model inputs, evenly spread over the split, with targets; None without data."""
         if self.run is None:
             return None
         try:
@@ -80,8 +80,8 @@ def opened(
 ) -> Iterator[Subject]:
     """A run (None: the latest), a ``FILE.onnx`` or a model's name, with a file for each of ``precisions``.
 
-    Files that are there are tried in a child process first (:func:`zoo.export._guard.trial`, by its ``max_memory`` MB and
-    ``timeout`` s), a run's own too: it may be a stranger's. Those that the run does not have are made and gone afterwards.
+    Existing files are tried in a child process first (:func:`zoo.export._guard.trial`, by its ``max_memory`` MB and
+    ``timeout`` s), also those of a run, which may be from an unknown source. Missing ones are created temporarily.
 
     Raises:
         UsageError: no such run or model. FileError: a file that cannot be used.
@@ -129,11 +129,9 @@ def _of_run(target: Any, precisions: tuple[str, ...], tried: Callable[[Path], _g
         tried(path)
         _guard.check_receipt(path)
     mode, softmax = own_preprocessing(there["fp32"]) if "fp32" in there else ("none", False)
-    if mode == "full":  # takes images of any size as bytes; the network alone is what runtimes are compared by
+    if mode == "full":  # accepts images of any size as bytes; runtimes are compared on the network only
         mode, softmax = "none", False
-        print_line(
-            "onnx     model.onnx resizes images itself; the network alone is measured (name the file to measure all of it)"
-        )
+        print_line("onnx     model.onnx includes resizing; only the network is measured (pass the file to measure all of it)")
     files = {each: path for each, path in there.items() if own_preprocessing(path) == (mode, softmax)}
 
     def build() -> _graph.Exported:
@@ -152,7 +150,7 @@ def _mb(model: nn.Module) -> float:
 
 
 def _of_file(path: Path, trial: _guard.Trial) -> Subject:
-    """A file alone; with the run it was made from in its folder, PyTorch takes part too."""
+    """A file; with its run in the same folder, PyTorch is included too."""
     _guard.check_receipt(path)
     session = _session.open_session(path)
     feed, written = _feed.of(session, path), session.get_modelmeta().custom_metadata_map
@@ -170,7 +168,7 @@ def _of_file(path: Path, trial: _guard.Trial) -> Subject:
         return found
     run = engine.load(path.parent)
     if _graph.weights_sha256(run.model) != written.get("weights_sha256"):
-        print_line(f"pytorch  left out: {path.name} was made from other weights than those of {path.parent}")
+        print_line(f"pytorch  skipped: {path.name} was exported from other weights than those of {path.parent}")
         return found
     softmax = written.get("softmax", "false") == "true"
 
@@ -181,23 +179,23 @@ def _of_file(path: Path, trial: _guard.Trial) -> Subject:
 
 
 def _say(path: Path, session: Any, feed: _feed.Feed, found: Subject) -> None:
-    """What was decided about a file that leaves something open."""
+    """Choices for a file with open dimensions or several outputs."""
     if any(not isinstance(axis, int) for axis in session.get_inputs()[0].shape[1:]):
         print_line(f"input    {path.name} leaves sizes open: measured at {' x '.join(map(str, found.shape))}")
     if found.fixed:
-        print_line(f"batch    {path.name} takes batches of {found.fixed} only")
+        print_line(f"batch    {path.name} accepts only batches of {found.fixed}")
     if len(session.get_outputs()) > 1:
         print_line(f"output   {path.name} has {len(session.get_outputs())} outputs: {feed.output} is compared")
 
 
 def own_preprocessing(path: Path) -> tuple[str, bool]:
-    """What an exported file does besides the model, by its metadata: ``none``, ``normalize`` or ``full``; softmax or not."""
+    """Preprocessing and softmax of an exported file, by its metadata: ``none``, ``normalize`` or ``full``; softmax or not."""
     written = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
     return written.get("preprocess", "none"), written.get("softmax", "false") == "true"
 
 
 def precision(path: Path) -> str:
-    """``int8``, ``fp16`` or ``fp32``, by what stands in the graph."""
+    """``int8``, ``fp16`` or ``fp32``, by the operators in the graph."""
     graph = onnx.load(path, load_external_data=False).graph
     if any(node.op_type == "DequantizeLinear" for node in graph.node):
         return "int8"
@@ -206,7 +204,7 @@ def precision(path: Path) -> str:
 
 
 def _files(subject: Subject, exported: _graph.Exported, folder: Path, precisions: tuple[str, ...]) -> dict[str, Path]:
-    files = {"fp32": folder / "model.onnx"} | subject.files  # first, whatever else there is
+    files = {"fp32": folder / "model.onnx"} | subject.files  # always first
     missing = [each for each in precisions if each not in subject.files]
     if not missing:
         return files
@@ -221,11 +219,11 @@ def _files(subject: Subject, exported: _graph.Exported, folder: Path, precisions
             else:
                 _onnx.save(exact, files["fp32"], {})
                 continue
-        except Exception as error:  # several libraries take part, each with its own errors
+        except Exception as error:  # several libraries are involved, each with its own errors
             if each == "fp32":
                 raise
             why = str(error).splitlines()[0][:80] if str(error) else ""
-            print_line(f"skipped  {each}: no file of it can be made ({type(error).__name__}: {why})")
+            print_line(f"skipped  {each}: cannot be exported ({type(error).__name__}: {why})")
             continue
         files[each] = made
     return files

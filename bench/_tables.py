@@ -1,9 +1,9 @@
-"""The tables of README and docs, made from the CSV files of the benchmarks.
+"""The tables of README and docs, generated from the CSV files of the benchmarks.
 
-``python -m zoo.bench._tables README.md docs/*.md`` writes again what stands between markers such as
+``python -m zoo.bench._tables README.md docs/*.md`` updates the text between markers such as
 ``<!-- table:inference batch=64 contender images_per_s ratio -->`` and ``<!-- /table:inference -->``: the named columns of the rows of
-``bench/results/inference.csv`` that have these values (``*`` stands for anything). With columns such as ``mean:accuracy`` the
-rows that agree in the others become one line: their number, the mean and standard deviation of these. ``accuracy%`` shows a
+``bench/results/inference.csv`` that have these values (``*`` stands for anything). With columns such as ``mean:accuracy``
+rows that agree in the other columns are combined: their number, mean and standard deviation. ``accuracy%`` shows a
 share in per cent.
 """
 
@@ -25,11 +25,10 @@ _MARKED = re.compile(r"(<!-- table:([\w-]+)([^>\n]*?) -->\n).*?(<!-- /table:\2 -
 
 
 def render(path: Path, columns: Sequence[str] = (), where: dict[str, str] | None = None) -> str:
-    """Markdown of a CSV: ``columns`` (default: all but the environment) of the rows that match ``where``, and one line that
-    says on what and by which command they were made.
+    """Markdown of a CSV: ``columns`` (default: all but the environment) of the rows that match ``where``, and one line with machine, versions and command.
 
     Raises:
-        ValueError: no such column, or no row left.
+        ValueError: no such column, or no matching row.
     """
     fits = (where or {}).items()
     rows = [row for row in _timing.read_csv(path) if all(fnmatch(row.get(key, ""), value) for key, value in fits)]
@@ -58,7 +57,7 @@ def _bare(column: str) -> str:
 
 
 def _means(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> tuple[list[str], list[dict[str, str]]]:
-    """One row for all that agree in the plain columns; ``runs`` is how many there were."""
+    """One row for all that agree in the plain columns; ``runs`` is their number."""
     plain = [name for name in columns if not name.startswith(MEAN)]
     averaged = [name.removeprefix(MEAN) for name in columns if name.startswith(MEAN)]
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
@@ -108,7 +107,7 @@ def _cell(text: str) -> str:
 
 
 def updated(text: str, results: Path = RESULTS) -> str:
-    """``text`` with every marked table made anew from ``results/NAME.csv``; nothing stands where there is no such file."""
+    """``text`` with every marked table regenerated from ``results/NAME.csv``; empty if the file is missing."""
 
     def again(found: re.Match[str]) -> str:
         path, words = results / f"{found[2]}.csv", found[3].split()
@@ -120,7 +119,7 @@ def updated(text: str, results: Path = RESULTS) -> str:
 
 
 def update(path: Path, results: Path = RESULTS) -> None:
-    """Write the marked tables of a Markdown file again."""
+    """Update the marked tables of a Markdown file."""
     publish_text(path, updated(path.read_text(encoding="utf-8"), results))
 
 

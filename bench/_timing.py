@@ -1,4 +1,4 @@
-"""The one clock: contenders take turns in shuffled rounds, and a figure carries its interval and where it was taken."""
+"""The clock of all benchmarks: contenders alternate in shuffled rounds, and each figure has its interval and environment."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ REST_S = 0.02
 """A pause before each turn: the idle threads of the previous contender's pool spin for milliseconds, on the cores that the next
 one needs (without the pause eager ResNet-32 at batch 1 after onnxruntime measured 3 times as slow)."""
 SETTLE_NS = 2_000_000
-"""Untimed calls that open a turn: caches are warm again and the contender's own threads awake."""
+"""Untimed calls at the start of a turn, to warm caches and wake the contender's threads."""
 LONG_NS = 20 * SETTLE_NS
-"""A turn whose first call takes longer than this is that one call: what settles in 2 ms does not matter to it."""
+"""If the first call of a turn takes longer than this, it is the turn: warm-up effects of 2 ms do not matter."""
 SHORTEST_NS = 50_000
-"""Calls shorter than this are timed in groups, since timing one adds 150 ns or so."""
+"""Calls shorter than this are timed in groups, since timing one adds about 150 ns."""
 RESAMPLES = 1000
 SPREAD, DRIFT = 0.15, 0.10
 """Above this interquartile range, or change from the first to the second half, over the median, a sample is noisy."""
@@ -57,12 +57,12 @@ class Sample:
 
     @cached_property
     def rates(self) -> np.ndarray:
-        """(rounds,) calls a second in each round's turn: slow calls count in full, as they do in a service."""
+        """(rounds,) calls per second in each round's turn: slow calls count fully, as in a service."""
         return 1e9 / np.array([turn.mean() for turn in self.turns])
 
     @property
     def rate(self) -> float:
-        """Calls a second: median over rounds."""
+        """Calls per second: median over rounds."""
         return float(np.median(self.rates))
 
     @property
@@ -71,7 +71,7 @@ class Sample:
         return float(np.median(self.medians))
 
     def quantile(self, q: float) -> float:
-        """Quantile over all timed calls, in ns; where calls were timed in groups, of the group means."""
+        """Quantile over all timed calls, in ns; of group means if calls are timed in groups."""
         return float(np.quantile(np.concatenate(self.turns), q))
 
     @cached_property
@@ -81,7 +81,7 @@ class Sample:
 
     @property
     def noisy(self) -> bool:
-        """The rounds spread or drift so much, in median or rate, that the figures should not be relied on."""
+        """Whether the rounds spread or drift so much, in median or rate, that the figures are unreliable."""
         return _unsteady(self.medians) or _unsteady(self.rates)
 
 
@@ -101,12 +101,12 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
 
 def ratio(base: Sample, other: Sample) -> float:
-    """How many times as fast ``other`` is: the median of base time over other time, taken round by round."""
+    """Speed of ``other`` relative to base: the median over rounds of base time over other time."""
     return float(np.median(base.medians / other.medians))
 
 
 def speedup(base: Sample, other: Sample) -> float:
-    """:func:`ratio` of calls a second."""
+    """:func:`ratio` of calls per second."""
     return float(np.median(other.rates / base.rates))
 
 
@@ -119,9 +119,10 @@ def interleave(
     sync: Callable[[], object] | None = None,
     seed: int = 0,
 ) -> dict[str, Sample]:
-    """Time ``contenders`` against each other: in each round every one takes one turn, in a new shuffled order.
+    """Time ``contenders`` against each other: in each round each takes one turn, in a newly shuffled order.
 
-    Slow drifts of the machine (heat, neighbours) so meet all alike. Give the number of ``rounds``, or the ``seconds`` that
+    Slow drifts of the machine (heat, other load) thus affect all equally. Give the number of ``rounds``, or the ``seconds``
+    that
     all rounds together may take. ``warmup`` calls of each come first, untimed. ``sync`` waits for the device; it is called
     before the clock is read.
     """
@@ -165,9 +166,9 @@ def _turn(call: Callable[[], object], group: int, wait: Callable[[], object]) ->
 
 
 def timed(call: Callable[[], object], count: int, group: int, wait: Callable[[], object]) -> np.ndarray:
-    """(count,) nanoseconds a call, each the mean of ``group`` calls: all that a figure is made of.
+    """(count,) nanoseconds per call, each the mean of ``group`` calls.
 
-    The count is settled before: a turn that ended after so much time would end with a slow call more often than not.
+    The count is fixed beforehand: a turn of fixed duration would tend to end with a slow call.
     """
     times = np.empty(count)
     clock = time.perf_counter_ns
@@ -194,7 +195,7 @@ def no_collection() -> Iterator[None]:
 
 
 def busy(seconds: float = 0.3) -> float:
-    """Cores that others keep busy while this process sleeps for ``seconds``; 0 where the system does not tell (proc(5))."""
+    """Cores used by other processes while this one sleeps for ``seconds``; 0 if unknown (proc(5))."""
     before = _idle()
     start = time.perf_counter()
     time.sleep(seconds)
@@ -215,7 +216,7 @@ def _idle() -> tuple[int, int] | None:
 
 
 def environment(device: torch.device | None = None) -> dict[str, str]:
-    """Where and by what a figure was made: the columns :data:`ENVIRONMENT`, to end each row."""
+    """Environment and command of a figure: the columns :data:`ENVIRONMENT` at the end of each row."""
     facts = machine.facts(device or torch.device("cpu")) | {
         "cores": machine.cores(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -225,19 +226,19 @@ def environment(device: torch.device | None = None) -> dict[str, str]:
 
 
 def _command() -> str:
-    """The command line without the machine's own folders, which mean nothing elsewhere."""
+    """The command line without machine-specific folders."""
     program = Path(sys.argv[0])
     name = program.parent.name if program.stem == "__main__" else program.stem
     return shlex.join([name, *(Path(word).name if word.startswith("/") else word for word in sys.argv[1:])])
 
 
 def rounded(value: Any) -> Any:
-    """Floats to four significant digits, which is more than any timing deserves; anything else as it is."""
+    """Floats to four significant digits, more than the precision of any timing; other values unchanged."""
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def default_out(name: str, *, quick: bool) -> Path:
-    """``bench/results/NAME.csv`` of a checkout, whose tables are kept; for a quick look, or where installed, ``runs/bench``."""
+    """``bench/results/NAME.csv`` of a checkout; for a quick run or an installed package, ``runs/bench``."""
     checkout = Path(__file__).resolve().parent.parent
     kept = (checkout / ".git").exists() and not quick
     return (checkout / "bench" / "results" if kept else run_folders.root() / "bench") / f"{name.replace('/', '-')}.csv"

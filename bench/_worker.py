@@ -1,6 +1,6 @@
-"""One worker under load: runs its session again and again for a while and tells when each answer came.
+"""One worker under load: runs its session repeatedly and reports the time of each call.
 
-Not here: torch, so that a process of it starts in a fraction of a second.
+Imports no torch, so that a process starts in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from zoo.export import _feed, _session
 
 
 def opened(path: Path, threads: int) -> Any:
-    """A session for one of several workers, whose threads do not spin: what they burn the others lack."""
+    """A session for one of several workers, whose threads do not spin: that would slow the others."""
     return _session.open_session(path, threads=threads, entries={"session.intra_op.allow_spinning": "0"})
 
 
@@ -34,7 +34,7 @@ def load(session: Any, images: np.ndarray, seconds: float) -> np.ndarray:
 
 
 def main() -> None:
-    """``_worker MODEL THREADS IMAGES.npy``: says ``ready``; for each line with seconds on stdin a line of latencies follows."""
+    """``_worker MODEL THREADS IMAGES.npy``: prints ``ready``; answers each line with seconds on stdin by a line of latencies."""
     session, images = opened(Path(sys.argv[1]), int(sys.argv[2])), np.load(sys.argv[3])
     load(session, images, 0.0)
     print("ready", flush=True)

@@ -1,8 +1,8 @@
-"""How fast and how exact is the focal loss: zoo's op against eager, compiled and peers, with a copy of the bytes as the limit.
+"""Speed and accuracy of the focal loss: zoo's op against eager, compiled and other implementations, with a copy of the bytes as the limit.
 
-A compiled contender is made for one number of threads, so torch.compile runs at the largest only; the kernels of lesser
-instruction sets run at :data:`SETS_AT`, in float32. Rows whose pass is :data:`STEP` are whole training steps, with the share of
-them that the loss takes. The whole of it takes about ten minutes on two cores.
+torch.compile compiles for one number of threads, so it runs at the largest only; the kernels of lesser
+instruction sets run at :data:`SETS_AT`, in float32. Rows whose pass is :data:`STEP` are whole training steps, with the share
+of the loss. The benchmark takes about ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LARGE = 1_000_000
 """Logits above which a call takes milliseconds in most contenders."""
 STEP = "training step"
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 2e-3}
-"""Largest error of zoo's own loss and gradient that passes, relative to the largest value."""
+"""Largest accepted error of zoo's loss and gradient, relative to the largest value."""
 
 
 def main(
@@ -52,11 +52,10 @@ def main(
     device: str = "auto",
     model: str = "resnet32",
 ) -> Path:
-    """Benchmark the loss over (N, C) ``sizes``, and in whole training steps of ``model``; returns the CSV, with a log-log
-    plot of the same name beside it.
+    """Benchmark the loss over (N, C) ``sizes``, and in whole training steps of ``model``; returns the CSV, with a log-log plot of the same name next to it.
 
     Raises:
-        UsageError: no such device. DisagreeError: zoo's own loss or gradient is off; nothing is written.
+        UsageError: no such device. DisagreeError: zoo's loss or gradient is wrong; nothing is written.
     """
     where = machine.device(device)
     out = out or _timing.default_out("focal_loss", quick=quick)
@@ -114,7 +113,7 @@ class Case:
         return (2 * torch.randn(self.logits.shape, generator=draw)).softmax(1).to(self.logits)
 
     def goal(self, contender: Contender) -> Tensor:
-        """What the contender takes as target."""
+        """Target of the contender."""
         if contender.formula in SOFT:
             return self.shares
         return self.onehot if contender.formula == "sigmoid" else self.target
@@ -130,7 +129,7 @@ class Able:
 
 
 def _able(case: Case, contenders: Sequence[Contender]) -> list[Able]:
-    """Those that can run, each held to the truth first: a compiler may be missing or refuse."""
+    """Contenders that can run, each checked against the reference: a compiler may be missing or fail."""
     truths = {
         formula: _losses.truth(formula, case.logits, case.shares if formula in SOFT else case.target, case.weight)
         for formula in dict.fromkeys(contender.formula for contender in contenders)
@@ -164,7 +163,7 @@ def _timed(case: Case, able: Sequence[Able], threads: int, seconds: float, *, co
         calls[COPY] = _losses.copy_of(logits, target, backward=backward)
         calls[COPY_SHARES] = _losses.copy_of(logits, case.shares, backward=backward)
         peaks = {name: told[name].peak[backward] if name in told else _peak(call) for name, call in calls.items()}
-        warmup = 0 if logits.numel() > LARGE else 2  # one call comes before the clock anyway
+        warmup = 0 if logits.numel() > LARGE else 2  # one call precedes the timing anyway
         sync = torch.cuda.synchronize if logits.is_cuda else None
         samples = _timing.interleave(calls, seconds=seconds, warmup=warmup, sync=sync)
         for name in samples:
@@ -178,7 +177,7 @@ def _timed(case: Case, able: Sequence[Able], threads: int, seconds: float, *, co
 
 
 def _kernel(name: str) -> str:
-    """What served zoo's op, or the instruction set that the contender's name ends in."""
+    """The kernel of zoo's op, or the instruction set at the end of the contender's name."""
     chosen = name.removeprefix(OWN_KERNEL).strip() if name.startswith(OWN_KERNEL) else ""
     return f"C++ {chosen}" if chosen else ops.kernel()
 
@@ -241,11 +240,11 @@ def _layers(head: _heads.Head, threads: int, seconds: float) -> list[dict[str, A
 
 
 def _hold(name: str, errors: tuple[float, float], shape: tuple[int, ...], dtype: str) -> None:
-    """DisagreeError where zoo's own numbers are off."""
+    """DisagreeError if zoo's values are wrong."""
     if not max(errors) <= TOLERANCE[dtype]:
         raise DisagreeError(
-            f"zoo's focal loss is off ({name}, {shape} {dtype}, loss {errors[0]:.1e}, gradient {errors[1]:.1e}, allowed"
-            f" {TOLERANCE[dtype]:.0e}); no results written. Build it again: make build"
+            f"zoo's focal loss is wrong ({name}, {shape} {dtype}, loss {errors[0]:.1e}, gradient {errors[1]:.1e}, allowed"
+            f" {TOLERANCE[dtype]:.0e}); no results written. Rebuild it: pip install --no-deps -e ."
         )
 
 
@@ -294,7 +293,7 @@ def _times(sample: _timing.Sample) -> dict[str, Any]:
 
 
 def _numbers(name: str, samples: Mapping[str, _timing.Sample], moved: int, copy: str) -> dict[str, Any]:
-    """Times, and multiples of the copy that moves as many bytes as the contender must."""
+    """Times, and multiples of a copy of as many bytes as the contender must move."""
     sample = samples[name]
     return _times(sample) | {
         "gb_per_s": moved / sample.median, "times_copy": 1 / _timing.ratio(samples[copy], sample),
@@ -303,8 +302,8 @@ def _numbers(name: str, samples: Mapping[str, _timing.Sample], moved: int, copy:
 
 
 def _peak(call: Callable[[], object]) -> float:
-    """Megabytes of PyTorch's memory that one call holds at its highest point, by the profiler's record of each block."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its notes on stderr are not for users
+    """Peak of PyTorch's memory in one call in MB, by the profiler's record of each block."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # hide its messages on stderr
     call()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
@@ -314,7 +313,7 @@ def _peak(call: Callable[[], object]) -> float:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The rows for a terminal: forward and backward together, one block a size."""
+    """The rows for a terminal: forward and backward together, one block per size."""
     shown = [row for row in rows if row["pass"].endswith("forward+backward")]
     columns = ("contender", ">N x C", ">type", ">threads", ">us", ">x copy", ">ratio", ">grad error", ">MB")
     found = tables.make(columns, [])

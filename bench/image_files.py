@@ -1,4 +1,4 @@
-"""What image files cost besides training: memory and start-up time of ``zoo train`` by the number of files, one large picture."""
+"""Cost of image files: memory and start-up time of ``zoo train`` by the number of files, and prediction on one large picture."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Smallest(nn.Module):
 
 @dataclass(frozen=True)
 class _Cost:
-    """Of a process: seconds until it said that it begins to train, and in all, and its peak of resident memory."""
+    """Of a process: seconds until training starts, total seconds, and peak of resident memory."""
 
     start_s: float
     total_s: float
@@ -53,7 +53,7 @@ class _Cost:
 
 
 def main(quick: bool = False, *, out: Path | None = None) -> Path:
-    """Train one epoch of a tiny net on sets of files, each twice, and name what is in one large picture; returns the CSV."""
+    """Train one epoch of a tiny net on sets of files, each twice, and classify one large picture; returns the CSV."""
     out = out or _timing.default_out("image_files", quick=quick)
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -91,7 +91,7 @@ def _write(path: Path, rng: np.random.Generator, size: tuple[int, int]) -> None:
 
 
 def _cost(words: Sequence[str], folder: Path) -> _Cost:
-    """Run a command of zoo in ``folder`` with a cache of its own; FileError if it fails."""
+    """Run a command of zoo in ``folder`` with a separate cache; FileError if it fails."""
     paths = [str(Path(zoo.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "ZOO_CACHE": str(folder / "cache")}
     began, start = time.monotonic(), 0.0

@@ -1,4 +1,4 @@
-"""Which runtime, precision and batch to deploy: PyTorch eager and compiled, onnxruntime and OpenVINO on the same bytes."""
+"""Inference by runtime, precision and batch size: PyTorch eager and compiled, onnxruntime and OpenVINO on the same bytes."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ ACCURACY_BATCH, QUICK_IMAGES, MOST_BYTES = 64, 1000, 400_000_000
 """Accuracy is taken at this batch size or the largest below it, on 1,000 images in a quick run and never on more than 400 MB."""
 
 QUICK_S, QUICK_CALLS = 30.0, 7
-"""Seconds that a quick look may take at one batch size, in which each contender is called so often where a call is long."""
+"""Time limit in seconds per batch size of a quick run, and the number of calls per contender if a call is long."""
 
 TF32 = "NVIDIA_TF32_OVERRIDE"
 
 ABOVE = 1.1
-"""A share of the roofline beyond this means that its limits were measured while others had the cores: such a row is noisy too."""
+"""A larger share of the roofline means that its limits were measured under load: such a row is marked as noisy too."""
 
 
 def main(
@@ -54,13 +54,13 @@ def main(
     max_memory: int = 0,
     timeout: float = _guard.TIMEOUT,
 ) -> Path:
-    """Benchmark runs (None: the latest), models by name and ONNX files; returns the CSV, with pictures beside it.
+    """Benchmark runs (None: the latest), models by name and ONNX files; returns the CSV, with pictures next to it.
 
-    ``threads`` 0 is all cores that are really available; ``seconds`` are those of measuring at one batch size, which a
-    ``budget`` for everything overrides. No ``devices`` is the CPU, and the GPU besides where there is one.
+    ``threads`` 0: all available cores; ``seconds``: time per batch size, overridden by a ``budget`` for the command. Empty
+    ``devices``: the CPU and, if there is one, the GPU.
 
     Raises:
-        UsageError: a device or runtime that is not there, or too short a budget. FileError: a model that does not run.
+        UsageError: a missing device or runtime, or too short a budget. FileError: a model that does not run.
         DisagreeError: outputs differ; nothing is written.
     """
     targets = list(targets) if isinstance(targets, list | tuple) else [targets]
@@ -79,7 +79,7 @@ def main(
                 folders.append(subject.folder)
                 sizes = fitting(subject, batches, asked)
                 if subject.run is not None and (said := _accuracy.of_run(subject.run)):
-                    print_line(f"accuracy {said}; the table's are of each contender in its own precision")
+                    print_line(f"accuracy {said}; the table has the accuracy of each contender in its own precision")
                 for place in places:
                     with _session.boundary(next(iter(subject.files.values())).name):
                         bench = _Bench(subject, place, used, quick, bool(devices), allow_cpu_fallback, budget)
@@ -92,13 +92,13 @@ def main(
 
 
 def fitting(subject: Subject, usual: Sequence[int], asked: Sequence[int]) -> Sequence[int]:
-    """The batch sizes ``asked`` for, or the ``usual``, as far as the file takes them; FileError if it takes none of those asked for."""
+    """The batch sizes ``asked`` for, or the ``usual`` ones, that the file accepts; FileError if it accepts none of the former."""
     if not subject.fixed:
         return asked or usual
     if asked and subject.fixed not in asked:
         path = next(iter(subject.files.values()))
         raise FileError(
-            f"model takes batches of {subject.fixed} only ({path}); leave out --batches, or export it with a free batch size"
+            f"model accepts only batches of {subject.fixed} ({path}); omit --batches, or export it with a free batch size"
         )
     return (subject.fixed,)
 
@@ -112,7 +112,7 @@ def default_out(stem: str, folders: Sequence[Path | None], names: Sequence[str])
 
 
 def checked_batches(batches: Sequence[int]) -> tuple[int, ...]:
-    """In order, each once; UsageError for one that is none."""
+    """Sorted, without duplicates; UsageError for an invalid one."""
     found = tuple(sorted(set(batches)))
     if found and found[0] < 1:
         raise UsageError(f"batch size {found[0]} is not allowed; give positive numbers, e.g. --batches 1,8,64")
@@ -120,7 +120,7 @@ def checked_batches(batches: Sequence[int]) -> tuple[int, ...]:
 
 
 def checked_threads(threads: int) -> int:
-    """``threads``, for 0 the cores really available; UsageError for more than the machine has cores."""
+    """``threads``, for 0 the available cores; UsageError for more than the cores of the machine."""
     most = os.cpu_count() or 1
     if threads > most:
         raise UsageError(f"--threads {threads} is more than this machine has cores; give at most {most}")
@@ -129,7 +129,7 @@ def checked_threads(threads: int) -> int:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where contenders run; ``fell`` where a GPU was asked for that is not here and the CPU was allowed."""
+    """Device of the contenders; ``fell`` if a requested GPU is missing and the CPU was allowed."""
 
     device: torch.device
     fell: bool = False
@@ -137,7 +137,7 @@ class _Place:
     @staticmethod
     def of(name: str, allow_cpu: bool) -> _Place:
         if name.startswith("cuda") and allow_cpu and not torch.cuda.is_available():
-            print_line(f"warning  no GPU for {name}: what is measured runs on the cpu, as allowed, and each row says so")
+            print_line(f"warning  no GPU for {name}: measuring on the CPU instead; each row is marked")
             return _Place(torch.device("cpu"), fell=True)
         try:
             return _Place(machine.device(name))
@@ -159,13 +159,13 @@ def _precisions(places: Sequence[_Place]) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _settings(threads: int, places: Sequence[_Place]) -> Iterator[int]:
-    """``threads`` for PyTorch, no TF32 anywhere (onnxruntime is given none either), no gradients; all as before afterwards."""
+    """Set ``threads`` for PyTorch, disable TF32 (as in onnxruntime) and gradients; restore all afterwards."""
     before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     override = os.environ.get(TF32)
     torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if any(place.device.type == "cuda" for place in places):
-        os.environ[TF32] = "0"  # TensorRT has no switch of its own in onnxruntime
+        os.environ[TF32] = "0"  # TensorRT has no separate switch in onnxruntime
         print_line("tf32     off in PyTorch and in onnxruntime")
     try:
         with torch.inference_mode():
@@ -195,7 +195,7 @@ class _Bench:
         self.kept = {each.name: each.load_mb for each in self.contenders}
 
     def run(self, batches: Sequence[int], seconds: float, *, trim: bool) -> list[dict[str, Any]]:
-        """The rows of those ``batches`` that there is time for, ``seconds`` each; ``trim`` leaves out those that take long."""
+        """The rows of the ``batches`` that fit into the time, ``seconds`` each; ``trim`` skips slow ones."""
         cost = self.cost(batches[0]) if trim or self.budget.total else 0.0
         if trim:
             batches = self.affordable(batches, cost)
@@ -212,7 +212,7 @@ class _Bench:
             found += _contenders.of_pytorch(subject.build, self.device, compiled=compiled, file_mb=subject.weights_mb)
             if not compiled:
                 print_line("skipped  torch.compile (it takes minutes)")
-            if self.place.fell:  # beside the CPU's own rows these are none of theirs
+            if self.place.fell:  # the CPU has rows of its own
                 found = [replace(each, name=each.name + _gpu.FELL) for each in found]
         try:
             device = torch.device("cuda") if self.place.fell else self.device
@@ -229,7 +229,7 @@ class _Bench:
         return found
 
     def cost(self, batch: int) -> float:
-        """Seconds per image in :data:`QUICK_CALLS` calls of all contenders, going by two calls of the first at ``batch``."""
+        """Seconds per image in :data:`QUICK_CALLS` calls of all contenders, estimated from two calls of the first at ``batch``."""
         call = self.contenders[0].prepare(self._inputs(batch)).call
         call()
         start = time.perf_counter()
@@ -244,7 +244,7 @@ class _Bench:
         return kept
 
     def measured(self, batches: Sequence[int], seconds: float) -> list[dict[str, Any]]:
-        """The rows of all batch sizes; each accuracy stands in all rows of its contender."""
+        """The rows of all batch sizes; each accuracy is in all rows of its contender."""
         at = max((batch for batch in batches if batch <= ACCURACY_BATCH), default=batches[0])
         rows: list[dict[str, Any]] = []
         for number, batch in enumerate(batches):
@@ -259,7 +259,7 @@ class _Bench:
         return [row | self._accuracy(row["contender"]) | environment for row in rows]
 
     def _batch(self, batch: int, seconds: float, *, accuracy: bool) -> list[dict[str, Any]]:
-        torch.compiler.reset()  # what was compiled for another batch counts towards the limit of recompilations
+        torch.compiler.reset()  # compilations for other batch sizes count towards the limit
         began, inputs = time.perf_counter(), self._inputs(batch)
         before = self._limits(batch)
         limits_s = time.perf_counter() - began
@@ -267,7 +267,7 @@ class _Bench:
         calls: dict[str, Call] = {name: each.ready.call for name, each in found.items()}
         resident = {f"{name} resident": each.ready.resident for name, each in found.items() if each.ready.resident}
         sync = torch.cuda.synchronize if self.device.type == "cuda" else None
-        if self.budget.total:  # what is left for this batch when the limits are measured once more
+        if self.budget.total:  # remaining time of this batch after measuring the limits once more
             seconds -= time.perf_counter() - began + limits_s
             seconds -= self._count_right(found, inputs, seconds / 3) if accuracy else 0.0
         samples = _timing.interleave(calls | resident, seconds=max(0.0, seconds), sync=sync)
@@ -290,7 +290,7 @@ class _Bench:
         return rows
 
     def _count_right(self, found: Mapping[str, Found], inputs: Tensor, seconds: float) -> float:
-        """Take each contender's accuracy, on fewer images if all would take more than ``seconds``; how long it took."""
+        """Take each contender's accuracy, on fewer images if all would take more than ``seconds``; returns the time."""
         if not self.tested:
             return 0.0
         start = time.perf_counter()
@@ -304,7 +304,7 @@ class _Bench:
         return time.perf_counter() - start
 
     def _inputs(self, batch: int) -> Tensor:
-        """Test images where there are some (repeated for a large batch), else noise; pinned for a GPU, for all alike."""
+        """Test images if available (repeated for a large batch), else noise; pinned for a GPU, for all contenders."""
         inputs = self.subject.noise(batch)
         if self.tested:
             images = self.tested[0]
@@ -312,7 +312,7 @@ class _Bench:
         return inputs.pin_memory() if self.device.type == "cuda" else inputs
 
     def _reference(self, inputs: Tensor) -> Tensor | None:
-        """For a file alone, whose model PyTorch does not have: the graph as it is written, by onnxruntime unoptimised."""
+        """Reference for a file without a PyTorch model: its graph run by onnxruntime without optimisations."""
         if self.subject.build:
             return None
         path = next(iter(self.subject.files.values()))
@@ -367,5 +367,5 @@ def _spread(images: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor
 
 
 def _plain(value: Any) -> Any:
-    """Four significant digits; nothing for what is not known."""
+    """Four significant digits; empty if unknown."""
     return "" if isinstance(value, float) and math.isnan(value) else _timing.rounded(value)

@@ -1,7 +1,7 @@
-"""What an exporter can do for onnxruntime: one model's graph written in several ways, and opened with several options.
+"""Effect of export variants on onnxruntime: one model's graph written in several ways and opened with several options.
 
-Each way is timed against the graph as torch writes it, in the same rounds on the same images; OpenVINO shows what the
-machine gives. What pays beyond the noise is what :func:`zoo.export._onnx.trace` does.
+Each variant is timed against torch's graph in the same rounds on the same images, with OpenVINO as a reference.
+:func:`zoo.export._onnx.trace` uses the variants with a gain above the noise.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ STATISTICS = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 def main(
     quick: bool = False, *, out: Path | None = None, model: str = "resnet32", batches: Sequence[int] = (), seconds: float = 0.0
 ) -> Path:
-    """Time all ways at each batch size with random weights; returns the CSV.
+    """Time all variants at each batch size with random weights; returns the CSV.
 
     Raises:
-        DisagreeError: two ways answer otherwise.
+        DisagreeError: a variant disagrees.
     """
     out, rows = out or _timing.default_out("onnx_graph", quick=quick), []
     for batch in batches or BATCHES:
@@ -46,9 +46,7 @@ def main(
         for name, call in calls.items():
             apart = float(np.abs(call() - truth).max()) / max(1.0, float(np.abs(truth).max()))
             if not apart <= FP32_TOLERANCE:
-                raise DisagreeError(
-                    f"{name} answers otherwise than {BASE} ({model}, batch {batch}, {apart:.2g}); no results written"
-                )
+                raise DisagreeError(f"{name} disagrees with {BASE} ({model}, batch {batch}, {apart:.2g}); no results written")
         samples = _timing.interleave(calls, seconds=seconds or (2.0 if quick else 40.0))
         for name, sample in samples.items():
             ratios = _timing.bootstrap(samples[BASE].medians / sample.medians)
@@ -62,7 +60,7 @@ def main(
 
 
 def _calls(name: str, batch: int) -> dict[str, Call]:
-    """The ways by name, each a call that gives the logits of the same images."""
+    """The variants by name, each a call that returns the logits of the same images."""
     torch.manual_seed(0)
     model, size = engine.create_model(name), build.model_spec(name).input[1]
     images = np.random.default_rng(0).random((batch, 3, size, size), np.float32)

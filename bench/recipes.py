@@ -1,6 +1,6 @@
-"""What recipes reach: the finished runs of this machine, one row each, and the mean of each recipe over its seeds.
+"""Results of recipes: one row per finished run on this machine, and the mean of each recipe over its seeds.
 
-``zoo bench recipes`` trains nothing: it reads the run folders that ``zoo train`` left. ``--quick`` trains one epoch first.
+``zoo bench recipes`` trains nothing: it reads run folders of ``zoo train``. ``--quick`` trains one epoch first.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from scipy import stats
 
 from zoo import csv_files, metrics, report, run_folders, tables, training
 from zoo import recipe as recipes
-from zoo.bench import _course, _timing
+from zoo.bench import _course, _few, _timing
 from zoo.errors import FileError
 from zoo.report import _draw
 from zoo.report._read import shown
 from zoo.training import checkpoint
 
 DIFFERENCE = (
-    "difference: ours minus reported in points, 95 % interval (* without 0); with several seeds that of one more run, with one\n"
-    "seed it knows the chance of the images alone, not that of the seed"
+    "difference: measured minus reported in points, 95 % interval (* excludes 0): with several seeds a prediction interval for\n"
+    "one more run, with one seed an interval over the test images only, without the variation of the seed"
 )
-NEAR = 3  # a run that changes more settings of every shipped recipe than that is named after its model and loss
+NEAR = 3  # a run that differs in more settings from every shipped recipe is named after its model and loss
 
 
 def main(quick: bool = False, *, out: Path | None = None) -> Path:
-    """Write a row for each finished run, beside the rows of other runs that the file has; FileError if there is none."""
+    """Write a row for each finished run, and keep the rows of other runs in the file; FileError if there is none."""
     if quick:
         training.train(recipes.resolve("demo", {"epochs": 1, "data.imbalance": "none"}))
     folders = [*run_folders.all_runs(), *sorted(path.parent for path in run_folders.sweeps().glob("*/*/recipe.toml"))]
@@ -49,6 +49,8 @@ def main(quick: bool = False, *, out: Path | None = None) -> Path:
     _timing.write_csv(path, merged)
     for title, part in panels(merged).items():
         _draw.save(picture(part), path.with_name(f"{path.stem}-{re.sub('[^a-z0-9.]+', '-', title.lower())}.png"))
+    for name, by in _few.curves(merged).items():
+        _draw.save(_few.picture(name, by), path.with_name(f"{path.stem}-few-images-{name.split()[0]}.png"))
     if course := course_of(folders):
         beside = path.with_name(f"{path.stem}_course.csv")
         _timing.write_csv(
@@ -69,7 +71,7 @@ def course_of(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _merged(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """``rows`` and those of the file that are of other runs: what was trained elsewhere or cleared away is not lost."""
+    """``rows`` and those of the file that are of other runs: runs trained elsewhere or deleted are kept."""
     if not path.is_file():
         return rows
     new = {(row["digest"], str(row["seed"])) for row in rows}
@@ -82,7 +84,7 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _name(recipe: recipes.Recipe) -> str:
-    """The shipped recipe that this one is, with the settings it changes: ``cifar10_resnet32_ce epochs=20``."""
+    """The name of the shipped recipe with the changed settings: ``cifar10_resnet32_ce epochs=20``."""
     changes = {name: _changes(recipes.resolve(name, {}), recipe) for name in recipes.shipped()}
     nearest = min(changes, key=lambda name: len(changes[name]))
     if len(changes[nearest]) > NEAR or recipes.read(recipes.shipped()[nearest]).model != recipe.model:
@@ -91,13 +93,13 @@ def _name(recipe: recipes.Recipe) -> str:
 
 
 def _changes(old: recipes.Recipe, new: recipes.Recipe) -> list[str]:
-    """``key=value`` of what makes ``new`` another recipe; of paths the last part."""
+    """``key=value`` of the settings in which ``new`` differs; of paths the last part."""
     lines = (line.partition(": ") for line in recipes.differences(old, new))
     return [f"{key}={Path(line.rpartition(' -> ')[2]).name}" for key, _, line in lines if key not in recipes.NOT_THE_RECIPE]
 
 
 def _digest(recipe: recipes.Recipe) -> str:
-    """Eight hexadecimal digits that two runs share when they differ in their seed or place alone."""
+    """Eight hexadecimal digits that are equal for runs that differ only in seed or location."""
     return hashlib.sha256("\n".join(_changes(recipes.Recipe(), recipe)).encode()).hexdigest()[:8]
 
 
@@ -152,21 +154,21 @@ def _row(folder: Path) -> dict[str, Any] | None:
 
 
 def _shipped(name: str) -> recipes.Reported:
-    """What others reported of a shipped recipe; nothing where a run changed it."""
+    """Reported result of a shipped recipe; empty if the run changed it."""
     return recipes.read(recipes.shipped()[name]).reported if name in recipes.shipped() else recipes.Reported()
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """Rows that differ in their seed alone, by recipe and digest, those chosen on the test images marked in the name."""
+    """Rows that differ only in their seed, by recipe and digest; those selected on the test images are marked in the name."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        mark = " (CHOSEN ON TEST)" if row.get("select_on") == "test" else ""
+        mark = " (SELECTED ON TEST)" if row.get("select_on") == "test" else ""
         groups.setdefault((f"{row['recipe']}{mark}", str(row["digest"])), []).append(row)
     return groups
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One line a recipe: mean and standard deviation over seeds, and the 95 % interval (of the images where there is one seed)."""
+    """One line per recipe: mean and standard deviation over seeds, and the 95 % interval (over images for one seed)."""
     columns = ("recipe", "data", ">test %", "95 % interval", ">reported %", ">difference")
     cells = [
         (key[0], _data(group[0]), *_spread(group), tables.percent(_theirs(group[0])), _apart(group))
@@ -176,7 +178,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def classes(folders: Sequence[Path], reported: recipes.Reported) -> Table | None:
-    """One line per class: the mean of our runs beside what was reported; None where nothing was reported of the classes."""
+    """One line per class: the mean of our runs and the reported value; None without reported values."""
     ours: dict[str, list[float]] = {}
     for folder in folders:
         for row in csv_files.read(folder / "per_class.csv"):
@@ -196,7 +198,7 @@ def classes(folders: Sequence[Path], reported: recipes.Reported) -> Table | None
 
 
 def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What to know of each recipe: where the reported figure is from, what is known of it, what the linter says."""
+    """Notes on each recipe: source of the reported value, known differences, warnings of the linter."""
     told: dict[str, None] = {}
     for row in rows:
         kinds = {"reported": row["source"], "note": row["note"], "lint": row["lint"]}
@@ -209,10 +211,10 @@ def _theirs(row: Mapping[str, Any]) -> float | None:
 
 
 def difference(group: Sequence[Mapping[str, Any]]) -> tuple[float, float, float] | None:
-    """Ours minus the reported accuracy in points, and its 95 % interval; None where nothing was reported.
+    """Measured minus reported accuracy in points, and its 95 % interval; None without a reported value.
 
-    With several seeds: where one more run of ours would lie (mean and t over seeds, the new run's own spread added), as theirs
-    was one run. With one seed: Newcombe's interval of two independent shares (1998, method 10), both of as many images.
+    With several seeds: a prediction interval for one more run (t over seeds), since the reported value is one run. With one
+    seed: Newcombe's interval of two independent shares (1998, method 10), both of as many images.
     """
     theirs = _theirs(group[0])
     if theirs is None:
@@ -238,9 +240,9 @@ def _apart(group: Sequence[Mapping[str, Any]]) -> str:
 
 
 def panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows that can stand under one axis: those of a data set, apart from the reported experiments on it (s0_1 to s4_r1).
+    """Rows of one panel: those of a data set, without the reported experiments on it (s0_1 to s4_r1).
 
-    What was chosen on the test images is left out where there is anything else: it is too good to stand beside it.
+    Results selected on the test images are omitted if there are others: they are optimistic.
     """
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in [row for row in rows if row.get("select_on") != "test"] or rows:
@@ -250,7 +252,7 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any
 
 
 def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Test accuracy of each recipe, by :func:`panels`: a dot a seed, the mean with its 95 % interval, the best mean first."""
+    """Test accuracy of each recipe, by :func:`panels`: one dot per seed, the mean with its 95 % interval, the best mean first."""
     titled = {title: [(name, group) for (name, _), group in _groups(part).items()] for title, part in panels(rows).items()}
     lines = [len(panel) for panel in titled.values()]
     figure = _draw.canvas(0.9 + sum(0.34 * n + 1.0 for n in lines))
@@ -274,16 +276,16 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _legend() -> tuple[list[Line2D], list[str]]:
-    """What the marks of :func:`_line` mean."""
+    """Legend of the marks of :func:`_line`."""
     return [
         Line2D([], [], marker="o", markersize=4, linestyle="", color=_draw.SKY),
         Line2D([], [], marker="D", markersize=5, color=_draw.BLUE),
         Line2D([], [], marker="s", markersize=6, linestyle="", markerfacecolor="none", color=_draw.ORANGE),
-    ], ["one seed", "mean and its interval", "reported by others"]
+    ], ["one seed", "mean and its interval", "reported"]
 
 
 def _line(axes: Axes, at: int, group: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Draw one recipe; what has to be seen of it, in per cent: its seeds, what was reported and the interval, which ends at 0 and 100."""
+    """Draw one recipe; returns the values that must be visible, in per cent: seeds, reported value and interval, clipped to 0 and 100."""
     shares, (low, high) = _shares(group), (min(max(end, 0), 100) for end in _ends(group))
     axes.plot(shares, [at] * len(shares), "o", color=_draw.SKY, markersize=4)
     middle = statistics.mean(shares)

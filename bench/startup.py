@@ -1,4 +1,4 @@
-"""Does the command line answer at once: ``zoo --help`` and ``zoo models`` against starting Python and importing torch."""
+"""Start-up time of the command line: ``zoo --help`` and ``zoo models`` against starting Python and importing torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMANDS = {
 
 
 def main(quick: bool = False, *, out: Path | None = None, rounds: int = 0) -> Path:
-    """Time whole processes, in turns; returns the CSV."""
+    """Time whole processes, alternating; returns the CSV."""
     out = out or _timing.default_out("startup", quick=quick)
     calls = {name: _process(arguments) for name, arguments in COMMANDS.items()}
     samples = _timing.interleave(calls, rounds=rounds or (3 if quick else 30), warmup=1)
@@ -42,7 +42,7 @@ def main(quick: bool = False, *, out: Path | None = None, rounds: int = 0) -> Pa
 
 
 def _process(arguments: Sequence[str]) -> Callable[[], object]:
-    """A fresh Python that finds the same zoo, whose output is thrown away."""
+    """A new Python process with the same zoo, its output discarded."""
     paths = [str(Path(zoo.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     return lambda: subprocess.run([sys.executable, *arguments], env=environment, stdout=subprocess.DEVNULL, check=True)

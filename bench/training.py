@@ -1,4 +1,4 @@
-"""How fast is training: images/s of ResNet-32 steps, the usual trainer against zoo's settings, on the same images."""
+"""Training speed: images/s of ResNet-32 steps, a common training loop against zoo's settings on the same images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 class PerImage(Dataset[tuple[Tensor, int]]):
-    """Images one by one through torchvision's transforms, as most CIFAR scripts do it."""
+    """Images one by one through torchvision's transforms, as in most CIFAR scripts."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
@@ -46,10 +46,10 @@ class PerImage(Dataset[tuple[Tensor, int]]):
 def main(
     quick: bool = False, *, out: Path | None = None, model: str = "resnet32", batch: int = 128, steps: int = 0, rounds: int = 0
 ) -> Path:
-    """Time ``steps`` training steps a turn; returns the CSV.
+    """Time ``steps`` training steps per turn; returns the CSV.
 
-    glibc keeps freed memory in every contender here, since the setting holds for the whole process; it favours the usual
-    trainer, which does not set it.
+    glibc keeps freed memory in every contender here, since the setting applies to the whole process; it favours the common
+    loop, which does not set it.
     """
     out = out or _timing.default_out("training", quick=quick)
     device = machine.device("auto")
@@ -85,7 +85,7 @@ def _fresh(model: str) -> nn.Module:
 
 
 def _usual(model: str, split: Split, batch: int, device: torch.device) -> Callable[[], object]:
-    """float32, NCHW, a DataLoader with a worker a core that starts anew each epoch (so it is idle in the others' turns)."""
+    """float32, NCHW, a DataLoader with one worker per core, restarted each epoch (so that it is idle in the turns of others)."""
     net = _fresh(model).to(device).train()
     loss = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)

@@ -1,5 +1,6 @@
-// Python's tensors as DLPack's C exchange API shows them (https://dmlc.github.io/dlpack, major version 1; torch has it since
-// 2.10): what a tensor is made of at the price of a C call, and the same for every torch. Only what is used here is declared.
+// Access to Python's tensors through DLPack's C exchange API (https://dmlc.github.io/dlpack, major version 1; torch has it
+// since
+// 2.10): the fields of a tensor for the cost of a C call, independent of torch's version. Only the used parts are declared.
 #pragma once
 
 #include <Python.h>
@@ -36,8 +37,8 @@ struct Exchange {  // DLPackExchangeAPI
 
 const Exchange* exchange = nullptr;
 
-// False, and no Python error, for what is not a CPU tensor with memory of its own: an efficient zero, a functional tensor and
-// one that vmap made say that they are on the CPU, and have no address.
+// False, without a Python error, unless it is a CPU tensor with its own memory: efficient zeros, functional tensors and
+// tensors of vmap report the CPU as device but have no address.
 inline bool view_of(PyObject* object, View& out) {
   if (exchange != nullptr && exchange->view(object, &out) == 0) return out.device_type == on_cpu && out.data != nullptr;
   PyErr_Clear();

@@ -1,4 +1,4 @@
-// The maths of one row of the focal loss, for CPU and CUDA alike; no torch.
+// The mathematics of one row of the focal loss, shared by CPU and CUDA; no torch.
 //
 // l = -w_y (1 - p_t)^gamma log p_t (Lin et al. 2017, eq. 4). Everything is taken from two sums over exp(z_j - m), m the
 // largest logit: e_t of the label and `others` of the rest. 1 - p_t = others / (e_t + others) is exact where 1 - p_t by
@@ -47,7 +47,7 @@ ZOO_HD T power_of(T q, T gamma) {
   return gamma == T(0) ? (q == q ? T(1) : q) : gamma == T(1) ? q : gamma == T(2) ? q * q : std::pow(q, gamma);
 }
 
-// All that a row with one label needs. NaN or +inf logits, or all -inf, make e or others NaN, and so every field.
+// Values of a row with one label. NaN or +inf logits, or all -inf, make e or others NaN, and so every field.
 template <typename T>
 ZOO_HD Terms<T> terms(T shift, T e, T others, T gamma) {
   Terms<T> out;
@@ -75,16 +75,16 @@ struct Problem {
   const void* target = nullptr;
   Label label = Label::i64;
   int64_t target_n = 1, target_l = 0;
-  const void* other = nullptr;    // second labels, of the first ones' type, in the order of rows; null: one label a row
+  const void* other = nullptr;    // second labels, of the first ones' type, in the order of rows; null: one label per row
   const void* share = nullptr;    // of the first label, float or double like `weight`, in the order of rows
   const void* shares = nullptr;   // of the classes instead of labels: strides below, double for f64 logits, else float or as the logits
   Type shares_type = Type::f32;
   int64_t shares_n = 0, shares_c = 1, shares_l = 0;
   const void* weight = nullptr;   // float, or double for f64 logits; dense
-  void* grad = nullptr;           // same type as logits; null: not wanted. May be the logits' own memory, with their strides
+  void* grad = nullptr;           // same type as logits; null: not needed. May be the logits' memory, with their strides
   int64_t grad_n = 0, grad_c = 1, grad_l = 0;
-  void* loss_rows = nullptr;      // float or double; wanted for Reduction::none
-  void* p_rows = nullptr;         // float or double; null: not wanted
+  void* loss_rows = nullptr;      // float or double; required for Reduction::none
+  void* p_rows = nullptr;         // float or double; null: not needed
   double gamma = 2, smoothing = 0, scale = 1;
   int64_t ignore_index = -100;
   Reduction reduction = Reduction::mean;
@@ -103,9 +103,9 @@ using Parallel = void (*)(int64_t n, void (*body)(int64_t, int64_t, void*), void
 // The CPU op (focal_loss_cpu.cpp). `parallel` null: one thread. Same bits for any number of threads.
 Result focal_loss(const Problem& problem, Parallel parallel);
 
-// "default", "avx2" or "avx512": what this CPU runs, unless ZOO_CPU_CAPABILITY asks for less.
+// "default", "avx2" or "avx512": the best that this CPU supports, unless limited by ZOO_CPU_CAPABILITY.
 const char* capability();
-// Chooses one by name; false if this CPU or compiler does not have it.
+// Selects one by name; false if this CPU or compiler lacks it.
 bool set_capability(const char* name);
 
 }  // namespace zoo

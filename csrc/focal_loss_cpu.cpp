@@ -1,6 +1,6 @@
-// The focal loss on the CPU: labels first, then blocks of rows, each by the widest instruction set that the CPU has. No torch.
+// The focal loss on the CPU: labels first, then blocks of rows, each with the widest instruction set of the CPU. No torch.
 //
-// The work is cut into blocks that depend on N and C alone, each block's sums are kept apart and added up in order: the
+// The work is divided into blocks that depend only on N and C; each block's sums are kept separately and added in order: the
 // same bits for any number of threads.
 #include "focal_loss.h"
 
@@ -89,7 +89,7 @@ const Set* best() {
 const Set* chosen = best();
 
 constexpr int64_t max_blocks = 1024;     // sums of that many blocks fit on the stack
-constexpr int64_t block_elements = 16384;  // logits in a block at most: enough that its sums cost nothing
+constexpr int64_t block_elements = 16384;  // largest number of logits in a block: large enough that its sums are negligible
 constexpr int64_t threads_from = 32768;  // logits from which a second thread pays (measured, see tests/cpp/speed.cpp)
 
 // Rows in a block: a power of two of blocks, which threads share evenly; of short rows a multiple of 64, so that blocks start

@@ -1,5 +1,6 @@
 // zoo::focal_loss for CUDA tensors, in LibTorch's stable ABI: allocates, launches the kernels of focal_loss_cuda.h on the
-// current stream. Nothing is copied back and nothing waited for: a wrong label shows as NaN, and in a word that zoo/ops.py reads.
+// current stream. Nothing is copied back or synchronised: a wrong label gives NaN, and its row is reported in memory that
+// zoo/ops.py reads.
 #include <Python.h>
 
 #include <algorithm>
@@ -20,7 +21,7 @@
 
 namespace {
 
-// Blocks of a kernel that the device runs at once, at most `most` on each multiprocessor (0: as many as fit). More would begin
+// Blocks of a kernel that the device runs at once, at most `most` on each multiprocessor (0: as many as fit). More would start
 // when these end, and leave most of the device idle while the last few run.
 int64_t blocks_at_once(const void* kernel, int threads, int most) {
   static std::mutex alone;
@@ -39,13 +40,13 @@ int64_t blocks_at_once(const void* kernel, int threads, int most) {
   return int64_t(processors) * (most != 0 && most < fit ? most : fit);
 }
 
-// Host memory that every device's kernels write and the host reads without a call (see Scratch::wrong). Kept for good: a
+// Host memory that every device's kernels write and the host reads without a call (see Scratch::wrong). Never freed: a
 // CUDA graph may hold its address.
 std::atomic<int64_t*> wrong{nullptr};
 
 int64_t* wrong_word() {
   static int64_t* const made = [] {
-    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // also where the first call is one of a graph being captured
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // also if the first call is captured into a graph
     cudaThreadExchangeStreamCaptureMode(&mode);
     void* word = nullptr;
     const cudaError_t error = cudaHostAlloc(&word, sizeof(int64_t), cudaHostAllocPortable | cudaHostAllocMapped);

@@ -1,8 +1,8 @@
 // The kernels of the focal loss on CUDA; no torch (see focal_loss_cuda_frame.h).
 //
 // Three launches: `count_rows` adds up rows and weights, the kernel for the row length writes loss and gradient, `finish` adds
-// the blocks' sums in order: no atomics, the same bits each time. A kernel of one block does all three in one launch.
-// A label out of range makes its row's loss NaN and its gradient 0, reads nothing, and leaves its row's number for the host.
+// the blocks' sums in order: no atomics, bit-identical results. A kernel of one block does all three in one launch.
+// A label out of range makes its row's loss NaN and its gradient 0, reads nothing, and reports its row's number to the host.
 #pragma once
 
 #include "focal_loss_cuda_frame.h"
@@ -20,7 +20,8 @@ constexpr int wide_lanes = 256;     // of a block that has a row to itself, held
 constexpr int long_threads = 512;   // of a block for a row that no registers hold
 constexpr int long_batch = 4;       // packs of such a row that a thread has on their way
 
-// ---- few classes: a tile of rows through shared memory, a thread a row ----------------------------------------------------
+// ---- few classes: a tile of rows through shared memory, one thread per row
+// ----------------------------------------------------
 
 // The row in `z` (C values) becomes its gradient.
 template <typename A>
@@ -74,7 +75,7 @@ __global__ void few_classes(Problem p, Scratch scratch, typename T::Real* loss, 
   using S = typename T::Stored;
   __shared__ A tile[tile_rows * (tile_classes + 1)];
   const Frame<A> frame(p, scratch);
-  const int C = int(p.classes), pitch = C | 1, me = int(threadIdx.x);  // an odd pitch: threads meet no bank twice
+  const int C = int(p.classes), pitch = C | 1, me = int(threadIdx.x);  // an odd pitch avoids bank conflicts
   const int64_t rows = p.n * p.inner;
   const bool flat_in = p.stride_c == 1 || C == 1, flat_out = p.grad_c == 1 || C == 1;
   const int dr = tile_rows / C, dc = tile_rows % C;  // rows and classes from one element of a thread to its next
@@ -117,9 +118,10 @@ __global__ void few_classes(Problem p, Scratch scratch, typename T::Real* loss, 
   frame.close(sums, loss, power);
 }
 
-// ---- up to some thousand classes, a label a row: a team of lanes a row, its values in registers ----------------------------
+// ---- up to some thousand classes, one label per row: a team of lanes per row, values in registers
+// ----------------------------
 
-// Some neighbouring elements, moved as one.
+// Neighbouring elements that are moved together.
 template <typename S, int size>
 struct alignas(sizeof(S) * size) Pack {
   S at[size];
@@ -230,7 +232,8 @@ __global__ void __launch_bounds__(lanes == 8 ? few_threads : wide_lanes, 1) held
   frame.close(sums, loss, power);
 }
 
-// ---- other rows: a block a row, read twice (the second time from the cache) ------------------------------------------------
+// ---- other rows: one block per row, read twice (the second time from the cache)
+// ------------------------------------------------
 
 // Largest value, its class, and the sums of exp(z - top) over all classes but the label, and over all but one of the largest.
 template <typename A>
@@ -272,7 +275,7 @@ __device__ inline Part<A> joined(const Part<A>& x, const Part<A>& y) {
   return {high.top, high.rest + low.rest * scale, high.below + (low.below + (low.best >= 0 ? A(1) : A(0))) * scale, high.best};
 }
 
-// What the classes of a row with several shares add up to.
+// Sums over the classes of a row with several shares.
 template <typename T, int threads>
 __device__ inline Mixed<double> mixed_of(const Problem& p, const Goal& goal, int64_t number, const Part<typename T::Real>& found) {
   using A = typename T::Real;
@@ -404,7 +407,7 @@ bool packed(const Problem& p, int64_t bytes) {
   return in && out && whole(p.classes);
 }
 
-// Launch is called with kernel, blocks wanted, threads, and the most blocks that a multiprocessor should have at once (0: as
+// Launch is called with kernel, number of blocks, threads, and the largest number of blocks per multiprocessor (0: as
 // many as fit); see focal_loss_cuda.cu and tests/cpp/cuda_on_cpu.cpp.
 template <typename T, int lanes, int values, typename Launch>
 void held_rows(const Problem& p, const Launch& launch) {
@@ -424,7 +427,7 @@ void long_rows(const Problem& p, const Launch& launch) {
   constexpr int wide = 16 / int(sizeof(typename T::Stored));
   const int64_t rows = p.n * p.inner;
   if (p.classes <= 1024) launch(long_row<T, row_threads, 1>, rows, row_threads, 0);
-  // one block a multiprocessor: so few rows are on their way that the second reading finds its row in the cache
+  // one block per multiprocessor: with few rows in flight, the second read finds its row in the cache
   else if (packed<T>(p, 16)) launch(long_row<T, long_threads, wide>, rows, long_threads, 1);
   else launch(long_row<T, long_threads, 1>, rows, long_threads, 1);
 }

@@ -1,6 +1,6 @@
 // What every CUDA kernel of the focal loss does around its rows: sums over a block, the number of rows that count, element
-// types, labels. No torch; tests/cpp/cuda_on_cpu.cpp compiles the same text for the CPU, a fiber for each thread, so only
-// what that file defines is used of the language.
+// types, labels. No torch; tests/cpp/cuda_on_cpu.cpp compiles the same text for the CPU, one fiber per thread, so only
+// the parts of CUDA that it defines are used.
 #pragma once
 
 #include <cfloat>
@@ -48,7 +48,7 @@ __device__ inline Totals block_sum(Totals mine) {
   return out;
 }
 
-// Rows first, first + step ...: all labels of a batch are asked for before the first is looked at.
+// Rows first, first + step ...: all labels of a batch are loaded before the first is used.
 __device__ inline Totals counted(const Problem& p, int64_t first, int64_t step) {
   const int64_t rows = p.n * p.inner;
   Totals mine{0, 0};
@@ -102,7 +102,7 @@ __global__ void finish(Problem p, Scratch scratch, int blocks, A* loss, A* power
   if (threadIdx.x == 0) publish(p, sums, counts, loss, power);
 }
 
-// What a row kernel does before its rows and after them.
+// Prologue and epilogue of a row kernel.
 template <typename A>
 struct Frame {
   const Problem& p;
@@ -123,7 +123,7 @@ struct Frame {
   }
 };
 
-// Element types: how one is stored, and in what it is computed.
+// Element types: storage and arithmetic types.
 struct F32 { using Stored = float; using Real = float; static constexpr Type type = Type::f32; };
 struct F64 { using Stored = double; using Real = double; static constexpr Type type = Type::f64; };
 struct BF16 { using Stored = uint16_t; using Real = float; static constexpr Type type = Type::bf16; };
@@ -181,7 +181,7 @@ __device__ inline A amount(const Problem& p, A q, int64_t c) {
   return A(weight_of(p, c)) * (q * (A(1) - A(p.smoothing)) + A(p.smoothing) / A(p.classes));
 }
 
-// What the classes of a row add up to.
+// Sums over the classes of a row.
 template <typename A>
 struct Mixed {
   A loss = 0, g = 0, power = 0, p = 0;

@@ -1,5 +1,5 @@
-// Reading and writing single rows, whatever their types and strides, and the loss of one row in double: slow, right for any
-// input, and what the vector code falls back to (float64, label smoothing, infinite or huge logits).
+// Reading and writing single rows, whatever their types and strides, and the loss of one row in double: slow, valid for any
+// input, and the fallback of the vector code (float64, label smoothing, infinite or huge logits).
 #pragma once
 
 #include <cstring>

@@ -19,7 +19,7 @@ constexpr int64_t long_row = 1024;           // from that many classes on a row'
 constexpr int64_t room = W * long_row + 64;  // floats in a tile at most, and what vectors may touch beyond
 constexpr float reach = 11000.0f;            // a largest logit beyond that is left to exact_row
 
-// What a tile needs besides its exponentials, one number a row.
+// Data of a tile besides its exponentials, one number per row.
 struct Tile {
   int64_t first, rows;               // rows [first, first + rows) of the call
   alignas(64) int32_t at[most_rows + W];   // where the label's exponential lies in the tile
@@ -64,7 +64,7 @@ struct Block {
 
   ZOO_INLINE float one(int64_t at) const { return float(read(p.logits, p.type, at)); }
 
-  // Written so that the compiler makes vectors of it: no branch, one label type.
+  // Written for vectorisation by the compiler: no branch, one label type.
   template <typename L>
   ZOO_INLINE void labels_of(const L* labels) {
     const float* weights = static_cast<const float*>(p.weight);
@@ -317,7 +317,7 @@ struct Block {
   }
 };
 
-// A row too long for a tile: one pass for the sum, one for the gradient, exp taken in both; a pass for the maximum before
+// A row too long for a tile: one pass for the sum, one for the gradient, exp computed in both; a pass for the maximum before
 // them if a logit is beyond the guard.
 template <typename T>
 struct Long {

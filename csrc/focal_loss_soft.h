@@ -1,4 +1,4 @@
-// Rows in which several classes have a share (label smoothing, two labels, shares in memory), in vectors of ZOO_W floats, W
+// Rows in which several classes have a share (label smoothing, two labels, shares in memory), in vectors of ZOO_W floats, a few
 // rows at a time as long as they fit the buffers; included once for each instruction set by focal_loss_simd.h.
 //
 // l = -sum_c a_c (1 - p_c)^gamma log p_c with a_c = w_c q_c; with g_c = a_c slope_c (see slope_of) and G their sum,
@@ -12,10 +12,11 @@ namespace {
 namespace ZOO_ISA {
 
 constexpr int64_t soft_floats = 4096;  // of each buffer; longer rows go through them in parts, once for each pass
+constexpr int64_t soft_rows = W < 8 ? W : 8;  // at a time: with 16, 100 classes no longer fit a first-level cache of 32 KB
 constexpr int64_t soft_run = 64 * W;   // so many terms are added up by themselves, lest float's rounding adds up too
 constexpr float soft_reach = 2e4f;     // logits further below the largest are left to exact_row
 
-// What a row, or a part of one, adds up to, in each lane.
+// Sums over a row, or a part of one, in each lane.
 struct Mixture {
   F g{}, own{};  // slopes of the classes but the largest, and of the largest
   F loss{}, power{}, p{};
@@ -37,14 +38,14 @@ struct Soft {
   alignas(64) float below[W], inverse[W], log_total[W];
   alignas(64) float alone[W];      // the largest's exponential, 1; 2, nobody's, where several classes are the largest
   alignas(64) float all_g[W], own_slope[W];
-  alignas(64) float far[soft_floats + W];   // z, then z - top
+  alignas(64) float far[soft_floats + W];     // z, then z - top, then g
   alignas(64) float e[soft_floats + W];
-  alignas(64) float g[soft_floats + W];     // shares, then g
-  alignas(64) float w[soft_floats + W];     // weights, 0 past the end
+  alignas(64) float shares[soft_floats + W];  // those that are not read where they are
+  alignas(64) float w[soft_floats + W];       // weights, 0 past the end
 
   explicit Soft(const Call& c)
       : call(c), p(c.problem), C(c.problem.classes), width(C < soft_floats ? (C + W - 1) / W * W : soft_floats),
-        step(soft_floats / width < W ? soft_floats / width : W), gamma(c.problem.gamma), keep(float(1 - c.problem.smoothing)),
+        step(soft_floats / width < soft_rows ? soft_floats / width : soft_rows), gamma(c.problem.gamma), keep(float(1 - c.problem.smoothing)),
         spread(float(c.problem.smoothing / double(c.problem.classes))),
         simple(p.weight == nullptr && p.smoothing == 0 && p.p_rows == nullptr) {
     weights(0);
@@ -115,7 +116,7 @@ struct Soft {
     };
     int64_t i = 0;
     for (; i + W <= count; i += W) {
-      __builtin_prefetch(z + i + W * count);  // of the next rows: memory is read while this computes
+      __builtin_prefetch(z + i + soft_rows * count);  // of the next rows: memory is read while this computes
       const F distance = load(z + i) - high, value = one(distance);
       store(apart + i, distance);
       store(to + i, value);
@@ -151,15 +152,15 @@ struct Soft {
     store(alone, pick(ties == 1.0f, all(1.0f), all(2.0f)));
   }
 
-  // What a part's classes add up to, from their shares; g goes into its buffer. kind: gamma, 0 or 2, or 1 for any other.
+  // Sums over a part's classes, from their shares; g takes the place of z - top. kind: gamma, 0 or 2, or 1 for any other.
   template <int kind, bool plain>
   ZOO_INLINE Mixture mix(const float* q, const float* weight, int64_t r, int64_t at, int64_t count) {
     Mixture out;
     const F rest = all(below[r]), over = all(inverse[r]), log = all(log_total[r]);
-    const float one = alone[r], *values = e + at, *apart = far + at;
-    float* to = g + at;
+    const float one = alone[r], *values = e + at;
+    float* to = far + at;
     const auto add = [&](F share, int64_t i) {
-      const F value = load(values + i), minus_log = log - load(apart + i);
+      const F value = load(values + i), minus_log = log - load(to + i);
       const F amount = plain ? share : (share * keep + spread) * load(weight + i);
       F raised = all(1.0f), slope = raised;
       if constexpr (kind != 0 || !plain) {
@@ -181,7 +182,7 @@ struct Soft {
     };
     int64_t i = 0;
     for (; i + W <= count; i += W) {
-      __builtin_prefetch(q + i + W * count);
+      __builtin_prefetch(q + i + soft_rows * count);
       add(load(q + i), i);
     }
     if (i < count) add(load_end(q + i, count - i, F{}), i);
@@ -219,7 +220,7 @@ struct Soft {
     }
   };
   ZOO_INLINE Slope slope_of_row(int64_t r, int64_t at) const {
-    return {e + at, g + at, all(all_g[r]), all(float(call.factor)), all(own_slope[r]), alone[r]};
+    return {e + at, far + at, all(all_g[r]), all(float(call.factor)), all(own_slope[r]), alone[r]};
   }
 
   template <typename T>
@@ -227,7 +228,7 @@ struct Soft {
     auto* out = static_cast<typename T::Stored*>(p.grad) + to;
     int64_t i = 0;
     for (; i + W <= count; i += W) {
-      __builtin_prefetch(out + i + W * count, 1);
+      __builtin_prefetch(out + i + soft_rows * count, 1);
       store_as<T>(out + i, slope(i));
     }
     if (i == count) return;
@@ -267,7 +268,7 @@ struct Soft {
       const Goal goal(p, first + r);
       skip[r] = goal.ignored;
       if (skip[r]) continue;
-      q[r] = targets(goal, 0, g + r * width);
+      q[r] = targets(goal, 0, shares + r * width);
       z[r] = logits(row_start(p, first + r), 0, far + r * width);
       one[r] = largest(z[r], C);
     }
@@ -322,7 +323,7 @@ struct Soft {
     F ignored{}, also_ignored{};
     part_exponentials(start, first, ignored, also_ignored);
     weights(first);
-    return mixture_of(targets(goal, first, g), 0, 0, part(first));
+    return mixture_of(targets(goal, first, shares), 0, 0, part(first));
   }
 
   // A row in parts; sums of floats within a part, of doubles over them.

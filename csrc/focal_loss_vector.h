@@ -1,6 +1,6 @@
 // Vectors of ZOO_W floats for the focal loss: loads and stores of each type, exp, logarithm, power, sums, and the terms of ZOO_W
 // rows. Included once for each instruction set by focal_loss_simd.h. Vectors are the compiler's own (GCC and clang);
-// intrinsics stand only where one instruction does the work of several.
+// intrinsics are used only if one instruction replaces several.
 
 namespace zoo {
 namespace {
@@ -127,7 +127,7 @@ ZOO_INLINE void store_part(typename T::Stored* to, F value, int64_t count) {
   for (int i = 0; i < W && i < count; ++i) to[i] = parts[i];
 }
 
-// load_part of floats and store_part, without the detour through memory where one instruction does it.
+// load_part of floats and store_part, without a detour through memory if one instruction suffices.
 ZOO_INLINE F load_end(const float* from, int64_t count, F fill) {
 #if ZOO_W == 16
   return (F)_mm512_mask_loadu_ps((__m512)fill, __mmask16((1u << count) - 1), from);
@@ -270,7 +270,7 @@ ZOO_INLINE F power(F q, F p, const Gamma& gamma) {
   return pick(q == 0.0f, F{}, out);
 }
 
-// W rows at once: what terms() of focal_loss.h does for one.
+// terms() of focal_loss.h for W rows at once.
 struct Rows {
   F loss, power, p, slope_over_total;
 };

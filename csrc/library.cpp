@@ -1,5 +1,5 @@
 // zoo::focal_loss for CPU tensors, in LibTorch's stable ABI: one library for every torch from 2.10 on. Allocates, calls
-// focal_loss_cpu.cpp, and is the net below the checks of zoo/ops.py. Also what zoo/ops.py asks of the module itself.
+// focal_loss_cpu.cpp, and repeats the checks of zoo/ops.py. Also the functions that zoo/ops.py uses directly.
 #include <Python.h>
 
 #include <pthread.h>
@@ -18,8 +18,8 @@
 
 namespace {
 
-// After a parallel region a bare fork has lost the threads that OpenMP still believes in, and the next region would wait
-// for them for ever.
+// After a parallel region, a fork loses the threads that OpenMP still expects, and the next region would wait
+// for them forever.
 bool forked = false;
 
 void in_parallel(int64_t n, void (*body)(int64_t, int64_t, void*), void* context) {
@@ -38,7 +38,7 @@ struct Pages {
 void get_pages(const zoo::Problem& p) {
 #ifdef __linux__
 #ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23  // Linux 5.14; an older one knows no such hint and does nothing
+#define MADV_POPULATE_WRITE 23  // Linux 5.14; older ones ignore the hint
 #endif
   const int64_t item = p.type == zoo::Type::f64 ? 8 : p.type == zoo::Type::f32 ? 4 : 2;
   const int64_t bytes = p.n * p.inner * p.classes * item;
@@ -109,7 +109,7 @@ PyObject* capability(PyObject*, PyObject* name) {
 
 constexpr double largest = 1.7976931348623157e308;
 
-// The call that these arguments make, or false where they are not the plain case: zoo/ops.py then finds out what they are.
+// The call for these arguments, or false unless they are the plain case: zoo/ops.py then handles them.
 bool problem_from(PyObject* const* args, zoo::Problem& p, View& loss) {
   View logits, target, weight, grad;
   if (!view_of(args[0], logits) || !type_of(logits, p.type) || !view_of(args[1], target) || !label_of(target, p.label)) return false;
@@ -154,7 +154,7 @@ PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t count) {
     Py_RETURN_NONE;
   }
   zoo::Result result;
-  if (p.n * p.classes < 4096) {  // a few microseconds: giving up Python's lock and taking it again costs more under contention
+  if (p.n * p.classes < 4096) {  // a few microseconds: releasing and reacquiring Python's lock costs more under contention
     result = compute(p);
   } else {
     Py_BEGIN_ALLOW_THREADS

@@ -1,4 +1,4 @@
-// zoo._native: the CPU kernel for numpy arrays, without torch. One thread; the arrays are used where they are.
+// zoo._native: the CPU kernel for numpy arrays, without torch. One thread; the arrays are used in place.
 // zoo/numpy.py is its public face; what is checked here keeps the kernel from reading or writing outside of an array.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>

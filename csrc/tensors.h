@@ -106,7 +106,7 @@ inline zoo::Problem problem_of(const Tensor& logits, const Tensor& target) {
 
 enum class Wanted { loss, gradient, in_place };  // in place: the gradient goes over the logits
 
-// What the op returns, and the Problem that writes into it.
+// The op's results, and the Problem that writes to them.
 struct Prepared {
   zoo::Problem problem;
   ScalarType accurate;

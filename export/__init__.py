@@ -1,4 +1,4 @@
-"""Export a model and prove that the file answers as PyTorch does; a file that does not is never published."""
+"""Export a model to a file that is verified against PyTorch; a file that disagrees is never published."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """What was exported and how it was checked."""
+    """Record of an export and its checks."""
 
     path: Path
     bytes: int
-    """Of all files."""
+    """Total size of all files."""
     files: tuple[str, ...]
-    """Their names: ``path`` first, then the files beside it."""
+    """Their names: ``path`` first, then the files next to it."""
     format: str
     precision: str
     opset: int
-    """Of ONNX; 0 for other formats, as is ``ir_version``."""
+    """ONNX operator set; 0 for other formats, as is ``ir_version``."""
     ir_version: int
     preprocess: str
     batches: tuple[int, ...]
-    """Batch sizes the file was run at."""
+    """Batch sizes of the check."""
     agree: int
-    """Of ``n`` images, those that the file and PyTorch put in the same class."""
+    """Of ``n`` images, those with the same class in the file and in PyTorch."""
     n: int
     ties: int
-    """Images with another class because PyTorch itself is undecided, or the precision allows it."""
+    """Images with another class within the tolerance: ties in PyTorch, or the precision permits it."""
     max_abs: float
     """Largest |difference| from PyTorch: of logits in standard deviations of PyTorch's logits, or of probabilities."""
     images: str
-    """Which images these were."""
+    """Description of the images."""
     seconds: float
     test: dict[str, Any] | None = None
-    """Of the file on the run's test set: n, correct, accuracy, low, high; for fp16 and int8 also ``fp32`` and ``drop`` (points)."""
+    """Accuracy of the file on the run's test set: n, correct, accuracy, low, high; for fp16 and int8 also ``fp32`` and ``drop`` (points)."""
     layers: list[dict[str, Any]] | None = None
     """With ``explain``: for each layer its PyTorch module, kind and signal to noise ratios in dB."""
     calibration: dict[str, Any] | None = None
@@ -88,9 +88,9 @@ def onnx(
     """Write a model as one ONNX file (of a run by default ``model.onnx``, ``model.fp16.onnx`` or ``model.int8.onnx`` in its folder).
 
     Args:
-        external_data: put the weights in a file of their own, ``model.3f2a90c1.onnx.data`` with the first digits of its
-            sha1; they go there by themselves if they are more than 2 GB.
-        opset: operator set; ``target_ort``, e.g. "1.17", takes the newest that this onnxruntime reads instead.
+        external_data: write the weights to a second file, ``model.3f2a90c1.onnx.data`` with the first digits of its sha1;
+            automatic above 2 GB.
+        opset: operator set; ``target_ort``, e.g. "1.17", selects the newest that this onnxruntime reads.
         options: those of :func:`program`.
 
     Raises:
@@ -122,34 +122,38 @@ def program(
     std: Sequence[float] | None = None,
     **written: Any,
 ) -> Receipt:
-    """Write a model by one of the export targets: ``fmt`` "onnx", "pt2" (PyTorch), "openvino" or another that a file here names.
+    """Write a model by one of the export targets: ``fmt`` "onnx", "pt2" (PyTorch), "openvino" or another with a file in this folder.
 
     Args:
-        model: a run, or any module that maps float32 (N, \\*input) to logits (N, classes); the module stays as it is.
+        model: a run, or any module that maps float32 (N, \\*input) to logits (N, classes); the module is not changed.
         path: the file (default: in the run's folder; needed for a module).
-        preprocess: what the file does itself: "none", "normalize" (default for a run) or "full".
-        softmax: give probabilities instead of logits.
-        max_drop: points of test accuracy that a precision other than fp32 may lose against float32; int8 gives its most
-            sensitive layers back to float32 until validation images lose at most half of it.
-        explain: measure the error of each layer of an ONNX file, and write it as ``NAME.layers.csv`` and ``.png`` beside it.
-        seed: draws the images that int8 is calibrated on.
+        preprocess: preprocessing in the file: "none", "normalize" (default for a run) or "full".
+        softmax: return probabilities instead of logits.
+        max_drop: points of test accuracy that a precision other than fp32 may lose against float32; int8 restores its most
+            sensitive layers to float32 until the loss on validation images is at most half of it.
+        explain: measure the error of each layer of an ONNX file, and write it to ``NAME.layers.csv`` and ``.png`` next to it.
+        seed: of the choice of images for calibrating int8.
         force: replace an existing file.
-        images: of a run, how many test images are compared with PyTorch (accuracy is measured on all); of a module, the images
-            themselves: (N, \\*input) floats as it takes them, or (N, H, W, 3) uint8 with ``mean`` and ``std``; noise by default.
+        images: for a run, the number of test images to compare with PyTorch (accuracy is measured on all); for a module, the
+            images: (N, \\*input) floats as it takes them, or (N, H, W, 3) uint8 with ``mean`` and ``std``; noise by default.
         input: shape of one input of a module, e.g. (3, 224, 224).
         targets: (N,) class numbers of a module's images, to measure accuracy by.
         classes: names of a module's outputs (default: their numbers).
 
     Raises:
-        BusyError: the file exists and ``force`` is not set. UsageError: a format, precision or preprocess that there is not, a
-            module that does not take ``input``, or a package that is not installed. FileError: a weight is not finite.
-        DataError: int8 without images. DisagreeError: the file and PyTorch differ, accuracy drops too far, or frozen weights are
-            not what they were. DiskError: the file cannot be written. In each case nothing is published and an old file stays as
-            it was.
+        BusyError: the file exists and ``force`` is not set. UsageError: an unknown format, precision or preprocess, a module
+            that does not accept ``input``, or a missing package. FileError: a weight is not finite.
+        DataError: int8 without images. DisagreeError: the file and PyTorch differ, accuracy drops too far, or frozen weights
+            have changed. DiskError: the file cannot be written. In each case nothing is published and an existing file is
+            unchanged.
     """
+    from torch import nn
+
     from zoo import registry
     from zoo.export import _pipeline
 
+    if not isinstance(model, nn.Module) and not hasattr(model, "recipe"):
+        raise TypeError(f"model is {type(model).__name__}; give a run (zoo.load) or an nn.Module")
     target = registry.find_target(fmt, precision)
     given = {"input": input or None, "targets": targets, "classes": classes, "mean": mean, "std": std}
     given = {key: value for key, value in given.items() if value is not None}
@@ -173,7 +177,7 @@ def _out(model: Any, path: str | Path | None, suffix: str) -> Path:
 
 
 def _subject(model: Any, images: Any, given: dict[str, Any]) -> Subject:
-    """What is exported; UsageError for arguments that are not of its kind."""
+    """What is exported; UsageError for arguments of the other kind."""
     from torch import nn
 
     from zoo.errors import UsageError
@@ -182,9 +186,9 @@ def _subject(model: Any, images: Any, given: dict[str, Any]) -> Subject:
     if not isinstance(model, nn.Module):
         if given or not isinstance(images, int):
             names = ", ".join(given) or "images"
-            raise UsageError(f"a run has its own {names}; leave {'them' if len(given) > 1 else 'it'} out, or export run.model")
+            raise UsageError(f"a run has its own {names}; omit {'them' if len(given) > 1 else 'it'}, or export run.model")
         return _job.of_run(model, images)
     if "input" not in given:
-        raise UsageError(f"no input shape for {type(model).__name__}; give that of one input, e.g. input=(3, 224, 224)")
+        raise UsageError(f"no input shape for {type(model).__name__}; give the shape of one input, e.g. input=(3, 224, 224)")
     shape = given.pop("input")
     return _job.of_module(model, shape=shape, images=None if isinstance(images, int) else images, **given)

@@ -1,4 +1,4 @@
-"""What a file gets right, with its interval, and whether another precision of it gets less right."""
+"""Accuracy of a file with its interval, and comparison between precisions."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from zoo.run import Run
 
 TIMED, TURNS = 16, 7
-"""Images and pairs of calls by which a precision's speed is compared with float32's."""
+"""Number of images and of pairs of calls for comparing the speed of a precision with float32."""
 
 
 def answer_of(graph: Any, exported: Exported) -> _cases.Answer:
-    """What onnxruntime gives for a graph or file, from images."""
+    """Outputs of onnxruntime for a graph or file, from images."""
     session = _session.open_session(graph) if isinstance(graph, Path) else _external.session(graph)
     name = session.get_inputs()[0].name
     return lambda part: session.run(None, {name: _cases.fed(part, exported)})[0]
 
 
 def of_images(answer: _cases.Answer, exported: Exported) -> _cases.Answer:
-    """``answer``, which takes what the file takes, from images."""
+    """``answer`` as a function of images instead of the file's inputs."""
     return lambda part: answer(_cases.fed(part, exported))
 
 
 def slower(answer: _cases.Answer, exact: _cases.Answer, images: np.ndarray) -> float:
-    """How many times as long ``answer`` takes as ``exact`` on a batch: the median over pairs of calls taken in turns."""
+    """Time of ``answer`` relative to ``exact`` on a batch: the median over alternating pairs of calls."""
     part, ratios = images[:TIMED], []
     for call in (answer, exact):
         call(part)
@@ -55,9 +55,7 @@ def row(hits: np.ndarray) -> dict[str, Any]:
 
 
 def of_run(run: Run) -> str:
-    """The accuracy of a run, as ``zoo train`` and ``zoo eval`` say it, with the precision that it was taken in; nothing if it is
-    not known. It is the one that others are said beside: a file may be in another precision, and differ in some images.
-    """
+    """The accuracy of a run, as reported by ``zoo train`` and ``zoo eval``, with its precision; empty if unknown. A file may have another precision and differ in some images."""
     row = next((row for row in reversed(run.metrics) if row["split"] == "test"), None)
     if row is None:
         return ""
@@ -67,7 +65,7 @@ def of_run(run: Run) -> str:
 
 
 def hits(answer: _cases.Answer, part: Split, name: str) -> np.ndarray:
-    """(N,) bool: which images of the test split ``part`` a file, ``name`` for people, puts in the right class."""
+    """(N,) bool: which images of the test split ``part`` a file, displayed as ``name``, classifies correctly."""
     print_line(f"accuracy {name} on {len(part):,} test images")
     return _cases.outputs(answer, part).argmax(1) == part.targets
 

@@ -1,4 +1,4 @@
-"""Images to hold an exported file against: those of the run, saturated and constant ones, and what is right about them."""
+"""Images for checking an exported file: those of the run, saturated and constant ones, with their reference outputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MANY = 64
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images (N, stored, stored, 3) uint8 to compare on, what they are, and the run's data if it is available."""
+    """Images (N, stored, stored, 3) uint8 to compare on, their description, and the run's data if available."""
 
     pixels: np.ndarray
     source: str
@@ -37,7 +37,7 @@ class Pictures:
 
 
 def pictures(run: Run, count: int) -> Pictures:
-    """Up to ``count`` test images spread over the set, or noise if the run's data is not here."""
+    """Up to ``count`` test images spread over the set, or noise if the run's data is not available."""
     try:
         data = run.dataset()
     except (DataError, UsageError):
@@ -53,7 +53,7 @@ def spread(part: Split, count: int) -> Split:
 
 
 def fed(part: np.ndarray, exported: Exported) -> np.ndarray:
-    """Images as the file takes them."""
+    """Images in the form of the file's input."""
     if part.dtype != np.uint8 or exported.preprocess == "full":
         return np.ascontiguousarray(part)
     if exported.preprocess == "none":
@@ -64,15 +64,15 @@ def fed(part: np.ndarray, exported: Exported) -> np.ndarray:
 
 
 def normalised(part: np.ndarray, exported: Exported) -> Tensor:
-    """Images as evaluation gives them to the model, by the code of evaluation: (N, 3, size, size) float32."""
+    """Images preprocessed by the code of evaluation: (N, 3, size, size) float32."""
     pixels = torch.from_numpy(part.copy())
-    if part.dtype != np.uint8:  # they are what the model takes
+    if part.dtype != np.uint8:  # they are the model's inputs
         return pixels
     return _augment.normalise(pixels, exported.mean, exported.std, size=exported.size).contiguous()
 
 
 def right(exported: Exported) -> Answer:
-    """What evaluation makes of images, in float32."""
+    """Outputs of evaluation for images, in float32."""
 
     def answer(part: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -83,7 +83,7 @@ def right(exported: Exported) -> Answer:
 
 
 def cases(exported: Exported, images: np.ndarray) -> list[Case]:
-    """Real, saturated and constant images, right being what evaluation does with them; for ``full`` also other sizes."""
+    """Real, saturated and constant images with evaluation as reference; for ``full`` also other sizes."""
     truth = right(exported)
 
     def own_truth(part: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A child process with limits on memory and time, for files that are not trusted; it answers in lines of JSON."""
+"""A child process with limits on memory and time, for untrusted files; it answers in lines of JSON."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from zoo.errors import FileError, ZooError
 
 LONGEST = 1 << 20
 START = 60.0
-"""Seconds in which the child has to start, whatever its limit is: that says nothing of the model."""
+"""Seconds for the start of the child, independent of the limit for the model."""
 TOLD = 4000
-"""Bytes at the end of the child's stderr that are looked at."""
+"""Bytes read from the end of the child's stderr."""
 
 
 def lines(module: str, request: dict[str, Any], model: Path, *, max_memory: int, timeout: float) -> Iterator[dict[str, Any]]:
-    """What ``python -m module``, which calls :func:`serve`, answers to ``request``, line by line.
+    """Answers of ``python -m module``, which calls :func:`serve`, to ``request``, line by line.
 
     ``max_memory`` are bytes; ``timeout`` seconds may pass from its start until the first line, and between two.
 
     Raises:
-        FileError: out of memory or time, killed, or a fault of the model that the child tells.
+        FileError: out of memory or time, killed, or an error of the model reported by the child.
     """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with (
@@ -53,7 +53,7 @@ def lines(module: str, request: dict[str, Any], model: Path, *, max_memory: int,
 def _answers(
     child: subprocess.Popen[bytes], model: Path, max_memory: int, timeout: float
 ) -> Generator[dict[str, Any], None, bool]:
-    """The child's answers; whether it said that it was done before it ended."""
+    """The child's answers, and whether it reported completion before it ended."""
     assert child.stdout is not None
     rest, deadline = b"", time.monotonic() + max(timeout, START)
     while True:
@@ -80,14 +80,14 @@ def _answers(
 
 
 def _ended(code: int, told: IO[bytes], model: Path, max_memory: int) -> FileError:
-    """Why the child ended before it was done, by its exit status and the end of what it wrote to stderr."""
+    """The error of a child that ended early, by its exit status and the end of its stderr."""
     told.seek(max(0, told.seek(0, os.SEEK_END) - TOLD))
     text = told.read().decode(errors="replace")
     if code == -6 or _about_memory(text):  # a failed allocation in C++ aborts
         return _too_much(model, max_memory)
     if code >= 0:
         last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing said")
-        return FileError(f"model cannot be tried ({model}, exit {code}: {last[:120]}); report this as a bug of zoo")
+        return FileError(f"model cannot be tested ({model}, exit {code}: {last[:120]}); report this as a bug of zoo")
     return FileError(f"model makes onnxruntime fail ({model}, {_signal(code)}); export it again: zoo export --onnx")
 
 
@@ -110,10 +110,10 @@ def serve(answers: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]) -> None
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # prints of libraries are not answers
     try:
-        with contextlib.suppress(ImportError):  # named where it is used
-            import onnxruntime  # noqa: F401 - takes seconds on a busy machine, which are not the model's
+        with contextlib.suppress(ImportError):  # reported where it is used
+            import onnxruntime  # noqa: F401 - takes seconds on a busy machine, which must not count for the model
         print(json.dumps({"started": True}), file=out, flush=True)
         for answer in answers(request):
             print(json.dumps(answer), file=out, flush=True)
@@ -125,7 +125,7 @@ def serve(answers: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]) -> None
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or one that it came from, is about memory."""
+    """Whether an error or its cause is about memory."""
     return _about_memory(f"{error} {error.__cause__ or ''}")
 
 

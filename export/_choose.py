@@ -1,4 +1,4 @@
-"""Which calibration to quantise with: each method on several numbers of images, compared on validation images."""
+"""Select a calibration: each method on several numbers of images, compared on validation images."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from zoo.spec import Split
 
 VALIDATION = 2000
 LARGE = 64
-"""Side in pixels above which fewer images are tried."""
+"""Side in pixels above which fewer images are used."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The best calibration, the graph quantised with it, and what it was chosen by."""
+    """The best calibration, its quantised graph, and the selecting measurements."""
 
     ranges: _quantise.Ranges
     graph: ModelProto
@@ -64,7 +64,7 @@ def choose(job: _job.Job) -> Chosen:
     val = Split(val.images, np.where(val.targets < 0, exact.argmax(1), val.targets), [])
     held = "training" if subject.val is subject.train else "validation"
     tried_on = f"{len(val):,} {held} images"
-    print_line(f"int8     tries {', '.join(_quantise.METHODS)} on {', '.join(map(str, counts))} training images")
+    print_line(f"int8     calibrating by {', '.join(_quantise.METHODS)} on {', '.join(map(str, counts))} training images")
     tried: list[dict[str, Any]] = []
     best: tuple[tuple[float, float], _quantise.Ranges, ModelProto, dict[str, Any]] | None = None
     for method in _quantise.METHODS:
@@ -86,7 +86,7 @@ def choose(job: _job.Job) -> Chosen:
 
 
 def calibrated(graph: ModelProto, images: np.ndarray, method: str, counts: Sequence[int]) -> Iterator[_quantise.Ranges]:
-    """:func:`zoo.export._quantise.calibrate`, from the cache where the same was calibrated before."""
+    """:func:`zoo.export._quantise.calibrate`, from the cache if available."""
     path = _folders.cache_folder() / "calibration" / f"{_digest(graph, images, method, counts)}.json"
     if kept := _read(path, counts):
         print_line(f"int8     {method}: ranges from {path}")
@@ -97,13 +97,13 @@ def calibrated(graph: ModelProto, images: np.ndarray, method: str, counts: Seque
     for ranges in _quantise.calibrate(graph, images, method=method, counts=counts):
         found[str(ranges.count)] = _quantise.limits(ranges)
         yield _quantise.from_limits(method, ranges.count, found[str(ranges.count)])
-    with contextlib.suppress(OSError, DiskError):  # a cache that cannot be written is no reason to stop
+    with contextlib.suppress(OSError, DiskError):  # a failure to write the cache is ignored
         path.parent.mkdir(parents=True, exist_ok=True)
         files.publish_text(path, json.dumps(found))
 
 
 def _digest(graph: ModelProto, images: np.ndarray, method: str, counts: Sequence[int]) -> str:
-    """sha256 of all that ranges depend on."""
+    """sha256 of everything that ranges depend on."""
     import onnxruntime
 
     found = hashlib.sha256(f"{onnxruntime.__version__} {method} {list(counts)} {images.dtype} {images.shape}\n".encode())
@@ -115,7 +115,7 @@ def _digest(graph: ModelProto, images: np.ndarray, method: str, counts: Sequence
 
 
 def _read(path: Path, counts: Sequence[int]) -> dict[str, dict[str, list[float]]] | None:
-    """What the cache has, or None; a damaged file counts as none."""
+    """The content of the cache, or None; a damaged file is ignored."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return found if all(found[str(count)] for count in counts) else None

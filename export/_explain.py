@@ -1,4 +1,4 @@
-"""Where a precision loses accuracy: the error of each layer, as rows, a CSV file and a picture."""
+"""Error of each layer in a reduced precision, as rows, a CSV file and a picture."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from zoo.export import _cases, _external, _repair
 from zoo.export._job import Job
 
 IMAGES, LARGE_IMAGES = 32, 4
-"""Images that errors are taken over; the second number from :data:`_repair.LARGE` pixels on."""
+"""Number of images for measuring errors; the second from :data:`_repair.LARGE` pixels on."""
 
 
 def rows(job: Job, graph: ModelProto) -> list[dict[str, Any]]:
     """For each layer of ``graph``: ``layer`` (PyTorch module), ``kind``, ``sqnr`` and, for 8 bits, ``sqnr_alone``, in dB.
 
-    ``sqnr`` is that of the layer's output with all layers before it converted too; ``sqnr_alone`` that of the network's output
-    with this layer alone in 8 bits.
+    ``sqnr`` is that of the layer's output with all layers before it converted too; ``sqnr_alone`` that of the network's
+    output with only this layer in 8 bits.
     """
     subject = job.subject
     part = subject.images[: IMAGES if subject.shape[-1] <= _repair.LARGE else LARGE_IMAGES]
@@ -55,7 +55,7 @@ def _values(graph: ModelProto, names: Sequence[str], fed: np.ndarray) -> dict[st
 
 
 def save(found: Sequence[Mapping[str, Any]], path: Path, title: str) -> list[Path]:
-    """``NAME.layers.csv`` and ``NAME.layers.png`` beside the exported file ``path``."""
+    """Write ``NAME.layers.csv`` and ``NAME.layers.png`` next to the exported file ``path``."""
     table, picture = (path.with_name(f"{path.stem}.layers{suffix}") for suffix in (".csv", ".png"))
 
     def write(part: Path) -> None:
@@ -81,14 +81,14 @@ def _draw(found: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     top = max((row[key] for row in found for key in ("sqnr", "sqnr_alone") if _finite(row[key])), default=1.0)
     for key, shift, colour, words in (
         ("sqnr", -0.2, "#0072B2", "layer's output, all layers before it converted too"),
-        ("sqnr_alone", 0.2, "#D55E00", "network's output, this layer alone converted"),
+        ("sqnr_alone", 0.2, "#D55E00", "network's output, only this layer converted"),
     ):
         values = [row[key] if _finite(row[key]) else top if row[key] != "" else np.nan for row in found]
         if not np.isnan(values).all():
             axes.barh(places + shift, values, height=0.38, color=colour, label=words)
     axes.set_yticks(places, [str(row["layer"]) for row in found], fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("signal to noise ratio against float32 (dB); short bars lose most")
+    axes.set_xlabel("signal-to-noise ratio against float32 (dB); short bars lose most")
     axes.set_title(title, fontsize=10)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.9 / figure.get_figheight()))
     figure.savefig(path, dpi=120, format="png")

@@ -1,7 +1,7 @@
-"""Weights in a file beside the graph (ONNX's external data): where one file cannot hold them, or for those who ask.
+"""Weights in a second file (ONNX's external data): above the size limit of one file, or on request.
 
-The data file is named by its content, ``model.3f2a90c1.onnx.data``: it is on disk before the graph that names it takes an
-older one's place, so that two files change in one step, and no graph is ever read with another's data.
+The data file is named by its content, ``model.3f2a90c1.onnx.data``: it is on disk before the graph that names it replaces an
+older one, so that both files change in one step and no graph is read with another's data.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from zoo import files
 from zoo.export import _session
 
 LIMIT = 2_000_000_000
-"""Bytes of weights that one file may have; protobuf holds 2 GiB."""
+"""Largest size of weights in one file, in bytes; the limit of protobuf is 2 GiB."""
 SMALL = 1024
-"""Bytes of a tensor that stays in the graph, as in onnx: shapes, which shape inference reads, are among them."""
+"""Largest size of a tensor that stays in the graph, in bytes, as in onnx: shape inference reads small tensors."""
 PAGE = 4096
-"""Tensors begin at multiples of this, as ONNX asks, so that runtimes can map them."""
+"""Alignment of tensors, as recommended by ONNX, so that runtimes can map them."""
 
 
 def too_large(graph: ModelProto) -> bool:
-    """Whether the weights need a file of their own."""
+    """Whether the weights need a second file."""
     return sum(len(each.raw_data) for each in graph.graph.initializer) > LIMIT
 
 
@@ -60,10 +60,10 @@ def dump(graph: ModelProto, path: Path) -> Path:
 
 @contextlib.contextmanager
 def placed(graph: ModelProto, path: Path, *, asked: bool = False) -> Iterator[tuple[ModelProto, list[Path]]]:
-    """Within: the graph as ``path`` is to hold it, and its data file, already beside it, if it has one.
+    """Context with the final graph of ``path`` and its data file, already written next to it, if any.
 
-    Data files of earlier graphs at ``path`` are removed at the end; the new one is, if what is done within fails. Another
-    export into the same folder waits, lest one removes the data whose graph the other is about to publish.
+    At the end, data files of earlier graphs at ``path`` are removed, or the new one on an error. Another export to the same
+    folder waits, so that neither removes the other's data.
 
     Raises:
         DiskError: the data file cannot be written.
@@ -87,14 +87,14 @@ def placed(graph: ModelProto, path: Path, *, asked: bool = False) -> Iterator[tu
 
 
 def _apart(graph: ModelProto, large: Sequence[TensorProto], path: Path) -> tuple[ModelProto, Path, int]:
-    """The graph with ``large`` weights in a file beside ``path``, that file's name and its bytes."""
-    made, digest = _without(graph, large), hashlib.sha1(usedforsecurity=False)  # which the ONNX specification names
+    """The graph with ``large`` weights in a file next to ``path``, that file's name and size."""
+    made, digest = _without(graph, large), hashlib.sha1(usedforsecurity=False)  # required by the ONNX specification
     for block in _blocks(large):
         digest.update(block)
     data = path.with_name(f"{path.stem}.{digest.hexdigest()[:8]}{path.suffix}.data")
     offset, outside = 0, (each for each in made.graph.initializer if each.data_location == TensorProto.EXTERNAL)
     for tensor, whole in zip(outside, large, strict=True):
-        tensor.raw_data = b""  # or onnx refuses
+        tensor.raw_data = b""  # required by onnx
         set_external_data(tensor, data.name, offset, len(whole.raw_data), digest.hexdigest())
         tensor.ClearField("raw_data")
         offset += len(whole.raw_data) + _gap(whole.raw_data)
@@ -136,7 +136,7 @@ def _write(large: Sequence[TensorProto], path: Path) -> None:
 
 
 def _sweep(path: Path, *keep: Path) -> None:
-    """Remove the data files of ``path``, other than those to ``keep``, that an earlier or killed export left, half written too."""
+    """Remove data files of ``path`` from earlier or killed exports, except those to ``keep``."""
     name = rf"{re.escape(path.stem)}\.[0-9a-f]{{8}}{re.escape(path.suffix)}"
     own = re.compile(rf"{name}\.data|\.{name}\.\w{{8}}{re.escape(files.TEMPORARY)}\.data")
     for other in path.parent.iterdir():

@@ -1,4 +1,4 @@
-"""The metadata that zoo writes into an ONNX file, read with types and checked. Not here: torch."""
+"""The metadata that zoo writes to an ONNX file, read with types and checked; imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Mode = Literal["none", "normalize", "full"]
 
 
 class Steps(msgspec.Struct, frozen=True):
-    """Preprocessing: what of it the graph does itself (``mode``), the input's side, and what the shorter side is resized to."""
+    """Preprocessing: what of it the graph does itself (``mode``), the input's side, and the length of the shorter side after resizing."""
 
     mode: Mode
     size: Side
@@ -55,8 +55,8 @@ def read(written: Mapping[str, str], path: Path) -> Facts:
 def _check(facts: Facts) -> None:
     steps = facts.preprocessing
     if not facts.classes or len(set(facts.classes)) != len(facts.classes):
-        raise ValueError("classes: different names are needed")
+        raise ValueError("classes: names must be distinct")
     if steps.size > steps.resize:
         raise ValueError(f"size {steps.size} is above resize {steps.resize}")
     if not all(map(math.isfinite, (*steps.mean, *steps.std))) or min(steps.std) <= 0:
-        raise ValueError("mean, std: finite numbers are needed, std above 0")
+        raise ValueError("mean, std: must be finite, std above 0")

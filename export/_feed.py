@@ -1,6 +1,6 @@
-"""How a model that zoo did not make is fed: noise of the shape and type that its only input declares, in batches that it takes.
+"""Inputs for models that zoo did not export: noise of the declared shape and type, in accepted batch sizes.
 
-The trial in a child process and the measurement both feed by this. Not here: torch.
+Used by the trial in a child process and by the measurement; imports no torch.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ FREE = 224
 
 @dataclass(frozen=True)
 class Feed:
-    """The input of a model by name, its shape without the batch, numpy's name of its type; ``output`` is what is compared."""
+    """The input of a model by name, its shape without the batch, numpy's name of its type; ``output`` is compared."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     batch: int
-    """The only batch size that the model declares, or 0 where it is free."""
+    """The batch size that the model declares, or 0 if it is free."""
     output: str
 
     def noise(self, batch: int) -> np.ndarray:
@@ -46,10 +46,10 @@ def noise(batch: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
 
 
 def of(session: Any, path: Path) -> Feed:
-    """How to feed an opened model.
+    """The input description of an opened model.
 
     Raises:
-        FileError: several inputs, none, one without a batch or of a type that noise cannot fill; no tensor comes out.
+        FileError: several inputs, none, one without a batch or of a type that noise cannot fill; no tensor as output.
     """
     inputs = session.get_inputs()
     if len(inputs) != 1:

@@ -1,4 +1,4 @@
-"""What goes into an exported graph besides the model: preprocessing in front, softmax behind, facts for its reader."""
+"""Parts of an exported graph besides the model: preprocessing, softmax, metadata."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ PREPROCESS = {
     "normalize": "float32 (N, 3, H, W) RGB in 0..1, resized and cut",
     "full": "uint8 (N, any height, any width, 3) RGB",
 }
-"""What the exported file takes, by ``--preprocess``."""
+"""Input of the exported file, by ``--preprocess``."""
 
 
 class Exported(nn.Module):
-    """A float32 copy of a model in eval mode, which it never leaves, with preprocessing in front and optionally softmax behind.
+    """A float32 copy of a model, always in eval mode, with preprocessing before and optionally softmax after it.
 
     Args:
         mean, std: channel statistics of images in 0..1.
-        size: side of the model's input in pixels. stored: what the shorter side of an image is resized to before its
-            centre of ``size`` is cut out.
+        size: side of the model's input in pixels. stored: length of the shorter side of an image before the centre crop of
+            ``size``.
         shape: of one input of the model (default: (3, size, size)).
     """
 
@@ -50,23 +50,23 @@ class Exported(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> Exported:
-        """Nothing: dropout stays off and BatchNorm on its running statistics."""
+        """No effect: dropout stays off and BatchNorm keeps its running statistics."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images as :data:`PREPROCESS` says to logits or probabilities (N, classes)."""
+        """Images in the form of :data:`PREPROCESS` to logits or probabilities (N, classes)."""
         logits = self.model(self.prepare(images))
         return logits.softmax(1) if self.softmax else logits
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Images as :data:`PREPROCESS` says to what the model takes, (N, 3, size, size) normalised."""
+        """Images in the form of :data:`PREPROCESS` to the model's input, (N, 3, size, size) normalised."""
         inputs = fit(images, self.stored, self.size) if self.preprocess == "full" else images
         return inputs if self.preprocess == "none" else inputs * self.scale + self.shift
 
     def example(self) -> tuple[Tensor, tuple[dict[int, Any], ...]]:
-        """What to trace with, and which of its axes are dynamic: the batch, and height and width where they are free.
+        """Inputs for tracing, and their dynamic axes: the batch, and height and width if they are free.
 
-        The batch is 2, since 1 may be taken for a constant; the sides differ, lest they are taken for one.
+        The batch is 2, since 1 could become a constant; the sides differ, since equal ones could be unified.
         """
         full = self.preprocess == "full"
         inputs = torch.zeros(2, self.size + 3, self.size + 5, 3, dtype=torch.uint8) if full else torch.zeros(2, *self.shape)
@@ -80,9 +80,9 @@ def of_run(run: Run, *, stored: int, preprocess: str, softmax: bool) -> Exported
 
 
 def fit(images: Tensor, stored: int, size: int) -> Tensor:
-    """uint8 (N, H, W, 3) to float32 (N, 3, size, size) in 0..255: shorter side to ``stored``, centre cut, as Pillow does it.
+    """uint8 (N, H, W, 3) to float32 (N, 3, size, size) in 0..255: shorter side to ``stored``, centre crop, as in Pillow.
 
-    Two matrix products instead of ONNX's Resize: every runtime has them, they compute only the pixels that are kept, and
+    Two matrix products instead of ONNX's Resize: every runtime supports them, they compute only the pixels that are kept, and
     differ from Pillow's antialiased bilinear only by its rounding to whole numbers.
     """
     count, height, width, _ = images.shape
@@ -118,9 +118,9 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def model_nodes(graph: ModelProto) -> list[str]:
-    """Names of the nodes that are the model, with what comes after it, not the preprocessing in front of it.
+    """Names of the nodes of the model and after it, without the preprocessing before it.
 
-    They are those that take one of the model's own tensors, and all behind these.
+    These are the nodes that use a tensor of the model, and all nodes after them.
     """
     behind: set[str] = {each.name for each in graph.graph.initializer if each.name.startswith("model.")}
     found = []

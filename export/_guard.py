@@ -1,7 +1,7 @@
-"""Look at a model file from a stranger before onnxruntime opens it: what it reads, and what it costs to run.
+"""Check a model file from an unknown source before onnxruntime opens it: files that it reads, and cost of a run.
 
-onnxruntime ignores a wrong checksum of external data and reads through a hard link, and 106 bytes can ask for 2 GiB: so
-external data is checked here, and a first run happens in a child process with limits.
+onnxruntime ignores a wrong checksum of external data and reads through a hard link, and 106 bytes can allocate 2 GiB:
+external data is therefore checked here, and a first run happens in a child process with limits.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from zoo.errors import FileError
 from zoo.export import _child, _wire
 
 LIMIT = 2**31 - 1
-"""Bytes that protobuf can hold in one file."""
+"""Size limit of protobuf in bytes."""
 TIMEOUT = 60.0
-"""Seconds that a first run may take."""
+"""Time limit of a first run in seconds."""
 BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16} | {
     **dict.fromkeys((17, 18, 19, 20, 24), 8), **dict.fromkeys((21, 22, 23), 4), **dict.fromkeys((25, 26), 2),
 }  # fmt: skip
@@ -26,16 +26,16 @@ BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12:
 
 
 def check(path: Path) -> int:
-    """Bytes of the model with its external data, all of it being regular files inside the model's folder.
+    """Size in bytes of the model with its external data, which must be regular files inside the model's folder.
 
     Raises:
-        FileError: no file, no ONNX, or external data that leaves the folder (``..``, absolute, symbolic or hard link),
-            is no regular file, does not have the bytes it should, or another checksum.
+        FileError: no file, not ONNX, or external data that leaves the folder (``..``, absolute, symbolic or hard link),
+            is not a regular file, has a wrong size, or a wrong checksum.
     """
     raw = read(path)
     try:
         found = _wire.tensors(memoryview(raw))
-        _wire.metadata(memoryview(raw))  # readable: who needs it reads it without a boundary
+        _wire.metadata(memoryview(raw))  # readable for later readers
     except ValueError as error:
         raise FileError(f"not an ONNX model ({path}, {error}); export it again: zoo export --onnx") from error
     sums: dict[Path, str] = {}
@@ -46,13 +46,13 @@ def check(path: Path) -> int:
                 file = _external(path.parent, tensor, sums)
             except ValueError as error:
                 where = f"{path}, tensor {_shown(tensor.name)}, {_shown(tensor.external.get('location', ''))}"
-                raise FileError(f"external data refused ({where}): {error}; get the model from its source again") from error
+                raise FileError(f"external data rejected ({where}: {error}); download the model again") from error
             files[file] = file.stat().st_size
     return len(raw) + sum(files.values())
 
 
 def read(path: Path) -> bytes:
-    """The bytes of a model file; FileError if it is missing, no regular file, empty or larger than ONNX can be."""
+    """The bytes of a model file; FileError if it is missing, not a regular file, empty or larger than ONNX permits."""
     try:
         state = path.stat()
     except (OSError, ValueError) as error:
@@ -69,7 +69,7 @@ def read(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a first run showed: the only batch size that the model takes (0: any), and seconds per image."""
+    """Result of a first run: the only accepted batch size (0: any), and seconds per image."""
 
     batch: int
     seconds: float
@@ -82,7 +82,7 @@ def trial(path: Path, *, max_memory: int = 0, timeout: float = TIMEOUT) -> Trial
         max_memory: MB that the child may use (0: 1,024 and four times the file). timeout: seconds that it may take.
 
     Raises:
-        FileError: it does not run within the limits, or what it answers is not finite or differs from run to run.
+        FileError: it does not run within the limits, or its outputs are not finite or not repeatable.
     """
     budget = memory(check(path), max_memory)
     found = [*_child.lines("zoo.export._trial", {"model": str(path)}, path, max_memory=budget, timeout=timeout)]
@@ -90,7 +90,7 @@ def trial(path: Path, *, max_memory: int = 0, timeout: float = TIMEOUT) -> Trial
 
 
 def check_receipt(path: Path) -> None:
-    """FileError if a file has digests of itself, as zoo's have, and they do not fit: it is damaged or was changed."""
+    """FileError if the digests recorded in a file do not match: it is damaged or was changed."""
     raw = memoryview(read(path))
     facts = _wire.metadata(raw)
     if not {"content_sha256", "receipt_sha256"} & facts.keys():
@@ -103,7 +103,7 @@ def check_receipt(path: Path) -> None:
 
 
 def memory(size: int, max_memory: int) -> int:
-    """Bytes that a child may use for a model of ``size`` bytes, where ``max_memory`` MB (0: chosen by size) are allowed."""
+    """Memory limit in bytes of a child for a model of ``size`` bytes; ``max_memory`` in MB (0: chosen by size)."""
     return max_memory * 10**6 if max_memory else 2**30 + 4 * size
 
 
@@ -134,7 +134,7 @@ def _external(folder: Path, tensor: _wire.Tensor, sums: dict[Path, str]) -> Path
     if wanted := tensor.external.get("checksum"):
         if path not in sums:
             with path.open("rb") as file:
-                sums[path] = hashlib.file_digest(file, "sha1").hexdigest()  # which the ONNX specification names
+                sums[path] = hashlib.file_digest(file, "sha1").hexdigest()  # required by the ONNX specification
         if sums[path] != wanted.lower():
             raise ValueError("checksum differs")
     return path
@@ -144,12 +144,12 @@ def _check_bytes(tensor: _wire.Tensor, size: int) -> None:
     offset = _number(tensor.external.get("offset", "0"), "offset")
     length = _number(tensor.external.get("length", str(max(size - offset, 0))), "length")
     if offset + length > size:
-        raise ValueError(f"{offset + length:,} bytes are wanted, the file has {size:,}")
+        raise ValueError(f"{offset + length:,} bytes expected, the file has {size:,}")
     if tensor.kind not in BITS:
         raise ValueError(f"data type {tensor.kind}")
     needed = math.ceil(math.prod(tensor.dims) * BITS[tensor.kind] / 8)
     if length != needed:
-        raise ValueError(f"length {length:,}, its shape needs {needed:,}")
+        raise ValueError(f"length {length:,}, expected {needed:,} for its shape")
 
 
 def _number(text: str, what: str) -> int:

@@ -1,4 +1,4 @@
-"""``zoo export --hub DIR``: a folder in the layout of the Hugging Face Hub, with a model card that carries the measured metrics."""
+"""``zoo export --hub DIR``: a folder in the layout of the Hugging Face Hub, with a model card with the measured metrics."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write(run: Any, folder: Path, *, force: bool = False, **options: Any) -> Rec
 
 
 def config(run: Any) -> dict[str, Any]:
-    """Architecture, classes and preprocessing by the names that Hub tools read."""
+    """Architecture, classes and preprocessing under the names that Hub tools read."""
     return {
         "architectures": [run.recipe.model], "library_name": "zoo", "num_classes": len(run.classes), "input_size": list(run.input),
         "mean": list(run.mean), "std": list(run.std), "id2label": {str(number): name for number, name in enumerate(run.classes)},
@@ -56,7 +56,7 @@ def _cards() -> Any:
 
 
 def _card(hub: Any, run: Any, receipt: Receipt) -> str:
-    """The card: metadata with the metrics of the test set, and what the model is in a few lines."""
+    """The card: metadata with the metrics of the test set, and a short description."""
     results = []
     if receipt.test:
         results = [
@@ -76,6 +76,6 @@ def _card(hub: Any, run: Any, receipt: Receipt) -> str:
     return (
         f"---\n{data.to_yaml()}\n---\n\n# {run.recipe.model} on {run.recipe.data.label}\n\n"
         f"{len(run.classes)} classes, input {' x '.join(map(str, run.input))}, accuracy {accuracy}.\n\n"
-        f"`model.onnx` answers as the PyTorch model does: {receipt.agree:,} of {receipt.n:,} classes, largest difference of a logit "
-        f"{receipt.max_abs:.1e} standard deviations ({receipt.images}). `recipe.toml` is what the run was trained with.\n"
+        f"`model.onnx` is verified against PyTorch: {receipt.agree:,} of {receipt.n:,} classes agree, largest difference of a logit "
+        f"{receipt.max_abs:.1e} standard deviations ({receipt.images}). `recipe.toml` has the settings of the run.\n"
     )

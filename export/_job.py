@@ -1,8 +1,9 @@
-"""What is exported: a model with what is known about its images (:class:`Subject`), and one export of it (:class:`Job`)."""
+"""A model with its images (:class:`Subject`), and one export of it (:class:`Job`)."""
 
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,56 +29,56 @@ if TYPE_CHECKING:
     from zoo.run import Run
 
 NOISE = 64
-"""Images of noise that stand in for data that is not here."""
+"""Number of noise images if the data is not available."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A node with weights and the nodes behind it up to the next one."""
+    """A node with weights and the nodes after it up to the next one."""
 
     name: str
     kind: str
     nodes: tuple[str, ...]
     sqnr: float = float("inf")
-    """dB of the network's output with this layer alone in 8 bits."""
+    """SQNR of the network's output with only this layer in 8 bits, in dB."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, its images and what its file has to say."""
+    """A model, its images and its metadata."""
 
     model: nn.Module
     name: str
     classes: tuple[str, ...]
     shape: tuple[int, ...]
-    """Of one input of the model."""
+    """Shape of one input of the model."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     stored: int
-    """Side in pixels of images as the data set keeps them."""
+    """Side in pixels of the stored images of the data set."""
     images: np.ndarray
     """To compare on: (N, stored, stored, 3) uint8, or (N, \\*shape) float32 as the model takes them."""
     source: str
-    """What these images are."""
+    """Description of these images."""
     train: Split | None = None
-    """To calibrate on."""
+    """Images to calibrate on."""
     val: Split | None = None
-    """To choose by: validation images, or training images where there are none."""
+    """Images to select by: validation images, or training images if there are none."""
     test: Split | None = None
-    """To measure accuracy on."""
+    """Images to measure accuracy on."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """Metadata that only this kind of subject has."""
+    """Metadata specific to this kind of subject."""
     folder: Path = Path()
-    """Where its files go unless a path is given."""
+    """Folder of its files unless a path is given."""
     frozen: Mapping[str, str] = field(default_factory=dict)
     """sha256 by name of the tensors that were frozen in training."""
     module: bool = False
-    """It is a module alone, not a run."""
+    """Whether it is a module, not a run."""
     accuracy: str = ""
-    """That of the run in its own precision, in words."""
+    """Accuracy of the run in its own precision, in words."""
 
     def wrapped(self, preprocess: str, *, softmax: bool) -> _graph.Exported:
-        """The model as it is traced."""
+        """The model for tracing."""
         size = self.shape[-1]
         return _graph.Exported(
             self.model,
@@ -91,11 +92,11 @@ class Subject:
         )
 
     def check_weights(self) -> None:
-        """Nothing, if the weights are finite and the frozen ones unchanged.
+        """Check that the weights are finite and the frozen ones unchanged.
 
         Raises:
-            FileError: a weight is not finite. DisagreeError: a frozen tensor is not what it was before training (the file
-                itself is whole: a damaged one is a FileError).
+            FileError: a weight is not finite. DisagreeError: a frozen tensor changed in training (a damaged file is a
+                FileError).
         """
         for name, value in self.model.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
@@ -104,30 +105,30 @@ class Subject:
         after = freezing.frozen_digest(self.model, self.frozen)
         if changed := [name for name, digest in self.frozen.items() if after[name] != digest]:
             raise DisagreeError(
-                f"frozen tensors are not what they were before training ({self.folder}, {len(changed)} of {len(self.frozen)}, first "
+                f"frozen tensors changed in training ({self.folder}, {len(changed)} of {len(self.frozen)}, first "
                 f"{changed[0]}); train again; nothing published"
             )
         if self.frozen:
-            print_line(f"frozen   {len(self.frozen)} tensors have the sha256 they had before training")
+            print_line(f"frozen   verified: {len(self.frozen)} frozen tensors unchanged")
 
 
 @dataclass
 class Job:
-    """One export of a subject: what a target's ``make`` gets."""
+    """One export of a subject; the argument of a target's ``make``."""
 
     subject: Subject
     exported: _graph.Exported
     opset: int
     seed: int = 0
     max_drop: float = 0.5
-    """Points of accuracy that a precision other than fp32 may lose."""
+    """Largest loss of accuracy in points of a precision other than fp32."""
     external_data: bool = False
     explain: bool = False
-    """Measure the error of each layer and write it beside the file."""
+    """Whether to measure the error of each layer and write it next to the file."""
     ranked: list[Layer] = field(default_factory=list)
-    """The layers with their SQNR alone, where ``make`` had to rank them or ``explain`` asks for it."""
+    """The layers with their individual SQNR, if ``make`` ranked them or ``explain`` is set."""
     calibration: dict[str, Any] | None = None
-    """How a target was calibrated, for the receipt; ``make`` sets it."""
+    """Calibration of a target, for the receipt; set by ``make``."""
 
     @cached_property
     def exact(self) -> ModelProto:
@@ -138,7 +139,7 @@ class Job:
 
 
 def of_run(run: Run, images: int) -> Subject:
-    """A run with up to ``images`` test images spread over the set, or noise if the run's data is not here."""
+    """A run with up to ``images`` test images spread over the set, or noise if the run's data is not available."""
     data_less = msgspec.structs.replace(run.recipe.data, dir="")
     facts = {
         "recipe": recipes.dump(msgspec.structs.replace(run.recipe, data=data_less)), "data": run.recipe.data.label,
@@ -153,7 +154,7 @@ def of_run(run: Run, images: int) -> Subject:
     if seen.data is not None:
         data = seen.data
         chosen = sampling.long_tail(data.train.targets, run.recipe.data.imbalance, run.recipe.seed)
-        # images are copied when they are drawn: a large set is memory-mapped
+        # only drawn images are copied: a large set is memory-mapped
         known["train"] = Split(_Chosen(data.train.images, chosen), data.train.targets[chosen], [])  # type: ignore[arg-type]
         known["val"] = data.val if len(data.val) else data.train
         known["test"] = data.test if len(data.test) else None
@@ -164,7 +165,7 @@ def of_run(run: Run, images: int) -> Subject:
 
 
 class _Chosen:
-    """Rows of an array, looked up when they are asked for."""
+    """Rows of an array, read on access."""
 
     def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
         self.array, self.rows = array, rows
@@ -174,6 +175,17 @@ class _Chosen:
 
     def __getitem__(self, at: Any) -> np.ndarray:
         return np.asarray(self.array[self.rows[at]])
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    """The shape as ints; UsageError for anything else, or for a size below 1."""
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise UsageError(f"input {shape!r} is not a shape; give the sizes of one input, e.g. input=(3, 224, 224)")
+    return sizes
 
 
 def of_module(
@@ -189,7 +201,7 @@ def of_module(
     Raises:
         UsageError: the module, or an argument, does not fit ``shape``.
     """
-    shape = tuple(int(each) for each in shape)
+    shape = _shape(shape)
     outputs = _outputs(model, shape)
     names = tuple(map(str, classes)) if classes is not None else tuple(map(str, range(outputs)))
     if len(names) != outputs:
@@ -197,9 +209,7 @@ def of_module(
     pixels, source = _pixels(images, shape)
     part = _labelled(pixels, targets, outputs) if images is not None else None
     if (mean is None) != (std is None) or (pixels.dtype == np.uint8 and mean is None):
-        raise UsageError(
-            "mean and std are needed for uint8 images; give both, e.g. mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)"
-        )
+        raise UsageError("uint8 images need mean and std; give both, e.g. mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)")
     mean, std = ((0.0,) * shape[0], (1.0,) * shape[0]) if mean is None or std is None else (tuple(mean), tuple(std))
     if len(mean) != shape[0] or len(std) != shape[0]:
         raise UsageError(
@@ -213,28 +223,26 @@ def of_module(
 
 
 def _outputs(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """Number of classes the module gives for two zero inputs; UsageError unless that is a (2, classes) tensor."""
+    """Number of classes that the module returns for two zero inputs; UsageError unless that is a (2, classes) tensor."""
     what = f"{type(model).__name__}, input {('N', *shape)}".replace("'", "")
     device = next((each.device for each in model.state_dict().values()), torch.device("cpu"))
     training = model.training
     try:
         with torch.no_grad():
             given = model.eval()(torch.zeros(2, *shape, device=device))
-    except Exception as error:  # the module is the caller's and may raise anything
+    except Exception as error:  # a caller's module may raise anything
         why = " ".join(str(error).split())[:80]
-        raise UsageError(
-            f"module does not run ({what}: {type(error).__name__}: {why}); it has to take one float32 tensor"
-        ) from error
+        raise UsageError(f"module fails ({what}: {type(error).__name__}: {why}); it must accept one float32 tensor") from error
     finally:
         model.train(training)
     if not isinstance(given, torch.Tensor) or given.ndim != 2 or len(given) != 2:
         found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
-        raise UsageError(f"module gives {found} for two inputs ({what}); it has to give one tensor of logits, (2, classes)")
+        raise UsageError(f"module returns {found} for two inputs ({what}); expected one tensor of logits, (2, classes)")
     return given.shape[1]
 
 
 def _pixels(images: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
-    """Images as an array, and what they are; UsageError for another shape or kind."""
+    """Images as an array, and their description; UsageError for another shape or type."""
     if images is None:
         return np.random.default_rng(0).standard_normal((NOISE, *shape), np.float32), "noise (no images were given)"
     array = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
@@ -270,17 +278,17 @@ def need_training_images(subject: Subject, precision: str) -> Split:
     """The images to calibrate on; DataError if there are none."""
     if subject.train is None:
         data = subject.facts.get("data")
-        hint = f"which are not here ({data}); give its data.dir" if data else "which were not given; give images="
+        hint = f"which were not found ({data}); give its data.dir" if data else "which were not given; give images="
         raise DataError(f"{precision} is calibrated on training images, {hint}")
     if not len(subject.train):
         raise DataError(
-            f"no training images to calibrate on ({subject.facts.get('data', '')}); use the data that the run was trained on"
+            f"no training images to calibrate on ({subject.facts.get('data', '')}); use the training data of the run"
         )
     return subject.train
 
 
 def facts(subject: Subject, exported: _graph.Exported, *, opset: int, frozen: dict[str, str]) -> dict[str, str]:
-    """What a reader of the file must know, as ONNX's metadata_props; no path of this machine is in it."""
+    """Metadata for readers of the file, as ONNX's metadata_props, without paths of this machine."""
     import onnx
     import onnxruntime
 

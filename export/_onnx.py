@@ -1,4 +1,4 @@
-"""ONNX graphs by torch's exporter, and how they are cleaned, saved and checked."""
+"""Trace, clean, save and check ONNX graphs made by torch's exporter."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from zoo.export import _external, _session, _shortcut, _wire
 from zoo.export._graph import Exported
 
 OPSETS = range(18, 24)
-"""torch's exporter gives 18 for less, without a word; 23 is the newest that all torch versions zoo runs on can write."""
+"""torch's exporter silently writes 18 for less; 23 is the newest that all supported versions of torch can write."""
 
 
 OPSET = 20
 
 
 ORT_OPSETS = (((1, 14), 18), ((1, 16), 19), ((1, 17), 20), ((1, 18), 21), ((1, 21), 22), ((1, 23), 23))
-"""onnxruntime versions and the newest opset each runs; 1.15 lists 19 but lacks its Reshape (tried: 1.15 to 1.20)."""
+"""onnxruntime versions and their newest opset; 1.15 lists 19 but lacks its Reshape (tested: 1.15 to 1.20)."""
 
 
 def check_opset(opset: int | None, target_ort: str | None = None) -> int:
     """The opset to use: the one asked for, or the newest (up to the default) that onnxruntime ``target_ort`` reads.
 
     Raises:
-        UsageError: outside the range, both given, or an onnxruntime that is too old or no version.
+        UsageError: outside the range, both given, or an onnxruntime that is too old or not a version.
     """
     if opset is not None and target_ort:
-        raise UsageError(f"opset {opset} and target-ort {target_ort} both choose the operator set; give one of them")
+        raise UsageError(f"opset {opset} and target-ort {target_ort} both select the operator set; give one of them")
     if target_ort:
         numbers = target_ort.split(".")
         if len(numbers) < 2 or not all(part.isdecimal() for part in numbers):
-            raise UsageError(f"target-ort {target_ort[:20]!r} is no version; write it like 1.17")
+            raise UsageError(f"target-ort {target_ort[:20]!r} is not a version; write e.g. 1.17")
         version = (int(numbers[0]), int(numbers[1]))
         fitting = [newest for since, newest in ORT_OPSETS if since <= version]
         if not fitting:
             first = ".".join(map(str, ORT_OPSETS[0][0]))
             raise UsageError(
-                f"onnxruntime {target_ort} reads no opset from {OPSETS[0]} on; the oldest that can be served is {first}"
+                f"onnxruntime {target_ort} cannot read opset {OPSETS[0]} or newer; the oldest supported version is {first}"
             )
         return min(OPSET, fitting[-1])
     if opset is not None and opset not in OPSETS:
@@ -61,7 +61,7 @@ def trace(model: Exported, *, opset: int = OPSET) -> ModelProto:
 
 
 def written(model: Exported, *, opset: int = OPSET) -> ModelProto:
-    """:func:`trace` as torch writes it, the nodes being those of the model's code."""
+    """:func:`trace` without clean-up; the nodes are those of the model's code."""
     example, free = model.example()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore")
@@ -77,9 +77,9 @@ def written(model: Exported, *, opset: int = OPSET) -> ModelProto:
 
 
 def _name_by_module(graph: ModelProto) -> None:
-    """Begin the names of the model's nodes with the PyTorch module that they come from: ``layer1.0.conv1/Conv_373``.
+    """Prefix the names of the model's nodes with their PyTorch module: ``layer1.0.conv1/Conv_373``.
 
-    Weights tell it better than the exporter's scopes where there are some: a folded BatchNorm's scope is on the convolution.
+    Names of weights are preferred to the exporter's scopes: the scope of a folded BatchNorm is on the convolution.
     """
     weights = {each.name for each in graph.graph.initializer}
     for node in graph.graph.node:
@@ -110,7 +110,7 @@ def _quiet(*names: str) -> Iterator[None]:
 
 
 def clean(graph: ModelProto) -> None:
-    """Take out what the exporter leaves for its own debugging (stack traces with paths of this machine) and unused imports."""
+    """Remove debugging data of the exporter (stack traces with paths of this machine) and unused imports."""
     inside = [*graph.graph.node, *graph.graph.value_info, *graph.graph.input, *graph.graph.output, *graph.graph.initializer]
     for part in [graph, graph.graph, *inside, *graph.functions]:
         del part.metadata_props[:]
@@ -124,14 +124,14 @@ def clean(graph: ModelProto) -> None:
 
 
 def save(graph: ModelProto, path: Path, metadata: Mapping[str, str], *, external_data: bool = False) -> list[Path]:
-    """Publish a graph with these metadata_props, after onnx's full check and a first opening by onnxruntime.
+    """Publish a graph with these metadata_props, after onnx's full check and a test load by onnxruntime.
 
     Returns:
-        ``path`` and, if ``external_data`` is asked for or one file cannot hold the weights, the data file beside it. Its
-        checksum stands in the graph and so is part of ``content_sha256``.
+        ``path`` and, with ``external_data`` or large weights, the data file next to it. Its checksum is in the graph and thus
+        part of ``content_sha256``.
 
     Raises:
-        DiskError: a file cannot be written; both are then as they were.
+        DiskError: a file cannot be written; both are then unchanged.
     """
     import zoo
 

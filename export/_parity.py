@@ -1,4 +1,4 @@
-"""The check every exported file must pass: it answers as the PyTorch model does, on real, saturated and constant images."""
+"""The check of every exported file: agreement with PyTorch on real, saturated and constant images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Answer = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Case:
-    """Images (N, H, W, 3) uint8 and the computation that is right about them; only ``counted`` ones enter n/N."""
+    """Images (N, H, W, 3) uint8 and their reference computation; only ``counted`` ones enter n/N."""
 
     images: np.ndarray
     truth: Answer
@@ -36,16 +36,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Parity:
-    """How a file compares with PyTorch."""
+    """Comparison of a file with PyTorch."""
 
     n: int
     """Images counted."""
     agree: int
     """Those of them with the same class."""
     ties: int
-    """Images, of all, with another class where PyTorch's two best are nearer than the tolerance lets them move."""
+    """Images, of all, with another class, where PyTorch's two best outputs differ by less than the tolerance."""
     wrong: int
-    """Images, of all, with another class for no such reason."""
+    """Images, of all, with another class and no tie."""
     max_abs: float
     """Largest |difference| of an output over all images, divided by ``scale``; infinite if one is not finite."""
     scale: float
@@ -57,8 +57,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Every output within the tolerance. Then no class is wrong: two outputs that change their order by so little were
-        nearer than twice the tolerance, which is a tie."""
+        """Whether every output is within the tolerance. Then no class is wrong: two outputs that change order differed by less than twice the tolerance, which is a tie."""
         return self.max_abs <= self.tolerance
 
     def as_dict(self) -> dict[str, object]:
@@ -67,7 +66,7 @@ class Parity:
 
 
 def check(cases: Sequence[Case], candidate: Answer, *, tolerance: float, probabilities: bool = False) -> Parity:
-    """Run ``candidate`` on all images, in batches of 1, 2, 7 and 64, against each case's truth."""
+    """Run ``candidate`` on all images, in batches of 1, 2, 7 and 64, against each case's reference."""
     own, made = (sum(len(case.images) for case in cases if case.counted is real) for real in (True, False))
     beside = f" and {made} saturated, constant or other ones" if made else ""
     print_line(f"parity   {own:,} images{beside}, at batch {', '.join(map(str, BATCHES))} and {MANY}")
@@ -77,7 +76,7 @@ def check(cases: Sequence[Case], candidate: Answer, *, tolerance: float, probabi
     for case, truth in zip(cases, truths):
         all_of_it = _slices(len(truth), MANY)
         turns = [*all_of_it, *(at for size in BATCHES for at in _slices(min(len(truth), size * ROUNDS), size))]
-        for number, at in enumerate(counted(turns, len(turns), "parity   the file's batch")):
+        for number, at in enumerate(counted(turns, len(turns), "parity   exported file, batch")):
             wanted, got = truth[at].astype(np.float64), candidate(case.images[at]).astype(np.float64)
             apart = np.full(len(wanted), np.inf) if got.shape != wanted.shape else np.abs(got - wanted).max(1) / scale
             apart = np.where(np.isfinite(apart), apart, np.inf)
@@ -94,7 +93,7 @@ def check(cases: Sequence[Case], candidate: Answer, *, tolerance: float, probabi
 
 def _truth(case: Case) -> np.ndarray:
     """(N, classes) of all of a case's images."""
-    parts = counted(_slices(len(case.images), MANY), len(case.images), "parity   PyTorch's answer", MANY)
+    parts = counted(_slices(len(case.images), MANY), len(case.images), "parity   PyTorch", MANY)
     return np.concatenate([case.truth(case.images[at]) for at in parts])
 
 
@@ -103,13 +102,13 @@ def _slices(n: int, size: int) -> list[slice]:
 
 
 def first_difference(graph: ModelProto, fed: np.ndarray, model: nn.Module, inputs: Tensor, tolerance: float) -> str:
-    """The first node whose output, and that of everything behind it, no operation of ``model`` has given.
+    """The first node whose output, like that of all later nodes, matches no operation of ``model``.
 
     All nodes are made outputs and run without onnxruntime's optimisations; each is compared with every operation's output
-    of its shape. Nodes that the exporter fused or added have no like, but something behind them has, if they are right.
+    of its shape. Nodes that the exporter fused or added have no counterpart, but a later node has one if they are right.
 
     Args:
-        fed: what the graph is given. inputs: the same images as ``model`` takes them.
+        fed: inputs of the graph. inputs: the same images as inputs of ``model``.
     """
     probe = ModelProto()
     probe.CopyFrom(graph)
@@ -133,7 +132,7 @@ def first_difference(graph: ModelProto, fed: np.ndarray, model: nn.Module, input
 
 
 class _Keep(TorchDispatchMode):
-    """Keeps a copy of what each operation gives; a later in-place ReLU would change it."""
+    """Keeps a copy of each operation's output, which a later in-place ReLU would change."""
 
     def __init__(self) -> None:
         super().__init__()

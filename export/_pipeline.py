@@ -1,4 +1,4 @@
-"""The way of every exported file: target found, traced, checked against PyTorch, tested, published."""
+"""The pipeline of every exported file: trace, check against PyTorch, test, publish."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from zoo.export._job import Job, Subject
 from zoo.spec import TargetSpec
 
 SLOWER = 1.05
-"""Time of a lossy precision over that of float32 from which it is called slower."""
+"""Time of a lossy precision relative to float32 from which it is reported as slower."""
 
 
 def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -> Receipt:
     """Write ``job`` by ``target``, a module of this folder with ``TARGET``, ``make``, ``write`` and ``answer``.
 
     Raises:
-        See :func:`zoo.export.onnx`. In each case nothing is published and an old file stays as it was.
+        See :func:`zoo.export.onnx`. In each case nothing is published and an existing file is unchanged.
     """
     began, spec, exported = time.monotonic(), target.TARGET, job.exported
     subject.check_weights()
@@ -76,7 +76,7 @@ def check_free(out: Path, spec: TargetSpec, *, force: bool) -> None:
 
 
 def _checked(spec: TargetSpec, made: Any, subject: Subject, exported: _graph.Exported, answer: _cases.Answer) -> _parity.Parity:
-    """The parity of a file; DisagreeError, for ONNX with the first node that differs, if it does not hold."""
+    """The parity of a file; DisagreeError, for ONNX with the first node that differs, if it fails."""
     cases = [case for case in _cases.cases(exported, subject.images) if case.counted or not spec.calibrated]
     parity = _parity.check(cases, answer, tolerance=spec.tolerance, probabilities=exported.softmax)
     if not parity.holds:
@@ -98,17 +98,17 @@ def _first_difference(graph: ModelProto, subject: Subject, exported: _graph.Expo
 
 
 def _tested(spec: TargetSpec, job: Job, answer: _cases.Answer, parity: _parity.Parity) -> dict[str, Any] | None:
-    """Accuracy on the whole test set, for a precision other than fp32 beside that of float32; None without targets.
+    """Accuracy on the whole test set, for a precision other than fp32 compared with float32; None without targets.
 
     Raises:
-        DisagreeError: accuracy drops by more than the job allows; without targets, more images change their class.
+        DisagreeError: accuracy drops by more than the job permits; without targets, too many images change class.
     """
     lossy, test = spec.precision != "fp32", job.subject.test
     if test is None:
         changed = 100 * (1 - parity.agree / parity.n)
         if lossy and changed > job.max_drop:
             raise DisagreeError(
-                f"{changed:.2f} % of {parity.n:,} images change their class (allowed {job.max_drop:g}); raise --max-drop or use fp32; "
+                f"{changed:.2f} % of {parity.n:,} images change class (allowed {job.max_drop:g}); raise --max-drop or use fp32; "
                 "nothing published"
             )
         return None
@@ -119,7 +119,7 @@ def _tested(spec: TargetSpec, job: Job, answer: _cases.Answer, parity: _parity.P
         reference = _accuracy.hits(exact, test, "fp32")
         if (times := _accuracy.slower(answer, exact, job.subject.images)) > SLOWER:
             print_line(
-                f"warning  {spec.precision} takes {times:.2f} times as long as fp32 on this machine; it is smaller, not faster here"
+                f"warning  {spec.precision} takes {times:.2f} times as long as fp32 on this machine: it is smaller, but not faster"
             )
     found = _accuracy.compared(hits, reference)
     if found.get("drop", 0.0) > job.max_drop:
@@ -136,9 +136,9 @@ def _published(target: Any, made: Any, out: Path, facts: dict[str, str], force: 
         target.write(made, Path(folder) / out.name, facts)
         parts = [Path(folder) / out.name, *((Path(folder) / out.name).with_suffix(suffix) for suffix in target.TARGET.beside)]
         check_free(out, target.TARGET, force=force)
-        with files.alone(out):  # lest the graph is one export's and the weights are another's
+        with files.alone(out):  # else graph and weights could be of different exports
             for part in parts[1:]:
-                # an old graph would be read with the new weights if all ended here
+                # else a crash here would combine an old graph with new weights
                 files.publish(
                     out.with_suffix(part.suffix), partial(shutil.copyfile, part), lambda _: out.unlink(missing_ok=True)
                 )
@@ -147,7 +147,7 @@ def _published(target: Any, made: Any, out: Path, facts: dict[str, str], force: 
 
 
 def job_of(subject: Subject, preprocess: str, *, softmax: bool, opset: int = _onnx.OPSET, **options: Any) -> Job:
-    """A job; UsageError for a kind of preprocessing that there is not, or that the subject's images do not allow."""
+    """A job; UsageError for an unknown kind of preprocessing, or one that needs other images."""
     from zoo.errors import did_you_mean
 
     known: Sequence[str] = tuple(_graph.PREPROCESS)

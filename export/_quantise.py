@@ -1,6 +1,6 @@
 """A float32 ONNX graph in 8 bits: ranges of activations by onnxruntime's calibrators, and static QDQ nodes by its quantiser.
 
-Activations are unsigned, which is what CPUs multiply fast (both signed runs at a third of the speed); weights are signed, with
+Activations are unsigned, which CPUs multiply fast (signed ones run at a third of the speed); weights are signed, with
 a scale per output channel. BatchNorm is in the convolutions' weights before they are quantised: the float32 graph has it folded.
 """
 
@@ -21,12 +21,12 @@ from zoo.export import _external, _graph, _onnx
 
 METHODS = ("minmax", "percentile", "entropy")
 COUNTS = (64, 256, 512)
-"""Calibration images that are tried; a large image costs as much as 50 small ones, so that these stop earlier."""
+"""Numbers of calibration images; fewer for large images, which cost as much as 50 small ones."""
 OPERATORS = (
     "Conv", "Gemm", "MatMul", "Add", "Mul", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Relu", "Clip", "Pad", "Slice",
     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze",
 )  # fmt: skip
-"""Softmax, LayerNorm and means stay in float32: 8 bits of them cost accuracy and win nothing."""
+"""Softmax, LayerNorm and means stay in float32: 8 bits would cost accuracy without a gain."""
 CHUNK = 32
 PERCENTILE = 99.99
 
@@ -41,7 +41,7 @@ class Ranges:
 
 
 def calibrate(graph: ModelProto, images: np.ndarray, *, method: str, counts: Sequence[int]) -> Iterator[Ranges]:
-    """Ranges of activations on the first ``counts`` (rising) of ``images``, given as the file takes them."""
+    """Ranges of activations on the first ``counts`` (rising) of ``images``, in the form of the file's input."""
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
     kinds = {
@@ -54,7 +54,7 @@ def calibrate(graph: ModelProto, images: np.ndarray, *, method: str, counts: Seq
     if method == "percentile":
         options["percentile"] = PERCENTILE
     if method == "entropy":
-        options["num_bins"] = 512  # as many bins as steps (the default) leave nothing to choose
+        options["num_bins"] = 512  # with as many bins as steps (the default) all ranges are equal
     with tempfile.TemporaryDirectory() as folder, _quiet():
         found = create_calibrator(
             _external.dump(graph, Path(folder) / "model.onnx"), list(OPERATORS),
@@ -63,7 +63,7 @@ def calibrate(graph: ModelProto, images: np.ndarray, *, method: str, counts: Seq
         )  # fmt: skip
         done = 0
         for count in counts:
-            while done < count:  # a chunk at a time: the calibrator keeps every activation of what it is given at once
+            while done < count:  # in chunks: the calibrator keeps every activation of one call
                 found.collect_data(_Reader(graph.graph.input[0].name, images[done : min(done + CHUNK, count)]))
                 done = min(done + CHUNK, count)
             yield Ranges(method, count, found.compute_data())
@@ -103,7 +103,7 @@ def quantise(graph: ModelProto, ranges: Ranges, nodes: Sequence[str] | None = No
             graph, True, False, QuantType.QInt8, QuantType.QUInt8, ranges.values, names, [], list(OPERATORS), {},
         )  # fmt: skip
         quantiser.quantize_model()
-        quantiser.model.topological_sort()  # which its own writer to a file does
+        quantiser.model.topological_sort()  # done by onnxruntime's own writer
     made: ModelProto = quantiser.model.model
     _onnx.clean(made)
     del made.graph.value_info[:]
@@ -111,7 +111,7 @@ def quantise(graph: ModelProto, ranges: Ranges, nodes: Sequence[str] | None = No
 
 
 class _Reader:
-    """Gives one batch, then nothing: what a calibrator reads from."""
+    """Data reader for a calibrator: one batch, then None."""
 
     def __init__(self, name: str, images: np.ndarray) -> None:
         self.left: list[dict[str, np.ndarray]] = [{name: images}]
@@ -122,7 +122,7 @@ class _Reader:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No advice of the quantiser's on stderr, and none of its prints."""
+    """Suppress the quantiser's log messages and prints."""
     import io
 
     before = logging.root.manager.disable

@@ -1,8 +1,7 @@
-"""Repair of an 8 bit graph that loses too much accuracy: its most sensitive layers back in float32, as few as hold the bound.
+"""Repair of an 8 bit graph that loses too much accuracy: restore its most sensitive layers to float32, as few as possible.
 
-A layer's sensitivity is the SQNR of the network's output when that layer alone is in 8 bits (Nagel et al. 2021, "A White Paper
-on Neural Network Quantization", section 3.6). The layers are restored from the most sensitive one on; their number is the
-smallest that bisection finds to hold the bound on validation images.
+A layer's sensitivity is the SQNR of the network's output when only that layer is in 8 bits (Nagel et al. 2021, "A White Paper
+on Neural Network Quantization", section 3.6). Layers are restored in order of sensitivity; bisection finds the smallest number that satisfies the bound on validation images.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ RANKING = 64
 LARGE = 64
 """Side in pixels from which an eighth of them is used."""
 MARGIN = 0.5
-"""Share of the allowed drop that validation may lose, so that the test set holds the bound as well."""
+"""Share of the allowed drop on validation images, so that the test set satisfies the bound as well."""
 MOST = 0.5
-"""Share of the layers that may be restored: beyond it float32 or fp16 serves better."""
+"""Largest share of restored layers; beyond it float32 or fp16 is the better choice."""
 
 
 def layers(graph: ModelProto) -> list[Layer]:
@@ -45,13 +44,14 @@ def layers(graph: ModelProto) -> list[Layer]:
 
 
 def repaired(job: Job, chosen: Chosen) -> tuple[ModelProto, list[dict[str, Any]]]:
-    """The graph of ``chosen``, with layers restored to float32 until validation loses no more than half of what the job allows.
+    """The graph of ``chosen``, with layers restored to float32 until the loss on validation images is at most half of the allowed one.
 
     Returns:
-        The graph, and for each restored layer its name, its SQNR alone and that of the network's output once it is restored too.
+        The graph, and for each restored layer its name, its individual SQNR and that of the network's output after restoring
+        it as well.
 
     Raises:
-        DisagreeError: the bound does not hold with half of the layers restored.
+        DisagreeError: the bound fails with half of the layers restored.
     """
     allowed = MARGIN * job.max_drop
     holds = _drop(chosen.accuracy, chosen) <= allowed
@@ -67,7 +67,7 @@ def repaired(job: Job, chosen: Chosen) -> tuple[ModelProto, list[dict[str, Any]]
 
 
 def ranked(job: Job, chosen: Chosen) -> list[Layer]:
-    """All layers in order, each with its SQNR alone."""
+    """All layers in order, each with its individual SQNR."""
     images = chosen.images[: RANKING if job.subject.shape[-1] <= LARGE else RANKING // 8]
     exact = _outputs(job.exact, images)
     found = layers(job.exact)
@@ -91,7 +91,7 @@ def without(job: Job, chosen: Chosen, restored: Sequence[Layer]) -> ModelProto:
 
 
 def _fewest(job: Job, chosen: Chosen, order: Sequence[Layer], allowed: float) -> tuple[int, ModelProto]:
-    """The smallest number of the first layers of ``order`` that holds the bound when restored, and the graph with them."""
+    """The smallest number of first layers of ``order`` that satisfies the bound when restored, and the graph."""
     found: dict[int, ModelProto] = {}
 
     def holds(count: int) -> bool:
@@ -117,7 +117,7 @@ def _fewest(job: Job, chosen: Chosen, order: Sequence[Layer], allowed: float) ->
 
 
 def _story(job: Job, chosen: Chosen, restored: Sequence[Layer]) -> list[dict[str, Any]]:
-    """What each restored layer gave, one after the other."""
+    """The effect of each restored layer, cumulatively."""
     images = chosen.images[: RANKING if job.subject.shape[-1] <= LARGE else RANKING // 8]
     exact = _outputs(job.exact, images)
     rows = []
@@ -138,5 +138,5 @@ def _outputs(graph: ModelProto, images: np.ndarray) -> np.ndarray:
 
 
 def _drop(accuracy: float, chosen: Chosen) -> float:
-    """Points that are lost against float32 on the validation images."""
+    """Loss against float32 on the validation images, in points."""
     return 100 * (chosen.reference - accuracy)

@@ -1,6 +1,6 @@
-"""onnxruntime sessions as zoo opens them: every optimisation, the cores really there, never a silent change of device.
+"""Open onnxruntime sessions with all optimisations, the available cores and no silent change of device.
 
-Not here: torch, so that ``zoo predict --onnx`` needs onnxruntime, numpy and Pillow alone.
+Imports no torch, so that ``zoo predict --onnx`` needs only onnxruntime, numpy and Pillow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def cores() -> int:
-    """Cores this process may use: its affinity and its cgroup's share (onnxruntime counts the machine's and then collapses)."""
+    """Cores this process may use: its affinity and its cgroup's share (onnxruntime counts all cores of the machine, which is slow in a container)."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.is_file():
@@ -36,14 +36,14 @@ def open_session(
     optimise: bool = True,
     entries: Mapping[str, str] | None = None,
 ) -> Any:
-    """An ``InferenceSession`` on ``device`` ("cpu", "cuda" or "cuda:1") and nowhere else; ``threads`` 0 is all cores there are.
+    """An ``InferenceSession`` on ``device`` ("cpu", "cuda" or "cuda:1") without a fallback; ``threads`` 0: all available cores.
 
-    TF32 is off on the GPU, so that float32 is float32. ``optimise`` False keeps the graph as it is written. ``entries`` are
+    TF32 is off on the GPU, so that float32 is float32. ``optimise`` False disables graph optimisations. ``entries`` are
     onnxruntime's session configuration entries, e.g. ``{"session.intra_op.allow_spinning": "0"}``.
 
     Raises:
-        UsageError: onnxruntime is missing, or cannot run on ``device`` (alone it would take the CPU in silence).
-        FileError: the file is missing or no model that it can run.
+        UsageError: onnxruntime is missing, or cannot run on ``device`` (by itself it would fall back to the CPU silently).
+        FileError: the file is missing or not a model that it can run.
     """
     try:
         import onnxruntime
@@ -52,7 +52,7 @@ def open_session(
             raise UsageError(
                 "onnxruntime is not installed; install it: pip install onnxruntime-gpu (or onnxruntime)"
             ) from error
-        raise UsageError(f"onnxruntime does not load ({reason(error)}); install it again") from error
+        raise UsageError(f"onnxruntime cannot be imported ({reason(error)}); install it again") from error
     if isinstance(model, Path) and not model.is_file():
         raise FileError(f"no model file ({model.absolute()}); make one with: zoo export --onnx")
     kind, _, number = device.partition(":")
@@ -69,13 +69,13 @@ def open_session(
     live = onnxruntime.get_available_providers()
     wanted = PROVIDERS.get(kind)
     if wanted is None or wanted not in live:
-        raise UsageError(f"onnxruntime has no device {device!r} (providers here: {', '.join(live)}); use --device cpu")
+        raise UsageError(f"onnxruntime has no device {device!r} (available providers: {', '.join(live)}); use --device cpu")
     _open(onnxruntime, source, options, [PROVIDERS["cpu"]])  # a damaged file is reported as such, not as a missing GPU
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     where = {"device_id": int(number or 0), "use_tf32": 0}
     try:
         if hasattr(onnxruntime, "preload_dlls"):
-            with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+            with contextlib.redirect_stdout(sys.stderr):  # it prints missing libraries
                 onnxruntime.preload_dlls()
         # without enable_fallback=0 a failure is printed to stdout and the CPU taken
         session = onnxruntime.InferenceSession(source, options, providers=[(wanted, where)], enable_fallback=0)
@@ -83,7 +83,7 @@ def open_session(
     except Exception as error:  # onnxruntime raises its own types, RuntimeError and ValueError
         first = str(error).strip().splitlines()[0][:60] if str(error).strip() else type(error).__name__
     if first != wanted:
-        raise UsageError(f"onnxruntime cannot start {wanted} ({first}; live here: {PROVIDERS['cpu']}); use --device cpu")
+        raise UsageError(f"onnxruntime cannot start {wanted} ({first}; available: {PROVIDERS['cpu']}); use --device cpu")
     return session
 
 
@@ -98,7 +98,7 @@ def _open(onnxruntime: Any, source: str | bytes, options: Any, providers: list[s
 
 @contextlib.contextmanager
 def boundary(where: Path | str) -> Iterator[None]:
-    """The one boundary around running a model: FileError for what onnxruntime raises within; errors of others pass.
+    """Context for running a model: converts errors of onnxruntime to FileError; other errors pass.
 
     Raises:
         FileError: the model ``where`` does not run.
@@ -114,7 +114,7 @@ def boundary(where: Path | str) -> Iterator[None]:
 
 
 def _of_runtime(error: Exception) -> bool:
-    """Whether onnxruntime raised it: by its own types, or an ordinary one (for text that is no UTF-8) from its files."""
+    """Whether onnxruntime raised it: its own types, or an ordinary one (for text that is not UTF-8) from its files."""
     if type(error).__module__.startswith("onnxruntime"):
         return True
     trace = error.__traceback__

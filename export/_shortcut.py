@@ -1,8 +1,8 @@
 """Shortcuts without parameters (He et al. 2015, option A) as convolutions, so that onnxruntime keeps its blocked layout.
 
-Slices and padding of channels are read and written in the plain layout, with a conversion before and behind; a 1x1
-convolution with a stride, whose weights are ones and zeros, gives the same values bit by bit and none of this.
-`zoo bench onnx_graph` measures what it wins.
+Slices and padding of channels are read and written in the plain layout, with a conversion before and after; a 1x1 convolution
+with a stride, whose weights are ones and zeros, returns the same bits without conversions.
+`zoo bench onnx_graph` measures the gain.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from zoo.export import _external
 
 NAME = "shortcut."
-"""How these convolutions' names begin: their multiplications are no work of the model's."""
+"""Prefix of the names of these convolutions, whose multiplications are not counted for the model."""
 
 
 def convolved(graph: ModelProto) -> ModelProto:
-    """The graph, changed in place: rows and columns at a stride with channels of zeros beside them become a convolution."""
+    """The graph, changed in place: strided rows and columns with zero channels become a convolution."""
     small = (each for each in graph.graph.initializer if len(each.raw_data) < _external.SMALL)  # steps and widths
     weights = {each.name: numpy_helper.to_array(each) for each in small}
     shapes = {each.name: each.type.tensor_type.shape.dim for each in _external.shaped(graph).graph.value_info}
@@ -80,7 +80,7 @@ def _stride(rows: NodeProto, columns: NodeProto, weights: Mapping[str, np.ndarra
 
 
 def _drop(graph: ModelProto, gone: set[str]) -> None:
-    """Take out the nodes that give ``gone``, and weights that nobody takes any more."""
+    """Remove the nodes that produce ``gone``, and unused weights."""
     nodes = [node for node in graph.graph.node if gone.isdisjoint(node.output)]
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)

@@ -1,4 +1,4 @@
-"""The command that makes an engine of a file with NVIDIA's trtexec; zoo does not run it."""
+"""The command that builds an engine from a file with NVIDIA's trtexec; zoo does not run it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ BATCHES = (1, 8, 64)
 
 
 def command(receipt: Receipt, size: int) -> str:
-    """What to type for a file whose images are ``size`` pixels wide and high, or nothing if TensorRT cannot take it.
+    """The command for a file with images of ``size`` x ``size`` pixels, or an empty string if TensorRT cannot read it.
 
-    It quantises symmetrically to signed bytes, zoo's int8 files hold unsigned ones. ``full`` resizes by weights in float64,
+    It quantises symmetrically to signed bytes; zoo's int8 files use unsigned ones. ``full`` resizes by weights in float64,
     which its ONNX parser casts to float32 (onnx-tensorrt, docs/operators.md): not the arithmetic that parity was shown for.
 
     The options are those of samples/common/sampleOptions.cpp in TensorRT 10.8, 10.13 and 11.1, read and not run.

@@ -13,7 +13,7 @@ from zoo.errors import FileError
 from zoo.export import _child, _feed, _session
 
 PATIENCE = 5.0
-"""Seconds of a first run beyond which it stays the only one."""
+"""Seconds of a first run above which there is no second one."""
 
 
 def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -35,7 +35,7 @@ def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if seconds < PATIENCE:
         start = time.perf_counter()
         if not np.array_equal(run(images), first):
-            raise FileError(f"model answers otherwise when it is run again ({path}); export it in evaluation mode")
+            raise FileError(f"model's output differs between runs ({path}); export it in evaluation mode")
         seconds = time.perf_counter() - start
         if not batch and not _takes_two(run, first):
             batch = 1
@@ -43,7 +43,7 @@ def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _takes_two(run: Any, one: np.ndarray) -> bool:
-    """Whether a free batch is one: some graphs reshape to one image inside, and fail or answer with another shape for two."""
+    """Whether a free batch is one: some graphs reshape to one image inside, and fail or return another shape for two."""
     try:
         two = run(2)
     except FileError:
@@ -53,9 +53,9 @@ def _takes_two(run: Any, one: np.ndarray) -> bool:
 
 def _check_answer(answer: np.ndarray, path: Path) -> None:
     if answer.ndim < 1:
-        raise FileError(f"model answers with one number for a batch ({path}); export it with an answer per image")
+        raise FileError(f"model returns one number per batch ({path}); export it with one output per image")
     if answer.dtype.kind == "f" and not np.isfinite(answer).all():
-        raise FileError(f"model's answer is not finite ({path}, on noise); train or convert it again")
+        raise FileError(f"model's output is not finite ({path}, on noise); train or convert it again")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``zoo export --triton DIR``: a model repository for NVIDIA Triton, its configuration made from the exported file.
+"""``zoo export --triton DIR``: a model repository for NVIDIA Triton, with a configuration generated from the exported file.
 
 The fields are those of ModelConfig in Triton's ``model_config.proto``.
 """
@@ -16,7 +16,7 @@ from zoo.export import Receipt, _guard, _session, _web, _wire, onnx
 
 KINDS = {"tensor(float)": "TYPE_FP32", "tensor(uint8)": "TYPE_UINT8"}
 MOST, DELAY_US = 64, 1000
-"""Largest batch that the server forms, and how long a query may wait for others."""
+"""Largest batch of the server, and the longest delay of a query in microseconds."""
 
 
 def write(model: Any, folder: Path, *, name: str = "", force: bool = False, **options: Any) -> Receipt:
@@ -26,12 +26,10 @@ def write(model: Any, folder: Path, *, name: str = "", force: bool = False, **op
         name: of the model (default: its architecture's). options: those of :func:`zoo.export.onnx`.
 
     Raises:
-        As :func:`zoo.export.onnx`; UsageError for a file whose images may have any size: a batch needs one.
+        As :func:`zoo.export.onnx`; UsageError for a file with images of any size: a batch needs one size.
     """
     if options.get("preprocess") == "full":
-        raise UsageError(
-            "preprocess full takes images of any size, which Triton cannot put into one batch; use normalize or none"
-        )
+        raise UsageError("preprocess full accepts images of any size, which Triton cannot batch; use normalize or none")
     own = name or (model.recipe.model if hasattr(model, "recipe") else type(model).__name__).replace("/", "_")
     place = folder / own
     _web.check_free(place, force=force)

@@ -1,4 +1,4 @@
-"""Repeat what the receipt in an exported file claims, without a network, and compare."""
+"""Repeat the checks recorded in an exported file, without a network, and compare."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from zoo.spec import Split
 from zoo.training import freezing
 
 SLACK = 1e-3
-"""Share of the test images that another processor may put in another class."""
+"""Share of the test images that may change class on another processor."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One claim: what the file says, what was found, and whether that fits (``code`` 0), is absent, or not (4 or 8)."""
+    """One check: the recorded result, the new result, and whether they agree (``code`` 0), the check could not run, or they differ (4 or 8)."""
 
     name: str
     state: str
@@ -39,7 +39,7 @@ class Check:
 
 
 class ParityClaim(msgspec.Struct):
-    """What a receipt says of the comparison with PyTorch, as far as it is read here."""
+    """Recorded comparison with PyTorch, as far as it is used here."""
 
     agree: int
     n: Annotated[int, msgspec.Meta(gt=0, le=1 << 24)]
@@ -47,7 +47,7 @@ class ParityClaim(msgspec.Struct):
 
 
 class Claim(msgspec.Struct):
-    """What a receipt says of accuracy on the test images."""
+    """Recorded accuracy on the test images."""
 
     n: int
     correct: int
@@ -69,11 +69,11 @@ def verify(
 ) -> list[Check]:
     """Structure, digests, frozen tensors and parity with ``run`` if given, accuracy on the data if it is available.
 
-    The limits hold for a first run on noise in a child process. Parity and accuracy open the file in this process, without
-    limits: a model that behaves otherwise on real images or larger batches is not stopped.
+    The limits apply to a first run on noise in a child process. Parity and accuracy open the file in this process, without
+    limits: a model that behaves differently on real images or larger batches is not stopped.
 
     Raises:
-        FileError: no ONNX file of zoo's, refused by :mod:`zoo.export._guard`, or not runnable within its limits.
+        FileError: not an ONNX file of zoo, rejected by :mod:`zoo.export._guard`, or not runnable within the limits.
     """
     _guard.trial(path, max_memory=max_memory, timeout=timeout)
     raw = memoryview(_guard.read(path))
@@ -106,10 +106,10 @@ def verify(
 
 
 def _structure(path: Path, raw: memoryview) -> Check:
-    model = onnx.ModelProto.FromString(bytes(raw))  # its own bytes, of which there are at most 2 GiB
+    model = onnx.ModelProto.FromString(bytes(raw))  # the file itself, at most 2 GiB
     try:
         onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:  # one boundary around the checker: it raises several types
+    except Exception as error:  # the checker raises several types
         return Check("structure", "differs", "valid ONNX", " ".join(str(error).split())[:80], 4)
     imports = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import)
     return Check("structure", "ok", "valid ONNX", f"{len(model.graph.node)} nodes, {imports}, IR {model.ir_version}")
@@ -127,7 +127,7 @@ def _digests(facts: dict[str, str], raw: memoryview) -> list[Check]:
 
 
 def _own(path: Path, facts: dict[str, str], known: _facts.Facts, data_dir: Path | None, run: Run | None) -> Run:
-    """A run made of what the file says, without a model; its data are where ``data_dir`` says, or else ``run``'s recipe."""
+    """A run reconstructed from the file's metadata, without a model; its data are in ``data_dir`` or the folder of ``run``'s recipe."""
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "recipe.toml"
         text.write_text(facts["recipe"], encoding="utf-8")
@@ -152,7 +152,7 @@ def _parity_checks(
 ) -> list[Check]:
     told = f"{claim['agree']:,}/{claim['n']:,} classes, max |difference| {claim['max_abs']:.1e}"
     if run is None:
-        return [Check("parity with PyTorch", "not run", told, "the run was not found; name it with --run")]
+        return [Check("parity with PyTorch", "not run", told, "the run was not found; pass it with --run")]
     sha = _graph.weights_sha256(run.model)
     if sha != facts["weights_sha256"]:
         return [Check("weights of the run", "differs", facts["weights_sha256"][:12], f"{sha[:12]} in {run.path}", 8)]
@@ -171,7 +171,7 @@ def _parity_checks(
 
 
 def _frozen(run: Run, claim: dict[str, str]) -> list[Check]:
-    """The tensors that were frozen in training, as the file has their digests, against those of ``run``; nothing if there are none."""
+    """Recorded digests of frozen tensors against those of ``run``; empty if there are none."""
     if not claim:
         return []
     here = run.model.state_dict()
@@ -188,7 +188,7 @@ def _accuracy_checks(
     try:
         data = own.dataset()
     except (DataError, UsageError) as error:
-        return [Check("accuracy", "not run", told, f"the data was not found ({str(error)[:60]}); name it with --data-dir")]
+        return [Check("accuracy", "not run", told, f"the data was not found ({str(error)[:60]}); pass it with --data-dir")]
     if beside := _accuracy.of_run(own):
         told += f" ({beside})"
     if facts["data_sha256"] and data.digest != facts["data_sha256"]:
@@ -204,10 +204,10 @@ def _accuracy_checks(
 def _drop_checks(
     facts: dict[str, str], own: Run, frame: _graph.Exported, claim: Any, run: Run | None, hits: np.ndarray, test: Split
 ) -> list[Check]:
-    """What fp16 or int8 costs against float32 on the test images, ``hits`` being those that the file gets right."""
+    """Loss of fp16 or int8 against float32 on the test images; ``hits`` are those that the file classifies correctly."""
     told = f"{claim['drop']:+.2f} points from {100 * claim['fp32']['accuracy']:.2f} %"
     if run is None or _graph.weights_sha256(run.model) != facts["weights_sha256"]:
-        return [Check("drop from fp32", "not run", told, "the run was not found; name it with --run")]
+        return [Check("drop from fp32", "not run", told, "the run was not found; pass it with --run")]
     exported = _graph.of_run(run, stored=frame.stored, preprocess=frame.preprocess, softmax=frame.softmax)
     now = _accuracy.compared(hits, _accuracy.hits(_cases.right(exported), test, "PyTorch float32"))
     found = f"{now['drop']:+.2f} points from {100 * now['fp32']['accuracy']:.2f} %"
@@ -216,7 +216,7 @@ def _drop_checks(
 
 
 def at_hand(path: Path, name: str | None) -> Run | None:
-    """The run that is named, or in whose folder the file is, or None."""
+    """The given run, the run whose folder contains the file, or None."""
     if name is None and not (path.parent / "recipe.toml").is_file():
         return None
     return engine.load(name if name is not None else path.parent)

@@ -20,17 +20,17 @@ from zoo.export import Receipt, onnx
 
 VERSION = "1.30.0"
 SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
-"""Of the npm package's archive."""
+"""SHA-256 of the npm package's archive."""
 WASM = "ort-wasm-simd-threaded.asyncify"
 RUNTIME = ("ort.webgpu.min.mjs", f"{WASM}.mjs", f"{WASM}.wasm")
-"""What the page needs of the package: both WebGPU and WebAssembly are in it."""
+"""Files of the package that the page needs: WebGPU and WebAssembly."""
 PAGE = ("index.html", "classify.mjs")
 
 
 def write(model: Any, folder: Path, *, force: bool = False, **options: Any) -> Receipt:
-    """A folder to be served as it is: page, runtime, class names, and the file; the page resizes as the predictor does.
+    """A static folder: page, runtime, class names and file; the page resizes like the predictor.
 
-    onnxruntime-web has no float64, by which preprocess "full" finds where pixels are.
+    onnxruntime-web has no float64, which preprocess "full" needs for pixel positions.
 
     Args:
         options: those of :func:`zoo.export.onnx`, except ``preprocess`` and ``softmax``.
@@ -54,7 +54,7 @@ def write(model: Any, folder: Path, *, force: bool = False, **options: Any) -> R
 
 
 def check_free(folder: Path, *, force: bool) -> None:
-    """UsageError if ``folder`` is a file, BusyError if it is not empty and may not be written into."""
+    """UsageError if ``folder`` is a file, BusyError if it is not empty and must not be replaced."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"output is a file ({folder.absolute()}); name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not force:
@@ -62,7 +62,7 @@ def check_free(folder: Path, *, force: bool) -> None:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    """What the page needs to know of the file: class names, and to what images are resized and cut."""
+    """Metadata for the page: class names, and sizes for resizing and cropping."""
     from zoo.export import _guard, _wire
 
     found = _wire.metadata(memoryview(_guard.read(path)))
@@ -71,12 +71,12 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _archive() -> Path:
-    """The npm package's archive from the cache, fetched by npm the first time."""
+    """The npm package's archive from the cache, downloaded by npm on first use."""
     path = _folders.cache_folder() / "web" / f"onnxruntime-web-{VERSION}.tgz"
     if not path.is_file():
         with files.as_disk_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        print_line(f"web      fetches onnxruntime-web {VERSION} by npm")
+        print_line(f"web      downloading onnxruntime-web {VERSION} with npm")
         try:
             done = subprocess.run(
                 ["npm", "pack", f"onnxruntime-web@{VERSION}", "--silent", "--pack-destination", str(path.parent)],
@@ -87,7 +87,7 @@ def _archive() -> Path:
             why = type(error).__name__
         if not path.is_file():
             raise UsageError(
-                f"onnxruntime-web {VERSION} cannot be fetched ({why}); install npm, or put the package's archive at {path}"
+                f"cannot download onnxruntime-web {VERSION} ({why}); install npm, or save the package's archive as {path}"
             )
     if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != SHA256:
         raise FileError(
@@ -103,9 +103,9 @@ def _unpacked(archive: Path, folder: Path) -> Path:
             try:
                 source = tar.extractfile(f"package/dist/{part}")
             except KeyError as error:
-                raise FileError(f"archive lacks a file ({archive}, {part}); remove it") from error
+                raise FileError(f"file missing in the archive ({archive}, {part}); remove the archive") from error
             if source is None:
-                raise FileError(f"archive entry is not a file ({archive}, {part}); remove it")
+                raise FileError(f"archive entry is not a file ({archive}, {part}); remove the archive")
             with source, (folder / part).open("wb") as target:
                 shutil.copyfileobj(source, target)
     return folder

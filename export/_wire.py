@@ -1,7 +1,7 @@
 """Read the outline of an ONNX file without any library: its tensors' external data and a digest of its content.
 
-Protocol buffers' wire format (fields of varint, 8 bytes, length and bytes, 4 bytes), as much of it as ONNX uses. No string is
-decoded but the few that are looked at, so that a file full of odd bytes is reported as such.
+Protocol buffers' wire format (fields of varint, 8 bytes, length and bytes, 4 bytes), as far as ONNX uses it. Only the few
+needed strings are decoded, so that a file of arbitrary bytes is reported as such.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ CHILDREN = {
     "training": {1: "graph", 2: "graph"},
     "function": {7: "node", 11: "attribute"},
 }
-"""Which fields of onnx.proto's messages hold messages that lead to tensors."""
+"""Fields of onnx.proto's messages that lead to tensors."""
 DEPTH = 100
 GRAPH, METADATA = 7, 14
 
 
 @dataclass
 class Tensor:
-    """What a TensorProto says of itself; ``external`` is empty if its values are in the file."""
+    """Header of a TensorProto; ``external`` is empty if its values are in the file."""
 
     name: str = ""
     dims: list[int] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Tensor:
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field of a message; ValueError if it is none."""
+    """Number and value of each field of a message; ValueError if it is malformed."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -72,7 +72,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def tensors(data: memoryview) -> list[Tensor]:
-    """Every tensor of a ModelProto, in subgraphs and functions too; ValueError if it is none or has no graph."""
+    """Every tensor of a ModelProto, in subgraphs and functions too; ValueError if it is malformed or has no graph."""
     found: list[Tensor] = []
     graphs = 0
     waiting: list[tuple[str, memoryview, int]] = [("model", data, 0)]
@@ -85,7 +85,7 @@ def tensors(data: memoryview) -> list[Tensor]:
             if child is None:
                 continue
             if not isinstance(value, memoryview):
-                raise ValueError("a number in place of a message")
+                raise ValueError("a number instead of a message")
             graphs += kind == "model" and number == GRAPH
             if child == "tensor":
                 found.append(_tensor(value))
@@ -122,7 +122,7 @@ def _packed(data: memoryview) -> list[int]:
 
 
 def text(data: memoryview) -> str:
-    """Bytes for a message: UTF-8, what is not as escapes."""
+    """Bytes as text for a message: UTF-8, with escapes for other bytes."""
     return bytes(data).decode("utf-8", "backslashreplace")
 
 
@@ -148,6 +148,6 @@ def content_sha256(data: memoryview) -> str:
 
 
 def receipt_sha256(facts: dict[str, str]) -> str:
-    """sha256 over metadata, itself left out."""
+    """sha256 over the metadata except the digest itself."""
     pairs = [f"{len(key)} {key} {len(value)} {value}\n" for key, value in sorted(facts.items()) if key != "receipt_sha256"]
     return hashlib.sha256("".join(pairs).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""ONNX with the model in float16 and everything around it in float32: the file takes and gives what the float32 one does.
+"""ONNX with the model in float16 and everything around it in float32: inputs and outputs are those of the float32 file.
 
-The model's part of the checked float32 graph (BatchNorm already folded in float32) is converted here: conversion of the
-whole file with kept input types has given graphs whose nodes are out of order. Half the size; CPUs gain no speed.
+The model's part of the checked float32 graph (BatchNorm already folded in float32) is converted here: converting the whole
+file with unchanged input types produced graphs with nodes out of order. Half the size; CPUs gain no speed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TARGET = TargetSpec(format="onnx", precision="fp16", suffix=".fp16.onnx", tolera
 LARGEST = 65504.0
 """Of float16."""
 FLOAT32_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
-"""Inputs that the operator wants in float32 whatever the images are."""
+"""Inputs that the operator requires in float32."""
 
 
 write, answer, publish = onnx_fp32.write, onnx_fp32.answer, onnx_fp32.publish
@@ -46,7 +46,7 @@ def convert(graph: ModelProto) -> ModelProto:
     body, inside = made.graph, set(_graph.model_nodes(made))
     kinds = _types(made)
     weights = {each.name: each for each in body.initializer}
-    half: dict[str, str] = {}  # float32 name to its float16 like, for what crosses into the model
+    half: dict[str, str] = {}  # name of the float16 copy of each float32 tensor that enters the model
     nodes: list[NodeProto] = []
     for node in body.node:
         if node.name in inside:
@@ -92,7 +92,7 @@ def _halved(tensor: TensorProto, name: str) -> TensorProto:
 
 
 def _retype(node: NodeProto) -> None:
-    """float32 that a node makes of itself becomes float16."""
+    """Constants that a node creates in float32 become float16."""
     for attribute in node.attribute:
         if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.FLOAT16
@@ -101,7 +101,7 @@ def _retype(node: NodeProto) -> None:
 
 
 def _widened(graph: ModelProto, nodes: list[NodeProto]) -> NodeProto:
-    """The last node: the output back to float32 under its own name; those who give and take it get another name."""
+    """The last node: the output converted back to float32 under its name; its producer and consumers use another name."""
     name = graph.graph.output[0].name
     for node in nodes:
         for names in (node.input, node.output):

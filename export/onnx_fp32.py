@@ -24,17 +24,17 @@ def make(job: Job) -> ModelProto:
 
 
 def write(graph: ModelProto, path: Path, facts: Mapping[str, str]) -> None:
-    """A draft of the file; :func:`publish` writes the facts too."""
+    """A draft of the file; :func:`publish` also writes the metadata."""
     _external.dump(graph, path)
 
 
 def answer(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """What onnxruntime gives on the CPU for inputs as the file takes them."""
+    """Outputs of onnxruntime on the CPU for inputs of the file."""
     session = _session.open_session(path)
     name = session.get_inputs()[0].name
     return lambda inputs: np.asarray(session.run(None, {name: inputs})[0])
 
 
 def publish(graph: ModelProto, path: Path, facts: Mapping[str, str], job: Job) -> list[Path]:
-    """:func:`zoo.export._onnx.save` with the facts and, if asked for, weights in a file of their own."""
+    """:func:`zoo.export._onnx.save` with the metadata and, if requested, the weights in a second file."""
     return _onnx.save(graph, path, facts, external_data=job.external_data)

@@ -20,13 +20,13 @@ TARGET = TargetSpec(
     needs=("onnx", "onnxscript", "onnxruntime"),
     calibrated=True,
 )
-"""The tolerance is loose, in standard deviations of the logits: it finds a broken graph. Accuracy decides whether 8 bits are enough."""
+"""The tolerance is loose, in standard deviations of the logits: it detects a broken graph. Accuracy decides whether 8 bits are enough."""
 
 write, answer, publish = onnx_fp32.write, onnx_fp32.answer, onnx_fp32.publish
 
 
 def make(job: Job) -> ModelProto:
-    """The best 8 bit graph over methods of calibration, its worst layers in float32 where accuracy asks for it."""
+    """The best 8 bit graph over methods of calibration, with its worst layers in float32 if needed."""
     chosen = _choose.choose(job)
     graph, restored = _repair.repaired(job, chosen)
     job.calibration = chosen.facts | ({"restored": restored} if restored else {})

@@ -1,4 +1,4 @@
-"""OpenVINO's IR in float32: an .xml with the graph and a .bin with the weights beside it, made from the ONNX graph."""
+"""OpenVINO's IR in float32: an .xml with the graph and a .bin with the weights, converted from the ONNX graph."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(model: Any, path: Path, facts: Mapping[str, str]) -> None:
 
 
 def answer(path: Path) -> Answer:
-    """What OpenVINO's CPU plugin gives, computing in float32, for inputs as the file takes them."""
+    """Outputs of OpenVINO's CPU plugin in float32 for inputs of the file."""
     compiled = _openvino().Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(inputs: np.ndarray) -> np.ndarray:

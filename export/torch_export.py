@@ -32,7 +32,7 @@ def write(program: torch.export.ExportedProgram, path: Path, facts: Mapping[str,
 
 
 def answer(path: Path) -> Answer:
-    """What the file gives for inputs as it takes them."""
+    """Outputs of the file for its inputs."""
     program = torch.export.load(path).module()
 
     def run(inputs: np.ndarray) -> np.ndarray:

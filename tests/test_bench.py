@@ -317,12 +317,12 @@ def test_a_wrong_loss_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return _losses.stable(logits, target, weight) * 1.001
 
     monkeypatch.setattr(_losses, "own", off)
-    with pytest.raises(DisagreeError, match="focal loss is off"):
+    with pytest.raises(DisagreeError, match="focal loss is wrong"):
         focal_loss.main(True, out=tmp_path / "x.csv", sizes=[(8, 4)], seconds=0.01)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(ops._C is None, reason="no compiled part")
+@pytest.mark.skipif(ops._C is None, reason="no compiled library")
 def test_each_instruction_set_has_its_row(tables: Tables) -> None:
     rows = [row for row in _timing.read_csv(tables["focal_loss"]) if row["contender"].startswith("zoo kernel ")]
     chosen, here = ops._C.capability(None), set()
@@ -335,7 +335,7 @@ def test_each_instruction_set_has_its_row(tables: Tables) -> None:
     assert all(row["kernel"] == "C++ " + row["contender"].split()[-1] for row in rows)
 
 
-@pytest.mark.skipif(ops._C is None, reason="no compiled part")
+@pytest.mark.skipif(ops._C is None, reason="no compiled library")
 def test_a_row_of_an_instruction_set_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(_losses, "kernel_of", lambda *_, **__: lambda: seen.append(ops._C.capability(None)))
@@ -390,7 +390,7 @@ def test_command_prints_json(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert printed == _timing.read_csv(path)
     with pytest.raises(UsageError, match="--batches"):
         zoo.bench.command("cnn_small", zoo.bench.Request(batches="1,x"))
-    with pytest.raises(UsageError, match="neither other names nor --batches"):
+    with pytest.raises(UsageError, match="accepts no other names and no --batches"):
         zoo.bench.command("startup", zoo.bench.Request(batches="1"))
 
 

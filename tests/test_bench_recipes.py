@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zoo import recipe as recipes
-from zoo.bench import _timing
+from zoo.bench import _few, _timing
 from zoo.bench import recipes as recipes_bench
 
 
@@ -63,7 +63,7 @@ def test_recipes_are_grouped_over_seeds_in_table_and_picture() -> None:
         row("peeked", 0, 0.6, "test"),
     ]
     cells = [list(column.cells) for column in recipes_bench.table(rows).columns]
-    assert cells[0] == ["ce", "focal", "peeked (CHOSEN ON TEST)"]
+    assert cells[0] == ["ce", "focal", "peeked (SELECTED ON TEST)"]
     assert cells[2] == ["71.00 ± 1.41 (n = 2)", "75.00 (n = 1)", "60.00 (n = 1)"]
     assert cells[4] == ["70.4", "", ""]
     assert cells[3] == ["58.3 to 83.7", "74.0 to 76.0", "59.0 to 61.0"], "t over two seeds by hand: 71 ± 12.706"
@@ -71,7 +71,25 @@ def test_recipes_are_grouped_over_seeds_in_table_and_picture() -> None:
     assert [text.get_text() for text in axes.get_yticklabels()] == ["focal  n=1", "ce  n=2"]
     left, right = axes.get_xlim()
     assert left < 58.3 and right > 83.7, "the interval of two seeds is inside the axis"
-    assert recipes_bench.picture(rows[-1:]).axes[0].get_yticklabels()[0].get_text() == "peeked (CHOSEN ON TEST)  n=1"
+    assert recipes_bench.picture(rows[-1:]).axes[0].get_yticklabels()[0].get_text() == "peeked (SELECTED ON TEST)  n=1"
     assert "10,000 test images" in axes.get_title()
     theirs = [line for line in axes.lines if line.get_marker() == "s"]
     assert [(float(line.get_xdata()[0]), int(line.get_ydata()[0])) for line in theirs] == [(pytest.approx(70.4), 1)]
+
+
+def test_accuracy_is_drawn_against_the_images_per_class() -> None:
+    def row(recipe: str, accuracy: float) -> dict[str, str]:
+        return {"recipe": recipe, "accuracy": str(accuracy), "macro": str(accuracy - 0.1), "data": "birds", "n": "50"}
+
+    name = "frozen data.val=0.02"
+    rows = [row(f"{name} data.per_class={number}", 0.5 + number / 100) for number in (10, 5, 5, 1)] + [row(name, 0.9)]
+    found = _few.curves([*rows, row("other data.per_class=1", 0.1), row("other data.per_class=2", 0.2)])
+    assert {key: {number: len(group) for number, group in by.items()} for key, by in found.items()} == {
+        name: {0: 1, 1: 1, 5: 2, 10: 1}
+    }
+    axes = _few.picture(name, found[name]).axes[0]
+    lines = {str(line.get_label()): line for line in axes.lines}
+    assert list(lines["overall"].get_xdata()) == [1, 5, 10]
+    assert list(lines["overall"].get_ydata()) == pytest.approx([51, 55, 60])
+    assert list(lines["mean per class"].get_ydata()) == pytest.approx([41, 45, 50])
+    assert "n = 1 to 2 seeds" in axes.get_title()

@@ -155,7 +155,7 @@ def test_tuning_is_no_part_of_the_first_run() -> None:
 
 @pytest.mark.parametrize("main", [inference.main, _serve.main, _self_check.main])
 def test_a_batch_that_memory_does_not_hold(main: Any, small: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(DiskError, match=r"out of memory \(batch 1,000,000,000\); give smaller ones"):
+    with pytest.raises(DiskError, match=r"out of memory \(batch 1,000,000,000\); use smaller batches"):
         main(True, [str(small["fp32"])], out=tmp_path / "x.csv", batches=[10**9])
     assert not list(tmp_path.iterdir())
 
@@ -316,7 +316,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("x.csv", "contender,images_per_s,low,high\nx,1,1,1\nx,0,1,1\n", "damaged .*row 2"),
         ("x.csv", "contender,images_per_s,low,high\nx,much,1,1\n", "damaged .*row 1"),
         ("x.csv", "contender,images_per_s,low,high\nx,nan,1,1\n", "damaged .*row 1"),
-        ("x.csv", "contender,images_per_s,low,high\nx,1\n", "another number of cells"),
+        ("x.csv", "contender,images_per_s,low,high\nx,1\n", "differ in their number of cells"),
         ("x.csv", f"contender,images_per_s,low,high\n{'x' * 200_000},1,1,1\n", "cannot be read"),
         ("x.csv", "contender,images_per_s,low,high,workers\nx,1,1,1,2\n", "two kinds of benchmark .*only one has workers"),
     ],

@@ -51,7 +51,7 @@ def test_a_calibration_of_other_weights_is_not_used(
     folder = shutil.copytree(small_run, tmp_path / "run")
     calibration.save(folder, calibration.Calibration(2.0, "val", 1, 1.0, 1.0, "of others"))
     assert run.load(folder).temperature == 1.0
-    assert "is of other weights and not used" in capsys.readouterr().err
+    assert "belongs to other weights and is ignored" in capsys.readouterr().err
     for text in ("", "{}", '{"temperature": "hot"}', "\xff"):
         (folder / "calibration.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(FileError, match=r"damaged file .*calibration.json.*zoo eval --calibrate"):

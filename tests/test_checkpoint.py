@@ -165,7 +165,7 @@ def test_every_changed_byte_of_the_rows_is_noticed(tmp_path: Path) -> None:
         (b'{"epoch": -1, "split": "val", "loss": 1, "accuracy": 1}', ">= 0"),
         (b'{"epoch": 1, "split": "val", "loss": "low", "accuracy": 1}', "Expected `float`, got `str`"),
         (b'{"epoch": 1, "split": "val", "accuracy": 1}', "`loss`"), (b"[" * 100_000, "nested too deeply"),
-        (b'{"epoch": 1, "split": "val", "loss": 1, "accuracy": 1, "lr": "fast"}', "text where numbers are"),
+        (b'{"epoch": 1, "split": "val", "loss": 1, "accuracy": 1, "lr": "fast"}', "text instead of a number"),
     ],
 )  # fmt: skip
 def test_a_line_that_is_no_row_is_refused(tmp_path: Path, line: bytes, why: str) -> None:
@@ -234,7 +234,7 @@ def test_a_header_with_another_type_or_shape_of_the_same_bytes(tmp_path: Path, o
     ("change", "why"),
     [
         ({"model": None}, "Expected `str`, got `null`"), ({"classes": "ab"}, "Expected `array`"), ({"classes": [1, 2]}, "Expected `str`, got `int`"),
-        ({"classes": []}, "different names"), ({"classes": ["a", "a"]}, "different names"), ({"input": [3, 32]}, "length 3"),
+        ({"classes": []}, "names must be distinct"), ({"classes": ["a", "a"]}, "names must be distinct"), ({"input": [3, 32]}, "length 3"),
         ({"input": [3, 0, 32]}, ">= 1"), ({"input": [3, 32, 10**12]}, "<= 1048576"), ({"mean": [0.1]}, "length 3"),
         ({"mean": [float("nan")] * 3}, "finite"), ({"std": [0, 1, 1]}, "std above 0"), ({"digests": 3}, "Expected `object`"),
         ({"format": "two"}, "Expected `int`, got `str`"), ({"epoch": "last"}, "Expected `int`, got `str`"), ({"frozen": []}, "Expected `object`"),

@@ -12,10 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from conftest import zoo_command
 
-from zoo.cli import commands
+from zoo.cli import cli, commands
 
 COMMANDS = sorted(commands())
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +37,37 @@ def test_help_runs(command: str, tmp_path: Path) -> None:
     assert ran.returncode == 0
     assert ran.stdout.startswith(f"Usage: zoo {command}")
     assert ran.stderr == ""
+
+
+def _groups() -> dict[str, click.Command]:
+    return {"": cli} | {name: command for name, command in commands().items() if isinstance(command, click.Group)}
+
+
+@pytest.mark.parametrize("name", _groups())
+def test_short_helps_fit_80_columns(name: str) -> None:
+    group = _groups()[name]
+    text = group.get_help(click.Context(group, info_name="zoo", terminal_width=80))
+    assert [line for line in text.splitlines() if len(line) > 80 or "..." in line.replace("[ARGS]...", "")] == []
+
+
+def _commands() -> dict[str, click.Command]:
+    found = {}
+    for name, command in commands().items():
+        context = click.Context(command)
+        inner = (
+            {each: command.get_command(context, each) for each in command.list_commands(context)}
+            if isinstance(command, click.Group)
+            else {"": command}
+        )
+        found |= {f"{name} {each}".strip(): each_command for each, each_command in inner.items() if each_command}
+    return found
+
+
+@pytest.mark.parametrize("name", _commands())
+def test_every_option_has_a_help(name: str) -> None:
+    command = _commands()[name]
+    options = [each for each in command.get_params(click.Context(command)) if isinstance(each, click.Option)]
+    assert [each.opts[0] for each in options if not each.help or not each.help.endswith(".")] == []
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +117,7 @@ FAULTS = [
     ("nothing to resume", "train demo --resume --out gone", 4, ["no run to resume"]),
     ("no run yet", "export --onnx", 4, ["no run yet", "zoo train"]),
     ("no such run", "eval nothing", 2, ["no run 'nothing'"]),
-    ("serve needs no fallback", "bench --serve --allow-cpu-fallback", 2, ["--serve", "leave out --devices and --allow-cpu-fallback"]),
+    ("serve needs no fallback", "bench --serve --allow-cpu-fallback", 2, ["--serve", "omit --devices and --allow-cpu-fallback"]),
     ("misspelt model", "bench resnet33", 2, ["no run or model 'resnet33'", "resnet32", "zoo models"]),
     ("not a run folder", "report empty", 4, ["not a run folder"]),
     ("mixup with sigmoid focal", "train demo mixup=0.2 loss.name=sigmoid_focal", 2, ["mixup", "cross_entropy"]),

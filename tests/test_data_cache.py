@@ -107,7 +107,7 @@ def test_damage_while_the_file_has_changed_is_an_error(tmp_path: Path) -> None:
     data = build("folder", root)
     for path in root.rglob("*.png"):
         Image.new("RGB", (32, 32)).save(path)
-    with pytest.raises(DataError, match="image changed while it was in use"):
+    with pytest.raises(DataError, match="image changed during use"):
         np.asarray(data.test.images)
 
 
@@ -165,7 +165,7 @@ def test_a_set_that_fits_neither_cache_nor_memory_is_decoded_when_it_is_used(
     data = build("folder", root)
     assert data.digest == expected.digest
     assert np.array_equal(np.asarray(data.test.images), np.asarray(expected.test.images))
-    assert "decoded whenever they are used" in capsys.readouterr().err
+    assert "decoded on every use" in capsys.readouterr().err
 
 
 def test_one_bad_image_does_not_decode_the_others_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

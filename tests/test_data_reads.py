@@ -46,6 +46,16 @@ def test_an_image(case: Case, tmp_path: Path) -> None:
     assert (pixels.shape[0] > pixels.shape[1]) == (case.does != READ)
 
 
+def test_odd_metadata_prints_no_library_s_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    for case in (case for case in IMAGES if case.input.startswith("EXIF")):
+        for split, name in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")):
+            folder = tmp_path / "pets" / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            case.write(folder / f"{case.input}.jpg")
+    read("folder", tmp_path / "pets", size=32, val=0.2, seed=0)
+    assert [str(warning.message) for warning in recwarn if warning.category is UserWarning] == []
+
+
 @pytest.mark.parametrize("case", SETS, ids=lambda case: case.input)
 def test_a_set(case: Case, tmp_path: Path) -> None:
     if "Parquet" in case.input:
@@ -96,4 +106,4 @@ def test_the_page_is_as_the_tables_are() -> None:
     loader = SourceFileLoader("reads", str(path))
     module = module_from_spec(spec_from_loader("reads", loader))  # type: ignore[arg-type]
     loader.exec_module(module)
-    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "write it with: tools/reads"
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "update it with: tools/reads"

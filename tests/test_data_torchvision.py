@@ -76,7 +76,7 @@ def test_grey_arrays(capsys: pytest.CaptureFixture[str]) -> None:
     check(data)
     assert (data.name, data.classes) == ("Arrays", ("zero", "one"))
     assert data.test.images.shape == (6, 16, 16, 3)
-    assert data.notes == ("grey images: repeated to 3 channels, as the models take",)
+    assert data.notes == ("grey images: repeated to 3 channels",)
     assert "downloading Arrays" in capsys.readouterr().err
     image = data.test.images[0]
     assert (image[..., 0] == image[..., 1]).all()

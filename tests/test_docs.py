@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -147,6 +148,19 @@ def test_tutorial_commands_run(name: str, tmp_path: Path) -> None:
     assert len(found) >= 5
     for command in found:
         transcripts.run(command, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    for name in ("material", "mkdocstrings"):
+        pytest.importorskip(name)
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    pages = [*site.rglob("*.html")]
+    assert len(pages) > 15
+    assert [page for page in pages if re.search(r":(?:func|class|data):<", page.read_text(encoding="utf-8"))] == []
 
 
 @pytest.mark.slow

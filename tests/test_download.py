@@ -99,7 +99,7 @@ def test_56_a_wrong_checksum_and_a_web_page_are_never_a_file(server: str, tmp_pa
     wrong = hashlib.sha256(bytes(len(BODY))).hexdigest()
     with pytest.raises(DataError, match=f"sha256 {wrong[:16]}..., expected is {SHA256[:16]}"):
         _download.fetch(f"{server}/wrong", tmp_path / "a.tar", SHA256)
-    with pytest.raises(DataError, match="a web page came instead of the file"):
+    with pytest.raises(DataError, match="received a web page instead of the file"):
         _download.fetch(f"{server}/page", tmp_path / "a.tar", SHA256)
     assert not list(tmp_path.iterdir())
 

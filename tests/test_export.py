@@ -129,7 +129,7 @@ def test_each_stage_is_told(
     topics = [line.split()[0] for line in told.splitlines()]
     warned = ["warning"] if times > 1 else []
     assert topics == ["trace", "parity", "accuracy", "accuracy", *warned, "check"]
-    assert ("fp16 takes 2.00 times as long as fp32 on this machine; it is smaller, not faster here" in told) == (times > 1)
+    assert ("fp16 takes 2.00 times as long as fp32 on this machine: it is smaller, but not faster" in told) == (times > 1)
     assert "parity   64 images and 12 saturated, constant or other ones, at batch 1, 2, 7 and 64\n" in told
     assert "accuracy fp16 on 64 test images\naccuracy fp32 on 64 test images\n" in told
     assert nothing == ""

@@ -78,11 +78,11 @@ def test_int8_without_targets_is_held_to_float32(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input": (3, 9)}, r"module does not run \(Tiny, input \(N, 3, 9\): RuntimeError: .*\); it has to take one float32 tensor"),
-        ({"input": ()}, r"no input shape for Tiny; give that of one input, e.g. input=\(3, 224, 224\)"),
+        ({"input": (3, 9)}, r"module fails \(Tiny, input \(N, 3, 9\): RuntimeError: .*\); it must accept one float32 tensor"),
+        ({"input": ()}, r"no input shape for Tiny; give the shape of one input, e.g. input=\(3, 224, 224\)"),
         ({"classes": ["a"]}, r"classes differ \(names 1, model 10\)"),
         ({"images": np.zeros((4, 3, 8, 8), np.float32)}, r"images do not fit the model \(float32 \(4, 3, 8, 8\), input \(3, 32, 32\)\)"),
-        ({"images": np.zeros((4, 32, 32, 3), np.uint8)}, r"mean and std are needed for uint8 images"),
+        ({"images": np.zeros((4, 32, 32, 3), np.uint8)}, r"uint8 images need mean and std"),
         ({"mean": (0.5,), "std": (0.5,)}, r"mean and std have 1 and 1 values, the input 3 channels"),
         ({"targets": [1, 10], "images": np.zeros((2, 3, 32, 32), np.float32)}, r"targets do not fit .*give 2 class numbers from 0 to 9"),
         ({"preprocess": "full"}, r"preprocess full needs uint8 images"),
@@ -110,9 +110,9 @@ class Two(nn.Module):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (Pair(), r"module gives tuple for two inputs \(Pair, input \(N, 4\)\); it has to give one tensor of logits"),
-        (Two(), r"module does not run \(Two, input \(N, 4\): TypeError: .*'y'"),
-        (nn.Flatten(0), r"module gives \(8,\) for two inputs"),
+        (Pair(), r"module returns tuple for two inputs \(Pair, input \(N, 4\)\); expected one tensor of logits"),
+        (Two(), r"module fails \(Two, input \(N, 4\): TypeError: .*'y'"),
+        (nn.Flatten(0), r"module returns \(8,\) for two inputs"),
     ],
 )
 def test_another_signature(module: nn.Module, message: str) -> None:
@@ -121,7 +121,7 @@ def test_another_signature(module: nn.Module, message: str) -> None:
 
 
 def test_a_run_has_its_own(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="a run has its own classes; leave it out, or export run.model"):
+    with pytest.raises(UsageError, match="a run has its own classes; omit it, or export run.model"):
         zoo.export.onnx(run_of(Tiny(), tmp_path), classes=("a",))
 
 

@@ -50,7 +50,7 @@ def test_triton(run: Run, tmp_path: Path) -> None:
         assert part in text
     with pytest.raises(BusyError, match="output folder is not empty"):
         _triton.write(run, tmp_path)
-    with pytest.raises(UsageError, match="preprocess full takes images of any size, which Triton cannot put into one batch"):
+    with pytest.raises(UsageError, match="preprocess full accepts images of any size, which Triton cannot batch"):
         _triton.write(run, tmp_path / "other", preprocess="full")
 
 
@@ -103,11 +103,11 @@ def test_hub_of_a_run_without_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--web", "a", "--hub", "b"], "--out, --web, --triton and --hub name different places"),
+        (["--web", "a", "--hub", "b"], "--out, --web, --triton and --hub exclude each other"),
         (["--format", "pt2", "--triton", "a"], "--triton takes an ONNX file .format pt2."),
-        (["--format", "pt2", "--opset", "20"], "--opset, --target-ort and --external-data are for ONNX"),
-        (["--fastest", "--precision", "int8"], "--fastest chooses format, precision and file name itself"),
-        (["--fastest", "--web", "a"], "--fastest chooses format, precision and file name itself"),
+        (["--format", "pt2", "--opset", "20"], "--opset, --target-ort and --external-data apply to ONNX"),
+        (["--fastest", "--precision", "int8"], "--fastest chooses format, precision and file name"),
+        (["--fastest", "--web", "a"], "--fastest chooses format, precision and file name"),
     ],
 )
 def test_options_that_exclude_each_other(words: list[str], message: str) -> None:

@@ -137,7 +137,7 @@ def test_drop_is_measured() -> None:
 
 def test_int8_without_the_data(run: Run) -> None:
     away = AwayRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(Run)})
-    with pytest.raises(DataError, match="int8 is calibrated on training images, which are not here"):
+    with pytest.raises(DataError, match="int8 is calibrated on training images, which were not found"):
         zoo.export.onnx(away, precision="int8")
 
 
@@ -157,8 +157,8 @@ def test_target_runtime_chooses_the_opset(version: str, opset: int) -> None:
     ("version", "opset", "told"),
     [
         ("1.13", None, "reads no opset from 18 on; the oldest that can be served is 1.14"),
-        ("new", None, "is no version"),
-        ("1.17", 19, "both choose"),
+        ("new", None, "is not a version"),
+        ("1.17", 19, "both select"),
     ],
 )
 def test_target_runtime_refused(version: str, opset: int | None, told: str) -> None:
@@ -173,7 +173,7 @@ def test_frozen_tensors_are_checked_again(run: Run) -> None:
     assert json.loads(facts(zoo.export.onnx(run).path)["frozen_sha256"]) == meta["frozen"]
     with torch.no_grad():
         run.model.bn.running_mean[2] += 1e-6  # type: ignore[union-attr,index,operator]
-    with pytest.raises(DisagreeError, match=r"frozen tensors are not what they were .*1 of 2, first bn.running_mean"):
+    with pytest.raises(DisagreeError, match=r"frozen tensors changed in training .*1 of 2, first bn.running_mean"):
         zoo.export.onnx(run, force=True)
     damaged = bytearray((run.path / "weights.safetensors").read_bytes())
     damaged[-5] ^= 1

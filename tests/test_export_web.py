@@ -107,7 +107,7 @@ def test_without_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", "")
     with pytest.raises(
-        UsageError, match=r"onnxruntime-web .* cannot be fetched \(FileNotFoundError\); install npm, or put"
+        UsageError, match=r"cannot download onnxruntime-web .* \(FileNotFoundError\); install npm, or save"
     ) as caught:
         _web.write(None, tmp_path / "web")
     assert "\n" not in str(caught.value)

@@ -83,7 +83,7 @@ def test_every_command_takes_it(run: Run, tmp_path: Path) -> None:
         with pytest.raises(FileError, match="checksum differs"):
             predictor.predict(path, [tmp_path / "picture.png"])
     data.unlink()
-    with pytest.raises(FileError, match="external data refused .*missing"):
+    with pytest.raises(FileError, match="external data rejected .*missing"):
         _guard.check(path)
 
 

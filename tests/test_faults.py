@@ -75,7 +75,7 @@ ROWS = [
     (1, "train resnet23", 2, "no model 'resnet23'|did you mean resnet32, resnet20, resnet9|zoo models"),
     (1, "train timm/resnet52", 2, "no model 'resnet52'|did you mean resnet152, resnet152s, resnet152d"),
     (1, "train resnet20 --freeze convs", 2, "'convs'|did you mean conv|roles of this model: conv, fc:all, backbone, bn, stage<=0 to 3, none"),
-    (1, "train resnet20 --freeze fc", 2, "freeze=fc freezes nothing here|roles of this model: conv, fc:all"),
+    (1, "train resnet20 --freeze fc", 2, "freeze=fc freezes nothing in this model|roles of this model: conv, fc:all"),
     (1, "train resnet20 --freeze *", 2, "nothing to train|roles of this model: conv, fc:all"),
     (1, "train resnet20 --freeze conv --data folder --data-dir gone", 2, "random tensors|weights=default or a file"),
     (1, "train resnet20 unfreeze=['2:none'] --data folder --data-dir gone", 2, "unfreeze 2:none|roles of this model"),

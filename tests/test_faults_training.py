@@ -74,7 +74,7 @@ def test_12_an_empty_class_is_refused_or_named(tmp_path: Path, capsys: pytest.Ca
         small("data.imbalance=exp:0.0001", "allow_empty_class=true", "class_weights=effective", "sampler=class_balanced"),
         out=tmp_path / "run",
     )
-    assert "won't be learned" in capsys.readouterr().err
+    assert "cannot be learned" in capsys.readouterr().err
     assert json.loads((folder / "env.json").read_text())["counts"][-3:] == [0, 0, 0]
 
 

@@ -171,7 +171,7 @@ def test_folders_that_are_none(tmp_path: Path, name: str) -> None:
 
 
 def test_the_folder_set_needs_a_folder() -> None:
-    refused("which folder", "folder", None, UsageError)
+    refused("no folder given", "folder", None, UsageError)
 
 
 def test_an_empty_class(tmp_path: Path) -> None:

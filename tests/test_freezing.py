@@ -86,11 +86,11 @@ def test_stored_features_give_the_same_numbers(
 ) -> None:
     mine = frozen(donors, "epochs=2", *settings.split())
     once = training.train(mine, out=tmp_path / "once")
-    assert "the frozen part ran once: features of " in capsys.readouterr().err
+    assert "frozen layers ran once: features of " in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr(features, "trainable_head", lambda *arguments, **options: ("", "for a test"))
         plain = training.train(mine, out=tmp_path / "plain")
-    assert "the frozen part runs in every step: for a test" in capsys.readouterr().err
+    assert "frozen layers run in every step: for a test" in capsys.readouterr().err
     one, two = tensors(once), tensors(plain)
     assert one.keys() == two.keys()
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
@@ -117,7 +117,7 @@ def test_a_run_on_stored_features_resumes_on_the_same_bits(
         ("cnn_small", ["data.augment=['flip']"], "each epoch changes the images"),
         ("cnn_small", ["mixup=0.2"], "each epoch changes the images"),
         ("cnn_small", ["freeze=stage<=2"], "more than one head module is trained"),
-        ("s2_cnn", ["data.imbalance=exp:0.02"], "it draws at random (dropout)"),
+        ("s2_cnn", ["data.imbalance=exp:0.02"], "the frozen layers have dropout"),
     ],
 )
 def test_the_run_says_why_the_frozen_part_runs_in_every_step(
@@ -127,7 +127,7 @@ def test_the_run_says_why_the_frozen_part_runs_in_every_step(
     stopping(monkeypatch, 1)
     with pytest.raises(Interrupted):
         training.train(frozen(donors, *settings, model=model), out=tmp_path / "run")
-    assert f"the frozen part runs in every step: {why}" in capsys.readouterr().err
+    assert f"frozen layers run in every step: {why}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["resnet9", "resnet32_cosine", "s1_cnn", "alexnet"])
@@ -187,7 +187,7 @@ def test_gradual_unfreezing_trains_what_is_released_and_no_more(
     folder = training.train(frozen(donors, "epochs=3", "optim.name=adamw", "lr=0.001", GRADUAL), out=tmp_path / "run")
     assert held == [(2, 2, 0), (8, 8, 2), (14, 14, 4)]
     err = capsys.readouterr().err
-    assert "the frozen part ran once" in err
+    assert "frozen layers ran once" in err
     assert "freeze   stage<=1 from epoch 2 on: " in err
     assert "freeze   none from epoch 3 on: 0 parameters frozen, 187,114 trained, 0 BatchNorms held" in err
     before = torch.load(donors / "cnn_small.pth", weights_only=True)
@@ -246,11 +246,11 @@ def test_momentum_goes_on_and_begins_as_torchs(donors: Path, tmp_path: Path, mon
         ("['x:none']", "not EPOCH:SELECTOR"),
         ("['0:none']", "within 1 to 4"),
         ("['5:none']", "within 1 to 4"),
-        ("['2:stage<=1','2:none']", "epochs must rise"),
-        ("['2:stage<=1','3:stage<=2']", "would not release a part of what stage<=1 freezes"),
-        ("['2:fc:all']", "would not release a part of what conv freezes"),
-        ("['2:conv']", "would not release a part"),
-        ("['2:stage<=9']", "freezes nothing here"),
+        ("['2:stage<=1','2:none']", "epochs must increase"),
+        ("['2:stage<=1','3:stage<=2']", "must freeze fewer layers of what stage<=1 freezes"),
+        ("['2:fc:all']", "must freeze fewer layers of what conv freezes"),
+        ("['2:conv']", "must freeze fewer layers"),
+        ("['2:stage<=9']", "freezes nothing in this model"),
     ],
 )
 def test_a_bad_plan_is_refused_before_the_data_is_read(

@@ -92,7 +92,7 @@ def test_external_data_refused(attack: str, tmp_path: Path, monkeypatch: pytest.
             use(path)
         text = str(caught.value)
         assert caught.value.code == 4
-        assert text.startswith("external data refused (")
+        assert text.startswith("external data rejected (")
         assert told in text
         assert "\n" not in text
 
@@ -161,7 +161,7 @@ def test_a_child_that_cannot_start_in_its_memory_is_told_so(tmp_path: Path) -> N
 
 
 def test_a_fault_of_the_child_itself_is_told_as_one(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"cannot be tried \(m.onnx, exit 1: .*No module named .?zoo.nothing.*report this"):
+    with pytest.raises(FileError, match=r"cannot be tested \(m.onnx, exit 1: .*No module named .?zoo.nothing.*report this"):
         next(_child.lines("zoo.nothing", {}, Path("m.onnx"), max_memory=10**9, timeout=60))
 
 
@@ -298,5 +298,5 @@ def test_tensors_in_subgraphs_are_seen(tmp_path: Path) -> None:
     body = helper.make_graph([inner], "b", [], [helper.make_tensor_value_info("k", TensorProto.FLOAT, None)])
     path = small([helper.make_node("If", ["x"], ["y"], then_branch=body, else_branch=body)], [], tmp_path)
     assert [each.name for each in _wire.tensors(memoryview(path.read_bytes()))] == ["deep", "deep"]
-    with pytest.raises(FileError, match="external data refused"):
+    with pytest.raises(FileError, match="external data rejected"):
         _guard.check(path)

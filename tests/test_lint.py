@@ -48,7 +48,7 @@ FINDINGS = [
     ("freeze=conv", "freeze conv with weights none: every frozen layer is random"),
     ("loss.drw_epoch=40", "drw_epoch 40 changes nothing: class_weights is none"),
     ("beta=0.9", "beta 0.9 changes nothing: class_weights none does not use it"),
-    ("loss=ce_then_focal loss.switch_epoch=50", "switch_epoch 50 is not reached in 50 epochs: all of them are cross entropy"),
+    ("loss=ce_then_focal loss.switch_epoch=50", "switch_epoch 50 is not reached in 50 epochs: all epochs use cross entropy"),
     ("loss=dynamic_focal loss.rescale_every=50", "rescale_every 50 never acts in 50 epochs: the scale stays 1"),
 ]
 
@@ -76,7 +76,7 @@ def test_where_nothing_is_wrong_nothing_is_said(settings: str) -> None:
 
 def test_random_frozen_tensors_are_named() -> None:
     found = lint.check(recipe("batch_size=512", "freeze=conv"), COUNTS, ["features.0.weight", "features.1.bias"])
-    assert found == ["freeze conv keeps 2 tensors random (features.0.weight, ...): nothing was loaded into them"]
+    assert found == ["freeze conv keeps 2 tensors at random values (features.0.weight, ...): no weights were loaded for them"]
 
 
 @pytest.mark.parametrize(
@@ -114,4 +114,6 @@ def test_a_run_says_its_findings_and_keeps_them(tmp_path: Path, capsys: pytest.C
     told = [line.removeprefix("warning  ") for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert told == json.loads((folder / "env.json").read_text())["lint"]
     assert any(line.startswith("beta 0.5 changes no class weight by more than") for line in told)
-    assert any(line.startswith("freeze stage<=0 keeps") and "tensors random (features.0.weight" in line for line in told)
+    assert any(
+        line.startswith("freeze stage<=0 keeps") and "tensors at random values (features.0.weight" in line for line in told
+    )

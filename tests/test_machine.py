@@ -84,9 +84,10 @@ def test_the_share_of_a_container(
     ("name", "says"),
     [
         ("gpu", "no device 'gpu'"),
-        ("meta", "computes nothing"),
-        ("mps", "'mps' is not usable here"),
-        ("xpu", "'xpu' is not usable"),
+        ("meta", "cannot compute"),
+        ("privateuseone", "cannot be used"),
+        ("mps", "'mps' cannot be used"),
+        ("xpu", "'xpu' cannot be used"),
     ],
 )
 def test_a_device_that_is_not_there_is_one_line(name: str, says: str) -> None:

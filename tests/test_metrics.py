@@ -76,7 +76,7 @@ def test_interval_is_wilsons(pair: tuple[int, int]) -> None:
 
 
 def test_nothing_to_evaluate() -> None:
-    with pytest.raises(DataError, match=r"nothing to evaluate \(0 images\)"):
+    with pytest.raises(DataError, match=r"no images to evaluate \(0 images\)"):
         metrics.evaluate(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
 
 

@@ -97,11 +97,11 @@ def test_a_run_uses_its_copy_and_says_what_became_of_the_file(net: Path, capsys:
     model_files.keep(name, run)
     net.write_text(net.read_text().replace("3, 4, 3", "3, 4, 5"))
     assert build.model_spec(name, run).build(10).body[0].kernel_size == (3, 3)
-    assert f"{net} has changed since the run began; its copy in the run is used" in capsys.readouterr().err
+    assert f"{net} has changed since the run began; the copy in the run folder is used" in capsys.readouterr().err
     net.unlink()
     assert build.model_spec(name, run).build(10).body[0].kernel_size == (3, 3)
     assert f"{net} is gone since the run began" in capsys.readouterr().err
-    with pytest.raises(FileError, match="model file is gone"):
+    with pytest.raises(FileError, match="model file is missing"):
         build.model_spec(name, net.parent)
 
 
@@ -131,7 +131,7 @@ def test_names_that_are_not_there(net: Path) -> None:
     [
         ("import torch\n", "import torch, no_such_package\n", "cannot be imported .*ModuleNotFoundError"),
         ("nn.Linear(4, classes)", "nn.Linear(4, 3)", r"gives \(2, 3\) for 2 images"),
-        ("def __init__(self, classes):", "def __init__(self):", "does not answer for images"),
+        ("def __init__(self, classes):", "def __init__(self):", "fails on images"),
     ],
 )
 def test_models_with_another_signature(net: Path, old: str, new: str, says: str) -> None:

@@ -111,11 +111,11 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], object], str]] = {
         lambda z, y: ops.focal_loss(
             layer(torch.randn(3, 5, 2, 4).transpose(2, 3))[1], torch.zeros(3, 4, 2).long(), inplace=True
         ),
-        "one behind the other in memory",
+        "contiguous in memory",
     ),
     "a weight's derivative": (
         lambda z, y: ops.focal_loss(z, y, weight=torch.ones(4, requires_grad=True), inplace=True),
-        "first derivative in the logits alone",
+        "only the first derivative in the logits",
     ),
     "vmap": (lambda z, y: torch.func.vmap(lambda z: ops.focal_loss(z, y[0], inplace=True))(2 * z), "eager mode"),
     "func.grad": (lambda z, y: torch.func.grad(lambda z: ops.focal_loss(2 * z, y, inplace=True))(z.detach()), "eager mode"),

@@ -89,9 +89,48 @@ print("the same")
 """
 
 
+SHARDED = """
+import sys
+import torch, torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from zoo import ops
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+torch.manual_seed(0)
+logits, target, weight = torch.randn(11, 6), torch.randint(6, (11,)), torch.rand(6)
+target[:4] = -100  # so that the mean over rows is not the mean of the two halves' means
+shares = torch.softmax(torch.randn(11, 6), 1)
+def check(z, y, w, reduction):
+    value = ops.focal_loss(z, y, 1.5, w, reduction=reduction)
+    value.sum().backward()
+    whole = lambda each: each.full_tensor() if hasattr(each, "full_tensor") else each
+    return whole(value.detach()), whole(z.grad)
+for labels in (target, shares):
+    for reduction in ("mean", "weighted_mean", "sum", "none"):
+        want = check(logits.clone().requires_grad_(), labels, weight, reduction)
+        for place in (Shard(0), Replicate(), Shard(1)):
+            by = Replicate() if place == Shard(1) and labels is target else place
+            z = distribute_tensor(logits.clone(), mesh, [place]).requires_grad_()
+            got = check(z, distribute_tensor(labels, mesh, [by]), distribute_tensor(weight, mesh, [Replicate()]), reduction)
+            torch.testing.assert_close(got, want)
+net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 6))
+x, y = torch.randn(12, 8), torch.randint(6, (12,))
+want = torch.autograd.grad(ops.focal_loss(net(x), y, 1.5), list(net.parameters()))
+fully_shard(net, mesh=mesh)
+half = slice(6 * rank, 6 * rank + 6)
+ops.focal_loss(net(x[half]), y[half], 1.5).backward()
+torch.testing.assert_close([each.grad.full_tensor() for each in net.parameters()], list(want))
+dist.destroy_process_group()
+print("the same")
+"""
+
+
 @pytest.mark.slow
-def test_distributed_data_parallel_gives_the_gradients_of_one_process(tmp_path: Path) -> None:
-    commands = [[sys.executable, "-c", DISTRIBUTED, str(rank), str(tmp_path / "meet")] for rank in range(2)]
+@pytest.mark.parametrize("script", [DISTRIBUTED, SHARDED], ids=["DDP", "DTensor and FSDP2"])
+def test_two_processes_give_the_loss_and_gradients_of_one(script: str, tmp_path: Path) -> None:
+    commands = [[sys.executable, "-c", script, str(rank), str(tmp_path / "meet")] for rank in range(2)]
     teams = [subprocess.Popen(each, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for each in commands]
     told = [each.communicate(timeout=120) for each in teams]
     assert [out.strip() for out, _ in told] == ["the same"] * 2, told
@@ -138,7 +177,7 @@ def test_a_library_that_does_not_load_is_told_on_use(tmp_path: Path) -> None:
     code = "import zoo, zoo.ops, torch; print(zoo.ops.kernel()); zoo.ops.focal_loss(torch.zeros(1, 2), torch.tensor([0]))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "does not load" in ran.stdout and "rebuild" in ran.stdout
-    assert ran.stderr.strip().splitlines()[-1].startswith("ImportError: zoo's compiled part does not load")
+    assert ran.stderr.strip().splitlines()[-1].startswith("ImportError: zoo's compiled extension cannot be loaded")
 
 
 class Found:
@@ -181,7 +220,7 @@ def test_kernel_says_why_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_instruction_set_is_reached_here() -> None:
     if ops._C is None:
-        pytest.skip(f"no compiled part: {ops.kernel()}")
+        pytest.skip(f"no compiled library: {ops.kernel()}")
     assert {"formula", "default"} <= set(SETS)
     with pytest.raises(ValueError, match="no sse9"):
         ops._C.capability("sse9")

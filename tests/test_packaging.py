@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email
+import importlib.util
 import json
 import os
 import re
@@ -18,6 +20,8 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+
+import zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {"_C", "_C_cuda", "_native"}
@@ -97,14 +101,32 @@ def test_the_source_distribution_has_everything(checkout: Path) -> None:
     assert made.returncode == 0, made.stderr
     with tarfile.open(next(checkout.parent.glob("*.tar.gz"))) as tar:
         packed = {name.partition("/")[2] for name in tar.getnames()}
+        member = next(name for name in tar.getnames() if name.count("/") == 1 and name.endswith("/PKG-INFO"))
+        facts = email.message_from_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
     sources = [path for folder in ("zoo", "export", "bench", "csrc") for path in (ROOT / folder).rglob("*")]
     kinds = (".py", ".toml", ".cpp", ".cu", ".h", ".txt")
     wanted = {str(path.relative_to(ROOT)) for path in sources if path.suffix in kinds and "__pycache__" not in path.parts}
     wanted = {name for name in wanted if not name.startswith(("zoo/export/", "zoo/bench/"))} | {"LICENSE", "zoo/py.typed"}
-    wanted |= {name for name in ("CMakeLists.txt", "Makefile", "constraints.txt", "tools/setup") if (ROOT / name).exists()}
+    wanted |= {
+        name
+        for name in ("CMakeLists.txt", "Makefile", "constraints.txt", "mkdocs.yml", "docs/index.md", "tools/setup")
+        if (ROOT / name).exists()
+    }
     assert "csrc/sources.txt" in wanted
     assert wanted - packed == set()
     assert not [name for name in packed if name.endswith((".so", "_build.json"))]
+    assert facts["Version"] == zoo.__version__
+    assert facts["Description-Content-Type"] == "text/markdown"
+    shown = facts.get_payload()
+    assert "# zoo" in shown and "What makes it different" in shown
+    assert re.findall(r"\]\((?!https?:)[^)]*\)", shown) == [], "links that a package index cannot resolve"
+
+
+def test_one_version_everywhere() -> None:
+    assert "version" not in project()["project"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", zoo.__version__)
+    assert re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)[1] == zoo.__version__  # type: ignore[index]
+    assert re.search(r"^## \[([^]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)[1] == zoo.__version__  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +167,7 @@ def test_source_that_does_not_compile_is_left_out(checkout: Path) -> None:
     built, out = build(checkout)
     assert built.returncode == 0
     assert "did not compile" in note(out)["_native"]
-    assert "its source is not here" in note(out)["_C"]
+    assert "source file missing" in note(out)["_C"]
     required, _ = build(checkout, ZOO_EXT="require")
     assert required.returncode != 0
 
@@ -212,6 +234,12 @@ def test_the_wheel_from_the_source_distribution_works(checkout: Path) -> None:
     ]
     made = run(command, place)
     assert made.returncode == 0, made.stdout + made.stderr
+    if importlib.util.find_spec("twine"):
+        checked = run(
+            [sys.executable, "-m", "twine", "check", "--strict", *map(str, [*place.glob("*.whl"), *place.glob("*.tar.gz")])],
+            place,
+        )
+        assert checked.returncode == 0, checked.stdout
     with zipfile.ZipFile(next(place.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
         wheel.extractall(place / "installed")
@@ -324,7 +352,7 @@ def test_the_gpu_script_goes_on_after_a_failure_and_tells_it(tmp_path: Path) -> 
     assert run([*gpu, "build", "loss"], tmp_path, **place).returncode == 0
     for words, environment, says in (
         (["lunch"], {}, "no stage lunch"),
-        ([], {"PYTHON": "false"}, "no torch that sees a CUDA device"),
+        ([], {"PYTHON": "false"}, "no torch with a CUDA device"),
     ):
         ran = run([*gpu, *words], tmp_path, **place | environment)
         assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1) and says in ran.stderr

@@ -76,7 +76,7 @@ FAULTS = [
     ("name taken", "zoo.models", "SPECS = {'resnet20': ModelSpec(input=(3, 32, 32), params=1, macs=1, paper='', head='fc', data=())}", "'resnet20' is defined in resnet_cifar"),
     ("not literal", "zoo.models", "SPECS = {'mine': ModelSpec(input=size(), params=1, macs=1, paper='', head='fc', data=())}", "'mine' does not give input as literals"),
     ("not counted", "zoo.models", "SPECS = {'mine': ModelSpec(input=(3, 32, 32), params=1, paper='', head='fc')}", "'mine' does not give macs, data as literals"),
-    ("options", "zoo.losses", "SPECS = {'mine': LossSpec(paper='', options=made())}", "does not give its options as literals"),
+    ("options", "zoo.losses", "SPECS = {'mine': LossSpec(paper='', options=made())}", "must give its options as literals"),
     ("bytes", "zoo.data", "\x00", "null bytes"),
 ]  # fmt: skip
 
@@ -88,7 +88,7 @@ def test_a_broken_plug_in_is_one_warning_with_its_name(tmp_path: Path, group: st
     ran = zoo_command(kind, cwd=tmp_path, PYTHONPATH=path(tmp_path / "site"))
     assert ran.returncode == 0, ran.stderr
     (line,) = ran.stderr.splitlines()
-    assert line.startswith(f"warning  plug-in left out ({group}, brokenpkg 1.0, mine): ") and says in line
+    assert line.startswith(f"warning  plug-in skipped ({group}, brokenpkg 1.0, mine): ") and says in line
     assert "\n" + {"models": "resnet20", "losses": "focal", "data": "cifar10"}[kind] in ran.stdout
 
 

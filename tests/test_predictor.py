@@ -108,7 +108,7 @@ def steps(**changes: object) -> str:
         ("preprocessing", "{}", "missing required field `mode`"),
         ("preprocessing", steps(resize=8), "size 32 is above resize 8"),
         ("preprocessing", steps(mode="other"), "Invalid enum value 'other'"),
-        ("preprocessing", steps(mean=[float("nan"), 0, 0]), "finite numbers are needed"),
+        ("preprocessing", steps(mean=[float("nan"), 0, 0]), "must be finite"),
         ("preprocessing", steps(std=[0, 1, 1]), "std above 0"),
     ],
 )

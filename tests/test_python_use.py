@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from conftest import ROOT
 
 import zoo
 from zoo import run
+from zoo.errors import UsageError
 
 
 @pytest.mark.parametrize("make", [list, np.array, torch.tensor, tuple], ids=["list", "array", "tensor", "tuple"])
@@ -32,6 +34,47 @@ def test_weights_of_counts_go_into_the_loss(make: Any) -> None:
 def test_create_model_checks_the_number_of_classes(classes: Any, kind: type[Exception]) -> None:
     with pytest.raises(kind, match="classes = "):
         zoo.create_model("resnet20", classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "says"),
+    [
+        (lambda: zoo.create_model(None), TypeError, "name is NoneType"),
+        (lambda: zoo.create_model("resnet20", weights=3), TypeError, "weights is int"),
+        (lambda: zoo.create_model("resnet20", freeze=3), TypeError, "freeze is int"),
+        (lambda: zoo.load(5), TypeError, "name is int"),
+        (lambda: zoo.export.onnx("latest", "m.onnx"), TypeError, "model is str"),
+        (lambda: zoo.export.onnx(3), TypeError, "model is int"),
+        (lambda: zoo.export.onnx(torch.nn.Linear(2, 2)), UsageError, "no path"),
+        (lambda: zoo.export.onnx(torch.nn.Linear(2, 2), "m.onnx"), UsageError, "no input shape"),
+        (lambda: zoo.export.onnx(torch.nn.Linear(2, 2), "m.onnx", input=2), UsageError, "input 2 is not a shape"),
+        (lambda: zoo.export.onnx(torch.nn.Linear(2, 2), "m.onnx", input="3x32x32"), UsageError, "is not a shape"),
+        (lambda: zoo.export.onnx(torch.nn.Linear(2, 2), "m.onnx", input=(0,)), UsageError, "is not a shape"),
+        (lambda: zoo.class_counts([0, -1], 3), ValueError, r"targets\[1\] = -1 is out of range for 3 classes"),
+        (lambda: zoo.class_counts([0, 3], 3), ValueError, r"targets\[1\] = 3 is out of range"),
+        (lambda: zoo.class_counts([0.5, 1], 3), TypeError, "must be integers, not float64"),
+        (lambda: zoo.class_counts(["a", "b"], 2), TypeError, "must be integers, not <U1"),
+        (lambda: zoo.class_counts([[0, 1]], 2), ValueError, r"must be \(N,\)"),
+        (lambda: zoo.effective_weights([], beta=0.9), ValueError, "at least one class"),
+        (lambda: zoo.effective_weights([[1, 2]], beta=0.9), ValueError, r"must be \(C,\)"),
+        (lambda: zoo.effective_weights([1, 0], beta=0.9), ValueError, "class 1 has 0 samples"),
+        (lambda: zoo.effective_weights([float("nan"), 1], beta=0.9), ValueError, "class 0 has nan samples"),
+        (lambda: zoo.effective_weights("abc", beta=0.9), TypeError, "counts must be numbers"),
+        (lambda: zoo.effective_weights([1, 2], beta="x"), TypeError, "beta must be a number, not str"),
+        (lambda: zoo.train("demo", epoch=3), UsageError, "did you mean epochs[,?]"),
+    ],
+)
+def test_public_functions_name_what_is_wrong(call: Callable[[], object], kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=says) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_create_model_takes_what_other_libraries_take() -> None:
+    assert zoo.create_model("resnet20", classes=np.int64(3), weights=None, freeze=None)(torch.zeros(1, 3, 32, 32)).shape == (
+        1,
+        3,
+    )
 
 
 def test_train_checks_what_it_is_given() -> None:

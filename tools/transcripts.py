@@ -1,7 +1,7 @@
 """Run the commands of tutorial pages and write their output below them: ``python tools/transcripts.py docs/tutorial_*.md``.
 
-A ``console`` block holds one command after ``$ ``; what follows it is its standard output, shortened to the first and last lines.
-A ``python`` block is run as a script. All blocks of a page share one empty folder, and the first that fails stops the page.
+A ``console`` block holds one command after ``$ ``; the text after it is its standard output, shortened to the first and last lines.
+A ``python`` block is run as a script. The blocks of a page share one folder, empty at first; an error stops the page.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.M | re.S)
 SHOWN = 14
-"""Most lines of an output that are shown."""
+"""Largest number of output lines to show."""
 
 
 def commands(page: Path) -> list[str]:
@@ -38,7 +38,7 @@ def run(command: str, folder: Path) -> str:
 
 
 def shortened(output: str) -> str:
-    """The output without trailing spaces, its middle replaced by ``...`` where it is long."""
+    """The output without trailing spaces; the middle of a long one is replaced by ``...``."""
     lines = [line.rstrip() for line in output.splitlines()]
     if len(lines) > SHOWN:
         lines = [*lines[: SHOWN - 4], "...", *lines[-3:]]
@@ -46,7 +46,7 @@ def shortened(output: str) -> str:
 
 
 def rewritten(page: Path) -> str:
-    """The page's text with the output of each command as it is today."""
+    """The page's text with the current output of each command."""
     with tempfile.TemporaryDirectory() as place:
 
         def replaced(found: re.Match[str]) -> str:

@@ -1,6 +1,6 @@
-"""zoo: train image classifiers on imbalanced data, export them to ONNX with proof, and benchmark them honestly.
+"""zoo: train image classifiers on imbalanced data, export them to verified ONNX files, and benchmark them.
 
-Nothing here imports torch until it is used.
+Importing this package does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python -m zoo`` and the ``zoo`` command: run it, turn every fault into one line and an exit code."""
+"""``python -m zoo`` and the ``zoo`` command: run a command, and report every error as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from zoo.errors import DiskError, ZooError
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 
 PRINTING = {"click", "rich", "json", "tables.py", "__main__.py"}
-"""Files and packages that write to stdout; what goes to other files has boundaries of its own."""
+"""Files and packages that write to stdout; writing to other files is handled where it happens."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 internal bug, 2 usage, 3 data, 4 model file, 5 diverged, 6 disk, 7 busy, 8 disagreement."""
+    """Run the command line and exit: 0 done, 1 internal error, 2 usage, 3 data, 4 model file, 5 diverged, 6 disk, 7 in use, 8 numbers disagree."""
     code = run(sys.argv[1:] if argv is None else argv)
-    _close_streams()  # or the interpreter's own last flush shows a traceback
+    _close_streams()  # else the interpreter's final flush prints a traceback
     sys.exit(code)
 
 
 def run(argv: list[str]) -> int:
-    """The exit code of a command line. ``--debug`` may stand anywhere and adds the traceback of what went wrong."""
+    """The exit code of a command line. ``--debug``, at any position, adds the traceback of an error."""
     import click
 
     from zoo.cli import cli
@@ -37,10 +37,10 @@ def run(argv: list[str]) -> int:
     _open_streams()
     debug = "--debug" in argv
     if "--trust" in argv:
-        os.environ["ZOO_TRUST"] = "1"  # child processes have it too
+        os.environ["ZOO_TRUST"] = "1"  # child processes inherit it
     argv = [word for word in argv if word not in ("--debug", "--trust")]
     try:
-        with signals.handled(signals.ENDING):  # what ends a command before it has handlers of its own is said too
+        with signals.handled(signals.ENDING):  # also reports signals that arrive before a command has its own handlers
             cli.main(argv, prog_name="zoo", standalone_mode=False)
         sys.stdout.flush()
         return 0
@@ -52,7 +52,9 @@ def run(argv: list[str]) -> int:
     except BaseException as error:
         if isinstance(error, OSError) and (broken := _close_streams() or _of_output(error)):
             return _unread(argv, broken)
-        if isinstance(error, SystemExit) and type(sys.stdout).__name__ == "_PacifyFlushWrapper":  # click's own answer to it
+        if (
+            isinstance(error, SystemExit) and type(sys.stdout).__name__ == "_PacifyFlushWrapper"
+        ):  # click's reaction to a closed pipe
             return 141
         if isinstance(error, (SystemExit, GeneratorExit)):
             raise
@@ -62,7 +64,7 @@ def run(argv: list[str]) -> int:
 
 
 def _told(argv: list[str], error: BaseException) -> tuple[str, int]:
-    """The line and the exit code of what ended a command."""
+    """The message and the exit code of the exception that ended a command."""
     import click
 
     from zoo.training.signals import Interrupted
@@ -75,16 +77,16 @@ def _told(argv: list[str], error: BaseException) -> tuple[str, int]:
         return str(error), error.code
     if isinstance(error, Interrupted):
         go_on = f"resume with: {getattr(error, 'resume', 'zoo train --resume')}"
-        return f"stopped by {error}; {go_on if error.saved else 'nothing was saved yet, start it again'}", error.code
+        return f"stopped by {error}; {go_on if error.saved else 'no checkpoint was saved yet; start it again'}", error.code
     if isinstance(error, OSError) and error.errno in DISK_FAULTS:
         where = f" ({error.filename}, {error.strerror})" if error.filename else f" ({error.strerror})"
-        return f"the disk refuses{where}; free some space or change the permissions", DiskError.code
+        return f"cannot read or write{where}; free some space or change the permissions", DiskError.code
     return _crashed(argv, error), 1
 
 
 def _tell(argv: list[str], message: str, code: int) -> int:
     command = next((word for word in argv if not word.startswith("-")), "")
-    # under torchrun all processes stop for the same reason: one of them says it
+    # under torchrun all processes stop for the same reason: only rank 0 prints it
     if os.environ.get("RANK", "0") == "0":
         line = plain(f"zoo {command}: {message}" if command else f"zoo: {message}")
         with contextlib.suppress(OSError, ValueError):
@@ -93,8 +95,7 @@ def _tell(argv: list[str], message: str, code: int) -> int:
 
 
 def _open_streams() -> None:
-    """A stream that was closed before zoo began (``>&-``) takes what is written to it and drops it; one whose encoding lacks a
-    character (LC_ALL=C) gets its escape."""
+    """Replace streams that were closed before the start (``>&-``) by os.devnull; escape characters that the encoding lacks (LC_ALL=C)."""
     for name in ("stdout", "stderr"):
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -103,7 +104,7 @@ def _open_streams() -> None:
 
 
 def _close_streams() -> OSError | None:
-    """Why stdout or stderr takes no more, if so: its reader is gone, or the disk is full; the last flush then goes nowhere."""
+    """The error if stdout or stderr cannot be written (closed pipe, full disk); the stream is then redirected to os.devnull."""
     broken = None
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -116,7 +117,7 @@ def _close_streams() -> OSError | None:
 
 
 def _of_output(error: OSError) -> OSError | None:
-    """The error, if writing to a person raised it: it names no file, and came from where commands print."""
+    """The error if it was raised by printing: it names no file and comes from a module that prints."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -125,16 +126,16 @@ def _of_output(error: OSError) -> OSError | None:
 
 
 def _unread(argv: list[str], error: OSError) -> int:
-    """What is written to a person is never the worth of the work: exit 141, with a line unless a reader just left."""
+    """Output could not be printed, but the results are complete: exit 141, with a message unless the pipe was closed."""
     if isinstance(error, BrokenPipeError):
         return 141
     return _tell(
-        argv, f"cannot write the output ({error.strerror}); what was computed is kept: redirect it to another disk", 141
+        argv, f"cannot write the output ({error.strerror}); results are complete: redirect the output to another disk", 141
     )
 
 
 def _crashed(argv: list[str], error: BaseException) -> str:
-    """Write the traceback into the run's folder, or where runs are; the line that says so."""
+    """Write the traceback to the run folder or the runs folder; the message that names the file."""
     run = getattr(error, "run", None)
     folder = run if run is not None and run.is_dir() else Path(os.environ.get("ZOO_RUNS", "runs"))
     log = folder / f"crash-{time.strftime('%Y%m%d-%H%M%S')}.log"

@@ -1,4 +1,4 @@
-"""Training from Python: ``zoo.train``, which is ``zoo train`` with objects in and a run out."""
+"""Training from Python: ``zoo.train`` is ``zoo train`` with objects as arguments and a run as result."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def train(
     force: bool = False,
     **overrides: Any,
 ) -> Run:
-    """Train as ``zoo train`` does, and give the finished run; works in a notebook, where an interrupt saves the state.
+    """Train as ``zoo train`` does and return the finished run. In a notebook, an interrupt saves the state.
 
-    ``what`` is a recipe, or what ``zoo train`` takes: a model, a recipe that comes with zoo, a recipe file. ``overrides`` are
+    ``what`` is a :class:`zoo.Recipe` or an argument of ``zoo train``: a model, a recipe, a recipe file. ``overrides`` are
     settings by name (``lr=0.05``), dots written as two underscores (``data__val=0.2``). ``on_epoch`` receives the rows of
-    each epoch. ``loss`` is called with logits (N, C) and targets (N,); it and ``data`` replace those of the recipe, which
-    does not know them: pass them again to resume.
+    each epoch. ``loss`` is called with logits (N, C) and targets (N,); it and ``data`` replace those of the recipe and are
+    not stored in it: pass them again to resume.
 
     Raises:
         UsageError, DataError, FileError, DivergedError, DiskError, BusyError: as :func:`zoo.training.train`. TypeError: an

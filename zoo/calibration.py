@@ -1,6 +1,6 @@
-"""Temperature scaling: one number by which a run's logits are divided, so that its probabilities mean what they say.
+"""Temperature scaling: one number that divides a run's logits, so that its probabilities match its accuracy.
 
-Guo et al. 2017, "On calibration of modern neural networks", section 4.2. The class that is chosen never changes.
+Guo et al. 2017, "On calibration of modern neural networks", section 4.2. The predicted class never changes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from zoo.files import publish_text
 
 FILE = "calibration.json"
 LEAST, MOST = 0.05, 20.0
-"""Bounds of a temperature; logits that ask for more are separable or of no use."""
+"""Bounds of a temperature; beyond them the logits are separable or carry no information."""
 
 
 class Calibration(msgspec.Struct, frozen=True):
-    """What ``calibration.json`` holds. Losses are mean cross entropies in nats, before and after."""
+    """Content of ``calibration.json``. Losses are mean cross entropies in nats, before and after."""
 
     temperature: float
     split: str
@@ -31,11 +31,11 @@ class Calibration(msgspec.Struct, frozen=True):
     loss_before: float
     loss_after: float
     weights: str
-    """Digest of the weights that it belongs to."""
+    """Digest of the weights that were calibrated."""
 
 
 def fit(logits: Tensor, targets: Tensor) -> float:
-    """The temperature in [0.05, 20] that gives logits (N, C) / T the least cross entropy on targets (N,).
+    """The temperature T in [0.05, 20] that minimises the cross entropy of logits (N, C) / T on targets (N,).
 
     The loss is convex in 1 / T, so that golden-section search finds it.
     """
@@ -51,7 +51,7 @@ def fit(logits: Tensor, targets: Tensor) -> float:
 
 
 def of(logits: Tensor, targets: Tensor, *, split: str, weights: str) -> Calibration:
-    """The calibration of uncalibrated logits (N, C) of one split; ``weights`` is the digest of the weights that gave them."""
+    """The calibration of uncalibrated logits (N, C) of one split; ``weights`` is the digest of the weights that computed them."""
     temperature = fit(logits, targets)
     before, after = (F.cross_entropy(logits.double() / t, targets.long()).item() for t in (1.0, temperature))
     return Calibration(temperature, split, len(targets), before, after, weights)
@@ -63,7 +63,7 @@ def save(folder: Path, calibration: Calibration) -> None:
 
 
 def read(folder: Path, weights: str) -> Calibration | None:
-    """The calibration of a run's ``weights`` (their digest), or None where there is none or it is of other weights.
+    """The calibration of a run's ``weights`` (their digest); None if there is none for these weights.
 
     Raises:
         FileError: a damaged file.
@@ -78,13 +78,13 @@ def read(folder: Path, weights: str) -> Calibration | None:
     except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise FileError(f"damaged file ({path}, {str(error)[:80]}); repeat: zoo eval --calibrate") from error
     if found.weights != weights:
-        print_line(f"warning  {path} is of other weights and not used; repeat: zoo eval --calibrate")
+        print_line(f"warning  {path} belongs to other weights and is ignored; repeat: zoo eval --calibrate")
         return None
     return found
 
 
 def apply(model: nn.Module, temperature: float) -> None:
-    """Divide every output of the model by ``temperature`` from now on; a hook, so that names of tensors stay as they are."""
+    """Divide every output of the model by ``temperature``, with a hook, so that tensor names stay the same."""
     inverse = 1 / temperature
 
     def scale(module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
@@ -94,5 +94,5 @@ def apply(model: nn.Module, temperature: float) -> None:
 
 
 def digest_of(digests: dict[str, str]) -> str:
-    """One digest of those of all tensors of a file."""
+    """One digest over the digests of all tensors of a file."""
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What a person sees on stderr while zoo works: one line a decision, a bar on a terminal, one line every ten seconds elsewhere."""
+"""Progress on stderr: one line per decision, a bar on a terminal, one line per ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 QUIET_SECONDS = 10.0
+SILENT_SECONDS = 3.0
+"""Longest time without a line where no bar is drawn."""
 BAR = 15
 """Width of the bar in characters."""
 
 
 def leading() -> bool:
-    """This process talks: under torchrun only the first of several does."""
+    """Whether this process prints: under torchrun only rank 0 does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def plain(text: str) -> str:
-    """Text that is safe on a terminal: what is not printable (escape sequences, line breaks, bytes that are no text) is escaped.
+    """Text that is safe on a terminal: escape sequences, line breaks and undecodable bytes are escaped.
 
     >>> plain("a" + chr(27) + "[2Jb")
     'a\\x1b[2Jb'
@@ -36,7 +38,7 @@ def _escaped(character: str) -> str:
 
 
 def print_line(line: str) -> None:
-    """Print a line of progress to stderr; that nobody can read it any more does not end the work."""
+    """Print a line of progress to stderr; a closed pipe does not end the work."""
     if leading() and sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             print(plain(line), file=sys.stderr, flush=True)
@@ -49,9 +51,9 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def counted(items: Iterable[T], total: int, words: str, each: int = 1, quiet: float = QUIET_SECONDS) -> Iterator[T]:
-    """The items; whenever ``quiet`` seconds have passed, a line such as ``data     decoded 512 of 5,784 · left 0:31``.
+    """The items; after every ``quiet`` seconds, print a line such as ``data     decoded 512 of 5,784 · left 0:31``.
 
-    An item is ``each`` of the ``total`` things that are counted, the last one perhaps fewer.
+    An item counts for ``each`` of ``total``; the last may count for fewer.
     """
     began = printed = time.monotonic()
     for number, item in enumerate(items, 1):
@@ -63,7 +65,7 @@ def counted(items: Iterable[T], total: int, words: str, each: int = 1, quiet: fl
 
 
 def note(topic: str, text: str) -> None:
-    """A line about ``topic``, or a warning where the text begins as one."""
+    """Print a line about ``topic``, or a warning if the text begins with "warning"."""
     warned = text.removeprefix("warning: ")
     print_line(f"{topic if warned == text else 'warning':8} {warned}")
 
@@ -71,8 +73,8 @@ def note(topic: str, text: str) -> None:
 class Progress:
     """Progress of a training run of ``epochs`` epochs, each of ``steps`` steps over ``images`` images; ``held`` is evaluated after each.
 
-    On a terminal a live bar (without colours where NO_COLOR is set) with a line above it for each finished epoch;
-    elsewhere these lines, and one in between whenever nothing has been said for :data:`QUIET_SECONDS`.
+    On a terminal a live bar (without colours if NO_COLOR is set) with a line above it for each finished epoch;
+    elsewhere these lines, and a line of progress after every :data:`QUIET_SECONDS` without output.
     """
 
     def __init__(self, epochs: int, steps: int, images: int, held: str = "val") -> None:
@@ -145,12 +147,12 @@ class Progress:
         ]
 
     def _room(self, taken: int = 0) -> int:
-        """Characters that a line has after its first word; a log's lines have all they want."""
+        """Characters available after the first word of a line; unlimited in a log."""
         return self.bar.console.width - len("train    ") - taken if self.bar is not None else 1000
 
 
 def fit(parts: Sequence[tuple[int, str]], width: int) -> str:
-    """The texts joined by dots, those with the highest rank left out until they fit into ``width`` characters.
+    """The texts joined by dots; those with the highest rank are dropped until the line fits into ``width`` characters.
 
     >>> fit([(0, "epoch 1/6"), (2, "901 img/s"), (1, "loss 2.303")], 25)
     'epoch 1/6 · loss 2.303'

@@ -1,4 +1,4 @@
-"""CSV files as zoo writes and reads them: UTF-8, and no cell that a spreadsheet takes for a formula."""
+"""CSV files as zoo writes and reads them: UTF-8, with no cell that a spreadsheet reads as a formula."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from zoo.files import publish
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
-"""A text that begins so gets an apostrophe in front, at which spreadsheets show it as text; reading takes it off again."""
+"""A text with such a first character is prefixed with an apostrophe, so that spreadsheets show it as text; reading removes it."""
 
 
 def write(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Publish a table; a text that begins as a formula does is quoted with an apostrophe."""
+    """Publish a table; a text that looks like a formula is prefixed with an apostrophe."""
 
     def to(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -29,21 +29,21 @@ def read(path: Path) -> list[dict[str, str]]:
     """The rows of a table that :func:`write` wrote, by column.
 
     Raises:
-        OSError, ValueError: the file cannot be read, or is no CSV in UTF-8.
+        OSError, ValueError: the file cannot be read, or is not a CSV file in UTF-8.
     """
     return records(path.read_text(encoding="utf-8", errors="surrogateescape"))
 
 
 def records(text: str) -> list[dict[str, str]]:
-    """:func:`lines`, each by the names in the first; ValueError for one with another number of cells."""
+    """:func:`lines`, each keyed by the header; ValueError for a row with a different number of cells."""
     head, *rest = lines(text) or [[]]
     if any(len(row) != len(head) for row in rest):
-        raise ValueError("a row has another number of cells than the first")
+        raise ValueError("a row and the header differ in their number of cells")
     return [dict(zip(head, row)) for row in rest]
 
 
 def lines(text: str) -> list[list[str]]:
-    """The cells of a CSV text, apostrophes of :func:`write` taken off; ValueError if it is none."""
+    """The cells of a CSV text, without the apostrophes of :func:`write`; ValueError if it is not CSV."""
     try:
         rows = list(csv.reader(text.splitlines(keepends=True), strict=True))
     except csv.Error as error:
@@ -52,5 +52,5 @@ def lines(text: str) -> list[list[str]]:
 
 
 def quoted(cell: Any) -> Any:
-    """A cell as it is written: a text that begins as a formula gets an apostrophe in front."""
+    """A cell as written: a text that looks like a formula is prefixed with an apostrophe."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

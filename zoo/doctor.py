@@ -1,6 +1,6 @@
-"""What works on this machine, what does not, why, and the command that fixes it.
+"""Report active and missing components on this machine, and the command that fixes each.
 
-Nothing here trusts a claim where it can try: onnxruntime names its CUDA provider on machines without a GPU too.
+Components are tried, not only listed: onnxruntime lists its CUDA provider on machines without a GPU too.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Row = tuple[str, str, str]
 """Part, state ("ok", "absent" or "broken"), detail or remedy."""
 
 PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript")
-FREE_GB = 2  # less than this is no room for CIFAR, runs and exports
+FREE_GB = 2  # the least space for CIFAR, runs and exports
 
 
 def report() -> list[Row]:
-    """One row a part; torch and onnxruntime are imported here, not before."""
+    """One row per component; torch and onnxruntime are imported in this function, not earlier."""
     return [
         ("python", "ok", f"{platform.python_version()} in {sys.prefix}"),
         *(_package(name) for name in PACKAGES),
@@ -42,7 +42,7 @@ def _version(name: str) -> str:
 
 
 def _package(name: str) -> Row:
-    """A package is live when it imports: torchvision built for another torch has a version but does not."""
+    """A package is active if it can be imported: torchvision built for another torch has a version but fails to import."""
     if not (version := _version(name)):
         return name, "absent", f"pip install {name}"
     try:
@@ -55,7 +55,7 @@ def _package(name: str) -> Row:
 def _onnxruntime() -> Row:
     found = [name for name in ("onnxruntime-gpu", "onnxruntime") if _version(name)]
     if not found:
-        return "onnxruntime", "absent", "pip install onnxruntime-gpu (or onnxruntime: CPU alone, and macOS)"
+        return "onnxruntime", "absent", "pip install onnxruntime-gpu (or onnxruntime: CPU only, and macOS)"
     if len(found) == 2:
         fix = "pip uninstall -y onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
         return (
@@ -71,7 +71,7 @@ def _onnxruntime() -> Row:
 
 
 def _kernels() -> list[Row]:
-    """The loss as it is served now, then each part that was not built with the reason that the build noted."""
+    """The active kernel of the loss, then each library that was not built with the recorded reason."""
     rows: list[Row] = []
     try:
         from zoo import ops
@@ -79,11 +79,11 @@ def _kernels() -> list[Row]:
         served = ops.kernel()
         state = "absent" if served.startswith("PyTorch") else "broken" if "does not load" in served else "ok"
         rows.append(("focal loss kernel", state, served))
-    except (ImportError, OSError, RuntimeError) as error:  # torch itself, or a kernel that was built for something else
+    except (ImportError, OSError, RuntimeError) as error:  # torch itself, or a kernel that was built for another torch
         rows.append(("focal loss kernel", "broken", f"{_first(error)}; rebuild it: pip install --no-deps -e ."))
     note = Path(__file__).with_name("_build.json")
     if not note.is_file():
-        return [*rows, ("extension", "absent", "never built here: pip install . (in a checkout: make lint)")]
+        return [*rows, ("extension", "absent", "not built: pip install . (in a checkout: make lint)")]
     reasons = json.loads(note.read_text(encoding="utf-8"))["reasons"]
     return rows + [(f"extension {part}", "absent", why) for part, why in reasons.items()]
 
@@ -98,10 +98,10 @@ def _numpy() -> Row:
 
 
 def _gpu() -> list[Row]:
-    """The GPU for torch, and where there is one whether onnxruntime really runs on it."""
+    """The GPU as torch sees it and, if there is one, whether onnxruntime can run on it."""
     try:
         import torch
-    except Exception:  # its own row has the reason
+    except Exception:  # the row of torch has the reason
         return []
     if not torch.cuda.is_available():
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
@@ -116,7 +116,7 @@ def _gpu() -> list[Row]:
 
 
 def _run_on_gpu() -> None:
-    """Run one node through onnxruntime's CUDA provider with its silent way back to the CPU shut; raises what goes wrong."""
+    """Run one node with onnxruntime's CUDA provider, the silent fallback to the CPU disabled; errors are raised."""
     import numpy as np
     import onnxruntime
     from onnx import TensorProto, helper
@@ -131,7 +131,7 @@ def _run_on_gpu() -> None:
         onnxruntime.preload_dlls()  # torch's CUDA libraries
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CUDAExecutionProvider"])
     if session.get_providers()[0] != "CUDAExecutionProvider":
-        raise RuntimeError(f"onnxruntime took {session.get_providers()[0]} in place of CUDA")
+        raise RuntimeError(f"onnxruntime used {session.get_providers()[0]} instead of CUDA")
     session.run(None, {"x": np.eye(4, dtype=np.float32)})
 
 
@@ -142,6 +142,6 @@ def _room() -> Row:
 
 
 def _first(error: Exception) -> str:
-    """The first line of an error, or its type if it says nothing."""
+    """The first line of an error, or its type if it has no text."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0][:120]}" if text else type(error).__name__

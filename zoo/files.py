@@ -1,4 +1,4 @@
-"""Every file zoo writes goes through :func:`publish`: the old content or the new, never half of one."""
+"""Every file zoo writes goes through :func:`publish`: the old content or the new, never a partial file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 from zoo.errors import DiskError, FileError
 
 TEMPORARY = ".zoo-tmp"
-"""In the name of every temporary file, so that those of a killed process are known from a person's own."""
+"""Part of the name of every temporary file, so that leftovers of a killed process can be recognised."""
 LOCK = ".zoo.lock"
 """The file that :func:`alone` locks in a folder."""
 
@@ -27,9 +27,9 @@ def publish(
 ) -> None:
     """Call ``write(temporary)``, then ``verify(temporary)``, and put the result in place of ``path`` in one step.
 
-    The temporary file is in the same folder with the same suffix. It is fsynced before the rename and removed when
-    anything fails, so ``path`` keeps its old content until the new one is whole on disk. ``size`` is about how many bytes
-    there will be, where that is known: they are claimed first, so that a full disk is noticed before the work is done.
+    The temporary file is in the same folder with the same suffix. It is fsynced before the rename and removed on any error,
+    so ``path`` keeps its old content until the new one is complete on disk. ``size`` is the approximate number of bytes, if
+    known: the space is allocated first, so that a full disk is detected before the work.
 
     Raises:
         DiskError: no space, no permission or a read-only disk, with needed and free bytes where they are known.
@@ -43,7 +43,7 @@ def publish(
             try:
                 if size and hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(handle, 0, size)
-                    os.ftruncate(handle, 0)  # given back: some writers (safetensors) make a file of their own in its place
+                    os.ftruncate(handle, 0)  # released: some writers (safetensors) create a new file in its place
             finally:
                 os.close(handle)
             write(temporary)
@@ -63,25 +63,25 @@ def publish_text(path: Path, text: str) -> None:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, nothing if there is none; FileError if it is damaged or something else."""
+    """The JSON object in a file, empty if the file is missing; FileError if it is damaged or not an object."""
     if not path.is_file():
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
-            raise ValueError("no JSON object")
+            raise ValueError("not a JSON object")
     except (ValueError, RecursionError) as error:
         raise FileError(f"damaged file ({path}, {str(error)[:80]}); restore it, or repeat the run") from error
     return found
 
 
 def as_utf8(name: str) -> str:
-    """A file's name as text, whatever encoding the locale had when it was listed; bytes that are no UTF-8 stay escaped."""
+    """A file's name as text, independent of the locale's encoding; bytes that are not UTF-8 stay escaped."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
 
 
 def check_own(path: Path) -> None:
-    """DiskError if a file or folder that a run writes in place is a symbolic link: what is written would land elsewhere."""
+    """DiskError if a file or folder that a run writes is a symbolic link: the data would be written elsewhere."""
     if path.is_symlink():
         raise DiskError(f"cannot write ({path}, a link to {path.readlink()}); remove the link, or choose another --out")
 
@@ -101,12 +101,12 @@ def remove_stale(folder: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """DiskError unless a file can be made where ``path`` is to lie; what a killed :func:`publish` of it left is removed."""
+    """DiskError unless a file can be created in the folder of ``path``; leftovers of a killed :func:`publish` are removed."""
     with as_disk_error(path):
         try:
             tempfile.TemporaryFile(dir=_existing(path.absolute().parent)).close()
-        except FileNotFoundError as error:  # what /proc says of each new name
-            raise DiskError(f"cannot write ({path}, no files can be made in that folder); choose another --out") from error
+        except FileNotFoundError as error:  # the error of /proc for each new name
+            raise DiskError(f"cannot write ({path}, no file can be created in that folder); choose another --out") from error
     if not path.parent.is_dir():
         return
     with alone(path):  # none of the strays is being written
@@ -116,9 +116,9 @@ def check_writable(path: Path) -> None:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold the folder of ``path``, made if it is not there, while files in it that belong together change; another waits.
+    """Lock the folder of ``path``, created if missing, while related files in it change; other processes wait.
 
-    Where the file system has no locks, nobody waits.
+    On a file system without locks, nothing is locked.
 
     Raises:
         DiskError: the folder cannot be made.
@@ -136,7 +136,7 @@ def alone(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(lock: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock file, made if it is not there; its lock ends with this process. Nothing is held where there are no locks.
+    """Hold a lock file, created if missing; the lock ends with this process. Nothing is locked on a file system without locks.
 
     Raises:
         TimeoutError: another process holds it, and ``wait`` is not set.
@@ -155,7 +155,7 @@ def held(lock: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def check_room(folder: Path, need: int) -> None:
-    """DiskError unless ``need`` bytes are free where ``folder`` is or will be."""
+    """DiskError unless ``need`` bytes are free on the disk of ``folder``, which may not exist yet."""
     free = shutil.disk_usage(_existing(folder.absolute())).free
     if free < need:
         raise DiskError(f"no space left ({folder.absolute()}, {_told(need, free)}); free some space or choose another --out")
@@ -163,7 +163,7 @@ def check_room(folder: Path, need: int) -> None:
 
 @contextlib.contextmanager
 def as_disk_error(path: Path, need: int = 0) -> Iterator[None]:
-    """Turn an operating system's refusal, also one hidden in another error's context, into a :class:`DiskError`."""
+    """Convert an error of the operating system, also in the context of another error, to a :class:`DiskError`."""
     try:
         yield
     except Exception as error:
@@ -203,7 +203,7 @@ def _umask() -> int:
 
 
 def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     handle = os.open(path, os.O_RDONLY)
     try:

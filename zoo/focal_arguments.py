@@ -1,4 +1,4 @@
-"""What :func:`zoo.ops.focal_loss` takes: each argument checked, and brought to the form that the op and the formula want."""
+"""What :func:`zoo.ops.focal_loss` takes: each argument is checked and converted to the form of the op and the formula."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Call(NamedTuple):
     """Of the loss of each row, as the caller sees rows."""
 
     def arguments(self, *wanted: bool) -> tuple[Any, ...]:
-        """What the op takes, or with one of its two wishes the differentiable formula."""
+        """Arguments of the op, and whether the differentiable formula is needed instead."""
         settings = self.gamma, self.label_smoothing, self.scale, self.ignore_index, self.reduction
         return self.logits, self.target, self.weight, *settings, *wanted, self.other, self.share
 
     @property
     def differentiated(self) -> bool:
-        """Whether a derivative is wanted that the op does not have: in the weight, shares or the share of the first label."""
+        """Whether a derivative is needed that the op does not provide: in the weight, shares or the share of the first label."""
         return torch.is_grad_enabled() and any(
             each is not None and each.requires_grad for each in (self.weight, self.target, self.share)
         )
@@ -136,7 +136,7 @@ def _check_tensors(logits: Any, target: Any, other: Any) -> None:
 
 
 def _weight(weight: Any, logits: Tensor) -> Tensor | None:
-    """The weight as the kernels want it, untouched where it is so already."""
+    """The weight in the form of the kernels, unchanged if it has that form already."""
     if weight is None:
         return None
     if isinstance(weight, np.ndarray):

@@ -1,5 +1,4 @@
-"""The focal loss in PyTorch alone, in float64 where the device has it: the fallback, what the kernels are held to, and what
-every derivative beyond the first comes from."""
+"""The focal loss in pure PyTorch, in float64 if the device has it: the fallback, the reference of the kernels, and the source of every derivative beyond the first."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from zoo.focal_options import wrong_label
 
 FLOOR = -1e4
-"""Stands for the logarithm of a sum that is zero: exp(FLOOR) is 0, and FLOOR has a derivative where -inf has none."""
+"""Replaces the logarithm of zero: exp(FLOOR) is 0, and FLOOR has a derivative, unlike -inf."""
 
 
 def shapes(
@@ -79,7 +78,7 @@ def formula(
     ignore_index: int, reduction: int, want_grad: bool, want_rows: bool,
     other: Tensor | None = None, share: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The op in PyTorch, in float64 where the device has it; what the kernels are held to."""
+    """The op in PyTorch, in float64 if the device has it; the reference of the kernels."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     shape = logits.shape[:1] + logits.shape[2:]
     z = flat(logits)  # (M, C), M = N L
@@ -175,7 +174,7 @@ def differentiable(
     logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float, label_smoothing: float, scale: float,
     ignore_index: int, reduction: int, want_rows: bool, other: Tensor | None = None, share: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Loss, p_t and mean modulating factor, made of PyTorch's operators alone.
+    """Loss, p_t and mean modulating factor, built from PyTorch's operators only.
 
     PyTorch takes every derivative of it, in logits, weight and shares, in each mode, and maps it over batches. Everything is
     in logarithms, so that the derivatives hold for extreme logits too. A row with a label out of range is NaN.
@@ -216,7 +215,7 @@ def logarithms(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_labels(target: Tensor, classes: int, ignore_index: int, other: Tensor | None = None) -> None:
-    """Look for a label out of range in rows that are not ignored.
+    """Check the labels of rows that are not ignored.
 
     Raises:
         IndexError: naming the first one.

@@ -1,4 +1,4 @@
-"""Which compiled parts the focal loss has, and whether tensors and a call may go to them by address."""
+"""Which compiled libraries the focal loss has, and whether tensors of a call can be passed to them by address."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def is_watched() -> bool:
 
 
 def _load(name: str) -> ModuleType | None:
-    """A compiled part of zoo, or None if it was not built."""
+    """A compiled library of zoo, or None if it was not built."""
     try:
         return importlib.import_module(f"zoo.{name}")
     except ModuleNotFoundError as error:
@@ -57,11 +57,15 @@ def load_all() -> tuple[ModuleType | None, ModuleType | None, str]:
         return _load("_C"), _load("_C_cuda") if torch.version.cuda else None, ""
     except ImportError as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        return None, None, f"zoo's compiled part does not load ({first}); rebuild it: pip install -e . (or delete zoo/_C*)"
+        return (
+            None,
+            None,
+            f"zoo's compiled extension cannot be loaded ({first}); rebuild it: pip install -e . (or delete zoo/_C*)",
+        )
 
 
 def reason_missing() -> str:
-    """Why there is no compiled part, as the build noted it."""
+    """Why there is no compiled library, as recorded by the build."""
     record = Path(__file__).with_name("_build.json")
     if not record.is_file():
         return "extension not built: pip install ."

@@ -1,4 +1,4 @@
-"""What this machine offers a run: device, precision, threads, memory allocation; each choice with the line that says it."""
+"""Device, precision, threads and memory allocation of a run on this machine; each choice with the line that reports it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from zoo.errors import UsageError
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 CGROUP = Path("/sys/fs/cgroup")
 THREAD_VARIABLES = ("ZOO_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "SLURM_CPUS_PER_TASK")
-"""What sets the number of threads, the first that is there."""
+"""Variables that set the number of threads; the first that is set wins."""
 
 
 def cores() -> int:
@@ -45,10 +45,10 @@ def _quota() -> tuple[int, int]:
 
 
 def threads(processes: int = 1) -> tuple[int, str]:
-    """Threads of one of ``processes`` on this machine, and what decided: an option or variable, or the cores.
+    """Threads of one of ``processes`` on this machine, and what determined it: an option, a variable or the cores.
 
     ``--threads`` (``ZOO_THREADS``) comes before ``OMP_NUM_THREADS``, ``MKL_NUM_THREADS`` and ``SLURM_CPUS_PER_TASK``. torchrun
-    sets ``OMP_NUM_THREADS=1`` where the user has not set it; that value is ignored in its processes.
+    sets ``OMP_NUM_THREADS=1`` if the user has not set it; that value is ignored.
     """
     for name in THREAD_VARIABLES:
         word = os.environ.get(name, "").partition(",")[0].strip()
@@ -59,7 +59,7 @@ def threads(processes: int = 1) -> tuple[int, str]:
 
 
 def use_threads(processes: int = 1) -> int:
-    """Set torch's threads to :func:`threads` and print what decided, unless the cores did; the number."""
+    """Set torch's threads to :func:`threads`, print what determined the number unless the cores did, and return it."""
     number, why = threads(processes)
     torch.set_num_threads(number)
     if why != "cores":
@@ -71,7 +71,7 @@ def device(name: str) -> torch.device:
     """The device for ``auto`` (cuda, else cpu), ``cpu``, ``cuda``, ``cuda:N`` or another that torch can use, such as ``mps``.
 
     Raises:
-        UsageError: a device that torch does not know, or that is not there.
+        UsageError: a device that torch does not know, or that is missing.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -82,19 +82,19 @@ def device(name: str) -> torch.device:
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"no device {name!r} (CUDA devices found: {torch.cuda.device_count()}); use device=cpu or device=auto")
     if wanted.type == "meta":
-        raise UsageError("device 'meta' computes nothing; use device=cpu or device=auto")
+        raise UsageError("device 'meta' cannot compute; use device=cpu or device=auto")
     try:
         torch.ones(1, device=wanted).add(1).cpu()
-    except (RuntimeError, NotImplementedError, AssertionError) as error:  # AssertionError: torch built without it
-        reason = str(error).strip().splitlines()[0][:80]
-        raise UsageError(f"device {name!r} is not usable here ({reason}); use device=cpu or device=auto") from error
+    except Exception as error:  # each backend raises its own types if torch was built without it
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:80]
+        raise UsageError(f"device {name!r} cannot be used ({reason}); use device=cpu or device=auto") from error
     return wanted
 
 
 def precision(name: str, device: torch.device) -> str:
-    """``auto`` is bf16 where the hardware multiplies it, else fp32; fp16 needs a GPU."""
+    """``auto`` is bf16 if the hardware supports it natively, else fp32; fp16 needs a GPU."""
     if name == "fp16" and device.type != "cuda":
-        raise UsageError("precision = 'fp16' needs a GPU (its gradient scaler does); use precision=bf16 or fp32")
+        raise UsageError("precision = 'fp16' needs a GPU for its gradient scaler; use precision=bf16 or fp32")
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -109,9 +109,9 @@ def _cpu_has_bf16() -> bool:
 
 
 def keep_memory() -> str:
-    """Tell glibc to keep freed blocks instead of returning them to the kernel after each step; says what holds now.
+    """Tell glibc to keep freed blocks instead of returning them to the kernel after each step; returns a description of the setting.
 
-    Measured: 14,500 page faults a step become about 140, and a step is 1.2 to 1.45 times as fast on two cores.
+    Measured: 14,500 page faults per step become about 140, and a step is 1.2 to 1.45 times as fast on two cores.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return "system"
@@ -124,11 +124,11 @@ def keep_memory() -> str:
 
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Let torch use only operations that give the same bits again; what has none raises a RuntimeError."""
+    """Restrict torch to operations with bit-identical results; others raise a RuntimeError."""
     if not wanted:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is first used
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS on first use
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
@@ -138,7 +138,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 
 def cpu_name() -> str:
-    """The processor as the system names it."""
+    """Name of the processor."""
     path = Path("/proc/cpuinfo")
     for line in path.read_text().splitlines() if path.is_file() else []:
         if line.startswith("model name"):
@@ -147,7 +147,7 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout zoo runs from, with ``+`` if files are changed; empty outside one."""
+    """The commit of the checkout, with ``+`` if files are modified; empty outside a checkout."""
     where = Path(zoo.__file__).parent.parent
     if not (where / ".git").exists():
         return ""

@@ -1,4 +1,4 @@
-"""From logits and targets to the numbers a report needs."""
+"""Metrics computed from logits and targets."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ SHOTS: Mapping[str, tuple[float, float]] = {"many": (101, np.inf), "medium": (20
 
 
 class Pair(NamedTuple):
-    """Two classes taken for each other: ``share`` is (there + back) / n, n the test images of both."""
+    """Two confused classes: ``share`` is (there + back) / n, where n is the number of test images of both."""
 
     first: int
     second: int
     there: int
-    """Images of ``first`` taken for ``second``."""
+    """Images of ``first`` classified as ``second``."""
     back: int
     n: int
     share: float
 
 
 class Shot(NamedTuple):
-    """The classes of one many/medium/few-shot split, their test images taken together."""
+    """The classes of one many/medium/few-shot split, with their test images pooled."""
 
     name: str
     classes: int
@@ -43,7 +43,7 @@ class Shot(NamedTuple):
     low: float | None
     high: float | None
     macro: float | None
-    """Mean of the accuracies of its classes, which is what papers print; equals ``accuracy`` on a balanced test set."""
+    """Mean of the accuracies of its classes, as reported in papers; equals ``accuracy`` on a balanced test set."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class Result:
     per_class: list[Row]
 
     def worst_pairs(self, k: int = 3) -> list[Pair]:
-        """The most confused pairs of classes first; pairs never confused are left out."""
+        """Pairs of classes, the most confused first; pairs that were never confused are omitted."""
         return worst_pairs(self.confusion, k)
 
     def summary(self, classes: Sequence[str], counts: Sequence[int] = ()) -> dict[str, Any]:
         """Everything but the tables, for JSON: the overall numbers, the worst pairs and, given each class's training images,
-        the many-, medium- and few-shot accuracies where the classes are of more than one of these."""
+        the many-, medium- and few-shot accuracies if the classes belong to more than one of these."""
         found = shots(self.per_class, counts) if len(counts) else []
         named = [
             pair._asdict() | {"first": classes[pair.first], "second": classes[pair.second]} for pair in self.worst_pairs(5)
@@ -85,12 +85,12 @@ def evaluate(logits: Tensor, targets: Tensor) -> Result:
         DataError: N is 0. DivergedError: a logit is NaN or infinite. ValueError: shapes or classes do not fit.
     """
     if logits.dim() != 2 or targets.shape != logits.shape[:1]:
-        raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}; (N, C) and (N,) are needed")
+        raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}; expected (N, C) and (N,)")
     (n, classes), logits, targets = logits.shape, logits.detach().cpu().double(), targets.cpu().long()
     if not n:
-        raise DataError("nothing to evaluate (0 images); choose a split that has some")
+        raise DataError("no images to evaluate (0 images); choose another split")
     if targets.min() < 0 or targets.max() >= classes:
-        raise ValueError(f"targets from {targets.min()} to {targets.max()}; 0 to {classes - 1} are possible")
+        raise ValueError(f"targets from {targets.min()} to {targets.max()}; expected 0 to {classes - 1}")
     if bad := int((~logits.isfinite()).any(1).sum()):
         raise DivergedError(
             f"the model's output is not finite ({bad:,} of {n:,} images); lower the learning rate or use precision=fp32"
@@ -105,7 +105,7 @@ def evaluate(logits: Tensor, targets: Tensor) -> Result:
 
 
 def worst_pairs(confusion: np.ndarray, k: int = 3) -> list[Pair]:
-    """Up to ``k`` pairs of a confusion matrix (C, C), rows the true class, that have most images both ways, most first."""
+    """Up to ``k`` pairs of a confusion matrix (C, C), rows the true class, with the most confusions in both directions, most first."""
     both, n = np.triu(confusion + confusion.T, 1), confusion.sum(1)
     order = np.argsort(-both, axis=None, kind="stable")[:k]
     pairs = [(int(a), int(b), int(n[a] + n[b])) for a, b in zip(*np.unravel_index(order, both.shape)) if both[a, b]]
@@ -116,7 +116,7 @@ def worst_pairs(confusion: np.ndarray, k: int = 3) -> list[Pair]:
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
     """95 % interval of a share of ``n`` > 0 (Wilson 1927)."""
-    from scipy.stats import binomtest  # 1.4 s to import, which a run need not pay before its first step
+    from scipy.stats import binomtest  # 1.4 s to import, which need not delay the first step of a run
 
     interval = binomtest(correct, n).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
@@ -130,7 +130,7 @@ def class_row(n: int, correct: int) -> Row:
 def shots(rows: Sequence[Row], counts: Sequence[int]) -> list[Shot]:
     """Many-, medium- and few-shot accuracy of the classes' rows, given each class's training images; empty splits are left out."""
     if len(rows) != len(counts):
-        raise ValueError(f"{len(rows)} classes, {len(counts)} training counts; one count a class is needed")
+        raise ValueError(f"{len(rows)} classes, {len(counts)} training counts; expected one count per class")
     found = []
     for name, (first, last) in SHOTS.items():
         members = [row for row, count in zip(rows, counts) if first <= count <= last]
@@ -154,7 +154,7 @@ def mcnemar(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndar
     """Images only the first got right, only the second, and the exact two-sided p (McNemar 1947) of two models on the same images."""
     a, b = np.asarray(first, bool), np.asarray(second, bool)
     if a.shape != b.shape:
-        raise ValueError(f"the two are of {a.shape} and {b.shape} images; McNemar's test needs the same images")
+        raise ValueError(f"results have shapes {a.shape} and {b.shape}; McNemar's test needs the same images")
     from scipy.stats import binomtest
 
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
@@ -162,7 +162,7 @@ def mcnemar(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndar
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p values corrected for their number (Holm 1979): each stays below the level only if all smaller ones do."""
+    """p values corrected for multiple tests (Holm 1979): a value is significant only if all smaller ones are."""
     corrected, largest = [0.0] * len(values), 0.0
     for rank, at in enumerate(np.argsort(values, kind="stable")):
         largest = max(largest, min(1.0, (len(values) - rank) * values[at]))

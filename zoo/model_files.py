@@ -1,4 +1,4 @@
-"""A model in a Python file of the user's, as ``FILE.py:NAME``: found and checked without running it, then imported by rule.
+"""A model in a user's Python file, given as ``FILE.py:NAME``: found without running the file, imported only if it is trusted.
 
 ``NAME`` is a key of the file's ``SPECS`` (as in ``zoo/models``), or a class derived from ``nn.Module`` whose constructor takes the
 number of classes; its ``input``, (3, 32, 32) unless the class has the attribute, is the size of its images.
@@ -57,7 +57,7 @@ def named(what: str) -> str:
 
 
 def entry(name: str) -> dict[str, Any]:
-    """The literal fields that the file gives of a model: none for a class, or where a run's file is gone or has changed."""
+    """The literal fields of a model in the file; empty for a class, or if a run's file is missing or has changed."""
     file, model = _split(name)
     with contextlib.suppress(UsageError):
         return _models(file).get(model, {})
@@ -68,17 +68,17 @@ def spec(name: str, stored: Path | None = None) -> ModelSpec:
     """The model's spec, its file imported: that of ``name`` or, for a run, the copy in the folder ``stored``.
 
     Raises:
-        UsageError: code that is not trusted, or does not make such a model. FileError: a file that is gone, without a copy.
+        UsageError: code that is not trusted, or does not make such a model. FileError: a missing file without a copy.
     """
     file, model = _split(name)
     copy = stored / COPY if stored else None
     if copy is not None and copy.is_file():
         if not file.is_file() or _digest(file) != _digest(copy):
             what = "has changed" if file.is_file() else "is gone"
-            print_line(f"code     {file} {what} since the run began; its copy in the run is used ({copy})")
+            print_line(f"code     {file} {what} since the run began; the copy in the run folder is used ({copy})")
         file = copy
     if not file.is_file():
-        raise FileError(f"model file is gone ({file}); put it back, or use a run that has a copy of it, {COPY}")
+        raise FileError(f"model file is missing ({file}); restore it, or use a run that has a copy, {COPY}")
     digest = _digest(file)
     if digest not in _remembered() and os.environ.get("ZOO_TRUST", "0") != "1":
         raise UsageError(f"code of another user is not run ({file}, sha256 {digest[:12]}); read it, then repeat with --trust")
@@ -89,7 +89,7 @@ def spec(name: str, stored: Path | None = None) -> ModelSpec:
 
 
 def keep(name: str, folder: Path) -> None:
-    """Copy the model's file into a run folder, unless it is there."""
+    """Copy the model's file into a run folder, unless it exists there."""
     if is_file(name) and (file := _split(name)[0]).is_file() and not (folder / COPY).exists():
         publish_text(folder / COPY, file.read_text(encoding="utf-8"))
 
@@ -144,11 +144,11 @@ def _imported(file: Path, digest: str) -> Any:
     sys.modules[name] = module
     try:
         loader.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file does
+    except Exception as error:  # a user's file may raise anything
         del sys.modules[name]
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
         raise UsageError(
-            f"model file cannot be imported ({file}, {reason}); it must work on its own, with what is installed"
+            f"model file cannot be imported ({file}, {reason}); it must be importable on its own, with the installed packages"
         ) from error
     _LOADED[digest] = module
     return module
@@ -166,14 +166,14 @@ def _of_class(made: Any, name: str) -> ModelSpec:
         model = made(10).eval()
         with torch.inference_mode():
             shape = tuple(model(torch.zeros(2, *size)).shape)
-    except Exception as error:  # whatever the user's class does
+    except Exception as error:  # a user's class may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:90]
         raise UsageError(
-            f"{name.rpartition('/')[2]}(10) does not answer for images {size} ({reason}); its constructor takes the number of "
+            f"{name.rpartition('/')[2]}(10) fails on images {size} ({reason}); its constructor takes the number of "
             "classes, its attribute input is (3, H, W)"
         ) from error
     if shape != (2, 10):
-        raise UsageError(f"{name.rpartition('/')[2]}(10) gives {shape} for 2 images; logits (N, classes) are needed: (2, 10)")
+        raise UsageError(f"{name.rpartition('/')[2]}(10) returns {shape} for 2 images; expected logits (N, classes): (2, 10)")
     layers = {path: module for path, module in model.named_modules() if path and not list(module.children())}
     linear = [path for path, module in layers.items() if isinstance(module, nn.Linear)] or [
         path for path, module in layers.items() if list(module.parameters())

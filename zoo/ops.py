@@ -1,12 +1,12 @@
 """The focal loss op: schema, PyTorch formula, autograd, and which kernel serves it.
 
 ``torch.ops.zoo.focal_loss`` takes logits (N, C) or (N, C, L) and writes the gradient during the forward pass. Its formula
-(``zoo/focal_formula.py``) runs everywhere; ``zoo._C`` (C++) and ``zoo._C_cuda`` put kernels with the same numbers in its place
-where they were built. Use :func:`focal_loss`, which checks its arguments (``zoo/focal_arguments.py``).
+(``zoo/focal_formula.py``) runs on every device; ``zoo._C`` (C++) and ``zoo._C_cuda``, if built, replace it with kernels that
+return the same values. Use :func:`focal_loss`, which checks its arguments (``zoo/focal_arguments.py``).
 
-Three ways lead to a loss. Plain CPU tensors in memory that nothing watches go to the kernel by their addresses, past the
-dispatcher. What else wants a value and one gradient in the logits calls the op. Every other derivative, and what transforms
-or traces the call, takes the formula as PyTorch's operators (``differentiable``).
+There are three paths. Plain CPU tensors without an active mode or tracer are passed to the kernel by address, without the
+dispatcher. Other calls that need the value and the first derivative in the logits use the op. Every other derivative,
+transform or trace uses the formula in PyTorch's operators (``differentiable``).
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def focal_loss(
             does, by the sum of the labels' weights, or by the rows where the target is shares or two labels. No rows, or all
             ignored: 0 with zero gradient.
         scale: factor on loss and gradient, applied before a half-precision gradient is rounded.
-        inplace: write the gradient over the logits, where they want one: no second tensor of their size is made. Their values
+        inplace: write the gradient over the logits, if they require one, so that no second tensor of their size is allocated.
+        Their values
             are lost, so the logits must not be a leaf or a view, and whatever else has saved them for its backward pass (an
             activation before the loss) raises PyTorch's error about a change in place. Eager mode and the first derivative only.
 
@@ -124,14 +125,14 @@ def focal_loss_with_stats(
 
 
 def raise_wrong_label() -> None:
-    """Raise for a label out of range that a kernel on CUDA has met since the last call; without one this costs a memory read.
+    """Raise for a label out of range that a kernel on CUDA has met since the last call; otherwise it costs one memory read.
 
-    It waits for no device: a kernel's find is seen once its stream was waited for, by ``loss.item()`` for instance. Eager
-    calls of :func:`focal_loss` on CUDA begin with it and ``zoo train`` calls it when a loss is not finite; after compiled
-    steps or a CUDA graph's replay call it yourself. The PyTorch formula leaves NaN alone.
+    It does not synchronise: an error of a kernel is visible once its stream was synchronised, for instance by
+    ``loss.item()``. Eager calls of :func:`focal_loss` on CUDA call it first, and ``zoo train`` calls it if a loss is not
+    finite; after compiled steps or the replay of a CUDA graph, call it yourself. The PyTorch formula returns NaN.
 
     Raises:
-        IndexError: naming one such row, which is forgotten then; the device remains usable.
+        IndexError: naming one such row, which is then cleared; the device remains usable.
     """
     if _C_cuda is not None and (row := _C_cuda.take_wrong_row()) >= 0:
         raise IndexError(
@@ -141,7 +142,7 @@ def raise_wrong_label() -> None:
 
 
 def kernel() -> str:
-    """One line that says what serves the loss here: "C++ avx512, CUDA", "PyTorch (no compiler found)", or a load error."""
+    """One line that names the active kernels of the loss: "C++ avx512, CUDA", "PyTorch (no compiler found)", or a load error."""
     if _broken:
         return _broken
     served = []
@@ -182,12 +183,12 @@ def _in_place(logits: Tensor, call: Call, want_rows: bool) -> tuple[Tensor, Tens
     """The loss, its gradient written over the logits."""
     if call.differentiated or torch.compiler.is_compiling() or is_watched():
         raise ValueError(
-            "inplace=True has the first derivative in the logits alone, in eager mode; leave it out for a weight or shares that"
+            "inplace=True supports only the first derivative in the logits, in eager mode; omit it for a weight or shares that"
             " require grad, and under torch.func, torch.compile and PyTorch's modes"
         )
     check_inplace(logits)
     if call.logits.data_ptr() != logits.data_ptr():
-        raise ValueError("inplace=True needs logits whose dimensions after the classes are one behind the other in memory")
+        raise ValueError("inplace=True needs logits whose dimensions after the classes are contiguous in memory")
     with torch.no_grad():
         made = _run(call, True, want_rows, inplace=True)
         torch.autograd.graph.increment_version(logits)
@@ -195,7 +196,7 @@ def _in_place(logits: Tensor, call: Call, want_rows: bool) -> tuple[Tensor, Tens
 
 
 def _run(call: Call, want_grad: bool, want_rows: bool, inplace: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The op; a bad label is named by its place in the target, whoever found it."""
+    """The op; an error for a bad label names its position in the target."""
     classes = call.logits.shape[1]
     if call.logits.is_cuda:
         raise_wrong_label()
@@ -213,7 +214,7 @@ def _run(call: Call, want_grad: bool, want_rows: bool, inplace: bool = False) ->
 
 
 def _by_formula(call: Call, want_rows: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The differentiable formula, its labels checked where they are values that can be read."""
+    """The differentiable formula, with its labels checked if their values can be read."""
     if not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack():
         labels, other = unwrapped(call.target), None if call.other is None else unwrapped(call.other)
         if is_memory(labels) and labels.is_cpu and (other is None or other.shape == labels.shape):
@@ -235,7 +236,7 @@ def _direct(
     logits: Tensor, target: Target, weight: Any, gamma: float, ignore_index: int,
     label_smoothing: float, reduction: str, scale: float, inplace: bool,
 ) -> Tensor | None:  # fmt: skip
-    """The loss of plain CPU tensors (N, C) past the dispatcher, checked in C; None for whatever is not plain and right.
+    """The loss of plain CPU tensors (N, C) without the dispatcher, checked in C; None if they are not plain or not valid.
 
     The C side refuses tensors without an address of their own (efficient zeros, functional tensors and those of vmap).
     """
@@ -300,14 +301,14 @@ class _Focal(torch.autograd.Function):
 
 
 def _is_one(grad_loss: Tensor) -> bool:
-    """Whether it is a plain 1 that nothing watches, so that the gradient is the buffer itself."""
+    """Whether it is a plain 1 without modes or tracers, so that the gradient is the buffer itself."""
     return _C is not None and type(grad_loss) is Tensor and not grad_loss.is_neg() and not is_watched() and _C.is_one(grad_loss)
 
 
 def _derivative(logits: Tensor, version: int, call: Any, grad_loss: Tensor) -> Tensor:
     """The gradient in the logits as a function of logits and ``grad_loss`` that autograd can take apart."""
     if version < 0:
-        raise RuntimeError("inplace=True has overwritten the logits, so this loss has no second derivative; leave it out")
+        raise RuntimeError("inplace=True has overwritten the logits, so this loss has no second derivative; omit it")
     if logits._version != version:
         raise RuntimeError(
             f"the logits of a focal loss were changed in place (version {logits._version}, expected {version}) before the"
@@ -340,8 +341,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The op's own gradient in the logits; by the formula what it has not: the other inputs', and what is derived again."""
-    needs = ctx.needs_input_grad  # of the arguments that were given: those at their default are not among them
+    """The op's gradient in the logits; the formula's gradient in the other inputs and for higher derivatives."""
+    needs = ctx.needs_input_grad  # only of the arguments that were passed: defaults are not included
     grads: list[Tensor | None] = [None] * len(needs)
     if grad_loss is None:
         return tuple(grads)
@@ -376,5 +377,5 @@ torch.library.register_fake("zoo::focal_loss", shapes, lib=_library)
 torch.library.register_autograd("zoo::focal_loss", _backward, setup_context=_save, lib=_library)
 torch.library.register_vmap("zoo::focal_loss", _vmap, lib=_library)
 _C, _C_cuda, _broken = load_all()
-if _C is not None and hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):  # an older torch takes the longer way
+if _C is not None and hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):  # an older torch lacks the shortcut
     _C.connect(torch.Tensor.__dlpack_c_exchange_api__)

@@ -1,4 +1,4 @@
-"""Name what is in image files with an exported ONNX file and nothing else: onnxruntime, numpy and Pillow, no torch."""
+"""Classify image files with an exported ONNX file; needs onnxruntime, numpy and Pillow, but not torch."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from zoo.export import _child, _facts, _guard, _session
 
 @dataclass(frozen=True)
 class Predictor:
-    """An opened file with what its metadata says."""
+    """An opened file with its metadata."""
 
     session: Any
     classes: tuple[str, ...]
     mode: str
-    """``none``, ``normalize`` or ``full``: what of the preprocessing the graph does itself."""
+    """``none``, ``normalize`` or ``full``: the preprocessing that the graph includes."""
     size: int
-    """Side of the model's input; ``resize`` is what the shorter side of an image is brought to before the cut."""
+    """Side of the model's input; ``resize`` is the length of the shorter side before the centre crop."""
     resize: int
     mean: np.ndarray
     std: np.ndarray
     softmax: bool
-    """The outputs are probabilities already."""
+    """Whether the outputs are probabilities."""
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """(classes,) float64 of one image (H, W, 3) uint8 RGB of any size; FileError if the model's answer is not finite."""
+        """(classes,) float64 of one image (H, W, 3) uint8 RGB of any size; FileError if the model's output is not finite."""
         name = self.session.get_inputs()[0].name
         outputs = np.asarray(self.session.run(None, {name: self.fed(image)})[0][0], np.float64)
         if not np.isfinite(outputs).all():
-            raise FileError("model's answer is not finite; train again, or export it in fp32")
+            raise FileError("model's output is not finite; train again, or export in fp32")
         if self.softmax:
             return outputs
         powers = np.exp(outputs - outputs.max())
         return powers / powers.sum()
 
     def fed(self, image: np.ndarray) -> np.ndarray:
-        """The batch of one that the graph takes: (1, H, W, 3) uint8 for ``full``, else (1, 3, size, size) float32."""
+        """The batch of one in the form of the graph: (1, H, W, 3) uint8 for ``full``, else (1, 3, size, size) float32."""
         if self.mode == "full":
             return np.ascontiguousarray(image[None])
         edge = (self.resize - self.size) // 2
@@ -58,7 +58,7 @@ def load(path: Path, *, device: str = "cpu", threads: int = 0) -> Predictor:
     """Open a file that zoo exported.
 
     Raises:
-        FileError: missing, damaged, not exported by zoo, or its class names and outputs do not fit together.
+        FileError: missing, damaged, not exported by zoo, or its numbers of class names and outputs differ.
     """
     session = _session.open_session(Path(path), device, threads=threads)
     facts = _facts.read(session.get_modelmeta().custom_metadata_map, path)
@@ -69,7 +69,7 @@ def load(path: Path, *, device: str = "cpu", threads: int = 0) -> Predictor:
     )  # fmt: skip
     inputs, outputs = session.get_inputs()[0], session.get_outputs()[0]
     if len(inputs.shape) != 4 or inputs.type != ("tensor(uint8)" if found.mode == "full" else "tensor(float)"):
-        raise FileError(f"preprocessing in the metadata does not fit the model ({path}); export it again: zoo export --onnx")
+        raise FileError(f"preprocessing in the metadata does not match the model ({path}); export it again: zoo export --onnx")
     given = outputs.shape[-1] if outputs.shape else "a scalar"
     if given != len(found.classes):
         raise FileError(f"classes differ (names {len(found.classes)}, model {given}, {path}); export it again")
@@ -95,7 +95,7 @@ def predict(
 
 
 def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """:func:`predict` in the child, an answer as soon as there is one."""
+    """:func:`predict` in the child process; yields each answer when it is ready."""
     opened = load(Path(request["model"]))
     for path in request["images"]:
         try:

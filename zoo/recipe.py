@@ -1,6 +1,6 @@
-"""A recipe is everything a run is: typed, frozen, read from a file, overridden by ``key=value``, stored with the run.
+"""A recipe holds every setting of a run: typed, frozen, read from a file, overridden by ``key=value``, stored with the run.
 
-Later sources win: the defaults here, what the data set suggests, what the model suggests, the recipe file, the command line.
+Later sources override earlier ones: defaults, the data set's values, the model's values, the recipe file, the command line.
 """
 
 from __future__ import annotations
@@ -24,46 +24,48 @@ from zoo.recipe_types import MOST, about, declared, not_allowed, option_type
 from zoo.spec import Option
 
 NOT_THE_RECIPE = {"seed", "data.dir", "device", "precision", "compile"}
-"""Keys in which two runs of one recipe may differ."""
+"""Keys that may differ between two runs of one recipe."""
 BARE_GAMMA = (
     "no setting 'gamma': the loss's exponent is focal_gamma (--focal-gamma), the schedule's factor lr_gamma (--lr-gamma)"
 )
 
 
 class Recipe(msgspec.Struct, frozen=True):
-    """One run, with every setting that it depends on."""
+    """Every setting that a run depends on."""
 
     model: Annotated[str, about("model (zoo models), or timm/NAME")] = "cnn_small"
-    weights: Annotated[str, about("weights to start from: none, default, a name, a file or a run")] = "none"
+    weights: Annotated[str, about("initial weights: none, default (pretrained), a name (zoo models), a file or a run")] = "none"
     head_init: Annotated[
-        Literal["default", "zero"], about("how a head that weights do not fill begins: as the model says, or at zero")
+        Literal["default", "zero"], about("initial values of a head without pretrained weights: the model's, or zero")
     ] = "default"
-    freeze: Annotated[str, about("what is frozen: none, conv, fc, fc:all, backbone, bn, stage<=N or a glob")] = "none"
-    unfreeze: Annotated[list[str], about("what is frozen instead after N epochs, as N:SELECTION")] = msgspec.field(
-        default_factory=list
-    )
-    allow_random_frozen: Annotated[bool, about("freeze weights although they are random")] = False
+    freeze: Annotated[
+        str, about("frozen layers: none, conv, fc, fc:all, backbone, bn, stage<=N or a glob of parameter names")
+    ] = "none"
+    unfreeze: Annotated[list[str], about("frozen layers from epoch N on, as N:SELECTION")] = msgspec.field(default_factory=list)
+    allow_random_frozen: Annotated[bool, about("allow freezing randomly initialised layers")] = False
     epochs: Annotated[int, about("passes over the training images", ge=1, le=MOST)] = 10
     batch_size: Annotated[int, about("images per step", ge=1, le=MOST)] = 128
     seed: Annotated[int, about("seed of all random numbers", ge=0, lt=2**31)] = 0
     device: Annotated[str, about("auto, cpu, cuda, cuda:N or another device of torch")] = "auto"
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], about("of the forward and backward pass")] = "auto"
-    ema: Annotated[float, about("decay of the moving average of the weights, 0 for none", ge=0, lt=1)] = 0.0
-    mixup: Annotated[float, about("parameter of mixup's Beta distribution, 0 for no mixup", ge=0, le=1000)] = 0.0
-    cutmix: Annotated[float, about("parameter of cutmix's Beta distribution, 0 for no cutmix", ge=0, le=1000)] = 0.0
-    patience: Annotated[int, about("epochs without a better accuracy before stopping, 0 for never", ge=0, le=MOST)] = 0
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], about("number type of the forward and backward pass")] = (
+        "auto"
+    )
+    ema: Annotated[float, about("decay of the moving average of the weights; 0: no average", ge=0, lt=1)] = 0.0
+    mixup: Annotated[float, about("parameter of mixup's Beta distribution; 0: no mixup", ge=0, le=1000)] = 0.0
+    cutmix: Annotated[float, about("parameter of cutmix's Beta distribution; 0: no cutmix", ge=0, le=1000)] = 0.0
+    patience: Annotated[int, about("epochs without a better accuracy before the run stops; 0: never", ge=0, le=MOST)] = 0
     select_on: Annotated[
-        Literal["val", "test"], about("split that chooses the epoch to keep; test makes the test result too good")
+        Literal["val", "test"], about("split that selects the best epoch; test makes the test result optimistic")
     ] = "val"
-    allow_empty_class: Annotated[bool, about("train although a class has no images")] = False
-    deterministic: Annotated[bool, about("use only operations that repeat bit by bit")] = False
-    compile: Annotated[bool, about("train with torch.compile: a minute at first, faster steps in long runs")] = False
+    allow_empty_class: Annotated[bool, about("train even if a class has no images")] = False
+    deterministic: Annotated[bool, about("use only operations with bit-identical results")] = False
+    compile: Annotated[bool, about("train with torch.compile: about a minute at the start, then faster steps")] = False
     features_with: Annotated[
         Literal["torch", "onnxruntime", "openvino"],
-        about("what computes the features of a frozen part, once, in fp32 on the CPU"),
+        about("runtime that computes the features of frozen layers, once, in fp32 on the CPU"),
     ] = "torch"
-    save_every: Annotated[int, about("steps between saved states, 0 for one per epoch", ge=0, le=MOST)] = 0
-    on_full: Annotated[Literal["stop", "keep-training"], about("what to do on a full disk")] = "stop"
+    save_every: Annotated[int, about("steps between checkpoints; 0: one per epoch", ge=0, le=MOST)] = 0
+    on_full: Annotated[Literal["stop", "keep-training"], about("action if the disk is full")] = "stop"
     data: Data = msgspec.field(default_factory=Data)
     loss: Loss = msgspec.field(default_factory=Loss)
     sampler: Sampler = msgspec.field(default_factory=Sampler)
@@ -91,16 +93,16 @@ def keys() -> list[str]:
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with zoo, by name."""
+    """The recipes included in zoo, by name."""
     return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
 
 
 def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe for ``zoo train WHAT``: a file, a shipped recipe, or a model with the defaults that suit it.
+    """The recipe for ``zoo train WHAT``: a file, a shipped recipe, or a model with its own defaults.
 
     ``overrides`` are dotted keys or leaf names that only one table has (``lr`` for ``optim.lr``); ``data``, ``loss``,
-    ``sampler``, ``optim`` and ``schedule`` alone stand for their ``name``. Where they choose another loss, the file's options
-    that this one does not take are left out.
+    ``sampler``, ``optim`` and ``schedule`` alone stand for their ``name``. If they choose another loss, the file's options
+    that it does not have are dropped.
 
     Raises:
         UsageError: unknown name, key, type or range.
@@ -134,7 +136,7 @@ def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def check(recipe: Recipe) -> None:
-    """UsageError unless the settings go together; apart from :func:`resolve`, as a sweep changes one at a time."""
+    """UsageError unless the settings are consistent; separate from :func:`resolve` because a sweep changes one at a time."""
     loss, data = recipe.loss, recipe.data
     registry.entry("losses", loss.name)
     if (data.mean or data.std) and not len(data.mean) == len(data.std) == 3:
@@ -147,19 +149,19 @@ def check(recipe: Recipe) -> None:
     sampling.parse_imbalance(recipe.data.imbalance)
     if loss.drw_epoch >= recipe.epochs:
         raise UsageError(
-            f"loss.drw_epoch = {loss.drw_epoch} is past the end ({recipe.epochs} epochs), so the class weights would never act; "
+            f"loss.drw_epoch = {loss.drw_epoch} is past the end ({recipe.epochs} epochs), so the class weights would never apply; "
             f"use less than {recipe.epochs}"
         )
     if (loss.class_weights == "given") != bool(loss.given_weights):
-        raise UsageError("loss.given_weights goes with loss.class_weights = 'given'; set both, or neither")
+        raise UsageError("loss.given_weights needs loss.class_weights = 'given'; set both, or neither")
     if loss.given_weights and not any(loss.given_weights):
-        raise UsageError("loss.given_weights are all 0, so nothing would be learned; give at least one that is not")
+        raise UsageError("loss.given_weights are all 0, so nothing would be learned; set at least one above 0")
 
 
 def read(path: Path) -> Recipe:
-    """The recipe of a run folder, as it is written (missing keys take the defaults of :class:`Recipe`).
+    """The recipe stored in a run folder; missing keys get the defaults of :class:`Recipe`.
 
-    A run that an earlier version stored has the options of every loss; those of other losses are left out.
+    Earlier versions stored the options of every loss; those of other losses are dropped.
     """
     return _typed(_known(written := recipe_text.read(path), stored=True).values, written, stored=True)
 
@@ -170,13 +172,13 @@ def dump(recipe: Recipe) -> str:
 
 
 def same(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes differ at most in :data:`NOT_THE_RECIPE`; the folder of a user's own data set is the set."""
+    """Whether two recipes differ at most in :data:`NOT_THE_RECIPE`; a user's own data set is identified by its folder."""
     free = NOT_THE_RECIPE - {"data.dir"} if one.data.own else NOT_THE_RECIPE
     return all(line.partition(":")[0] in free for line in differences(one, other))
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """``lr=0.1`` as a full key and a TOML value; what is no TOML value is a string.
+    """``lr=0.1`` as a full key and a TOML value; anything that is not a TOML value is a string.
 
     >>> parse_override("lr=1e-3")
     ('optim.lr', 0.001)
@@ -204,7 +206,7 @@ def full_key(key: str) -> str:
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
-    """All that a run depends on, by dotted key: not what others reported."""
+    """All settings that a run depends on, by dotted key, without the reported results."""
     return {key: value for key, value in flatten(_tree(recipe)).items() if not key.startswith("reported.")}
 
 
@@ -222,7 +224,7 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 
 
 def _tree(recipe: Recipe) -> dict[str, Any]:
-    """The tables of a recipe file: the options of the loss stand beside its name."""
+    """The tables of a recipe file: the options of the loss are in the same table as its name."""
     tree = msgspec.to_builtins(recipe)
     name, chosen = tree["loss"].pop("name"), tree["loss"].pop("options")
     tree["loss"] = {"name": name, **chosen, **tree["loss"]}
@@ -235,18 +237,18 @@ def is_field(key: str) -> bool:
 
 
 def _of_loss(values: dict[str, Any], loss: str | None, file: str = "") -> dict[str, Any]:
-    """The settings without options of other losses than ``loss``; of a ``file``, each that was not at its default is printed."""
+    """The settings without options of other losses than ``loss``; for a ``file``, each that differs from its default is reported."""
     if loss is None:
         return values
     kept = {key: value for key, value in values.items() if is_field(key) or key.partition(".")[2] in loss_options(loss)}
     for key, value in values.items():
         if file and key not in kept and value != options()[key].default:
-            note("loss", f"{key} = {value} ({file}) has no effect: {loss} does not take it")
+            note("loss", f"{key} = {value} ({file}) has no effect: {loss} has no such option")
     return kept
 
 
 def _known(written: Written, *, stored: bool = False) -> Written:
-    """The same; UsageError for a key that no recipe has (with ``stored``: apart from options of a loss that is not installed)."""
+    """The same values; UsageError for an unknown key (with ``stored``: except for options of a loss that is not installed)."""
     known = keys()
     foreign = stored and written.values.get("loss.name", Loss().name) not in registry.table("losses")
     for key in written.values:
@@ -263,7 +265,7 @@ def _known(written: Written, *, stored: bool = False) -> Written:
 
 
 def _suited(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model and its data set suggest; ``values`` are already decided."""
+    """The values that the model and its data set set; ``values`` override them."""
     timm, file = model.startswith("timm/"), model_files.is_file(model)
     entry: dict[str, Any] = {} if timm else model_files.entry(model) if file else registry.entry("models", model)
     suits = entry.get("data") or ("caltech101" if timm else "cifar10",)
@@ -297,7 +299,7 @@ def _typed(
 def _loss_option(flat: Mapping[str, Any], name: str, value: Any, place: str, *, stored: bool) -> dict[str, Any]:
     """``{name: value}`` of an option that the loss takes.
 
-    Nothing for another loss's option in a ``stored`` recipe, or at its default, as recipes of earlier versions have them all.
+    Empty for an option of another loss in a ``stored`` recipe, or at its default: recipes of earlier versions have all options.
     """
     loss = flat.get("loss.name", Loss().name)
     if name not in loss_options(loss):
@@ -307,8 +309,8 @@ def _loss_option(flat: Mapping[str, Any], name: str, value: Any, place: str, *, 
         if any(loss_options(taker)[name].default == value for taker in takers):
             return {}
         raise UsageError(
-            f"loss.{name} = {value!r}{place} is no option of {loss} ({'its: ' + ', '.join(own) if own else 'it has none'}); "
-            f"losses that take it: {', '.join(takers[:5])}"
+            f"loss.{name} = {value!r}{place} is not an option of {loss} ({'options: ' + ', '.join(own) if own else 'no options'}); "
+            f"losses with this option: {', '.join(takers[:5])}"
         )
     option = loss_options(loss)[name]
     try:

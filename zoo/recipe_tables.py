@@ -1,4 +1,4 @@
-"""The tables of a recipe: what each setting is, its default, its range and the line that describes it."""
+"""The tables of a recipe: type, default, range and description of each setting."""
 
 from __future__ import annotations
 
@@ -23,23 +23,30 @@ class Data(msgspec.Struct, frozen=True):
     name: Annotated[
         str, about("data set (zoo data), torchvision:NAME, a folder of class folders, a CSV list or an .npz file")
     ] = "synthetic"
-    dir: Annotated[str, about("folder of the data set; empty: look in the cache, download")] = ""
+    dir: Annotated[str, about("folder of the data set; empty: the cache, else a download")] = ""
     layout: Annotated[
-        Literal["auto", "splits", "classes"], about("what the folders in data.dir are, where that is ambiguous")
+        Literal["auto", "splits", "classes"], about("meaning of the subfolders of data.dir if it is ambiguous")
     ] = "auto"
-    skip_bad: Annotated[bool, about("leave out images that cannot be read; the result says how many")] = False
-    val: Annotated[float, about("share of the training images set apart for validation", ge=0, lt=1)] = 0.1
-    imbalance: Annotated[str, about("long tail: none, exp:F or step:F, F the rarest class's share")] = "none"
+    skip_bad: Annotated[bool, about("skip images that cannot be read; the result has their number")] = False
+    val: Annotated[float, about("share of the training images held out for validation", ge=0, lt=1)] = 0.1
+    imbalance: Annotated[
+        str, about("long tail: none, exp:F or step:F, where F is the share of images that the rarest class keeps")
+    ] = "none"
     augment: Annotated[list[str], about("augmentations in order: crop, flip, rcrop, colour, cutout, trivial, v2:NAME")] = (
         msgspec.field(default_factory=lambda: ["crop", "flip"])
     )
-    per_class: Annotated[int, about("training images of each class, 0 for all", ge=0, le=MOST)] = 0
+    per_class: Annotated[int, about("training images per class; 0: all", ge=0, le=MOST)] = 0
     views: Annotated[
-        int, about("augmented views of each image whose features are stored where all but the head is frozen", ge=0, le=1000)
+        int,
+        about(
+            "augmented views per image to compute features of, if all layers but the head are frozen; 0: no views",
+            ge=0,
+            le=1000,
+        ),
     ] = 0
     mean: Annotated[
         list[Annotated[float, msgspec.Meta(ge=0, le=1)]],
-        about("channel means of the images in [0, 1]; empty: as the weights were trained"),
+        about("channel means of the images in [0, 1]; empty: those of the weights"),
     ] = msgspec.field(default_factory=list)
     std: Annotated[
         list[Annotated[float, msgspec.Meta(gt=0, le=HUGE)]], about("channel standard deviations that belong to mean")
@@ -53,7 +60,7 @@ class Data(msgspec.Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """What the set is called in titles and names: of one that is a folder or a file, what that is called."""
+        """Name of the set in titles; of a user's folder or file, its file name."""
         name, _, variant = self.name.partition(":")
         return variant or (Path(self.dir).absolute().name if self.own else name)
 
@@ -61,19 +68,22 @@ class Data(msgspec.Struct, frozen=True):
 class Loss(msgspec.Struct, frozen=True):
     """``[loss]``: the loss, its options, and class weights from the training counts.
 
-    ``options`` has every option that the loss declares (:class:`zoo.spec.Option`); in a file they stand beside ``name``. The
+    ``options`` has every option that the loss declares (:class:`zoo.spec.Option`); in a file they are in the same table as ``name``. The
     class weights act once ``drw_epoch`` epochs are done (deferred re-weighting, Cao et al. 2019).
     """
 
     name: Annotated[str, about("loss (zoo losses)")] = "cross_entropy"
     class_weights: Annotated[
-        Literal["none", "effective", "inverse", "sqrt_inverse", "given"], about("weights of the classes, from their counts")
+        Literal["none", "effective", "inverse", "sqrt_inverse", "given"],
+        about("class weights, computed from the images per class"),
     ] = "none"
     given_weights: Annotated[
-        list[Annotated[float, msgspec.Meta(ge=0, le=HUGE)]], about("the weights where class_weights is given")
+        list[Annotated[float, msgspec.Meta(ge=0, le=HUGE)]], about("the weights for class_weights = given")
     ] = msgspec.field(default_factory=list)
-    beta: Annotated[float, about("of the effective number of samples (Cui et al. 2019)", ge=0, lt=1)] = 0.9999
-    drw_epoch: Annotated[int, about("epochs before the class weights act", ge=0, le=MOST)] = 0
+    beta: Annotated[
+        float, about("beta of the effective number of samples (Cui et al. 2019), for effective class weights", ge=0, lt=1)
+    ] = 0.9999
+    drw_epoch: Annotated[int, about("epochs before class weights apply", ge=0, le=MOST)] = 0
     options: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -86,9 +96,9 @@ class Sampler(msgspec.Struct, frozen=True):
 
     name: Annotated[
         Literal["none", "class_balanced", "square_root", "progressive", "focal"],
-        about("how often each sample is drawn; none: once per epoch"),
+        about("how often each image is drawn; none: once per epoch"),
     ] = "none"
-    exponent: Annotated[float, about("power of 1 - p_t in the focal sampler", ge=0, le=100)] = 2.0
+    exponent: Annotated[float, about("exponent of 1 - p_t in the focal sampler", ge=0, le=100)] = 2.0
 
 
 class Optim(msgspec.Struct, frozen=True):
@@ -105,31 +115,31 @@ class Optim(msgspec.Struct, frozen=True):
     momentum: Annotated[float, about("momentum of sgd and muon", ge=0, lt=1)] = 0.9
     nesterov: Annotated[bool, about("Nesterov's momentum in sgd and muon")] = True
     weight_decay: Annotated[float, about("weight decay", ge=0, le=HUGE)] = 5e-4
-    clip: Annotated[float, about("largest norm of the gradient, 0 for no limit", ge=0, le=HUGE)] = 0.0
-    accumulate: Annotated[int, about("batches per step, whose gradients are added", ge=1, le=MOST)] = 1
-    lr_head: Annotated[float, about("factor on the rate of the new head", gt=0, le=HUGE)] = 1.0
-    layer_decay: Annotated[float, about("factor on the rate, once more per stage below the top", gt=0, le=1)] = 1.0
+    clip: Annotated[float, about("largest gradient norm; 0: no limit", ge=0, le=HUGE)] = 0.0
+    accumulate: Annotated[int, about("batches per optimizer step, gradients summed", ge=1, le=MOST)] = 1
+    lr_head: Annotated[float, about("learning rate of the new head, as a factor on lr", gt=0, le=HUGE)] = 1.0
+    layer_decay: Annotated[float, about("factor on the learning rate per stage below the top", gt=0, le=1)] = 1.0
 
 
 class Schedule(msgspec.Struct, frozen=True):
     """``[schedule]``: the learning rate over the run."""
 
     name: Annotated[
-        Literal["constant", "step", "multistep", "cosine", "onecycle", "plateau"], about("learning rate over the run")
+        Literal["constant", "step", "multistep", "cosine", "onecycle", "plateau"], about("learning-rate schedule")
     ] = "cosine"
     warmup: Annotated[float, about("epochs of linear warm-up", ge=0, le=MOST)] = 0.0
     steps: Annotated[
-        list[Annotated[int, msgspec.Meta(ge=1, le=MOST)]], about("epochs at which multistep multiplies the rate")
+        list[Annotated[int, msgspec.Meta(ge=1, le=MOST)]], about("epochs at which multistep lowers the learning rate")
     ] = msgspec.field(default_factory=list)
-    step_size: Annotated[int, about("epochs between the factors of step", ge=1, le=MOST)] = 30
-    lr_gamma: Annotated[float, about("factor of step, multistep and plateau", gt=0, le=1)] = 0.1
+    step_size: Annotated[int, about("epochs between two steps of schedule step", ge=1, le=MOST)] = 30
+    lr_gamma: Annotated[float, about("factor on the learning rate in step, multistep and plateau", gt=0, le=1)] = 0.1
     plateau_epochs: Annotated[
-        int, about("epochs without a better validation accuracy after which plateau lowers the rate", ge=0, le=MOST)
+        int, about("epochs without a better validation accuracy before plateau lowers the learning rate", ge=0, le=MOST)
     ] = 5
 
 
 class Course(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What was reported of one epoch: mean of (1 - p_t)^gamma, the loss's scale from then on, shares of easy and hard draws."""
+    """Reported values of one epoch: mean of (1 - p_t)^gamma, the loss's scale from then on, shares of easy and hard draws."""
 
     epoch: Annotated[int, msgspec.Meta(ge=1)]
     mean_factor: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
@@ -139,12 +149,13 @@ class Course(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Reported(msgspec.Struct, frozen=True):
-    """``[reported]``: what others reported of this recipe, shown beside what it reaches here; nothing depends on it."""
+    """``[reported]``: published results of this recipe, shown next to the measured ones; nothing depends on them."""
 
-    accuracy: Annotated[float, about("accuracy that others reported", ge=0, le=1)] = 0.0
-    source: Annotated[str, about("where it was reported, and of which images")] = ""
+    accuracy: Annotated[float, about("reported accuracy", ge=0, le=1)] = 0.0
+    source: Annotated[str, about("source of the reported accuracy, and its test images")] = ""
     classes: Annotated[list[Annotated[float, msgspec.Meta(ge=0, le=1)]], about("reported accuracy of each class, in order")] = (
         msgspec.field(default_factory=list)
     )
-    course: Annotated[list[Course], about("reported values of single epochs")] = msgspec.field(default_factory=list)
-    note: Annotated[str, about("what to know before the two are compared")] = ""
+    course: Annotated[list[Course], about("reported values by epoch")] = msgspec.field(default_factory=list)
+    note: Annotated[str, about("known differences from the reported experiment")] = ""
+    analogue: Annotated[str, about("recipe of the same question with weights that a package ships")] = ""

@@ -27,13 +27,13 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 @dataclass(frozen=True)
 class Written:
-    """What a recipe file holds: ``values`` by dotted key."""
+    """Content of a recipe file: ``values`` by dotted key."""
 
     path: Path
     text: str
     values: dict[str, Any]
     lines: dict[str, int] = field(default_factory=dict)
-    """Line of each key where the reader knows it; else it is searched in the text."""
+    """Line of each key if the reader reports it; otherwise it is searched in the text."""
 
     def place(self, key: str) -> str:
         """`` (path, line 3)``, or an empty string for a key that is not in the file."""
@@ -42,7 +42,7 @@ class Written:
 
 
 class _Refused(Exception):
-    """What is wrong with the text, with its place."""
+    """The error in the text, with its position."""
 
 
 def read(path: Path) -> Written:
@@ -64,7 +64,7 @@ def read(path: Path) -> Written:
         if not isinstance(tree, dict):
             raise _Refused("no keys at the top")
     except FileNotFoundError as error:
-        raise UsageError(f"no recipe file ({path.absolute()}); list the ones that come with zoo: zoo recipes") from error
+        raise UsageError(f"no recipe file ({path.absolute()}); list the included recipes: zoo recipes") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read recipe ({path}, {error}); it must be a {kind} text file") from error
     except RecursionError as error:
@@ -147,7 +147,7 @@ def _yaml(text: str) -> tuple[Any, dict[str, int]]:
 
 
 def _node(event: Any, events: Iterator[Any], key: str, lines: dict[str, int], depth: int) -> Any:
-    """The value that begins with an event of PyYAML's parser; what a recipe has no use for is refused."""
+    """The value that begins with an event of PyYAML's parser; constructs that a recipe does not need are errors."""
     import yaml
 
     line = event.start_mark.line + 1
@@ -205,7 +205,7 @@ COURSE = {
     "loss.beta": "loss.beta",
     "loss.gamma": "loss.focal_gamma",
 }
-"""Keys of the course's layout and the settings they map to; ``data.save_best`` is what zoo does anyway."""
+"""Keys of the course's layout and the settings they map to; ``data.save_best`` is zoo's default behaviour."""
 _COURSE_VALUES = {
     "model": {
         "ResNet-32": "resnet32", "MyModel": "s1_cnn", "my_model": "s1_cnn", "VanillaCNN": "vanilla_cnn", "TwoLayerNet": "two_layer_net",
@@ -230,7 +230,7 @@ def _course(path: Path, text: str, written: dict[str, Any], lines: dict[str, int
     values.pop("data.save_best", None)
     if focal and reweight and "loss.beta" in values:
         values["loss.class_weights"] = "effective"
-    for key in () if focal else ("loss.focal_gamma", "loss.beta"):  # the course gives them with CE too, where they do nothing
+    for key in () if focal else ("loss.focal_gamma", "loss.beta"):  # the course sets them with CE too, without effect
         values.pop(key, None)
     return Written(path, text, values, places)
 
@@ -247,7 +247,7 @@ def _twice(text: str, message: str) -> str:
 
 
 def _toml_line(text: str, key: str) -> int:
-    """The line of a dotted key in a TOML text, 0 if it is not there."""
+    """The line of a dotted key in a TOML text, 0 if it is missing."""
     table = ""
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[([^\]]+)\]", line):

@@ -1,4 +1,4 @@
-"""Settings between two forms: msgspec's annotated types, which check them, and :class:`zoo.spec.Option`, which describes them."""
+"""Conversion of settings between msgspec's annotated types, which check them, and :class:`zoo.spec.Option`, which describes them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from zoo.errors import UsageError
 from zoo.spec import Option
 
 MOST = 1_000_000
-"""Upper bound of counts: more than any machine finishes."""
+"""Upper bound of counts, to catch typing errors."""
 HUGE = 1e6
 """Upper bound of factors."""
 BOUNDS = ("gt", "ge", "lt", "le")
 
 
 def about(text: str, **bounds: Any) -> msgspec.Meta:
-    """The line that a setting has in ``zoo recipes --keys`` and ``zoo train --help``, and the bounds of its value."""
+    """Description of a setting in ``zoo recipes --keys`` and ``zoo train --help``, and the bounds of its value."""
     return msgspec.Meta(description=text, **bounds)
 
 
@@ -35,7 +35,7 @@ def option_type(option: Option) -> Any:
 
 
 def declared(struct: type[msgspec.Struct], others: Mapping[str, Mapping[str, Option]], table: str = "") -> dict[str, Option]:
-    """The settings of a struct and its tables by dotted key; ``others`` replace a field, e.g. ``loss.options``, by what is in it."""
+    """The settings of a struct and its tables by dotted key; ``others`` replaces a field, e.g. ``loss.options``, by its content."""
     found: dict[str, Option] = {}
     hints = typing.get_type_hints(struct, include_extras=True)
     for field in msgspec.structs.fields(struct):
@@ -67,7 +67,7 @@ def _option(kind: Any, default: Any) -> Option:
 
 
 def not_allowed(key: str, value: Any, place: str, error: Exception, option: Option | None) -> UsageError:
-    """What msgspec says of a value, with the whole range, where it names the bound that was passed."""
+    """The error of msgspec for a value, with the whole range if it names only the violated bound."""
     expected = str(error).partition(" - at ")[0].replace("`", "").replace("Expected", "expected")
     if option and option.choices and "Invalid enum" in expected:
         expected = f"expected {option.range}"

@@ -1,11 +1,11 @@
 """Find models, losses, data sets and export targets by name: one folder per kind, one file per family.
 
 Each file ends in ``SPECS = {"name": SomeSpec(...)}``. :func:`table` reads these literals from the source text, so listing
-costs no import of torch; :func:`find` imports the one file that is asked for.
+costs no import of torch; :func:`find` imports only the requested file.
 
 An installed package adds entries with entry points of the groups ``zoo.models``, ``zoo.losses``, ``zoo.data`` and
-``zoo.export``, each naming a module that is written as the files here are. It is located and read, not imported, until one of
-its entries is used. What is wrong with it is one warning, and it is left out.
+``zoo.export``, each naming a module of the same form. It is located and read, not imported, until one of
+its entries is used. A module with an error is skipped with one warning.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def names(kind: str) -> list[str]:
 
 
 def entry(kind: str, name: str) -> dict[str, Any]:
-    """The literal fields of one entry, or UsageError with the nearest names; what follows a colon is for its ``build``."""
+    """The literal fields of one entry, or UsageError with the nearest names; the text after a colon is passed to its ``build``."""
     known = table(kind)
     name = name.partition(":")[0]
     if name not in known:
@@ -87,12 +87,12 @@ def find(kind: str, name: str) -> Any:
 
 
 def imported(kind: str, fields: dict[str, Any]) -> Any:
-    """The module of an entry; UsageError where that of a plug-in cannot be imported."""
+    """The module of an entry; UsageError if the module of a plug-in cannot be imported."""
     if "plugin" not in fields:
         return importlib.import_module(f"zoo.{kind}.{fields['module']}")
     try:
         return importlib.import_module(fields["module"])
-    except Exception as error:  # whatever a stranger's module does when it is imported
+    except Exception as error:  # a plug-in's module may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UsageError(
             f"plug-in cannot be imported ({fields['plugin']}, module {fields['module']}, {reason}); update or uninstall it"
@@ -105,7 +105,7 @@ def takers(option: str) -> list[str]:
 
 
 def data_source(text: str) -> tuple[str, str]:
-    """The data set and the folder or file that ``--data TEXT`` stands for: a name, a folder of images, a list or arrays.
+    """The data set and the folder or file for ``--data TEXT``: a name, a folder of images, a list or arrays.
 
     Raises:
         UsageError: a URL.
@@ -133,7 +133,7 @@ def targets() -> dict[tuple[str, str], dict[str, Any]]:
                 continue
             key = fields["format"], fields["precision"]
             if key in found:
-                raise ValueError(f"{' '.join(key)} is defined in {found[key]['module']} already")
+                raise ValueError(f"{' '.join(key)} is already defined in {found[key]['module']}")
             found[key] = fields | source.fields()
         except (OSError, ValueError, SyntaxError) as error:
             if not source.plugin:
@@ -151,7 +151,7 @@ def _target(path: Path) -> dict[str, Any]:
 
 
 def find_target(fmt: str, precision: str) -> Any:
-    """The module of one export target; UsageError with what there is if there is none."""
+    """The module of one export target; UsageError with the available names if it is unknown."""
     known = targets()
     formats = sorted({each for each, _ in known})
     if fmt not in formats:
@@ -164,14 +164,14 @@ def find_target(fmt: str, precision: str) -> Any:
 
 
 def _sources(kind: str) -> Iterator[_Source]:
-    """The files of zoo, then those of plug-ins, whose names may not replace zoo's."""
+    """The files of zoo, then those of plug-ins, which cannot replace names of zoo."""
     for path in sorted((Path(__file__).parent / kind).glob("[a-z]*.py")):
         yield _Source(path, path.stem)
     for point in sorted(_entry_points().select(group=f"zoo.{kind}"), key=lambda point: (point.name, point.value)):
         plugin = f"{point.dist.name} {point.dist.version}, {point.name}" if point.dist else point.name
         file = _located(point)
         if file is None:
-            _left_out(kind, plugin, f"module {point.module} is not there")
+            _left_out(kind, plugin, f"module {point.module} not found")
         else:
             yield _Source(file, point.module, plugin)
 
@@ -188,7 +188,7 @@ def _located(point: Any) -> Path | None:
     parts = point.module.split(".")
     roots = [Path(str(point.dist.locate_file("")))] if point.dist else []
     try:
-        top = importlib.util.find_spec(parts[0])  # of a top-level name: imports nothing
+        top = importlib.util.find_spec(parts[0])  # for a top-level name: imports nothing
     except (ImportError, ValueError):
         top = None
     if top is not None:  # an editable install keeps its files elsewhere
@@ -204,22 +204,22 @@ def _located(point: Any) -> Path | None:
 
 def _left_out(kind: str, plugin: str, error: object) -> None:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    print_line(f"warning  plug-in left out (zoo.{kind}, {plugin}): {reason}; update or uninstall it")
+    print_line(f"warning  plug-in skipped (zoo.{kind}, {plugin}): {reason}; update or uninstall it")
 
 
 def _check(kind: str, specs: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]], source: _Source) -> None:
-    """ValueError for a name that is taken, and for fields that cannot be read without importing the file."""
+    """ValueError for a duplicate name, and for fields that cannot be read without importing the file."""
     if not specs and source.plugin:
         raise ValueError(f'{source.path.name} has no SPECS = {{"name": ...}}')
     for name, fields in specs.items():
         if name in found:
-            raise ValueError(f"{name!r} is defined in {found[name]['module']} already")
+            raise ValueError(f"{name!r} is already defined in {found[name]['module']}")
         if missing := [field for field in _REQUIRED[kind] if field not in fields]:
-            raise ValueError(f"{name!r} does not give {', '.join(missing)} as literals")
+            raise ValueError(f"{name!r} must give {', '.join(missing)} as literals")
         if kind == "losses":
             options = fields.setdefault("options", {})
             if not isinstance(options, dict) or not all(isinstance(each, Option) for each in options.values()):
-                raise ValueError(f"{name!r} does not give its options as literals, {{'name': Option(...)}}")
+                raise ValueError(f"{name!r} must give its options as literals, {{'name': Option(...)}}")
 
 
 def specs_in(tree: ast.Module) -> dict[str, dict[str, Any]]:
@@ -249,11 +249,11 @@ def _fields(call: ast.Call, constants: dict[str, Any]) -> dict[str, Any]:
 
 
 def _literal(name: str, node: ast.expr, constants: dict[str, Any]) -> dict[str, Any]:
-    """``{name: value}``, or nothing for what is not a literal."""
+    """``{name: value}``, or empty for anything that is not a literal."""
     try:
         return {name: _value(node, constants)}
     except (ValueError, TypeError, KeyError, SyntaxError):
-        return {"options": None} if name == "options" else {}  # options that cannot be read must not look like none
+        return {"options": None} if name == "options" else {}  # unreadable options must not be taken for no options
 
 
 def _value(node: ast.expr | None, constants: dict[str, Any]) -> Any:

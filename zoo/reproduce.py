@@ -1,14 +1,15 @@
-"""Repeat reported experiments: the shipped recipes that say what others reached with them are trained unless a finished run exists."""
+"""Repeat reported experiments: shipped recipes with reported results are trained unless a finished run exists."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from zoo import recipe as recipes
-from zoo import run_folders
+from zoo import registry, run_folders
 from zoo.console import print_line
 from zoo.errors import BusyError, DivergedError, UsageError, did_you_mean
 from zoo.recipe import Recipe
@@ -17,13 +18,13 @@ from zoo.training.signals import Interrupted
 
 
 def experiments() -> dict[str, Recipe]:
-    """Shipped recipes that others reported something of, by name."""
+    """Shipped recipes with reported results, by name."""
     found = {name: recipes.resolve(name, {}) for name in recipes.shipped()}
     return {name: recipe for name, recipe in found.items() if recipe.reported != Reported()}
 
 
 def chosen(patterns: Sequence[str]) -> list[str]:
-    """Names of the experiments that are meant, e.g. by ``s0_*``; UsageError for a pattern that fits none."""
+    """Names of the experiments that match the patterns, e.g. ``s0_*``; UsageError for a pattern without a match."""
     known, wanted = list(experiments()), []
     for pattern in patterns:
         fits = [name for name in known if fnmatchcase(name, pattern.lower())]
@@ -33,19 +34,30 @@ def chosen(patterns: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def finished(name: str) -> list[Path]:
-    """Finished runs of an experiment, one per seed."""
-    found = {
-        seed: path for seed, path in reversed(run_folders.like(recipes.resolve(name, {}))) if run_folders.is_finished(path)
-    }
+def finished(name: str, *, any_weights: bool = False) -> list[Path]:
+    """Finished runs of an experiment, one per seed; ``any_weights``: whatever they start from."""
+    runs = run_folders.like(recipes.resolve(name, {}), any_weights=any_weights)
+    found = {seed: path for seed, path in reversed(runs) if run_folders.is_finished(path)}
     return [found[seed] for seed in sorted(found)]
 
 
-def repeat(names: Sequence[str], *, seeds: int, fixed: Mapping[str, Any], command: str) -> list[str]:
-    """Train each experiment with seeds 0 to ``seeds`` - 1, the first seed of all first; a finished run is not repeated.
+def accuracies(name: str, *, any_weights: bool = False) -> list[float]:
+    """Test accuracies of the finished runs of an experiment."""
+    paths = finished(name, any_weights=any_weights)
+    return [json.loads((path / "result.json").read_text(encoding="utf-8"))["accuracy"] for path in paths]
 
-    ``fixed`` are settings that may differ between the parts of a run: ``data.dir``, ``device`` and ``compile``. An interrupted run
-    is resumed, and one that another process trains is left to it.
+
+def download(recipe: Recipe) -> str:
+    """The published weights that a recipe starts from, e.g. ``alexnet imagenet1k_v1``; an empty string if it needs none."""
+    published = () if "/" in recipe.model else registry.entry("models", recipe.model).get("weights", ())
+    return f"{recipe.model} {recipe.weights}" if recipe.weights in ("default", *published) else ""
+
+
+def repeat(names: Sequence[str], *, seeds: int, fixed: Mapping[str, Any], command: str) -> list[str]:
+    """Train each experiment with seeds 0 to ``seeds`` - 1, seed 0 of all experiments first; finished runs are not repeated.
+
+    ``fixed`` are settings that may differ between the parts of a run: ``data.dir``, ``device`` and ``compile``. An
+    interrupted run is resumed; a run of another process is skipped.
 
     Returns:
         A line for each run that diverged.
@@ -65,12 +77,12 @@ def repeat(names: Sequence[str], *, seeds: int, fixed: Mapping[str, Any], comman
         folder = here[0] if here else run_folders.root() / run_folders.free(f"{name}-s{seed}")
         begun = any((folder / "last").glob("state-*"))
         print_line(f"repeat   {name} seed {seed} ({number} of {len(todo)}){' resumes' if begun else ''}")
-        if begun:  # where it was begun may differ from where this process trains
+        if begun:  # it may have been started with other settings of this kind
             recipe = recipes.resolve(str(folder / "recipe.toml"), fixed)
         try:
             training.train(recipe, out=folder, resume=begun, force=not begun, command=command)
         except BusyError as error:
-            print_line(f"repeat   {name} seed {seed} is left to the process that has it: {error}")
+            print_line(f"repeat   {name} seed {seed} skipped, another process trains it: {error}")
         except DivergedError as error:
             diverged.append(f"{name} seed {seed} diverged: {error}")
             print_line(f"repeat   {diverged[-1]}")

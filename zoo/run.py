@@ -1,11 +1,12 @@
-"""A run read back as an object: its model, its data, its answers; and models made by name."""
+"""A run loaded as an object: its model, data and predictions; models created by name."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from zoo.training.views import AveragedViews
 
 @dataclass(frozen=True)
 class Run:
-    """A finished or stopped run, read back: ``model`` is in eval mode, float32, on the CPU."""
+    """A finished or stopped run, loaded: ``model`` is in eval mode, float32, on the CPU."""
 
     path: Path
     model: nn.Module
@@ -41,13 +42,13 @@ class Run:
     metrics: list[dict[str, Any]]
     env: dict[str, Any]
     temperature: float = 1.0
-    """What the model's logits are divided by (:func:`calibrate`); 1: not calibrated."""
+    """Divisor of the model's logits (:func:`calibrate`); 1: not calibrated."""
     weights: str = ""
     """Digest of the weights."""
 
     @property
     def stored(self) -> int:
-        """Side in pixels of the images as the run's data set keeps them: the model's input, or more, cut at the centre."""
+        """Side in pixels of the stored images of the run's data set: that of the model's input, or larger and centre-cropped."""
         size = self.input[1]
         return stored_side(size) if registry.entry("data", self.recipe.data.name).get("margin") else size
 
@@ -56,21 +57,35 @@ class Run:
         return build.dataset(self.recipe, self.input[1])
 
 
-def create_model(name: str, classes: int | None = None, weights: str = "none", freeze: str = "none") -> nn.Module:
-    """Build a registered model, ``weights`` being ``none``, ``default``, a file or a run, ``freeze`` a role (:func:`zoo.training.freezing.freeze`).
+def create_model(
+    name: str, classes: int | None = None, weights: str | Path | None = None, freeze: str | None = None
+) -> nn.Module:
+    """Build a registered model.
+
+    Args:
+        classes: number of outputs, any integer type; None for the model's own.
+        weights: ``default`` (the published ones), a file or a run; None or ``none`` starts at random.
+        freeze: a role (:func:`zoo.training.freezing.freeze`); None or ``none`` trains all layers.
 
     Raises:
-        UsageError: unknown name. FileError: weights that cannot be had or do not fit. TypeError, ValueError: ``classes`` is not
-            a positive integer.
+        UsageError: unknown name or role. FileError: weights that cannot be found or do not fit. TypeError, ValueError: an argument
+            of another type, or ``classes`` below 1.
     """
-    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
+    if not isinstance(name, str):
+        raise TypeError(f"name is {type(name).__name__}; give the name of a model, e.g. 'resnet32'")
+    if isinstance(classes, bool) or not isinstance(classes, (SupportsIndex, type(None))):
         raise TypeError(f"classes = {classes!r} is not an int; give the number of classes, or None for the model's own")
+    classes = None if classes is None else operator.index(classes)
     if classes is not None and classes < 1:
         raise ValueError(f"classes = {classes} is not allowed; give at least 1, or None for the model's own")
+    if not isinstance(weights, (str, Path, type(None))):
+        raise TypeError(f"weights is {type(weights).__name__}; give 'default', a file, a run, or None for random weights")
+    if not isinstance(freeze, (str, type(None))):
+        raise TypeError(f"freeze is {type(freeze).__name__}; give a role such as 'conv', a glob over layers, or None")
     spec = build.model_spec(model_files.named(name) if model_files.is_file(name) else name)
     model = spec.build(classes or spec.classes)
-    fresh = build.load_weights(model, spec, weights)
-    freezing.freeze(model, freeze, spec, fresh=fresh)
+    fresh = build.load_weights(model, spec, str(weights or "none"))
+    freezing.freeze(model, freeze or "none", spec, fresh=fresh)
     return model
 
 
@@ -78,15 +93,19 @@ def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
     """A run by folder, name, unique prefix, or the latest, with its best weights; ``skip_bad`` as in :class:`zoo.recipe_tables.Data`.
 
     Raises:
-        FileError: no such run, or weights that are missing or damaged.
+        UsageError: no such run. FileError: no run yet, or weights that are missing or damaged. TypeError: ``name`` of another type.
     """
+    if not isinstance(name, (str, Path, type(None))):
+        raise TypeError(f"name is {type(name).__name__}; give a run's folder or name, or None for the latest run")
     path = run_folders.find(name)
     recipe = recipes.read(path / "recipe.toml")
     if skip_bad:
         recipe = structs.replace(recipe, data=structs.replace(recipe.data, skip_bad=True))
     tensors, header = tensor_files.load_weights(path / "weights.safetensors")
     if header.model != recipe.model:
-        raise FileError(f"weights are of {header.model}, the recipe says {recipe.model} ({path}); they are of two runs")
+        raise FileError(
+            f"weights are for {header.model}, the recipe names {recipe.model} ({path}); restore the run's own weights"
+        )
     model = build.model_spec(recipe.model, path).build(len(header.classes))
     tensor_files.load_into(model, tensors, path)
     env = files.read_facts(path / "env.json")
@@ -124,17 +143,17 @@ def evaluate(
 
 
 def check_classes(run: Run, data: DataSet) -> None:
-    """FileError with the first difference unless a data set has the classes of a run, whatever locale either was listed in."""
+    """FileError with the first difference unless a data set has the classes of a run; independent of the locale."""
     mine, theirs = (tuple(map(files.as_utf8, names)) for names in (run.classes, data.classes))
     if mine != theirs:
         raise FileError(f"classes differ ({_difference(mine, theirs)}); use the data the run was trained on")
 
 
 def calibrate(run: Run, data: DataSet | None = None) -> tuple[Run, calibration.Calibration]:
-    """Fit a temperature on the run's validation images, keep it in the run folder; the run with it, and what was found.
+    """Fit a temperature on the run's validation images, store it in the run folder; the calibrated run and the result.
 
     Raises:
-        DataError: the run holds no validation images back.
+        DataError: the run has no validation images.
     """
     _, logits, targets = evaluate(run, "val", data)
     found = calibration.of(logits * run.temperature, targets, split="val", weights=run.weights)
@@ -150,10 +169,10 @@ def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
 
 
 def read_input(run: Run, path: Path) -> tuple[np.ndarray, Tensor]:
-    """An image file as the run's data set would keep it, (H, W, 3) uint8, and as its model takes it, (3, h, w) normalised.
+    """An image file as stored by the run's data set, (H, W, 3) uint8, and as its model's input, (3, h, w) normalised.
 
     Raises:
-        DataError: a file that is no image.
+        DataError: a file that is not an image.
     """
     image = square(read_image(path, run.stored), run.stored)
     return image, _augment.normalise(torch.tensor(image)[None], run.mean, run.std, torch.float32, size=run.input[1])[0]

@@ -1,4 +1,4 @@
-"""Run folders: where they are, how a new one is called, which is the latest, who holds one (no torch here)."""
+"""Run folders: location, name of a new one, the latest, locking (imports no torch)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import socket
 import string
 from collections.abc import Iterator
 from pathlib import Path
+
+from msgspec import structs
 
 from zoo import registry
 from zoo.console import print_line
@@ -36,7 +38,7 @@ def all_runs() -> list[Path]:
 
 
 def sweeps() -> Path:
-    """Where sweeps keep their folders, each with a run for a setting and a seed."""
+    """Folder of the sweeps, each with one run per setting and seed."""
     return root() / "sweeps"
 
 
@@ -44,7 +46,7 @@ def find(name: str | Path | None) -> Path:
     """The folder of a run: a path, a name, a unique prefix of one, or the latest for None and ``latest``.
 
     Raises:
-        FileError: no run yet, or a folder that is none. UsageError: no such name, or several that begin so.
+        FileError: no run yet, or not a run folder. UsageError: unknown name, or an ambiguous prefix.
     """
     known = all_runs()
     if name is None or str(name) == "latest":
@@ -63,7 +65,7 @@ def find(name: str | Path | None) -> Path:
     names = [run.name for run in known]
     if begin:
         raise UsageError(
-            f"{len(begin)} runs begin with {str(name)!r} ({', '.join(run.name for run in begin[:3])}); type more of the name"
+            f"{len(begin)} runs begin with {str(name)!r} ({', '.join(run.name for run in begin[:3])}); give a longer prefix"
         )
     raise UsageError(f"no run {str(name)!r}{did_you_mean(str(name), names)}; list them with: ls {root()}")
 
@@ -82,7 +84,7 @@ def new_name(recipe: Recipe, when: datetime.date | None = None) -> str:
 
 
 def free(stem: str) -> str:
-    """``stem``, or with a letter behind it where a run is called so already."""
+    """``stem``, with a letter appended if a run of that name exists."""
     return next(name for name in (stem, *(stem + letter for letter in _letters())) if not (root() / name).exists())
 
 
@@ -92,27 +94,27 @@ def _letters() -> Iterator[str]:
     yield from (a + b for a in string.ascii_lowercase for b in string.ascii_lowercase)
 
 
-def like(recipe: Recipe) -> list[tuple[int, Path]]:
-    """Seed and folder of every run that differs from ``recipe`` at most in its seed, and in where and how fast it was trained.
+def like(recipe: Recipe, *, any_weights: bool = False) -> list[tuple[int, Path]]:
+    """Seed and folder of every run that differs from ``recipe`` at most in its seed and in :data:`zoo.recipe.NOT_THE_RECIPE`.
 
-    The finished ones come first. A folder whose recipe cannot be read is left out.
+    Finished runs come first. A folder whose recipe cannot be read is skipped. ``any_weights`` ignores the initial weights too.
     """
     found = []
     for path in all_runs():
         with contextlib.suppress(UsageError):
             theirs = read(path / "recipe.toml")
-            if same(theirs, recipe):
+            if same(structs.replace(theirs, weights=recipe.weights) if any_weights else theirs, recipe):
                 found.append((theirs.seed, path))
     return sorted(found, key=lambda run: not is_finished(run[1]))
 
 
 def wanted(recipe: Recipe) -> dict[str, int]:
-    """How long a run is to be trained; ``result.json`` keeps what it is the result of."""
+    """Length of a run; ``result.json`` stores it to identify the training of its result."""
     return {"epochs": recipe.epochs, "patience": recipe.patience}
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run has the test result of its recipe: a resumed run with more epochs has an older one until it ends."""
+    """Whether a run has the test result of its recipe: a run resumed with more epochs has an outdated result until it ends."""
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         return bool(result["trained"] == wanted(read(folder / "recipe.toml")))
@@ -122,9 +124,9 @@ def is_finished(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def taken(recipe: Recipe, out: Path | None, *, resume: bool = False, force: bool = False) -> Iterator[Path]:
-    """Choose the folder of a run, make it and hold it: two that start at once get two folders, or one of them a BusyError.
+    """Choose the folder of a run, create and lock it: two processes that start at once get two folders, or one gets a BusyError.
 
-    A folder that was made here and in which nothing was written is removed at the end.
+    A folder that this call created is removed at the end if it is empty.
 
     Raises:
         DiskError: ``out`` is a file or cannot be made. FileError: nothing to resume. BusyError: another process holds it, or
@@ -134,7 +136,7 @@ def taken(recipe: Recipe, out: Path | None, *, resume: bool = False, force: bool
         folder, made = _made(recipe, out)
     try:
         if not (folder / LOCK).is_file():
-            _check(folder, resume=resume, force=force)  # nothing is written into a folder of somebody else
+            _check(folder, resume=resume, force=force)  # nothing is written to a folder of another user
         with locked(folder):
             _check(folder, resume=resume, force=force)
             yield folder
@@ -142,13 +144,13 @@ def taken(recipe: Recipe, out: Path | None, *, resume: bool = False, force: bool
         if made and all(path.name in (LOCK, HOLDER) for path in folder.iterdir()):
             for name in (LOCK, HOLDER):
                 (folder / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # another process uses a parent by now
+            with contextlib.suppress(OSError):  # another process uses a parent folder
                 for place in made:
                     place.rmdir()
 
 
 def _made(recipe: Recipe, out: Path | None) -> tuple[Path, list[Path]]:
-    """The folder, and what this call made: it and its parents, the innermost first."""
+    """The folder, and the folders that this call created, the innermost first."""
     while True:
         folder = out or root() / new_name(recipe)
         if folder.exists() and not folder.is_dir():
@@ -159,7 +161,7 @@ def _made(recipe: Recipe, out: Path | None) -> tuple[Path, list[Path]]:
             folder.mkdir()
         except FileExistsError:
             if out is None:
-                continue  # another process took the name in between
+                continue  # another process took the name meanwhile
         return folder, new
 
 
@@ -176,7 +178,7 @@ def _check(folder: Path, *, resume: bool, force: bool) -> None:
 
 
 def stored_recipe(folder: Path) -> Path:
-    """The recipe of the run in a folder; FileError if there is none, saying what the folder is."""
+    """The recipe of the run in a folder; FileError, with the state of the folder, if there is none."""
     path = folder / "recipe.toml"
     if not path.is_file():
         what = "its training was stopped before the first step" if (folder / LOCK).exists() else "not a run folder"
@@ -197,13 +199,13 @@ WRITTEN = (
     "env.json",
     "calibration.json",
 )
-"""Files of a run that the next one in its folder must not inherit."""
+"""Files of a run that are removed before another run uses the folder."""
 INSIDE = ("last", "tensorboard")
 """Folders inside a run folder."""
 
 
 def clear(folder: Path) -> None:
-    """Empty a run folder that is to be replaced; only what zoo writes is removed."""
+    """Empty a run folder before it is replaced; only files that zoo writes are removed."""
     for name in WRITTEN:
         (folder / name).unlink(missing_ok=True)
     suffixes = {".onnx", ".data"}
@@ -214,22 +216,22 @@ def clear(folder: Path) -> None:
             exported.unlink()
     for name in INSIDE:
         if (folder / name).is_symlink():
-            (folder / name).unlink()  # what it points at belongs to somebody else
+            (folder / name).unlink()  # its target belongs to another user
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process and sweep what a killed holder left half written.
+    """Lock a run folder for this process and remove partial files of a killed process.
 
-    The lock ends with its process: none is ever stale. The file ``.holder`` names the process for people.
+    The lock ends with its process, so it is never stale. The file ``.holder`` names the process.
 
     Raises:
-        BusyError: another process has it, or the file system has no locks.
+        BusyError: another process holds it, or the file system has no locks.
     """
     with _taken(folder):
         if before := _holder(folder):
-            print_line(f"notice   the run's last process is gone and left it unfinished ({before}); taken over")
+            print_line(f"notice   the last process of the run ended without finishing it ({before}); the lock is taken over")
         (folder / HOLDER).write_text(f"pid {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         try:
             for place in (folder, folder / "last"):
@@ -240,7 +242,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_free(folder: Path) -> None:
-    """BusyError if a process holds this run folder now."""
+    """BusyError if a process holds this run folder."""
     if (folder / LOCK).is_file():
         with _taken(folder):
             pass
@@ -267,7 +269,7 @@ def _taken(folder: Path) -> Iterator[None]:
 
 
 def _holder(folder: Path) -> str:
-    """Who holds the folder, or held it when it ended; empty if it was left properly."""
+    """The process that holds the folder or held it when it was killed; empty after a normal end."""
     with contextlib.suppress(OSError):
         return (folder / HOLDER).read_text(encoding="utf-8", errors="replace").strip()
     return ""

@@ -1,12 +1,13 @@
 """Which samples, in which order, with which weights: pure functions on arrays (numpy only).
 
 Random numbers come from Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), keyed by seed and epoch,
-so they never depend on workers, batch size or what ran before. They are made from the generator's raw 64-bit words, whose
+so they never depend on workers, batch size or earlier calls. They are derived from the generator's raw 64-bit words, whose
 values numpy keeps stable, unlike those of its ``permutation`` or ``normal``.
 """
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,17 +19,17 @@ DRAWS, ORDER, CARVE, TAIL, PICK = range(5)
 """Purposes, so that no two uses of one seed share a stream."""
 
 EASY, HARD = 0.8, 0.2
-"""A sample is called easy from this p_t on, hard below that one (no source gives thresholds)."""
+"""p_t from which a sample counts as easy, and below which as hard (no source gives thresholds)."""
 
 FLOOR = 1e-3
-"""Least 1 - p_t in the focal sampler: a sample the model is sure of is seen again, since only then can the model's mistake be corrected."""
+"""Smallest 1 - p_t in the focal sampler: confident samples are drawn now and then, so that a confident mistake can be corrected."""
 
 
 def words(seed: int, epoch: int, n: int, purpose: int = DRAWS, column: int = 0) -> np.ndarray:
     """(n,) uint64; word i depends on the key and i only, not on n.
 
     Raises:
-        ValueError: a key that does not fit (seed < 2^64, epoch < 2^48, column < 2^12).
+        ValueError: a key out of range (seed < 2^64, epoch < 2^48, column < 2^12).
     """
     if not (0 <= seed < 2**64 and 0 <= epoch < 2**48 and 0 <= column < 2**12):
         raise ValueError(f"random key out of range (seed {seed}, epoch {epoch}, column {column})")
@@ -53,20 +54,20 @@ def order(seed: int, epoch: int, n: int) -> np.ndarray:
 def slots(seed: int, epoch: int, order: np.ndarray, n: int, k: int) -> np.ndarray:
     """(len(order), k) float32 in [0, 1): the draws of each place of ``order``, whose entries are samples below ``n``.
 
-    They depend on (seed, epoch, sample, how often the sample came before), so a sample that comes twice is augmented twice
-    in different ways, and one that comes once as :func:`uniforms` has it.
+    They depend on (seed, epoch, sample, how often the sample came before), so a sample that is drawn twice is augmented
+    differently each time; the first draw equals :func:`uniforms`.
     """
     again = _rank(order, np.arange(len(order)))
     drawn = np.empty((len(order), k), np.float32)
     for time in range(int(again.max(initial=0)) + 1):
         here = again == time
-        # later times are epochs of their own, far above any that is trained
+        # repeated draws use epoch numbers far above any real one
         drawn[here] = uniforms(seed, epoch + (time << 32), n, k)[order[here]]
     return drawn
 
 
 def pick(seed: int, epoch: int, chances: np.ndarray) -> np.ndarray:
-    """As many positions as there are ``chances`` (n,), each drawn with these probabilities by itself, (n,) int64."""
+    """As many positions as there are ``chances`` (n,), drawn independently with these probabilities, (n,) int64."""
     reach = np.cumsum(chances, dtype=np.float64)
     at = (words(seed, epoch, len(chances), PICK) >> np.uint64(11)).astype(np.float64) * 2.0**-53 * reach[-1]
     return np.minimum(np.searchsorted(reach, at, side="right"), np.flatnonzero(chances)[-1])
@@ -79,7 +80,7 @@ def chances(
 
     ``class_balanced`` gives every class the same, ``square_root`` n_c^(1/2), ``progressive`` goes from n_c to the same for
     every class over the ``epochs`` (Kang et al. 2020, "Decoupling", eq. 1 and 2; t/T with ``epoch`` counted from 0). ``focal`` is
-    proportional to (1 - p_t)^exponent, ``p`` (n,) being what the loss saw last, 0 for a sample not seen yet.
+    proportional to (1 - p_t)^exponent, where ``p`` (n,) is the last p_t of each sample, 0 for a sample not seen yet.
     """
     if name == "focal":
         assert p is not None
@@ -97,7 +98,7 @@ def chances(
 
 @dataclass
 class Sampler:
-    """Which samples an epoch shows, drawn with replacement, and what the loss said of them.
+    """Samples of each epoch, drawn with replacement, and their last p_t.
 
     ``index`` (n,) are positions in a split of ``size`` samples, ``targets`` (n,) their classes. All of its state is in
     ``p``, ``next_p`` (size,) float32 and ``seen`` (3,) int64.
@@ -113,7 +114,7 @@ class Sampler:
     p: np.ndarray = field(init=False)
     """p_t of each sample before the epoch, by position in the split."""
     next_p: np.ndarray = field(init=False)
-    """The same with what this epoch has shown so far."""
+    """The same, updated with this epoch's samples."""
     seen: np.ndarray = field(init=False)
     """Easy, hard and all samples drawn in this epoch so far."""
 
@@ -128,12 +129,12 @@ class Sampler:
         return self.index[pick(self.seed, epoch, odds)]
 
     def see(self, chosen: np.ndarray, p: np.ndarray) -> None:
-        """Take in p_t (m,) of the samples at ``chosen`` (m,)."""
+        """Record p_t (m,) of the samples at ``chosen`` (m,)."""
         self.next_p[chosen] = p
         self.seen += [(p >= EASY).sum(), (p < HARD).sum(), len(p)]
 
     def end_epoch(self) -> dict[str, float]:
-        """Shares in [0, 1] of easy and of hard samples among those drawn; what was seen counts from the next epoch on."""
+        """Shares in [0, 1] of easy and hard samples among those drawn; the recorded p_t applies from the next epoch on."""
         easy, hard, n = self.seen.tolist()
         self.p[:] = self.next_p
         self.seen[:] = 0
@@ -141,8 +142,19 @@ class Sampler:
 
 
 def class_counts(targets: np.ndarray, classes: int) -> np.ndarray:
-    """Samples of each class, (classes,) int64."""
-    return np.bincount(targets, minlength=classes)
+    """Samples of each class, (classes,) int64, of labels (N,).
+
+    Raises:
+        TypeError: labels that are not integers. ValueError: not (N,), or a label outside of 0 to ``classes`` - 1.
+    """
+    targets = np.asarray(targets)
+    if not np.issubdtype(targets.dtype, np.integer) and targets.size:
+        raise TypeError(f"targets must be integers, not {targets.dtype}; number the classes from 0")
+    if targets.ndim != 1:
+        raise ValueError(f"targets must be (N,), not {targets.shape}")
+    if len(bad := np.flatnonzero((targets < 0) | (targets >= classes))):
+        raise ValueError(f"targets[{bad[0]}] = {targets[bad[0]]} is out of range for {classes} classes")
+    return np.bincount(targets.astype(np.int64), minlength=classes)
 
 
 def carve(targets: np.ndarray, val: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +183,7 @@ def long_tail(targets: np.ndarray, imbalance: str, seed: int) -> np.ndarray:
 
     ``exp:f`` keeps int(n_max f^(i/(C-1))) samples of class i, ``step:f`` n_max of the first half of the classes and
     int(n_max f) of the rest (Cui et al. 2019, "Class-balanced loss", section 5.1; Cao et al. 2019, "LDAM", section 4); n_max
-    is the mean number of samples a class. ``none`` keeps all. A larger f keeps all samples of a smaller one.
+    is the mean number of samples per class. ``none`` keeps all samples. A larger f keeps all samples of a smaller one.
 
     Raises:
         UsageError: another form, or f outside (0, 1].
@@ -188,7 +200,7 @@ def long_tail(targets: np.ndarray, imbalance: str, seed: int) -> np.ndarray:
 
 
 def per_class(targets: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Positions of ``n`` samples of each class (all of a class with fewer), drawn by ``seed``, sorted; 0 keeps all.
+    """Positions of ``n`` samples per class (all of a smaller class), drawn by ``seed``, sorted; 0 keeps all.
 
     A larger n keeps all samples of a smaller one.
     """
@@ -228,8 +240,10 @@ def effective_weights(counts: np.ndarray, beta: float) -> np.ndarray:
     """(1 - beta) / (1 - beta^n_c), scaled to sum to the number of classes, (C,) float64 (Cui et al. 2019, eq. 2 and 4).
 
     Raises:
-        ValueError: beta outside [0, 1) or a class without samples.
+        ValueError: beta outside [0, 1), or a class without samples. TypeError: counts or beta are not numbers.
     """
+    if not isinstance(beta, numbers.Real):
+        raise TypeError(f"beta must be a number, not {type(beta).__name__}")
     if not 0 <= beta < 1:
         raise ValueError(f"beta = {beta} is not in [0, 1)")
     counts = _populated(counts)
@@ -243,7 +257,7 @@ def inverse_weights(counts: np.ndarray, power: float = 1.0) -> np.ndarray:
 
 
 def class_weights(counts: np.ndarray, kind: str, *, beta: float = 0.0, given: Sequence[float] = ()) -> np.ndarray | None:
-    """Weights (C,) float64 of a kind: ``effective``, ``inverse``, ``sqrt_inverse``, ``given`` as they are, or None for ``none``.
+    """Weights (C,) float64 of a kind: ``effective``, ``inverse``, ``sqrt_inverse``, ``given``, or None for ``none``.
 
     A class without samples has no such weight; it gets 0, and the others' sum to their number.
 
@@ -266,10 +280,14 @@ def class_weights(counts: np.ndarray, kind: str, *, beta: float = 0.0, given: Se
 
 
 def _populated(counts: np.ndarray) -> np.ndarray:
-    counts = np.asarray(counts, np.float64)
-    if not (counts > 0).all():
-        raise ValueError(f"class {int(np.argmin(counts))} has no samples, so it has no weight")
-    return counts
+    counts = np.asarray(counts)
+    if counts.dtype.kind not in "iuf":
+        raise TypeError(f"counts must be numbers, not {counts.dtype}; give the samples of each class")
+    if counts.ndim != 1 or not len(counts):
+        raise ValueError(f"counts must be (C,) with at least one class, not {counts.shape}")
+    if len(bad := np.flatnonzero(~(np.isfinite(counts) & (counts > 0)))):
+        raise ValueError(f"class {bad[0]} has {counts[bad[0]]} samples, so it has no weight; give at least 1")
+    return counts.astype(np.float64)
 
 
 def _scaled(weights: np.ndarray) -> np.ndarray:

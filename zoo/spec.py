@@ -1,4 +1,4 @@
-"""Records of the registry: models, losses, data sets, export targets, and the options that they declare (no torch here).
+"""Records of the registry: models, losses, data sets, export targets, and the options that they declare (imports no torch).
 
 Every file below ``models``, ``losses``, ``data`` and ``export`` ends in a table of these records; see
 :mod:`zoo.registry` for how they are read without importing the file.
@@ -74,24 +74,24 @@ class ModelSpec:
     head: str
     """Name of the module that holds the classifier layers, by ``named_modules`` (two heads: both, with a space between)."""
     data: tuple[str, ...]
-    """Data sets it suits; the first is the one that ``zoo train MODEL`` takes (empty: none)."""
+    """Suitable data sets; the first is the default of ``zoo train MODEL`` (empty: none)."""
     new_head: str = ""
     """Name of the last linear layer, replaced for another number of classes (default: ``head``)."""
     stages: tuple[tuple[str, ...], ...] = ()
     """Modules and parameters of each stage from the input on, the stem being stage 0; for ``freeze=stage<=N``."""
     layers: tuple[tuple[str, ...], ...] = ()
-    """The same in smaller steps, for ``layer_decay`` (default: ``stages``); what is in none has the classifier's rate."""
+    """The same in smaller steps, for ``layer_decay`` (default: ``stages``); parameters in none have the classifier's rate."""
     classes: int = 10
     weights: tuple[str, ...] = ()
-    """Names of downloadable weights; the first is what ``default`` means."""
+    """Names of downloadable weights; the first is the default."""
     download: Callable[[str], Download] | None = None
-    """Where the weights of a name in ``weights`` come from."""
+    """Source of each name in ``weights``."""
     mean: tuple[float, ...] = ()
-    """Channel means, of images scaled to [0, 1], that the downloadable weights were trained with (default: the data set's)."""
+    """Channel means of images scaled to [0, 1] with which the downloadable weights were trained (default: the data set's)."""
     std: tuple[float, ...] = ()
     """Channel standard deviations that belong to ``mean``."""
     recipe: dict[str, Any] = field(default_factory=dict)
-    """Recipe values that ``zoo train MODEL`` starts from, by dotted key, e.g. ``{"optim.lr": 0.1}``."""
+    """Recipe values of ``zoo train MODEL``, by dotted key, e.g. ``{"optim.lr": 0.1}``."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class LossSpec:
     The module has a buffer ``weight``, (C,) or None, which deferred re-weighting sets, and may have three methods more:
     ``with_stats(logits, target)``, which gives ``loss`` and ``p`` (N,), the softmax probability of each label, from one pass;
     ``set_epoch(epoch)``, called before the first step of an epoch and on resuming; ``end_epoch(epoch)``, called after the last,
-    which returns numbers for the epoch's row. What it learns from one epoch to the next is in buffers, so that a run resumes.
+    which returns numbers for the epoch's row. State that is kept from one epoch to the next is in buffers, so that a run
+    resumes.
     """
 
     build: Callable[..., Any]
@@ -109,15 +110,15 @@ class LossSpec:
     """The plain formula, same arguments as the module's call plus its options, used by the tests in float64."""
     paper: str
     options: Mapping[str, Option] = field(default_factory=dict)
-    """Keyword arguments of ``build`` that the recipe's ``[loss]`` table sets; ``weight`` is passed besides."""
+    """Keyword arguments of ``build`` that the recipe's ``[loss]`` table sets; ``weight`` is passed in addition."""
     counts: bool = False
     """Whether ``build`` and ``reference`` take ``counts``, the training samples of each class."""
     soft: bool = False
-    """Whether the target may be shares (N, C), as mixup and cutmix make them."""
+    """Whether the target may be shares (N, C), as in mixup and cutmix."""
     fused: bool = False
     """Whether it runs on the fused op."""
     weighted_mean: bool = False
-    """Whether it divides by the class weights of the batch, so that their size does not matter, or else by its rows."""
+    """Whether it divides by the sum of the class weights of the batch, so that their scale cancels, or by its rows."""
 
 
 class ImageArray(Protocol):
@@ -148,7 +149,7 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set with its three disjoint splits; ``val`` is carved from the training images (may be empty)."""
+    """A data set with its three disjoint splits; ``val`` is split from the training images (may be empty)."""
 
     name: str
     classes: tuple[str, ...]
@@ -161,9 +162,9 @@ class DataSet:
     digest: str
     """sha256 over images and targets of all splits, in order."""
     notes: tuple[str, ...] = ()
-    """What was decided while loading, one line each."""
+    """Decisions made while loading, one line each."""
     skipped: tuple[str, ...] = ()
-    """What is wrong with the images that were left out on request (``data.skip_bad``), one line each."""
+    """Errors of the images that were skipped on request (``data.skip_bad``), one line each."""
     manifest: np.ndarray | None = None
     """(n, 2) uint64 over the samples of all splits: digests of its name and of its pixels and target, to name what changed."""
 
@@ -173,7 +174,7 @@ class DataSpec:
     """One data set; ``build(folder, *, size, val, seed)`` returns a :class:`DataSet`.
 
     ``folder`` is the user's ``--data-dir`` or None, ``size`` the wanted height and width in pixels, ``val`` the share
-    of the training images set apart for validation in [0, 1).
+    of the training images held out for validation in [0, 1).
     """
 
     build: Callable[..., DataSet]
@@ -183,14 +184,14 @@ class DataSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     counts: tuple[int, int]
-    """Training (before ``val`` is carved) and test samples; (0, 0): known once read."""
+    """Training (before ``val`` is split off) and test samples; (0, 0): known once read."""
     source: str
     balanced: bool = False
     """Whether every class has the same number of training samples."""
     options: tuple[str, ...] = ()
-    """What ``build`` takes besides: ``layout`` (of the recipe's ``[data]`` table), ``variant`` (what follows the name's colon)."""
+    """Further arguments of ``build``: ``layout`` (of the recipe's ``[data]`` table), ``variant`` (the text after the name's colon)."""
     margin: bool = False
-    """Whether images are kept an eighth larger than ``size``, so that training can crop at random."""
+    """Whether images are stored an eighth larger than ``size``, for random crops in training."""
     recipe: dict[str, Any] = field(default_factory=dict)
     """Recipe values that suit this data set, by dotted key."""
 
@@ -205,10 +206,10 @@ class TargetSpec:
     tolerance: float
     """Largest absolute difference of class probabilities or normalised logits that passes."""
     precision: str = "fp32"
-    """Value of ``zoo export --precision``; any other than fp32 is held to ``--max-drop`` as well."""
+    """Value of ``zoo export --precision``; all except fp32 must satisfy ``--max-drop`` as well."""
     needs: tuple[str, ...] = ()
     """Packages that must be installed besides torch."""
     beside: tuple[str, ...] = ()
     """Suffixes of the files that are written next to the first."""
     calibrated: bool = False
-    """Whether its ranges come from training images, so that saturated and constant images are outside of them."""
+    """Whether its ranges are calibrated on training images, so that saturated and constant images are out of range."""

@@ -1,4 +1,4 @@
-"""Train a recipe at many settings and several seeds, and choose the settings by validation accuracy.
+"""Train a recipe with several settings and seeds, and select the settings by validation accuracy.
 
 A setting is one trial of an optuna study; a trial trains one run per seed, in a folder named after both. Running the same
 sweep again resumes it: a finished run is never trained again, an interrupted one resumes from its last saved state.
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
 
 TRIALS = 20
-"""Settings tried where a range is searched and no number is given."""
+"""Default number of settings if a range is searched."""
 MOST = 10_000
-"""Largest grid that is taken for meant."""
+"""Largest grid that is accepted."""
 CARVED = 0.1
-"""Share of the training images to choose on where the recipe holds none back."""
+"""Share of the training images to select on if the recipe has no validation images."""
 PLACE = ("data.dir", "device")
-"""What may differ between the machines of one sweep."""
+"""Settings that may differ between the machines of one sweep."""
 
 
 class _Twice(Exception):
@@ -72,7 +72,7 @@ def parse(settings: Sequence[str]) -> tuple[list[Axis], dict[str, Any]]:
     'optim.lr'
 
     Raises:
-        UsageError: a range that is none, an unknown key, a key given twice, or nothing that varies.
+        UsageError: a malformed range, an unknown key, a key given twice, or no setting that varies.
     """
     axes: list[Axis] = []
     fixed: dict[str, Any] = {}
@@ -90,9 +90,9 @@ def parse(settings: Sequence[str]) -> tuple[list[Axis], dict[str, Any]]:
         else:
             fixed |= dict([recipes.parse_override(text)])
     if not axes:
-        raise UsageError("nothing varies; give a setting several values, e.g. loss.beta=0,0.9,0.99 or lr=log:1e-3:1e-1")
+        raise UsageError("no setting varies; give one several values, e.g. loss.beta=0,0.9,0.99 or lr=log:1e-3:1e-1")
     if "seed" in {axis.key for axis in axes}:
-        raise UsageError("seed is no setting to choose; repeat each setting with --seeds N")
+        raise UsageError("seed cannot be swept; repeat each setting with --seeds N")
     return axes, fixed
 
 
@@ -119,19 +119,19 @@ def search(
     storage: str,
     command: str,
 ) -> list[Point]:
-    """Run the sweep, or what of it is left, and write its tables, pictures and page into ``out``; the settings it tried.
+    """Run the sweep or its remaining part, and write its tables, pictures and page to ``out``; returns the settings it tried.
 
     Raises:
-        UsageError: settings that make no recipe, or a folder with another sweep. BusyError: other processes have all that is
-            left, and nothing is finished. Interrupted: after a signal.
+        UsageError: settings that are not a valid recipe, or a folder with another sweep. BusyError: other processes train all
+        remaining settings, and none is finished. Interrupted: after a signal.
     """
     base = recipes.resolve(what, fixed)
     if base.select_on == "val" and not base.data.val and "data.val" not in {*fixed, *(axis.key for axis in axes)}:
         fixed = {**fixed, "data.val": CARVED}
         base = recipes.resolve(what, fixed)
-        print_line(f"data     the recipe holds no images back to choose on; the sweep does, with data.val = {CARVED}")
+        print_line(f"data     the recipe has no validation images; the sweep holds out data.val = {CARVED}")
     if base.select_on == "val" and not base.data.val:
-        raise UsageError("a sweep chooses on validation images, and data.val is 0; give it a share, e.g. data.val=0.1")
+        raise UsageError("a sweep selects on validation images, but data.val is 0; set a share, e.g. data.val=0.1")
     grid = all(axis.kind == "list" for axis in axes)
     for axis in axes:
         for value in axis.values or (axis.low, axis.high):
@@ -141,13 +141,13 @@ def search(
     _same(out, base, axes, seeds, study)
     _again(study)
     wanted = _enqueue(study, axes) if grid else trials or TRIALS
-    print_line(f"sweep    {out} · {wanted} settings x {seeds} seeds · chosen on {base.select_on} accuracy")
+    print_line(f"sweep    {out} · {wanted} settings x {seeds} seeds · selected on {base.select_on} accuracy")
 
     from optuna.samplers import TPESampler
 
     def objective(trial: Trial) -> float:
         trial.set_user_attr("held_by", f"{socket.gethostname()} {os.getpid()}")
-        if not grid:  # a trial's draws are its number's: the same again, and others in every process
+        if not grid:  # draws are seeded by the number of the trial: repeatable, and different in each process
             study.sampler = TPESampler(seed=trial.number, n_startup_trials=8)
         changes = {axis.key: axis.suggest(trial) for axis in axes}
         if _taken(study, trial, finished=grid):
@@ -160,10 +160,10 @@ def search(
     points, elsewhere = _points(study), _running(study)
     if elsewhere:
         print_line(
-            f"sweep    other processes still train {elsewhere} of {wanted} settings; run the same command again to see all of them"
+            f"sweep    other processes still train {elsewhere} of {wanted} settings; run the same command again for the full result"
         )
     if not points:
-        raise BusyError(f"nothing is finished yet ({out}, {elsewhere} settings are with other processes); try again later")
+        raise BusyError(f"no finished run ({out}, {elsewhere} settings: training in other processes); try again later")
     if not any(point.scores for point in points):
         raise DivergedError(f"every setting diverged ({len(points)}, {out}); lower the learning rate")
     report.sweep(out, points, select_on=base.select_on, what=what or base.model)
@@ -171,7 +171,7 @@ def search(
 
 
 def _same(out: Path, base: Recipe, axes: Sequence[Axis], seeds: int, study: Study) -> None:
-    """Keep the sweep's definition, or see that the one kept under this name is the same; more trials are allowed."""
+    """Store the sweep's definition, or check that the stored one is the same; more trials are allowed."""
     mine = {
         "recipe": {key: value for key, value in settings(base).items() if key not in PLACE},
         "seeds": seeds,
@@ -179,7 +179,7 @@ def _same(out: Path, base: Recipe, axes: Sequence[Axis], seeds: int, study: Stud
     }
     if theirs := study.user_attrs.get("sweep"):
         if changed := [key for key in mine if mine[key] != theirs.get(key)]:
-            raise UsageError(f"the folder has another sweep ({out}, its {', '.join(changed)} differ); choose another --out")
+            raise UsageError(f"the folder has another sweep ({out}, different {', '.join(changed)}); choose another --out")
     else:
         study.set_user_attr("sweep", mine)
 
@@ -188,8 +188,10 @@ def _study(out: Path, storage: str) -> Study:
     try:
         import optuna
     except ImportError as error:
-        raise UsageError(f"zoo sweep needs optuna, which does not load ({error}); install it: pip install optuna") from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are the tracebacks of interrupted trials
+        raise UsageError(
+            f"zoo sweep needs optuna, which cannot be imported ({error}); install it: pip install optuna"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are tracebacks of interrupted trials
     return _opened(storage or f"sqlite:///{(out / 'study.db').absolute()}", out.name)
 
 
@@ -202,16 +204,16 @@ def _opened(url: str, name: str) -> Study:
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 kept = optuna.storages.RDBStorage(url, heartbeat_interval=60, grace_period=300)
             return optuna.create_study(study_name=name, storage=kept, direction="maximize", load_if_exists=True)
-        except Exception as error:  # every database driver has its own
+        except Exception as error:  # every database driver raises its own types
             if not left:
                 first = str(error).splitlines()[0][:90]
                 raise UsageError(f"cannot open the storage ({url}, {first}); give an SQLAlchemy URL") from error
-            time.sleep(0.5)  # another process may be making the same tables at this moment
+            time.sleep(0.5)  # another process may be creating the same tables
     raise AssertionError
 
 
 def _again(study: Study) -> None:
-    """Enqueue what was interrupted: trials that failed (a diverged one is pruned instead) or whose process here is gone."""
+    """Enqueue what was interrupted: trials that failed (a diverged one is pruned instead) or whose process on this machine has ended."""
     from optuna.trial import TrialState
 
     trials = study.get_trials(deepcopy=False)
@@ -229,7 +231,7 @@ def _again(study: Study) -> None:
 def _taken(study: Study, trial: Trial, finished: bool) -> bool:
     """Whether an earlier trial has these settings: two processes that start at once enqueue the same grid, and draw the same of few.
 
-    Where ``finished`` is false, only a trial that is at work counts: a search may come back to a setting.
+    If ``finished`` is false, only a running trial counts: a search may return to a setting.
     """
     from optuna.trial import TrialState
 
@@ -250,7 +252,7 @@ def _settings(trial: Any) -> dict[str, Any]:
 
 
 def _alive(holder: str) -> bool:
-    """Whether a trial's process may still be at work; of other machines nobody knows, so their heartbeat decides."""
+    """Whether a trial's process may still run; for other machines the heartbeat decides."""
     host, _, pid = holder.partition(" ")
     if host and host != socket.gethostname():
         return True
@@ -262,7 +264,7 @@ def _alive(holder: str) -> bool:
 
 
 def _enqueue(study: Study, axes: Sequence[Axis]) -> int:
-    """Every point of the grid is a trial that waits, unless it is there already; how many points there are."""
+    """Enqueue every point of the grid that is not in the study yet; returns the number of points."""
     points = list(itertools.product(*([json.dumps(value) for value in axis.values] for axis in axes)))
     if len(points) > MOST:
         raise UsageError(f"the grid has {len(points):,} settings, over {MOST:,}; give shorter lists, or ranges with --trials")
@@ -284,7 +286,7 @@ def _left(study: Study, wanted: int) -> bool:
 def _train(
     what: str | None, values: Mapping[str, Any], changes: Mapping[str, Any], seeds: int, out: Path, trial: Trial, command: str
 ) -> float:
-    """Mean accuracy by which to choose over the seeds of one setting; runs that are finished are read, not repeated."""
+    """Mean accuracy, over the seeds of one setting, by which to select; finished runs are read, not repeated."""
     import optuna
 
     first = recipes.resolve(what, values).seed

@@ -1,4 +1,4 @@
-"""Tables that commands print to stdout: coloured and as wide as it on a terminal, plain and as wide as they are in a pipe."""
+"""Tables that commands print to stdout: coloured and fitted to the width of a terminal, plain and unlimited in a pipe."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from zoo.spec import DataSet
 
 WEAKEST = 20
 """Most classes that are printed, the weakest first if there are more."""
-OPTIMISTIC = "chosen on these test images (select_on=test): too good to compare"
+OPTIMISTIC = "selected on these test images (select_on=test): optimistic"
 SHOTS = {"many": "over 100", "medium": "20 to 100", "few": "under 20"}
 
 
 UNCUT = 1 << 16
-"""Columns of a table that is read by a program or kept in a file."""
+"""Columns of a table that is read by a program or written to a file."""
 
 
 def out() -> Console:
-    """A console on stdout, which wraps at the width of a terminal, and nowhere else; NO_COLOR is respected by rich."""
+    """A console on stdout that wraps at the width of a terminal only; rich respects NO_COLOR."""
     width = None if sys.stdout.isatty() else UNCUT
     return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False, markup=False, emoji=False)
 
@@ -116,7 +116,7 @@ def _shots(console: Console, shots: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _pairs(console: Console, pairs: Sequence[Mapping[str, Any]]) -> None:
-    """``cat and dog``: how many of each were taken for the other, and the share of both classes' images."""
+    """``cat and dog``: number of confusions in each direction, and their share of both classes' images."""
     cells = [
         (f"{p['first']} and {p['second']}", f"{p['there']:,} + {p['back']:,}", f"of {p['n']:,}", percent(p["share"]))
         for p in pairs
@@ -126,7 +126,7 @@ def _pairs(console: Console, pairs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def checked(data: DataSet) -> None:
-    """The images of a data set that can be read, by split, and what identifies them."""
+    """The readable images of a data set by split, and its digest."""
     rows = [(split, f"{len(part):,}", len(data.classes)) for split, part in (("train", data.train), ("test", data.test))]
     console = out()
     console.print(make((data.name, ">images read", ">classes"), rows))
@@ -150,9 +150,11 @@ def predictions(answers: Sequence[Mapping[str, Any]], *, as_json: bool, as_csv: 
         rows = [(a["file"], "  ".join(f"{name} {percent(p)} %" for name, p in a["top"])) for a in answers if "top" in a]
         out().print(make(("file", "class and probability"), rows))
     if bad:
-        raise DataError(f"{len(bad)} of {len(answers)} images cannot be read ({bad[0]['file']!r} first); the others are above")
+        raise DataError(
+            f"{len(bad)} of {len(answers)} images cannot be read ({bad[0]['file']!r} first); the other results are above"
+        )
 
 
 def doctor(rows: Iterable[tuple[str, str, str]]) -> None:
-    """What is live, absent or broken, with the remedy."""
+    """Components that are active, absent or broken, with the remedy."""
     out().print(make(("part", "state", "detail"), rows))

@@ -1,4 +1,4 @@
-"""Files of tensors with a digest of each tensor and of the header: neither safetensors nor torch notice a flipped bit."""
+"""Files of tensors with a digest of each tensor and of the header: neither safetensors nor torch detects a flipped bit."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ H = TypeVar("H", bound="Header")
 
 
 class Header(msgspec.Struct):
-    """What every file says of itself besides its tensors; subclasses declare the facts that their readers use."""
+    """Header of a file; subclasses declare the fields that their readers use."""
 
     format: int
     version: str
     digests: dict[str, str]
 
     def check(self) -> None:
-        """ValueError for a fact that has the right type and a wrong value."""
+        """ValueError for a field with the right type and a wrong value."""
 
 
 class WeightsHeader(Header):
-    """Facts of ``weights.safetensors``: the model and what it takes; ``frozen`` are the tensors that training did not move."""
+    """Header of ``weights.safetensors``: the model and its input; ``frozen`` are the tensors that training did not change."""
 
     model: str
     classes: tuple[str, ...]
@@ -53,11 +53,11 @@ class WeightsHeader(Header):
     frozen: dict[str, str] = {}
 
     def check(self) -> None:
-        """ValueError if the class names repeat or are none, or the statistics cannot normalise an image."""
+        """ValueError if class names are missing or repeated, or the statistics cannot normalise an image."""
         if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes: different names are needed")
+            raise ValueError("classes: names must be distinct")
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
-            raise ValueError("mean, std: finite numbers are needed, std above 0")
+            raise ValueError("mean, std: must be finite, std above 0")
 
 
 def digest(tensor: Tensor) -> str:
@@ -76,7 +76,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
 
 
 def _header_digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over ``text`` and the names, types and shapes of all tensors, which the digests of their bytes leave out."""
+    """sha256 over ``text`` and the names, types and shapes of all tensors, which the digests of their bytes do not cover."""
     found = hashlib.sha256(text.encode())
     for name, value in sorted(tensors.items()):
         found.update(f"\n{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -101,8 +101,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             stored = file.metadata() or {}
             meta = json.loads(stored["zoo"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except Exception as error:  # one boundary around the parser: it raises many types, some without a text
-        raise FileError(f"not a zoo checkpoint ({path}, {type(error).__name__}); use a file that zoo train wrote") from error
+    except Exception as error:  # the parser raises many types, some without a text
+        raise FileError(f"not a zoo checkpoint ({path}, {type(error).__name__}); use a file written by zoo train") from error
     header = typed(meta, Header, path)
     if header.format > FORMAT:
         raise FileError(
@@ -118,20 +118,20 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def typed(meta: Any, kind: type[H], path: Path) -> H:
-    """The facts ``meta`` of ``path`` as a record; FileError naming the first that is missing or has a wrong type or value."""
+    """The header ``meta`` of ``path`` as a record; FileError naming the first field that is missing or invalid."""
     try:
         header = msgspec.convert(meta, kind)
         header.check()
     except ValueError as error:  # msgspec.ValidationError is one
-        raise FileError(f"header cannot be used ({path}, {error}); use a file that zoo train wrote") from error
+        raise FileError(f"header cannot be used ({path}, {error}); use a file written by zoo train") from error
     return header
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsHeader]:
-    """:func:`load_tensors` of ``weights.safetensors``: finite tensors with the facts of their model.
+    """:func:`load_tensors` of ``weights.safetensors``: finite tensors with their header.
 
     Raises:
-        FileError: as :func:`load_tensors`; a fact is missing or wrong; a weight is not finite.
+        FileError: as :func:`load_tensors`; a field is missing or invalid; a weight is not finite.
     """
     tensors, meta = load_tensors(path)
     header = typed(meta, WeightsHeader, path)
@@ -142,9 +142,9 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsHeader]:
 
 
 def load_into(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Put tensors by name into a model; FileError naming ``where`` they are from if they are of another one."""
+    """Load tensors into a model by name; FileError naming their source ``where`` if they belong to another model."""
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise FileError(f"weights do not fit the model ({where}, {first[:90]}); use the run they are of") from error
+        raise FileError(f"weights do not fit the model ({where}, {first[:90]}); use the run that wrote them") from error

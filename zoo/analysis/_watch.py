@@ -1,4 +1,4 @@
-"""What goes into the ReLUs and max poolings of any model, whether they are modules or functions."""
+"""Inputs of the ReLUs and max poolings of any model, whether modules or functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POOL = {F.max_pool2d, torch.max_pool2d}
 
 
 class Watch(TorchFunctionMode):
-    """Keeps what goes into every ReLU and max pooling while a model runs."""
+    """Stores the input of every ReLU and max pooling while a model runs."""
 
     def __init__(self) -> None:
         super().__init__()

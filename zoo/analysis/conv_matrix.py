@@ -1,4 +1,4 @@
-"""A convolution as the sparse matrix that it is (Dumoulin and Visin 2016, arXiv:1603.07285, section 4)."""
+"""A convolution as a sparse matrix (Dumoulin and Visin 2016, arXiv:1603.07285, section 4)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST = 10_000_000
-"""Largest number of entries of a matrix; each takes 24 bytes and more while it is made."""
+"""Largest number of entries of a matrix; each takes 24 bytes, and more during construction."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def matrix(shape: Shape, weight: Tensor) -> Tensor:
 
 
 def names(shape: Shape, tap: Tensor) -> list[str]:
-    """What the entries are called: ``w02`` is row 0, column 2 of the kernel; with several channels ``w[out,in,0,2]``."""
+    """Names of the entries: ``w02`` is row 0, column 2 of the kernel; with several channels ``w[out,in,0,2]``."""
     import torch
 
     places = torch.stack(torch.unravel_index(tap, shape.weight), 1).tolist()
@@ -131,7 +131,7 @@ def errors(shape: Shape, seed: int = 0) -> dict[str, float]:
     spare = [
         n + 2 * p - d * (k - 1) - 1 - (out - 1) * s
         for n, out, k, s, p, d in zip(shape.size, shape.out, shape.kernel, stride, padding, dilation)
-    ]  # rows and columns that the last stride leaves over
+    ]  # rows and columns that the stride skips at the end
     back = F.conv_transpose2d(y, weight, None, stride, padding, spare, groups, dilation)
     return {
         "A x - conv2d(x)": float((a @ x.flatten() - forward.flatten()).abs().max()),
@@ -154,7 +154,7 @@ class Pair(click.ParamType):
             return value
         found = re.fullmatch(r"(\d+)(?:x(\d+))?", str(value))
         if not found:
-            self.fail(f"{value!r} is neither a number nor two, such as 3x5.", param, ctx)
+            self.fail(f"{value!r} is not N or NxM, e.g. 3 or 3x5.", param, ctx)
         return int(found[1]), int(found[2] or found[1])
 
 
@@ -162,17 +162,23 @@ PAIR = Pair()
 
 
 @click.command("conv-matrix")
-@click.option("--size", type=PAIR, default="3", show_default=True, help="Of the input.")
-@click.option("--kernel", type=PAIR, default="3", show_default=True)
-@click.option("--stride", type=PAIR, default="1", show_default=True)
-@click.option("--padding", type=PAIR, default="0", show_default=True, help="Zeros around the input.")
-@click.option("--dilation", type=PAIR, default="1", show_default=True)
-@click.option("--channels", type=PAIR, default="1x1", show_default=True, help="In and out, e.g. 3x16.")
-@click.option("--groups", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="CSV of the entries; a picture goes beside it.")
+@click.option("--size", type=PAIR, default="3", show_default=True, help="Height and width of the input, in pixels.")
+@click.option("--kernel", type=PAIR, default="3", show_default=True, help="Height and width of the kernel.")
+@click.option("--stride", type=PAIR, default="1", show_default=True, help="Pixels between two windows.")
+@click.option("--padding", type=PAIR, default="0", show_default=True, help="Zeros on each side of the input, in pixels.")
+@click.option("--dilation", type=PAIR, default="1", show_default=True, help="Pixels between two taps of the kernel.")
+@click.option("--channels", type=PAIR, default="1x1", show_default=True, help="Input and output channels, e.g. 3x16.")
+@click.option("--groups", type=click.IntRange(1), default=1, show_default=True, help="Groups of channels.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="CSV file of the entries (default: none); a picture is written next to it.",
+)
 @as_json
 def command(out: Path | None, as_json: bool, **shape: Any) -> None:
-    """Write a convolution (cross-correlation, as F.conv2d) as a matrix A: vec(conv2d(x)) = A vec(x).
+    """Write a convolution as a matrix.
+
+    The convolution is F.conv2d (a cross-correlation); the matrix A satisfies vec(conv2d(x)) = A vec(x).
 
     \b
     zoo analyze conv-matrix --size 3 --kernel 3 --stride 4 --padding 2
@@ -191,7 +197,7 @@ def command(out: Path | None, as_json: bool, **shape: Any) -> None:
     called, checked = names(made, tap), errors(made)
     found = list(zip(row.tolist(), column.tolist(), called))
     if not found:
-        raise UsageError("the kernel meets the padding alone, so the matrix is all 0; lower --padding or --stride")
+        raise UsageError("the kernel covers only padding (all entries are 0); lower --padding or --stride")
     if out is not None:
         _timing.write_csv(out, [dict(zip(("row", "column", "weight"), entry)) for entry in found])
         _analysis.spy(made.matrix, row.tolist(), column.tolist(), out.with_suffix(".png"))

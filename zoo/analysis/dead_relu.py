@@ -1,7 +1,7 @@
-"""ReLU units that are 0 for every input: how many a net has, and what makes them while it trains.
+"""ReLU units that are 0 for every input: their number in a net, and their causes during training.
 
-A unit that is 0 on all inputs has no gradient of its own. It is not lost for good, as is often said: it stays 0 only while the
-layers before it and its inputs stay as they are, and their updates may bring it back. So revivals are counted here.
+A unit that is 0 on all inputs has a zero gradient. It is not lost for good, as is often claimed: it stays 0 only while the earlier
+layers are unchanged, and their updates can revive it. Revivals are counted as well.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Setting:
-    """How the small net is made and trained; ``bias`` is where all biases start."""
+    """Initialisation and training of the small net; ``bias`` is where all biases start."""
 
     name: str
     init: str = "kaiming_normal_"
@@ -67,12 +67,12 @@ SETTINGS = (
     Setting("lr 0.1, batches of 512", lr=0.1, batch=512),
     Setting("lr 0.1, BatchNorm", lr=0.1, norm=True),
 )
-"""Causes and cures that are usually named: initialisation, negative biases, large rates, more points a step, normalisation."""
+"""Commonly named causes and cures: initialisation, negative biases, large learning rates, larger batches, normalisation."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one layer was after an epoch (0: before training)."""
+    """State of one layer after an epoch (0: before training)."""
 
     setting: str
     epoch: int
@@ -86,7 +86,7 @@ class Epoch:
 
 
 def census(model: nn.Module, batches: Iterable[Tensor]) -> list[Layer]:
-    """The ReLUs of a model, modules or functions, and which of their units no input (N, C, H, W) of all batches switches on.
+    """The ReLUs of a model, modules or functions, and their units that no input (N, C, H, W) of any batch activates.
 
     Raises:
         ValueError: no batch, or a model without ReLU.
@@ -104,7 +104,7 @@ def census(model: nn.Module, batches: Iterable[Tensor]) -> list[Layer]:
             on = [(unit > 0).any(0) for unit in seen.units]
             alive = [before | now for before, now in zip(alive, on, strict=True)] if alive else on
     if not alive:
-        raise ValueError("nothing to count: the model has no ReLU, or there is no batch")
+        raise ValueError("no units to count: the model has no ReLU, or there is no batch")
     return [Layer(f"relu {at}", tuple(each.shape), ~each) for at, each in enumerate(alive, 1)]
 
 
@@ -129,10 +129,10 @@ def small_net(setting: Setting, side: int, classes: int) -> nn.Module:
 def ablate(
     images: Tensor, targets: Tensor, classes: int, *, settings: Sequence[Setting] = SETTINGS, epochs: int = 5, seed: int = 0
 ) -> list[Epoch]:
-    """Train the small net once a setting with plain SGD on ``images`` (N, 3, H, W), and count after each epoch over all of them.
+    """Train the small net once per setting with plain SGD on ``images`` (N, 3, H, W), and count after each epoch over all of them.
 
     Returns:
-        A row for each setting, epoch and layer. A loss that is no number any more ends a setting.
+        A row for each setting, epoch and layer. A setting ends if its loss is not finite.
     """
     import torch
 
@@ -172,7 +172,7 @@ def _epoch(net: nn.Module, step: torch.optim.Optimizer, images: Tensor, targets:
 
 
 def of_run(run: Run, *, images: int = 1_000) -> list[Layer]:
-    """The ReLUs of a run's model and which of their units none of ``images`` test images, evenly spread, switches on.
+    """The ReLUs of a run's model and their units that none of ``images`` evenly spread test images activates.
 
     Raises:
         UsageError: a model without ReLU.
@@ -211,20 +211,22 @@ def causes(*, images: int = 1_000, epochs: int = 5) -> list[Epoch]:
 
 @click.command("dead-relu")
 @click.argument("run", required=False, type=RUN)
-@click.option("--images", type=click.IntRange(2), default=1_000, show_default=True, help="Images over which a unit must be 0.")
+@click.option("--images", type=click.IntRange(2), default=1_000, show_default=True, help="Images on which a dead unit is 0.")
 @click.option(
-    "--epochs", type=click.IntRange(1), default=5, show_default=True, help="Of the small nets, where no run is named."
+    "--epochs", type=click.IntRange(1), default=5, show_default=True, help="Epochs of the small nets, if RUN is missing."
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     default="dead_relu.csv",
     show_default=True,
-    help="CSV; a picture goes beside it.",
+    help="CSV file; a picture is written next to it.",
 )
 @as_json
 def command(run: str | None, images: int, epochs: int, out: Path, as_json: bool) -> None:
-    """Count the ReLU units of RUN that no image switches on; without one, train small nets that show what makes such units.
+    """Count the dead ReLU units of a run.
+
+    A unit is dead if it is 0 on every image. Without RUN, small nets are trained that show the causes.
 
     \b
     zoo analyze dead-relu
@@ -254,7 +256,7 @@ def command(run: str | None, images: int, epochs: int, out: Path, as_json: bool)
     tables.out().print(tables.make(columns, cells))
     if run is None:
         click.echo(
-            "revived   0 for every image after one epoch, not after the next: dead is not for good while the layers before it learn"
+            "revived   0 for every image after one epoch, but not after the next: units can recover while earlier layers learn"
         )
     click.echo(f"table     {out}" + ("" if run else f"   picture  {out.with_suffix('.png')}"))
 

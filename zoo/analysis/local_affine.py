@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 EXACT = 4_096
-"""Most ReLU units whose hyperplanes are all measured; of larger nets only the distance along one direction is."""
+"""Most ReLU units whose hyperplanes are all measured; of larger nets, only the distance along one direction is measured."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Affine:
     bias: Tensor
     """(K,) b = f(x) - W x."""
     radius: float
-    """Euclidean distance to the nearest kink in any direction; nan where the net has too many units or max pooling."""
+    """Euclidean distance to the nearest kink in any direction; nan if the net has too many units or max pooling."""
     along: float
     """Distance to the first kink on the way along ``direction``; inf if there is none."""
     direction: Tensor
@@ -55,7 +55,9 @@ def local_affine(model: nn.Module, x: Tensor, direction: Tensor | None = None) -
     import torch
 
     if model.training:
-        raise ValueError("the model is in training mode, in which dropout and batch statistics make no function; call eval()")
+        raise ValueError(
+            "the model is in training mode, where dropout and batch statistics are not a function of the input; call eval()"
+        )
     model, x = model.double(), x.detach().double()
 
     def outputs(flat: Tensor) -> Tensor:
@@ -168,15 +170,20 @@ def worked_example() -> nn.Module:
 
 @click.command("local-affine")
 @click.argument("run", required=False, type=RUN)
-@click.option("--image", type=click.Path(path_type=Path), help="Image at which the run's net is taken apart.")
+@click.option("--image", type=click.Path(path_type=Path), help="Image at which the net of RUN is analysed.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), default="local_affine.png", show_default=True, help="Picture."
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="local_affine.png",
+    show_default=True,
+    help="Picture file.",
 )
 @as_json
 def command(run: str | None, image: Path | None, out: Path, as_json: bool) -> None:
-    """Show the affine function W x + b that a ReLU net is around an input, and how far the next kink is.
+    """Show the affine function of a ReLU net around an input.
 
-    Without a run and an image: the exercise 1 -> 2 -> 2 -> 1 of the reported experiments (S2-Q2).
+    It is W x + b, valid up to the nearest kink, whose distance is printed. Without RUN and --image, the exercise 1 -> 2 -> 2 -> 1
+    of the reported experiments (S2-Q2) is solved.
 
     \b
     zoo analyze local-affine
@@ -186,7 +193,7 @@ def command(run: str | None, image: Path | None, out: Path, as_json: bool) -> No
 
     if image is None:
         if run is not None:
-            raise UsageError("an image is needed to take a run's net apart; give --image FILE")
+            raise UsageError(f"no image at which to analyse the run's net ({run}); give --image FILE")
         _exercise(as_json)
         return
     headline()

@@ -1,8 +1,9 @@
-"""Does a net go by shape or by texture? Images with one of the two changed, made from any images without a download.
+"""Measure whether a net relies on shape or texture, with images in which one of the two is changed; no download.
 
 After Geirhos et al. 2019 (arXiv:1811.12231) and Geirhos et al. 2018 (arXiv:1808.08750). Their stimuli were made with style
-transfer and by hand; these are stand-ins: the cue conflict swaps Fourier amplitudes, edges are Sobel's, a silhouette is Otsu's
-threshold with the border's side as background. So numbers compare between nets here, not with the papers'.
+transfer and by hand; these are approximations: the cue conflict swaps Fourier amplitudes, edges are Sobel's, a silhouette is
+Otsu's
+threshold with the border's side as background. Compare the numbers between nets, not with those of the papers.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ GREY = (0.2989, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Score:
-    """How often a net was right on one kind of changed images, with Wilson's 95 % interval."""
+    """Accuracy on one kind of changed images, with Wilson's 95 % interval."""
 
     kind: str
     strength: float
@@ -81,7 +82,7 @@ def low_pass(images: Tensor, strength: float, chance: torch.Generator) -> Tensor
 
 
 def high_pass(images: Tensor, strength: float, chance: torch.Generator) -> Tensor:
-    """What a blur of ``strength`` pixels takes away, around the image's mean."""
+    """The detail that a blur of ``strength`` pixels removes, around the image's mean."""
     return images - low_pass(images, strength, chance) + images.mean((2, 3), keepdim=True)
 
 
@@ -172,7 +173,7 @@ def changed(images: np.ndarray, seed: int = 0) -> Iterator[tuple[str, float, np.
 
 
 def score(kind: str, strength: float, right: Sequence[bool] | np.ndarray) -> Score:
-    """The share of right answers."""
+    """The share of correct predictions."""
     import numpy as np
 
     from zoo import metrics
@@ -194,7 +195,7 @@ def conflicts(images: np.ndarray, targets: np.ndarray, seed: int = 0) -> tuple[n
     import torch
 
     if len(np.unique(targets)) < 2:
-        raise ValueError("images of at least two classes are needed for a conflict")
+        raise ValueError("a conflict needs images of at least two classes")
     chance = np.random.default_rng(seed)
     partner = np.array([chance.choice(np.flatnonzero(targets != target)) for target in targets])
     spectrum = torch.fft.fft2(torch.tensor(images).permute(0, 3, 1, 2).float() / 255)
@@ -203,7 +204,7 @@ def conflicts(images: np.ndarray, targets: np.ndarray, seed: int = 0) -> tuple[n
 
 
 def judge(predicted: np.ndarray, shape: np.ndarray, texture: np.ndarray) -> Conflict:
-    """How often the shape's and how often the texture's class was chosen; other answers count for neither."""
+    """Numbers of predictions of the shape's and of the texture's class; other predictions count for neither."""
     from zoo import metrics
 
     by_shape, by_texture = int((predicted == shape).sum()), int((predicted == texture).sum())
@@ -219,7 +220,7 @@ def _stored(images: Tensor) -> np.ndarray:
 
 
 def of_run(run: Run, *, images: int = 2_000, seed: int = 0) -> tuple[list[Score], Conflict, dict[str, np.ndarray]]:
-    """How a run answers on changed test images and on cue conflicts, and eight of the images of each kind, the second mildest.
+    """Results of a run on changed test images and on cue conflicts, and eight images of each kind at its second strength.
 
     Raises:
         UsageError: test images of a single class.
@@ -238,7 +239,7 @@ def of_run(run: Run, *, images: int = 2_000, seed: int = 0) -> tuple[list[Score]
     try:
         mixed, shape, texture = conflicts(pixels, targets, seed)
     except ValueError as error:
-        raise UsageError(f"{error} ({len(pixels)} test images of {data.name}); take more, with --images") from error
+        raise UsageError(f"{error} ({len(pixels)} test images of {data.name}); use more, with --images") from error
 
     def answers(pictures: np.ndarray) -> np.ndarray:
         _, logits, _ = evaluate(run, "test", replace(data, test=Split(pictures, targets, names)))
@@ -258,17 +259,21 @@ def of_run(run: Run, *, images: int = 2_000, seed: int = 0) -> tuple[list[Score]
 
 @click.command("shape-bias")
 @click.argument("run", required=False, type=RUN)
-@click.option("--images", type=click.IntRange(2), default=2_000, show_default=True, help="Test images, drawn at random.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--images", type=click.IntRange(2), default=2_000, show_default=True, help="Number of test images, drawn at random."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choice of images.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="CSV (default: shape_bias.csv in the run); pictures beside it.",
+    help="CSV file (default: shape_bias.csv in the run folder); pictures are written next to it.",
 )
 @as_json
 def command(run: str | None, images: int, seed: int, out: Path | None, as_json: bool) -> None:
-    """Test a run on images without colour, contrast, fine or coarse detail, on edges, silhouettes and shuffled patches, and on
-    images with one class's shape and another's texture.
+    """Test whether a run relies on shape or texture.
+
+    The images lack colour, contrast, fine or coarse detail, or are edges, silhouettes or shuffled patches, or combine
+    the shape of one class with the texture of another.
 
     \b
     zoo analyze shape-bias
@@ -308,6 +313,6 @@ def command(run: str | None, images: int, seed: int, out: Path | None, as_json: 
         f"{conflict.shape:,} by shape, {conflict.texture:,} by texture, of {conflict.n:,}"
     )
     click.echo(
-        "stand-ins edges: Sobel, silhouette: Otsu, conflict: Fourier amplitudes swapped; not the stimuli of Geirhos et al. 2019"
+        "stimuli   edges: Sobel, silhouette: Otsu, conflict: Fourier amplitudes swapped; not those of Geirhos et al. 2019"
     )
     click.echo(f"table     {path}   pictures  {path.with_suffix('.png')}  {path.stem}_images.png")

@@ -1,6 +1,6 @@
-"""The command line: one file a command, each with a ``command`` that parses, calls one function, prints.
+"""The command line: one file per command, each with a ``command`` that parses, calls one function and prints.
 
-torch is imported by what a command calls, never here.
+A command imports torch when it runs, never when its file is imported.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from zoo.errors import did_you_mean
 SECTIONS = {
     "Start": ("demo", "doctor"),
     "Train": ("train", "sweep", "reproduce"),
-    "Look": ("eval", "predict", "report", "analyze"),
-    "Ship": ("export", "verify", "bench"),
+    "Inspect": ("eval", "predict", "report", "analyze"),
+    "Deploy": ("export", "verify", "bench"),
     "List": ("models", "data", "losses", "recipes"),
 }
-"""Commands in the order of a user's work; those in none come last."""
+"""Commands in the order of a user's work; commands of no section come last."""
 
 
 class Commands(click.Group):
-    """The files of this folder; a command's file is imported when the command is asked for."""
+    """The files of this folder; a command's file is imported when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
@@ -50,15 +50,15 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(zoo.__version__, "--version", prog_name="zoo")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.option("--trust", is_flag=True, help="Run model code that came with someone else's run.")
+@click.option("--trust", is_flag=True, help="Run model code that is stored in a run folder from someone else.")
 def cli(debug: bool, trust: bool) -> None:
-    """Train image classifiers on imbalanced data, export them to verified ONNX files, benchmark them.
+    """Train image classifiers on imbalanced data, export them to verified ONNX files, and benchmark them.
 
     \b
-    zoo demo                          everything once, on built-in images, in a few minutes
-    zoo train resnet32 --data cifar10
-    zoo export --onnx                 the latest run
-    zoo bench                         the latest run, PyTorch against onnxruntime
+    zoo demo                            all steps on built-in images, a few minutes
+    zoo train resnet32 --data cifar10   train a model
+    zoo export --onnx                   export the latest run
+    zoo bench                           benchmark the latest run
     """
 
 

@@ -1,4 +1,4 @@
-"""Entries of a registry folder as a table of plain text: rich would take longer to import than the whole listing does."""
+"""Entries of a registry folder as a table of plain text: importing rich would take longer than the listing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 NUMBERS = ("params", "MACs", "classes", "train + test")
 NARROW, ROOM = 80, 36
-"""Columns that are there at the least; columns below which what is said of an entry goes to a line of its own."""
+"""Smallest width of a terminal; width of the last column below which its text moves to lines of its own."""
 
 
 def listing(kind: str, pattern: str, as_json: bool) -> None:
@@ -38,7 +38,7 @@ def listing(kind: str, pattern: str, as_json: bool) -> None:
 
 
 def _lines(kind: str, rows: Mapping[str, Mapping[str, Any]], width: int) -> list[str]:
-    """A line an entry, its text wrapped in the last column, or below the line where the terminal is narrow."""
+    """A line per entry, its text wrapped in the last column, or below the line if the terminal is narrow."""
     head = ("name", *COLUMNS[kind])
     cells = [(name, *(_cell(column, row) for column in COLUMNS[kind])) for name, row in rows.items()]
     widths = [max(map(len, column)) for column in zip(head, *cells)]
@@ -72,16 +72,16 @@ def _cell(column: str, row: Mapping[str, Any]) -> str:
 
 
 def _notes(row: Mapping[str, Any]) -> str:
-    """Where an entry comes from, and what can be downloaded with it."""
+    """The source of an entry and the weights that can be downloaded."""
     weights = f"; weights: {', '.join(row['weights'])}" if row.get("weights") else ""
     plugin = f"; from the plug-in {row['plugin']}" if "plugin" in row else ""
     return f"{row.get('paper') or row.get('source') or ''}{weights}{plugin}"
 
 
 def options(rows: Mapping[str, Option]) -> list[str]:
-    """A line per setting: name, type, default, range, what it is."""
+    """A line per setting: name, type, default, range, description."""
     head = ("setting", "type", "default", "range")
     cells = [(key, row.type, json.dumps(row.default), row.range) for key, row in rows.items()]
     widths = [min(max(map(len, column)), NARROW // 2) for column in zip(head, *cells)]
-    texts = ["what it is", *(row.help for row in rows.values())]
+    texts = ["description", *(row.help for row in rows.values())]
     return ["  ".join([*map(str.ljust, line, widths), text]) for line, text in zip([head, *cells], texts)]

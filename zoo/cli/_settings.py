@@ -1,22 +1,26 @@
-"""Options of a command that set a key of the recipe: type, choices, range and help are those that the recipe declares."""
+"""Options of a command that set a key of the recipe, with the type, choices, default, range and help that the recipe declares."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
 
+_LIMIT = re.compile(r" and <=? \d{5,}$")
+"""An upper bound that only excludes typing errors."""
 _TYPES = {"float": click.FLOAT, "int": click.INT, "str": click.STRING}
 
 
 class RecipeCommand(click.Command):
-    """A command with an option for each of ``settings``, and for each option of a loss; made when they are asked for.
+    """A command with an option for each of ``settings``, and for each option of a loss, created on first use.
 
-    The command's function gets them as keyword arguments such as ``optim__lr`` for ``optim.lr``, None where not given.
+    The command's function receives them as keyword arguments such as ``optim__lr`` for ``optim.lr``, None where not given.
     """
 
     settings: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
-    """Dotted keys by section of the help, in its order; ``loss.*`` stands for the options of the losses."""
+    """Dotted keys by section of the help, in its order; ``loss.*`` stands for the options of the losses.
+    Names of the command's own options place these in a section."""
     types: dict[str, click.ParamType] = {}  # noqa: RUF012
     """Types that complete names, by key."""
     made = False
@@ -35,7 +39,8 @@ class RecipeCommand(click.Command):
 
         declared = recipe.options()
         keys: list[str] = []
-        for key in (key for section in self.settings.values() for key in section):
+        placed = {param.name for param in self.params}
+        for key in (key for section in self.settings.values() for key in section if key not in placed):
             own = key == "loss.*"
             keys += [each for each in declared if each.startswith("loss.") and not recipe.is_field(each)] if own else [key]
         return [_option(key, declared[key], self.types.get(key)) for key in keys if "list" not in declared[key].type]
@@ -53,17 +58,19 @@ class RecipeCommand(click.Command):
 
 
 def _stands_for(key: str, name: str) -> bool:
-    """Whether the option ``name`` sets ``key``, or one of the losses' options where it is ``loss.*``."""
+    """Whether the option ``name`` sets ``key``, or an option of a loss if ``key`` is ``loss.*``."""
     own = name.startswith("loss__") and name not in ("loss__name", "loss__class_weights", "loss__beta", "loss__drw_epoch")
     return own if key == "loss.*" else name == key.replace(".", "__")
 
 
 def _option(key: str, declared: Any, kind: click.ParamType | None) -> click.Option:
-    """``--lr`` for ``optim.lr``, ``--data`` for ``data.name``; ranges are left to the recipe, whose message is clearer."""
+    """``--lr`` for ``optim.lr``, ``--data`` for ``data.name``; the recipe checks the range, with a clearer message."""
     table, _, leaf = key.rpartition(".")
     flag = f"--{table}" if leaf == "name" else f"--{key.replace('.', '-')}" if leaf == "dir" else f"--{leaf.replace('_', '-')}"
-    bounds = f" ({declared.range})" if declared.range and not declared.choices else ""
-    given: dict[str, Any] = {"help": f"{declared.help[0].upper()}{declared.help[1:]}{bounds}."}
+    facts = [f"default: {declared.default}"] if declared.default != "" and declared.type != "bool" else []
+    facts += [_LIMIT.sub("", declared.range)] if declared.range and not declared.choices else []
+    first = declared.help[0] if declared.help.startswith("auto") else declared.help[0].upper()
+    given: dict[str, Any] = {"help": f"{first}{declared.help[1:]}" + (f" ({'; '.join(facts)})." if facts else ".")}
     if declared.type == "bool":
         given |= {"is_flag": True, "default": None}
     elif declared.choices:

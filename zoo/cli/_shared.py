@@ -18,7 +18,7 @@ import zoo
 
 
 class Name(click.ParamType):
-    """An argument that completes from a list; the list is made only when the shell asks."""
+    """An argument that completes from lists, which are read only when the shell completes."""
 
     name = "name"
 
@@ -26,7 +26,7 @@ class Name(click.ParamType):
         self.listings = listings
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Names that begin with what is typed so far."""
+        """Names that begin with the typed text."""
         return [
             CompletionItem(str(name)) for listing in self.listings for name in listing() if str(name).startswith(incomplete)
         ]
@@ -44,7 +44,7 @@ def registered(kind: str) -> Callable[[], Any]:
 
 
 def recipe_names() -> Any:
-    """The recipes that come with zoo."""
+    """The recipes included in zoo."""
     from zoo import recipe
 
     return recipe.shipped()
@@ -61,10 +61,10 @@ RUN = Name(run_names)
 
 
 class Finite(click.FloatRange):
-    """A number in a range; click's own lets ``nan`` into each, and no limit holds against that."""
+    """A finite number in a range; click's own type accepts ``nan`` in every range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number; click's error, exit 2, if it is none or outside."""
+        """The number; a click error (exit 2) if it is not a number or out of range."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
@@ -72,13 +72,13 @@ class Finite(click.FloatRange):
 
 
 def limited(until: str) -> Callable[[Any], Any]:
-    """The options ``--max-memory`` and ``--timeout`` of a command that tries a model file in a child process."""
+    """The options ``--max-memory`` and ``--timeout`` of a command that runs a model file in a child process."""
 
     def add(command: Any) -> Any:
         memory = click.option("--max-memory", default=0, metavar="MB", type=click.IntRange(0),
-                              help="Memory that a model file may use (0: by its size).")  # fmt: skip
+                              help="Memory limit for a model file, in MB (0: set from its size).")  # fmt: skip
         seconds = click.option("--timeout", default=60.0, show_default=True, metavar="S", type=Finite(0, min_open=True),
-                               help=f"Seconds that a model file may take {until}.")  # fmt: skip
+                               help=f"Time limit for a model file {until}, in seconds.")  # fmt: skip
         return memory(seconds(command))
 
     return add
@@ -86,29 +86,29 @@ def limited(until: str) -> Callable[[Any], Any]:
 
 def _keep_threads(_: click.Context, __: click.Parameter, value: int | None) -> None:
     if value is not None:
-        os.environ["ZOO_THREADS"] = str(value)  # child processes have it too
+        os.environ["ZOO_THREADS"] = str(value)  # child processes inherit it
 
 
 threads = click.option("--threads", type=click.IntRange(1, 4096), expose_value=False, callback=_keep_threads,
-                       help="Threads on the CPU (default: OMP_NUM_THREADS, SLURM_CPUS_PER_TASK, or all cores).")  # fmt: skip
+                       help="CPU threads (default: OMP_NUM_THREADS, SLURM_CPUS_PER_TASK or all cores).")  # fmt: skip
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 def echo_line(line: str) -> None:
-    """Print a line of the result; escape characters in names of files and classes stay visible."""
+    """Print a line of the result, with control characters in file and class names escaped."""
     from zoo.console import plain
 
     click.echo(plain(line))
 
 
 def echo_json(value: Any) -> None:
-    """Print JSON, with null for numbers that are not finite, which JSON does not have."""
+    """Print JSON, with null for numbers that are not finite."""
     click.echo(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None)))
 
 
 def headline() -> None:
-    """The first line, before torch is imported."""
+    """Print the versions, before torch is imported."""
     import importlib.metadata
     import platform
 
@@ -118,7 +118,7 @@ def headline() -> None:
 
 
 def start(recipe: Any, out: Path | None, resume: bool, force: bool) -> Path:
-    """Train a recipe into ``out`` or a new run folder; what ends it early carries the command that resumes it."""
+    """Train a recipe into ``out`` or a new run folder; an error that ends it early carries the command that resumes it."""
     from zoo import training
 
     try:

@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent.parent / "analysis"
 
 
 class Tools(click.Group):
-    """The files of the folder, ``dead_relu.py`` as ``dead-relu``; a file is imported when its tool is asked for."""
+    """The files of the folder, ``dead_relu.py`` as ``dead-relu``; a file is imported when its tool is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(path.stem.replace("_", "-") for path in FOLDER.glob("[!_]*.py"))
@@ -24,7 +24,7 @@ class Tools(click.Group):
 
 @click.group("analyze", cls=Tools)
 def command() -> None:
-    """Look into convolutions and networks.
+    """Inspect convolutions and networks.
 
     \b
     zoo analyze conv-matrix --size 3 --kernel 3 --stride 4 --padding 2

@@ -1,4 +1,4 @@
-"""Benchmark runs, models, ONNX files or a part of zoo."""
+"""Benchmark runs, models, ONNX files or parts of zoo."""
 
 from __future__ import annotations
 
@@ -12,23 +12,33 @@ from zoo.cli._shared import Finite, Name, as_json, limited, registered, run_name
 @click.command("bench")
 @click.argument("what", nargs=-1, type=Name(run_names, registered("models")), metavar="[RUN|FILE|MODEL|PART]...")
 @click.option(
-    "--quick", is_flag=True, help="Seconds instead of minutes: fewer rounds, nothing compiled, no batch that takes over 30 s."
+    "--quick", is_flag=True, help="Finish in seconds: fewer rounds, no torch.compile, no batch size that takes over 30 s."
 )
-@click.option("--batches", help="Batch sizes, e.g. 1,8,64.")
-@click.option("--devices", "--device", help="E.g. cpu,cuda; one that isn't there is an error, never a silent fallback.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads for all contenders (default: the cores really available).")
+@click.option("--batches", help="Batch sizes (default: 1,8,64).")
 @click.option(
-    "--seconds", type=Finite(min=0, min_open=True), help="Time for the whole command; batch sizes that do not fit are left out."
+    "--devices", "--device", help="Devices, e.g. cpu,cuda (default: all that are available); a missing device is an error."
 )
-@click.option("--allow-cpu-fallback", is_flag=True, help="Go on where a GPU cannot run the model; the rows then say so.")
-@click.option("--serve", is_flag=True, help="Workers x threads under load: throughput against latency.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each contender (default: the available cores).")
+@click.option(
+    "--seconds",
+    type=Finite(min=0, min_open=True),
+    help="Time limit for the whole command, in seconds; batch sizes that do not fit are skipped.",
+)
+@click.option(
+    "--allow-cpu-fallback", is_flag=True, help="Fall back to the CPU if a GPU cannot run the model; the rows are marked."
+)
+@click.option("--serve", is_flag=True, help="Measure throughput and latency under load, by numbers of workers and threads.")
 @click.option("--scenario", type=click.Choice(["single", "multi", "server", "offline"]),
-              help="A load pattern of MLPerf inference by its rules: 10 minutes, or --seconds (then marked as not valid).")  # fmt: skip
+              help="Run a load pattern of MLPerf inference: 10 minutes by its rules, or --seconds (marked as not valid).")  # fmt: skip
 @click.option(
-    "--qps", type=Finite(min=0, min_open=True), help="Queries per second of --scenario server (default: searched for)."
+    "--qps",
+    type=Finite(min=0, min_open=True),
+    help="Queries per second of --scenario server (default: the highest rate within the bound).",
 )
-@click.option("--latency-ms", type=Finite(min=0, min_open=True), help="Bound of --scenario server (default: 15).")
-@click.option("--self-check", is_flag=True, help="What zoo's own timing costs, against a bare loop.")
+@click.option(
+    "--latency-ms", type=Finite(min=0, min_open=True), help="Latency bound of --scenario server, in ms (default: 15)."
+)
+@click.option("--self-check", is_flag=True, help="Measure the overhead of zoo's timing against a bare loop.")
 @click.option("--compare", is_flag=True, help="Compare two CSV files of earlier benchmarks.")
 @click.option("--out", type=click.Path(path_type=Path), help="CSV file (default: bench.csv in the run folder, or runs/bench).")
 @limited("to open and run once")
@@ -52,7 +62,10 @@ def command(
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Benchmark runs, models, ONNX files, or one of zoo's own parts (focal_loss, image_files, startup, training).
+    """Benchmark runs, models, ONNX files or parts of zoo.
+
+    The parts are focal_loss, image_files, startup and training. Without an argument, the latest run is measured in PyTorch and
+    every installed runtime.
 
     \b
     zoo bench --batches 1,64
@@ -70,7 +83,7 @@ def command(
         zoo.bench.compare(Path(what[0]), Path(what[1]), as_json=as_json)
         return
     if sum(map(bool, (serve, self_check, scenario))) > 1:
-        raise click.UsageError("--serve, --scenario and --self-check are different benchmarks; give one of them")
+        raise click.UsageError("--serve, --scenario and --self-check exclude each other; give one of them")
     request = zoo.bench.Request(
         quick=quick, batches=batches, devices=devices, threads=threads or 0, seconds=seconds or 0.0,
         allow_cpu_fallback=allow_cpu_fallback, serve=serve, self_check=self_check, scenario=scenario or "",

@@ -1,4 +1,4 @@
-"""Completion for shells."""
+"""Shell completion."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 @click.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def command(shell: str) -> None:
-    """Print the line that turns on completion in your shell.
+    """Print the completion script of a shell.
 
     \b
     eval "$(zoo completion bash)"

@@ -1,4 +1,4 @@
-"""List the data sets; look through one for files that cannot be read."""
+"""List the data sets; verify the files of one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zoo.cli._shared import Name, as_json, registered
 
 
 class _Listing(click.Group):
-    """``zoo data`` and ``zoo data PATTERN`` list; a word that is a command is that command."""
+    """``zoo data`` and ``zoo data PATTERN`` list; a word that names a command runs it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not any(word in self.commands or word in ctx.help_option_names for word in args):
@@ -22,7 +22,7 @@ class _Listing(click.Group):
 
 @click.group("data", cls=_Listing)
 def command() -> None:
-    """List the data sets (zoo data PATTERN), or verify one.
+    """List the data sets, or verify one.
 
     \b
     zoo data
@@ -47,15 +47,20 @@ def _list(pattern: str, as_json: bool) -> None:
 
 @command.command("verify")
 @click.argument("name", type=Name(registered("data")))
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set (default: the cache).")
 @click.option(
-    "--layout", type=click.Choice(["auto", "splits", "classes"]), default="auto", help="What the folders of a folder are."
+    "--layout",
+    type=click.Choice(["auto", "splits", "classes"]),
+    default="auto",
+    show_default=True,
+    help="Meaning of the subfolders of a folder.",
 )
 @as_json
 def _verify(name: str, data_dir: Path | None, layout: str, as_json: bool) -> None:
-    """Read every file of a data set, a folder, a CSV list or an .npz file; name all that are bad, with the reason.
+    """Read every file of a data set and report bad ones.
 
-    The exit code is 3 if any is. Classes, lists, checksums and images that are in both train and test are looked at too.
+    NAME is a data set, a folder, a CSV list or an .npz file. Every unreadable file is listed with the reason; the exit code is
+    then 3. Classes, lists, checksums and images in both train and test are checked as well.
 
     \b
     zoo data verify cifar10 --data-dir FOLDER

@@ -1,4 +1,4 @@
-"""Everything once."""
+"""Train, export and benchmark once."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from zoo.cli._shared import echo_line, headline, start
 
 
 @click.command("demo")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: a new folder in runs).")
 def command(out: Path | None) -> None:
-    """Train a small CNN on built-in images, export it, benchmark it: a few minutes, no download.
+    """Train, export and benchmark a small CNN on built-in images.
+
+    It takes a few minutes and downloads nothing.
 
     \b
     zoo demo

@@ -1,4 +1,4 @@
-"""Say what is live."""
+"""Report active and missing components."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zoo.cli._shared import as_json
 @click.command("doctor")
 @as_json
 def command(as_json: bool) -> None:
-    """Report what works on this machine, what does not, why, and the command that fixes it.
+    """Report active and missing components and how to fix them.
 
     \b
     zoo doctor

@@ -14,18 +14,26 @@ from zoo.cli._shared import RUN, as_json, threads
 
 @click.command("eval")
 @click.argument("run", required=False, type=RUN)
-@click.option("--split", type=click.Choice(["val", "test", "train"]), default="test", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for result.json and the tables as CSV.")
-@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read; the result says how many.")
-@click.option("--calibrate", is_flag=True, help="Fit a temperature on the validation images; predict and export use it.")
+@click.option("--split", type=click.Choice(["val", "test", "train"]), default="test", show_default=True,
+              help="Images to evaluate.")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for result.json and the tables as CSV (default: none is written).",
+)
+@click.option("--skip-bad", is_flag=True, help="Skip images that cannot be read; the result has their number.")
+@click.option("--calibrate", is_flag=True, help="Fit a temperature on the validation images, for predict and export.")
 @threads
 @click.option(
     "--views", type=click.Choice(["none", "flip", "crops"]), default="none", show_default=True,
-    help="Average each image and its mirror image, or five crops and theirs; the result says so.",
+    help="Average over each image and its mirror image (flip), or over five crops and theirs (crops).",
 )  # fmt: skip
 @as_json
 def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calibrate: bool, views: str, as_json: bool) -> None:
-    """Evaluate a run's best weights: overall, macro, per class with 95 % intervals, shots, confused pairs, calibration.
+    """Evaluate a run: overall, macro and per-class accuracy.
+
+    RUN is a run folder or name (default: the latest). Accuracies have 95 % intervals; the table also lists classes by number of
+    training images, confused pairs and the calibration error.
 
     \b
     zoo eval
@@ -48,10 +56,10 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calib
     try:
         data = loaded.dataset()
     except UnreadableImages as error:
-        if not skip_bad or (split != "test" and error.carved):  # else validation might hold images that were trained on
+        if not skip_bad or (split != "test" and error.carved):  # else the validation split could contain training images
             raise
         data, skipped = error.data, {"skipped": len(error.bad)}
-        console.print_line(f"warning  {error} (left out here)")
+        console.print_line(f"warning  {error} (skipped)")
     if data.skipped:
         skipped = {"skipped": len(data.skipped)}
     if calibrate:
@@ -76,7 +84,7 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calib
 
 
 def _calibrated(loaded: Any, split: str, data: Any) -> Any:
-    """The run with a temperature that fits its validation images; what that does to ``split`` is printed."""
+    """The run with a temperature fitted on its validation images; prints the effect on ``split``."""
     from zoo import run as engine
     from zoo.console import print_line
 

@@ -15,24 +15,28 @@ from zoo.errors import UsageError
 
 @click.command("export")
 @click.argument("run", required=False, type=RUN)
-@click.option("--onnx", "fmt", flag_value="onnx", default="onnx", help="Write ONNX (the default).")
+@click.option("--onnx", "fmt", flag_value="onnx", default="onnx", help="Write ONNX (default).")
 @click.option(
-    "--format", "fmt", type=click.Choice(sorted({fmt for fmt, _ in registry.targets()})), help="Or write another format."
+    "--format", "fmt", type=click.Choice(sorted({fmt for fmt, _ in registry.targets()})), help="File format (default: onnx)."
 )
 @click.option("--precision", type=click.Choice(sorted({precision for _, precision in registry.targets()})), default="fp32",
-              show_default=True, help="int8 is calibrated on the run's training images.")  # fmt: skip
+              show_default=True, help="Number type; int8 is calibrated on the run's training images.")  # fmt: skip
 @click.option("--preprocess", type=click.Choice(["none", "normalize", "full"]), default="normalize", show_default=True,
-              help="What the file does itself: nothing, normalisation, or all from uint8 images of any size.")  # fmt: skip
-@click.option("--softmax", is_flag=True, help="Give probabilities instead of logits.")
-@click.option("--external-data", is_flag=True, help="Put the weights in a file of their own beside FILE, as above 2 GB.")
-@click.option("--opset", type=int, help="ONNX operator set.")
-@click.option("--target-ort", metavar="VERSION", help="Choose the operator set that this onnxruntime reads, e.g. 1.17.")
-@click.option("--max-drop", type=Finite(0), default=0.5, show_default=True,
-              help="Points of test accuracy that fp16 or int8 may lose; int8 gives its worst layers back to float32 to hold it.")  # fmt: skip
-@click.option("--fastest", is_flag=True, help="Measure each format and precision here; write the fastest within --max-drop.")
-@click.option("--explain", is_flag=True, help="Table and picture of each layer's error, beside FILE.")
+              help="Preprocessing in the file: none, normalisation, or everything (uint8 images of any size).")  # fmt: skip
+@click.option("--softmax", is_flag=True, help="Output probabilities instead of logits.")
+@click.option("--external-data", is_flag=True, help="Write the weights to a second file (automatic above 2 GB).")
+@click.option("--opset", type=int, help="ONNX operator set (default: chosen by the exporter).")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="File (default: model.onnx, model.int8.onnx, ... in the run folder)."
+    "--target-ort", metavar="VERSION", help="Choose an operator set that this version of onnxruntime reads, e.g. 1.17."
+)
+@click.option("--max-drop", type=Finite(0), default=0.5, show_default=True,
+              help="Largest loss of test accuracy with fp16 or int8, in points; int8 keeps sensitive layers in float32 to meet it.")  # fmt: skip
+@click.option(
+    "--fastest", is_flag=True, help="Measure each format and precision on this machine; write the fastest within --max-drop."
+)
+@click.option("--explain", is_flag=True, help="Write a table and a picture of the error of each layer, next to the file.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="File (default: e.g. model.onnx or model.int8.onnx in the run folder)."
 )
 @click.option(
     "--web", type=click.Path(path_type=Path), metavar="DIR", help="Write a page that classifies images in the browser."
@@ -41,12 +45,14 @@ from zoo.errors import UsageError
 @click.option(
     "--hub", type=click.Path(path_type=Path), metavar="DIR", help="Write a folder in the layout of the Hugging Face Hub."
 )
-@click.option("--force", is_flag=True, help="Replace the file.")
-@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read from the trial.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--skip-bad", is_flag=True, help="Check on the readable images only; skip the others.")
 @threads
 @as_json
 def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad: bool, **options: Any) -> None:
-    """Export a run to one file and prove that it answers as PyTorch does, or publish nothing (exit 8).
+    """Export a run to a file verified against PyTorch.
+
+    RUN is a run folder or name (default: the latest). If the outputs differ from PyTorch's, no file is written (exit 8).
 
     \b
     zoo export --onnx
@@ -58,12 +64,12 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad
     folders = {name: options.pop(name) for name in ("web", "triton", "hub")}
     place, chosen = next(((name, folder) for name, folder in folders.items() if folder), ("", None))
     if sum(map(bool, (*folders.values(), out))) > 1:
-        raise UsageError("--out, --web, --triton and --hub name different places; give one of them")
+        raise UsageError("--out, --web, --triton and --hub exclude each other; give one of them")
     only_onnx = {key: options.pop(key) for key in ("opset", "target_ort", "external_data")}
     if fmt != "onnx" and chosen:
-        raise UsageError(f"--{place} takes an ONNX file (format {fmt}); leave --format out")
+        raise UsageError(f"--{place} needs an ONNX file (format {fmt}); omit --format")
     if fmt != "onnx" and any(only_onnx.values()):
-        raise UsageError(f"--opset, --target-ort and --external-data are for ONNX (format {fmt}); leave them out")
+        raise UsageError(f"--opset, --target-ort and --external-data apply to ONNX only (format {fmt}); omit them")
     if fastest:
         _check_fastest(fmt, chosen or out, options, only_onnx)
     folder = run_folders.find(run)
@@ -87,7 +93,7 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad
         from zoo import tables
 
         columns = ("layer", "kind", "sqnr", "sqnr_alone")
-        heads = ("layer", "kind", "dB of its output", "dB of the logits, it alone")
+        heads = ("layer", "kind", "SQNR of output, dB", "SQNR of logits, this layer alone, dB")
         tables.out().print(tables.make(heads, [[str(row[key]) for key in columns] for row in receipt.layers]))
     if line := _tensorrt.command(receipt, loaded.input[1]):
         console.print_line(f"tensorrt {line}")
@@ -95,22 +101,22 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad
 
 
 def _placed(place: str, run: Any, folder: Path, options: dict[str, Any]) -> Any:
-    """Write the folder that ``place``, web, triton or hub, names."""
+    """Write the folder for ``place``: web, triton or hub."""
     import importlib
 
     if place == "web":
-        del options["preprocess"], options["softmax"]  # the page needs its own
+        del options["preprocess"], options["softmax"]  # the page has its own
     return importlib.import_module(f"zoo.export._{place}").write(run, folder, **options)
 
 
 def _check_fastest(fmt: str, out: Path | None, options: dict[str, Any], only_onnx: dict[str, Any]) -> None:
-    """UsageError for options that ask for one certain file."""
+    """UsageError for options that select one particular file."""
     if fmt != "onnx" or out or options["precision"] != "fp32" or options["explain"] or any(only_onnx.values()):
-        raise UsageError("--fastest chooses format, precision and file name itself; leave out the options that do")
+        raise UsageError("--fastest chooses format, precision and file name; omit the options that set them")
 
 
 def _fastest(run: Any, options: dict[str, Any], *, as_json: bool) -> Any:
-    """Write the fastest file and print what was measured."""
+    """Write the fastest file and print the measurements."""
     from zoo import tables
     from zoo.bench import _fastest
 

@@ -14,7 +14,9 @@ from zoo.cli._shared import as_json
 @click.argument("pattern", default="")
 @as_json
 def command(pattern: str, as_json: bool) -> None:
-    """List the losses and their options: name, default, range, what it is.
+    """List the losses and their options.
+
+    PATTERN selects names (default: all) and adds the type, default and range of each option.
 
     \b
     zoo losses

@@ -12,9 +12,10 @@ from zoo.cli._shared import as_json
 @click.argument("pattern", default="")
 @as_json
 def command(pattern: str, as_json: bool) -> None:
-    """List the models: input, parameters, multiply-accumulates, data sets they suit, paper, weights to download.
+    """List the models.
 
-    Any model of timm is there too, as timm/NAME.
+    PATTERN selects names (default: all). The columns are input size, parameters, multiply-accumulates per image, suitable data
+    sets, paper and weights to download. Any model of timm is available as timm/NAME.
 
     \b
     zoo models

@@ -1,4 +1,4 @@
-"""Name what is in images."""
+"""Classify images."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from zoo.cli._shared import RUN, as_json, limited
 @click.command("predict")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--run", type=RUN, help="Run to use (default: the latest).")
-@click.option("--onnx", type=click.Path(path_type=Path), help="Use this exported file; torch is not needed.")
-@click.option("--top", default=3, show_default=True, type=click.IntRange(1))
-@limited("to open and for each image")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV: a line per file and class.")
+@click.option("--onnx", type=click.Path(path_type=Path), help="Exported file to use instead of a run; torch is not needed.")
+@click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Classes per image.")
+@limited("to open, and per image")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, one line per file and class.")
 @as_json
 def command(
     images: tuple[str, ...], run: str | None, onnx: Path | None, top: int, max_memory: int, timeout: float,
     as_csv: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Name what is in IMAGES: files, folders, patterns such as "photos/*.jpg", or - for standard input.
+    """Classify images.
 
-    The probabilities are printed with the names. A file that cannot be read is named, the others are answered, and the exit
-    code is 3.
+    IMAGES are files, folders, patterns such as "photos/*.jpg", or - for standard input. A file that cannot be read gets an error
+    line and the exit code is 3; the other files are classified.
 
     \b
     zoo predict cat.jpg photos/
@@ -35,7 +35,7 @@ def command(
     from zoo.data import _inputs
 
     if as_csv and as_json:
-        raise click.UsageError("--csv and --json are two outputs; choose one")
+        raise click.UsageError("--csv and --json exclude each other; give one of them")
     with _inputs.gathered(images) as named:
         answers = _answers([path for _, path in named], run, onnx, top, max_memory, timeout)
     answers = [answer | {"file": name} for answer, (name, _) in zip(answers, named)]

@@ -13,10 +13,12 @@ from zoo.cli._shared import as_json
 @click.command("recipes")
 @click.argument("pattern", default="")
 @click.option("--show", is_flag=True, help="Print the text of the recipes.")
-@click.option("--keys", is_flag=True, help="List every setting of a recipe: type, default, what it is, range.")
+@click.option("--keys", is_flag=True, help="List every setting: type, default, range, description.")
 @as_json
 def command(pattern: str, show: bool, keys: bool, as_json: bool) -> None:
-    """List the recipes that come with zoo, or the settings that a recipe may have.
+    """List the recipes, or the settings of a recipe.
+
+    PATTERN selects names of recipes (default: all) or, with --keys, of settings.
 
     \b
     zoo recipes

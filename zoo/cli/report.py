@@ -11,15 +11,20 @@ import click
 from zoo.cli._shared import RUN, as_json
 
 MOST = 20
-"""Most pairs of runs that are printed; the page has all."""
+"""Largest number of pairs of runs to print; the page lists all."""
 
 
 @click.command("report")
 @click.argument("runs", nargs=-1, type=RUN)
-@click.option("--out", type=click.Path(path_type=Path), help="HTML file of a comparison (default: compare.html).")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="HTML file of the comparison of several runs (default: compare.html)."
+)
 @as_json
 def command(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
-    """Draw a run's curves, confusion and classes again, or compare several runs: results, methods over their seeds, paired tests.
+    """Draw a run, or compare several runs.
+
+    One run (default: the latest) gets its pictures and its report page again. Several runs get one page with results, means over
+    seeds and paired tests.
 
     \b
     zoo report
@@ -55,7 +60,7 @@ def _compared(parts: dict[str, Any], as_json: bool) -> None:
                 dict(zip((c.lstrip(">") for c in table.columns), map(str, row))) for row in table.rows
             ]
             for name, part in parts.items()
-            for at, table in enumerate(part)  # the methods' second table is of the tests between them
+            for at, table in enumerate(part)  # the second table of the methods has the tests between them
         }
         click.echo(json.dumps(rows))
         return

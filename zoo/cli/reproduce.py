@@ -15,15 +15,16 @@ from zoo.cli._shared import Name, as_json, echo_line, headline, recipe_names
 
 @click.command("reproduce")
 @click.argument("experiments", nargs=-1, type=Name(recipe_names))
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each experiment.")
-@click.option("--data-dir", help="Folder of the data set (default: zoo's cache, or a download).")
-@click.option("--device", help="auto, cpu, cuda or cuda:N.")
-@click.option("--compile", is_flag=True, default=None, help="Train with torch.compile, see: zoo train --help.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs per experiment.")
+@click.option("--data-dir", help="Folder of the data set (default: the cache, else a download).")
+@click.option("--device", help="auto, cpu, cuda or cuda:N (default: auto).")
+@click.option("--compile", is_flag=True, default=None, help="Train with torch.compile: slower start, faster steps.")
 @as_json
 def command(experiments: tuple[str, ...], seeds: int, as_json: bool, **place: Any) -> None:
-    """Repeat reported EXPERIMENTS (names or patterns of recipes) and set theirs and ours side by side; without one, list them.
+    """Repeat reported experiments and compare the results.
 
-    Finished runs are never trained again, interrupted runs are resumed, and several processes share the work.
+    EXPERIMENTS are names or patterns of recipes; without one, the experiments are listed. Finished runs are kept, interrupted
+    runs are resumed, and several processes can share the work.
 
     \b
     zoo reproduce
@@ -44,19 +45,32 @@ def command(experiments: tuple[str, ...], seeds: int, as_json: bool, **place: An
 
 
 def _list(as_json: bool) -> None:
-    """What can be repeated, what was reported, and what the runs here reached."""
+    """The experiments, with reported and measured results."""
     from zoo import recipe, reproduce, tables
 
     rows: list[dict[str, Any]] = []
     for name, found in reproduce.experiments().items():
-        ours = [json.loads((path / "result.json").read_text(encoding="utf-8"))["accuracy"] for path in reproduce.finished(name)]
+        needs, analogue = reproduce.download(found), found.reported.analogue
         what = recipe.shipped()[name].read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        rows.append({"experiment": name, "reported": found.reported.accuracy or None, "here": ours, "what": what})
+        rows.append({
+            "experiment": name, "reported": found.reported.accuracy or None, "here": reproduce.accuracies(name), "needs": needs,
+            "analogue": analogue, "analogue_here": reproduce.accuracies(analogue, any_weights=True) if analogue else [], "what": what,
+        })  # fmt: skip
     if as_json:
         click.echo(json.dumps(rows))
         return
-    cells = [(r["experiment"], tables.percent(r["reported"]), _mean(r["here"]), r["what"]) for r in rows]
+    cells = [(r["experiment"], tables.percent(r["reported"]), _mean(r["here"]), _about(r)) for r in rows]
     tables.out().print(tables.make(("experiment", ">reported %", ">here %", "what"), cells))
+
+
+def _about(row: dict[str, Any]) -> str:
+    """What an experiment is, what it needs, and what its analogue reached here."""
+    parts = [row["what"]]
+    if row["needs"]:
+        parts.append(f"Needs the download {row['needs']}.")
+    if row["analogue"]:
+        parts.append(f"Analogue: {row['analogue']}, {_mean(row['analogue_here']) or 'not trained here'}.")
+    return " ".join(parts)
 
 
 def _mean(shares: list[float]) -> str:
@@ -64,7 +78,7 @@ def _mean(shares: list[float]) -> str:
 
 
 def _compare(names: list[str], diverged: list[str], as_json: bool) -> None:
-    """The table, what to know of it, the classes of a single experiment; CSV and picture beside the runs."""
+    """Print the table, its notes and the classes of a single experiment; write CSV and picture to the runs folder."""
     from zoo import reproduce, run_folders
     from zoo.bench import _timing
     from zoo.bench import recipes as bench
@@ -73,7 +87,7 @@ def _compare(names: list[str], diverged: list[str], as_json: bool) -> None:
 
     rows = bench.rows_of([path for name in names for path in reproduce.finished(name)])
     if not rows and not diverged:
-        raise BusyError(f"nothing is finished yet ({', '.join(names)} are with other processes); try again later")
+        raise BusyError(f"no finished run ({', '.join(names)}: training in other processes); try again later")
     if not rows:
         raise DivergedError("; ".join(diverged))
     path = _timing.write_csv(run_folders.root() / "reproduce.csv", rows)

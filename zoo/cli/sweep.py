@@ -1,4 +1,4 @@
-"""Choose settings."""
+"""Train several settings and select one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from zoo.cli._shared import Name, as_json, echo_line, headline, recipe_names, re
 @click.command("sweep")
 @click.argument("what", type=Name(registered("models"), recipe_names))
 @click.argument("settings", nargs=-1)
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each setting.")
-@click.option("--trials", type=click.IntRange(1), help="Settings tried when a range is searched (default: 20).")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs per setting.")
+@click.option("--trials", type=click.IntRange(1), help="Number of settings to try when a range is searched (default: 20).")
 @click.option("--storage", default="", help="SQLAlchemy URL for several machines (default: study.db in the sweep's folder).")
-@click.option("--select-on", type=click.Choice(["val", "test"]), help="What chooses; test is stamped on the result.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder (default: sweeps/ in the runs folder).")
+@click.option(
+    "--select-on",
+    type=click.Choice(["val", "test"]),
+    help="Split that selects the setting (default: val); test is marked on the result.",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the sweep (default: in runs/sweeps).")
 @as_json
 def command(
     what: str,
@@ -31,10 +35,11 @@ def command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Train WHAT at several SETTINGS: key=a,b,c (every value), key=log:LOW:HIGH or lin:LOW:HIGH (searched), key=a (fixed).
+    """Train one recipe with several settings and seeds.
 
-    Settings are chosen by validation accuracy, the mean over seeds. Running the same command again resumes the sweep: finished runs are never
-    trained again, an interrupted one resumes.
+    WHAT is a model or a recipe. SETTINGS are key=a,b,c (every value), key=log:LOW:HIGH or key=lin:LOW:HIGH (searched), or key=a
+    (fixed). The setting with the highest validation accuracy, averaged over seeds, is selected. Running the same command again
+    resumes the sweep: finished runs are kept, interrupted runs are resumed.
 
     \b
     zoo sweep demo loss.beta=0,0.9,0.99,0.999 --seeds 3

@@ -20,7 +20,7 @@ class _Train(RecipeCommand):
             *("epochs", "batch_size", "optim.name", "optim.lr", "optim.lr_head", "optim.layer_decay", "optim.weight_decay"),
             *("schedule.name", "schedule.warmup", "schedule.lr_gamma", "select_on", "seed"),
         ),
-        "Hardware": ("device", "precision", "compile", "deterministic"),
+        "Hardware": ("device", "precision", "threads", "compile", "deterministic"),
         "Saving": ("save_every", "on_full"),
     }
     types = {"data.name": Name(registered("data")), "loss.name": Name(registered("losses"))}  # noqa: RUF012
@@ -29,17 +29,21 @@ class _Train(RecipeCommand):
 @click.command("train", cls=_Train)
 @click.argument("what", required=False, type=Name(registered("models"), recipe_names))
 @click.argument("settings", nargs=-1)
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: runs/<name made from the settings>).")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder (default: a new folder in runs, named after the settings)."
+)
 @threads
-@click.option("--resume", is_flag=True, help="Continue the run in --out, or the latest run.")
+@click.option("--resume", is_flag=True, help="Resume the run in --out, or the latest run.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
-@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its warnings, then stop.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its warnings; train nothing.")
 def command(
     what: str | None, settings: tuple[str, ...], out: Path | None, resume: bool, force: bool, dry_run: bool, **flags: Any
 ) -> None:
-    """Train WHAT: a model, a recipe that comes with zoo, or a recipe file (TOML, YAML, JSON); SETTINGS are key=value.
+    """Train a model and evaluate it on the test images.
 
-    Every setting, also those without an option here: zoo recipes --keys
+    WHAT is a model (zoo models), a recipe (zoo recipes), a recipe file (TOML, YAML, JSON) or FILE.py:NAME. SETTINGS are
+    key=value and override the recipe, as options do. A default applies if neither the recipe nor the model sets the key. List all
+    settings with: zoo recipes --keys
 
     \b
     zoo train resnet32 --data cifar10 --epochs 20

@@ -1,4 +1,4 @@
-"""Check what an exported file says of itself."""
+"""Repeat the checks recorded in an exported file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from zoo.cli._shared import RUN, as_json, limited
 
 @click.command("verify")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--run", type=RUN, help="Run to compare with (default: the run in whose folder the file is).")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set.")
-@click.option("--partial", is_flag=True, help="Accept that a check could not run; otherwise that is exit 8 too.")
+@click.option("--run", type=RUN, help="Run to compare with (default: the run folder that contains the file).")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set (default: the run's).")
+@click.option("--partial", is_flag=True, help="Accept checks that could not run (otherwise exit 8).")
 @limited("to open and run once")
 @as_json
 def command(
     file: Path, run: str | None, data_dir: Path | None, partial: bool, max_memory: int, timeout: float, as_json: bool
 ) -> None:
-    """Repeat the checks in an exported FILE's receipt: structure, digests, parity, accuracy. Exit 4 damaged, 8 differs or not run.
+    """Repeat the checks recorded in an exported file.
+
+    The checks are structure, digests, agreement with PyTorch and accuracy. Exit code 4: FILE is damaged; 8: a result differs or a
+    check could not run.
 
     \b
     zoo verify model.onnx
@@ -39,7 +42,7 @@ def command(
         click.echo(json.dumps([dataclasses.asdict(check) for check in checks]))
     else:
         tables.out().print(
-            tables.make(("check", "state", "file says", "found"), [(c.name, c.state, c.claimed, c.found) for c in checks])
+            tables.make(("check", "state", "recorded", "found"), [(c.name, c.state, c.claimed, c.found) for c in checks])
         )
     for check in checks:
         if check.code == 4:
@@ -47,8 +50,10 @@ def command(
                 f"file is damaged or was changed ({file}, {check.name}); export it again: zoo export --onnx --force"
             )
         if check.code:
-            raise DisagreeError(f"file does not hold what it says ({file}, {check.name}: {check.claimed}, found {check.found})")
+            raise DisagreeError(
+                f"result differs from the recorded one ({file}, {check.name}: recorded {check.claimed}, found {check.found}); export it again: zoo export --onnx --force"
+            )
     if not partial and (left := [check for check in checks if check.state == "not run"]):
         raise DisagreeError(
-            f"not verified ({file}, {left[0].name} could not run: {left[0].found}), or accept that with --partial"
+            f"not verified ({file}, {left[0].name} could not run: {left[0].found}); or accept it with --partial"
         )

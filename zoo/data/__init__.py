@@ -1,1 +1,1 @@
-"""Data sets, one file a set; see :mod:`zoo.registry`."""
+"""Data sets, one file per set; see :mod:`zoo.registry`."""

@@ -1,4 +1,4 @@
-"""Data sets that come as arrays: grey to colour, resized, and kept in memory."""
+"""Data sets stored as arrays: converted to colour, resized, and held in memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from zoo.data._pixels import Pixels, square
 from zoo.errors import DataError
 from zoo.spec import ImageArray
 
-GREY_NOTE = "grey images: repeated to 3 channels, as the models take"
+GREY_NOTE = "grey images: repeated to 3 channels"
 
 
 class Scaled(Pixels):
-    """Images (n, H, W, 3) uint8 in memory that are brought to ``side`` when they are indexed."""
+    """Images (n, H, W, 3) uint8 in memory that are resized to ``side`` when they are indexed."""
 
     def __init__(self, images: np.ndarray, side: int) -> None:
         super().__init__(len(images), side)
@@ -34,7 +34,7 @@ class Scaled(Pixels):
 
 
 def coloured(values: np.ndarray, where: str) -> tuple[np.ndarray, bool]:
-    """Images (n, H, W), (n, H, W, 1), (n, H, W, 3) or (n, 3, H, W) as (n, H, W, 3) uint8, and whether they were grey.
+    """Images (n, H, W), (n, H, W, 1), (n, H, W, 3) or (n, 3, H, W) as (n, H, W, 3) uint8, and whether they are grey.
 
     Floats and integers of 0 to 255 are kept, floats of 0 to 1 scaled.
 
@@ -60,7 +60,7 @@ def coloured(values: np.ndarray, where: str) -> tuple[np.ndarray, bool]:
 
 
 def labels(values: np.ndarray, n: int, where: str) -> np.ndarray:
-    """Class numbers (n,) int64 of an array (n,) or (n, 1) of whole numbers; one-hot (n, C) is taken too."""
+    """Class numbers (n,) int64 of an array (n,) or (n, 1) of whole numbers, or of a one-hot array (n, C)."""
     if values.ndim == 2 and values.shape[1] > 1 and set(np.unique(values)) <= {0, 1} and (values.sum(1) == 1).all():
         values = values.argmax(1)
     flat = values.reshape(-1)
@@ -70,7 +70,7 @@ def labels(values: np.ndarray, n: int, where: str) -> np.ndarray:
 
 
 def as_part(images: np.ndarray, targets: np.ndarray, size: int, split: str) -> Part:
-    """A part of images (n, H, W, 3) uint8, given out at the stored side of ``size``; the prints are of the images as they are."""
+    """A part of images (n, H, W, 3) uint8, resized to the stored side of ``size``; fingerprints are of the original images."""
     files = [shown(f"{split}[{i}]") for i in range(len(targets))]
     held = part(images, targets, files)
     given: ImageArray = Scaled(images, stored_side(size))
@@ -78,7 +78,7 @@ def as_part(images: np.ndarray, targets: np.ndarray, size: int, split: str) -> P
 
 
 def numbered(targets: Sequence[np.ndarray]) -> list[str]:
-    """Names of classes that have only numbers: ``0``, ``1``, ..., padded so that their order by name is that by number."""
+    """Names of numbered classes: ``0``, ``1``, ..., padded so that they sort by number."""
     top = max((int(each.max(initial=-1)) for each in targets), default=-1) + 1
     if top < 2:
         raise DataError(f"{max(top, 0)} classes in the labels; a classifier needs at least 2")

@@ -1,17 +1,17 @@
-"""Augmentation of whole batches on the device: uint8 (N, H, W, 3) in, normalised (N, 3, H, W) in channels_last memory out.
+"""Augmentation of whole batches on the device: from uint8 (N, H, W, 3) to normalised (N, 3, H, W) in channels_last memory.
 
 An op is written ``name`` or ``name:number``:
 
-- ``crop:4`` pads by reflection and cuts back at a random place (He et al. 2015, "Deep residual learning", section 4.2);
-- ``rcrop:224`` cuts a random square of that side; without a number, 7/8 of the stored side;
+- ``crop:4`` pads by reflection and crops at a random position (He et al. 2015, "Deep residual learning", section 4.2);
+- ``rcrop:224`` crops a random square of that side; without a number, 7/8 of the stored side;
 - ``flip`` mirrors half of the images;
 - ``colour:40`` scales brightness, contrast and saturation by up to 40 % each;
 - ``cutout:8`` sets a random square of that side to the mean (DeVries and Taylor 2017);
-- ``trivial`` is TrivialAugment (:mod:`zoo.data._trivial`): one of fourteen ops of random strength for each image;
-- ``v2:NAME`` or ``v2:NAME(key=value)`` is a transform of torchvision.transforms.v2. It draws anew for each image, so it runs
-  image by image: some milliseconds a batch of 128, where the others take a tenth of one.
+- ``trivial`` is TrivialAugment (:mod:`zoo.data._trivial`): one of fourteen ops of random strength per image;
+- ``v2:NAME`` or ``v2:NAME(key=value)`` is a transform of torchvision.transforms.v2. It runs image by image, with its own
+random numbers: milliseconds per batch of 128, ten times as long as the others.
 
-Every op reads its own columns of a sample's uniform draws, so adding an op leaves the draws of the others alone.
+Every op reads its own columns of a sample's uniform draws, so adding an op does not change the draws of the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NUMBER = {"crop": 4, "rcrop": 0, "flip": 0, "colour": 40, "cutout": 8, "trivial
 
 
 def check(ops: Sequence[str]) -> None:
-    """UsageError for an op that is unknown or wrongly written; for use before training starts."""
+    """UsageError for an unknown or malformed op; called before training starts."""
     for text in ops:
         _parse(text)
 
@@ -42,7 +42,7 @@ def check(ops: Sequence[str]) -> None:
 def normalise(
     images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32, size: int | None = None
 ) -> Tensor:
-    """(x / 255 - mean) / std of uint8 (N, H, W, 3), its centre cut to ``size`` if larger; (N, 3, H, W) channels_last."""
+    """(x / 255 - mean) / std of uint8 (N, H, W, 3), centre-cropped to ``size`` if larger; (N, 3, H, W) channels_last."""
     return _scale(_centre(images, size).float(), mean, std, dtype)
 
 
@@ -57,11 +57,11 @@ def augment(
 ) -> Tensor:
     """Apply ``ops``, then normalise; ``draws`` is (N, DRAWS) uniform in [0, 1).
 
-    Geometry, ``trivial`` and ``v2`` come in the order given, then ``colour``, then ``cutout``. Images still larger than ``size`` at the
-    end are cut to their centre.
+    Geometry, ``trivial`` and ``v2`` are applied in the order given, then ``colour``, then ``cutout``. Images that are still
+    larger than ``size`` are centre-cropped.
 
     Raises:
-        UsageError: an op that is unknown, wrongly written, or does not fit the images.
+        UsageError: an op that is unknown, malformed, or does not fit the images.
     """
     parsed = [_parse(text) for text in ops]
     where = _Where(images)
@@ -112,7 +112,7 @@ def _centre(images: Tensor, size: int | None) -> Tensor:
 
 
 class _Where:
-    """Which source row and column each pixel comes from; moves compose these maps, and the pixels are read once."""
+    """Source row and column of each pixel; moves compose these maps, and the pixels are read once."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -201,13 +201,13 @@ def _torchvision(images: Tensor, draws: Tensor, text: str) -> Tensor:
             changed.append(transform(image))
     sides = {tuple(image.shape) for image in changed}
     if len(sides) != 1 or changed[0].dtype != torch.uint8 or changed[0].shape[1] != changed[0].shape[2]:
-        raise UsageError(f"augmentation v2:{text[:40]} does not give square uint8 images of one size; use another transform")
+        raise UsageError(f"augmentation v2:{text[:40]} must return square uint8 images of one size; use another transform")
     return torch.stack(changed).permute(0, 2, 3, 1).contiguous()
 
 
 @cache
 def _transform(text: str) -> Callable[[Tensor], Tensor]:
-    """``RandomRotation(degrees=15)`` as a transform; names and literal keywords only, nothing is evaluated."""
+    """``RandomRotation(degrees=15)`` as a transform; only names and literal keywords, no code is evaluated."""
     from torchvision.transforms import v2
 
     try:
@@ -229,7 +229,7 @@ def mix(
     """Blend each sample with its neighbour in the batch: inputs (N, 3, H, W) and soft targets (N, classes) float32.
 
     Mixup (Zhang et al. 2018) weights the two by Beta(mixup, mixup), cutmix (Yun et al. 2019) pastes a rectangle whose share
-    of the area is Beta(cutmix, cutmix) before it is cut off at the border; with both, half of the samples take each. Every
+    of the area is Beta(cutmix, cutmix) before clipping at the border; with both, each applies to half of the samples. Every
     sample has its own draws.
     """
     if mixup <= 0 and cutmix <= 0:

@@ -1,7 +1,7 @@
-"""Decode image files once, in parallel, and keep their pixels in a cache that is checked when it is used.
+"""Decode image files once, in parallel, and store their pixels in a cache that is checked on use.
 
-A set has two files in ``images/`` of the cache folder, named by the content of its image files and the wanted side:
-``.pixels`` holds the images one after the other, ``.prints`` a line of JSON and a print of 16 bytes for each image.
+A set has two files in ``images/`` of the cache folder, named by the content of its image files and the side: ``.pixels`` has
+the images in order, ``.prints`` a line of JSON and a fingerprint of 16 bytes per image.
 Memory is bounded by the blocks that are decoded at a time, not by the set.
 """
 
@@ -32,18 +32,18 @@ from zoo.files import TEMPORARY, as_disk_error, held, publish, publish_text
 from zoo.spec import ImageArray
 
 FORMAT = 2
-"""Raised whenever the same file would be decoded to other pixels, so that older caches are left alone."""
+"""Version of the cache: increased whenever the same file would be decoded to other pixels."""
 BLOCK = 128
-"""Files a thread works through before it reports, fewer where they would be more than :data:`BLOCK_BYTES` of pixels."""
+"""Files per block of a thread, fewer if they would exceed :data:`BLOCK_BYTES` of pixels."""
 BLOCK_BYTES = 8 << 20
 MOST_HELD = 1 << 30
-"""Bytes of pixels that are held in memory where the cache cannot be written; larger sets are decoded whenever they are used."""
+"""Largest set in bytes that is held in memory if the cache cannot be written; larger sets are decoded on every use."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Prints:
-    """What a ``.prints`` file says: the side of the stored images, the prints (n, 16) uint8, which images are unreadable."""
+    """Content of a ``.prints`` file: side of the stored images, fingerprints (n, 16) uint8, indices of unreadable images."""
 
     stored: int
     prints: np.ndarray
@@ -51,11 +51,11 @@ class _Prints:
 
 
 def load(listing: Listing, side: int, name: str) -> Part:
-    """The images at (side, side) pixels, from the cache; decoded into it first if they aren't there.
+    """The images at (side, side) pixels, from the cache, which is filled first if needed.
 
     The cache is keyed by the content of all files, so a folder that was moved or copied is not decoded again. Images are
-    stored no larger than the files need. Images that cannot be read are left out and named in ``bad``. Where the cache can't
-    be written, the images stay in memory, or are decoded whenever they are used.
+    stored no larger than the files. Images that cannot be read are skipped and listed in ``bad``. If the cache cannot be
+    written, the images are held in memory or decoded on every use.
 
     Raises:
         DataError: none of the images can be read.
@@ -84,7 +84,7 @@ def _part(images: ImageArray, found: _Prints, listing: Listing, name: str) -> Pa
 
 
 def _fault(path: str) -> str:
-    """Why an image cannot be read, for one that could not be when it was cached."""
+    """The error of an image that could not be read when it was cached."""
     try:
         decode(path)
     except DataError as error:
@@ -93,7 +93,7 @@ def _fault(path: str) -> str:
 
 
 def _made(pixels: Path, paths: Sequence[str], side: int, name: str) -> _Prints:
-    """Decode the files into the cache, or wait for another process that does and take its result."""
+    """Decode the files into the cache, or wait for another process that does and use its result."""
     with as_disk_error(pixels):
         pixels.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(pixels.parent)
@@ -118,9 +118,9 @@ def _made(pixels: Path, paths: Sequence[str], side: int, name: str) -> _Prints:
 
 
 def _uncached(paths: Sequence[str], side: int, name: str, why: str) -> tuple[ImageArray, _Prints]:
-    """The images without a cache: in memory, or only their prints where they would fill it."""
+    """The images without a cache: in memory, or only their fingerprints if they would not fit."""
     small = len(paths) * side**2 * 3 <= MOST_HELD
-    print_line(f"data     not cached: {why}{'' if small else '; images are decoded whenever they are used, which is slow'}")
+    print_line(f"data     not cached: {why}{'' if small else '; images are decoded on every use, which is slow'}")
     held_images = np.empty((len(paths) if small else 0, side, side, 3), np.uint8)
     prints: list[bytes] = []
     bad: list[int] = []
@@ -133,7 +133,7 @@ def _uncached(paths: Sequence[str], side: int, name: str, why: str) -> tuple[Ima
 
 
 def _decoded(paths: Sequence[str], side: int, name: str) -> Iterator[tuple[np.ndarray, list[bytes], list[int]]]:
-    """Blocks of images (k, side, side, 3) uint8 in order, their prints and which of the k cannot be read.
+    """Blocks of images (k, side, side, 3) uint8 in order, their fingerprints and which of the k cannot be read.
 
     Several blocks are decoded at a time: Pillow decodes and resizes outside the interpreter lock.
     """
@@ -149,21 +149,19 @@ def _decoded(paths: Sequence[str], side: int, name: str) -> Iterator[tuple[np.nd
         return images, [fingerprint(image) for image in images], faults
 
     print_line(f"data     decoding {len(paths):,} images of {shown(name)} (once)")
-    Image.init()  # the readers are registered here, not by several threads at a time
+    Image.init()  # register the readers before threads start
     block = max(1, min(BLOCK, BLOCK_BYTES // (side**2 * 3)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield from _in_blocks(fill, len(paths), block, "decoded")
+    yield from _in_blocks(fill, len(paths), block, "decoded")
 
 
 def _in_blocks(do: Callable[[range], T], n: int, block: int, done: str) -> Iterator[T]:
-    """``do`` of each block of the numbers below ``n``, in order and in threads; a line every ten seconds says how far they are."""
+    """``do`` of each block of the numbers below ``n``, in threads, results in order; prints progress every ten seconds."""
 
     def results() -> Iterator[T]:
         waiting: deque[Future[T]] = deque()
         for start in range(0, n, block):
             waiting.append(pool.submit(do, range(start, min(start + block, n))))
-            if len(waiting) > 2 * threads:  # what is decoded is written before more is decoded
+            if len(waiting) > 2 * threads:  # limits decoded blocks that wait for being written
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -171,13 +169,15 @@ def _in_blocks(do: Callable[[range], T], n: int, block: int, done: str) -> Itera
     threads = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
     pool = ThreadPoolExecutor(threads)
     try:
-        yield from counted(results(), n, f"data     {done}", block)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns on odd metadata; set here, as the filters are shared by all threads
+            yield from counted(results(), n, f"data     {done}", block)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _stored_side(paths: Sequence[str], side: int) -> int:
-    """The side that the images need: ``side``, or the longest of their shorter sides where all are smaller."""
+    """Side of the stored images: ``side``, or the longest of their shorter sides if all are smaller."""
     largest = 0
     for found in _in_blocks(lambda rows: max(shorter_side(paths[row]) for row in rows), len(paths), BLOCK, "measured"):
         largest = max(largest, found)
@@ -187,7 +187,7 @@ def _stored_side(paths: Sequence[str], side: int) -> int:
 
 
 def _existing(pixels: Path, n: int) -> _Prints | None:
-    """What the prints of a cache say; None if there is no cache or it is damaged, which is said."""
+    """The fingerprints of a cache; None if there is no cache or, with a message, if it is damaged."""
     prints = pixels.with_suffix(".prints")
     try:
         content = prints.read_bytes()
@@ -196,7 +196,7 @@ def _existing(pixels: Path, n: int) -> _Prints | None:
         return None
     found = _unpacked(content)
     if found is None or len(found.prints) != n or size != n * found.stored**2 * 3:
-        print_line(f"data     the image cache is damaged ({pixels}); decoded again")
+        print_line(f"data     the image cache is damaged ({pixels}); decoding again")
         return None
     return found
 
@@ -224,7 +224,7 @@ def _lock(pixels: Path) -> Path:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove what killed processes left half written: the temporary files whose lock nobody holds."""
+    """Remove partial files of killed processes: temporary files that are not locked."""
     for stray in folder.glob(f".*{TEMPORARY}*"):
         owner = folder / stray.name[1:].split(".")[0]
         with contextlib.suppress(OSError, TimeoutError), held(_lock(owner.with_suffix(".pixels")), wait=False):
@@ -232,7 +232,7 @@ def _remove_stale(folder: Path) -> None:
 
 
 def _content(listing: Listing) -> str:
-    """Digest of the files' contents in order; files whose absolute paths and states are known are not read for it again."""
+    """Digest of the files' contents in order; files with a known absolute path and state are not read again."""
     base = "" if all(map(os.path.isabs, listing.paths)) else str(Path.cwd())
     identity = repr((FORMAT, base, listing.paths, listing.states)).encode("utf-8", "surrogateescape")
     state = hashlib.sha256(identity).hexdigest()[:24]
@@ -263,4 +263,4 @@ def _digest(path: str, size: int) -> bytes:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError:
-        return bytes(32)  # decoding names it
+        return bytes(32)  # decoding reports it

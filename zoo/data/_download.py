@@ -1,4 +1,4 @@
-"""Fetch an archive: kept as ``.part`` until its published checksum holds, and gone on with after a break."""
+"""Download an archive: stored as ``.part`` until its published checksum matches, and resumed after an interruption."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from zoo.errors import DataError, UsageError, ZooError
 from zoo.files import as_disk_error
 
 PATIENCE = 20.0
-"""Seconds without an answer after which a download has failed."""
+"""Seconds without data after which a download fails."""
 BLOCK = 1 << 20
 
 
 class _SameSite(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect within the site, by https; elsewhere a stranger could send anything, a local file included."""
+    """Follows redirects within the site over https only; other targets could return anything, including a local file."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         before, after = urlsplit(req.full_url), urlsplit(newurl)
@@ -33,7 +33,7 @@ class _SameSite(urllib.request.HTTPRedirectHandler):
 
 def _elsewhere(url: str, target: str) -> UsageError:
     return UsageError(
-        f"redirected to another site ({url} -> {shown(target)[:80]}); fetch the file yourself and name it with --data-dir"
+        f"redirected to another site ({url} -> {shown(target)[:80]}); download the file yourself and pass it with --data-dir"
     )
 
 
@@ -47,7 +47,8 @@ def fetch(url: str, path: Path, sha256: str) -> None:
     """Download ``url`` to ``path`` unless a file with that checksum is there; an interrupted download leaves ``path.part`` and resumes from it.
 
     Raises:
-        DataError: no answer, cut off, a web page instead of the file, or another checksum. UsageError: a redirect to another
+        DataError: no answer, an incomplete file, a web page instead of the file, or a different checksum. UsageError: a
+            redirect to another
             site or out of https. DiskError: no space.
     """
     if path.is_file() and digest(path) == sha256:
@@ -63,7 +64,7 @@ def fetch(url: str, path: Path, sha256: str) -> None:
             why = shown(str(getattr(error, "reason", "") or error).partition("\n")[0] or type(error).__name__)[:60]
             kept = f", {part.stat().st_size / 1e6:.1f} MB are kept" if part.is_file() else ""
             raise DataError(
-                f"cannot download {url} ({why}{kept}); try again, or save it as {path}, or name the data with --data-dir"
+                f"cannot download {url} ({why}{kept}); try again, or save it as {path}, or pass the data with --data-dir"
             ) from error
         found = digest(part)
         if found != sha256:
@@ -75,7 +76,7 @@ def fetch(url: str, path: Path, sha256: str) -> None:
 
 
 def _continue(url: str, part: Path) -> None:
-    """Add to ``part`` what it lacks; from the start where the server does not give a file's end alone."""
+    """Append the missing bytes to ``part``; restart if the server does not support ranges."""
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     opener = urllib.request.build_opener(_SameSite)
@@ -83,14 +84,14 @@ def _continue(url: str, part: Path) -> None:
         answer = opener.open(request, timeout=PATIENCE)
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-            return  # all of it is there; the checksum decides
-        if 300 <= error.code < 400:  # urllib itself refuses schemes other than the web's
+            return  # complete; the checksum decides
+        if 300 <= error.code < 400:  # urllib rejects other schemes
             raise _elsewhere(url, error.headers.get("Location", "")) from error
         raise
     with answer:
         if answer.headers.get_content_type() == "text/html":
             raise DataError(
-                f"a web page came instead of the file ({url}); check the connection, or save the file as {part.with_suffix('')}"
+                f"received a web page instead of the file ({url}); check the connection, or save the file as {part.with_suffix('')}"
             )
         if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
             have = 0

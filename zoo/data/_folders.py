@@ -1,4 +1,4 @@
-"""Folders of images: where data sets are, and which files of a folder are images of which class."""
+"""Folders of images: location of data sets, and image files per class."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from zoo.data._image import is_image, shown, suffixes
 from zoo.errors import DataError
 
 State = tuple[int, int, int, int]
-"""Size, modification time, change time and inode of a file: what identifies its content without reading it."""
+"""Size, modification time, change time and inode of a file, which identify its content without reading it."""
 
 
 def stored_side(size: int) -> int:
-    """Images are kept at 8/7 of the network's input, 256 for 224, so that training can crop at random."""
+    """Images are stored at 8/7 of the network's input, 256 for 224, so that training can crop at random."""
     return round(size * 8 / 7)
 
 
@@ -44,7 +44,7 @@ def cache_folder() -> Path:
 
 
 def places(folder: Path | None, name: str) -> list[Path]:
-    """Folders where a data set may lie: the user's (or its child of that name), else ``$ZOO_DATA_DIR`` and the cache.
+    """Folders where a data set may be: the user's (or its child of that name), else ``$ZOO_DATA_DIR`` and the cache.
 
     Raises:
         DataError: the user's folder is missing, a file, or empty.
@@ -62,12 +62,12 @@ def download_folder(name: str) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """DataError unless ``folder`` is a folder with something in it that may be read."""
+    """DataError unless ``folder`` is a readable folder that is not empty."""
     full = shown(folder.absolute())
     if not folder.exists():
         raise DataError(f"no data folder ({full}); check --data-dir")
     if not folder.is_dir():
-        raise DataError(f"data folder is a file ({full}); give the folder that holds the images with --data-dir")
+        raise DataError(f"data folder is a file ({full}); pass the folder of images with --data-dir")
     try:
         empty = not any(folder.iterdir())
     except OSError as error:
@@ -77,22 +77,22 @@ def check_folder(folder: Path) -> None:
 
 
 def class_names(folder: Path) -> list[str]:
-    """Names of the class folders, sorted; hidden ones (.git, .ipynb_checkpoints) and __MACOSX are none."""
+    """Names of the class folders, sorted; without hidden ones (.git, .ipynb_checkpoints) and __MACOSX."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether a folder has an image file in it, by the names of its files."""
+    """Whether a folder has an image file, by file names."""
     with os.scandir(folder) as entries:
         return any(entry.name.lower().endswith(suffixes()) for entry in entries)
 
 
 def scan(folder: Path, classes: Sequence[str]) -> tuple[Listing, list[str]]:
-    """Image files of each class, sorted by class and name; notes that count and name files that are none and empty classes.
+    """Image files of each class, sorted by class and name; notes on other files and empty classes.
 
     Raises:
-        DataError: no image at all.
+        DataError: no images.
     """
     paths: list[str] = []
     labels: list[int] = []
@@ -127,7 +127,7 @@ def _images(folder: Path) -> tuple[list[tuple[str, State]], list[str]]:
 
 
 def state_of(file: os.DirEntry[str] | Path) -> State:
-    """The state of an image file; its size is -1 if it is no regular file, which decoding then names."""
+    """The state of an image file; its size is -1 if it is not a regular file, which decoding then reports."""
     try:
         state = file.stat()
     except OSError:
@@ -144,4 +144,4 @@ def _note(folder: Path, other: Sequence[str]) -> list[str]:
         Path(name).name if Path(name).name.startswith((".", "__")) else Path(name).suffix or "no suffix" for name in other
     )
     listed = ", ".join(f"{shown(kind)} {count}" for kind, count in kinds.most_common(4))
-    return [f"{len(other)} entries of {shown(folder)} are no images ({listed}; e.g. {shown(other[0])}): left out"]
+    return [f"{len(other)} entries of {shown(folder)} are not images ({listed}; e.g. {shown(other[0])}): skipped"]

@@ -1,4 +1,4 @@
-"""Read one image file from a stranger: every fault named, nothing large decoded."""
+"""Read an image file from an unknown source: every error is reported, nothing too large is decoded."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from zoo.errors import DataError
 
 MAX_PIXELS = 64_000_000
 MAX_JPEG_PIXELS = 1_000_000_000
-"""Baseline JPEG files up to this size are read too: their decoder scales down as it reads and never holds the whole picture."""
+"""Baseline JPEG files up to this size are read too: their decoder scales down while reading and never holds the full picture."""
 LARGE_PIXELS = 16_000_000
-"""Larger pictures are scaled down by a whole factor while they are decoded, where the caller needs less."""
+"""Larger pictures are scaled down by an integer factor during decoding, if the caller needs less."""
 CANDIDATES = (
     "PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "PCX", "QOI", "SGI",
 )  # fmt: skip
-"""Pillow's readers for pixels alone. Those that run programs (EPS), read other files or have no signature (TGA) stay closed."""
+"""Pillow's readers of plain images. Those that run programs (EPS), read other files or have no signature (TGA) are excluded."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -32,12 +32,12 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each value of the orientation tag (EXIF 2.32, section 4.6.4, tag 0x0112)."""
+"""Transform that undoes each value of the orientation tag (EXIF 2.32, section 4.6.4, tag 0x0112)."""
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """The formats that this Pillow reads of :data:`CANDIDATES`; the content decides, whatever the file is called."""
+    """The formats that this Pillow reads of :data:`CANDIDATES`; the content decides, not the file name."""
     Image.init()
     return tuple(name for name in CANDIDATES if name in Image.OPEN)
 
@@ -52,13 +52,15 @@ def suffixes() -> tuple[str, ...]:
 def is_image(path: str | Path) -> bool:
     """Whether a file is one of :func:`formats` by its header; False if it cannot be read."""
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would block
             return False
         with Path(path).open("rb") as file:
             likely = begins_as_image(file.read(16))
     except (OSError, ValueError):
         return False
-    return likely and shorter_side(path) > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return likely and shorter_side(path) > 0
 
 
 def begins_as_image(prefix: bytes) -> bool:
@@ -74,10 +76,10 @@ def _accepts(check: object, prefix: bytes) -> bool:
 
 
 def shown(path: str | Path) -> str:
-    """A path for a message or a table: as it is, or escaped if it has line breaks, control or undecodable characters."""
+    """A path for a message or a table; escaped if it has line breaks, control or undecodable characters."""
     text = str(path)
     if not text.isprintable():
-        with contextlib.suppress(UnicodeError):  # where the locale is no UTF-8, names that are
+        with contextlib.suppress(UnicodeError):  # UTF-8 names in another locale
             text = os.fsencode(text).decode("utf-8", "surrogateescape")
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
@@ -94,7 +96,7 @@ def read_image(path: str | Path, need: int = 0) -> np.ndarray:
             baseline JPEG over a thousand million).
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's warnings on large and odd files: the first is refused here
+        warnings.simplefilter("ignore")  # Pillow's warnings on large and odd files; large ones are rejected below
         return decode(path, need)
 
 
@@ -116,25 +118,25 @@ def decode(path: str | Path, need: int = 0) -> np.ndarray:
             return _rgb(reduced if turn is None else reduced.transpose(turn), path)
     except DataError:
         raise
-    except Exception as error:  # one boundary around the parser: Pillow raises many types for damaged files
+    except Exception as error:  # Pillow raises many types for damaged files
         raise DataError(_reason(path, state.st_size, error)) from error
 
 
 def shorter_side(path: str | Path) -> int:
     """The shorter side in pixels by the header alone; 0 if that cannot be read."""
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would block
             return 0
         with Image.open(path, formats=formats()) as image:
             return min(image.size)
-    except Exception:  # decoding names the fault
+    except Exception:  # decoding reports the error
         return 0
 
 
 def _opened(path: str | Path) -> Image.Image:
     try:
         return Image.open(path, formats=formats())
-    except Image.DecompressionBombError:  # Pillow's own limit, which does not know that a JPEG can be read scaled down
+    except Image.DecompressionBombError:  # Pillow's own limit ignores that a JPEG can be scaled down while reading
         with Path(path).open("rb") as file:
             if not file.read(3) == b"\xff\xd8\xff":
                 raise
@@ -144,10 +146,10 @@ def _opened(path: str | Path) -> Image.Image:
 
 
 def _scale_while_reading(image: Image.Image, path: str | Path, need: int) -> None:
-    """Let a JPEG's decoder halve, quarter or eighth a large picture; DataError for one that is still too large."""
+    """Let a JPEG's decoder halve, quarter or eighth a large picture; DataError if it is still too large."""
     width, height = image.size
     if image.format in ("JPEG", "MPO") and width * height <= MAX_JPEG_PIXELS:
-        progressive = "progressive" in image.info or "progression" in image.info  # these hold the whole picture
+        progressive = "progressive" in image.info or "progression" in image.info  # these decoders hold the full picture
         factor = 1 if progressive else next((f for f in (1, 2, 4) if width * height / f**2 <= MAX_PIXELS), 8)
         if need and width * height > LARGE_PIXELS:
             factor = max(factor, min(width, height) // (2 * need))
@@ -165,7 +167,7 @@ def _reduced(image: Image.Image, need: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The value of the orientation tag, 1 (upright) where there is none or the metadata is broken: it never refuses an image."""
+    """The value of the orientation tag, 1 (upright) if there is none or the metadata is broken, which is never an error."""
     with contextlib.suppress(Exception):  # each reader raises its own types
         value = image.getexif().get(0x0112)
         return value if isinstance(value, int) else 1
@@ -203,13 +205,13 @@ def _rgb(image: Image.Image, path: str | Path) -> np.ndarray:
 
 
 def _eight_bits(values: np.ndarray, path: str | Path) -> np.ndarray:
-    """Grey values (H, W) as uint8. 16-bit files are divided by 257; 32 bits and floats, which have no fixed white, by range."""
+    """Grey values (H, W) as uint8. 16-bit files are divided by 257; 32 bits and floats, which have no fixed white level, by range."""
     if values.dtype == np.uint16 or values.dtype == np.dtype(">u2"):
         return np.rint(values / 257).astype(np.uint8)  # 65535 / 257 = 255
     wide = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
     top = wide.max(initial=0)
     if values.dtype.kind == "f":
-        scale = 255.0 if top <= 2 else 1.0  # 0 to 1, resampling may have added a little; or else 0 to 255
+        scale = 255.0 if top <= 2 else 1.0  # 0 to 1, with some tolerance for resampling; else 0 to 255
     elif top > 65535:
         raise DataError(f"grey values up to {top:,.0f} ({shown(path)}); save it with 8 or 16 bits")
     else:

@@ -1,4 +1,4 @@
-"""What a person names for ``zoo predict``: files, folders, patterns, standard input; not URLs."""
+"""Arguments of ``zoo predict``: files, folders, patterns, standard input; not URLs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MAX_BYTES = 1 << 30
 
 @contextlib.contextmanager
 def gathered(words: Sequence[str]) -> Iterator[list[tuple[str, Path]]]:
-    """The image files that the words stand for, each with the name to show; those of standard input are removed at the end.
+    """The image files of the arguments, each with its display name; those of standard input are removed at the end.
 
-    A folder stands for the images in it and below, ``*`` for what a shell would have put there, ``-`` for an image on
-    standard input or else for the file names in its lines.
+    A folder means the images in it and in its subfolders, ``*`` is expanded as by a shell, ``-`` is an image on standard
+    input or a list of file names, one per line.
 
     Raises:
-        UsageError: a URL. DataError: nothing but a folder or pattern without images, or an empty standard input.
+        UsageError: a URL. DataError: no images at all, or an empty standard input.
     """
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
         found = [pair for word in words for pair in _found(word, Path(folder), alone=len(words) == 1)]
@@ -33,7 +33,7 @@ def gathered(words: Sequence[str]) -> Iterator[list[tuple[str, Path]]]:
 
 
 def _found(word: str, folder: Path, *, alone: bool) -> list[tuple[str, Path]]:
-    """:func:`_of`; one of several words that stands for nothing is reported with the bad files, and the others are answered."""
+    """:func:`_of`; one of several arguments without images is reported with the bad files, and the others are classified."""
     try:
         return _of(word, folder)
     except DataError:
@@ -63,7 +63,7 @@ def _named(paths: Sequence[Path], nothing: str) -> list[tuple[str, Path]]:
 
 
 def _below(folder: Path) -> list[Path]:
-    """Image files in a folder and its folders, hidden ones left out, sorted."""
+    """Image files in a folder and its subfolders, without hidden ones, sorted."""
     found = []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -75,7 +75,7 @@ def _below(folder: Path) -> list[Path]:
 def _standard_input(path: Path) -> list[tuple[str, Path]]:
     content = sys.stdin.buffer.read(MAX_BYTES)
     if not content.strip():
-        raise DataError("standard input is empty; give it an image, or a file name in each line")
+        raise DataError("standard input is empty; pass an image, or one file name per line")
     if begins_as_image(content[:16]) or b"\0" in content[:4096]:
         path.write_bytes(content)
         return [("-", path)]

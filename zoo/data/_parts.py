@@ -1,4 +1,4 @@
-"""Parts of a data set in memory, and how they become one: splits, digest, and a look for leaks from training to test."""
+"""Combine parts into a data set: splits, digest, and a check for leaks from training to test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zoo.files import publish_text
 from zoo.spec import DataSet, ImageArray, Split
 
 LISTED = 10
-"""Most unreadable images that a message leaves to itself; more are listed in a file."""
+"""Number of unreadable images above which they are listed in a file."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Part:
     files: Sequence[str]
     prints: np.ndarray
     bad: Sequence[str] = ()
-    """What is wrong with the images that were left out, one line each."""
+    """Errors of the skipped images, one line each."""
 
 
 class UnreadableImages(DataError):
@@ -39,11 +39,11 @@ class UnreadableImages(DataError):
     bad: Sequence[str]
     data: DataSet
     carved: bool
-    """Training images are among them, so the validation split carved from the others is another one."""
+    """Whether training images are among them, which changes the validation split."""
 
 
 def unreadable(bad: Sequence[str], n: int, name: str) -> UnreadableImages:
-    """The error that counts the images of the set ``name`` and names the first three; more than ten are listed in a file."""
+    """The error with the number of unreadable images of the set ``name`` and the first three; more than ten are listed in a file."""
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     if len(bad) > LISTED:
         plain = "".join(c if c.isalnum() else "_" for c in name)[:40]
@@ -80,12 +80,12 @@ def assemble(
     seed: int,
     notes: Sequence[str] = (),
 ) -> DataSet:
-    """A data set of training and test parts; validation is carved from training, or a part of its own.
+    """A data set of training and test parts; validation is split from training, or is a separate part.
 
     The digest covers the pixels, targets and class names of all images in file order, so it is the same for every split.
 
     Raises:
-        UnreadableImages: a part lacks some; the set of the others is the error's ``data``.
+        UnreadableImages: a part has unreadable images; the set of the others is the error's ``data``.
     """
     parts = [train, test]
     if isinstance(val, Part):
@@ -109,7 +109,7 @@ def assemble(
 
 
 def _manifest(parts: Sequence[Part]) -> np.ndarray:
-    """(n, 2) uint64: for each sample 8 bytes of blake2b of the end of its path, independent of the folder of the set, and of its content."""
+    """(n, 2) uint64: for each sample 8 bytes of blake2b of the end of its path, independent of the location of the set, and 8 of its content."""
     tails = (_tail(file) for each in parts for file in each.files)
     names = b"".join(hashlib.blake2b(tail.encode("utf-8", "surrogateescape"), digest_size=8).digest() for tail in tails)
     contents = [
@@ -135,5 +135,5 @@ def _leaks(train: Part, test: Part) -> list[str]:
 
 
 def _tail(file: str) -> str:
-    """The end of a path: the file with the two folders that it is in, its split and its class."""
+    """The end of a path: split folder, class folder and file name."""
     return "/".join(file.rsplit("/", 3)[-3:])

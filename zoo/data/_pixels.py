@@ -1,4 +1,4 @@
-"""Arrays of images that are read when they are indexed: a view of some rows, a checked cache file, or the files themselves."""
+"""Arrays of images that are read when they are indexed: a view of rows, a checked cache file, or the image files."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ PRINT_BYTES = 16
 
 
 def square(image: np.ndarray, side: int) -> np.ndarray:
-    """(H, W, 3) resized so that the shorter side is ``side`` (antialiased bilinear), centre cut: (side, side, 3)."""
+    """(H, W, 3) resized so that the shorter side is ``side`` (antialiased bilinear), centre-cropped: (side, side, 3)."""
     height, width = image.shape[:2]
     if (height, width) == (side, side):
         return image
     scale = side / min(height, width)
     size = max(side, round(width * scale)), max(side, round(height * scale))
-    # only the part that stays is resized: a 10,000 x 1 image would else become a million pixels wide
+    # crop before resizing: a 10,000 x 1 image would become a million pixels wide
     left, top = (size[0] - side) / 2 / size[0] * width, (size[1] - side) / 2 / size[1] * height
     box = left, top, left + side / size[0] * width, top + side / size[1] * height
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR, box=box))
@@ -40,9 +40,9 @@ def fingerprint(image: np.ndarray) -> bytes:
 
 
 class Pixels:
-    """(n, side, side, 3) uint8, indexed as a numpy array is along its first axis; ``np.asarray`` reads all of it.
+    """(n, side, side, 3) uint8, indexed along its first axis as a numpy array; ``np.asarray`` reads all images.
 
-    A subclass has ``_read``, which gives the images of an array of row numbers.
+    A subclass defines ``_read``, which returns the images of an array of row numbers.
     """
 
     dtype = np.dtype(np.uint8)
@@ -79,7 +79,7 @@ class View(Pixels):
 
 
 class Decoded(Pixels):
-    """Image files that are decoded each time they are indexed, at ``side`` pixels."""
+    """Image files that are decoded on every access, at ``side`` pixels."""
 
     def __init__(self, paths: Sequence[str], side: int) -> None:
         super().__init__(len(paths), side)
@@ -93,20 +93,20 @@ class Decoded(Pixels):
 
 
 class Cached(Pixels):
-    """Images in a cache file at ``stored`` pixels, given out at ``side``.
+    """Images in a cache file at ``stored`` pixels, returned at ``side``.
 
-    An image is compared with its print when it is first read. One that differs is decoded again from its file in ``paths``
-    and written back.
+    An image is compared with its fingerprint when it is first read. If they differ, it is decoded again from its file in
+    ``paths`` and written back.
 
     Raises:
-        DataError: when indexed; a damaged image's file is gone or holds other pixels.
+        DataError: when indexed; the file of a damaged image is missing or has other pixels.
     """
 
     def __init__(self, path: Path, paths: Sequence[str], prints: np.ndarray, stored: int, side: int) -> None:
         super().__init__(len(prints), side)
         self.path, self.paths, self.prints, self.stored = path, paths, prints, stored
         self.good = np.zeros(len(prints), bool)
-        """Images that were compared with their prints."""
+        """Images that were compared with their fingerprints."""
         self._lock = threading.Lock()
         self._file = path.open("rb", buffering=0)
 
@@ -127,14 +127,14 @@ class Cached(Pixels):
         )
 
     def _fill(self, images: np.ndarray, first: int) -> None:
-        """Read the images from row ``first`` on; what the file lacks stays as it is, and the check finds it."""
+        """Read the images from row ``first`` on; missing rows stay unchanged and fail the check."""
         buffer, start, done = images.reshape(-1).data, first * self.stored**2 * 3, 0
         with contextlib.suppress(OSError):
             while done < len(buffer) and (got := self._read_at(buffer[done:], start + done)):
                 done += got
 
     def _read_at(self, buffer: memoryview, offset: int) -> int:
-        if hasattr(os, "preadv"):  # has no place in the file that forked workers would share
+        if hasattr(os, "preadv"):  # pread has no file position that forked workers would share
             return os.preadv(self._file.fileno(), [buffer], offset)
         with self._lock:
             self._file.seek(offset)
@@ -144,7 +144,7 @@ class Cached(Pixels):
         fresh = np.flatnonzero(~self.good[rows])
         damaged = [at for at in fresh if fingerprint(images[at]) != self.prints[rows[at]].tobytes()]
         if damaged:
-            print_line(f"data     {len(damaged)} images of the cache are damaged ({self.path}); decoded again from their files")
+            print_line(f"data     {len(damaged)} images of the cache are damaged ({self.path}); decoding them again")
         for at in damaged:
             images[at] = self._repaired(int(rows[at]))
         self.good[rows[fresh]] = True
@@ -152,7 +152,7 @@ class Cached(Pixels):
     def _repaired(self, row: int) -> np.ndarray:
         image = square(read_image(self.paths[row], self.stored), self.stored)
         if fingerprint(image) != self.prints[row].tobytes():
-            raise DataError(f"image changed while it was in use ({shown(self.paths[row])}); start the command again")
+            raise DataError(f"image changed during use ({shown(self.paths[row])}); repeat the command")
         with contextlib.suppress(OSError), self.path.open("r+b") as file:
             file.seek(row * self.stored**2 * 3)
             file.write(image.tobytes())

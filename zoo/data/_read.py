@@ -1,4 +1,4 @@
-"""From what a recipe says of its data to the data set: the one place that knows which names stand for which reader."""
+"""Read the data set of a recipe: the only place that maps names to readers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read(
     """The data set ``name`` in ``folder`` at ``size`` pixels.
 
     ``name`` is a registered one, or one with a variant, such as ``torchvision:MNIST``. With ``skip_bad`` images that cannot
-    be read are left out: one line counts them, and ``skipped`` says what is wrong with them.
+    be read are skipped: one line reports their number, and ``skipped`` their errors.
 
     Raises:
         DataError: see the data set's own ``build``; UnreadableImages unless ``skip_bad``. UsageError: no such name.
@@ -32,6 +32,6 @@ def read(
     except UnreadableImages as error:
         if not skip_bad:
             raise
-        print_line(f"warning  {str(error).rpartition(';')[0]}: left out")
+        print_line(f"warning  {str(error).rpartition(';')[0]}: skipped")
         return replace(error.data, skipped=tuple(error.bad))
     return data

@@ -1,8 +1,8 @@
-"""TrivialAugment, wide (Müller and Hutter 2021, table 1 and algorithm 1), over a whole batch: one op of fourteen for each image.
+"""TrivialAugment, wide (Müller and Hutter 2021, table 1 and algorithm 1), over a whole batch: one op of fourteen per image.
 
-The ops and their reach are torchvision's ``TrivialAugmentWide``, but shears go around the centre, and what comes from outside
-the image is grey, as in Cubuk et al. 2019 for images of 32 pixels. Images of the same op are changed together, which is some
-20 times as fast as one by one.
+The ops and their ranges are those of torchvision's ``TrivialAugmentWide``, but shears are relative to the centre, and pixels
+from outside the image are grey, as in Cubuk et al. 2019 for images of 32 pixels. Images with the same op are processed
+together, about 20 times as fast as one by one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 LEVELS = 31
 GREY = 128
-"""What stands where an image was moved away."""
+"""Value of pixels from outside the image."""
 
 
 def trivial(images: Tensor, draws: Tensor) -> Tensor:

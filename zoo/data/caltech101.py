@@ -1,7 +1,7 @@
-"""Caltech-101 (Fei-Fei, Fergus and Perona 2004): ``101_ObjectCategories/`` with the lists train.txt and test.txt beside it.
+"""Caltech-101 (Fei-Fei, Fergus and Perona 2004): ``101_ObjectCategories/`` with the lists train.txt and test.txt next to it.
 
 The lists name 5,784 training images, of which half are the validation set by default, and 2,893 test images; the background
-class is left out. Without lists the same numbers are drawn from the official archive, always the same images.
+class is excluded. Without lists, the same numbers of images are drawn from the official archive with a fixed seed.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ SHA256 = "331234750fc7f77520e50d9565e8b6907b03565e30320da1401130db08c61f91"
 
 
 def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
-    """Read the set, kept an eighth larger than ``size`` for random crops.
+    """Read the set, stored an eighth larger than ``size`` for random crops.
 
     Raises:
-        DataError: missing, damaged, or lists that name an image twice or one that isn't there.
+        DataError: missing, damaged, or lists with a duplicate or missing image.
     """
     place = _place(folder)
     images = place / IMAGES
@@ -43,7 +43,9 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
     else:
         listing, notes = _folders.scan(images, classes)
         listings = [listing.take(where) for where in sampling.carve(listing.targets, TEST_SHARE, 0)]
-        notes.append(f"no train.txt and test.txt: {len(listings[1].targets):,} images, always the same, are the test set")
+        notes.append(
+            f"no train.txt and test.txt: {len(listings[1].targets):,} images, drawn with a fixed seed, are the test set"
+        )
     side = _folders.stored_side(size)
     parts = [_cache.load(each, side, f"caltech101-{split}") for split, each in zip(("train", "test"), listings)]
     return _parts.assemble("caltech101", classes, *parts, mean=MEAN, std=STD, val=val, seed=seed, notes=notes)
@@ -55,7 +57,7 @@ def _place(folder: Path | None) -> Path:
             if (inner / IMAGES).is_dir():
                 return inner
     if folder is not None:
-        raise DataError(f"no Caltech-101 here ({shown(folder.absolute())}, {IMAGES}/ is missing); check --data-dir")
+        raise DataError(f"no Caltech-101 found ({shown(folder.absolute())}, {IMAGES}/ is missing); check --data-dir")
     return _downloaded()
 
 
@@ -66,8 +68,8 @@ def _downloaded() -> Path:
     print_line(f"data     downloading caltech101 to {target}")
     _download.fetch(URL, target / Path(URL).name, SHA256)
     try:
-        Caltech101(str(target.parent), download=True)  # its folder is caltech101; finds the archive there and unpacks it
-    except Exception as error:  # one boundary around archive and disk, whose faults have many types
+        Caltech101(str(target.parent), download=True)  # uses the folder caltech101; finds the archive in it and unpacks it
+    except Exception as error:  # archives and disks raise many types
         why = shown(str(error).partition("\n")[0] or type(error).__name__)[:60]
         raise DataError(
             f"cannot unpack caltech101 ({target / Path(URL).name}, {why}); remove the file and try again"
@@ -105,7 +107,7 @@ def _listed(place: Path, classes: list[str]) -> list[_folders.Listing]:
 
 
 def _file(path: Path) -> Path:
-    """The file itself, or the same picture in another format: the lists say .jpg."""
+    """The file, or the same picture in another format: the lists use .jpg."""
     if not path.is_file():
         return next((other for suffix in suffixes() if (other := path.with_suffix(suffix)).is_file()), path)
     return path

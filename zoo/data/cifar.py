@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009, "Learning multiple layers of features from tiny images").
 
-From the official archive (``cifar-10-batches-py``, checked and if need be downloaded by torchvision) or from class folders
+From the official archive (``cifar-10-batches-py``, verified, and downloaded by torchvision if missing) or from class folders
 ``{train,test}/<class>/*.png``.
 """
 
@@ -41,17 +41,17 @@ SHA256 = {
         "meta": "a5d4786345c961390f865e93b434dbd5c6904ce880667e0cb888c97d449f28b9",
     },
 }
-"""sha256 of the files in them, which are pickles; their MD5 digests, which can be forged, stand in torchvision."""
+"""sha256 of the files in them, which are pickles; torchvision has only their MD5 digests, which can be forged."""
 SIDE = 32
 MAX_BYTES = 4 << 30
-"""Resized images of an archive are held in memory up to this size."""
+"""Largest size in memory of resized images of an archive."""
 
 
 def build(name: str, folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
     """Read, or download, one of the two sets; for a ``size`` other than 32 the images are resized.
 
     Raises:
-        DataError: missing, damaged, or not the set it is named for.
+        DataError: missing, damaged, or a different set.
     """
     spec = SPECS[name]
     for place in _folders.places(folder, name):
@@ -65,7 +65,7 @@ def build(name: str, folder: Path | None, *, size: int, val: float, seed: int) -
     else:
         if folder is not None:
             where = shown(folder.absolute())
-            raise DataError(f"no {name} here ({where}); it needs {STEMS[name]}/, or train/ and test/ with class folders")
+            raise DataError(f"no {name} found ({where}); expected {STEMS[name]}/, or train/ and test/ with class folders")
         classes, parts, notes = _official(name, _downloaded(name), size)
     return _parts.assemble(name, classes, *parts, mean=spec.mean, std=spec.std, val=val, seed=seed, notes=notes)
 
@@ -104,7 +104,7 @@ def _reader(name: str) -> Any:
 
 def _official(name: str, root: Path, size: int) -> tuple[list[str], list[_parts.Part], list[str]]:
     kind, stem = _reader(name), STEMS[name]
-    # The files are pickles: none is opened before all have their known digests.
+    # The files are pickles: none is opened before the digests of all are verified.
     for file, expected in SHA256[name].items():
         path = root / stem / file
         if not path.is_file() or _download.digest(path) != expected:
@@ -127,7 +127,7 @@ def _resized(images: np.ndarray, size: int) -> np.ndarray:
         return images
     if len(images) * size * size * 3 > MAX_BYTES:
         raise UsageError(
-            f"{len(images):,} images at {size} pixels are too many for memory; use class folders, which are cached on disk"
+            f"{len(images):,} images at {size} pixels do not fit into memory; use class folders, which are cached on disk"
         )
     larger = np.empty((len(images), size, size, 3), np.uint8)
     for number, image in enumerate(images):
@@ -142,7 +142,7 @@ def _downloaded(name: str) -> Path:
     _download.fetch(kind.url, target / kind.filename, ARCHIVES[name])
     try:
         kind(str(target), train=True, download=True)  # finds the archive and unpacks it
-    except Exception as error:  # one boundary around archive and disk, whose faults have many types
+    except Exception as error:  # archives and disks raise many types
         why = shown(str(error).partition("\n")[0] or type(error).__name__)[:60]
         raise DataError(f"cannot unpack {name} ({target / kind.filename}, {why}); remove the file and try again") from error
     return target

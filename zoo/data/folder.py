@@ -1,4 +1,4 @@
-"""Any folder of class folders: ``FOLDER/{train,test}/<class>/*.png``, or ``FOLDER/<class>/*.png`` with a test set carved off."""
+"""Any folder of class folders: ``FOLDER/{train,test}/<class>/*.png``, or ``FOLDER/<class>/*.png`` with a test set split off."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ SPLITS = {
 
 
 def build(folder: Path | None, *, size: int, val: float, seed: int, layout: str = "auto") -> DataSet:
-    """Read class folders, kept an eighth larger than ``size`` for random crops.
+    """Read class folders, stored an eighth larger than ``size`` for random crops.
 
     Folders named as splits (:data:`SPLITS`) are splits if they hold class folders, and classes if they hold images;
-    ``layout`` is "splits" or "classes" where that is ambiguous. A validation folder beside a training and a test folder is
-    the validation set. Without a test folder it is the test set; without both, a fifth of each class, always the same.
+    ``layout`` is "splits" or "classes" if that is ambiguous. A validation folder next to a training and a test folder is the validation set. Without a test folder it is the test set; without both, a fixed fifth of each class is.
 
     Raises:
-        DataError: missing, damaged, ambiguous, or with a class in test that training lacks.
+        DataError: missing, damaged, ambiguous, or with a class in test that is missing in training.
     """
     if folder is None:
-        raise UsageError("which folder? name the folder of class folders with --data FOLDER")
+        raise UsageError("no folder given; pass the folder of class folders with --data FOLDER")
     _folders.check_folder(folder)
     name = shown(folder.absolute().name)
     side = _folders.stored_side(size)
@@ -51,13 +50,15 @@ def _listings(folder: Path, layout: str) -> tuple[dict[str, _folders.Listing], l
     if not found:
         listings, classes, more = _carved(folder)
         return listings, classes, notes + more
-    if odd := [f"{place.name}/ is {split}" for split, place in found.items() if place.name != split]:
-        notes.append(f"folders of {shown(folder)}: {', '.join(odd)}")
+    facts = [f"{shown(place.name)}/ is {split}" for split, place in found.items() if place.name != split]
+    facts += [f"{shown(name)}/ is ignored" for name in _folders.class_names(folder) if folder / name not in found.values()]
+    if facts:
+        notes.append(f"folders of {shown(folder)}: {', '.join(facts)}")
     if len(found) == 1:
         listings, classes, more = _carved(found["train"])
         return listings, classes, notes + more
     if "test" not in found:
-        notes.append(f"no test folder: {found['val'].name}/ is the test set, and validation is carved from train/")
+        notes.append(f"no test folder: {found['val'].name}/ is the test set, and validation is split from train/")
         found["test"] = found.pop("val")
     classes = _classes(found["train"])
     listings = {}
@@ -73,15 +74,15 @@ def _listings(folder: Path, layout: str) -> tuple[dict[str, _folders.Listing], l
 
 
 def _inner(folder: Path) -> tuple[Path, list[str]]:
-    """The folder itself, or its only child where that holds folders in turn, as archives unpack to."""
+    """The folder, or its only child if that has subfolders, as after unpacking an archive."""
     names = _folders.class_names(folder)
     if len(names) == 1 and len(inside := _folders.class_names(folder / names[0])) > 1 and _split_of(names[0]) is None:
-        return folder / names[0], [f"{shown(folder)} holds only {shown(names[0])}/: its {len(inside)} folders are taken"]
+        return folder / names[0], [f"{shown(folder)} has only {shown(names[0])}/: using its {len(inside)} folders"]
     return folder, []
 
 
 def _splits(folder: Path, layout: str) -> dict[str, Path]:
-    """The folder of each split, training first; nothing if the folders are classes.
+    """The folder of each split, training first; empty if the folders are classes.
 
     Raises:
         DataError: two folders of one split, or folders of which some look like splits and some like classes.
@@ -119,15 +120,13 @@ def _split_of(name: str) -> str | None:
 
 
 def _mixed(folder: Path, names: Sequence[str], called: dict[str, str]) -> bool:
-    """Whether folders beside the splits hold images, as classes do; others, such as ``scripts``, say nothing."""
+    """Whether folders next to the splits have images, as classes do; others, such as ``scripts``, are not evidence."""
     return any(_folders.holds_images(folder / name) for name in names if name not in called)
 
 
 def _ambiguous(folder: Path, called: dict[str, str], deep: dict[str, bool]) -> DataError:
-    facts = ", ".join(f"{shown(name)}/ holds {'folders' if deep[name] else 'no folders'}" for name in called)
-    return DataError(
-        f"splits or classes? ({shown(folder.absolute())}, {facts}); say which with data.layout=splits or data.layout=classes"
-    )
+    facts = ", ".join(f"{shown(name)}/ has {'folders' if deep[name] else 'no folders'}" for name in called)
+    return DataError(f"splits or classes? ({shown(folder.absolute())}, {facts}); set data.layout=splits or data.layout=classes")
 
 
 def _carved(source: Path) -> tuple[dict[str, _folders.Listing], list[str], list[str]]:
@@ -136,7 +135,7 @@ def _carved(source: Path) -> tuple[dict[str, _folders.Listing], list[str], list[
     kept, held = sampling.carve(listing.targets, TEST_SHARE, 0)
     if not len(held):
         raise DataError(f"too few images for a test set ({shown(source.absolute())}, {len(kept)}); add some")
-    notes.append(f"no test folder: {len(held):,} images, a fifth of each class and always the same, are the test set")
+    notes.append(f"no test folder: {len(held):,} images, a fixed fifth of each class, are the test set")
     return {"train": listing.take(kept), "test": listing.take(held)}, classes, notes
 
 
@@ -159,7 +158,7 @@ SPECS = {
         counts=(0, 0),
         margin=True,
         options=("layout",),
-        source="your folder of class folders",
+        source="a folder of class folders",
         recipe={"data.augment": ["rcrop", "flip"]},
     ),
 }

@@ -33,21 +33,21 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-"""What the column ``split`` may say."""
+"""Values of the column ``split``."""
 NESTED = ("struct", "list", "map", "binary", "large_binary", "fixed_size", "large_list")
-"""Types of Parquet columns that hold no names."""
+"""Types of Parquet columns that cannot hold names."""
 MOST_ROWS = 50_000_000
-"""Rows of a Parquet list: a few bytes of it can stand for any number of equal rows."""
+"""Largest number of rows of a Parquet list: a few bytes can encode any number of equal rows."""
 
 
 def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
-    """Read the list that ``folder`` names and the images in it, kept an eighth larger than ``size`` for random crops.
+    """Read the list at ``folder`` and its images, stored an eighth larger than ``size`` for random crops.
 
     Raises:
         DataError: missing, damaged, without these columns, or an image listed twice. UsageError: Parquet without pyarrow.
     """
     if folder is None:
-        raise UsageError("which list? name it with --data FILE.csv")
+        raise UsageError("no list given; pass it with --data FILE.csv")
     if not folder.is_file():
         raise DataError(f"no data file ({shown(folder.absolute())}); check --data")
     rows = _parquet(folder) if folder.suffix.lower() in (".parquet", ".pq") else _csv(folder)
@@ -75,7 +75,7 @@ def _csv(path: Path) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read the list ({shown(path)}, {shown(str(error))[:60]}); it must be CSV in UTF-8") from error
     if not rows:
-        raise DataError(f"list is empty ({shown(path)}); write path,label in each line")
+        raise DataError(f"list is empty ({shown(path)}); write path,label on each line")
     head = [name.strip().lower() for name in rows[0]]
     if not (set(head) & set(PATHS) and set(head) & set(LABELS)):
         head, rows = ["path", "label", "split"], [[], *rows]
@@ -107,12 +107,12 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_kinds(kinds: dict[str, str], rows: int, path: Path) -> None:
-    """DataError if a column holds something else than text or numbers, such as the images themselves, or nothing is in any."""
+    """DataError if a column has neither text nor numbers, such as images, or the list is empty."""
     if not set(map(str.lower, map(str.strip, kinds))) & {*PATHS, *LABELS}:
         raise _unnamed(path, list(kinds))
     if odd := next((name for name, kind in kinds.items() if kind.startswith(NESTED)), None):
         raise DataError(
-            f"column {shown(odd)} is no text ({shown(path)}, {kinds[odd][:40]}); write the names of the image files into it"
+            f"column {shown(odd)} is not text ({shown(path)}, {kinds[odd][:40]}); it must have the names of the image files"
         )
     if not rows:
         raise DataError(f"list is empty ({shown(path)}); write a path and a label in each row")
@@ -165,22 +165,22 @@ def _split(whole: Listing, splits: Sequence[str], path: Path) -> tuple[dict[str,
     found = {split: whole.take(np.flatnonzero(kinds == split)) for split in ("train", "val", "test") if (kinds == split).any()}
     if "train" not in found:
         if found:
-            raise DataError(f"no training images ({shown(path)}, splits {', '.join(found)}); write split train beside some")
+            raise DataError(f"no training images ({shown(path)}, splits {', '.join(found)}); set split to train in some rows")
         found["train"] = whole
     elif lost := int((kinds == "").sum()):
         raise DataError(
-            f"{lost:,} images have no split ({shown(path)}, image {int(np.argmax(kinds == '')) + 1} first); write one"
+            f"{lost:,} images have no split ({shown(path)}, image {int(np.argmax(kinds == '')) + 1} first); fill in the column"
         )
     if "test" not in found and "val" in found:
         found["test"] = found.pop("val")
-        notes.append("no test images in the list: split val is the test set, and validation is carved from training")
+        notes.append("no test images in the list: split val is the test set, and validation is split from training")
     if "test" not in found:
         train = found["train"]
         kept, held = sampling.carve(train.targets, TEST_SHARE, 0)
         if not len(held):
             raise DataError(f"too few images for a test set ({shown(path)}, {len(kept)}); add some")
         found |= {"train": train.take(kept), "test": train.take(held)}
-        notes.append(f"no split column: {len(held):,} images, a fifth of each class and always the same, are the test set")
+        notes.append(f"no split column: {len(held):,} images, a fixed fifth of each class, are the test set")
     return found, notes
 
 
@@ -193,7 +193,7 @@ SPECS = {
         std=STD,
         counts=(0, 0),
         margin=True,
-        source="your CSV or Parquet file of path and label",
+        source="a CSV or Parquet file with path and label",
         recipe={"data.augment": ["rcrop", "flip"]},
     ),
 }

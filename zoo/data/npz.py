@@ -1,6 +1,6 @@
-"""Arrays in one ``.npz`` file: ``train_images``, ``train_labels``, ``val_...``, ``test_...`` as MedMNIST has them, or ``x`` and ``y``.
+"""Arrays in one ``.npz`` file: ``train_images``, ``train_labels``, ``val_...``, ``test_...`` as in MedMNIST, or ``x`` and ``y``.
 
-Also ``x_train``, ``y_train``, ``x_test``, ``y_test`` as Keras has them. A file without a test set has a fifth carved off.
+Also ``x_train``, ``y_train``, ``x_test``, ``y_test`` as in Keras. Without test arrays, a fifth is split off as the test set.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 TEST_SHARE = 0.2
 MAX_BYTES = 64 << 30
-"""Of all arrays once they are unpacked."""
+"""Largest size of all arrays after unpacking."""
 KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "Y_{}"), ("{}_x", "{}_y"))
-"""How the images and labels of a split may be called."""
+"""Names of the images and labels of a split."""
 WHOLE = (("x", "y"), ("X", "Y"), ("images", "labels"), ("data", "labels"))
-"""How they may be called in a file without splits."""
+"""Their names in a file without splits."""
 
 
 def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
-    """Read the file that ``folder`` names.
+    """Read the file at ``folder``.
 
     Raises:
         DataError: missing, damaged, or without arrays of such names, shapes and ranges.
     """
     if folder is None:
-        raise UsageError("which file? name it with --data FILE.npz")
+        raise UsageError("no file given; pass it with --data FILE.npz")
     arrays = _arrays_of(folder)
     pairs = {split: pair for split in ("train", "val", "test") if (pair := _pair(arrays, KEYS, split))}
     notes = []
@@ -42,7 +42,7 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
         pairs = {"train": pair}
     if "train" not in pairs:
         raise DataError(
-            f"no images and labels ({shown(folder)}, {', '.join(arrays)[:60]}); call the arrays x and y, or train_images ..."
+            f"no images and labels ({shown(folder)}, {', '.join(arrays)[:60]}); name the arrays x and y, or train_images ..."
         )
     read = {split: _read(arrays, pair, split, folder) for split, pair in pairs.items()}
     if any(grey for *_, grey in read.values()):
@@ -50,14 +50,14 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
     classes = _arrays.numbered([targets for _, targets, _ in read.values()])
     if "test" not in read and "val" in read:
         read["test"] = read.pop("val")
-        notes.append("no test arrays: the val arrays are the test set, and validation is carved from training")
+        notes.append("no test arrays: the val arrays are the test set, and validation is split from training")
     if "test" not in read:
         images, targets, grey = read["train"]
         kept, held = sampling.carve(targets, TEST_SHARE, 0)
         if not len(held):
             raise DataError(f"too few images for a test set ({shown(folder)}, {len(targets)}); add some")
         read = {"train": (images[kept], targets[kept], grey), "test": (images[held], targets[held], grey)}
-        notes.append(f"no test arrays: {len(held):,} images, a fifth of each class and always the same, are the test set")
+        notes.append(f"no test arrays: {len(held):,} images, a fixed fifth of each class, are the test set")
     parts = {split: _arrays.as_part(images, targets, size, split) for split, (images, targets, _) in read.items()}
     return _parts.assemble(
         shown(folder.name), classes, parts["train"], parts["test"], mean=MEAN, std=STD, val=parts.get("val", val), seed=seed,
@@ -66,7 +66,7 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
 
 
 def _arrays_of(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of the file; nothing in it is unpickled, and its stated size is looked at before it is unpacked."""
+    """All arrays of the file; nothing is unpickled, and the declared size is checked before unpacking."""
     where = shown(path.absolute())
     if not path.is_file():
         raise DataError(f"no data file ({where}); check --data")
@@ -79,7 +79,7 @@ def _arrays_of(path: Path) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
     except DataError:
         raise
-    except Exception as error:  # one boundary around the parser, which raises many types
+    except Exception as error:  # the parser raises many types
         why = shown(str(error).partition("\n")[0] or type(error).__name__)[:80]
         raise DataError(f"cannot read the arrays ({where}, {why}); it must be an .npz file without objects") from error
 
@@ -109,7 +109,7 @@ SPECS = {
         std=STD,
         counts=(0, 0),
         margin=True,
-        source="your .npz file of arrays",
+        source="an .npz file of arrays",
         recipe={"data.augment": ["rcrop", "flip"]},
     ),
 }

@@ -1,9 +1,9 @@
-"""Generated images, no download: ten classes of five shapes in two textures; colour, place, size and angle at random.
+"""Generated images, no download: ten classes of five shapes in two textures; colour, position, size and angle are random.
 
-Colour says nothing about the class and neither does any single pixel, so a linear model stays near guessing while a small CNN
-learns the classes in a minute. Shape and texture vary independently, so a net can be asked which of the two it goes by.
+Neither colour nor any single pixel depends on the class, so a linear model stays near chance while a small CNN learns the
+classes in a minute. Shape and texture vary independently, so the reliance of a net on either can be measured.
 
-Only operations that IEEE 754 rounds exactly are used (no sines, no sums over axes), so the images have the same bits on every
+Only operations with exact IEEE 754 rounding are used (no sines, no sums over axes), so the images have the same bits on every
 machine and numpy version.
 """
 
@@ -28,7 +28,7 @@ NOISE = 48.0
 
 
 def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
-    """7,000 training images, of which ``val`` become the validation set, and 1,000 test images: always the same pixels."""
+    """7,000 training images, of which a share ``val`` is the validation set, and 1,000 test images, always the same."""
     parts = []
     for stream, (split, n) in enumerate((("train", TRAIN), ("test", TEST))):
         images, targets = make(n, stream, size)
@@ -38,7 +38,7 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
 
 
 def make(n: int, stream: int, side: int = SIDE) -> tuple[np.ndarray, np.ndarray]:
-    """``n`` images (n, side, side, 3) uint8 and targets (n,) int64, ten classes in turn; ``stream`` chooses the pictures."""
+    """``n`` images (n, side, side, 3) uint8 and targets (n,) int64, ten classes in turn; ``stream`` selects the pictures."""
     targets = np.arange(n) % len(CLASSES)
     return paint(targets // len(TEXTURES), targets % len(TEXTURES), stream, side), targets
 
@@ -46,7 +46,7 @@ def make(n: int, stream: int, side: int = SIDE) -> tuple[np.ndarray, np.ndarray]
 def paint(shapes: np.ndarray, textures: np.ndarray, stream: int, side: int = SIDE) -> np.ndarray:
     """Pictures of the given shapes and textures, both (n,) of numbers, as (n, side, side, 3) uint8.
 
-    Picture i has the same colours, place and background whatever shape and texture it shows.
+    Picture i has the same colours, position and background for every shape and texture.
     """
     n = len(shapes)
     draws = sampling.uniforms(SEED, stream, n, DRAWS)
@@ -88,7 +88,7 @@ def _scene(shapes: np.ndarray, textures: np.ndarray, draws: np.ndarray, side: in
 
 
 def _turn(x: np.ndarray, y: np.ndarray, draw: np.ndarray, scale: np.ndarray | np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates turned by any angle and scaled; the angle is that of (1 - t^2, 2 t), with t from the draw."""
+    """Coordinates rotated by any angle and scaled; the angle is that of (1 - t^2, 2 t), with t from the draw."""
     half = np.where(draw < 0.5, np.float32(1), np.float32(-1))
     t = np.float32(4) * draw - (np.float32(2) - half)  # -1 .. 1 in each half of the draws
     length = np.float32(1) + t * t
@@ -97,7 +97,7 @@ def _turn(x: np.ndarray, y: np.ndarray, draw: np.ndarray, scale: np.ndarray | np
 
 
 def _inside(shapes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Which pixels lie in the figure, (n, side, side) bool; ``a`` and ``b`` are its own coordinates, about -1 to 1."""
+    """Pixels inside the figure, (n, side, side) bool; ``a`` and ``b`` are its local coordinates, about -1 to 1."""
     radius2, wide, narrow = a * a + b * b, np.maximum(np.abs(a), np.abs(b)), np.minimum(np.abs(a), np.abs(b))
     triangle = (b > -0.6) & (np.abs(a) * np.float32(1.732) + b < 1.1)
     figures = [radius2 < 0.81, wide < 0.8, triangle, (wide < 1) & (narrow < 0.36), (radius2 < 1) & (radius2 > 0.25)]
@@ -105,7 +105,7 @@ def _inside(shapes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _inked(textures: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Which pixels the texture inks, (n, side, side) bool, half of them; one period is 1 in both coordinates."""
+    """Pixels that the texture inks, (n, side, side) bool, half of all; one period is 1 in both coordinates."""
     a, b = a - np.floor(a) - np.float32(0.5), b - np.floor(b) - np.float32(0.5)
     return np.where(textures[:, None, None] == 0, np.abs(a) < 0.25, a * a + b * b < 0.16)
 

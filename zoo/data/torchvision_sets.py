@@ -1,4 +1,4 @@
-"""Any data set of torchvision that needs no code of ours: ``torchvision:MNIST``, downloaded and read by torchvision."""
+"""Any data set of torchvision as ``torchvision:MNIST``, downloaded and read by torchvision."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 TEST_SHARE = 0.2
 MAX_BYTES = 8 << 30
-"""Pixels that are held in memory."""
+"""Largest number of pixels in memory."""
 MORE = {"EMNIST": {"split": "balanced"}}
-"""Arguments that a set cannot be read without."""
+"""Required arguments of a set."""
 
 
 def build(folder: Path | None, *, size: int, val: float, seed: int, variant: str) -> DataSet:
     """Read the class ``variant`` of torchvision.datasets from ``folder``, or download it to the cache.
 
     Raises:
-        UsageError: no such class, or one that needs more than a folder and a split. DataError: it cannot be had or read.
+        UsageError: no such class, or one that needs more than a folder and a split. DataError: it cannot be downloaded or read.
     """
     kind = _kind(variant)
     root = folder or _folders.download_folder(f"torchvision-{variant}")
@@ -45,7 +45,7 @@ def build(folder: Path | None, *, size: int, val: float, seed: int, variant: str
         images, targets = parts["train"]
         kept, held = sampling.carve(targets, TEST_SHARE, 0)
         parts = {"train": (images[kept], targets[kept]), "test": (images[held], targets[held])}
-        notes.append(f"no test split: {len(held):,} images, a fifth of each class and always the same, are the test set")
+        notes.append(f"no test split: {len(held):,} images, a fixed fifth of each class, are the test set")
     classes = _classes(sets["train"], [targets for _, targets in parts.values()])
     made = [_arrays.as_part(*parts[split], size, split) for split in ("train", "test")]
     return _parts.assemble(variant, classes, *made, mean=MEAN, std=STD, val=val, seed=seed, notes=notes)
@@ -72,7 +72,7 @@ def _kind(variant: str) -> Any:
 
 
 def _opened(kind: Any, variant: str, root: Path, split: str) -> Any:
-    """The split as torchvision opens it; None where it has only one."""
+    """The split as opened by torchvision; None if the set has only one."""
     accepted = inspect.signature(kind.__init__).parameters
     chosen: dict[str, Any] = dict(MORE.get(variant, {}))
     if "train" in accepted:
@@ -94,10 +94,10 @@ def _opened(kind: Any, variant: str, root: Path, split: str) -> Any:
                 raise
             print_line(f"data     downloading {variant} to {shown(root)}")
             return kind(str(root), **chosen, **downloads)
-    except Exception as error:  # one boundary around torchvision, archives and the network
+    except Exception as error:  # torchvision, archives and the network raise many types
         why = shown(str(error).partition("\n")[0] or type(error).__name__)[:80]
         raise DataError(
-            f"cannot read torchvision:{variant} ({shown(root)}, {why}); download it there yourself, or try again"
+            f"cannot read torchvision:{variant} ({shown(root)}, {why}); download it there manually, or try again"
         ) from error
 
 
@@ -109,15 +109,15 @@ def _read(opened: Any, side: int, name: str) -> tuple[np.ndarray, np.ndarray, bo
         return images, _arrays.labels(np.asarray(targets), len(images), name), grey
     n = len(opened)
     if n * side**2 * 3 > MAX_BYTES:
-        raise DataError(f"{n:,} images at {side} pixels are too many for memory ({name}); write a CSV list of its files")
+        raise DataError(f"{n:,} images at {side} pixels do not fit into memory ({name}); write a CSV list of its files")
     images, found, grey = np.empty((n, side, side, 3), np.uint8), np.empty(n, np.int64), True
     for at in counted(range(n), n, "data     decoded"):
         try:
             image, target = opened[at]
             found[at] = int(target)
-        except Exception as error:  # torchvision's reader, or a target that is no class
+        except Exception as error:  # torchvision's reader, or a target that is not a class
             raise DataError(
-                f"image {at} of {name} is no image with a class ({shown(str(error))[:60]}); write a CSV list"
+                f"image {at} of {name} is not an image with a class ({shown(str(error))[:60]}); write a CSV list"
             ) from error
         grey &= image.mode in ("L", "1", "I;16")
         images[at] = square(np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image), side)

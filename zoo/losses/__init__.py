@@ -1,4 +1,4 @@
-"""Losses: one file a loss, each ending in ``SPECS``."""
+"""Losses: one file per loss, each ending in ``SPECS``."""
 
 from zoo.losses.focal_loss import FocalLoss
 

@@ -42,7 +42,9 @@ SPECS = {
         build=CrossEntropy,
         reference=reference,
         paper="Szegedy et al. 2016, arXiv:1512.00567",
-        options={"label_smoothing": Option("float", 0.0, "share of the target spread over all classes", ge=0, lt=1)},
+        options={
+            "label_smoothing": Option("float", 0.0, "share of the target distribution spread over all classes", ge=0, lt=1)
+        },
         soft=True,
         weighted_mean=True,
     ),

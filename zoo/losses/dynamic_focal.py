@@ -12,11 +12,11 @@ from zoo.spec import LossSpec, Option
 class DynamicFocal(nn.Module):
     """l = -s w_y (1 - p_t)^gamma log p_t; s = 1 / E[(1 - p_t)^gamma], from the last epoch, every ``rescale_every`` epochs.
 
-    Without s the focal loss, and so its gradient, shrinks as the model learns. E is the mean over the rows of the epoch that
-    ends, each at the step that saw it, from the pass that makes the loss. ``max_scale`` caps s, 0 leaves it free.
+    Without s the focal loss, and so its gradient, shrinks as the model learns. E is the mean over the rows of the ended
+    epoch, each from the pass that computed its loss. ``max_scale`` caps s; 0: no cap.
 
     A target of shares q, from mixup or cutmix, gives the focal loss of a distribution (see :func:`zoo.ops.focal_loss`), and E the
-    mean of sum_c q_c (1 - p_c)^gamma: what scales the loss of a blend is the blend of what scales its labels' losses.
+    mean of sum_c q_c (1 - p_c)^gamma: the factor of a blend is the blend of the factors of its labels.
     """
 
     weight: Tensor | None
@@ -47,7 +47,7 @@ class DynamicFocal(nn.Module):
         return stats
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """Rescale where it is due (``epoch`` counts from 0); the mean factor of this epoch and the scale from here on."""
+        """Rescale if due (``epoch`` counts from 0); returns the mean factor of this epoch and the scale from now on."""
         mean = float(self.total / self.rows.clamp(min=1))
         if (epoch + 1) % self.every == 0 and mean > 0:
             scale = 1 / mean
@@ -92,9 +92,9 @@ SPECS = {
         paper="reported experiment; focal loss: Lin et al. 2017, arXiv:1708.02002",
         options={
             "focal_gamma": Option("float", 2.0, "exponent of the modulating factor (1 - p_t)", ge=0, le=100),
-            "label_smoothing": Option("float", 0.0, "share of the target spread over all classes", ge=0, lt=1),
+            "label_smoothing": Option("float", 0.0, "share of the target distribution spread over all classes", ge=0, lt=1),
             "rescale_every": Option("int", 5, "epochs between two updates of the scale", ge=1, le=1_000_000),
-            "max_scale": Option("float", 0.0, "largest scale, 0 for no limit", ge=0, le=1e6),
+            "max_scale": Option("float", 0.0, "largest scale; 0: no limit", ge=0, le=1e6),
         },
         soft=True,
         fused=True,

@@ -17,8 +17,8 @@ class FocalLoss(nn.Module):
 
     ``weight`` (C,) is a tensor, an array or a list of numbers, e.g. :func:`zoo.effective_weights` of the class counts.
 
-    With shares q of the classes for a target, as mixup and cutmix make them, l = -sum_c w_c q_c (1 - p_c)^gamma log p_c (Mukhoti
-    et al. 2020): it is linear in q, so that a blend of two samples has the blend of the losses that each label would have
+    With a target of class shares q, as in mixup and cutmix, l = -sum_c w_c q_c (1 - p_c)^gamma log p_c (Mukhoti
+    et al. 2020): it is linear in q, so that the loss of a blend of two samples is the blend of the losses of its labels
     (Zhang et al. 2018, the loss of mixup).
 
     Example:
@@ -71,7 +71,7 @@ def build(weight: Tensor | None = None, focal_gamma: float = 2.0, label_smoothin
 def reference(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, focal_gamma: float = 2.0, label_smoothing: float = 0.0
 ) -> Tensor:
-    """The mean over rows by autograd, from logits (N, C) that are not extreme (Lin et al. 2017; Mukhoti et al. 2020)."""
+    """The mean over rows by autograd, from moderate logits (N, C) (Lin et al. 2017; Mukhoti et al. 2020)."""
     classes = logits.shape[1]
     log_p = logits.log_softmax(1)
     smoothed = (1 - label_smoothing) * nn.functional.one_hot(target, classes) + label_smoothing / classes  # (N, C)
@@ -86,7 +86,7 @@ SPECS = {
         paper="Lin et al. 2017, arXiv:1708.02002; class-balanced: Cui et al. 2019, arXiv:1901.05555",
         options={
             "focal_gamma": Option("float", 2.0, "exponent of the modulating factor (1 - p_t)", ge=0, le=100),
-            "label_smoothing": Option("float", 0.0, "share of the target spread over all classes", ge=0, lt=1),
+            "label_smoothing": Option("float", 0.0, "share of the target distribution spread over all classes", ge=0, lt=1),
         },
         soft=True,
         fused=True,

@@ -1,4 +1,4 @@
-"""Cross entropy and focal loss together: a fixed share of each, or the one after the other (reported experiments, no paper)."""
+"""Cross entropy and focal loss together: a fixed share of each, or one after the other (reported experiments, no paper)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from zoo.spec import LossSpec, Option
 
 
 class Hybrid(nn.Module):
-    """alpha CE + (1 - alpha) focal over logits (N, C): both as the losses of those names are, reduction included.
+    """alpha CE + (1 - alpha) focal over logits (N, C): both with the reduction of the losses of these names.
 
-    With ``switch_epoch`` alpha is 1 until that many epochs are done. A target may be shares (N, C), from mixup or cutmix: both
+    With ``switch_epoch``, alpha is 1 for that number of epochs. A target may be shares (N, C), from mixup or cutmix: both
     parts are linear in the shares, and so is their sum.
     """
 
@@ -79,7 +79,7 @@ SPECS = {
         paper=PAPER,
         options={
             "focal_gamma": GAMMA,
-            "alpha": Option("float", 0.5, "share of cross entropy, the rest is the focal loss", ge=0, le=1),
+            "alpha": Option("float", 0.5, "weight of cross entropy; the focal loss has 1 - alpha", ge=0, le=1),
         },
         soft=True,
         fused=True,

@@ -15,12 +15,12 @@ from zoo.spec import LossSpec, Option
 class Ldam(nn.Module):
     """Cross entropy after s m_y is taken from the label's logit, m_c = max_margin (n_min / n_c)^(1/4), n = ``counts`` (C,).
 
-    The paper writes CE(s (cos - m)) with s = 30 and a head that gives cosines. Here the logits (N, C) are s cos already, as
-    the ``_cosine`` models give them, so that their softmax stays the model's probability.
+    The paper writes CE(s (cos - m)) with s = 30 and a head that returns cosines. Here the logits (N, C) are already s cos, as
+    returned by the ``_cosine`` models, so that their softmax is the model's probability.
 
     A target of shares q (N, C), from mixup or cutmix, gives sum_c q_c l_c, l_c being the loss of label c with its own margin: the
-    blend of the labels' losses (Zhang et al. 2018). One softmax less sum_c q_c m_c would not be it: a margin belongs to the
-    question whether that class is told from the rest. Weights then divide by sum_c q_c w_c, which is w_y for one label.
+    blend of the labels' losses (Zhang et al. 2018). A single softmax minus sum_c q_c m_c would differ: each margin separates
+    one class from the rest. Weights then divide by sum_c q_c w_c, which is w_y for one label.
     """
 
     weight: Tensor | None
@@ -32,7 +32,7 @@ class Ldam(nn.Module):
         super().__init__()
         self.register_buffer("weight", weight)
         number = torch.tensor(counts, dtype=torch.float64)
-        least = number[number > 0].min()  # a class without samples is no label: its margin does not matter
+        least = number[number > 0].min()  # a class without samples is never a label: its margin does not matter
         self.register_buffer("margin", margin_scale * max_margin * (least / number.clamp(min=least)) ** 0.25, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -78,8 +78,8 @@ SPECS = {
         reference=reference,
         paper="Cao et al. 2019, arXiv:1906.07413",
         options={
-            "max_margin": Option("float", 0.5, "margin of the rarest class, as a cosine", ge=0, le=100),
-            "margin_scale": Option("float", 30.0, "factor on the margins, the scale of the logits", gt=0, le=1e4),
+            "max_margin": Option("float", 0.5, "margin of the rarest class, in units of the cosine", ge=0, le=100),
+            "margin_scale": Option("float", 30.0, "scale of the logits and margins", gt=0, le=1e4),
         },
         counts=True,
         soft=True,

@@ -1,6 +1,7 @@
-"""Logit-adjusted cross entropy: tau log pi_c is added to each logit while training (Menon et al. 2021, eq. 10).
+"""Logit-adjusted cross entropy: tau log pi_c is added to each logit in training (Menon et al. 2021, eq. 10).
 
-Balanced softmax, which weighs each class of the softmax by its samples (Ren et al. 2020, eq. 3 and 4), is the same with tau = 1.
+Balanced softmax, which weights each class of the softmax by its samples (Ren et al. 2020, eq. 3 and 4), is the same with tau
+= 1.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from zoo.spec import LossSpec, Option
 
 
 class LogitAdjustment(nn.Module):
-    """CE(z + tau log pi, y), pi the shares of ``counts`` (C,), the training samples; logits (N, C), target (N,) or shares (N, C).
+    """CE(z + tau log pi, y), where pi are the shares of ``counts`` (C,), the training samples per class; logits (N, C), target (N,) or shares (N, C).
 
-    The model's own logits, without the addition, are what is evaluated: they rank classes as a balanced training set would.
+    Evaluation uses the model's logits without this term: they rank classes as if the training set were balanced.
     """
 
     weight: Tensor | None
@@ -74,7 +75,7 @@ SPECS = {
         build=LogitAdjustment,
         reference=reference,
         paper="Menon et al. 2021, arXiv:2007.07314",
-        options={"tau": Option("float", 1.0, "strength of the adjustment", ge=0, le=100)},
+        options={"tau": Option("float", 1.0, "factor on the log class frequencies", ge=0, le=100)},
         counts=True,
         soft=True,
         weighted_mean=True,

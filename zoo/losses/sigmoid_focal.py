@@ -1,4 +1,4 @@
-"""Sigmoid focal loss: every class its own two-way question (Lin et al. 2017, eq. 4; class-balanced: Cui et al. 2019, section 4.2)."""
+"""Sigmoid focal loss: one binary classification per class (Lin et al. 2017, eq. 4; class-balanced: Cui et al. 2019, section 4.2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zoo.spec import LossSpec, Option
 
 
 class SigmoidFocal(nn.Module):
-    """l = -w_y sum_c (1 - p_c)^gamma log p_c, meaned over rows; p_c = sigmoid(z_c) for the label, sigmoid(-z_c) for the rest."""
+    """l = -w_y sum_c (1 - p_c)^gamma log p_c, averaged over rows; p_c = sigmoid(z_c) for the label, sigmoid(-z_c) for the rest."""
 
     weight: Tensor | None
 
@@ -23,7 +23,7 @@ class SigmoidFocal(nn.Module):
         hot = F.one_hot(target, logits.shape[1]).bool()
         wide = logits if logits.dtype == torch.float64 else logits.float()
         signed = torch.where(hot, wide, -wide)  # (N, C)
-        # (1 - p)^gamma as exp(gamma log(1 - p)): its slope stays finite for gamma < 1 where p rounds to 1
+        # (1 - p)^gamma as exp(gamma log(1 - p)): its slope is finite for gamma < 1 where p rounds to 1
         terms = -(self.gamma * F.logsigmoid(-signed)).exp() * F.logsigmoid(signed)
         rows = terms.sum(1)
         return (rows if self.weight is None else rows * self.weight[target]).mean()
@@ -35,7 +35,7 @@ def build(weight: Tensor | None = None, focal_gamma: float = 2.0) -> SigmoidFoca
 
 
 def reference(logits: Tensor, target: Tensor, weight: Tensor | None = None, focal_gamma: float = 2.0) -> Tensor:
-    """The formula as it is printed, for logits that are not extreme."""
+    """The formula as in the paper, for moderate logits."""
     p = logits.sigmoid()
     hot = F.one_hot(target, logits.shape[1])
     p_t = p * hot + (1 - p) * (1 - hot)

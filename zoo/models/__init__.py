@@ -1,1 +1,1 @@
-"""Models, one file a family; see :mod:`zoo.registry`."""
+"""Models, one file per family; see :mod:`zoo.registry`."""

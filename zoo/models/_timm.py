@@ -14,7 +14,7 @@ from zoo.spec import Download
 
 
 def download(full: str) -> Download:
-    """Where timm's weights ``architecture.tag`` come from: the Hugging Face hub if they are there, else their own address."""
+    """Source of timm's weights ``architecture.tag``: the Hugging Face hub if available, else their own address."""
     config: Any = timm.get_pretrained_cfg(full)
     if config.hf_hub_id:
         hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -24,7 +24,7 @@ def download(full: str) -> Download:
 
 
 def _reader(full: str) -> Callable[[Path], dict[str, Tensor]]:
-    """timm reads the file, since some of its files need their names changed first."""
+    """timm reads the file, since some of its files need their names converted."""
 
     def read(path: Path) -> dict[str, Tensor]:
         model = timm.create_model(full, pretrained=True, pretrained_cfg_overlay={"file": str(path)})

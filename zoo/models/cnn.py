@@ -12,7 +12,7 @@ from zoo.spec import ModelSpec
 
 
 class Cnn(nn.Module):
-    """``features`` then ``classifier`` on the flattened maps: (N, 3, 32, 32) to (N, classes)."""
+    """``features``, then ``classifier`` on the flattened maps: (N, 3, 32, 32) to (N, classes)."""
 
     def __init__(self, features: nn.Sequential, classifier: nn.Module) -> None:
         super().__init__()

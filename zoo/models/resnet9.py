@@ -1,4 +1,4 @@
-"""A nine-layer residual network that trains in few epochs, in the manner of Page's DAWNBench entry ("How to train your ResNet", 2018).
+"""A nine-layer residual network that trains in few epochs, after Page's DAWNBench entry ("How to train your ResNet", 2018).
 
 Eight 3x3 convolutions and one linear layer: widths 64, 128, 256, 512, a residual pair after the second and the fourth.
 """
@@ -23,7 +23,7 @@ class Residual(nn.Module):
 
 
 class CalmLinear(nn.Linear):
-    """An eighth of a linear layer's output, (N, inputs) to (N, classes): the small scale lets a high learning rate start calmly."""
+    """A linear layer scaled by 1/8, (N, inputs) to (N, classes): the small scale permits a high initial learning rate."""
 
     def forward(self, features: Tensor) -> Tensor:
         return super().forward(features) * 0.125

@@ -1,7 +1,7 @@
 """ResNets for 32x32 images: He et al. 2015, "Deep residual learning for image recognition", section 4.2.
 
 Three stages of n blocks with 16, 32, 64 channels (depth 6n + 2); shortcuts of option A have no parameters: every second pixel,
-missing channels filled with zeros. Parameter names are those of the common public implementations (conv1, bn1,
+missing channels filled with zeros. Parameter names follow the common public implementations (conv1, bn1,
 layer1.0.conv1, ..., linear), so their state dicts load.
 """
 
@@ -81,7 +81,7 @@ def resnet(depth: int, classes: int = 10) -> ResNet:
 
 
 def resnet_cosine(depth: int, classes: int = 10) -> ResNet:
-    """The same with a head that gives scaled cosines."""
+    """The same with a head that returns scaled cosines."""
     return ResNet((depth - 2) // 6, classes, CosineLinear)
 
 

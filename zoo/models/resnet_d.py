@@ -1,8 +1,8 @@
-"""A small residual network with a deep stem for photographs of middle size: He et al. 2019, "Bag of tricks", section 4.2 (ResNet-D).
+"""A small residual network with a deep stem for photographs of medium size: He et al. 2019, "Bag of tricks", section 4.2 (ResNet-D).
 
 The stem's 7x7 convolution is three 3x3 ones, and a shortcut that halves the map averages before its 1x1 convolution instead of
-skipping pixels. Basic blocks (He et al. 2015), one a stage with 64, 128, 256, 512 channels: 10 layers deep. The second
-convolution of the stem takes the stride of the usual max pooling, so that a CPU spends little time on the large maps.
+skipping pixels. Basic blocks (He et al. 2015), one per stage with 64, 128, 256, 512 channels: 10 layers deep. The second
+convolution of the stem has the stride of the usual max pooling, to save time on large maps.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
 
 
 def resnet10d(classes: int = 101) -> ResNetD:
-    """One block a stage."""
+    """One block per stage."""
     return ResNetD((1, 1, 1, 1), classes)
 
 

@@ -1,4 +1,4 @@
-"""Any network of timm as ``timm/<name>``: built, described and downloaded by what timm itself says of it."""
+"""Any network of timm as ``timm/<name>``: built, described and downloaded with timm's own metadata."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def timm_spec(name: str) -> ModelSpec:
     heads = config.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     if not heads or model.num_classes == 0:
-        raise UsageError(f"timm/{short} has no classifier to fit to the data; choose another model")
+        raise UsageError(f"timm/{short} has no classifier to adapt to the data; choose another model")
     return ModelSpec(
         build=partial(build_timm, short),
         input=tuple(config["input_size"]),
@@ -73,7 +73,7 @@ def _stages(model: Any, heads: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
 
 
 def _layers(model: Any, heads: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """The same by timm's fine groups; what shares the classifier's, a last norm say, has its rate and is left out."""
+    """The same by timm's fine groups; parameters in the classifier's group, e.g. a last norm, have its rate and are omitted."""
     return tuple(
         _owners(model, names) for names in _groups(model, coarse=False) if not any(_classifies(name, heads) for name in names)
     )
@@ -91,5 +91,5 @@ def _classifies(name: str, heads: tuple[str, ...]) -> bool:
 
 
 def _owners(model: Any, names: list[str]) -> tuple[str, ...]:
-    """The modules that hold these parameters, or the parameter where that is the whole model."""
+    """The modules that hold these parameters, or the parameter if it belongs to the whole model."""
     return tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in names))

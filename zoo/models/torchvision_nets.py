@@ -11,7 +11,7 @@ from zoo.spec import Download, ModelSpec
 
 def alexnet(classes: int = 101) -> nn.Module:
     """torchvision's AlexNet, freshly initialised: (N, 3, 224, 224) to (N, classes)."""
-    from torchvision import models  # seconds to import: a missing weights file is reported before
+    from torchvision import models  # takes seconds to import; a missing weights file is reported first
 
     return models.alexnet(weights=None, num_classes=classes)
 

@@ -14,7 +14,7 @@ from zoo.spec import ModelSpec
 
 
 class Block(nn.Module):
-    """BN-ReLU-conv twice plus a shortcut, a 1x1 convolution of the activated input where the shape changes."""
+    """BN-ReLU-conv twice plus a shortcut, a 1x1 convolution of the activated input if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
 
 
 def wide_resnet(depth: int, width: int, classes: int = 10) -> WideResNet:
-    """The net of ``depth`` = 6n + 4 layers, ``width`` times as wide as the plain one."""
+    """The net of ``depth`` = 6n + 4 layers, ``width`` times as wide as the basic one."""
     return WideResNet(depth, width, classes)
 
 

@@ -1,4 +1,4 @@
-"""Pictures, README and HTML page of a run folder, and the comparison of several (files in, files out; nothing is trained)."""
+"""Pictures, README and HTML page of a run folder, and the comparison of several; reads and writes files only."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ ENVIRONMENT = (
     "kernel",
 )
 OPTIMISTIC = (
-    "The epoch was chosen on the test images themselves (select_on = test): the accuracy above is too good, and does not compare "
-    "with that of a run chosen on validation."
+    "The epoch was selected on the test images (select_on = test): the accuracy above is optimistic and cannot be compared "
+    "with that of a run selected on validation images."
 )
 WEAKEST = 20
-"""Most classes that a README lists; the others are in per_class.csv and in report.html."""
+"""Largest number of classes in a README; all are in per_class.csv and report.html."""
 
 
 def figures(run_dir: Path) -> list[Path]:
-    """Draw curves.png (and .svg), confusion.png and per_class.png; only the curves while a run is unfinished.
+    """Draw curves.png (and .svg), confusion.png and per_class.png; only the curves of an unfinished run.
 
     Raises:
-        FileError: no run folder, or a file of it is damaged. DataError: no epoch is finished yet.
+        FileError: not a run folder, or a damaged file. DataError: no epoch is finished yet.
     """
     run = read(run_dir)
     drawn = _draw.curves(run)
@@ -87,7 +87,7 @@ def summary(run_dir: Path) -> Path:
 
 
 def page(run_dir: Path) -> Path:
-    """Write report.html, one file with everything in it; errors as :func:`figures`."""
+    """Write report.html, a self-contained file; errors as :func:`figures`."""
     run = read(run_dir)
     recipe = (run.path / "recipe.toml").read_text(encoding="utf-8")
     blocks = [*_story(run, len(run.classes)), Heading("Recipe"), Code(recipe)]
@@ -96,24 +96,23 @@ def page(run_dir: Path) -> Path:
 
 
 class Comparison(NamedTuple):
-    """The page, and the tables it begins with: of the ``runs``, of the ``methods`` over their seeds, of the ``pairs`` tested."""
+    """The page, and its first tables: the ``runs``, the ``methods`` over their seeds, the tested ``pairs``."""
 
     page: Path
     tables: dict[str, list[Table]]
 
 
 def compare(run_dirs: Sequence[Path], out: Path) -> Comparison:
-    """Write one HTML page that sets runs side by side, its two pictures also as PNG files beside it.
+    """Write one HTML page that compares runs; its two pictures are also written as PNG files next to it.
 
-    Two models are compared by McNemar's exact test on the same test images, corrected after Holm (1979) where there are
-    more than two runs.
+    Two models are compared by McNemar's exact test on the same test images, corrected after Holm (1979) for more than two runs.
 
     Raises:
         UsageError: fewer than two different runs. FileError, DataError: as :func:`figures`.
     """
     folders = list({Path(path).resolve(): Path(path) for path in run_dirs}.values())
     if len(folders) < 2:
-        raise UsageError(f"a comparison needs two runs (got {len(folders)}); name another, e.g. zoo report RUN1 RUN2")
+        raise UsageError(f"a comparison needs two runs (got {len(folders)}); add another, e.g. zoo report RUN1 RUN2")
     runs, out = [read(path) for path in folders], Path(out)
     said = _compare.numbers(runs)
     title, blocks = _compare.story(runs, chain(*said.values()), out)
@@ -150,7 +149,7 @@ def _what(run: Folder) -> str:
     recipe, env, counts = run.recipe, run.env, run.counts
     images = f"{env['data_train']:,} training images" if env.get("data_train") else "training images"
     if counts and min(counts) != max(counts):
-        images += f", {max(counts):,} to {min(counts):,} a class"
+        images += f", {max(counts):,} to {min(counts):,} per class"
     started = f", started from weights {recipe.weights!r}" if recipe.weights != "none" else ""
     gamma = f" (focal gamma {recipe.loss.options['focal_gamma']:g})" if "focal_gamma" in recipe.loss.options else ""
     return (
@@ -165,19 +164,19 @@ def _outcome(run: Folder) -> str:
     if not test:
         return f"Not finished: {len(run.split('train'))} of {run.recipe.epochs} epochs."
     return (
-        f"{percent(test['accuracy'])} % of {test['n']:,} test images are right (95 % interval {interval(test['low'], test['high'])} %), "
+        f"{percent(test['accuracy'])} % of {test['n']:,} test images are classified correctly (95 % interval {interval(test['low'], test['high'])} %), "
         f"macro {percent(test['macro'])} %."
     )
 
 
 def _chosen(run: Folder) -> str:
-    """How the weights were chosen, and how far their confidence can be believed."""
+    """Selection of the weights, and their calibration."""
     at = run.test["epoch"]
     best = next((row["accuracy"] for row in run.held if row["epoch"] == at), None)
     how = (
-        f"Epoch {at} was kept: the best on {run.held_name} ({percent(best)} %)."
+        f"Weights of epoch {at}, the best on {run.held_name} ({percent(best)} %)."
         if best is not None
-        else f"The last epoch, {at}, was kept."
+        else f"Weights of the last epoch, {at}."
     )
     return f"{how} Macro is the mean over classes. Calibration error over 15 bins: {percent(run.test['ece'])} %. The interval is Wilson's."
 
@@ -209,20 +208,20 @@ def _confused(run: Folder) -> list[Block]:
     for a, b, there, back, n, share in metrics.worst_pairs(run.confusion, 5):
         both = f"{there + back:,} of {n:,}"
         rows.append((f"{run.classes[a]} and {run.classes[b]}", f"{there:,}", f"{back:,}", both, percent(share)))
-    head = ("pair", ">first taken for second", ">second for first", ">both, of the two classes' images", ">%")
+    head = ("pair", ">first as second", ">second as first", ">both, share of the two classes' images", ">%")
     return [Heading("Most confused pairs"), Table(head, rows)] if rows else []
 
 
 COURSE = {
     "mean_factor": (">mean of (1 - p_t)^gamma", lambda value: f"{value:.3f}"),
-    "focal_scale": (">scale from here on", lambda value: f"{value:.2f}"),
+    "focal_scale": (">new scale", lambda value: f"{value:.2f}"),
     "easy": (">easy draws %", percent),
     "hard": (">hard draws %", percent),
 }
 
 
 def _course(run: Folder) -> list[Block]:
-    """What a loss that rescales itself and a sampler did, at the epochs at which the first acts; all are in metrics.jsonl."""
+    """Statistics of a rescaling loss and of a sampler, at the epochs of rescaling; metrics.jsonl has all epochs."""
     train, every = run.split("train"), run.recipe.loss.options.get("rescale_every", 5)
     keys = [key for key in COURSE if train and key in train[0]]
     rows = [
@@ -232,7 +231,7 @@ def _course(run: Folder) -> list[Block]:
     ]
     head = ("epoch", *(COURSE[key][0] for key in keys))
     bounds = f" (easy: p_t from {sampling.EASY}, hard: below {sampling.HARD})" if "easy" in keys else ""
-    return [Heading(f"What loss and sampler did{bounds}"), Table(head, rows)] if keys else []
+    return [Heading(f"Loss and sampler by epoch{bounds}"), Table(head, rows)] if keys else []
 
 
 def _classes(run: Folder, most: int) -> list[Block]:

@@ -1,4 +1,4 @@
-"""Pictures of the tools that look into convolutions and networks."""
+"""Pictures of the analysis tools."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zoo.report import _draw
 
 
 def spy(shape: tuple[int, int], rows: Sequence[int], columns: Sequence[int], path: Path) -> Path:
-    """Where a sparse matrix has entries."""
+    """Positions of the entries of a sparse matrix."""
     n, m = shape
     figure = _draw.canvas(min(8.0, max(2.5, 7 * n / m)) + 0.8)
     axes = figure.subplots()
@@ -27,7 +27,7 @@ def spy(shape: tuple[int, int], rows: Sequence[int], columns: Sequence[int], pat
 
 
 def weight_map(pixels: np.ndarray, weight: np.ndarray, facts: Mapping[str, Any], path: Path) -> Path:
-    """An image (H, W, 3) and, beside it, the weights (3, h, w) that its logit is made with, summed over the colours."""
+    """An image (H, W, 3) and the weights (3, h, w) of its logit, summed over the colours."""
     figure = _draw.canvas(4.2)
     left, right = figure.subplots(1, 2)
     left.imshow(pixels)
@@ -72,7 +72,7 @@ def severities(scores: Sequence[Any], conflict: Any, title: str, path: Path) -> 
     top.set_yticks(range(len(names)), names, fontsize=8)
     top.invert_yaxis()
     top.set_xlim(0, 101)
-    top.set_xlabel("right answers (%); shape bias: decisions by shape of those by shape or texture (%)", fontsize=8)
+    top.set_xlabel("accuracy (%); shape bias: shape decisions among shape and texture decisions (%)", fontsize=8)
     _draw.tidy(top, "x")
     first = None
     for at, kind in enumerate(curves):
@@ -86,7 +86,7 @@ def severities(scores: Sequence[Any], conflict: Any, title: str, path: Path) -> 
         axes.set_xticks(range(len(part)), [f"{score.strength:g}" for score in part])
         axes.set_title(kind, fontsize=8)
         axes.set_ylim(0, 101)
-        axes.set_ylabel("right answers (%)" if at == 0 else "", fontsize=8)
+        axes.set_ylabel("accuracy (%)" if at == 0 else "", fontsize=8)
         _draw.tidy(axes)
     figure.suptitle(f"{title}\nwhisker, band: 95 % Wilson interval; dashed: unchanged images", fontsize=10)
     return _draw.save(figure, path)
@@ -106,7 +106,7 @@ def samples(images: Mapping[str, np.ndarray], path: Path) -> Path:
 
 
 def causes(rows: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and cells of one line per setting: the share of dead units after each epoch, all layers together, and how many came back."""
+    """Columns and cells of one line per setting: the share of dead units after each epoch over all layers, and the number of revived units."""
     epochs = sorted({row.epoch for row in rows})
     cells = []
     for name in dict.fromkeys(row.setting for row in rows):

@@ -1,4 +1,4 @@
-"""A page as a list of blocks, written as Markdown or as one HTML file that needs nothing else."""
+"""A page as a list of blocks, written as Markdown or as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; ``strong`` for the one that matters."""
+    """A paragraph; ``strong`` for the main result."""
 
     text: str
     strong: bool = False
@@ -54,7 +54,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file; Markdown names it relative to its own folder, HTML carries its bytes."""
+    """A PNG file; Markdown links to it, HTML embeds it."""
 
     path: Path
     alt: str
@@ -64,7 +64,7 @@ Block = Heading | Text | Code | Table | Picture
 
 
 def markdown(title: str, blocks: Sequence[Block]) -> str:
-    """The page as Markdown; pictures must lie beside it."""
+    """The page as Markdown; pictures must be in the same folder."""
     return "\n\n".join([f"# {_md(title)}", *(_md_block(block) for block in blocks)]) + "\n"
 
 
@@ -96,7 +96,7 @@ def _md_table(table: Table) -> str:
 
 
 def _md(text: str) -> str:
-    r"""Text without the characters that Markdown would take for its own.
+    r"""Text with Markdown's special characters escaped.
 
     >>> print(_md("a|b *c* <d> snake_case _e_"))
     a\|b \*c\* \<d> snake_case \_e\_
@@ -107,7 +107,7 @@ def _md(text: str) -> str:
 
 
 def page(title: str, blocks: Sequence[Block]) -> str:
-    """The page as HTML: pictures inlined, every text escaped, nothing fetched from anywhere."""
+    """The page as HTML: pictures inlined, every text escaped, no external resources."""
     body = "\n".join(_html_block(block) for block in blocks)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_escape(title)}</title>\n'

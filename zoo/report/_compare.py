@@ -1,4 +1,4 @@
-"""Several runs side by side: numbers with intervals, curves, classes, and a paired test of every two."""
+"""Several runs side by side: numbers with intervals, curves, classes, and paired tests."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 COLOURS = (_draw.BLUE, _draw.ORANGE, _draw.GREEN, _draw.RED, _draw.PINK, _draw.SKY, _draw.BLACK, "#808080")
 DASHES, HATCHES = ("-", "--", ":", "-."), ("", "///", "...", "xxx")
-"""Of the second eight methods and so on."""
+"""Line styles of the second eight methods and so on."""
 LEVEL = 0.05
 HEAT_MAPS = 6
-"""Most confusion matrices of a comparison: of each method the first run's."""
+"""Largest number of confusion matrices in a comparison: the first run of each method."""
 ALL_PAIRS = 4
-"""Up to so many runs each two are tested; of more, those of two methods with the same seed."""
+"""Largest number of runs with tests of all pairs; with more, only pairs of methods with the same seed."""
 BARS = 60
-"""Most bars in the picture of classes."""
+"""Largest number of bars in the picture of classes."""
 PAIRS = 4
-"""Confused pairs of classes that are compared."""
+"""Number of confused pairs of classes to compare."""
 
 
 def numbers(runs: Sequence[Folder]) -> dict[str, list[Block]]:
-    """What a comparison says in numbers: the ``runs``, the ``methods`` over their seeds, and the ``pairs`` that are tested."""
+    """Tables of a comparison: the ``runs``, the ``methods`` over their seeds, and the ``pairs`` that are tested."""
     names = labels(runs)
     return {
         "runs": [_results(runs, names), *_data(runs)],
@@ -43,10 +43,10 @@ def numbers(runs: Sequence[Folder]) -> dict[str, list[Block]]:
 
 
 def story(runs: Sequence[Folder], said: Iterable[Block], out: Path) -> tuple[str, list[Block]]:
-    """Title and blocks of the page that begins with ``said``; its pictures are published beside ``out``."""
+    """Title and blocks of the page that begins with ``said``; its pictures are written next to ``out``."""
     names = labels(runs)
     blocks: list[Block] = [*said, *_confused(runs, names)]
-    blocks += [Heading("What differs in the recipes"), _differences(runs, names), Heading("Pictures")]
+    blocks += [Heading("Differences between the recipes"), _differences(runs, names), Heading("Pictures")]
     path = _draw.save(_curves(runs, names), out.with_name(f"{out.stem}_curves.png"))
     blocks.append(Picture(path, "learning curves of all runs"))
     tested = [(run, name) for run, name in zip(runs, names) if run.per_class]
@@ -64,7 +64,7 @@ def story(runs: Sequence[Folder], said: Iterable[Block], out: Path) -> tuple[str
 
 
 def labels(runs: Sequence[Folder]) -> list[str]:
-    """Folder names, with their parents' where two are the same."""
+    """Folder names, with the parent's name if two are equal."""
     names = [run.name for run in runs]
     return [name if names.count(name) == 1 else f"{run.path.absolute().parent.name}/{name}" for run, name in zip(runs, names)]
 
@@ -109,12 +109,12 @@ def _results(runs: Sequence[Folder], names: Sequence[str]) -> Table:
 
 def _data(runs: Sequence[Folder]) -> list[Block]:
     data = list(dict.fromkeys(set_names(runs)))
-    text = f"The runs are of different data ({', '.join(data)}), so their accuracies do not compare."
+    text = f"The runs use different data ({', '.join(data)}), so their accuracies cannot be compared."
     return [Text(text, strong=True)] if len(data) > 1 else []
 
 
 def same_images(a: Folder, b: Folder) -> bool:
-    """Whether both have predictions of the same test images, in the same order."""
+    """Whether both have predictions for the same test images in the same order."""
     keys = [[(row["file"], row["target"]) for row in run.predictions] for run in (a, b)]
     return bool(keys[0]) and keys[0] == keys[1]
 
@@ -143,20 +143,16 @@ def _paired(runs: Sequence[Folder], names: Sequence[str]) -> list[Block]:
     blocks: list[Block] = [Heading("Paired test on the same test images (McNemar, exact)")]
     blocks += [Table(head, rows)] if rows else []
     if left := len(every) - len(pairs):
-        blocks.append(
-            Text(f"{left} of {len(every)} pairs are not tested: their predictions.csv are absent or of other images.")
-        )
+        blocks.append(Text(f"{left} of {len(every)} pairs are not tested: predictions.csv is missing or of other images."))
     if rows:
         blocks.append(
-            Text(
-                "The test is about these trained models on these images; whether the method is better, only several seeds tell."
-            )
+            Text("The test compares these trained models on these images; comparing the methods needs several seeds.")
         )
     return blocks
 
 
 def _confused(runs: Sequence[Folder], names: Sequence[str]) -> list[Block]:
-    """The pairs of classes that all runs together confuse most, and how much each run does."""
+    """The pairs of classes with the most confusions over all runs, by run."""
     tested = [(run, name, run.confusion) for run, name in zip(runs, names) if run.confusion is not None]
     if len({run.classes for run, _, _ in tested}) != 1:
         return []
@@ -167,7 +163,7 @@ def _confused(runs: Sequence[Folder], names: Sequence[str]) -> list[Block]:
         for _, name, c in tested
     ]
     head = ("run", *(f">{classes[p.first]} and {classes[p.second]} %" for p in pairs))
-    said = "Images of the first class taken for the second and back, of the test images of both."
+    said = "Images of the first class classified as the second or vice versa, as a share of the test images of both."
     return [Heading("Most confused pairs of classes"), Table(head, cells), Text(said)] if pairs else []
 
 
@@ -190,7 +186,7 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def _curves(runs: Sequence[Folder], names: Sequence[str]) -> Figure:
-    """Validation loss and accuracy of each run; the training accuracy where there is no validation, alone if none has any."""
+    """Validation loss and accuracy of each run; the training accuracy if there is no validation."""
     figure = _draw.canvas(4 + 0.2 * len(runs))
     held = any(run.held for run in runs)
     *left, right = figure.subplots(1, 1 + held, squeeze=False)[0]
@@ -235,7 +231,7 @@ def _common(runs: Sequence[Folder]) -> str:
 
 
 def _bars(runs: Sequence[Folder], names: Sequence[str]) -> Figure:
-    """Accuracy of each class, one bar per method, the mean over its seeds; the classes that differ most where there are too many."""
+    """Accuracy of each class, one bar per method, the mean over its seeds; the classes that differ most if there are too many."""
     method = _methods.numbers(runs)
     groups = [[run for run, number in zip(runs, method) if number == each] for each in range(max(method) + 1)]
     several = len(groups) < len(runs)

@@ -23,31 +23,31 @@ BLUE, ORANGE, GREEN, RED, PINK, SKY, BLACK = "#0072B2", "#E69F00", "#009E73", "#
 GREY, FAINT = "#666666", "#dddddd"
 SHOT_COLOURS = {"many": BLUE, "medium": ORANGE, "few": RED}
 WIDTH, DPI = 8.0, 160
-"""Inches and dots an inch: 1280 pixels, sharp when shown 800 wide."""
+"""Inches and dots per inch: 1280 pixels, sharp when shown 800 wide."""
 TEXT_UP_TO, BARS_UP_TO = 20, 120
-"""Most classes whose counts are written into the confusion matrix, and whose bars are drawn."""
+"""Largest number of classes with counts in the confusion matrix, and with bars."""
 WIDE = 30
-"""A span of more than this makes an axis logarithmic."""
+"""Span above which an axis is logarithmic."""
 FAR = 6
-"""A largest value of more than so many medians does too."""
+"""Ratio of maximum to median above which an axis is logarithmic too."""
 
 
 def canvas(height: float) -> Figure:
-    """An empty figure that belongs to nobody's pyplot."""
+    """An empty figure outside pyplot."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Publish a figure in the format of the path's suffix, of a PNG also an SVG beside it; the same numbers give the same bytes."""
+    """Publish a figure in the format of the path's suffix, for PNG also as SVG; equal numbers give equal bytes."""
     import matplotlib as mpl
 
     if path.suffix == ".png":
         save(figure, path.with_suffix(".svg"))
     empty = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": "zoo"}):
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a script that the font lacks is drawn as boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # characters that the font lacks are drawn as boxes
         publish(path, lambda temporary: figure.savefig(temporary, metadata=empty))
     return path
 
@@ -61,7 +61,7 @@ def tidy(axes: Axes, grid: str = "y") -> None:
 
 
 def curves(run: Folder) -> Figure:
-    """Loss, accuracy and learning rate of each epoch, train and validation, with the test result as a point."""
+    """Loss, accuracy and learning rate of each epoch, in training and validation, with the test result as a point."""
     figure = canvas(6.4)
     loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=[4, 4, 1.6])
     train, val, trained = run.split("train"), run.held, run.recipe.loss
@@ -90,7 +90,7 @@ def curves(run: Folder) -> Figure:
 
 
 def _line(axes: Axes, rows: Sequence[dict[str, Any]], key: str, colour: str, label: str) -> None:
-    """One quantity over the epochs, accuracy in per cent; a logarithmic axis where it spans much."""
+    """One quantity over the epochs, accuracy in per cent; with a logarithmic axis for a large span."""
     values = [row[key] * (100 if key == "accuracy" else 1) for row in rows]
     marker = "o" if len(rows) <= 30 else ""
     if rows:
@@ -100,7 +100,7 @@ def _line(axes: Axes, rows: Sequence[dict[str, Any]], key: str, colour: str, lab
 
 
 def spread_axis(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic y axis where ``values`` span much, or a few of them would flatten the others on a linear one."""
+    """A logarithmic y axis if ``values`` have a large span, or a few would flatten the others."""
     positive = sorted(value for value in values if 0 < value < np.inf)
     if positive and positive[-1] > min(WIDE * positive[0], FAR * positive[len(positive) // 2]):
         axes.set_yscale("log")
@@ -161,7 +161,7 @@ def confusion(run: Folder) -> Figure:
 
 
 def order(run: Folder) -> list[int]:
-    """Classes in the order of the bars: most training images first, or as they come; the weakest if there are too many."""
+    """Classes in the order of the bars: most training images first, or in the given order; the weakest if there are too many."""
     found = list(range(len(run.classes)))
     if len(found) > BARS_UP_TO:
         found = sorted(found, key=lambda i: (run.per_class[i][2] is None, run.per_class[i][2]))[:BARS_UP_TO]
@@ -201,7 +201,7 @@ def _colour(count: int) -> str:
 def bars(
     axes: Axes, rows: Sequence[metrics.Row], at: np.ndarray, height: float, look: Mapping[str, Any], label: str = ""
 ) -> None:
-    """Horizontal bars in per cent with interval whiskers; a class without images has none."""
+    """Horizontal bars in per cent with interval whiskers; a class without images has no bar."""
     values = np.array([[100 * (value or 0) for value in row[2:]] for row in rows]).reshape(-1, 3)
     axes.barh(at, values[:, 0], height, label=label or None, edgecolor="white", linewidth=0, **look)
     drawn = np.array([row[0] > 0 for row in rows], bool)
@@ -215,7 +215,7 @@ def bars(
 
 
 def class_axis(axes: Axes, names: Sequence[str]) -> None:
-    """Names down the left, per cent along the bottom."""
+    """Names on the y axis, per cent on the x axis."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, 101)  # room for the whisker's end at 100

@@ -1,5 +1,4 @@
-"""Runs that differ in their seed, and in where and how fast they were trained, are one method: its name, its mean over seeds,
-and whether two differ."""
+"""Runs that differ only in seed, hardware and speed belong to one method: names, means over seeds, and tests between methods."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ LEVEL = 0.05
 
 
 def numbers(runs: Sequence[Folder]) -> list[int]:
-    """For each run the number of its method, in the order in which methods come."""
+    """For each run the number of its method, in order of appearance."""
     recipes = [{key: value for key, value in settings(run.recipe).items() if key not in NOT_THE_RECIPE} for run in runs]
     keys = [repr((recipe, data)) for recipe, data in zip(recipes, set_names(runs))]
     order = list(dict.fromkeys(keys))
@@ -25,7 +24,7 @@ def numbers(runs: Sequence[Folder]) -> list[int]:
 
 
 def names(runs: Sequence[Folder]) -> list[str]:
-    """For each run its method's name: the loss, and of methods of one loss the settings that it takes to tell them apart."""
+    """For each run its method's name: the loss, and the settings that distinguish methods with the same loss."""
     method = numbers(runs)
     values = aligned(run.recipe for run in runs)
     sets = set_names(runs)
@@ -49,7 +48,7 @@ def classes(group: Sequence[Folder]) -> list[metrics.Row]:
 
 
 def by_seed(group: Sequence[Folder]) -> dict[int, float]:
-    """Test accuracy of a method's finished runs by seed: of two runs of one seed, on another device say, the mean."""
+    """Test accuracy of a method's finished runs by seed: the mean of several runs with one seed, e.g. on different devices."""
     found: dict[int, list[float]] = {}
     for run in group:
         if run.test:
@@ -58,7 +57,7 @@ def by_seed(group: Sequence[Folder]) -> dict[int, float]:
 
 
 def over_seeds(runs: Sequence[Folder]) -> list[Block]:
-    """Mean, deviation and interval of each method, the best first, and a test of each two; nothing if no method has two seeds."""
+    """Mean, deviation and interval of each method, the best first, and pairwise tests; empty if no method has two seeds."""
     method, called = numbers(runs), names(runs)
     methods = []
     for each in range(max(method) + 1):
@@ -73,7 +72,7 @@ def over_seeds(runs: Sequence[Folder]) -> list[Block]:
         for name, values in methods
     ]
     head = ("method", "seeds", ">test accuracy %, mean ± sd", "95 % interval (t)")
-    blocks: list[Block] = [Heading("Methods, over their seeds"), Table(head, rows)]
+    blocks: list[Block] = [Heading("Methods, over seeds"), Table(head, rows)]
     pairs = [(a, b) for a, b in combinations(methods, 2) if min(len(a[1]), len(b[1])) > 1]
     tests = [difference(a, b) for (_, a), (_, b) in pairs]
     corrected = metrics.holm([p for *_, p in tests])
@@ -84,7 +83,10 @@ def over_seeds(runs: Sequence[Folder]) -> list[Block]:
     if cells:
         many = f" (p below {LEVEL}, corrected for {len(tests)} tests by Holm 1979)" if len(tests) > 1 else ""
         columns = ("first", "second", "test over", ">difference, points", "95 % interval", ">p", ">p, Holm", "verdict")
-        blocks += [Table(columns, cells), Text(f"A verdict needs a difference beyond the chance of seeds{many}.")]
+        blocks += [
+            Table(columns, cells),
+            Text(f"A method is called better only if the difference exceeds the variation between seeds{many}."),
+        ]
     return blocks
 
 
@@ -93,9 +95,9 @@ def _verdict(first: str, second: str, gap: float, p: float) -> str:
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[str, float, float, float, float]:
-    """What was tested, mean difference first - second in points, its 95 % interval, and p; the accuracies are given by seed.
+    """Name of the test, mean difference first - second in points, its 95 % interval, and p; accuracies by seed.
 
-    Student's paired t where both have the same seeds, which then share their training images; Welch's (1947) where not.
+    Student's paired t if both have the same seeds, which then share their training images; otherwise Welch's (1947).
     """
     from scipy import stats
 

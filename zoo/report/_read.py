@@ -1,4 +1,4 @@
-"""What a run folder says, read once and checked; the words and numbers that pictures and pages share."""
+"""Content of a run folder, read once and checked, and the texts shared by pictures and pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME = 26
 
 @dataclass(frozen=True)
 class Folder:
-    """A run folder's contents; ``test`` and what follows are empty until the run is finished."""
+    """Content of a run folder; ``test`` and later fields are empty until the run is finished."""
 
     path: Path
     recipe: Recipe
@@ -41,12 +41,12 @@ class Folder:
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
+        """Name of the folder."""
         return plain(self.path.absolute().name)
 
     @property
     def counts(self) -> list[int]:
-        """Training images per class, or an empty list where they were not kept."""
+        """Training images per class, or an empty list if they were not stored."""
         counts = self.env.get("counts") or []
         return list(counts) if len(counts) == len(self.classes) else []
 
@@ -57,7 +57,7 @@ class Folder:
 
     @property
     def right(self) -> list[bool]:
-        """For each row of ``predictions.csv`` whether it is right."""
+        """For each row of ``predictions.csv``, whether it is correct."""
         return [row["target"] == row["predicted"] for row in self.predictions]
 
     def split(self, name: str) -> list[dict[str, Any]]:
@@ -66,12 +66,12 @@ class Folder:
 
     @property
     def held(self) -> list[dict[str, Any]]:
-        """Rows of the images that chose the epoch to keep, in order of epochs."""
+        """Rows of the split that selected the epoch, in order of epochs."""
         return self.split(checkpoint.CHOOSING[self.recipe.select_on])
 
     @property
     def held_name(self) -> str:
-        """What these images are."""
+        """Description of these images."""
         return "validation" if self.recipe.select_on == "val" else "the test images"
 
     @property
@@ -81,7 +81,7 @@ class Folder:
 
     @property
     def data(self) -> str:
-        """``cifar10 (long tail exp:0.01)``; of a user's folder ``parent/folder``, as many are called ``images``."""
+        """``cifar10 (long tail exp:0.01)``; of a user's folder ``parent/folder``, as many are named ``images``."""
         return self.set_name(2) + self.thinned
 
     @property
@@ -96,7 +96,7 @@ class Folder:
         return "/".join(Path(self.env.get("data_dir") or data.label).parts[-parts:]) if data.own else data.label
 
     def same_set(self, other: Folder) -> bool:
-        """Whether both are of one data set. The digest depends on the size of the images, so of one folder it may differ."""
+        """Whether both use the same data set. The digest depends on the size of the images, so it may differ for one folder."""
         if self.set_name(1) != other.set_name(1):
             return False
         digests, places = ({run.env.get(key, "") for run in (self, other)} for key in ("data_digest", "data_dir"))
@@ -104,19 +104,19 @@ class Folder:
 
     @property
     def loss(self) -> str:
-        """``focal, effective weights``, the loss that was trained with."""
+        """``focal, effective weights``, the loss of the run."""
         weights = self.recipe.loss.class_weights
         return self.recipe.loss.name.replace("_", " ") + (f", {weights.replace('_', ' ')} weights" if weights != "none" else "")
 
     @property
     def headline(self) -> str:
         """Data, model and loss in one line."""
-        mark = ", chosen on test" if self.recipe.select_on == "test" else ""
+        mark = ", selected on test" if self.recipe.select_on == "test" else ""
         return f"{self.data}, {self.recipe.model}, {self.loss}{mark}"
 
 
 def set_names(runs: Sequence[Folder]) -> list[str]:
-    """What the data set of each run is called; two sets never have the same name."""
+    """Name of the data set of each run; two sets never have the same name."""
     sets: list[Folder] = []
     for run in runs:
         if not any(run.same_set(other) for other in sets):
@@ -131,7 +131,7 @@ def read(path: Path) -> Folder:
     """The contents of a run folder.
 
     Raises:
-        FileError: no run folder, or a file of it is damaged. DataError: no epoch is finished yet.
+        FileError: not a run folder, or a damaged file. DataError: no epoch is finished yet.
     """
     path = Path(path)
     if not (path / "recipe.toml").is_file():
@@ -175,7 +175,7 @@ def _confusion(text: str) -> np.ndarray:
 def _predictions(text: str) -> list[dict[str, str]]:
     rows = csv_files.records(text)
     if rows and not {"file", "target", "predicted"} <= set(rows[0]):
-        raise ValueError("columns file, target and predicted are needed")
+        raise ValueError("expected the columns file, target and predicted")
     return rows
 
 
@@ -190,6 +190,6 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def shown(name: str, longest: int = NAME) -> str:
-    """A name fit for a picture: one line, valid Unicode, not too long, no mathematical markup."""
+    """A name for a picture: one line, valid Unicode, limited length, no mathematical markup."""
     name = re.sub(r"[\x00-\x1f\x7f]+", " ", name.encode("utf-8", "replace").decode())
     return (name if len(name) <= longest else name[: longest - 1] + "…").replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""What a sweep found: a table and a CSV of its settings, a picture of each parameter, a page."""
+"""Report of a sweep: a table and a CSV of its settings, a picture per parameter, a page."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Point:
-    """One setting: its values by key, the accuracy that chooses of each run folder, and why it has none."""
+    """One setting: its values by key, the selecting accuracy of each run folder, and the error of a diverged one."""
 
     values: Mapping[str, Any]
     scores: Mapping[str, float]
     diverged: str = ""
     tested: Sequence[float] = ()
-    """Test accuracy of each run; shown of the chosen setting alone."""
+    """Test accuracy of each run; shown for the selected setting only."""
     lint: Sequence[str] = ()
-    """What the linter says of the setting."""
+    """Warnings of the linter for the setting."""
 
     @property
     def mean(self) -> float:
@@ -60,13 +60,13 @@ def interval(values: Sequence[float]) -> str:
 
 
 def common(points: Sequence[Point]) -> list[str]:
-    """What the linter says of every setting that has a result."""
+    """Warnings of the linter common to all settings with a result."""
     told = [point.lint for point in points if point.scores]
     return [line for line in told[0] if all(line in each for each in told)] if told else []
 
 
 def table(points: Sequence[Point], select_on: str) -> Table:
-    """One row per setting, the best first; the first is the chosen one. Beside it what the linter says of it and not of all."""
+    """One row per setting, the best (selected) first, with the linter's warnings that are not common to all."""
     keys, shared = list(points[0].values), common(points)
     rows = []
     for point in sorted(points, key=lambda point: -point.mean):
@@ -85,11 +85,11 @@ def _value(value: Any) -> str:
 
 
 def chosen(points: Sequence[Point], select_on: str) -> str:
-    """The line of the chosen setting, with its test accuracy, which no other setting shows."""
+    """The line of the selected setting, with its test accuracy, which is not shown for other settings."""
     best = max(points, key=lambda point: point.mean)
     named = " ".join(f"{key}={_value(value)}" for key, value in best.values.items())
-    warning = "; CHOSEN ON THE TEST IMAGES: too good to compare" if select_on == "test" else ""
-    return f"chosen by {select_on} accuracy: {named}: test {spread(best.tested)} %{warning}"
+    warning = "; SELECTED ON THE TEST IMAGES: optimistic" if select_on == "test" else ""
+    return f"selected by {select_on} accuracy: {named}: test {spread(best.tested)} %{warning}"
 
 
 def write(out: Path, points: Sequence[Point], *, select_on: str, what: str) -> None:
@@ -105,9 +105,9 @@ def write(out: Path, points: Sequence[Point], *, select_on: str, what: str) -> N
     csv_files.write(out / "sweep.csv", [*keys, "run", f"{select_on}_accuracy", "chosen", "diverged", "lint"], rows)
     _draw.save(_picture(points, keys, select_on, what), out / "sweep.png")
     blocks: list[Block] = [Text(chosen(points, select_on) + ".", strong=True), table(points, select_on)]
-    blocks += [Text(f"Of every setting the linter says: {line}.") for line in common(points)]
+    blocks += [Text(f"Linter, for every setting: {line}.") for line in common(points)]
     blocks += [
-        Text(f"The settings are compared by {select_on} accuracy; the test accuracy is shown of the chosen one alone."),
+        Text(f"The settings are compared by {select_on} accuracy; the test accuracy is shown for the selected one only."),
         Heading("Pictures"),
         Picture(out / "sweep.png", "accuracy against each parameter"),
     ]
@@ -117,7 +117,7 @@ def write(out: Path, points: Sequence[Point], *, select_on: str, what: str) -> N
 
 
 def _picture(points: Sequence[Point], keys: Sequence[str], select_on: str, what: str) -> Figure:
-    """A panel a parameter: mean and range over the seeds of each setting, the best of each value joined, the chosen one starred."""
+    """One panel per parameter: mean and range over the seeds of each setting, a line through the best per value, a star at the selected one."""
     done = [point for point in points if point.scores]
     figure = _draw.canvas(0.9 + 3.0 * len(keys))
     for axes, key in zip(np.atleast_1d(figure.subplots(len(keys), 1)), keys):
@@ -143,14 +143,14 @@ def _panel(axes: Axes, points: Sequence[Point], key: str) -> None:
     ends = [(100 * min(point.scores.values()), 100 * max(point.scores.values())) for point in points]
     whiskers = np.abs(np.array(ends).T - means)
     look: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, "linestyle": "", "color": _draw.BLUE}
-    axes.errorbar(at, means, whiskers, label="a setting: mean over seeds, bar: lowest to highest", **look)
+    axes.errorbar(at, means, whiskers, label="setting: mean over seeds, bar: minimum to maximum", **look)
     if few:
         axes.plot(
             range(len(ticks)),
             [means[[round(x) == n for x in at]].max() for n in range(len(ticks))],
             color=_draw.SKY,
             linewidth=1.2,
-            label="the best of each value",
+            label="best setting per value",
         )
         axes.set_xticks(range(len(ticks)), [_value(tick) for tick in ticks])
     elif min(ticks) > 0 and max(ticks) > _draw.WIDE * min(ticks):

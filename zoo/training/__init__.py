@@ -1,12 +1,12 @@
-"""How a run is trained. From the top:
+"""Training of a run. From the top:
 
 start        a recipe becomes a finished folder: check, build, fit, test, report
 build        reads the recipe: data, model, loss, batches and optimizer with plain keyword arguments
-session      what changes while a run trains: fit, save, restore, release what is frozen
-loop         train_epoch and predict: model, loss, batches, optimizer in; numbers out
-batches      which samples, in which order, augmented how: a function of (seed, epoch, sample)
-freezing     what is frozen: selection by role, the plan of unfreezing, the table, the proof
-features     what a frozen part gives its head, computed once; feature_cache keeps it on disk, feature_runtimes computes it faster
+session      the state of a run while it trains: fit, save, restore, release frozen layers
+loop         train_epoch and predict: from model, loss, batches and optimizer to numbers
+batches      samples, order and augmentation as a function of (seed, epoch, sample)
+freezing     selection by role, the plan of unfreezing, the table, the digest check
+features     features of frozen layers, computed once; feature_cache stores them, feature_runtimes computes them faster
 optim        parameter groups, optimizers, learning rate of a step, moving average
 checkpoint   the files of a run: states, rows;  processes, signals, describe, lint
 """
@@ -29,25 +29,25 @@ def train(
     on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
     data: DataSet | None = None, loss: nn.Module | None = None,
 ) -> Path:  # fmt: skip
-    """Train what the recipe says and return the run folder: ``out``, or a new one in the folder of all runs.
+    """Train a recipe and return the run folder: ``out``, or a new one in the runs folder.
 
-    ``resume`` continues from the newest state in ``out``; ``force`` replaces a run that is there. ``on_epoch`` receives the
+    ``resume`` continues from the newest state in ``out``; ``force`` replaces an existing run. ``on_epoch`` receives the
     rows of ``metrics.jsonl`` of each epoch. ``data`` and ``loss`` replace those that the recipe names.
 
     Raises:
-        UsageError, DataError, FileError, DivergedError, DiskError, BusyError: see their exit codes; all of them have the
-            folder as ``run`` once there is one. zoo.training.signals.Interrupted: after a signal, with the state saved.
+        UsageError, DataError, FileError, DivergedError, DiskError, BusyError: see their exit codes; once the run has a
+        folder, it is their attribute ``run``. zoo.training.signals.Interrupted: after a signal, with the state saved.
     """
     from zoo import run_folders
     from zoo.console import leading
 
     more: dict[str, Any] = {"resume": resume, "force": force, "command": command, "on_epoch": on_epoch}
-    if not leading():  # the first process takes the folder, the others learn it from that one
+    if not leading():  # the first process takes the folder and broadcasts it
         from zoo.training import start
 
         return start.train_in(None, recipe, data=data, loss=loss, **more)
     with run_folders.taken(recipe, out, resume=resume, force=force) as folder:
-        from zoo.training import start  # torch is imported when the folder is held
+        from zoo.training import start  # torch is imported after the folder is locked
 
         try:
             return start.train_in(folder, recipe, data=data, loss=loss, **more)

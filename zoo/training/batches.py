@@ -1,4 +1,4 @@
-"""Which samples a step gets, in which order, augmented how: a function of (seed, epoch, sample)."""
+"""Batches of a run: samples, order and augmentation are a function of (seed, epoch, sample)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ COPIED = 1024
 
 
 class Batch(NamedTuple):
-    """What one step gets."""
+    """Input of one step."""
 
     inputs: Tensor
-    """(N, 3, H, W), or what a frozen part made of them; fewer rows where several processes share a batch."""
+    """(N, 3, H, W), or features of frozen layers; fewer rows if several processes share a batch."""
     targets: Tensor
     """(N,)"""
     chosen: np.ndarray
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 class Batches:
     """Augmented batches of one split, on the device.
 
-    ``index`` are the positions in ``split`` that are used (a long-tailed subset, say). With ``augment=None`` the samples
+    ``index`` are the positions in ``split`` that are used, e.g. a long-tailed subset. With ``augment=None`` the samples
     come in order and are only normalised.
     """
 
@@ -54,15 +54,15 @@ class Batches:
     seed: int = 0
     augment: Sequence[str] | None = None
     sample: Callable[[int], np.ndarray] | None = None
-    """Positions in the split in the order of an epoch; without it each of ``index`` comes once, shuffled."""
+    """Positions in the split in the order of an epoch; without it, each of ``index`` once, shuffled."""
     share: Callable[[int], slice] | None = None
-    """The rows of a batch of n whose inputs this process computes, where several train together."""
+    """The rows of a batch of n whose inputs this process computes, if several processes train together."""
     accumulate: int = 1
     """Batches per step, whose gradients are added."""
     views: int = 0
-    """Augmented views of each image whose ``features`` may be stored; 0: none, each epoch has its own."""
+    """Augmented views of each image whose ``features`` may be stored; 0: none, each epoch augments anew."""
     features: Tensor | None = None
-    """(views or 1, len(index), ...): what a frozen part of the model makes of each of ``index``, in place of the images.
+    """(views or 1, len(index), ...): features of frozen layers for each of ``index``, instead of the images.
 
     Epoch e has the features of view e modulo the number of views, which are those of the images of that epoch.
     """
@@ -104,7 +104,7 @@ class Batches:
         return sampling.slots(self.seed, view, self.index, len(self.split), _augment.DRAWS)
 
     def inputs(self, chosen: np.ndarray, draws: np.ndarray) -> Tensor:
-        """Images (N, 3, H, W) at these positions of the split, augmented with ``draws`` (N, K) if the batches are, normalised."""
+        """Images (N, 3, H, W) at these positions of the split, normalised, and augmented with ``draws`` (N, K) if the batches are augmented."""
         images = self._resident
         if images is None:
             images = torch.from_numpy(self.split.images[chosen]).to(self.device, non_blocking=True)
@@ -117,7 +117,7 @@ class Batches:
 
     @property
     def _rows(self) -> Tensor:
-        """The place in ``index`` of each position in the split."""
+        """Index into ``index`` of each position in the split."""
         if "rows" not in self._cache:
             rows = torch.zeros(len(self.split), dtype=torch.int64)
             rows[torch.from_numpy(self.index)] = torch.arange(len(self.index))
@@ -126,7 +126,7 @@ class Batches:
 
     @property
     def _resident(self) -> Tensor | None:
-        """All images on a GPU that has room for them, or else None: they are read a batch at a time."""
+        """All images on the GPU, or None if they do not fit: they are then read per batch."""
         images = self.split.images
         if self.device.type != "cuda" or images.nbytes > RESIDENT_BYTES:
             return None

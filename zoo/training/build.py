@@ -1,4 +1,4 @@
-"""A recipe becomes what a run trains with; nothing below this file knows recipes."""
+"""Build data, model, loss, batches and optimizer from a recipe; nothing below this file uses recipes."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from zoo.training.session import Session, Settings
 
 EVAL_BATCH = 256
 JUMP = 2.0
-"""A larger factor between the rates before and after resuming is warned of."""
+"""Factor between the learning rates before and after resuming above which a warning is printed."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a run computes on."""
+    """Device, precision and threads of a run."""
 
     device: torch.device
     precision: str
@@ -43,7 +43,7 @@ class Place:
 
 @contextlib.contextmanager
 def conditions(recipe: Recipe) -> Iterator[None]:
-    """What holds while a recipe is trained, and what torch's errors then mean.
+    """Context in which a recipe is trained; converts errors of torch.
 
     Raises:
         DiskError: not enough memory on the device or machine. UsageError: a model that torch cannot compile.
@@ -54,12 +54,12 @@ def conditions(recipe: Recipe) -> Iterator[None]:
     except RuntimeError as error:
         if recipe.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             why = str(error.__cause__ or error).strip().splitlines()[0]
-            raise UsageError(f"torch.compile failed ({recipe.model}: {why}); leave --compile out") from error
+            raise UsageError(f"torch.compile failed ({recipe.model}: {why}); omit --compile") from error
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise
         half = max(1, recipe.batch_size // 2)
         raise DiskError(
-            f"out of memory (batch_size {recipe.batch_size}); lower it, e.g. --batch-size {half}; saved files are complete"
+            f"out of memory (batch_size {recipe.batch_size}); lower it, e.g. --batch-size {half}; all files on disk are complete"
         ) from error
 
 
@@ -67,7 +67,7 @@ def place(recipe: Recipe, team: Team) -> Place:
     """Choose device and precision, and set this process's threads and memory allocation.
 
     Raises:
-        UsageError: a device that is not there, or a precision that it has not.
+        UsageError: a missing device, or a precision that it does not support.
     """
     device = team.device(machine.device(recipe.device))
     precision = machine.precision(recipe.precision, device)
@@ -86,13 +86,13 @@ def session(
     loss: nn.Module | None = None,
     resume: bool = False,
 ) -> tuple[Session, list[str]]:
-    """The session of a recipe, and one line for each thing in the recipe that may surprise.
+    """The session of a recipe, and one line per finding of the linter.
 
     ``data`` and ``loss`` replace those that the recipe names.
 
     Raises:
         UsageError, FileError: settings or weights that do not fit, before the data is read. DataError: data that cannot be
-            trained on.
+        used for training.
     """
     recipes.check(recipe)
     _augment.check(recipe.data.augment)
@@ -144,15 +144,15 @@ class _Start:
 
     model: nn.Module
     tensors: Mapping[str, Tensor] | None
-    """The weights that were read, None if it starts from none."""
+    """The weights that were loaded; None: random initialisation."""
     frozen: freezing.FreezeTable
     plan: Sequence[tuple[int, str]]
     random: list[str]
-    """Frozen tensors that nothing was loaded into."""
+    """Frozen tensors without loaded weights."""
 
 
 def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, Tensor] | None = None) -> _Start:
-    """The model with its weights loaded and its parts frozen; ``tensors`` are the weights if they have been read before."""
+    """The model with loaded weights and frozen layers; ``tensors`` are the weights if they have already been read."""
     torch.manual_seed(recipe.seed)
     model = spec.build(classes)
     plan = freezing.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
@@ -160,7 +160,7 @@ def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, 
     if recipe.weights == "none":
         frozen = freezing.freeze(model, recipe.freeze, spec, fresh=() if recipe.allow_random_frozen else fresh)
     else:
-        freezing.freeze(model, recipe.freeze, spec)  # a selector that is wrong is known before weights are read
+        freezing.freeze(model, recipe.freeze, spec)  # report a wrong selector before weights are read
         tensors = weights.find(recipe.weights, spec) if tensors is None else tensors
         fresh = load_weights(model, spec, recipe.weights, tensors)
         if recipe.head_init == "zero":
@@ -172,7 +172,7 @@ def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, 
 
 
 def freeze_lines(recipe: Recipe) -> list[str]:
-    """What the recipe freezes at the start, part by part, without weights or data (:func:`zoo.training.freezing.lines`)."""
+    """Frozen layers at the start of a recipe, part by part, without reading weights or data (:func:`zoo.training.freezing.lines`)."""
     spec = model_spec(recipe.model)
     with torch.device("meta"):
         model = spec.build(registry.entry("data", recipe.data.name)["classes"] or spec.classes)
@@ -185,7 +185,7 @@ def freeze_lines(recipe: Recipe) -> list[str]:
 def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
     """The spec of a registered model, of any timm model as ``timm/<name>``, or of one in a file as ``FILE.py:NAME``.
 
-    ``stored`` is the folder of the run that the model is of.
+    ``stored`` is the folder of the model's run.
     """
     if model_files.is_file(name):
         return model_files.spec(name, stored)
@@ -197,9 +197,9 @@ def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
 
 
 def load_weights(model: nn.Module, spec: ModelSpec, source: str, tensors: Mapping[str, Tensor] | None = None) -> Sequence[str]:
-    """Load ``source`` into the model and print what was decided; the names of the tensors that stay random.
+    """Load ``source`` into the model and print a summary; returns the names of tensors that stay random.
 
-    ``tensors`` are those of ``source`` if they have been read.
+    ``tensors`` are those of ``source`` if they have already been read.
     """
     if source == "none":
         return tuple(model.state_dict())
@@ -210,7 +210,7 @@ def load_weights(model: nn.Module, spec: ModelSpec, source: str, tensors: Mappin
 
 
 def dataset(recipe: Recipe, size: int) -> DataSet:
-    """Read the data set of a recipe at ``size`` pixels and carve its validation split."""
+    """Read the data set of a recipe at ``size`` pixels and split off its validation images."""
     data = recipe.data
     return read(
         data.name, data.dir, size=size, val=data.val, seed=recipe.seed, layout=data.layout, skip_bad=data.skip_bad
@@ -218,7 +218,7 @@ def dataset(recipe: Recipe, size: int) -> DataSet:
 
 
 def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (n,) in the training split that are trained on, and how many there are of each class (C,)."""
+    """Positions (n,) of the training images in the training split, and images per class (C,)."""
     for part in (data.train, data.val, data.test):
         if len(wrong := np.flatnonzero((part.targets < 0) | (part.targets >= len(data.classes)))):
             file, label = part.files[wrong[0]], part.targets[wrong[0]]
@@ -233,12 +233,12 @@ def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarra
             "lower the imbalance, remove them, or use --allow-empty-class"
         )
     if empty:
-        print_line(f"warning  {len(empty)} classes have no training image and won't be learned ({', '.join(empty[:3])})")
+        print_line(f"warning  {len(empty)} classes have no training image and cannot be learned ({', '.join(empty[:3])})")
     return index, counts
 
 
 def _normalised(recipe: Recipe, spec: ModelSpec, data: DataSet) -> DataSet:
-    """The data set, its images to be normalised as the recipe says, or as those were that the weights come from."""
+    """The data set with the normalisation of the recipe, or of the weights."""
     statistics: Any = (tuple(recipe.data.mean), tuple(recipe.data.std))
     origin = "data.mean and data.std of the recipe"
     if not recipe.data.mean:
@@ -246,7 +246,7 @@ def _normalised(recipe: Recipe, spec: ModelSpec, data: DataSet) -> DataSet:
         if statistics is None or statistics == (data.mean, data.std):
             return data
         of_spec = statistics == (spec.mean, spec.std)
-        origin = f"as the published weights of {recipe.model} were trained" if of_spec else "as the weights were trained"
+        origin = f"those of the published weights of {recipe.model}" if of_spec else "those of the weights"
     print_line(f"data     normalised with mean {statistics[0]}, std {statistics[1]}: {origin} (override: data.mean, data.std)")
     return replace(data, mean=statistics[0], std=statistics[1])
 
@@ -254,7 +254,7 @@ def _normalised(recipe: Recipe, spec: ModelSpec, data: DataSet) -> DataSet:
 def _batches(
     recipe: Recipe, data: DataSet, index: np.ndarray, sampler: sampling.Sampler | None, size: int, place: Place, team: Team
 ) -> tuple[Batches, Batches | None, Batches]:
-    """Batches to train on, to choose the epoch by (None without such images), and to test on."""
+    """Batches for training, for selecting the epoch (None without such images), and for the test."""
     train = Batches(
         split=data.train,
         index=index,
@@ -282,7 +282,7 @@ def eval_batches(part: Split, data: DataSet, device: torch.device, size: int, pr
 
 
 def build_loss(recipe: Recipe, counts: np.ndarray) -> tuple[nn.Module, Tensor | None]:
-    """The loss, and the class weights (C,) it takes or, with ``drw_epoch``, will take."""
+    """The loss, and its class weights (C,), which with ``drw_epoch`` apply later."""
     spec = registry.find("losses", recipe.loss.name)
     kind = recipe.loss.class_weights
     weights = sampling.class_weights(counts, kind, beta=recipe.loss.beta, given=recipe.loss.given_weights)
@@ -294,7 +294,7 @@ def build_loss(recipe: Recipe, counts: np.ndarray) -> tuple[nn.Module, Tensor | 
 
 
 def build_sampler(recipe: Recipe, targets: np.ndarray, index: np.ndarray) -> sampling.Sampler | None:
-    """The sampler over the positions ``index`` (n,) of a split whose classes are ``targets``; None to show each sample once."""
+    """The sampler over the positions ``index`` (n,) of a split whose classes are ``targets``; None to draw each sample once."""
     s = recipe.sampler
     if s.name == "none":
         return None
@@ -302,7 +302,7 @@ def build_sampler(recipe: Recipe, targets: np.ndarray, index: np.ndarray) -> sam
 
 
 def _optimizer(recipe: Recipe, model: nn.Module, spec: ModelSpec) -> torch.optim.Optimizer:
-    """The optimizer over what is trained now."""
+    """The optimizer over the parameters that are trained now."""
     o = recipe.optim
     chosen = optim.Hyperparameters(name=o.name, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay)
     scales = optim.lr_scales(model, spec, head=o.lr_head, layer_decay=o.layer_decay)
@@ -319,18 +319,18 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> optim.Schedule:
 
 
 def _rates(recipe: Recipe, steps: int, *, watched: bool) -> tuple[Callable[[int], float], optim.Plateau | None]:
-    """The learning rate of a global step, and what lowers it by the score of each epoch, if the schedule has that."""
+    """The learning rate of a global step, and the plateau rule that lowers it by the score of each epoch, if any."""
     fixed = schedule(recipe, steps).lr_at
     if recipe.schedule.name != "plateau":
         return fixed, None
     if not watched:
-        raise UsageError("schedule = plateau needs validation images to watch (data.val = 0); set data.val=0.1")
+        raise UsageError("schedule = plateau needs validation images (data.val = 0); set data.val=0.1")
     plateau = optim.Plateau(recipe.schedule.lr_gamma, recipe.schedule.plateau_epochs)
     return lambda step: fixed(step) * plateau.factor, plateau
 
 
 def resumed_schedule(old: Recipe, new: Recipe, made: Session) -> list[str]:
-    """What other epochs do to the schedule of a run that is resumed, one line each; a jump of the rate is a warning."""
+    """Effects of a changed number of epochs on the schedule of a resumed run, one line each; a jump of the rate is a warning."""
     if old.epochs == new.epochs:
         return []
     before, after = (schedule(recipe, made.batches.steps).lr_at(made.steps) for recipe in (old, new))
@@ -340,7 +340,7 @@ def resumed_schedule(old: Recipe, new: Recipe, made: Session) -> list[str]:
     ]
     if after > JUMP * before:
         lines.append(
-            f"warning  the learning rate jumps to {after:.3g} on resuming, as the schedule is stretched; "
+            f"warning  the learning rate jumps to {after:.3g} on resuming, because the schedule is stretched; "
             "schedule=constant with a small optim.lr avoids that in a new run"
         )
     return lines
@@ -368,7 +368,9 @@ def _step(
 def _mix(recipe: Recipe, classes: int, device: torch.device) -> Callable[[Tensor, Tensor, np.ndarray], tuple[Tensor, Tensor]]:
     if not registry.find("losses", recipe.loss.name).soft:
         soft = ", ".join(name for name, fields in registry.table("losses").items() if fields.get("soft"))
-        raise UsageError(f"mixup and cutmix need soft targets, which loss {recipe.loss.name!r} has not; losses with: {soft}")
+        raise UsageError(
+            f"mixup and cutmix need soft targets, which loss {recipe.loss.name!r} does not support; losses that do: {soft}"
+        )
 
     def mix(inputs: Tensor, targets: Tensor, draws: np.ndarray) -> tuple[Tensor, Tensor]:
         uniform = torch.from_numpy(draws).to(device)
@@ -392,7 +394,7 @@ def _settings(recipe: Recipe) -> Settings:
 
 
 def choices(recipe: Recipe, made: Session, place: Place) -> dict[str, Any]:
-    """What was decided for a run, as plain values for :func:`zoo.training.describe.announce` and ``env.json``."""
+    """The settings and choices of a run, as plain values for :func:`zoo.training.describe.announce` and ``env.json``."""
     entry = registry.entry("losses", recipe.loss.name)
     weighted = f" · class weights {recipe.loss.class_weights}" if recipe.loss.class_weights != "none" else ""
     weighted += f" after {recipe.loss.drw_epoch} epochs" if weighted and recipe.loss.drw_epoch else ""

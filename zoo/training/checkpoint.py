@@ -1,6 +1,7 @@
-"""Files of a run folder that hold numbers: weights, the state to resume from, rows of metrics.
+"""Numeric files of a run folder: weights, the state to resume from, rows of metrics.
 
-Everything is safetensors or JSON. Each tensor, header and row has a checksum: neither safetensors nor torch notice a flipped bit.
+Everything is safetensors or JSON. Each tensor, header and row has a checksum: neither safetensors nor torch detects a flipped
+bit.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from zoo.errors import DivergedError, FileError
 from zoo.files import as_disk_error, check_own, own_folder, publish_text
 
 CHOOSING = {"val": "val", "test": "test each epoch"}
-"""For each ``select_on`` of a recipe the name of the split in ``metrics.jsonl`` by which the epoch to keep was chosen."""
+"""For each ``select_on`` of a recipe the name in ``metrics.jsonl`` of the split that selects the epoch."""
 KEPT = 2
-"""States kept in ``last/``: the newest and one to fall back on."""
+"""Number of states kept in ``last/``: the newest and one fallback."""
 
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class StateHeader(tensor_files.Header):
-    """Facts of a state: how far the run is, and what must be the same where it is resumed (None in older states: unknown)."""
+    """Header of a state: progress of the run, and what must match when it is resumed (None in older states: unknown)."""
 
     epoch: Count
     skip: Count
@@ -40,9 +41,9 @@ class StateHeader(tensor_files.Header):
     best_epoch: Count
     seconds: Annotated[float, msgspec.Meta(ge=0)]
     totals: tuple[float, Count, Count]
-    """Of the epoch that is not finished: sum of losses, right answers, samples seen."""
+    """Of the unfinished epoch: sum of losses, correct predictions, samples seen."""
     optim: dict[str, bool | int | float | str | None]
-    """What the optimizer keeps besides tensors."""
+    """State of the optimizer that is not tensors."""
     data_digest: str
     frozen: dict[str, str]
     scaler: dict[str, float] | None = None
@@ -58,9 +59,9 @@ class StateHeader(tensor_files.Header):
 
 
 def room(model: nn.Module, optimizer: torch.optim.Optimizer, *, averaged: bool) -> int:
-    """Bytes that the states and weights of a run take at the most, a temporary file included."""
+    """Largest total size of the states and weights of a run in bytes, including a temporary file."""
     one = tensor_files.size_of(model.state_dict().values())
-    slots = 1 if type(optimizer).__name__ in ("SGD", "Lion") else 2  # by name, as Lion would need timm imported
+    slots = 1 if type(optimizer).__name__ in ("SGD", "Lion") else 2  # by name: importing Lion would import timm
     trained = tensor_files.size_of(p for group in optimizer.param_groups for p in group["params"])
     return (KEPT + 1) * (one * (2 if averaged else 1) + slots * trained) + 2 * one
 
@@ -69,7 +70,7 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Map
     """Publish a state to resume from and drop all but the newest :data:`KEPT`.
 
     Raises:
-        DivergedError: a value is not finite; the states that are there stay.
+        DivergedError: a value is not finite; existing states are kept.
     """
     for name, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
@@ -88,7 +89,7 @@ def states(folder: Path) -> list[Path]:
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], StateHeader, list[str]]:
-    """The newest state that is whole, with one warning for each newer one that isn't; FileError if there is none."""
+    """The newest intact state, with one warning per damaged newer one; FileError if there is none."""
     warnings: list[str] = []
     for path in states(folder):
         try:
@@ -114,7 +115,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-    """Put back what :func:`pack_optimizer` took, in the memory layout of the parameters."""
+    """Restore the output of :func:`pack_optimizer`, in the memory layout of the parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**tensors, **scalars}.items():
@@ -129,11 +130,11 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
 def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add lines to ``metrics.jsonl``, flushed to disk: all of them, or on a full disk (DiskError) none.
 
-    Each line ends with a CRC-32 of itself and of the lines before it. A last line that a crash cut off is replaced.
+    Each line ends with a CRC-32 of itself and of the lines before it. An incomplete last line is replaced.
 
     Raises:
-        FileError: the lines that are there are damaged. DiskError: no space, or the file is a link, which may lead out of
-            the run folder.
+        FileError: the existing lines are damaged. DiskError: no space, or the file is a link, which may point out of the run
+        folder.
     """
     path = folder / "metrics.jsonl"
     check_own(path)
@@ -152,10 +153,10 @@ def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Rows of ``metrics.jsonl``; a last line cut off by a crash is left out.
+    """Rows of ``metrics.jsonl``; an incomplete last line is ignored.
 
     Raises:
-        FileError: a line is missing, changed, or no row of numbers.
+        FileError: a line is missing, changed, or not a row of numbers.
     """
     return _parsed(folder / "metrics.jsonl")[0]
 
@@ -168,7 +169,7 @@ def keep_rows(folder: Path, epochs: int) -> None:
 
 
 class Row(msgspec.Struct):
-    """What every row of ``metrics.jsonl`` has; the rest are numbers under the names of what they measure."""
+    """Fields of every row of ``metrics.jsonl``; the others are numbers by name."""
 
     epoch: Annotated[int, msgspec.Meta(ge=0)]
     split: str
@@ -180,7 +181,7 @@ SIGNED = re.compile(rb'(\{.+), "crc": "([0-9a-f]{8})"\}')
 
 
 def _signed(rows: Sequence[Mapping[str, Any]], crc: int, *, legacy: bool = False) -> tuple[bytes, int]:
-    """Lines of ``metrics.jsonl``, each with the CRC-32 of all bytes up to it, continued from ``crc``; without in a ``legacy`` file."""
+    """Lines of ``metrics.jsonl``, each with the CRC-32 of all bytes up to it, continued from ``crc``; none in a ``legacy`` file."""
     lines = []
     for row in rows:
         body = json.dumps(row)[:-1].encode()
@@ -190,7 +191,7 @@ def _signed(rows: Sequence[Mapping[str, Any]], crc: int, *, legacy: bool = False
 
 
 def _parsed(path: Path) -> tuple[list[dict[str, Any]], int, int]:
-    """The rows of a file, the bytes that they take, and the CRC-32 of the last (0 in a file of an older zoo, which has none)."""
+    """The rows of a file, their length in bytes, and the CRC-32 of the last (0 in a file of an older zoo without CRCs)."""
     raw = path.read_bytes() if path.is_file() else b""
     rows: list[dict[str, Any]] = []
     whole = crc = 0
@@ -210,12 +211,12 @@ def _parsed(path: Path) -> tuple[list[dict[str, Any]], int, int]:
 
 
 def _ended(line: bytes) -> bool:
-    """Whether a last line without its end of line is more than the beginning of a row."""
+    """Whether a last line without a line break is a complete row."""
     return b"}" in line
 
 
 def _row(line: bytes, crc: int, *, legacy: bool) -> tuple[dict[str, Any], int]:
-    """The row of a line and its CRC-32; ValueError if it is none, or the lines up to it are not those that were written."""
+    """The row of a line and its CRC-32; ValueError if it is not a row, or the lines up to it were changed."""
     found = SIGNED.fullmatch(line)
     if found:
         crc = zlib.crc32(found[1], crc)
@@ -230,7 +231,7 @@ def _row(line: bytes, crc: int, *, legacy: bool) -> tuple[dict[str, Any], int]:
         raise ValueError("nested too deeply") from error
     msgspec.convert(row, Row)
     if not found and any(isinstance(value, str) for key, value in row.items() if key != "split"):
-        raise ValueError("text where numbers are")
+        raise ValueError("text instead of a number")
     return row, crc
 
 
@@ -247,7 +248,7 @@ def write_tensorboard(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def data_changes(folder: Path, manifest: np.ndarray | None) -> str:
-    """How many images were added, removed and changed since the run's manifest was written; empty if that is unknown."""
+    """How many images were added, removed and changed since the run's manifest was written; empty if unknown."""
     path = folder / "last" / "manifest.npy"
     if not path.is_file() or manifest is None:
         return ""

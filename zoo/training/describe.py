@@ -1,4 +1,4 @@
-"""Each choice of a run in one line, and all of them in ``env.json``."""
+"""Print each choice of a run in one line, and write all of them to ``env.json``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zoo.training.session import Session
 
 
 def announce(session: Session, choices: Mapping[str, Any], findings: Sequence[str], command: str) -> None:
-    """Print what was decided (``choices``) and what may surprise (``findings``), and write it to ``env.json``."""
+    """Print the choices and the findings of the linter, and write them to ``env.json``."""
     env = _facts(session, choices, findings, command)
     publish_text(session.folder / "env.json", json.dumps(env, indent=1) + "\n")
     print_line(_data(session, env))
@@ -27,9 +27,7 @@ def announce(session: Session, choices: Mapping[str, Any], findings: Sequence[st
         draws = f"{len(session.sampler.index):,} draws with replacement per epoch"
         print_line(f"sampler  {env['sampler']}, {draws} · {bounds}")
     if env["select_on"] == "test":
-        print_line(
-            "warning  the epoch to keep is chosen on the test images: the test result will be too good, and is marked as such"
-        )
+        print_line("warning  the epoch to keep is selected on the test images: the test result is optimistic and is marked")
     together = f"{session.team.size} processes, each " if session.team.size > 1 else ""
     compiled = " · compiled in the first steps" if env["compiled"] else ""
     print_line(

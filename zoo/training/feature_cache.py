@@ -1,4 +1,4 @@
-"""Features of a frozen part on disk, by image: a second run, another seed or another split computes only what is new."""
+"""Features of a frozen part on disk, by image: a second run, another seed or another split computes only missing ones."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from zoo.data._folders import cache_folder
 from zoo.errors import DiskError, FileError
 
 LARGEST = 2 << 30
-"""Bytes of features that one file keeps."""
+"""Largest number of bytes of features per file."""
 
 
 def digest(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
-    """16 hex digits over the values of a frozen part and all else that its features depend on."""
+    """16 hex digits over the values of the frozen layers and everything else that the features depend on."""
     found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in tensors.items():
         found.update(name.encode())
@@ -32,7 +32,7 @@ def digest(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
 
 
 def image_key(pixels: np.ndarray, draws: np.ndarray, ops: Sequence[str]) -> int:
-    """A number for one image (H, W, 3) uint8 as it is augmented with ``draws`` (K,): 63 bits of their sha256."""
+    """A key for one image (H, W, 3) uint8 augmented with ``draws`` (K,): 63 bits of their sha256."""
     found = hashlib.sha256(" ".join(ops).encode())
     found.update(np.ascontiguousarray(pixels).tobytes())
     if ops:
@@ -42,11 +42,11 @@ def image_key(pixels: np.ndarray, draws: np.ndarray, ops: Sequence[str]) -> int:
 
 @dataclass
 class FeatureCache:
-    """The features of one frozen part (``part`` is its :func:`digest`), read from a file and added to."""
+    """Stored features of frozen layers (``part`` is their :func:`digest`), read from a file and extended."""
 
     part: str
     rows: dict[int, int] = field(default_factory=dict)
-    """The place of each image's features by its key."""
+    """Index of each image's features by its key."""
     values: list[Tensor] = field(default_factory=list)
     added: int = 0
 
@@ -57,7 +57,7 @@ class FeatureCache:
 
     @classmethod
     def read(cls, part: str) -> FeatureCache:
-        """What earlier runs have kept; empty if there is none, or if it is damaged, which is said."""
+        """Features stored by earlier runs; empty if there are none, or, with a warning, if the file is damaged."""
         cache = cls(part)
         if not cache.path.is_file():
             return cache
@@ -65,30 +65,30 @@ class FeatureCache:
             tensors, _ = tensor_files.load_tensors(cache.path)
             keys, values = tensors["keys"].tolist(), list(tensors["features"])
         except (FileError, KeyError) as error:
-            print_line(f"warning  stored features are not used, and are computed again: {error}")
+            print_line(f"warning  stored features are ignored and computed again: {error}")
             return cache
         if len(keys) == len(values):
             cache.rows, cache.values = {key: row for row, key in enumerate(keys)}, values
         return cache
 
     def missing(self, keys: Sequence[int]) -> list[int]:
-        """The places in ``keys`` of images without features, each image once."""
+        """Indices into ``keys`` of images without features, each image once."""
         first = {key: place for place, key in reversed(list(enumerate(keys))) if key not in self.rows}
         return sorted(first.values())
 
     def add(self, keys: Sequence[int], features: Tensor) -> None:
-        """Keep the features (n, ...) of images by key."""
+        """Store the features (n, ...) of images by key."""
         for key, value in zip(keys, features.cpu(), strict=True):
             self.rows[key] = len(self.values)
             self.values.append(value.clone())
         self.added += len(keys)
 
     def get(self, keys: Sequence[int]) -> Tensor:
-        """The features (n, ...) of images that all have some."""
+        """The features (n, ...) of images that are all stored."""
         return torch.stack([self.values[self.rows[key]] for key in keys])
 
     def write(self) -> None:
-        """Keep what was added; a disk that is full or read-only is said and costs only the time saved."""
+        """Write added features; a full or read-only disk causes a warning and only costs the saved time."""
         if not self.added or tensor_files.size_of(self.values) > LARGEST:
             return
         try:
@@ -96,5 +96,5 @@ class FeatureCache:
             kept = {"keys": torch.tensor(list(self.rows)), "features": torch.stack(self.values)}
             tensor_files.save_tensors(self.path, kept, {"features": self.part})
         except (DiskError, OSError) as error:
-            print_line(f"warning  features are not kept on disk: {error}")
+            print_line(f"warning  features are not stored on disk: {error}")
         self.added = 0

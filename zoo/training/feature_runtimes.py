@@ -1,4 +1,4 @@
-"""The frozen part of a model in another runtime than PyTorch, where that is faster, held to what PyTorch computes."""
+"""Frozen layers of a model in another runtime than PyTorch, checked against PyTorch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo.errors import DisagreeError, UsageError
 
 TOLERANCE = 1e-3
-"""Largest difference of features that passes, relative to the largest of them."""
+"""Largest accepted difference of features, relative to the largest feature."""
 
 Compute = Callable[[Tensor], Tensor]
 
@@ -29,7 +29,7 @@ def runner(runtime: str, model: nn.Module, head: str, inputs: Tensor) -> Compute
     """
     if inputs.dtype != torch.float32 or inputs.device.type != "cpu":
         raise UsageError(
-            f"features_with = {runtime} computes in fp32 on the CPU (here {inputs.dtype} on {inputs.device.type}); "
+            f"features_with = {runtime} computes in fp32 on the CPU (found {inputs.dtype} on {inputs.device.type}); "
             "use features_with=torch"
         )
     try:
@@ -41,7 +41,7 @@ def runner(runtime: str, model: nn.Module, head: str, inputs: Tensor) -> Compute
 
 
 def check(runtime: str, found: Tensor, expected: Tensor) -> str:
-    """One line that says how well features (N, ...) of ``runtime`` agree with PyTorch's.
+    """One line about the agreement of features (N, ...) of ``runtime`` with PyTorch's.
 
     Raises:
         DisagreeError: they differ by more than :data:`TOLERANCE`.

@@ -1,4 +1,4 @@
-"""What the frozen part of a model gives its head for each image: computed once and kept, where that changes no result."""
+"""Features of the frozen layers of a model, computed once per image if that does not change the result."""
 
 from __future__ import annotations
 
@@ -12,29 +12,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.console import counted, print_line
+from zoo.console import SILENT_SECONDS, counted, print_line
 from zoo.training import feature_runtimes
 from zoo.training.batches import Batches
 from zoo.training.feature_cache import FeatureCache, digest, image_key
 from zoo.training.loop import autocast
 
 MAX_BYTES = 2 << 30
-"""Features up to this size are kept in memory."""
-SILENT_SECONDS = 3.0
-"""Longest time without a line while features are computed."""
+"""Largest size of features in memory."""
 CHUNK_BATCHES = 16
-"""Batches after which features are written, so that a run which is stopped keeps them."""
+"""Batches between two writes of features, so that an interrupted run keeps them."""
 
 
 def stored(
     model: nn.Module, heads: Sequence[str], frozen: Sequence[str], batches: Batches, val: Batches | None,
     *, precision: str, obstacle: str = "", runtime: str = "torch",
 ) -> tuple[str, Batches, Batches | None]:  # fmt: skip
-    """The head that can be trained on stored features, and the training and validation batches that hold them.
+    """The head that can be trained on stored features, and the training and validation batches with these features.
 
-    Without such a head its name is empty and the batches hold images: the frozen part runs in every step. There autograd
-    records and keeps nothing of it, as neither its inputs nor its parameters need a gradient; torch.no_grad around it made
-    no step faster. ``obstacle`` is a reason known beforehand. ``runtime`` computes the features. Which way was taken is printed.
+    Without such a head its name is empty and the batches hold images: the frozen layers run in every step. Autograd records
+    nothing for them, as neither their inputs nor their parameters need a gradient; torch.no_grad made no step faster.
+    ``obstacle`` is a reason known beforehand. ``runtime`` computes the features. The decision is printed.
 
     Raises:
         UsageError: the runtime is not installed. DisagreeError: its features differ from PyTorch's.
@@ -48,12 +46,12 @@ def stored(
         needed = images + len(batches.index) * (views - 1)
         head, obstacle = trainable_head(model, heads, set(frozen), batches, images=needed, precision=precision)
     if not head:
-        print_line(f"freeze   the frozen part runs in every step: {obstacle}")
+        print_line(f"freeze   frozen layers run in every step: {obstacle}")
         return "", batches, val
     began = time.monotonic()
     print_line(
-        f"freeze   the frozen part runs once for {images:,} images"
-        + (f", {views} views of each to train on" if views > 1 else "")
+        f"freeze   frozen layers run once for {images:,} images"
+        + (f", {views} augmented views of each training image" if views > 1 else "")
     )
     run = _runner(runtime, model, head, batches, precision)
     cache = FeatureCache.read(_part(model, head, batches, precision, runtime))
@@ -62,21 +60,21 @@ def stored(
     val = replace(val, features=compute(run, val, cache)) if val else None
     size = sum(part.features.nbytes for part in (batches, val) if part and part.features is not None) / 1e6
     computed = len(cache.rows) - kept
-    known = f" ({computed:,} computed, the others known)" if kept else ""
+    known = f" ({computed:,} computed, the others stored)" if kept else ""
     print_line(
-        f"freeze   the frozen part ran once: features of {images:,} images{known}, {size:,.1f} MB, "
+        f"freeze   frozen layers ran once: features of {images:,} images{known}, {size:,.1f} MB, "
         f"{time.monotonic() - began:.1f} s, train {head}"
     )
     return head, batches, val
 
 
 def _runner(runtime: str, model: nn.Module, head: str, batches: Batches, precision: str) -> Callable[[Tensor], Tensor]:
-    """A function from images (N, 3, H, W) to what ``head`` receives."""
+    """A function from images (N, 3, H, W) to the input of ``head``."""
 
     def eager(inputs: Tensor) -> Tensor:
         with torch.no_grad(), autocast(batches.device, precision):
             found = _before(model.eval(), head, inputs)
-        assert found is not None, "trainable_head has tried one batch"
+        assert found is not None, "trainable_head tries one batch first"
         return found
 
     if runtime == "torch":
@@ -88,7 +86,7 @@ def _runner(runtime: str, model: nn.Module, head: str, batches: Batches, precisi
 
 
 def _part(model: nn.Module, head: str, batches: Batches, precision: str, runtime: str) -> str:
-    """The digest of all that features depend on besides the images."""
+    """The digest of everything that features depend on except the images."""
     tensors = {name: value for name, value in model.state_dict().items() if not name.startswith(f"{head}.")}
     settings = {
         "head": head, "model": type(model).__qualname__, "mean": batches.mean, "std": batches.std, "size": batches.size,
@@ -102,8 +100,8 @@ def trainable_head(
 ) -> tuple[str, str]:
     """The module that can be trained on stored features, or an empty name and the reason why there is none.
 
-    ``heads`` are the candidates, ``frozen`` the names of the frozen parameters and buffers, ``images`` how many images need
-    features. One batch of ``batches`` is tried.
+    ``heads`` are the candidates, ``frozen`` the names of the frozen parameters and buffers, ``images`` the number of images
+    that need features. One batch of ``batches`` is tried.
     """
     named = (*model.named_parameters(), *model.named_buffers())
     trained = [name for name, _ in named if name not in frozen]
@@ -117,9 +115,9 @@ def trainable_head(
 
 
 def compute(run: Callable[[Tensor], Tensor], batches: Batches, cache: FeatureCache, views: int = 1) -> Tensor:
-    """What ``run`` makes of each view of each image of ``batches.index``, in that order, on the device: (views, n, ...).
+    """Output of ``run`` for each view of each image of ``batches.index``, in that order, on the device: (views, n, ...).
 
-    Features that ``cache`` has are taken from it, and it keeps the others. Progress is printed.
+    Stored features are read from ``cache``; the others are added to it. Progress is printed.
     """
     ops = tuple(batches.augment or ())
     per_view = []
@@ -139,7 +137,7 @@ def compute(run: Callable[[Tensor], Tensor], batches: Batches, cache: FeatureCac
 
 
 def _keys(batches: Batches, draws: np.ndarray, ops: Sequence[str]) -> list[int]:
-    """The key of each image of ``batches.index`` with its draws (n, K); pixels are read a batch at a time."""
+    """The key of each image of ``batches.index`` with its draws (n, K); pixels are read batch by batch."""
     found = []
     for start in range(0, len(draws), batches.batch_size):
         rows = slice(start, start + batches.batch_size)
@@ -157,7 +155,7 @@ def _obstacle(model: nn.Module, head: str, inputs: Tensor, images: int, precisio
         if first is None or second is None or last is None:
             return f"{head} is not called once with one tensor"
         if not (torch.equal(first, second) and torch.equal(first, last)):
-            return "it draws at random (dropout)"
+            return "the frozen layers have dropout"
         if not torch.equal(model.get_submodule(head)(last.clone()), model(inputs)):
             return f"{head} is not the last layer"
     need = first.nbytes / len(first) * images
@@ -173,7 +171,7 @@ class _Enough(Exception):
 
 
 def _before(model: nn.Module, head: str, inputs: Tensor) -> Tensor | None:
-    """What the module ``head`` is given when the model is called; it and what follows do not run."""
+    """Input of the module ``head`` when the model is called; neither it nor later layers run."""
     caught: list[Any] = []
 
     def take(module: nn.Module, given: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What is frozen: selection by role, the plan of unfreezing, the table, the digests that prove it."""
+"""Freezing: selection by role, the plan of unfreezing, the table, the digests that verify it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from zoo.errors import DisagreeError, UsageError, did_you_mean
 from zoo.spec import ModelSpec
 
 ROLES = ("conv", "fc", "fc:all", "backbone", "bn")
-"""What ``freeze=`` takes besides ``stage<=N``, ``none`` and globs; see :func:`freeze`."""
+"""Values of ``freeze=`` besides ``stage<=N``, ``none`` and globs; see :func:`freeze`."""
 
 
 @dataclass(frozen=True)
 class FreezeTable:
-    """What :func:`freeze` did."""
+    """Result of :func:`freeze`."""
 
     selector: str
     names: tuple[str, ...]
     """Frozen parameters and buffers, by name."""
     rows: tuple[tuple[str, int, int, int, int], ...]
-    """For each part of the model: frozen parameters, trained parameters, BatchNorms held in eval mode, BatchNorms that keep updating."""
+    """For each part of the model: frozen parameters, trained parameters, BatchNorms in eval mode, BatchNorms that update."""
 
     @property
     def frozen(self) -> int:
@@ -41,18 +41,18 @@ class FreezeTable:
 
     @property
     def held(self) -> int:
-        """Number of BatchNorm layers held in eval mode."""
+        """Number of BatchNorm layers in eval mode."""
         return sum(row[3] for row in self.rows)
 
 
 def freeze(model: nn.Module, selector: str, spec: ModelSpec, *, fresh: Collection[str] = ()) -> FreezeTable:
-    """Freeze parameters and buffers by role; call it before :func:`make`, which leaves out what is frozen.
+    """Freeze parameters and buffers by role; call it before :func:`make`, which skips frozen parameters.
 
-    Selectors name what is frozen: ``conv`` all but the classifier layers, ``fc`` the classifier layers but the new head,
-    ``fc:all`` every classifier layer, ``backbone`` all but the new head, ``bn`` every BatchNorm, ``stage<=N`` the stages 0
+    Selectors: ``conv`` freezes all but the classifier layers, ``fc`` the classifier layers except the new head, ``fc:all``
+    every classifier layer, ``backbone`` all but the new head, ``bn`` every BatchNorm, ``stage<=N`` the stages 0
     to N, ``none``, or a glob over names (``layer[1-3].*``). A BatchNorm whose statistics are frozen stays in eval mode
-    through every later ``model.train()``: requires_grad=False alone would leave them moving. ``fresh`` names tensors that
-    are random, which may not be frozen.
+    through every later ``model.train()``: requires_grad=False alone would not stop their updates. ``fresh`` names randomly
+    initialised tensors, which may not be frozen.
 
     Raises:
         UsageError: unknown selector, nothing frozen, nothing left to train, or random weights frozen.
@@ -78,7 +78,7 @@ def freeze(model: nn.Module, selector: str, spec: ModelSpec, *, fresh: Collectio
 
 
 def unfreeze(model: nn.Module, table: FreezeTable, selector: str, spec: ModelSpec) -> FreezeTable:
-    """Release what :func:`freeze` froze (``table``) but ``selector`` does not; their BatchNorms move again in training."""
+    """Release tensors frozen by :func:`freeze` (``table``) that ``selector`` does not freeze; their BatchNorms update again."""
     names = _selected(model, selector, spec)
     released = set(table.names) - set(names)
     for name, parameter in model.named_parameters():
@@ -91,13 +91,13 @@ def unfreeze(model: nn.Module, table: FreezeTable, selector: str, spec: ModelSpe
 
 
 def plan(model: nn.Module, spec: ModelSpec, selector: str, unfreeze: Sequence[str], epochs: int) -> list[tuple[int, str]]:
-    """What is frozen from which epoch on: ``selector`` from 0, then each of ``unfreeze``, written ``EPOCH:SELECTOR``.
+    """Frozen layers by epoch: ``selector`` from epoch 0, then each of ``unfreeze``, written ``EPOCH:SELECTOR``.
 
-    ``["2:stage<=3", "4:none"]`` is gradual unfreezing (Howard and Ruder 2018, section 3.3), ``["1:none"]`` what fastai calls
-    fine_tune. Epochs are counted as those that are done.
+    ``["2:stage<=3", "4:none"]`` is gradual unfreezing (Howard and Ruder 2018, section 3.3), ``["1:none"]`` is fastai's
+    fine_tune. An epoch is the number of completed epochs.
 
     Raises:
-        UsageError: wrongly written, not in order, past the end, or it would not freeze a part of what is frozen before.
+        UsageError: malformed, not in order, past the end, or not a subset of the layers that were frozen before.
     """
     found, before = [(0, selector)], set(_selected(model, selector, spec))
     for text in unfreeze:
@@ -105,19 +105,17 @@ def plan(model: nn.Module, spec: ModelSpec, selector: str, unfreeze: Sequence[st
         if not (colon and number.isdecimal() and kept):
             raise UsageError(f"unfreeze = {text[:40]!r} is not EPOCH:SELECTOR; write e.g. unfreeze=['2:stage<=2','4:none']")
         if not found[-1][0] < int(number) < epochs:
-            raise UsageError(f"unfreeze {text}: epochs must rise and lie within 1 to {epochs - 1} (epochs = {epochs})")
+            raise UsageError(f"unfreeze {text}: epochs must increase and be within 1 to {epochs - 1} (epochs = {epochs})")
         names = set(_selected(model, kept, spec))
         if not names < before:
-            raise UsageError(
-                f"unfreeze {text} would not release a part of what {found[-1][1]} freezes; {_roles_line(model, spec)}"
-            )
+            raise UsageError(f"unfreeze {text} must freeze fewer layers than {found[-1][1]}; {_roles_line(model, spec)}")
         found.append((int(number), kept))
         before = names
     return found
 
 
 def roles(model: nn.Module, spec: ModelSpec) -> list[str]:
-    """Selectors that freeze something of this model and leave something to train."""
+    """Selectors that freeze some, but not all, parameters of this model."""
     parameters = {name for name, _ in model.named_parameters()}
     wanted = [*ROLES, *(f"stage<={number}" for number in range(len(spec.stages)))]
     found = {role: set(_role(model, role, spec)) for role in wanted}
@@ -125,7 +123,7 @@ def roles(model: nn.Module, spec: ModelSpec) -> list[str]:
 
 
 def lines(table: FreezeTable, plan: Sequence[tuple[int, str]] = ()) -> list[str]:
-    """What is frozen, part by part, one line each; none if nothing is and nothing was before."""
+    """Frozen layers part by part, one line each; empty if nothing is or was frozen."""
     first = next((epoch for epoch, selector in plan if selector == table.selector), 0)
     if not table.names and not first:
         return []
@@ -135,7 +133,7 @@ def lines(table: FreezeTable, plan: Sequence[tuple[int, str]] = ()) -> list[str]
         f"{table.held} BatchNorms held"
     ]
     for name, frozen, trained, held, moving in table.rows:
-        norms = f" · BatchNorms {held} held, {moving} moving" if held or moving else ""
+        norms = f" · BatchNorms {held} fixed, {moving} updating" if held or moving else ""
         found.append(f"freeze     {name:16} {frozen:>12,} frozen {trained:>12,} trained{norms}")
     return found
 
@@ -169,11 +167,11 @@ def _selected(model: nn.Module, selector: str, spec: ModelSpec) -> list[str]:
     if selector == "none":
         return []
     is_role = selector in ROLES or re.fullmatch(r"stage<=\d+", selector)
-    # a role is never read as a name: ResNet-50's head is called fc, and freeze=fc must not freeze it
+    # a role is never read as a name: the head of ResNet-50 is called fc, but freeze=fc must not freeze it
     if found := _role(model, selector, spec) if is_role else _glob(model, selector):
         return found
     what = (
-        f"freeze={selector} freezes nothing here"
+        f"freeze={selector} freezes nothing in this model"
         if is_role
         else f"no role or layer {selector!r}{did_you_mean(selector, ROLES)}"
     )
@@ -201,7 +199,7 @@ def _role(model: nn.Module, role: str, spec: ModelSpec) -> list[str]:
 
 
 def _glob(model: nn.Module, pattern: str) -> list[str]:
-    """Names that match, or that lie in a module that does."""
+    """Names that match, or that are inside a matching module."""
     found = []
     for name in _names(model):
         parts = name.split(".")
@@ -230,9 +228,9 @@ def new_head(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def zero_head(model: nn.Module, spec: ModelSpec, fresh: Collection[str]) -> None:
-    """Set the parameters of the new head that are in ``fresh`` to zero, as Dosovitskiy et al. 2021 (section 3.2) do.
+    """Set the parameters of the new head that are in ``fresh`` to zero (Dosovitskiy et al. 2021, section 3.2).
 
-    The first steps then follow the features alone: large random weights of a head cost accuracy where images are few.
+    The first steps then depend on the features only: large random weights of a head cost accuracy with few images.
     """
     for name, parameter in model.named_parameters():
         if name in fresh and inside(name, new_head(spec)):
@@ -244,7 +242,7 @@ def inside(name: str, modules: Iterable[str]) -> bool:
 
 
 def _rows(model: nn.Module) -> Iterator[tuple[str, int, int, int, int]]:
-    """A row for each child of the model that has parameters, and each parameter of its own."""
+    """A row per child of the model with parameters, and per direct parameter."""
     for part in dict.fromkeys(name.partition(".")[0] for name, _ in model.named_parameters()):
         own = [parameter for name, parameter in model.named_parameters() if inside(name, [part])]
         norms = [getattr(module.train, "__func__", None) is _stay for name, module in _norms(model) if inside(name, [part])]

@@ -1,4 +1,4 @@
-"""What a recipe does that its writer may not know: warnings with the numbers, before the first step; none stops a run."""
+"""Warnings, with numbers, about unexpected effects of a recipe, before the first step; none stops a run."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from zoo.recipe import Recipe
 from zoo.recipe_tables import Loss, Schedule
 
 SMALL_SHARE = 0.4
-"""Share of the epochs at a hundredth of the rate or less from which it is reported; the usual schedules stay below."""
+"""Share of epochs at 1/100 of the rate or less that triggers a warning; common schedules are below."""
 
 
 def check(recipe: Recipe, counts: np.ndarray | None = None, random_frozen: Sequence[str] = ()) -> list[str]:
-    """One line for each finding. ``counts`` (C,) are the training samples of each class; without them what needs them is left out.
+    """One line for each finding. ``counts`` (C,) are the training samples of each class; without them, checks that need them are skipped.
 
-    ``random_frozen`` are tensors that are frozen though nothing was loaded into them.
+    ``random_frozen`` are frozen tensors without loaded weights.
     """
     found = [*_schedule(recipe.schedule, recipe.epochs, recipe.optim.lr), *_loss(recipe)]
     if random_frozen:
         found.append(
-            f"freeze {recipe.freeze} keeps {len(random_frozen)} tensors random ({random_frozen[0]}, ...): nothing was loaded into them"
+            f"freeze {recipe.freeze} keeps {len(random_frozen)} tensors at random values ({random_frozen[0]}, ...): no weights were loaded for them"
         )
     elif recipe.freeze != "none" and recipe.weights == "none":
         found.append(f"freeze {recipe.freeze} with weights none: every frozen layer is random")
@@ -32,7 +32,7 @@ def check(recipe: Recipe, counts: np.ndarray | None = None, random_frozen: Seque
 
 
 def expected_counts(recipe: Recipe) -> np.ndarray | None:
-    """Training samples of each class (C,) without reading the data; None where only the data can tell."""
+    """Training samples of each class (C,) without reading the data; None if they are known only after reading the data."""
     entry = registry.table("data").get(recipe.data.name, {})
     if not entry.get("balanced"):
         return None
@@ -54,7 +54,7 @@ def _schedule(schedule: Schedule, epochs: int, lr: float) -> Iterator[str]:
     late = [step for step in at if step >= epochs]
     if late and schedule.name == "multistep":
         stays = f"; the rate stays {_short(lr)}" if len(late) == len(at) else ""
-        yield f"steps {late} never fire in {epochs} epochs{stays}"
+        yield f"steps {late} are not reached in {epochs} epochs{stays}"
     if not at:
         yield f"schedule {schedule.name} has no step in {epochs} epochs: the rate stays {_short(lr)}"
     rates = np.array([lr * schedule.lr_gamma ** sum(epoch >= step for step in at) for epoch in range(epochs)])
@@ -70,9 +70,9 @@ def _loss(recipe: Recipe) -> Iterator[str]:
     if loss.drw_epoch and loss.class_weights == "none":
         yield f"drw_epoch {loss.drw_epoch} changes nothing: class_weights is none"
     if loss.name == "ce_then_focal" and (switch := loss.options["switch_epoch"]) >= recipe.epochs:
-        yield f"switch_epoch {switch} is not reached in {recipe.epochs} epochs: all of them are cross entropy"
+        yield f"switch_epoch {switch} is not reached in {recipe.epochs} epochs: all epochs use cross entropy"
     if loss.name == "dynamic_focal" and (every := loss.options["rescale_every"]) >= recipe.epochs:
-        yield f"rescale_every {every} never acts in {recipe.epochs} epochs: the scale stays 1"
+        yield f"rescale_every {every} is not reached in {recipe.epochs} epochs: the scale stays 1"
 
 
 def _weights(recipe: Recipe, counts: np.ndarray) -> Iterator[str]:
@@ -106,7 +106,7 @@ def _batches(recipe: Recipe, counts: np.ndarray) -> Iterator[str]:
 
 
 def _shares(recipe: Recipe, counts: np.ndarray) -> np.ndarray:
-    """Share of each class (C,) among the samples of an epoch; for samplers that change over the run, that of its begin."""
+    """Share of each class (C,) among the samples of an epoch; for samplers that change over the run, at its start."""
     if recipe.sampler.name in ("none", "focal"):
         return counts / counts.sum()
     targets = np.repeat(np.arange(len(counts)), counts)

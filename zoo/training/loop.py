@@ -1,4 +1,4 @@
-"""The training loop: model, loss, batches and optimizer in; totals of an epoch out.
+"""The training loop: from model, loss, batches and optimizer to the totals of an epoch.
 
 Sample order, augmentation and dropout are functions of (seed, epoch, sample) and (seed, step), so a run that stops after
 any step continues with the same bits.
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo import ops
+from zoo.console import SILENT_SECONDS, counted
 from zoo.errors import DivergedError
 from zoo.training.batches import Batch, Batches
 from zoo.training.processes import Team
@@ -36,7 +37,7 @@ class Totals:
     samples_seen: int = 0
 
     def add(self, loss: float, correct: int, samples: int) -> None:
-        """Add a sum of losses over samples, and how many of these were right."""
+        """Add a sum of losses over samples, and the number of correct predictions."""
         self.loss += loss
         self.correct += correct
         self.samples_seen += samples
@@ -49,7 +50,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Step:
-    """How one step is taken, besides model, loss and data."""
+    """Settings of a step besides model, loss and data."""
 
     optimizer: torch.optim.Optimizer
     lr: Callable[[int], float]
@@ -64,10 +65,10 @@ class Step:
     """Blends inputs (N, 3, H, W) and targets (N,) to soft targets (N, C) with the batch's draws (mixup, cutmix)."""
     scaler: Any = None
     see: Callable[[np.ndarray, np.ndarray], None] | None = None
-    """Takes the positions (N,) of a batch and p_t (N,) of each sample (a sampler that goes by them)."""
+    """Receives the positions (N,) of a batch and p_t (N,) of each sample (focal sampler)."""
     team: Team = field(default_factory=Team)
     skipped: list[int] = field(default_factory=lambda: [0])
-    """Steps in a row that the gradient scaler left out."""
+    """Consecutive steps skipped by the gradient scaler."""
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -90,8 +91,8 @@ def train_epoch(
 
     Raises:
         DivergedError: the loss is not finite, and the weights are those before that step; or the gradient scaler found no
-            scale with finite gradients. It has ``position``, the samples of the batch in the split.
-        IndexError: the loss is not finite as a label is out of range (:func:`zoo.ops.raise_wrong_label`).
+        scale with finite gradients. Its ``position`` has the samples of the batch in the split.
+        IndexError: the loss is not finite because a label is out of range (:func:`zoo.ops.raise_wrong_label`).
     """
     totals = totals or Totals()
     model.train()
@@ -107,11 +108,11 @@ def train_epoch(
 
 
 def _update(model: nn.Module, loss: nn.Module, step: Step, at: int, batches: Sequence[Batch]) -> Totals | None:
-    """Take step ``at`` with the gradients of all its batches: what was seen, None if the loss of one is not finite."""
+    """Take step ``at`` with the gradients of all its batches; returns its totals, None if a loss is not finite."""
     rate = step.lr(at)
     for group in step.optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
-    # dropout of this step, whatever ran before it
+    # dropout depends on the step only
     torch.manual_seed(step.seed * 1_000_003 + at + (step.team.rank << 48))
     step.optimizer.zero_grad(set_to_none=True)
     found, samples = Totals(), sum(len(batch.targets) for batch in batches)
@@ -150,7 +151,7 @@ def _gradients(model: nn.Module, loss: nn.Module, step: Step, batch: Batch, samp
 
 
 def _loss(loss: Any, logits: Tensor, wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss and p_t (N,) of the labels: from the same pass where the loss gives it, else from the same logits."""
+    """The loss and p_t (N,) of the labels: from the same pass if the loss supports it, else from the same logits."""
     if wanted is targets and hasattr(loss, "with_stats"):
         stats = loss.with_stats(logits, targets)
         return stats.loss, stats.p
@@ -188,7 +189,7 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, C) float32 and targets (N,) of a whole split, on the CPU, in order; ``poll`` runs after each batch.
 
-    Each process of a team computes its share of the split; all get the whole result.
+    Each process of a team computes its share of the split; all receive the whole result.
     """
     n = len(batches.index)
     if team.size == 1 or n < team.size:
@@ -202,7 +203,7 @@ def predict(
 def _predict(model: nn.Module, batches: Batches, precision: str, poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
     model.eval()
     logits, targets = [], []
-    for batch in batches.epoch(0):
+    for batch in counted(batches.epoch(0), len(batches.index), "eval     evaluated", batches.batch_size, SILENT_SECONDS):
         with autocast(batches.device, precision):
             logits.append(model(batch.inputs).float().cpu())
         targets.append(batch.targets.cpu())

@@ -23,8 +23,8 @@ def groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups of what is trained, for a torch optimizer.
 
-    By default everything decays, norms and biases too, as torch does and the reported experiments did. ``decay_all=False``
-    spares tensors of one dimension (Goyal et al. 2017, section 5.3; timm does the same). ``scales`` gives a factor of the
+    By default everything decays, including norms and biases, as in torch and the reported experiments. ``decay_all=False``
+    excludes tensors of one dimension (Goyal et al. 2017, section 5.3; timm does the same). ``scales`` gives a factor of the
     learning rate by parameter name, kept in the group as ``lr_scale``.
     """
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -53,7 +53,7 @@ def lr_scales(model: nn.Module, spec: ModelSpec, *, head: float = 1.0, layer_dec
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """Which optimizer and its settings; ``momentum`` and ``nesterov`` are those of sgd and muon."""
+    """The optimizer and its settings; ``momentum`` and ``nesterov`` are those of sgd and muon."""
 
     name: str
     lr: float
@@ -73,8 +73,8 @@ def make(
     """The optimizer over the parameters that are trained, in the groups of :func:`groups`.
 
     ``sgd`` and ``adamw`` (Loshchilov and Hutter 2019) are torch's; fused=True updates all tensors in one kernel (measured 8 %
-    faster steps on two CPU cores). timm's are ``nadamw`` (Dozat 2016, with the decoupled decay of AdamW), ``cadamw`` (AdamW that
-    leaves out components whose sign differs from the gradient's, Liang et al. 2024), ``lion`` (Chen et al. 2023) and ``muon``
+    faster steps on two CPU cores). timm's are ``nadamw`` (Dozat 2016, with the decoupled decay of AdamW), ``cadamw`` (AdamW
+    without the components whose sign differs from the gradient's, Liang et al. 2024), ``lion`` (Chen et al. 2023) and ``muon``
     (:func:`_muon`, which needs ``head``, the names of the classifier's modules).
 
     Raises:
@@ -88,7 +88,7 @@ def make(
         return torch.optim.AdamW(trained, lr=lr, fused=True)
     if chosen.name not in TIMM:
         raise ValueError(f"name = {chosen.name!r} is not sgd, adamw, {', '.join(TIMM)}")
-    from timm import optim as timm_optim  # here, as sgd and adamw do not need it
+    from timm import optim as timm_optim  # imported here: sgd and adamw do not need it
 
     if chosen.name == "muon":
         inside = {parameter for name, parameter in model.named_parameters() if freezing.inside(name, head)}
@@ -101,8 +101,9 @@ def make(
 def _muon(trained: list[dict[str, Any]], head: Collection[nn.Parameter]) -> list[dict[str, Any]]:
     """Groups in which Muon (Jordan et al. 2024) updates matrices and convolutions, and AdamW the head, biases and norms.
 
-    torch's Muon takes matrices alone, so this is timm's, which takes a convolution as a matrix of (out, in * height * width)
-    and leaves AdamW what is too narrow to be orthogonalised. Its updates have the size of AdamW's (Liu et al. 2025, equation 4), so
+    torch's Muon supports matrices only, so timm's is used: it treats a convolution as a matrix (out, in * height * width) and
+    updates parameters that are too narrow to be orthogonalised with AdamW. Its updates have the size of AdamW's (Liu et al.
+    2025, equation 4), so
     that one learning rate serves both.
     """
     found = []
@@ -115,24 +116,25 @@ def _muon(trained: list[dict[str, Any]], head: Collection[nn.Parameter]) -> list
 
 
 def carry_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """``new`` with the state of the parameters that ``old`` trains too; those that are new to it begin as torch begins."""
+    """``new`` with the state of the parameters that ``old`` trains too; new parameters start with torch's initial state."""
     new.state.update(old.state)
     if isinstance(new, torch.optim.SGD):
         for group in new.param_groups:
             for parameter in group["params"]:
                 if group["momentum"] and parameter not in new.state:
-                    # what torch begins with, written out: its fused step takes no group in which only some have a momentum
+                    # torch's initial state, explicitly: its fused step needs a momentum for all parameters of a group or for
+                    # none
                     new.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return new
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The learning rate over a run: a linear warm-up of ``warmup`` epochs, then what ``name`` says.
+    """The learning rate over a run: a linear warm-up of ``warmup`` epochs, then the schedule ``name``.
 
     ``step`` multiplies by ``lr_gamma`` every ``step_size`` epochs, ``multistep`` at each epoch in ``steps``, ``cosine`` falls to 0
     at the end (Loshchilov and Hutter 2017), ``onecycle`` is a straight line to 0 after the warm-up, whose default is 30 % of
-    the run (after Smith 2018), ``plateau`` stays at the peak, which :class:`Plateau` lowers.
+    the run (after Smith 2018), ``plateau`` is constant at the peak, which :class:`Plateau` lowers.
     """
 
     lr: float
@@ -169,8 +171,8 @@ class Schedule:
 class Plateau:
     """The factor on the learning rate that falls when the score stops rising: torch's ReduceLROnPlateau.
 
-    torch's scheduler changes the rates of an optimizer. It gets one of its own here, whose rate is the factor, so that the
-    warm-up and the factors of layers stay as in every schedule.
+    torch's scheduler changes the rates of an optimizer. Here it has a private one whose rate is the factor, so that the
+    warm-up and the factors of layers work as in every schedule.
     """
 
     def __init__(self, gamma: float, epochs: int) -> None:
@@ -183,11 +185,11 @@ class Plateau:
 
     @property
     def factor(self) -> float:
-        """What the learning rate is multiplied by, 1 at first."""
+        """Factor on the learning rate, 1 at the start."""
         return self._optimizer.param_groups[0]["lr"]
 
     def update(self, score: float) -> None:
-        """Take in the score of an epoch."""
+        """Record the score of an epoch."""
         self._scheduler.step(score)
 
     def state_dict(self) -> dict[str, float]:
@@ -195,7 +197,7 @@ class Plateau:
         return {"factor": self.factor, "best": self._scheduler.best, "idle": self._scheduler.num_bad_epochs}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Put back what :meth:`state_dict` gave."""
+        """Restore the output of :meth:`state_dict`."""
         self._optimizer.param_groups[0]["lr"] = state["factor"]
         self._scheduler.best, self._scheduler.num_bad_epochs = state["best"], int(state["idle"])
 
@@ -203,7 +205,7 @@ class Plateau:
 class Ema:
     """Exponential moving average of a model's parameters and buffers (Polyak and Juditsky 1992).
 
-    The decay of update t is min(decay, (1 + t) / (10 + t)), so that a short run doesn't keep its first weights.
+    The decay of update t is min(decay, (1 + t) / (10 + t)), so that the initial weights lose their influence in short runs.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -213,7 +215,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after a step."""
+        """Update the averages after a step."""
         self.count += 1
         count = int(self.count)
         keep = min(self.decay, (1 + count) / (10 + count))
@@ -234,7 +236,7 @@ class Ema:
         return {"count": self.count, **{f"values.{name}": value for name, value in self.values.items()}}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Put back what :meth:`state_dict` gave."""
+        """Restore the output of :meth:`state_dict`."""
         self.count = state["count"].clone()
         for name, value in self.values.items():
             value.copy_(state[f"values.{name}"])

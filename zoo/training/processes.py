@@ -1,8 +1,9 @@
-"""Several processes that train one model (started by torchrun): who each is, its share of a batch, what all agree on.
+"""Several processes that train one model (started by torchrun): ranks, shares of a batch, communication.
 
 The result is that of one process up to rounding, dropout aside: the recipe's batch size counts the images of all processes,
-the order of the images is the counter generator's and cut by rank, the loss is taken over the logits of the whole batch, and
-BatchNorm's statistics are those of the whole batch. The first process alone writes and talks.
+the order of the images is that of the counter-based generator, split by rank, the loss is taken over the logits of the whole
+batch, and
+BatchNorm's statistics are those of the whole batch. Only rank 0 writes files and prints.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of one run; alone, every method does nothing."""
+    """The processes of one run; with one process, every method does nothing."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Among the processes on this machine, which are ``local_size``."""
+    """Rank among the ``local_size`` processes on this machine."""
     local_size: int = 1
 
     @property
     def leads(self) -> bool:
-        """This is the process that writes and talks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def device(self, wanted: torch.device) -> torch.device:
-        """This process's own GPU where GPUs are used."""
+        """This process's own GPU, if GPUs are used."""
         return torch.device("cuda", self.local_rank) if self.size > 1 and wanted.type == "cuda" else wanted
 
     def share(self, n: int) -> slice:
-        """The rows of a batch of n that this process computes: all where there are too few to go round."""
+        """The rows of a batch of n that this process computes: all rows if there are fewer than processes."""
         if n < self.size:
             return slice(0, n)
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
@@ -58,7 +59,7 @@ class Team:
         return torch.cat([full[: rows.start], logits, full[rows.stop :]])
 
     def scaled(self, value: Tensor, n: int) -> Tensor:
-        """The loss to differentiate: each process has the gradient of its rows, and DDP takes the mean where the sum is due."""
+        """The loss to differentiate: each process has the gradient of its rows, and DDP averages where a sum is needed."""
         return value * self.size if 1 < self.size <= n else value
 
     def wrapped(self, model: nn.Module) -> nn.Module:
@@ -67,10 +68,10 @@ class Team:
             return model
         for module in model.modules():
             if type(module) in NORMS and module.training:
-                # a bound method, so that the module stays what it is: names, copies and files don't change
+                # a bound method keeps the module's names, copies and files unchanged
                 module.forward = MethodType(_batch_norm, module)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch 2.15 has a new name for the argument, 2.11 knows the old one alone
+            warnings.simplefilter("ignore")  # torch 2.15 renamed the argument
             return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
 
     def agreed(self, number: int) -> int:
@@ -82,7 +83,7 @@ class Team:
         return int(largest)
 
     def broadcast(self, work: Callable[[], Any]) -> Any:
-        """What ``work`` returns in the first process, in all of them; its errors too."""
+        """The result or error of ``work``, which runs in rank 0, in every process."""
         if self.size == 1:
             return work()
         box: list[Any] = [None, None]
@@ -97,7 +98,7 @@ class Team:
         return box[0]
 
     def gathered(self, part: Any) -> list[Any]:
-        """Each process's part, in order of rank."""
+        """The parts of all processes, in order of rank."""
         if self.size == 1:
             return [part]
         parts: list[Any] = [None] * self.size
@@ -111,7 +112,7 @@ class Team:
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
-        """The first process goes through the block before the others, who then find the caches filled."""
+        """Rank 0 runs the block first, so that the others find the caches filled."""
         if not self.leads:
             self.wait()
         try:
@@ -137,7 +138,7 @@ def joined() -> Iterator[Team]:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes; each one's loss depends on it, so their gradients are summed too."""
+    """The sum over processes; the loss of each process depends on it, so the gradients are summed as well."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -153,7 +154,7 @@ class _Sum(torch.autograd.Function):
 
 
 def _batch_norm(module: nn.BatchNorm2d, inputs: Tensor) -> Tensor:
-    """BatchNorm over the batch of all processes (Ioffe and Szegedy 2015, algorithm 1), also on CPUs, which torch's lacks."""
+    """BatchNorm over the batch of all processes (Ioffe and Szegedy 2015, algorithm 1); unlike torch's, it supports CPUs."""
     if not module.training:
         return type(module).forward(module, inputs)
     dims = [0, *range(2, inputs.dim())]

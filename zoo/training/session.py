@@ -1,4 +1,4 @@
-"""What changes while a run trains, and what is done with it: fit, save, restore, release what is frozen."""
+"""The state of a run while it trains, and its methods: fit, save, restore, release frozen layers."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ SAMPLER_STATE = ("p", "next_p", "seen")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How long a session trains, what it keeps and when it saves."""
+    """Settings of a session: length, selection, saving."""
 
     epochs: int
     patience: int = 0
-    """Epochs without a better score before it stops; 0: never."""
+    """Epochs without a better score before the run stops; 0: never."""
     select_on: str = "val"
-    """What ``Session.val`` holds: ``val`` or ``test``."""
+    """Split of ``Session.val``: ``val`` or ``test``."""
     save_every: int = 0
     """Steps between saved states; 0: one per epoch."""
     keep_on_full: bool = False
-    """Train on when the disk is full, and try again with the next save."""
+    """Continue training if the disk is full, and retry at the next save."""
     drw_epoch: int = 0
     """Epochs before the class weights act (deferred re-weighting)."""
     compile: bool = False
@@ -49,12 +49,12 @@ class Settings:
 
 @dataclass
 class Position:
-    """How far a run has come."""
+    """Progress of a run."""
 
     epoch: int = 0
-    """Epochs that are done."""
+    """Completed epochs."""
     skip: int = 0
-    """Steps done of the epoch after them."""
+    """Completed steps of the next epoch."""
     best: float = -1.0
     best_epoch: int = 0
     seconds: float = 0.0
@@ -66,55 +66,55 @@ class Session:
 
     folder: Path
     identity: dict[str, Any]
-    """What must be the same for a saved state to fit: model, classes, optimizer."""
+    """Settings that a saved state must match: model, classes, optimizer."""
     data: DataSet
     spec: ModelSpec
     model: nn.Module
     loss: nn.Module
     batches: Batches
     val: Batches | None
-    """What chooses the epoch to keep: the validation images, or the test images (``Settings.select_on``)."""
+    """Images that select the epoch to keep: validation, or test (``Settings.select_on``)."""
     test: Batches
     step: Step
     make_optimizer: Callable[[], torch.optim.Optimizer]
-    """Makes an optimizer over the parameters that are trained at the time of the call."""
+    """Creates an optimizer over the parameters that are trained at the time of the call."""
     frozen: freezing.FreezeTable
-    """What is frozen now."""
+    """Frozen layers at present."""
     plan: Sequence[tuple[int, str]]
-    """What is frozen from which epoch on (:func:`zoo.training.freezing.plan`)."""
+    """Frozen layers by epoch (:func:`zoo.training.freezing.plan`)."""
     settings: Settings
     ema: optim.Ema | None = None
     plateau: optim.Plateau | None = None
-    """The factor on the learning rate that the score of each epoch decides."""
+    """Factor on the learning rate that depends on the score of each epoch."""
     weight: Tensor | None = None
-    """Class weights (C,), which the loss has from ``settings.drw_epoch`` on."""
+    """Class weights (C,), which apply from ``settings.drw_epoch`` on."""
     sampler: sampling.Sampler | None = None
     team: Team = field(default_factory=Team)
     wrapped: nn.Module | None = None
-    """The model as it is called in training, where several processes train it or it is compiled."""
+    """The wrapped model for training, if several processes train it or it is compiled."""
     tail: str = ""
-    """The module that is trained on stored features of the frozen part before it; empty: the whole model."""
+    """The module that is trained on stored features of the frozen layers before it; empty: the whole model."""
     at: Position = field(default_factory=Position)
     totals: Totals | None = None
     digests: dict[str, str] = field(default_factory=dict)
     """Digest of each frozen tensor before training."""
     unwritten: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of metrics.jsonl that a full disk did not take."""
+    """Rows of metrics.jsonl that could not be written to a full disk."""
 
     @property
     def steps(self) -> int:
-        """Steps taken since the run began."""
+        """Steps since the start of the run."""
         return self.at.epoch * self.batches.steps + self.at.skip
 
     @property
     def complete(self) -> bool:
-        """All epochs are done, or the score has not improved for ``settings.patience`` epochs."""
+        """Whether all epochs are done or the score has not improved for ``settings.patience`` epochs."""
         patience = self.settings.patience
         idle = bool(patience and self.at.best_epoch and self.at.epoch - self.at.best_epoch >= patience)
         return idle or self.at.epoch >= self.settings.epochs
 
     def fit(self, stop: Stop, on_epoch: Callable[[list[dict[str, Any]]], None] | None = None) -> None:
-        """Train what is left of the run. ``on_epoch`` gets the rows of each epoch once they are saved.
+        """Train the remaining epochs. ``on_epoch`` receives the rows of each epoch after they are saved.
 
         Raises:
             Interrupted: after a signal, with the state saved. DivergedError: the loss is not finite.
@@ -141,7 +141,7 @@ class Session:
             )
 
     def _halt(self, stop: Stop, *, save: bool = True) -> None:
-        """After a step, if any process got a signal: save, wait for all, stop."""
+        """After a step, if any process received a signal: save, synchronise, stop."""
         if number := self.team.agreed(stop()):
             if save:
                 self.save()
@@ -171,24 +171,24 @@ class Session:
             raise
 
     def _set_loss(self) -> None:
-        """Put the loss into the state it has in this epoch: deferred re-weighting, and what it does by itself."""
+        """Set the state of the loss for this epoch: deferred re-weighting and its own ``set_epoch``."""
         loss: Any = self.loss
         start = self.settings.drw_epoch
         if start and self.weight is not None:
             loss.weight = self.weight if self.at.epoch >= start else None
             if self.at.epoch == start and self.at.skip == 0:
-                print_line(f"loss     class weights act from epoch {start + 1} on")
+                print_line(f"loss     class weights apply from epoch {start + 1} on")
         if hasattr(loss, "set_epoch"):
             loss.set_epoch(self.at.epoch)
 
     def _end_epoch(self) -> dict[str, float]:
-        """Let the loss and the sampler learn from the epoch; their numbers for its row."""
+        """Update the loss and the sampler after an epoch; returns their numbers for its row."""
         loss: Any = self.loss
         numbers = loss.end_epoch(self.at.epoch) if hasattr(loss, "end_epoch") else {}
         return numbers | (self.sampler.end_epoch() if self.sampler else {})
 
     def _keep_bad_batch(self, error: DivergedError) -> None:
-        """Write down what made the loss non-finite."""
+        """Record the batch whose loss was not finite."""
         facts = {
             "epoch": self.at.epoch + 1,
             "step": self.at.skip + 1,
@@ -218,7 +218,7 @@ class Session:
             score = rows[-1]["accuracy"]
         if self.plateau:
             self.plateau.update(score)
-        train |= self._end_epoch()  # after validation: a stop in there saves the loss and the sampler as they were
+        train |= self._end_epoch()  # after validation: an interruption during it saves the loss and the sampler unchanged
         progress.epoch(number, train, rows[-1] if self.val else None)
         self.at.epoch, self.at.skip, self.totals = number, 0, None
         if score > self.at.best and self._written(lambda: self._save_weights(averaged, score)):
@@ -233,7 +233,7 @@ class Session:
         return rows
 
     def _validated(self, model: nn.Module, val: Batches, number: int, stop: Stop) -> dict[str, Any]:
-        """The row of the split that chooses the epoch to keep."""
+        """The row of the split that selects the epoch to keep."""
         poll = (lambda: self._halt(stop)) if self.team.size == 1 else (lambda: None)
         tail = model.get_submodule(self.tail)
         result = metrics.evaluate(*predict(tail, val, self.step.precision, team=self.team, poll=poll))
@@ -253,7 +253,7 @@ class Session:
             self._written(lambda: checkpoint.write_tensorboard(self.folder, written))
 
     def _written(self, write: Callable[[], None]) -> bool:
-        """Whether it was written; a full disk ends the run unless the settings say otherwise, and the next save tries again."""
+        """Whether it was written; a full disk ends the run, or with ``on_full=keep-training`` the next save retries."""
         try:
             self.team.broadcast(write)
         except DiskError as error:
@@ -278,7 +278,7 @@ class Session:
         tensor_files.save_tensors(self.folder / "weights.safetensors", model.state_dict(), meta)
 
     def tested(self) -> tuple[Tensor, Tensor, tensor_files.WeightsHeader]:
-        """Logits (N, C) and targets (N,) of the test split by the kept weights, and the header of their file.
+        """Logits (N, C) and targets (N,) of the test split with the best weights, and the header of their file.
 
         Raises:
             DisagreeError: a frozen tensor changed in training.
@@ -313,7 +313,7 @@ class Session:
         return tensors, meta
 
     def _setting(self) -> dict[str, Any]:
-        """What must be the same for a state to continue with the same bits."""
+        """Values that must match for a bit-identical continuation."""
         return {
             "threads": torch.get_num_threads(), "torch": torch.__version__, "device": self.step.device.type,
             "precision": self.step.precision, "processes": self.team.size,
@@ -345,7 +345,7 @@ class Session:
             raise FileError(f"state does not fit the run ({self.folder}, {why}); start again with --force") from error
 
     def _put_back(self, tensors: dict[str, Tensor], header: checkpoint.StateHeader) -> None:
-        """What a state holds besides the model."""
+        """Content of a state besides the model."""
         checkpoint.unpack_optimizer(self.step.optimizer, _part(tensors, "optim"), header.optim)
         if self.ema:
             self.ema.load_state_dict(_part(tensors, "ema"))
@@ -371,10 +371,10 @@ class Session:
             raise DataError(f"data changed since the run began ({self.data.name}, {changes}); restore it or train a new run")
 
     def release(self, selector: str) -> None:
-        """Freeze no more than ``selector`` from now on; what stays trained keeps its momentum.
+        """Freeze only ``selector`` from now on; parameters that were trained keep their momentum.
 
         Raises:
-            DisagreeError: what was frozen until now has changed.
+            DisagreeError: a frozen tensor has changed.
         """
         freezing.check_unchanged(self.model, self.digests)
         self.frozen = freezing.unfreeze(self.model, self.frozen, selector, self.spec)
@@ -383,27 +383,29 @@ class Session:
         self.wrap()
 
     def wrap(self) -> None:
-        """Set how the model is called in training, which depends on what is frozen now.
+        """Wrap the model for training, depending on the frozen layers.
 
-        Each shape is compiled for itself, so that a step has the same bits whatever shapes came before it.
+        Each shape is compiled separately, so that a step is bit-identical whatever shapes came before it.
 
         Raises:
-            UsageError: ``compile`` with several processes, whose joint BatchNorm it would break up.
+            UsageError: ``compile`` with several processes, whose joint BatchNorm it would split.
         """
         self.wrapped = None  # drop the old wrapper's hooks
         if self.team.size > 1:
             if self.settings.compile:
-                raise UsageError(f"compile = true is for one process (here {self.team.size}); leave --compile out")
+                raise UsageError(f"compile = true supports one process (found {self.team.size}); omit --compile")
             self.wrapped = self.team.wrapped(self.model.train())
         elif self.settings.compile:
-            torch.compiler.reset()  # earlier models count against the limit of recompilations, then all runs uncompiled
+            torch.compiler.reset()  # earlier models count towards the limit of recompilations, after which nothing is compiled
             self.wrapped = cast(nn.Module, torch.compile(self.model, dynamic=False))
 
     def store_features(self) -> None:
-        """Train on stored features where all before the head is frozen and gives the same in every epoch; print which it is."""
+        """Train on stored features if all layers before the head are frozen and the images are the same in every epoch; print the decision."""
         obstacle = "several processes train" if self.team.size > 1 else ""
         if self.step.mix or (self.batches.augment and not self.batches.views):
-            obstacle = "each epoch changes the images (data.augment, mixup, cutmix); data.views=4 stores four views of each"
+            obstacle = (
+                "each epoch changes the images (data.augment, mixup, cutmix); data.views=4 stores four views of each image"
+            )
         self.tail, self.batches, self.val = features.stored(
             self.model, (self.spec.new_head, self.spec.head), self.frozen.names, self.batches, self.val,
             precision=self.step.precision, obstacle=obstacle, runtime=self.settings.features_with,

@@ -1,4 +1,4 @@
-"""Ask a long job to stop: at once where nothing is lost by it, after the current step and a save where something is."""
+"""Stop a long job on a signal: at once if nothing is lost, otherwise after the current step and a save."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class Interrupted(Exception):
-    """A signal asked to stop. ``code`` is the exit code; ``saved`` says whether there is a state to resume from."""
+    """A signal requested a stop. ``code`` is the exit code; ``saved`` says whether there is a state to resume from."""
 
     def __init__(self, number: int, *, saved: bool = True) -> None:
         super().__init__(signal.Signals(number).name)
@@ -18,20 +18,20 @@ class Interrupted(Exception):
 
 
 class Stop:
-    """Called, gives the number of the signal that asked to stop, or 0."""
+    """Calling it returns the number of the received signal, or 0."""
 
     def __init__(self) -> None:
         self.number = 0
         self.patient = False
         self.saved = False
-        """There is a state to resume from, whenever the signal comes."""
+        """Whether a state to resume from exists, whenever the signal arrives."""
 
     def __call__(self) -> int:
         return self.number
 
     @contextmanager
     def after_the_step(self) -> Iterator[None]:
-        """In here a signal is only noted; the loop polls for it. Outside it raises :class:`Interrupted` where it comes."""
+        """Inside this block a signal is only recorded and the loop polls for it; outside, it raises :class:`Interrupted` at once."""
         self.patient = True
         try:
             yield
@@ -41,19 +41,19 @@ class Stop:
             raise Interrupted(self.number, saved=self.saved)
 
     def take(self, number: int, frame: object) -> None:
-        """The signals' handler; a second Ctrl-C ends the process at once (files are whole at every moment)."""
+        """The signal handler; a second Ctrl-C ends the process at once (files are complete at every moment)."""
         if self.number and number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         self.number = number
         if not self.patient:
             raise Interrupted(number, saved=self.saved)
-        # not print: its buffer may be in use where the signal came
+        # not print: its buffer may be in use
         os.write(2, f"\n{signal.Signals(number).name}: saving after this step\n".encode())
 
 
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""Signals that ask a job to end; Ctrl-C besides, where there is something to save."""
+"""Signals that end a job; plus Ctrl-C, if there is something to save."""
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def handled(known: Sequence[signal.Signals] = (signal.SIGINT, *ENDING)) -> Itera
     wanted = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
     try:
         old = {number: signal.signal(number, stop.take) for number in wanted}
-    except ValueError:  # not the main thread: signals stay with whoever has them
+    except ValueError:  # not the main thread: existing handlers are kept
         old = {}
     try:
         yield stop

@@ -36,7 +36,7 @@ def train_in(
     folder: Path | None, recipe: Recipe, *, resume: bool = False, force: bool = False, command: str = "",
     on_epoch: OnEpoch | None = None, data: DataSet | None = None, loss: nn.Module | None = None,
 ) -> Path:  # fmt: skip
-    """Train in a folder that this process holds (None in all processes but the first); see :func:`zoo.training.train`."""
+    """Train in a folder that this process has locked (None in all processes but the first); see :func:`zoo.training.train`."""
     with processes.joined() as team, signals.handled() as stop, build.conditions(recipe):
         folder = team.broadcast(lambda: folder)
         assert folder is not None
@@ -63,7 +63,7 @@ def train_in(
 
 
 def _resumable(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe that the run was started with; UsageError if the new one differs in what may not change."""
+    """The recipe that the run was started with; UsageError if the new one differs in a setting that may not change."""
     old = recipes.read(folder / "recipe.toml")
     changed = [line for line in recipes.differences(old, recipe) if line.partition(":")[0] not in RESUMABLE]
     if other := [line for line in changed if line.partition(":")[0] in IDENTITY]:
@@ -88,19 +88,19 @@ def _check_deterministic(session: Session) -> None:
             raise
         name = str(error).split(" ")[0]
         raise UsageError(
-            f"{name} has no deterministic way (deterministic = true, {step.device.type}); leave --deterministic out"
+            f"{name} has no deterministic implementation (deterministic = true, {step.device.type}); omit --deterministic"
         ) from error
 
 
 def _make_room(session: Session, *, clear: bool) -> None:
-    """See that the disk takes the run, and empty the folder of the run that it replaces."""
+    """Check the disk space, and empty the folder of a run that is replaced."""
     files.check_room(session.folder, checkpoint.room(session.model, session.step.optimizer, averaged=session.ema is not None))
     if clear:
         run_folders.clear(session.folder)
 
 
 def _restored(session: Session) -> bool:
-    """Load the state to resume from; whether the run is complete, so that nothing is left to do."""
+    """Load the state to resume from; returns whether the run is complete."""
     session.restore()
     if session.complete and run_folders.is_finished(session.folder):
         print_line(f"run      {session.folder} is complete: nothing to do")
@@ -111,7 +111,7 @@ def _restored(session: Session) -> bool:
 
 
 def _write_recipe(session: Session, recipe: Recipe) -> None:
-    """What a later resume needs to know besides the states."""
+    """Store what a later resume needs besides the states."""
     folder = session.folder
     if (folder / "metrics.jsonl").is_file():
         checkpoint.keep_rows(folder, session.at.epoch)
@@ -133,7 +133,7 @@ def _finish(session: Session, recipe: Recipe, logits: Tensor, targets: Tensor, h
     row = {"epoch": header.epoch, "split": "test"} | {
         key: summary[key] for key in summary if key not in ("shots", "worst_pairs")
     }
-    checkpoint.keep_rows(folder, session.at.epoch)  # a run that was stopped while drawing has its test row already
+    checkpoint.keep_rows(folder, session.at.epoch)  # a run interrupted while drawing already has its test row
     checkpoint.append_rows(folder, [row])
     report.write_tables(folder, result, logits, targets, data.test.files, data.classes)
     chosen = {"chosen_on": header.chosen_on, "chosen_accuracy": header.chosen_accuracy}
@@ -148,7 +148,7 @@ def _finish(session: Session, recipe: Recipe, logits: Tensor, targets: Tensor, h
 
 
 def _frozen_facts(session: Session, digests: dict[str, str]) -> dict[str, Any]:
-    """What is recorded of the frozen tensors, which :meth:`Session.tested` has compared with their digests."""
+    """Record of the frozen tensors, whose digests :meth:`Session.tested` has compared."""
     size = sum(parameter.numel() for name, parameter in session.model.named_parameters() if name in digests)
     if digests:
         print_line(f"frozen   verified: {len(digests)} frozen tensors ({size:,} parameters) unchanged")

@@ -10,7 +10,7 @@ KINDS = {"none": 1, "flip": 2, "crops": 10}
 
 
 class AveragedViews(nn.Module):
-    """(N, 3, S, S) images at least ``size`` pixels high and wide to the logarithm of the mean probabilities (N, C)."""
+    """Logarithm of the mean probabilities (N, C) over the views of images (N, 3, S, S), S >= ``size`` pixels."""
 
     def __init__(self, model: nn.Module, size: int, kind: str) -> None:
         super().__init__()

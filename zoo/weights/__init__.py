@@ -1,7 +1,7 @@
-"""Weights to start from: a zoo run, a file of PyTorch or safetensors, or what torchvision and timm publish.
+"""Initial weights: a zoo run, a file of PyTorch or safetensors, or published weights of torchvision and timm.
 
-:mod:`~zoo.weights._files` reads a file by its content, :mod:`~zoo.weights._unwrap` takes off what training programs put around
-a state dict, :mod:`~zoo.weights._names` knows the names of public networks, :mod:`~zoo.weights._published` downloads.
+:mod:`~zoo.weights._files` reads a file by its content, :mod:`~zoo.weights._unwrap` removes the wrappers of training programs
+around a state dict, :mod:`~zoo.weights._names` maps the names of public networks, :mod:`~zoo.weights._published` downloads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Notes", "find", "fitting", "load_weights", "read", "statistics"]
 
 
 class Notes(list[str]):
-    """What was decided, one line each; ``fresh`` are the tensors that stayed random."""
+    """Decisions, one line each; ``fresh`` are the tensors that stay random."""
 
     fresh: tuple[str, ...] = ()
 
@@ -32,8 +32,8 @@ class Notes(list[str]):
 def load_weights(model: nn.Module, source: str, spec: ModelSpec, tensors: Mapping[str, Tensor] | None = None) -> Notes:
     """Load ``source`` into ``model``: "default", a name in ``spec.weights``, a file or a run folder.
 
-    The last linear layer stays fresh where its size differs (another number of classes) or the file has none. ``tensors`` are
-    those of ``source`` where they have been read already.
+    The last linear layer stays random if its size differs (another number of classes) or the file has none. ``tensors`` are
+    those of ``source`` if they have already been read.
 
     Raises:
         UsageError: no such download for this model. FileError: missing, unreadable, not finite or of another model, naming
@@ -50,10 +50,13 @@ def load_weights(model: nn.Module, source: str, spec: ModelSpec, tensors: Mappin
     if convention:
         notes.append(convention)
     if left := len(found) - len(named):
-        notes.append(f"left out: {left} tensors of auxiliary classifiers")
+        notes.append(f"ignored: {left} tensors of auxiliary classifiers")
     if fresh:
-        sizes = (f"{name} {size(named[name]) if name in named else 'not'} there, {size(own[name])} here" for name in fresh[:2])
-        notes.append(f"left fresh: {', '.join(sizes)}")
+        sizes = (
+            f"{name} ({size(named[name]) if name in named else 'missing'} in the file, {size(own[name])} in the model)"
+            for name in fresh[:2]
+        )
+        notes.append(f"randomly initialised: {', '.join(sizes)}")
     notes.fresh = tuple(fresh)
     return notes
 
@@ -66,7 +69,7 @@ def find(source: str, spec: ModelSpec) -> dict[str, Tensor]:
 
 
 def fitting(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], spec: ModelSpec, source: str) -> list[str]:
-    """The tensors of the last linear layer that stay as the model's ``own``: of another size, or not among ``tensors``.
+    """The tensors of the last linear layer that keep their ``own`` values: of another size, or missing in ``tensors``.
 
     Raises:
         FileError: other tensors do not fit.
@@ -80,8 +83,8 @@ def fitting(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], spec: Mode
 def statistics(source: str, spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Channel means and standard deviations of the images that ``source`` was trained on, if they are known.
 
-    A run of zoo has them in its file; any other file has those of the published weights of its architecture, as hardly any
-    file says what it was trained with.
+    A run of zoo has them in its file; for other files, which rarely have them, those of the published weights of the
+    architecture are used.
     """
     if source == "none":
         return None
@@ -92,15 +95,15 @@ def statistics(source: str, spec: ModelSpec) -> tuple[tuple[float, ...], tuple[f
     try:
         with safe_open(path, "pt") as file:
             meta = json.loads((file.metadata() or {}).get("zoo", "{}"))
-    except Exception:  # not safetensors, or damaged, which loading it says
+    except Exception:  # not safetensors, or damaged, which loading reports
         return of_spec
     return (tuple(meta["mean"]), tuple(meta["std"])) if "mean" in meta else of_spec
 
 
 def read(path: Path, spec: ModelSpec | None = None) -> Tensors:
-    """Tensors by name from a file, or from the weights in a run folder; ``removed`` says what was around them.
+    """Tensors by name from a file, or from the weights in a run folder; ``removed`` describes the removed wrappers.
 
-    The content decides how a file is read, not its name. Only tensors and plain values are unpickled.
+    The content, not the name, determines the format. Only tensors and plain values are unpickled.
 
     Raises:
         FileError: no such file, damaged, it holds no state dict, or a tensor that is not finite.

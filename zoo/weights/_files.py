@@ -1,4 +1,4 @@
-"""What a weights file holds: its content decides how it is read, not its name, and nothing in it is run."""
+"""Read weights files: the content, not the name, determines the format, and no code in it is run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from zoo.errors import FileError
 FOLDER_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
 """The weights in a folder: a run of zoo, or a model of the Hugging Face hub."""
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
-"""The number that begins a file of torch before version 1.6 (torch.serialization.MAGIC_NUMBER)."""
+"""First number in a file of torch before version 1.6 (torch.serialization.MAGIC_NUMBER)."""
 STATE_DICT = "torch.save(model.state_dict(), 'net.pth')"
 KNOWN = (
     (b"", "is empty", "copy it again"),
@@ -34,21 +34,21 @@ KNOWN = (
     (b"\x93NUMPY", "is one NumPy array", "use a state dict of PyTorch"),
     (b"<", "is a web page or XML", "the download failed, repeat it"),
 )
-"""First bytes of other files, what such a file is, and what to do."""
+"""First bytes of other file types, description, remedy."""
 
 
 def place(path: Path) -> Path:
-    """The weights file that ``path`` names: itself, or the one in a folder."""
+    """The weights file at ``path``, or in the folder ``path``."""
     if not path.is_dir():
         return path
     return next((path / name for name in FOLDER_FILES if (path / name).is_file()), path / FOLDER_FILES[0])
 
 
 def read_objects(path: Path) -> Any:
-    """What the file holds: tensors by name, perhaps inside dicts and beside other objects.
+    """Content of the file: tensors by name, perhaps in nested dicts and with other objects.
 
     Raises:
-        FileError: not a weights file, damaged, compressed, or it holds objects that are neither tensors nor plain values.
+        FileError: not a weights file, damaged, compressed, or with objects that are neither tensors nor plain values.
     """
     with path.open("rb") as file:
         first = file.read(64)
@@ -77,13 +77,13 @@ def _safetensors(path: Path) -> dict[str, Any]:
             ours = "zoo" in (file.metadata() or {})
         if not ours:
             return load_file(path)
-    except Exception as error:  # one boundary around the parser: it raises many types, some without a text
+    except Exception as error:  # the parser raises many types, some without a text
         raise FileError(f"cannot read weights ({path}, {type(error).__name__}); the file is damaged, copy it again") from error
     return tensor_files.load_tensors(path)[0]  # checks the digest of each tensor
 
 
 def _check_zip(path: Path) -> None:
-    """FileError unless every record is stored as it is: torch.save does not compress, so a compressed record may be a bomb."""
+    """FileError unless every record is uncompressed: torch.save does not compress, so a compressed record may be a bomb."""
     try:
         with zipfile.ZipFile(path) as file:
             records = file.infolist()
@@ -111,13 +111,13 @@ def _begins_as_torch(path: Path) -> bool:
 def _pickled(path: Path, read: Any) -> Any:
     try:
         found = read(path)
-    except Exception as error:  # one boundary around the parser: a damaged file shows a dozen types
+    except Exception as error:  # the parser raises a dozen types for damaged files
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise FileError(
-                f"weights file holds code ({path}, {code[1][:60]}); in the program that wrote it, save tensors alone: {STATE_DICT}"
+                f"weights file has code ({path}, {code[1][:60]}); in the program that wrote it, save only tensors: {STATE_DICT}"
             ) from error
         raise FileError(
-            f"cannot read weights ({path}, {type(error).__name__}); it is damaged or holds more than tensors: write {STATE_DICT}"
+            f"cannot read weights ({path}, {type(error).__name__}); it is damaged or has more than tensors: write {STATE_DICT}"
         ) from error
     return found
 
@@ -126,7 +126,7 @@ def _torch(path: Path) -> Any:
     stand_ins = [(stand_in, name) for name, stand_in in STAND_INS.items()]
     with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings(), path.open("rb") as file:  # type: ignore[arg-type]
         warnings.simplefilter("ignore")
-        return torch.load(file, map_location="cpu", weights_only=True)  # a file, as torch goes by the ending of a name
+        return torch.load(file, map_location="cpu", weights_only=True)  # a file object: torch would judge by the file extension
 
 
 def _plain(path: Path) -> Any:
@@ -134,7 +134,7 @@ def _plain(path: Path) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """A pickle of plain values and NumPy arrays; anything else in it is refused before it is called."""
+    """A pickle of plain values and NumPy arrays; anything else is rejected before it is called."""
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -146,7 +146,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class Inert:
-    """In place of an object that weights need not have: takes whatever the file gives it and does nothing."""
+    """Replaces objects that weights do not need: accepts any state and does nothing."""
 
     def __new__(cls, *values: Any, **named: Any) -> Inert:
         return object.__new__(cls)
@@ -157,14 +157,14 @@ class Inert:
 
 
 class Entries:
-    """In place of a kind of dict: a plain one."""
+    """Replaces dict types by a plain dict."""
 
     def __new__(cls, *values: Any) -> Any:
         return {}
 
 
 class Dtype:
-    """In place of numpy.dtype: numbers of a fixed size in this machine's order, and no others."""
+    """Replaces numpy.dtype: accepts only fixed-size numbers in native byte order."""
 
     def __new__(cls, name: str = "", *flags: Any) -> Dtype:
         made = object.__new__(cls)
@@ -181,7 +181,7 @@ class Dtype:
 
 
 class Array:
-    """In place of numpy.ndarray: its shape, type and values as the file gives them, checked when it is read."""
+    """Replaces numpy.ndarray: holds shape, type and values from the file, checked when it is read."""
 
     values: np.ndarray
 
@@ -197,7 +197,7 @@ class Array:
 
 
 def scalar(dtype: Any, raw: Any = b"") -> float:
-    """In place of numpy's function for one number."""
+    """Replaces numpy's function for one number."""
     raw = raw.encode("latin1") if isinstance(raw, str) else raw
     if not isinstance(dtype, Dtype) or not isinstance(raw, bytes):
         raise pickle.UnpicklingError("a number of another type")
@@ -205,7 +205,7 @@ def scalar(dtype: Any, raw: Any = b"") -> float:
 
 
 def encode(text: Any, codec: Any = "latin1") -> bytes:
-    """In place of codecs.encode, by which old pickles hold bytes."""
+    """Replaces codecs.encode, with which old pickles store bytes."""
     if not isinstance(text, str) or codec != "latin1":
         raise pickle.UnpicklingError("text in another encoding")
     return text.encode("latin1")
@@ -225,4 +225,4 @@ def _stand_ins() -> dict[str, Any]:
 
 
 STAND_INS: Mapping[str, Any] = _stand_ins()
-"""What a file may name besides tensors, and what is made in its place: nothing that the file names is ever called."""
+"""Types that a file may name besides tensors, with their replacements: nothing that a file names is ever called."""

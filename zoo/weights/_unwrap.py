@@ -1,4 +1,4 @@
-"""Tensors by name out of what training programs put around them, and what was removed on the way."""
+"""Unwrap tensors from the containers of training programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEVELS = (
     "state_dict_ema", "model_ema_state_dict", "ema_state_dict", "model_ema", "ema_model", "ema", "swa_state_dict", "swa_model", "state_dict",
     "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module", "teacher", "student",
 )  # fmt: skip
-"""Keys under which training programs put a state dict; averaged weights come first."""
+"""Keys of state dicts in files of training programs; averaged weights come first."""
 PREFIXES = (
     "model_ema",
     "ema_model",
@@ -31,18 +31,18 @@ PREFIXES = (
     "backbone",
     "encoder",
 )
-"""What wrappers put before every name: DataParallel, torch.compile, Lightning, averages; averaged weights come first."""
+"""Prefixes of names by wrappers: DataParallel, torch.compile, Lightning, averages; averaged weights come first."""
 DEPTH = 8
-"""Levels that are searched; a pickled dict may hold itself."""
+"""Largest nesting that is searched; a pickled dict may contain itself."""
 BESIDE = (
     "n_averaged", "criterion", "loss", "loss_fn", "loss_fun", "metrics", "train_acc", "val_acc", "test_acc", "ema_decay", "decay", "step",
     "initted", "online_model", "teacher", "encoder_k", "queue", "queue_ptr", "projector", "predictor",
 )  # fmt: skip
-"""First parts of names that stand beside a wrapped model's and are not its own."""
+"""First parts of names next to a wrapped model that do not belong to it."""
 
 
 class Tensors(dict[str, Tensor]):
-    """Tensors by name; ``removed`` says in one line what was around them, or is empty."""
+    """Tensors by name; ``removed`` describes the removed wrappers in one line, or is empty."""
 
     removed: str = ""
 
@@ -51,7 +51,7 @@ def unwrap(found: Any, path: Path) -> Tensors:
     """The tensors of a model by name, without the levels and prefixes around them.
 
     Raises:
-        FileError: no state dict in it, or a tensor that is not finite, not dense, or larger than the file.
+        FileError: no state dict, or a tensor that is not finite, not dense, or larger than the file.
     """
     levels: list[str] = []
     left_out: set[str] = set()
@@ -96,7 +96,7 @@ def _level(found: Mapping[Any, Any]) -> str:
 
 
 def _holds_tensors(found: Any, seen: set[int] | None = None) -> bool:
-    """Whether there are tensors at any level; each dict is visited once, as it may hold itself."""
+    """Whether there are tensors at any level; each dict is visited once, as it may contain itself."""
     seen = set() if seen is None else seen
     if not isinstance(found, Mapping) or id(found) in seen or len(seen) > 1000:
         return False
@@ -105,7 +105,7 @@ def _holds_tensors(found: Any, seen: set[int] | None = None) -> bool:
 
 
 def _prefix(tensors: Mapping[str, Tensor]) -> str:
-    """What precedes every name of the model, with its dot, or an empty string."""
+    """Common prefix of all names of the model, with its dot, or an empty string."""
     groups = {name.partition(".")[0] for name in tensors}
     known = [prefix for prefix in PREFIXES if prefix in groups]
     if not known or groups - {*PREFIXES, *BESIDE}:
@@ -139,7 +139,7 @@ def _told(levels: list[str], prefixes: list[str], left_out: set[str]) -> str:
     parts = [
         f"read at {'.'.join(levels)}" if levels else "",
         f"removed {', '.join(prefixes)} before the names" if prefixes else "",
-        f"left out {_first(sorted(left_out))}" if left_out else "",
+        f"ignored {_first(sorted(left_out))}" if left_out else "",
     ]
     return ", ".join(part for part in parts if part)
 
