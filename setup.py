@@ -4,6 +4,9 @@ Three libraries, so that the CPU kernels do not depend on the CUDA runtime: ``zo
 ABI), ``zoo._C_cuda`` (CUDA kernels) and ``zoo._native`` (pybind11, no torch). A library that cannot be built is skipped, and the
 reason is written to ``zoo/_build.json`` for ``zoo doctor``.
 
+The first two use Python's limited API, so that one wheel serves every Python from 3.11 on. ``zoo._native`` in it is for the
+version that built the wheel; under others ``zoo.numpy`` uses ``zoo._C``.
+
 Environment: ``ZOO_EXT=require`` makes a skipped library an error, ``ZOO_EXT=off`` builds none, ``ZOO_CUDA=off`` builds none for CUDA,
 and ``ZOO_CUDA=require`` makes a missing nvcc an error too.
 """
@@ -42,6 +45,7 @@ PROBES = {  # tried in this order; the first that does not compile determines th
     "C++17; install a newer g++ or clang and reinstall",
     "#include <Python.h>\n": "Python.h is missing; install Python's headers (apt install python3-dev) and reinstall",
 }
+OLDEST = "cp311"  # the oldest Python that a wheel is for, as requires-python says
 UNWRITTEN = "source file missing"
 reasons: dict[str, str] = {}
 
@@ -245,10 +249,12 @@ def main() -> None:
         # without ninja: no gain for three files, and it would have to be on PATH
         base = sys.modules["torch.utils.cpp_extension"].BuildExtension.with_options(use_ninja=False)
     asks = "egg_info" in sys.argv and EXT != "off" and not torch_is_here() and not compiler()
+    one_gil = not sysconfig.get_config_var("Py_GIL_DISABLED")  # a free-threaded Python has no abi3
     setup(
         long_description=description(),
         long_description_content_type="text/markdown",
         ext_modules=extensions,
+        options={"bdist_wheel": {"py_limited_api": OLDEST}} if one_gil else {},
         cmdclass={"build": Build, "build_ext": type("BuildExt", (Degrade, base), {})},
         setup_requires=["torch>=2.11"] if asks else [],
     )

@@ -73,6 +73,13 @@ def mmcv_softmax(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return softmax_focal_loss(logits, target, GAMMA, -1, weight, "mean")
 
 
+def liger_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Liger's Triton kernel, which writes its gradient over the logits."""
+    from liger_kernel.transformers.functional import liger_cross_entropy as computed
+
+    return computed(logits, target, weight)
+
+
 def own(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """The op as a user calls it: autograd, a fresh gradient."""
     return ops.focal_loss(logits, target, gamma=GAMMA, weight=weight)
@@ -123,10 +130,21 @@ class Handed(torch.autograd.Function):
         return None, None
 
 
-def absent() -> list[str]:
-    """Reasons for missing contenders."""
-    peers = {"liger_kernel": "Liger", "mmcv": "mmcv"}
-    return [f"{name}: not installed" for module, name in peers.items() if importlib.util.find_spec(module) is None]
+def absent(device: str) -> list[str]:
+    """Why peers that people name have no rows on ``device``, a line each."""
+    peers = {
+        "Liger": ("liger_kernel", "its kernels are in Triton, which needs a GPU"),
+        "mmcv": ("mmcv", "its softmax_focal_loss has no CPU kernel"),
+    }
+    found = []
+    for name, (module, why) in peers.items():
+        if device == "cpu":
+            found.append(f"no row of {name}: {why}")
+        elif importlib.util.find_spec(module) is None:
+            found.append(f"no row of {name}: not installed")
+    if not hasattr(F, "linear_cross_entropy"):
+        found.append(f"no row of F.linear_cross_entropy: it is in torch from 2.15 on, this is {torch.__version__}")
+    return found
 
 
 def all_of(device: torch.device, *, compiled: bool) -> list[Contender]:
@@ -142,6 +160,8 @@ def all_of(device: torch.device, *, compiled: bool) -> list[Contender]:
     found.append(Contender("torchvision sigmoid", torchvision_sigmoid, "sigmoid", optional=True))
     if device.type == "cuda" and importlib.util.find_spec("mmcv"):
         found.append(Contender("mmcv softmax", mmcv_softmax, optional=True))
+    if device.type == "cuda" and importlib.util.find_spec("liger_kernel"):
+        found.append(Contender("Liger", liger_cross_entropy, "cross_entropy", optional=True, inplace=True))
     return [*found, Contender(OWN, own), Contender("zoo in place", own_in_place, inplace=True), *for_shares()]
 
 

@@ -62,8 +62,8 @@ def main(
     dtypes = dtypes or (("fp32",) if quick else ("fp32", "bf16"))
     threads = threads or sorted({machine.cores()} if quick or where.type == "cuda" else {1, machine.cores()})
     seconds = seconds or (0.3 if quick else 2.0)
-    for note in (*(["torch.compile (quick)"] if quick else []), *_losses.absent()):
-        print_line(f"skipped  {note}")
+    if quick:
+        print_line("skipped  torch.compile (quick)")
     rows: list[dict[str, Any]] = []
     before = torch.get_num_threads()
     try:
@@ -208,8 +208,15 @@ def _steps(model: str, device: torch.device, threads: int, seconds: float) -> li
 
 def _layers(head: _heads.Head, threads: int, seconds: float) -> list[dict[str, Any]]:
     """Rows of a layer of ``head`` with its loss, in float32."""
-    losses = _heads.contenders()
-    errors = {name: head.error(loss) for name, loss in losses.items()}
+    losses, errors = _heads.contenders(head.target.device), {}
+    for name, loss in list(losses.items()):
+        try:
+            errors[name] = head.error(loss)
+        except Exception as error:
+            if name not in _heads.PEERS:
+                raise
+            print_line(f"skipped  {name}: {(str(error).strip() or type(error).__name__).splitlines()[0][:100]}")
+            del losses[name]
     for name in _heads.OWN:
         _hold(name, errors[name], (len(head.target), len(head.weight)), "fp32")
     calls = {name: head.call(loss) for name, loss in losses.items()}
@@ -312,9 +319,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     found = tables.make(columns, [])
     for row in shown:
         found.add_row(*_cells(row), style="bold" if row["contender"] in (OWN, OWN_KERNEL) else None)
+    notes = _losses.absent(rows[0]["device"])
     if steps := [row for row in rows if row["pass"].endswith(STEP)]:
         shares = ", ".join(f"{row['contender']} {float(row['loss_share']):.2%}" for row in steps)
-        found.caption = f"share of the loss in a {steps[0]['pass']}, batch {steps[0]['n']}: {shares}"
+        notes.insert(0, f"share of the loss in a {steps[0]['pass']}, batch {steps[0]['n']}: {shares}")
+    found.caption = "\n".join(notes)
     return found
 
 

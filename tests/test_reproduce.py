@@ -114,6 +114,24 @@ def test_a_signal_ends_it_with_the_line_that_goes_on(monkeypatch: pytest.MonkeyP
     assert caught.value.resume == "zoo reproduce"  # type: ignore[attr-defined]
 
 
+def test_the_list_names_the_download_and_the_analogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_RUNS", str(tmp_path))
+    for seed, weights in ((0, "/a/lite0.safetensors"), (1, "default")):
+        leave(
+            tmp_path / f"r{seed}",
+            recipes.resolve("caltech101_lite0_f1", {"seed": seed, "weights": weights}),
+            accuracy=0.9 + seed / 50,
+        )
+    rows = {row["experiment"]: row for row in json.loads(CliRunner().invoke(cli, ["reproduce", "--json"]).output)}
+    f1 = rows["s4_f1"]
+    assert (f1["needs"], f1["analogue"], f1["analogue_here"], f1["here"]) == (
+        "alexnet imagenet1k_v1", "caltech101_lite0_f1", [0.9, 0.92], []
+    )  # fmt: skip
+    assert rows["s4_a4"]["needs"] == "" and rows["s0_1"]["analogue"] == ""
+    for name in (row["analogue"] for row in rows.values() if row["analogue"]):
+        assert recipes.resolve(name, {}).model == "timm/tf_efficientnet_lite0"
+
+
 def test_patterns() -> None:
     assert reproduce.chosen(["s2_cbf_9*", "S2_CE"]) == ["s2_cbf_9", "s2_cbf_99", "s2_cbf_999", "s2_ce"]
     with pytest.raises(UsageError, match=r"no experiment 's0_7' \(did you mean s0_\d.*list them with: zoo reproduce"):

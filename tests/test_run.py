@@ -19,7 +19,8 @@ from tests_support import digests, resolve
 
 from zoo import metrics, registry, run, run_folders, training
 from zoo.errors import BusyError, DataError, DivergedError, FileError, UsageError
-from zoo.training import checkpoint, session
+from zoo.training import checkpoint, loop, session
+from zoo.training.batches import Batches
 from zoo.training.signals import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -226,7 +227,6 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Pat
 
 def test_accumulated_batches_make_the_step_of_a_large_batch() -> None:
     from zoo.training import loop
-    from zoo.training.batches import Batches
 
     data = registry.find("data", "synthetic").build(None, size=32, val=0.1, seed=0)
 
@@ -250,8 +250,6 @@ def test_accumulated_batches_make_the_step_of_a_large_batch() -> None:
 
 
 def test_batches_do_not_depend_on_how_they_are_cut() -> None:
-    from zoo.training.batches import Batches
-
     data = registry.find("data", "synthetic").build(None, size=32, val=0.1, seed=0)
     index = np.arange(500)
 
@@ -287,8 +285,6 @@ def test_a_result_holds_shots_pairs_and_how_it_was_chosen(small_run: Path) -> No
 
 
 def test_larger_images_without_augmentation_are_cut_for_training() -> None:
-    from zoo.training.batches import Batches
-
     data = registry.find("data", "synthetic").build(None, size=32, val=0.1, seed=0)
     made = Batches(data.train, np.arange(4), 4, torch.device("cpu"), data.mean, data.std, 24, augment=())
     assert next(iter(made.epoch(0)))[0].shape == (4, 3, 24, 24)
@@ -309,3 +305,15 @@ def test_an_image_is_taken_as_the_data_set_keeps_its_own(tmp_path: Path, data: s
     made = recipe.resolve("alexnet", {"data.name": data, "data.dir": str(tmp_path)})
     shown = run.Run(tmp_path, torch.nn.Identity(), made, ("a", "b"), (3, 224, 224), (0.0,) * 3, (1.0,) * 3, [], {})
     assert shown.stored == side
+
+
+def test_a_long_evaluation_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(loop, "SILENT_SECONDS", -1.0)
+    data = registry.find("data", "synthetic").build(None, size=24, val=0.1, seed=0)
+    made = Batches(data.test, np.arange(5), 2, torch.device("cpu"), data.mean, data.std, 24, augment=())
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 24 * 24, 10))
+    logits, targets = loop.predict(net, made)
+    assert len(logits) == len(targets) == 5
+    assert [line.partition(" · ")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "eval     evaluated 2 of 5", "eval     evaluated 4 of 5"
+    ]  # fmt: skip

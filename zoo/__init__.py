@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from zoo import bench, export, losses
+    from zoo import bench, export, losses, numpy
     from zoo.api import train
     from zoo.recipe import Recipe
     from zoo.run import create_model, load
@@ -26,7 +26,7 @@ _ATTRIBUTES = {
     "effective_weights": "zoo.sampling",
     "long_tail": "zoo.sampling",
 }
-_MODULES = ("bench", "export", "losses")
+_MODULES = ("bench", "export", "losses", "numpy")
 
 __all__ = [
     "Recipe",
@@ -38,6 +38,7 @@ __all__ = [
     "load",
     "long_tail",
     "losses",
+    "numpy",
     "train",
 ]
 

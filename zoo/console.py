@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 QUIET_SECONDS = 10.0
+SILENT_SECONDS = 3.0
+"""Longest time without a line where no bar is drawn."""
 BAR = 15
 """Width of the bar in characters."""
 

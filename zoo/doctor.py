@@ -27,6 +27,7 @@ def report() -> list[Row]:
         *(_package(name) for name in PACKAGES),
         _onnxruntime(),
         *_kernels(),
+        _numpy(),
         *_gpu(),
         _room(),
     ]
@@ -85,6 +86,15 @@ def _kernels() -> list[Row]:
         return [*rows, ("extension", "absent", "not built: pip install . (in a checkout: make lint)")]
     reasons = json.loads(note.read_text(encoding="utf-8"))["reasons"]
     return rows + [(f"extension {part}", "absent", why) for part, why in reasons.items()]
+
+
+def _numpy() -> Row:
+    """What computes the focal loss of numpy arrays: not what serves torch where zoo._native was built for another Python."""
+    from zoo import numpy
+
+    served = numpy.kernel()
+    state = "broken" if "does not load" in served else "ok" if served.startswith("C++") else "absent"
+    return "zoo.numpy", state, served
 
 
 def _gpu() -> list[Row]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-REDUCTIONS = ("none", "mean", "sum", "weighted_mean")
+from zoo import focal_options
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LABELS = (torch.int64, torch.int32, torch.uint8)
 """Label types that the kernels read; the other integer types are converted."""
@@ -64,9 +63,8 @@ def prepare(
     """
     target, other, share = _parts(target)
     _check_tensors(logits, target, other)
-    gamma, scale = _number("gamma", gamma), _number("scale", scale)
-    label_smoothing = _number("label_smoothing", label_smoothing)
-    _check_options(gamma, label_smoothing, scale, ignore_index, reduction, soft=target.is_floating_point())
+    soft = target.is_floating_point()
+    settings = focal_options.check(gamma, label_smoothing, scale, ignore_index, reduction, soft=soft)
     weight = _weight(weight, logits)
     target, other = _labels(target, logits.dtype), None if other is None else _labels(other, logits.dtype)
     if other is not None and other.dtype != target.dtype:
@@ -76,12 +74,10 @@ def prepare(
     if logits.dim() == 1:
         logits, target, other, share = (None if each is None else each[None] for each in (logits, target, other, share))
     if logits.dim() > 3:
-        soft = target.is_floating_point()
         logits, target = logits.flatten(2), target.flatten(2 if soft else 1)
         other, share = (None if each is None else each.flatten(1) for each in (other, share))
     if share is not None:
         other, share = other.contiguous(), share.contiguous()
-    settings = gamma, label_smoothing, scale, int(ignore_index), REDUCTIONS.index(reduction)
     return Call(logits, target, weight, *settings, other, share, rows)
 
 
@@ -139,34 +135,6 @@ def _check_tensors(logits: Any, target: Any, other: Any) -> None:
             raise ValueError(f"{name} must be on {logits.device} like the logits, not on {tensor.device}")
 
 
-def _number(name: str, value: Any) -> float:
-    if type(value) is float:
-        return value
-    if isinstance(value, bool) or not isinstance(value, Real):
-        hint = f"; pass it as weight={name}" if isinstance(value, (Tensor, np.ndarray)) and name == "gamma" else ""
-        raise TypeError(f"{name} must be a number, not {type(value).__name__}{hint}")
-    return float(value)
-
-
-def _check_options(
-    gamma: float, label_smoothing: float, scale: float, ignore_index: Any, reduction: Any, *, soft: bool
-) -> None:
-    if not 0 <= gamma < math.inf:
-        raise ValueError(f"gamma must be finite and >= 0, not {gamma}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], not {label_smoothing}")
-    if not -math.inf < scale < math.inf:
-        raise ValueError(f"scale must be finite, not {scale}")
-    if not isinstance(ignore_index, Integral) or isinstance(ignore_index, bool):
-        raise TypeError(f"ignore_index must be an int, not {type(ignore_index).__name__}")
-    if soft and int(ignore_index) >= 0:
-        raise ValueError(
-            f"ignore_index must be negative for a target of shares, which has no labels to ignore, not {ignore_index}"
-        )
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, not {reduction!r}")
-
-
 def _weight(weight: Any, logits: Tensor) -> Tensor | None:
     """The weight in the form of the kernels, unchanged if it has that form already."""
     if weight is None:
@@ -199,7 +167,7 @@ def _labels(target: Tensor, dtype: torch.dtype) -> Tensor:
 def _share(share: Any, target: Tensor, dtype: torch.dtype) -> Tensor:
     """The share of the first label for each row, from one number or a tensor of one or of each row's."""
     if not isinstance(share, Tensor):
-        number = _number(
+        number = focal_options.number(
             "share of the first label", share.item() if isinstance(share, np.ndarray) and share.ndim == 0 else share
         )
         if not 0 <= number <= 1:

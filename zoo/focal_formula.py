@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.focal_options import wrong_label
+
 FLOOR = -1e4
 """Replaces the logarithm of zero: exp(FLOOR) is 0, and FLOOR has a derivative, unlike -inf."""
 
@@ -230,7 +232,4 @@ def check_labels(target: Tensor, classes: int, ignore_index: int, other: Tensor 
         if bad.any():
             row = bad.nonzero()[0].tolist()
             at = f"[{', '.join(map(str, row))}]" if row else ""
-            raise IndexError(
-                f"{name}{at}={labels[tuple(row)].item()} is out of range for {classes} classes"
-                f" (legal: 0 to {classes - 1}, or ignore_index={ignore_index})"
-            )
+            raise wrong_label(name, at, int(labels[tuple(row)].item()), classes, ignore_index)

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from zoo.focal_arguments import DTYPES, LABELS, REDUCTIONS, Call, Target, check_inplace, prepare
+from zoo.focal_arguments import DTYPES, LABELS, Call, Target, check_inplace, prepare
 from zoo.focal_formula import check_labels, differentiable, formula, formula_in_place, shapes
 from zoo.focal_kernels import PLAIN, gather_dtensors, is_memory, is_watched, load_all, reason_missing, unwrapped
+from zoo.focal_options import REDUCTIONS
 
 __all__ = [
     "DTYPES",

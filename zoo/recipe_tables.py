@@ -158,3 +158,4 @@ class Reported(msgspec.Struct, frozen=True):
     )
     course: Annotated[list[Course], about("reported values by epoch")] = msgspec.field(default_factory=list)
     note: Annotated[str, about("known differences from the reported experiment")] = ""
+    analogue: Annotated[str, about("recipe of the same question with weights that a package ships")] = ""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from zoo import recipe as recipes
-from zoo import run_folders
+from zoo import registry, run_folders
 from zoo.console import print_line
 from zoo.errors import BusyError, DivergedError, UsageError, did_you_mean
 from zoo.recipe import Recipe
@@ -33,12 +34,23 @@ def chosen(patterns: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def finished(name: str) -> list[Path]:
-    """Finished runs of an experiment, one per seed."""
-    found = {
-        seed: path for seed, path in reversed(run_folders.like(recipes.resolve(name, {}))) if run_folders.is_finished(path)
-    }
+def finished(name: str, *, any_weights: bool = False) -> list[Path]:
+    """Finished runs of an experiment, one per seed; ``any_weights``: whatever they start from."""
+    runs = run_folders.like(recipes.resolve(name, {}), any_weights=any_weights)
+    found = {seed: path for seed, path in reversed(runs) if run_folders.is_finished(path)}
     return [found[seed] for seed in sorted(found)]
+
+
+def accuracies(name: str, *, any_weights: bool = False) -> list[float]:
+    """Test accuracies of the finished runs of an experiment."""
+    paths = finished(name, any_weights=any_weights)
+    return [json.loads((path / "result.json").read_text(encoding="utf-8"))["accuracy"] for path in paths]
+
+
+def download(recipe: Recipe) -> str:
+    """The published weights that a recipe starts from, e.g. ``alexnet imagenet1k_v1``; an empty string if it needs none."""
+    published = () if "/" in recipe.model else registry.entry("models", recipe.model).get("weights", ())
+    return f"{recipe.model} {recipe.weights}" if recipe.weights in ("default", *published) else ""
 
 
 def repeat(names: Sequence[str], *, seeds: int, fixed: Mapping[str, Any], command: str) -> list[str]:

@@ -13,6 +13,8 @@ import string
 from collections.abc import Iterator
 from pathlib import Path
 
+from msgspec import structs
+
 from zoo import registry
 from zoo.console import print_line
 from zoo.errors import BusyError, DiskError, FileError, UsageError, did_you_mean
@@ -92,16 +94,16 @@ def _letters() -> Iterator[str]:
     yield from (a + b for a in string.ascii_lowercase for b in string.ascii_lowercase)
 
 
-def like(recipe: Recipe) -> list[tuple[int, Path]]:
+def like(recipe: Recipe, *, any_weights: bool = False) -> list[tuple[int, Path]]:
     """Seed and folder of every run that differs from ``recipe`` at most in its seed and in :data:`zoo.recipe.NOT_THE_RECIPE`.
 
-    Finished runs come first. A folder whose recipe cannot be read is skipped.
+    Finished runs come first. A folder whose recipe cannot be read is skipped. ``any_weights`` ignores the initial weights too.
     """
     found = []
     for path in all_runs():
         with contextlib.suppress(UsageError):
             theirs = read(path / "recipe.toml")
-            if same(theirs, recipe):
+            if same(structs.replace(theirs, weights=recipe.weights) if any_weights else theirs, recipe):
                 found.append((theirs.seed, path))
     return sorted(found, key=lambda run: not is_finished(run[1]))
 

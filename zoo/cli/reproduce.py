@@ -50,14 +50,27 @@ def _list(as_json: bool) -> None:
 
     rows: list[dict[str, Any]] = []
     for name, found in reproduce.experiments().items():
-        ours = [json.loads((path / "result.json").read_text(encoding="utf-8"))["accuracy"] for path in reproduce.finished(name)]
+        needs, analogue = reproduce.download(found), found.reported.analogue
         what = recipe.shipped()[name].read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        rows.append({"experiment": name, "reported": found.reported.accuracy or None, "here": ours, "what": what})
+        rows.append({
+            "experiment": name, "reported": found.reported.accuracy or None, "here": reproduce.accuracies(name), "needs": needs,
+            "analogue": analogue, "analogue_here": reproduce.accuracies(analogue, any_weights=True) if analogue else [], "what": what,
+        })  # fmt: skip
     if as_json:
         click.echo(json.dumps(rows))
         return
-    cells = [(r["experiment"], tables.percent(r["reported"]), _mean(r["here"]), r["what"]) for r in rows]
+    cells = [(r["experiment"], tables.percent(r["reported"]), _mean(r["here"]), _about(r)) for r in rows]
     tables.out().print(tables.make(("experiment", ">reported %", ">here %", "what"), cells))
+
+
+def _about(row: dict[str, Any]) -> str:
+    """What an experiment is, what it needs, and what its analogue reached here."""
+    parts = [row["what"]]
+    if row["needs"]:
+        parts.append(f"Needs the download {row['needs']}.")
+    if row["analogue"]:
+        parts.append(f"Analogue: {row['analogue']}, {_mean(row['analogue_here']) or 'not trained here'}.")
+    return " ".join(parts)
 
 
 def _mean(shares: list[float]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.console import counted, print_line
+from zoo.console import SILENT_SECONDS, counted, print_line
 from zoo.training import feature_runtimes
 from zoo.training.batches import Batches
 from zoo.training.feature_cache import FeatureCache, digest, image_key
@@ -20,8 +20,6 @@ from zoo.training.loop import autocast
 
 MAX_BYTES = 2 << 30
 """Largest size of features in memory."""
-SILENT_SECONDS = 3.0
-"""Longest time without a line while features are computed."""
 CHUNK_BATCHES = 16
 """Batches between two writes of features, so that an interrupted run keeps them."""
 
