@@ -102,7 +102,7 @@ def _options(request: Request, budget: Budget) -> dict[str, Any]:
         "timeout": min(request.timeout, request.seconds or request.timeout),
     }
     if (request.rate or request.latency_ms) and request.scenario != "server":
-        raise UsageError("--qps and --latency-ms are for --scenario server; leave them out")
+        raise UsageError("--qps and --latency-ms apply to --scenario server only; omit them")
     if request.kind == "inference":
         options |= {"devices": places, "allow_cpu_fallback": request.allow_cpu_fallback}
     elif request.allow_cpu_fallback or places not in ((), ("cpu",)):

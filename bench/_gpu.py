@@ -1,6 +1,6 @@
 """onnxruntime on a GPU, verified: the provider is required, checked in the session, and its nodes are counted in a profile.
 
-By itself onnxruntime falls back to the CPU silently if CUDA cannot start.
+By default onnxruntime falls back to the CPU silently if CUDA cannot start.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _why(provider: str, error: object) -> str:
 
 
 def prove(path: Path, provider: str, device: torch.device, threads: int) -> str:
-    """Run a batch of one with a profile and return the placement of nodes, e.g. ``cuda 40 nodes, cpu 2 (Shape, Gather)``.
+    """Profile one batch of one image and return the placement of nodes, e.g. ``cuda 40 nodes, cpu 2 (Shape, Gather)``.
 
     Raises:
         UsageError: the provider is missing, or a Conv, Gemm or MatMul ran on the CPU.

@@ -67,7 +67,7 @@ def torchvision_sigmoid(logits: Tensor, target: Tensor, weight: Tensor) -> Tenso
 
 
 def mmcv_softmax(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """mmcv's CUDA extension; its alpha 0.25 factor is left out by -1."""
+    """mmcv's CUDA extension; -1 disables its alpha factor of 0.25."""
     from mmcv.ops import softmax_focal_loss
 
     return softmax_focal_loss(logits, target, GAMMA, -1, weight, "mean")

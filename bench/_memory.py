@@ -20,7 +20,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def used(work: Callable[[], T], device: torch.device | None = None) -> tuple[T, float, float]:
     """The result of ``work``, and by how many MB (of 1e6 bytes) memory rose at its peak and afterwards; nan where unknown.
 
-    On the CPU these are resident pages, freed blocks given back to the system first; the kernel records the peak and resets
+    On the CPU these are resident pages, after freed blocks are returned to the system; the kernel records the peak and resets
     it on request (proc(5), clear_refs). On a GPU no peak over all libraries is available: the memory afterwards is returned
     for both, which is correct for libraries that keep their allocations, such as PyTorch and onnxruntime.
     """

@@ -194,7 +194,7 @@ def finish(figure: Figure, path: Path, title: str, note: str) -> None:
 
 
 def publish_both(path: Path, draw: Callable[[Path], object]) -> Path:
-    """Publish what ``draw(temporary)`` draws as a PNG at ``path`` and as an SVG beside it; the path of the PNG."""
+    """Publish what ``draw(temporary)`` draws as a PNG at ``path`` and as an SVG next to it; returns the path of the PNG."""
     for each in (path.with_suffix(".svg"), path):
         publish(each, draw)
     return path

@@ -28,7 +28,7 @@ def of_onnxruntime(
     """onnxruntime on the CPU (fp32, int8) or the GPU (fp32, fp16; there with TensorRT too, if available).
 
     Raises:
-        UsageError: onnxruntime is missing or cannot run on ``where`` (by itself it would fall back to the CPU silently).
+        UsageError: onnxruntime is missing or cannot run on ``where`` (it would fall back to the CPU silently).
     """
     if device.type != "cpu":
         return _gpu.contenders(files, device, threads, allow_cpu=allow_cpu)

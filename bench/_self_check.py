@@ -89,7 +89,7 @@ def _loop(call: Call, count: int) -> float:
 
 
 def _row(model: str, batch: int, threads: int, own: np.ndarray, bare: np.ndarray) -> dict[str, Any]:
-    ratios = bare / own  # of images a second
+    ratios = bare / own  # of images per second
     low, high = _timing.bootstrap(ratios)
     difference = float(np.median(ratios)) - 1
     if low - 1 > ALLOWED or high - 1 < -ALLOWED:

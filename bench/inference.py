@@ -240,7 +240,7 @@ class _Bench:
         """The smallest of ``batches`` and those that take no more than :data:`QUICK_S` at ``cost`` seconds per image."""
         kept = [batch for batch in batches if batch == batches[0] or cost * batch <= QUICK_S]
         for batch in batches[len(kept) :]:
-            print_line(f"skipped  batch {batch} (quick; it would take about {cost * batch:,.0f} s; ask for it with --batches)")
+            print_line(f"skipped  batch {batch} (quick; it would take about {cost * batch:,.0f} s; request it with --batches)")
         return kept
 
     def measured(self, batches: Sequence[int], seconds: float) -> list[dict[str, Any]]:

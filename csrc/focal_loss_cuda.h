@@ -301,7 +301,7 @@ __device__ inline Mixed<double> mixed_of(const Problem& p, const Goal& goal, int
   return sum;
 }
 
-// Calls `each(pack, c)` for this thread's packs of a row, c being the class of its first element; a batch is asked for at once.
+// Calls `each(pack, c)` for this thread's packs of a row, c being the class of its first element; a batch is loaded at once.
 template <typename S, int threads, int wide, typename Each>
 __device__ inline void packs_of(const S* row, int64_t stride, int64_t C, const Each& each) {
   using Group = Pack<S, wide>;

@@ -3,7 +3,7 @@
 //
 // A block is cut into tiles that stay in the first cache. exp runs over a tile in memory order, whatever C is; then the row
 // sums, then the logarithms and powers of ZOO_W rows at a time, then one multiplication over the tile. As long as no logit
-// of the tile lies beyond a guard (+-30, +-44.3 in AVX-512) exp needs no maximum: C exp(44) and exp(-44) are far from
+// of the tile exceeds a guard (+-30, +-44.3 in AVX-512) exp needs no maximum: C exp(44) and exp(-44) are far from
 // float's ends. Otherwise each row is scaled by a power of two near its largest exp, which rounds nothing.
 #include "focal_loss_vector.h"
 
@@ -22,7 +22,7 @@ constexpr float reach = 11000.0f;            // a largest logit beyond that is l
 // Data of a tile besides its exponentials, one number per row.
 struct Tile {
   int64_t first, rows;               // rows [first, first + rows) of the call
-  alignas(64) int32_t at[most_rows + W];   // where the label's exponential lies in the tile
+  alignas(64) int32_t at[most_rows + W];   // position of the label's exponential in the tile
   alignas(64) float used[most_rows + W];   // 1, or 0 for ignored rows and those done by exact_row
   alignas(64) float weight[most_rows + W];
   alignas(64) float e[most_rows + W];      // the label's exponential

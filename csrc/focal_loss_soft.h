@@ -13,7 +13,7 @@ namespace ZOO_ISA {
 
 constexpr int64_t soft_floats = 4096;  // of each buffer; longer rows go through them in parts, once for each pass
 constexpr int64_t soft_rows = W < 8 ? W : 8;  // at a time: with 16, 100 classes no longer fit a first-level cache of 32 KB
-constexpr int64_t soft_run = 64 * W;   // so many terms are added up by themselves, lest float's rounding adds up too
+constexpr int64_t soft_run = 64 * W;   // number of terms summed separately, to limit rounding errors
 constexpr float soft_reach = 2e4f;     // logits further below the largest are left to exact_row
 
 // Sums over a row, or a part of one, in each lane.
@@ -29,7 +29,7 @@ struct Soft {
   const int64_t step;        // rows at a time
   const Gamma gamma;
   const float keep, spread;  // q becomes keep q + spread
-  const bool simple;         // each share is an amount, and nobody asks for p
+  const bool simple;         // each share is an amount, and p is not needed
   D loss{}, modulation{};
   // Of the rows at hand:
   int64_t rows;

@@ -28,7 +28,7 @@ void in_parallel(int64_t n, void (*body)(int64_t, int64_t, void*), void* context
 }
 
 // A fresh gradient is made of pages that the kernel touches first, and 4 KB at a time that takes longer than the loss
-// (measured at 1,048,576 x 10: 18 ms against 3.4). Asked for in time, the system gives pages of 2 MB; filled by a call for each
+// (measured at 1,048,576 x 10: 18 ms against 3.4). If requested early, the system provides pages of 2 MB; filled by a call for each
 // thread's part instead of a trap for each page, the whole op takes 15.6 ms of one core instead of 19.1 (9.1 with no page missing).
 struct Pages {
   static constexpr uintptr_t small = 4096, huge = 2 << 20;

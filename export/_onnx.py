@@ -31,7 +31,7 @@ ORT_OPSETS = (((1, 14), 18), ((1, 16), 19), ((1, 17), 20), ((1, 18), 21), ((1, 2
 
 
 def check_opset(opset: int | None, target_ort: str | None = None) -> int:
-    """The opset to use: the one asked for, or the newest (up to the default) that onnxruntime ``target_ort`` reads.
+    """The opset to use: the requested one, or the newest (up to the default) that onnxruntime ``target_ort`` reads.
 
     Raises:
         UsageError: outside the range, both given, or an onnxruntime that is too old or not a version.

@@ -42,7 +42,7 @@ def open_session(
     onnxruntime's session configuration entries, e.g. ``{"session.intra_op.allow_spinning": "0"}``.
 
     Raises:
-        UsageError: onnxruntime is missing, or cannot run on ``device`` (by itself it would fall back to the CPU silently).
+        UsageError: onnxruntime is missing, or cannot run on ``device`` (it would fall back to the CPU silently).
         FileError: the file is missing or not a model that it can run.
     """
     try:

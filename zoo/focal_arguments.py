@@ -100,7 +100,7 @@ def check_inplace(logits: Any) -> None:
     elif logits.layout is not torch.strided or logits.is_neg() or logits._is_zerotensor() or logits.is_meta:
         why = "they are not values in memory of their own"
     if why:
-        raise ValueError(f"inplace=True cannot write the gradient over the logits: {why}, or leave inplace out")
+        raise ValueError(f"inplace=True cannot write the gradient over the logits: {why}, or omit inplace")
 
 
 def _parts(target: Any) -> tuple[Any, Any, Any]:

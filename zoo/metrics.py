@@ -128,7 +128,7 @@ def class_row(n: int, correct: int) -> Row:
 
 
 def shots(rows: Sequence[Row], counts: Sequence[int]) -> list[Shot]:
-    """Many-, medium- and few-shot accuracy of the classes' rows, given each class's training images; empty splits are left out."""
+    """Many-, medium- and few-shot accuracy of the classes' rows, given each class's training images; empty splits are omitted."""
     if len(rows) != len(counts):
         raise ValueError(f"{len(rows)} classes, {len(counts)} training counts; expected one count per class")
     found = []

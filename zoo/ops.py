@@ -268,7 +268,7 @@ def _direct(
 class _Focal(torch.autograd.Function):
     """Ties a loss to its gradient in eager mode: cheaper than ``register_autograd``, and no multiplication by 1.
 
-    ``call`` makes the loss again by the formula, for a derivative of the gradient. The logits are kept beside autograd's saved
+    ``call`` makes the loss again by the formula, for a derivative of the gradient. The logits are kept in addition to autograd's saved
     tensors: those would be refused after a change in place even where only the first derivative is wanted, which has no need
     of them. With ``inplace`` the gradient is in the logits' memory, and they are gone.
     """
@@ -306,7 +306,7 @@ def _is_one(grad_loss: Tensor) -> bool:
 
 
 def _derivative(logits: Tensor, version: int, call: Any, grad_loss: Tensor) -> Tensor:
-    """The gradient in the logits as a function of logits and ``grad_loss`` that autograd can take apart."""
+    """The gradient in the logits as a function of logits and ``grad_loss`` that autograd can differentiate."""
     if version < 0:
         raise RuntimeError("inplace=True has overwritten the logits, so this loss has no second derivative; omit it")
     if logits._version != version:

@@ -51,7 +51,7 @@ def table(kind: str) -> dict[str, dict[str, Any]]:
     """All entries of a kind ("models", "losses", "data"), sorted by name.
 
     Each entry is a dict of the literal fields of its spec, plus ``module``, the file that defines it, and ``plugin``, the
-    package, for those that zoo does not define itself. Fields that are not literals (functions) are left out.
+    package, for those that zoo does not define itself. Fields that are not literals (functions) are omitted.
     """
     found: dict[str, dict[str, Any]] = {}
     for source in _sources(kind):

@@ -44,7 +44,7 @@ def _site(host: str | None) -> str:
 
 
 def fetch(url: str, path: Path, sha256: str) -> None:
-    """Download ``url`` to ``path`` unless a file with that checksum is there; an interrupted download leaves ``path.part`` and resumes from it.
+    """Download ``url`` to ``path`` unless a file with that checksum exists; an interrupted download resumes from ``path.part``.
 
     Raises:
         DataError: no answer, an incomplete file, a web page instead of the file, or a different checksum. UsageError: a

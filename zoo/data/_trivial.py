@@ -141,4 +141,4 @@ OPS: tuple[Callable[[Tensor, Tensor, Tensor], Tensor] | None, ...] = (
     None, _shear(0), _shear(1), _translate(0), _translate(1), _rotate, _brightness, _saturation, _contrast, _sharpness, _posterize,
     _solarize, _autocontrast, _equalize,
 )  # fmt: skip
-"""None leaves the image as it is."""
+"""None does not change the image."""
