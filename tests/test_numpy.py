@@ -176,11 +176,24 @@ def test_any_memory(way: str, dtype: Any) -> None:
         assert zoo.numpy.focal_loss(logits, target.astype(kind)) == want[0]
 
 
+def test_what_goes_to_cpp_is_aligned() -> None:
+    array = np.arange(12.0).reshape(3, 4)
+    assert {bool(np.asarray(each).flags.aligned) for each in of_every_layout(array)} == {True, False}
+    for each in of_every_layout(array):
+        assert zoo.numpy._whole(np.asarray(each)).flags.aligned
+    assert zoo.numpy._whole(array) is array or np.shares_memory(zoo.numpy._whole(array), array)
+
+
 def test_nothing_to_average(way: str) -> None:
     for logits, target in ((np.zeros((0, 3)), np.zeros(0, int)), (np.ones((4, 3)), np.full(4, -100))):
         for reduction in ops.REDUCTIONS:
             loss, grad = zoo.numpy.focal_loss_and_grad(logits, target, reduction=reduction)
             assert not loss.any() and grad.shape == logits.shape and not grad.any()
+
+
+def test_an_unsigned_label_does_not_wrap_to_ignored(way: str) -> None:
+    with pytest.raises(IndexError, match=r"^target\[1\]=9223372036854775807 is out of range for 3 classes"):
+        zoo.numpy.focal_loss(np.zeros((2, 3)), np.array([0, 2**64 - 100], np.uint64))
 
 
 @pytest.mark.parametrize("label", [-1, 10, 2**63 - 1])
@@ -290,6 +303,10 @@ def test_torch_is_imported_only_where_the_kernel_needs_it(tmp_path: Path) -> Non
     assert (imported, again) == ("True", numbers)
     built = f"zoo._native is built for cpython-399-x86_64-linux-gnu, this is {sys.implementation.cache_tag}"
     assert re.fullmatch(rf"C\+\+ \w+ through torch \({built}\)", served)
+
+    (broken := tmp_path / "torch.py").write_text("raise RuntimeError('its libraries are of another version')")
+    assert used_in(tmp_path) == ["False", *numbers, f"numpy ({built})"]
+    broken.unlink()
 
     (package / "_C.abi3.so").unlink()
     assert used_in(tmp_path) == ["False", *numbers, f"numpy ({built})"]

@@ -255,7 +255,7 @@ def _by_formula(call: Call, want_grad: bool) -> Made:
     factor = 0.0 if total == 0 else call.scale / total
     with np.errstate(all="ignore"):
         p, q, log_p = _probabilities(z)
-        power = np.where(np.isnan(q), q, q**call.gamma)  # NaN ** 0 would be 1
+        power = q**call.gamma
         rows = np.where(used, np.where(a == 0, 0, -a * power * log_p).sum(1), 0) * factor
         grad = None
         if want_grad:
