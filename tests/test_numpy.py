@@ -269,7 +269,7 @@ print("torch" in sys.modules, f"{loss:.12f}", f"{np.abs(grad).sum():.12f}", zoo.
 
 def used_in(place: Path) -> list[str]:
     """Whether torch was imported, loss, sum of the gradient, and what computed, for the package in ``place``."""
-    ran = subprocess.run([sys.executable, "-c", USE], cwd=place, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", USE], cwd=place, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.strip().split(" ", 3)
 

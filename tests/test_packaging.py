@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import time
 import tomllib
@@ -187,6 +188,37 @@ def test_two_builds_at_once(checkout: Path) -> None:
     assert list((checkout / "zoo").glob(".*.tmp")) == []
 
 
+def tags(wheel: Path) -> list[str]:
+    """Of a wheel, from its record, after a look at its name."""
+    with zipfile.ZipFile(wheel) as packed:
+        record = next(name for name in packed.namelist() if name.endswith(".dist-info/WHEEL"))
+        found = re.findall(r"^Tag: (.+)$", packed.read(record).decode(), re.M)
+    assert len(found) == 1 and wheel.name.endswith(f"-{found[0]}.whl")
+    return found[0].split("-")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [True, False])
+def test_one_wheel_serves_every_python(checkout: Path, compiled: bool) -> None:
+    if compiled and not shutil.which("c++"):
+        pytest.skip("no C++ compiler")
+    (checkout / "csrc" / "sources.txt").write_text("_native: csrc/tiny.cpp\n")
+    (checkout / "csrc" / "tiny.cpp").write_text(PYBIND, encoding="utf-8")
+    command = [sys.executable, "setup.py", "-q", "bdist_wheel", "--dist-dir", str(checkout.parent)]
+    made = run(command, checkout, ZOO_EXT="auto" if compiled else "off")
+    assert made.returncode == 0, made.stderr
+    wheel = next(checkout.parent.glob("*.whl"))
+    python, abi, platform = tags(wheel)
+    if not compiled:
+        assert (python, abi, platform) == ("py3", "none", "any")
+        return
+    oldest = Requirement(f"python{project()['project']['requires-python']}").specifier
+    assert (python, abi) == ("cp311", "abi3") and str(oldest) == ">=3.11" and platform != "any"
+    with zipfile.ZipFile(wheel) as packed:
+        libraries = [name for name in packed.namelist() if name.endswith(".so")]
+    assert libraries == [f"zoo/_native{sysconfig.get_config_var('EXT_SUFFIX')}"]  # others do not take it for theirs
+
+
 @pytest.mark.slow
 def test_the_wheel_from_the_source_distribution_works(checkout: Path) -> None:
     place = checkout.parent
@@ -218,7 +250,11 @@ def test_the_wheel_from_the_source_distribution_works(checkout: Path) -> None:
         "zoo/_build.json",
         "zoo/py.typed",
     } <= names
-    libraries = {Path(name).name.split(".")[0] for name in names if name.endswith(".so")}
+    files = {name for name in names if name.endswith(".so")}
+    own = {f"zoo/{part}.abi3.so" for part in ("_C", "_C_cuda")} | {f"zoo/_native{sysconfig.get_config_var('EXT_SUFFIX')}"}
+    assert files <= own, "each loads in every Python, or has the name of this one"
+    assert tags(next(place.glob("*.whl")))[:2] == (["cp311", "abi3"] if files else ["py3", "none"])
+    libraries = {Path(name).name.split(".")[0] for name in files}
     assert libraries | note(place / "installed").keys() == PARTS
     assert not libraries & note(place / "installed").keys()
     code = "import zoo; print(zoo.__file__); import zoo.ops; print(zoo.ops.kernel())"

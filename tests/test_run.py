@@ -140,7 +140,7 @@ def test_a_model_that_cannot_be_compiled_is_a_usage_error(tmp_path: Path, monkey
 
 
 def test_kill_9_then_resume_ends_on_the_same_bits(tmp_path: Path) -> None:
-    settings = ["cnn_small", "epochs=3", "batch_size=250", "data=synthetic", "device=cpu"]
+    settings = ["cnn_small", "epochs=3", "batch_size=250", "data=synthetic", "data.imbalance=exp:0.05", "device=cpu"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def start(out: Path, *more: str) -> subprocess.Popen[bytes]:

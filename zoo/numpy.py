@@ -196,7 +196,7 @@ def _way() -> tuple[Callable[[Call, bool], Made], str]:
     if importlib.util.find_spec("zoo._C") is not None:
         try:
             served = importlib.import_module("zoo.ops").kernel()
-        except (ImportError, OSError):  # no torch, or one that does not load
+        except Exception:  # no torch, or one that does not load, for which it raises several kinds
             served = ""
         if served.startswith("C++"):
             return _by_torch, f"{served.split(',')[0]} through torch ({why})"
