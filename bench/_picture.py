@@ -135,11 +135,13 @@ def draw_front(path: Path, title: str, note: str, rows: Sequence[Mapping[str, An
             axes.annotate(words, (speed, late), above, textcoords="offset points", fontsize=8, color=colour)
         axes.plot([], [], color=colour, marker=marker, linestyle="", label=f"workers as {mode}")
     best = sorted((float(row["images_per_s"]), float(row["p95_ms"])) for row in rows if row["front"] == "yes")
-    axes.plot(*zip(*best), color=GREY, linewidth=1, zorder=0, label="front")
+    if len(best) > 1:
+        axes.plot(*zip(*best), color=GREY, linewidth=1, zorder=0, label="front")
     axes.set_xlabel("images/s of all workers (bar: 95 % interval); further right is better")
     axes.set_ylabel("95th percentile of latency, ms; lower is better")
     axes.set_ylim(0, 1.15 * max(float(row["p95_ms"]) for row in rows))
     axes.margins(x=0.12)
+    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
     hollow = "; hollow: noisy" if any(row["noisy"] == "yes" for row in rows) else ""
     finish(figure, path, title, note + hollow)
 

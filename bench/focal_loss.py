@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullLocator
 from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -359,7 +359,7 @@ def figure(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         sizes = sorted({(int(row["n"]), int(row["c"])) for row in inside}, key=lambda size: size[0] * size[1])
         axes.set(title=title, xlabel="N x C", xscale="log", yscale="log")
         axes.set_xticks([n * c for n, c in sizes], [f"{n:,}\nx {c:,}" for n, c in sizes])
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
     chart.axes[0].set_ylabel("nanoseconds per logit")
     least = min(1000 * float(row["median_us"]) / (int(row["n"]) * int(row["c"])) for row in shown if row["contender"] != EMPTY)
     chart.axes[0].set_ylim(bottom=least / 2)  # an empty call costs next to nothing per logit

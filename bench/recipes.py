@@ -47,10 +47,7 @@ def main(quick: bool = False, *, out: Path | None = None) -> Path:
     path = out or _timing.default_out("recipes", quick=quick)
     merged = sorted(_merged(path, rows), key=_key)
     _timing.write_csv(path, merged)
-    for title, part in panels(merged).items():
-        _draw.save(picture(part), path.with_name(f"{path.stem}-{re.sub('[^a-z0-9.]+', '-', title.lower())}.png"))
-    for name, by in _few.curves(merged).items():
-        _draw.save(_few.picture(name, by), path.with_name(f"{path.stem}-few-images-{name.split()[0]}.png"))
+    draw(merged, path)
     if course := course_of(folders):
         beside = path.with_name(f"{path.stem}_course.csv")
         _timing.write_csv(
@@ -239,6 +236,14 @@ def _apart(group: Sequence[Mapping[str, Any]]) -> str:
     return f"{apart:+.1f} ({low:+.1f} to {high:+.1f}){'' if low <= 0 <= high else '*'}"
 
 
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the pictures next to the CSV ``path``."""
+    for title, part in panels(rows).items():
+        _draw.save(picture(part), path.with_name(f"{path.stem}-{re.sub('[^a-z0-9.]+', '-', title.lower())}.png"))
+    for name, by in _few.curves(rows).items():
+        _draw.save(_few.picture(name, by), path.with_name(f"{path.stem}-few-images-{name.split()[0]}.png"))
+
+
 def panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     """Rows of one panel: those of a data set, without the reported experiments on it (s0_1 to s4_r1).
 
@@ -265,29 +270,36 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_xlim(max(min(seen) - 1, 0), min(max(seen) + 1, 100))
         axes.set_yticks(range(len(panel)), [f"{shown(name, 48)}  n={len(group)}" for name, group in panel], fontsize=8)
         axes.set_ylim(len(panel) - 0.5, -0.5)
-        axes.set_title(f"{title}, {int(panel[0][1][0]['n']):,} test images", fontsize=9)
+        axes.set_title(f"{title}: {int(panel[0][1][0]['n']):,} test images", fontsize=10)
         _draw.tidy(axes, "x")
     every[-1].set_xlabel("test accuracy (%)", fontsize=9)
-    figure.suptitle("Test accuracy of recipes", fontsize=11)
     note = "interval: 95 %, Student's t over n seeds, or Wilson over the test images if n = 1"
-    handles, labels = _legend()
+    handles, labels = _legend(
+        seeds=any(len(group) > 1 for panel in titled.values() for _, group in panel),
+        reported=any(_theirs(group[0]) for panel in titled.values() for _, group in panel),
+    )
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False, title=note, title_fontsize=8)
     return figure
 
 
-def _legend() -> tuple[list[Line2D], list[str]]:
-    """Legend of the marks of :func:`_line`."""
-    return [
-        Line2D([], [], marker="o", markersize=4, linestyle="", color=_draw.SKY),
-        Line2D([], [], marker="D", markersize=5, color=_draw.BLUE),
-        Line2D([], [], marker="s", markersize=6, linestyle="", markerfacecolor="none", color=_draw.ORANGE),
-    ], ["one seed", "mean and its interval", "reported"]
+def _legend(*, seeds: bool, reported: bool) -> tuple[list[Line2D], list[str]]:
+    """Legend of the marks of :func:`_line` that occur."""
+    marks = {
+        "one seed": Line2D([], [], marker="o", markersize=4, linestyle="", color=_draw.SKY),
+        "mean and its interval": Line2D([], [], marker="D", markersize=5, color=_draw.BLUE),
+        "reported": Line2D([], [], marker="s", markersize=6, linestyle="", markerfacecolor="none", color=_draw.ORANGE),
+    }
+    shown = [name for name in marks if {"one seed": seeds, "reported": reported}.get(name, True)]
+    return [marks[name] for name in shown], shown
 
 
 def _line(axes: Axes, at: int, group: Sequence[Mapping[str, Any]]) -> list[float]:
     """Draw one recipe; returns the values that must be visible, in per cent: seeds, reported value and interval, clipped to 0 and 100."""
     shares, (low, high) = _shares(group), (min(max(end, 0), 100) for end in _ends(group))
-    axes.plot(shares, [at] * len(shares), "o", color=_draw.SKY, markersize=4)
+    if len(shares) > 1:
+        axes.plot(
+            shares, [at + 0.25] * len(shares), "o", color=_draw.SKY, markersize=4
+        )  # below the mean, which would hide them
     middle = statistics.mean(shares)
     whiskers = [[max(middle - low, 0)], [max(high - middle, 0)]]
     axes.errorbar([middle], [at], xerr=whiskers, marker="D", markersize=5, color=_draw.BLUE, capsize=3)

@@ -141,11 +141,12 @@ def program(
         classes: names of a module's outputs (default: their numbers).
 
     Raises:
-        BusyError: the file exists and ``force`` is not set. UsageError: an unknown format, precision or preprocess, a module
-            that does not accept ``input``, or a missing package. FileError: a weight is not finite.
-        DataError: int8 without images. DisagreeError: the file and PyTorch differ, accuracy drops too far, or frozen weights
-            have changed. DiskError: the file cannot be written. In each case nothing is published and an existing file is
-            unchanged.
+        BusyError: the file exists and ``force`` is not set.
+        UsageError: an unknown format, precision or preprocess, a module that does not accept ``input``, or a missing package.
+        FileError: a weight is not finite.
+        DataError: int8 without images.
+        DisagreeError: the file and PyTorch differ, accuracy drops too far, or frozen weights have changed.
+        DiskError: the file cannot be written. In each case nothing is published and an existing file is unchanged.
     """
     from torch import nn
 

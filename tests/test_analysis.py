@@ -86,7 +86,7 @@ def test_what_a_tool_cannot_look_into_is_told(monkeypatch: pytest.MonkeyPatch) -
     run = engine.Run(Path("r"), model, recipes.Recipe(model="curved"), ("a", "b"), (3, 32, 32), (0.5,) * 3, (0.5,) * 3, [], {})
     with pytest.raises(UsageError, match=r"no ReLU.*\(curved\); name a run whose model has ReLUs"):
         dead_relu.of_run(run)
-    with pytest.raises(UsageError, match=r"two classes.*\(4 test images of one\); take more"):
+    with pytest.raises(UsageError, match=r"two classes.*\(4 test images of one\); use more"):
         shape_bias.of_run(run)
 
 

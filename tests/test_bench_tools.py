@@ -178,7 +178,7 @@ def test_proof_reads_a_real_profile(small: dict[str, Path], tmp_path: Path) -> N
     counts = _gpu.placed(Path(session.end_profiling()))
     assert counts[_gpu.CPU]["Conv"] + counts[_gpu.CPU]["FusedConv"] > 1
     with pytest.raises(
-        UsageError, match=r"onnxruntime ran .*Conv.* on the CPU in place of CUDAExecutionProvider; use --devices cpu"
+        UsageError, match=r"onnxruntime ran .*Conv.* on the CPU instead of CUDAExecutionProvider; use --devices cpu"
     ):
         _gpu.judged(counts, _gpu.CUDA)
 

@@ -156,7 +156,7 @@ def test_target_runtime_chooses_the_opset(version: str, opset: int) -> None:
 @pytest.mark.parametrize(
     ("version", "opset", "told"),
     [
-        ("1.13", None, "reads no opset from 18 on; the oldest that can be served is 1.14"),
+        ("1.13", None, "cannot read opset 18 or newer; the oldest supported version is 1.14"),
         ("new", None, "is not a version"),
         ("1.17", 19, "both select"),
     ],

@@ -246,7 +246,7 @@ def test_23_an_operation_without_a_deterministic_way_is_named_at_start(tmp_path:
             return torch.nn.functional.cross_entropy(logits, target)
 
     monkeypatch.setattr(build, "build_loss", lambda *arguments: (Odd(), None))
-    with pytest.raises(UsageError, match="put_ has no deterministic way"):
+    with pytest.raises(UsageError, match="put_ has no deterministic implementation"):
         training.train(small("deterministic=true"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not torch.are_deterministic_algorithms_enabled()

@@ -37,8 +37,8 @@ FINDINGS = [
         "loss=hybrid loss.drw_epoch=40 class_weights=effective",
         "the mean weight of the focal part is 0.17 from epoch 41 on: the same as dividing that part by 5.8",
     ),
-    ("schedule=multistep steps=[100,101]", "steps [100, 101] never fire in 50 epochs; the rate stays 0.1"),
-    ("schedule=multistep steps=[25,50]", "steps [50] never fire in 50 epochs"),
+    ("schedule=multistep steps=[100,101]", "steps [100, 101] are not reached in 50 epochs; the rate stays 0.1"),
+    ("schedule=multistep steps=[25,50]", "steps [50] are not reached in 50 epochs"),
     ("schedule=multistep steps=[6,8] epochs=80 lr=0.01", "72 of 80 epochs run at 1e-4"),
     ("schedule=step step_size=10 epochs=40 lr=0.1 lr_gamma=0.01", "30 of 40 epochs run at 0.001 or less"),
     ("schedule=step step_size=50", "schedule step has no step in 50 epochs: the rate stays 0.1"),
@@ -49,7 +49,7 @@ FINDINGS = [
     ("loss.drw_epoch=40", "drw_epoch 40 changes nothing: class_weights is none"),
     ("beta=0.9", "beta 0.9 changes nothing: class_weights none does not use it"),
     ("loss=ce_then_focal loss.switch_epoch=50", "switch_epoch 50 is not reached in 50 epochs: all epochs use cross entropy"),
-    ("loss=dynamic_focal loss.rescale_every=50", "rescale_every 50 never acts in 50 epochs: the scale stays 1"),
+    ("loss=dynamic_focal loss.rescale_every=50", "rescale_every 50 is not reached in 50 epochs: the scale stays 1"),
 ]
 
 

@@ -130,7 +130,7 @@ def test_names_that_are_not_there(net: Path) -> None:
     ("old", "new", "says"),
     [
         ("import torch\n", "import torch, no_such_package\n", "cannot be imported .*ModuleNotFoundError"),
-        ("nn.Linear(4, classes)", "nn.Linear(4, 3)", r"gives \(2, 3\) for 2 images"),
+        ("nn.Linear(4, classes)", "nn.Linear(4, 3)", r"returns \(2, 3\) for 2 images"),
         ("def __init__(self, classes):", "def __init__(self):", "fails on images"),
     ],
 )

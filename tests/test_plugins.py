@@ -72,10 +72,10 @@ def test_a_run_with_a_plug_in_s_model_and_loss(installed: Path, tmp_path: Path) 
 FAULTS = [
     ("syntax", "zoo.models", "SPECS = {", "never closed"),
     ("no table", "zoo.models", "x = 1\n", "has no SPECS"),
-    ("missing", "zoo.losses", None, "module broken_file is not there"),
-    ("name taken", "zoo.models", "SPECS = {'resnet20': ModelSpec(input=(3, 32, 32), params=1, macs=1, paper='', head='fc', data=())}", "'resnet20' is defined in resnet_cifar"),
-    ("not literal", "zoo.models", "SPECS = {'mine': ModelSpec(input=size(), params=1, macs=1, paper='', head='fc', data=())}", "'mine' does not give input as literals"),
-    ("not counted", "zoo.models", "SPECS = {'mine': ModelSpec(input=(3, 32, 32), params=1, paper='', head='fc')}", "'mine' does not give macs, data as literals"),
+    ("missing", "zoo.losses", None, "module broken_file not found"),
+    ("name taken", "zoo.models", "SPECS = {'resnet20': ModelSpec(input=(3, 32, 32), params=1, macs=1, paper='', head='fc', data=())}", "'resnet20' is already defined in resnet_cifar"),
+    ("not literal", "zoo.models", "SPECS = {'mine': ModelSpec(input=size(), params=1, macs=1, paper='', head='fc', data=())}", "'mine' must give input as literals"),
+    ("not counted", "zoo.models", "SPECS = {'mine': ModelSpec(input=(3, 32, 32), params=1, paper='', head='fc')}", "'mine' must give macs, data as literals"),
     ("options", "zoo.losses", "SPECS = {'mine': LossSpec(paper='', options=made())}", "must give its options as literals"),
     ("bytes", "zoo.data", "\x00", "null bytes"),
 ]  # fmt: skip

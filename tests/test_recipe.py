@@ -158,7 +158,7 @@ def test_an_option_of_the_file_that_has_no_effect_is_named(tmp_path: Path, capsy
     (tmp_path / "r.toml").write_text("[loss]\nname = 'focal'\nfocal_gamma = 3.0\nlabel_smoothing = 0.0\n")
     recipes.resolve(str(tmp_path / "r.toml"), {"loss": "ldam"})
     assert capsys.readouterr().err.splitlines() == [
-        "loss     loss.focal_gamma = 3.0 (r.toml) has no effect: ldam does not take it"
+        "loss     loss.focal_gamma = 3.0 (r.toml) has no effect: ldam has no such option"
     ]
 
 

@@ -135,9 +135,9 @@ def test_readme_says_what_was_run_and_how_to_repeat_it(run: Path, monkeypatch: p
     assert f"95 % interval {100 * test['low']:.1f} to {100 * test['high']:.1f} %" in text
     assert f"zoo train {run.parent.name}/{run.name}/recipe.toml\n" in text, "short, from here"
     for part in (
-        "12,406 training images, 5,000 to 50 a class",
+        "12,406 training images, 5,000 to 50 per class",
         "focal, effective weights",
-        "Epoch 11 was kept",
+        "Weights of epoch 11",
         "](curves.png)",
     ):
         assert part in text

@@ -94,7 +94,7 @@ def test_a_grid_is_run_once_and_chosen_on_validation(trainer: Trainer, tmp_path:
     rows = list(csv.DictReader((tmp_path / "s" / "sweep.csv").open()))
     assert {row["loss.beta"] for row in rows if row["chosen"]} == {"0.9"}
     text = (tmp_path / "s" / "README.md").read_text()
-    assert "chosen by val accuracy: loss.beta=0.9: test 54.50 \u00b1 0.71 (n = 2)" in text
+    assert "selected by val accuracy: loss.beta=0.9: test 54.50 \u00b1 0.71 (n = 2)" in text
     assert "99.50" not in text, "the test accuracy of what was not chosen"
     assert "data:image/png" in (tmp_path / "s" / "report.html").read_text()
 
@@ -136,7 +136,7 @@ def test_what_others_still_train_is_told(trainer: Trainer, tmp_path: Path, monke
     for trainer.kill_at in (1, 2):
         with pytest.raises(SystemExit):
             search(tmp_path / "s", "loss.beta=0,0.9", seeds=1)
-    with pytest.raises(BusyError, match="2 settings are with other processes"):
+    with pytest.raises(BusyError, match="2 settings: training in other processes"):
         search(tmp_path / "s", "loss.beta=0,0.9", seeds=1)
 
 

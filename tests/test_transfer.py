@@ -131,7 +131,7 @@ def test_views_are_the_images_of_the_first_epochs(
     plain = training.train(frozen(donor, *settings), out=tmp_path / "plain")
     assert "data.views=4 stores four views of each" in capsys.readouterr().err
     viewed = training.train(frozen(donor, *settings, "data.views=2"), out=tmp_path / "viewed")
-    assert "images, 2 views of each to train on" in capsys.readouterr().err
+    assert "images, 2 augmented views of each training image" in capsys.readouterr().err
     one, two = state(plain), state(viewed)
     assert [name for name in one if name.startswith("model.") and not torch.equal(one[name], two[name])] == []
 
@@ -195,7 +195,7 @@ def test_another_runtime_must_agree() -> None:
 
 def test_another_runtime_is_for_fp32_on_the_cpu_and_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.Sequential(torch.nn.Identity())
-    with pytest.raises(UsageError, match=r"computes in fp32 on the CPU \(here torch\.bfloat16 on cpu\)"):
+    with pytest.raises(UsageError, match=r"computes in fp32 on the CPU \(found torch\.bfloat16 on cpu\)"):
         feature_runtimes.runner("openvino", model, "0", torch.zeros(1, 3, 4, 4, dtype=torch.bfloat16))
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UsageError, match="features_with = openvino needs a package; install it: pip install openvino"):

@@ -126,7 +126,7 @@ def test_another_network_names_three_keys_a_side(tmp_path: Path) -> None:
 
 def test_a_deeper_network_does_not_fit(tmp_path: Path) -> None:
     torch.save(registry.find("models", "resnet32").build(10).state_dict(), tmp_path / "net.pth")
-    with pytest.raises(FileError, match=r"only in the file: layer1\.3\.conv1\.weight.*; they fit resnet32, "):
+    with pytest.raises(FileError, match=r"only in the file: layer1\.3\.conv1\.weight.*; they match resnet32, "):
         load_weights(SPEC.build(10), str(tmp_path / "net.pth"), SPEC)
 
 

@@ -34,8 +34,8 @@ def train(
     not stored in it: pass them again to resume.
 
     Raises:
-        UsageError, DataError, FileError, DivergedError, DiskError, BusyError: as :func:`zoo.training.train`. TypeError: an
-            argument of another type.
+        UsageError, DataError, FileError, DivergedError, DiskError, BusyError: as :func:`zoo.training.train`.
+        TypeError: an argument of another type.
     """
     if not isinstance(what, (Recipe, str, Path)):
         raise TypeError(f"what is {type(what).__name__}; give a Recipe, or the name of a model or recipe")

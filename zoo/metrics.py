@@ -82,7 +82,9 @@ def evaluate(logits: Tensor, targets: Tensor) -> Result:
     """Result of logits (N, C) and targets (N,) int64, on any device.
 
     Raises:
-        DataError: N is 0. DivergedError: a logit is NaN or infinite. ValueError: shapes or classes do not fit.
+        DataError: N is 0.
+        DivergedError: a logit is NaN or infinite.
+        ValueError: shapes or classes do not fit.
     """
     if logits.dim() != 2 or targets.shape != logits.shape[:1]:
         raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}; expected (N, C) and (N,)")

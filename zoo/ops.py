@@ -97,9 +97,9 @@ def focal_loss(
         under ``torch.func``) comes from the formula in PyTorch; for the second, the logits stay alive until the backward pass.
 
     Raises:
-        IndexError: a label out of range. On the CPU before anything is written; under ``torch.jit.trace`` that row's loss is NaN
-            instead. On CUDA that row's loss is NaN and its gradient 0, and the error comes later, see :func:`raise_wrong_label`;
-            ``ZOO_SYNC=1`` raises in place.
+        IndexError: a label out of range. On the CPU before anything is written; under ``torch.jit.trace`` that row's loss is
+            NaN instead. On CUDA that row's loss is NaN and its gradient 0, and the error comes later, see
+            :func:`raise_wrong_label`; ``ZOO_SYNC=1`` raises in place.
         TypeError, ValueError: an argument of wrong type, shape, device or range.
     """
     if _C is not None and not torch.compiler.is_compiling():

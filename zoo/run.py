@@ -68,8 +68,9 @@ def create_model(
         freeze: a role (:func:`zoo.training.freezing.freeze`); None or ``none`` trains all layers.
 
     Raises:
-        UsageError: unknown name or role. FileError: weights that cannot be found or do not fit. TypeError, ValueError: an argument
-            of another type, or ``classes`` below 1.
+        UsageError: unknown name or role.
+        FileError: weights that cannot be found or do not fit.
+        TypeError, ValueError: an argument of another type, or ``classes`` below 1.
     """
     if not isinstance(name, str):
         raise TypeError(f"name is {type(name).__name__}; give the name of a model, e.g. 'resnet32'")
@@ -93,7 +94,9 @@ def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
     """A run by folder, name, unique prefix, or the latest, with its best weights; ``skip_bad`` as in :class:`zoo.recipe_tables.Data`.
 
     Raises:
-        UsageError: no such run. FileError: no run yet, or weights that are missing or damaged. TypeError: ``name`` of another type.
+        UsageError: no such run.
+        FileError: no run yet, or weights that are missing or damaged.
+        TypeError: ``name`` of another type.
     """
     if not isinstance(name, (str, Path, type(None))):
         raise TypeError(f"name is {type(name).__name__}; give a run's folder or name, or None for the latest run")

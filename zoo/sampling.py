@@ -145,7 +145,8 @@ def class_counts(targets: np.ndarray, classes: int) -> np.ndarray:
     """Samples of each class, (classes,) int64, of labels (N,).
 
     Raises:
-        TypeError: labels that are not integers. ValueError: not (N,), or a label outside of 0 to ``classes`` - 1.
+        TypeError: labels that are not integers.
+        ValueError: not (N,), or a label outside of 0 to ``classes`` - 1.
     """
     targets = np.asarray(targets)
     if not np.issubdtype(targets.dtype, np.integer) and targets.size:
@@ -240,7 +241,8 @@ def effective_weights(counts: np.ndarray, beta: float) -> np.ndarray:
     """(1 - beta) / (1 - beta^n_c), scaled to sum to the number of classes, (C,) float64 (Cui et al. 2019, eq. 2 and 4).
 
     Raises:
-        ValueError: beta outside [0, 1), or a class without samples. TypeError: counts or beta are not numbers.
+        ValueError: beta outside [0, 1), or a class without samples.
+        TypeError: counts or beta are not numbers.
     """
     if not isinstance(beta, numbers.Real):
         raise TypeError(f"beta must be a number, not {type(beta).__name__}")
@@ -262,7 +264,8 @@ def class_weights(counts: np.ndarray, kind: str, *, beta: float = 0.0, given: Se
     A class without samples has no such weight; it gets 0, and the others' sum to their number.
 
     Raises:
-        UsageError: ``given`` has another length. ValueError: beta outside [0, 1).
+        UsageError: ``given`` has another length.
+        ValueError: beta outside [0, 1).
     """
     if kind == "given":
         if len(given) != len(counts):

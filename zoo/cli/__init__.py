@@ -55,7 +55,7 @@ def cli(debug: bool, trust: bool) -> None:
     """Train image classifiers on imbalanced data, export them to verified ONNX files, and benchmark them.
 
     \b
-    zoo demo                            all steps on built-in images, a few minutes
+    zoo demo                            all steps on built-in images, no download
     zoo train resnet32 --data cifar10   train a model
     zoo export --onnx                   export the latest run
     zoo bench                           benchmark the latest run

@@ -60,7 +60,7 @@ def _list(as_json: bool) -> None:
         click.echo(json.dumps(rows))
         return
     cells = [(r["experiment"], tables.percent(r["reported"]), _mean(r["here"]), _about(r)) for r in rows]
-    tables.out().print(tables.make(("experiment", ">reported %", ">here %", "what"), cells))
+    tables.out().print(tables.make(("experiment", ">reported %", ">measured %", "what"), cells))
 
 
 def _about(row: dict[str, Any]) -> str:

@@ -35,8 +35,8 @@ def train(
     rows of ``metrics.jsonl`` of each epoch. ``data`` and ``loss`` replace those that the recipe names.
 
     Raises:
-        UsageError, DataError, FileError, DivergedError, DiskError, BusyError: see their exit codes; once the run has a
-        folder, it is their attribute ``run``. zoo.training.signals.Interrupted: after a signal, with the state saved.
+        UsageError, DataError, FileError, DivergedError, DiskError, BusyError: see their exit codes; once the run has a folder,
+            it is their attribute ``run``. zoo.training.signals.Interrupted: after a signal, with the state saved.
     """
     from zoo import run_folders
     from zoo.console import leading
