@@ -74,6 +74,26 @@ def test_where_nothing_is_wrong_nothing_is_said(settings: str) -> None:
     assert lint.check(recipe(*settings.split()), COUNTS) == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "held", "says"),
+    [
+        (
+            "",
+            116,
+            "116 validation images select the epoch: 90 % of them is accurate to 5.5 points; data.val=0 keeps the last epoch",
+        ),
+        ("", 250, ""),
+        ("", 0, ""),
+        ("epochs=1", 116, ""),
+        ("select_on=test", 116, ""),
+    ],
+)
+def test_few_validation_images_are_named(settings: str, held: int, says: str) -> None:
+    plain = recipe("batch_size=512", *settings.split())
+    found = [line for line in lint.check(plain, COUNTS, held=held) if "validation" in line]
+    assert found == [says][: bool(says)]
+
+
 def test_random_frozen_tensors_are_named() -> None:
     found = lint.check(recipe("batch_size=512", "freeze=conv"), COUNTS, ["features.0.weight", "features.1.bias"])
     assert found == ["freeze conv keeps 2 tensors at random values (features.0.weight, ...): no weights were loaded for them"]

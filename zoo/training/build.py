@@ -135,7 +135,7 @@ def session(
         sampler=sampler,
         team=team,
     )
-    return made, lint.check(recipe, counts, start.random)
+    return made, lint.check(recipe, counts, start.random, held=len(data.val))
 
 
 @dataclass(frozen=True)

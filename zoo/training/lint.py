@@ -10,14 +10,16 @@ from zoo import registry, sampling
 from zoo.recipe import Recipe
 from zoo.recipe_tables import Loss, Schedule
 
+FEW_HELD = 250
+"""Validation images below which chance decides the epoch: an accuracy of 90 % has a 95 % interval of 4 points either way."""
 SMALL_SHARE = 0.4
 """Share of epochs at 1/100 of the rate or less that triggers a warning; common schedules are below."""
 
 
-def check(recipe: Recipe, counts: np.ndarray | None = None, random_frozen: Sequence[str] = ()) -> list[str]:
+def check(recipe: Recipe, counts: np.ndarray | None = None, random_frozen: Sequence[str] = (), *, held: int = 0) -> list[str]:
     """One line for each finding. ``counts`` (C,) are the training samples of each class; without them, checks that need them are skipped.
 
-    ``random_frozen`` are frozen tensors without loaded weights.
+    ``random_frozen`` are frozen tensors without loaded weights, ``held`` is the number of validation images.
     """
     found = [*_schedule(recipe.schedule, recipe.epochs, recipe.optim.lr), *_loss(recipe)]
     if random_frozen:
@@ -26,6 +28,11 @@ def check(recipe: Recipe, counts: np.ndarray | None = None, random_frozen: Seque
         )
     elif recipe.freeze != "none" and recipe.weights == "none":
         found.append(f"freeze {recipe.freeze} with weights none: every frozen layer is random")
+    if 0 < held < FEW_HELD and recipe.epochs > 1 and recipe.select_on == "val":
+        points = 100 * 1.96 * (0.9 * 0.1 / held) ** 0.5
+        found.append(
+            f"{held} validation images select the epoch: 90 % of them is accurate to {points:.1f} points; data.val=0 keeps the last epoch"
+        )
     if counts is not None:
         found += [*_weights(recipe, counts), *_batches(recipe, counts)]
     return found
