@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from zoo.bench import _picture, _serve, _show, _timing, focal_loss, recipes
@@ -17,8 +18,7 @@ def redraw(folder: Path) -> None:
         elif path.stem.startswith("inference"):
             _show.figures(_timing.read_csv(path), path)
         elif draw := {"focal_loss": focal_loss.figure, "serve": _serve.figure}.get(path.stem):
-            rows = _timing.read_csv(path)
-            _picture.publish_both(path.with_suffix(".png"), lambda temporary, draw=draw, rows=rows: draw(rows, temporary))
+            _picture.publish_both(path.with_suffix(".png"), partial(draw, _timing.read_csv(path)))
 
 
 if __name__ == "__main__":

@@ -87,9 +87,9 @@ def focal_loss(
             ignored: 0 with zero gradient.
         scale: factor on loss and gradient, applied before a half-precision gradient is rounded.
         inplace: write the gradient over the logits, if they require one, so that no second tensor of their size is allocated.
-        Their values
-            are lost, so the logits must not be a leaf or a view, and whatever else has saved them for its backward pass (an
-            activation before the loss) raises PyTorch's error about a change in place. Eager mode and the first derivative only.
+            Their values are lost, so the logits must not be a leaf or a view, and whatever else has saved them for its backward
+            pass (an activation before the loss) raises PyTorch's error about a change in place. Eager mode and the first
+            derivative only.
 
     Returns:
         The loss in float32 (float64 for float64 logits; a float16 sum would overflow); one per row for "none". The first

@@ -122,8 +122,8 @@ def search(
     """Run the sweep or its remaining part, and write its tables, pictures and page to ``out``; returns the settings it tried.
 
     Raises:
-        UsageError: settings that are not a valid recipe, or a folder with another sweep. BusyError: other processes train all
-        remaining settings, and none is finished. Interrupted: after a signal.
+        UsageError: settings that are not a valid recipe, or a folder with another sweep.
+        BusyError: other processes train all remaining settings, and none is finished. Interrupted: after a signal.
     """
     base = recipes.resolve(what, fixed)
     if base.select_on == "val" and not base.data.val and "data.val" not in {*fixed, *(axis.key for axis in axes)}:

@@ -14,7 +14,7 @@ from zoo.cli._shared import Finite, Name, as_json, limited, registered, run_name
 @click.option(
     "--quick", is_flag=True, help="Finish in seconds: fewer rounds, no torch.compile, no batch size that takes over 30 s."
 )
-@click.option("--batches", help="Batch sizes (default: 1,8,64).")
+@click.option("--batches", help="Batch sizes (default: 1,8,64,256; with --quick 1,8,64).")
 @click.option(
     "--devices", "--device", help="Devices, e.g. cpu,cuda (default: all that are available); a missing device is an error."
 )

@@ -46,7 +46,8 @@ def conditions(recipe: Recipe) -> Iterator[None]:
     """Context in which a recipe is trained; converts errors of torch.
 
     Raises:
-        DiskError: not enough memory on the device or machine. UsageError: a model that torch cannot compile.
+        DiskError: not enough memory on the device or machine.
+        UsageError: a model that torch cannot compile.
     """
     try:
         with machine.deterministic(recipe.deterministic):
@@ -91,8 +92,8 @@ def session(
     ``data`` and ``loss`` replace those that the recipe names.
 
     Raises:
-        UsageError, FileError: settings or weights that do not fit, before the data is read. DataError: data that cannot be
-        used for training.
+        UsageError, FileError: settings or weights that do not fit, before the data is read.
+        DataError: data that cannot be used for training.
     """
     recipes.check(recipe)
     _augment.check(recipe.data.augment)

@@ -133,8 +133,8 @@ def append_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Each line ends with a CRC-32 of itself and of the lines before it. An incomplete last line is replaced.
 
     Raises:
-        FileError: the existing lines are damaged. DiskError: no space, or the file is a link, which may point out of the run
-        folder.
+        FileError: the existing lines are damaged.
+        DiskError: no space, or the file is a link, which may point out of the run folder.
     """
     path = folder / "metrics.jsonl"
     check_own(path)

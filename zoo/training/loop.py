@@ -90,8 +90,8 @@ def train_epoch(
     """Train for the steps ``skip`` .. of one epoch (counted from 0); ``watch(steps done, totals)`` runs after each.
 
     Raises:
-        DivergedError: the loss is not finite, and the weights are those before that step; or the gradient scaler found no
-        scale with finite gradients. Its ``position`` has the samples of the batch in the split.
+        DivergedError: the loss is not finite, and the weights are those before that step; or the gradient scaler found no scale
+            with finite gradients. Its ``position`` has the samples of the batch in the split.
         IndexError: the loss is not finite because a label is out of range (:func:`zoo.ops.raise_wrong_label`).
     """
     totals = totals or Totals()
