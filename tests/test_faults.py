@@ -116,7 +116,7 @@ ROWS = [
     (29, "train resnet20 --weights page.pth --data folder --data-dir gone", 4, "not a weights file|page.pth|web page"),
     (29, "train resnet20 --weights default --data folder --data-dir gone", 2, "no weights to download|weights=FILE"),
     (29, "train resnet20 --weights resnet32.pth --data folder --data-dir gone", 4,
-     "of another model|resnet32.pth|only in the file: layer1.3.conv1.weight, layer1.3.bn1.weight, layer1.3.bn1.bias"),
+     "belong to another model|resnet32.pth|only in the file: layer1.3.conv1.weight, layer1.3.bn1.weight, layer1.3.bn1.bias"),
     (42, "train resnet20 --data torn", 3, "1 of 8 images cannot be read|truncated image|torn/train/a/1.png, 500 bytes"),
     (55, "train demo --data folder --data-dir evil.tar", 3, "data folder is a file|/evil.tar"),
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from ops_cases import SETS, both
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from zoo import ops
+from zoo import doctor, ops
 from zoo.training import loop
 from zoo.training.batches import Batch
 
@@ -70,7 +70,7 @@ def test_compiled_by_inductor() -> None:
 DISTRIBUTED = """
 import sys
 import torch, torch.distributed as dist
-from zoo import ops
+from zoo import doctor, ops
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
 torch.manual_seed(0)
@@ -94,7 +94,7 @@ import sys
 import torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-from zoo import ops
+from zoo import doctor, ops
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
 mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
@@ -136,6 +136,19 @@ def test_two_processes_give_the_loss_and_gradients_of_one(script: str, tmp_path:
     assert [out.strip() for out, _ in told] == ["the same"] * 2, told
 
 
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        ("C++ avx2, CUDA", "ok"),
+        ("PyTorch (no compiler found)", "absent"),
+        ("zoo's compiled extension cannot be loaded (x)", "broken"),
+    ],
+)
+def test_the_doctor_names_the_kernel(monkeypatch: pytest.MonkeyPatch, text: str, state: str) -> None:
+    monkeypatch.setattr(ops, "kernel", lambda: text)
+    assert ("focal loss kernel", state, text) in doctor._kernels()
+
+
 def test_eight_threads_at_once(served: str) -> None:
     logits, target = torch.randn(4000, 20), torch.randint(20, (4000,))
     want = both(logits, target)
@@ -151,7 +164,7 @@ def test_eight_threads_at_once(served: str) -> None:
 
 FORKED = """
 import os, torch
-from zoo import ops
+from zoo import doctor, ops
 torch.set_num_threads(2)
 x, y = torch.randn(20000, 10), torch.randint(10, (20000,))
 want = ops.focal_loss(x, y)
@@ -176,7 +189,7 @@ def test_a_library_that_does_not_load_is_told_on_use(tmp_path: Path) -> None:
     (package / "_C.so").write_bytes(b"not a library")
     code = "import zoo, zoo.ops, torch; print(zoo.ops.kernel()); zoo.ops.focal_loss(torch.zeros(1, 2), torch.tensor([0]))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert "does not load" in ran.stdout and "rebuild" in ran.stdout
+    assert "cannot be loaded" in ran.stdout and "rebuild" in ran.stdout
     assert ran.stderr.strip().splitlines()[-1].startswith("ImportError: zoo's compiled extension cannot be loaded")
 
 

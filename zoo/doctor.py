@@ -77,7 +77,7 @@ def _kernels() -> list[Row]:
         from zoo import ops
 
         served = ops.kernel()
-        state = "absent" if served.startswith("PyTorch") else "broken" if "does not load" in served else "ok"
+        state = "absent" if served.startswith("PyTorch") else "ok" if served.startswith("C++") else "broken"
         rows.append(("focal loss kernel", state, served))
     except (ImportError, OSError, RuntimeError) as error:  # torch itself, or a kernel that was built for another torch
         rows.append(("focal loss kernel", "broken", f"{_first(error)}; rebuild it: pip install --no-deps -e ."))
