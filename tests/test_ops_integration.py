@@ -70,7 +70,7 @@ def test_compiled_by_inductor() -> None:
 DISTRIBUTED = """
 import sys
 import torch, torch.distributed as dist
-from zoo import doctor, ops
+from zoo import ops
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
 torch.manual_seed(0)
@@ -94,7 +94,7 @@ import sys
 import torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-from zoo import doctor, ops
+from zoo import ops
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
 mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
@@ -164,7 +164,7 @@ def test_eight_threads_at_once(served: str) -> None:
 
 FORKED = """
 import os, torch
-from zoo import doctor, ops
+from zoo import ops
 torch.set_num_threads(2)
 x, y = torch.randn(20000, 10), torch.randint(10, (20000,))
 want = ops.focal_loss(x, y)
