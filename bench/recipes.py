@@ -82,8 +82,10 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _name(recipe: recipes.Recipe) -> str:
     """The name of the shipped recipe with the changed settings: ``cifar10_resnet32_ce epochs=20``."""
-    changes = {name: _changes(recipes.resolve(name, {}), recipe) for name in recipes.shipped()}
-    nearest = min(changes, key=lambda name: len(changes[name]))
+    known = {name: recipes.resolve(name, {}) for name in recipes.shipped()}
+    changes = {name: _changes(known[name], recipe) for name in known}
+    # weights from elsewhere are a smaller change than weights instead of none
+    nearest = min(known, key=lambda name: (len(changes[name]), (known[name].weights == "none") != (recipe.weights == "none")))
     if len(changes[nearest]) > NEAR or recipes.read(recipes.shipped()[nearest]).model != recipe.model:
         return f"{recipe.model} {recipe.loss.name}"
     return " ".join([nearest, *changes[nearest]])
@@ -268,7 +270,7 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for at, (_, group) in enumerate(panel):
             seen += _line(axes, at, group)
         axes.set_xlim(max(min(seen) - 1, 0), min(max(seen) + 1, 100))
-        axes.set_yticks(range(len(panel)), [f"{shown(name, 48)}  n={len(group)}" for name, group in panel], fontsize=8)
+        axes.set_yticks(range(len(panel)), _labels(panel), fontsize=8)
         axes.set_ylim(len(panel) - 0.5, -0.5)
         axes.set_title(f"{title}: {int(panel[0][1][0]['n']):,} test images", fontsize=10)
         _draw.tidy(axes, "x")
@@ -280,6 +282,13 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
     )
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False, title=note, title_fontsize=8)
     return figure
+
+
+def _labels(panel: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> list[str]:
+    """Names with the number of seeds, without the weights where these tell no two recipes apart."""
+    short = [re.sub(r" weights=\S+", "", name) for name, _ in panel]
+    names = short if len(set(short)) == len(short) else [name for name, _ in panel]
+    return [f"{shown(name, 64)}  n={len(group)}" for name, (_, group) in zip(names, panel)]
 
 
 def _legend(*, seeds: bool, reported: bool) -> tuple[list[Line2D], list[str]]:

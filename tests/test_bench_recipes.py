@@ -41,6 +41,10 @@ def test_a_recipe_is_named_by_what_it_changes() -> None:
     assert recipes_bench._name(recipe) == "cifar10_resnet32_ce epochs=20"
     assert recipes_bench._digest(recipe) == recipes_bench._digest(recipes.resolve("cifar10_resnet32_ce", {"epochs": 20}))
     assert recipes_bench._digest(recipe) != recipes_bench._digest(recipes.resolve("cifar10_resnet32_ce", {}))
+    trained = recipes.resolve("caltech101_lite0_t", {"weights": "/a/lite0.safetensors", "epochs": 2})
+    assert recipes_bench._name(trained) == "caltech101_lite0_t weights=lite0.safetensors epochs=2"
+    assert recipes_bench._labels([("a weights=x b=1", [{}]), ("a weights=x b=2", [{}])]) == ["a b=1  n=1", "a b=2  n=1"]
+    assert recipes_bench._labels([("a weights=x", [{}]), ("a weights=y", [{}])]) == ["a weights=x  n=1", "a weights=y  n=1"]
     assert recipes_bench._name(recipes.Recipe(model="wrn_16_4", epochs=7)) == "wrn_16_4 cross_entropy"
 
 
