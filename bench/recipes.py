@@ -298,8 +298,8 @@ def _legend(*, seeds: bool, reported: bool) -> tuple[list[Line2D], list[str]]:
         "mean and its interval": Line2D([], [], marker="D", markersize=5, color=_draw.BLUE),
         "reported": Line2D([], [], marker="s", markersize=6, linestyle="", markerfacecolor="none", color=_draw.ORANGE),
     }
-    shown = [name for name in marks if {"one seed": seeds, "reported": reported}.get(name, True)]
-    return [marks[name] for name in shown], shown
+    used = [name for name in marks if {"one seed": seeds, "reported": reported}.get(name, True)]
+    return [marks[name] for name in used], used
 
 
 def _line(axes: Axes, at: int, group: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -148,13 +148,9 @@ def program(
         DisagreeError: the file and PyTorch differ, accuracy drops too far, or frozen weights have changed.
         DiskError: the file cannot be written. In each case nothing is published and an existing file is unchanged.
     """
-    from torch import nn
-
     from zoo import registry
     from zoo.export import _pipeline
 
-    if not isinstance(model, nn.Module) and not hasattr(model, "recipe"):
-        raise TypeError(f"model is {type(model).__name__}; give a run (zoo.load) or an nn.Module")
     target = registry.find_target(fmt, precision)
     given = {"input": input or None, "targets": targets, "classes": classes, "mean": mean, "std": std}
     given = {key: value for key, value in given.items() if value is not None}
@@ -167,9 +163,13 @@ def program(
 
 
 def _out(model: Any, path: str | Path | None, suffix: str) -> Path:
-    """Where the file is written; UsageError for a module without a path."""
+    """Where the file is written; UsageError for a module without a path, TypeError for neither a module nor a run."""
+    from torch import nn
+
     from zoo.errors import UsageError
 
+    if not isinstance(model, nn.Module) and not hasattr(model, "recipe"):
+        raise TypeError(f"model is {type(model).__name__}; give a run (zoo.load) or an nn.Module")
     if path is not None:
         return Path(path)
     if not hasattr(model, "recipe"):

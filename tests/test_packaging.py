@@ -52,7 +52,7 @@ def build(checkout: Path, *words: str, **environment: str) -> tuple[subprocess.C
 def run(command: list[str], where: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run it with the build's switches as given and no others."""
     clean = {key: value for key, value in os.environ.items() if key not in ("ZOO_EXT", "ZOO_CUDA", "CXX", "CC", "PYTHONPATH")}
-    return subprocess.run(command, cwd=where, env=clean | environment, capture_output=True, text=True, timeout=1200)
+    return subprocess.run(command, cwd=where, env=clean | environment, capture_output=True, text=True, timeout=500)
 
 
 def note(out: Path) -> dict[str, str]:
@@ -220,7 +220,6 @@ def test_one_wheel_serves_every_python(checkout: Path, compiled: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_the_wheel_from_the_source_distribution_works(checkout: Path) -> None:
     place = checkout.parent
     command = [
@@ -233,7 +232,7 @@ def test_the_wheel_from_the_source_distribution_works(checkout: Path) -> None:
         str(place),
         str(checkout),
     ]
-    made = run(command, place)
+    made = run(command, place, TORCH_CUDA_ARCH_LIST="9.0")  # one architecture: each takes nvcc minutes
     assert made.returncode == 0, made.stdout + made.stderr
     if importlib.util.find_spec("twine"):
         checked = run(

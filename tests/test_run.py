@@ -154,6 +154,7 @@ def test_kill_9_then_resume_ends_on_the_same_bits(tmp_path: Path) -> None:
         time.sleep(0.05)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
+    assert not (tmp_path / "killed/result.json").exists()
     assert start(tmp_path / "killed", "--resume").wait(200) == 0
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 

@@ -127,7 +127,7 @@ def test_two_machines_of_one_storage_share_a_grid(trainer: Trainer, tmp_path: Pa
     assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE"] * 2 + ["FAIL"] * 2, "each setting is one trial's"
     text = (tmp_path / "there" / "s" / "README.md").read_text()
     assert "test 55.00 (n = 1)" in text, "of a run that is on the other machine"
-    with pytest.raises(UsageError, match=r"the folder has another sweep .*different axes"):
+    with pytest.raises(UsageError, match=r"the folder has another sweep \(.*, different axes\)"):
         search(tmp_path / "third" / "s", "loss.beta=0,0.5", seeds=1, storage=shared)
 
 
@@ -224,7 +224,7 @@ def test_what_cannot_be_swept(trainer: Trainer, tmp_path: Path) -> None:
         search(tmp_path / "s", "loss.beta=0,0.5", "data.val=0")
     assert not (tmp_path / "s").exists()
     search(tmp_path / "s", "loss.beta=0,0.5", seeds=1)
-    with pytest.raises(UsageError, match=r"the folder has another sweep .*different axes"):
+    with pytest.raises(UsageError, match=r"the folder has another sweep \(.*, different axes\)"):
         search(tmp_path / "s", "loss.beta=0,0.6", seeds=1)
     with pytest.raises(UsageError, match=r"cannot open the storage"):
         search(tmp_path / "t", "loss.beta=0,0.5", storage="nonsense://x")

@@ -25,6 +25,7 @@ from zoo.spec import DataSet, Split
 from zoo.training import build, checkpoint, freezing
 from zoo.training.loop import predict
 from zoo.training.views import AveragedViews
+from zoo.weights import load_and_report
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def create_model(
         raise TypeError(f"freeze is {type(freeze).__name__}; give a role such as 'conv', a glob over layers, or None")
     spec = build.model_spec(model_files.named(name) if model_files.is_file(name) else name)
     model = spec.build(classes or spec.classes)
-    fresh = build.load_weights(model, spec, str(weights or "none"))
+    fresh = load_and_report(model, str(weights or "none"), spec)
     freezing.freeze(model, freeze or "none", spec, fresh=fresh)
     return model
 

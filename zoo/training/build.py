@@ -163,7 +163,7 @@ def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, 
     else:
         freezing.freeze(model, recipe.freeze, spec)  # report a wrong selector before weights are read
         tensors = weights.find(recipe.weights, spec) if tensors is None else tensors
-        fresh = load_weights(model, spec, recipe.weights, tensors)
+        fresh = weights.load_and_report(model, recipe.weights, spec, tensors)
         if recipe.head_init == "zero":
             freezing.zero_head(model, spec, fresh)
         frozen = freezing.freeze(model, recipe.freeze, spec, fresh=() if recipe.allow_random_frozen else fresh)
@@ -197,25 +197,10 @@ def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
     return registry.find("models", name)
 
 
-def load_weights(model: nn.Module, spec: ModelSpec, source: str, tensors: Mapping[str, Tensor] | None = None) -> Sequence[str]:
-    """Load ``source`` into the model and print a summary; returns the names of tensors that stay random.
-
-    ``tensors`` are those of ``source`` if they have already been read.
-    """
-    if source == "none":
-        return tuple(model.state_dict())
-    notes = weights.load_weights(model, source, spec, tensors)
-    for note in notes:
-        print_line(f"weights  {note}")
-    return notes.fresh
-
-
 def dataset(recipe: Recipe, size: int) -> DataSet:
     """Read the data set of a recipe at ``size`` pixels and split off its validation images."""
     data = recipe.data
-    return read(
-        data.name, data.dir, size=size, val=data.val, seed=recipe.seed, layout=data.layout, skip_bad=data.skip_bad
-    )  # fmt: skip
+    return read(data.name, data.dir, size=size, val=data.val, seed=recipe.seed, layout=data.layout, skip_bad=data.skip_bad)
 
 
 def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarray]:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from zoo import tensor_files
-from zoo.errors import DivergedError, FileError
+from zoo.errors import DataError, DivergedError, FileError
 from zoo.files import as_disk_error, check_own, own_folder, publish_text
+from zoo.spec import DataSet
 
 CHOOSING = {"val": "val", "test": "test each epoch"}
 """For each ``select_on`` of a recipe the name in ``metrics.jsonl`` of the split that selects the epoch."""
@@ -100,6 +101,29 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], StateHeader, list[str]]
     if warnings:
         raise FileError("no state can be read; " + "; ".join(warnings))
     raise FileError(f"no state to resume from ({(folder / 'last').absolute()}); start again with --force")
+
+
+def check_same(folder: Path, header: StateHeader, identity: Mapping[str, Any], data: DataSet) -> None:
+    """FileError unless a state belongs to a run of this ``identity``; DataError unless it was trained on this data."""
+    there = {key: getattr(header, key) for key in identity}
+    theirs = {key: value if there[key] is None else there[key] for key, value in identity.items()}
+    if theirs != identity:
+        saved, here = ("/".join(map(str, each.values())) for each in (theirs, identity))
+        raise FileError(f"checkpoint is {saved}, run is {here} ({folder}); resume with the settings of the checkpoint")
+    if header.data_digest != data.digest:
+        changes = data_changes(folder, data.manifest) or f"digest {data.digest[:12]}"
+        raise DataError(f"data changed since the run began ({data.name}, {changes}); restore it or train a new run")
+
+
+def changes(header: StateHeader, setting: Mapping[str, Any]) -> list[str]:
+    """``key before -> now`` of each value of ``setting`` that differs from a state's; values unknown to the state are equal."""
+    before = {key: getattr(header, key) for key in setting}
+    return [f"{key} {before[key]} -> {now}" for key, now in setting.items() if before[key] not in (None, now)]
+
+
+def part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of a state called ``name.*``, without that prefix."""
+    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

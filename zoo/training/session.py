@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo import metrics, sampling, tensor_files
 from zoo.console import Progress, print_line, print_lines
-from zoo.errors import DataError, DiskError, DivergedError, FileError, UsageError
+from zoo.errors import DiskError, DivergedError, FileError, UsageError
 from zoo.files import publish_text
 from zoo.spec import DataSet, ModelSpec
 from zoo.training import checkpoint, features, freezing, optim
@@ -329,15 +329,12 @@ class Session:
         tensors, header, warnings = checkpoint.load_state(self.folder)
         for warning in warnings:
             print_line(f"warning  {warning}")
-        self._check_same(header)
-        before = {key: getattr(header, key) for key in self._setting()}
-        if changed := [
-            f"{key} {before[key]} -> {value}" for key, value in self._setting().items() if before[key] not in (None, value)
-        ]:
+        checkpoint.check_same(self.folder, header, self.identity, self.data)
+        if changed := checkpoint.changes(header, self._setting()):
             print_line(f"resume   not bit-identical: {', '.join(changed)}")
         if (selector := freezing.in_force(self.plan, header.epoch)) != self.frozen.selector:
             self.release(selector)
-        tensor_files.load_into(self.model, _part(tensors, "model"), self.folder)
+        tensor_files.load_into(self.model, checkpoint.part(tensors, "model"), self.folder)
         try:
             self._put_back(tensors, header)
         except (LookupError, TypeError, ValueError, RuntimeError) as error:  # torch raises many types
@@ -346,12 +343,12 @@ class Session:
 
     def _put_back(self, tensors: dict[str, Tensor], header: checkpoint.StateHeader) -> None:
         """Content of a state besides the model."""
-        checkpoint.unpack_optimizer(self.step.optimizer, _part(tensors, "optim"), header.optim)
+        checkpoint.unpack_optimizer(self.step.optimizer, checkpoint.part(tensors, "optim"), header.optim)
         if self.ema:
-            self.ema.load_state_dict(_part(tensors, "ema"))
-        self.loss.load_state_dict(_part(tensors, "loss"), strict=False)  # not strict: "weight" is not in it
+            self.ema.load_state_dict(checkpoint.part(tensors, "ema"))
+        self.loss.load_state_dict(checkpoint.part(tensors, "loss"), strict=False)  # not strict: "weight" is not in it
         if self.sampler:
-            for name, value in _part(tensors, "sampler").items():
+            for name, value in checkpoint.part(tensors, "sampler").items():
                 getattr(self.sampler, name)[:] = value.numpy()
         if self.step.scaler and header.scaler:
             self.step.scaler.load_state_dict(header.scaler)
@@ -359,16 +356,6 @@ class Session:
             self.plateau.load_state_dict(header.plateau)
         self.at = Position(**{key: getattr(header, key) for key in asdict(self.at)})
         self.totals, self.digests = Totals(*header.totals), header.frozen
-
-    def _check_same(self, header: checkpoint.StateHeader) -> None:
-        there = {key: getattr(header, key) for key in self.identity}
-        theirs = {key: value if there[key] is None else there[key] for key, value in self.identity.items()}
-        if theirs != self.identity:
-            saved, here = ("/".join(map(str, each.values())) for each in (theirs, self.identity))
-            raise FileError(f"checkpoint is {saved}, run is {here} ({self.folder}); resume with the settings of the checkpoint")
-        if header.data_digest != self.data.digest:
-            changes = checkpoint.data_changes(self.folder, self.data.manifest) or f"digest {self.data.digest[:12]}"
-            raise DataError(f"data changed since the run began ({self.data.name}, {changes}); restore it or train a new run")
 
     def release(self, selector: str) -> None:
         """Freeze only ``selector`` from now on; parameters that were trained keep their momentum.
@@ -410,7 +397,3 @@ class Session:
             self.model, (self.spec.new_head, self.spec.head), self.frozen.names, self.batches, self.val,
             precision=self.step.precision, obstacle=obstacle, runtime=self.settings.features_with,
         )  # fmt: skip
-
-
-def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}

@@ -7,12 +7,13 @@ around a state dict, :mod:`~zoo.weights._names` maps the names of public network
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from zoo.console import print_line
 from zoo.errors import FileError, did_you_mean
 from zoo.spec import ModelSpec
 from zoo.weights._files import place, read_objects
@@ -20,7 +21,7 @@ from zoo.weights._names import check_fit, in_head, renamed, size
 from zoo.weights._published import published
 from zoo.weights._unwrap import Tensors, unwrap
 
-__all__ = ["Notes", "find", "fitting", "load_weights", "read", "statistics"]
+__all__ = ["Notes", "find", "fitting", "load_and_report", "load_weights", "read", "statistics"]
 
 
 class Notes(list[str]):
@@ -59,6 +60,18 @@ def load_weights(model: nn.Module, source: str, spec: ModelSpec, tensors: Mappin
         notes.append(f"randomly initialised: {', '.join(sizes)}")
     notes.fresh = tuple(fresh)
     return notes
+
+
+def load_and_report(
+    model: nn.Module, source: str, spec: ModelSpec, tensors: Mapping[str, Tensor] | None = None
+) -> Sequence[str]:
+    """:func:`load_weights` with its notes printed; returns the names of tensors that stay random, all of them for "none"."""
+    if source == "none":
+        return tuple(model.state_dict())
+    notes = load_weights(model, source, spec, tensors)
+    for note in notes:
+        print_line(f"weights  {note}")
+    return notes.fresh
 
 
 def find(source: str, spec: ModelSpec) -> dict[str, Tensor]:
