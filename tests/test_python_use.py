@@ -63,6 +63,7 @@ def test_create_model_checks_the_number_of_classes(classes: Any, kind: type[Exce
         (lambda: zoo.effective_weights([[1, 2]], beta=0.9), ValueError, r"must be \(C,\)"),
         (lambda: zoo.effective_weights([1, 0], beta=0.9), ValueError, "class 1 has 0 samples"),
         (lambda: zoo.effective_weights([float("nan"), 1], beta=0.9), ValueError, "class 0 has nan samples"),
+        (lambda: zoo.effective_weights([1, float("inf")], beta=0.9), ValueError, "class 1 has inf samples"),
         (lambda: zoo.effective_weights("abc", beta=0.9), TypeError, "counts must be numbers"),
         (lambda: zoo.effective_weights([1, 2], beta="x"), TypeError, "beta must be a number, not str"),
         (lambda: zoo.train("demo", epoch=3), UsageError, r"no setting 'epoch' \(did you mean epochs, drw_epoch"),
