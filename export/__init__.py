@@ -126,7 +126,7 @@ def program(
 
     Args:
         model: a run, or any module that maps float32 (N, \\*input) to logits (N, classes); the module is not changed.
-        path: the file (default: in the run's folder; needed for a module).
+        path: the file (default: in the run's folder, for one of the hub the current folder; needed for a module).
         preprocess: preprocessing in the file: "none", "normalize" (default for a run) or "full".
         softmax: return probabilities instead of logits.
         max_drop: points of test accuracy that a precision other than fp32 may lose against float32; int8 restores its most
@@ -166,6 +166,7 @@ def _out(model: Any, path: str | Path | None, suffix: str) -> Path:
     """Where the file is written; UsageError for a module without a path, TypeError for neither a module nor a run."""
     from torch import nn
 
+    from zoo import hub
     from zoo.errors import UsageError
 
     if not isinstance(model, nn.Module) and not hasattr(model, "recipe"):
@@ -174,7 +175,8 @@ def _out(model: Any, path: str | Path | None, suffix: str) -> Path:
         return Path(path)
     if not hasattr(model, "recipe"):
         raise UsageError(f"no path for the file of a {type(model).__name__}; give one, e.g. 'model{suffix}'")
-    return Path(model.path / f"model{suffix}")
+    folder = Path() if model.path.parent == hub.root() else model.path
+    return Path(folder / f"model{suffix}")
 
 
 def _subject(model: Any, images: Any, given: dict[str, Any]) -> Subject:

@@ -8,14 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zoo import files
+from msgspec import structs
+
+from zoo import calibration, files, model_files, recipe
 from zoo.console import print_line
 from zoo.errors import FileError, UsageError
 from zoo.export import Receipt, _web, onnx
 
 
 def write(run: Any, folder: Path, *, force: bool = False, **options: Any) -> Receipt:
-    """``model.safetensors``, ``config.json``, ``recipe.toml``, ``README.md`` (the card) and ``model.onnx`` of a run.
+    """``model.safetensors``, ``config.json``, ``recipe.toml``, ``README.md`` (the card) and ``model.onnx`` of a run, and its ``calibration.json`` if it has one.
 
     Args:
         options: those of :func:`zoo.export.onnx`.
@@ -32,11 +34,20 @@ def write(run: Any, folder: Path, *, force: bool = False, **options: Any) -> Rec
         folder.mkdir(parents=True, exist_ok=True)
     receipt = onnx(run, folder / "model.onnx", force=force, **options)
     files.publish(folder / "model.safetensors", partial(shutil.copyfile, weights))
+    if run.temperature != 1:
+        files.publish(folder / calibration.FILE, partial(shutil.copyfile, run.path / calibration.FILE))
     files.publish_text(folder / "config.json", json.dumps(config(run), indent=1, ensure_ascii=False) + "\n")
-    files.publish_text(folder / "recipe.toml", (run.path / "recipe.toml").read_text(encoding="utf-8"))
+    files.publish_text(folder / "recipe.toml", recipe.dump(_public(run.recipe)))
     files.publish_text(folder / "README.md", _card(card, run, receipt))
     print_line(f"hub      upload it with: hf upload OWNER/NAME {folder}")
     return receipt
+
+
+def _public(settings: recipe.Recipe) -> recipe.Recipe:
+    """A recipe without paths of this machine."""
+    model = Path(settings.model).name if model_files.is_file(settings.model) else settings.model
+    weights = Path(settings.weights).name if Path(settings.weights).is_absolute() else settings.weights
+    return structs.replace(settings, model=model, weights=weights, data=structs.replace(settings.data, dir=""))
 
 
 def config(run: Any) -> dict[str, Any]:

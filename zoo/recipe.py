@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import tomli_w
 
-from zoo import model_files, recipe_text, registry
+from zoo import hub, model_files, recipe_text, registry
 from zoo.console import note
 from zoo.errors import UsageError, did_you_mean
 from zoo.recipe_tables import Data, Loss, Optim, Reported, Sampler, Schedule, loss_options
@@ -34,7 +34,9 @@ class Recipe(msgspec.Struct, frozen=True):
     """Every setting that a run depends on."""
 
     model: Annotated[str, about("model (zoo models), or timm/NAME")] = "cnn_small"
-    weights: Annotated[str, about("initial weights: none, default (pretrained), a name (zoo models), a file or a run")] = "none"
+    weights: Annotated[
+        str, about("initial weights: none, default (pretrained), a name (zoo models), a file, a run or hf:OWNER/NAME")
+    ] = "none"
     head_init: Annotated[
         Literal["default", "zero"], about("initial values of a head without pretrained weights: the model's, or zero")
     ] = "default"
@@ -100,14 +102,42 @@ def shipped() -> dict[str, Path]:
 def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe for ``zoo train WHAT``: a file, a shipped recipe, or a model with its own defaults.
 
+    ``hf:owner/name`` stands for the model of that repository, with its weights. Weights of the hub get the commit that they have now.
+
     ``overrides`` are dotted keys or leaf names that only one table has (``lr`` for ``optim.lr``); ``data``, ``loss``,
     ``sampler``, ``optim`` and ``schedule`` alone stand for their ``name``. If they choose another loss, the file's options
     that it does not have are dropped.
 
     Raises:
-        UsageError: unknown name, key, type or range.
+        UsageError: unknown name, key, type or range. FileError: a repository of the hub that cannot be used.
     """
     values = {full_key(key): value for key, value in overrides.items()}
+    if hub.is_hub(what):
+        _, stored = of_hub(str(what))
+        what, values = stored.model, {"weights": what, **values}
+    found = _resolved(what, values)
+    return msgspec.structs.replace(found, weights=hub.pinned(found.weights)) if hub.is_hub(found.weights) else found
+
+
+def of_hub(name: str) -> tuple[Path, Recipe]:
+    """The run folder made from a repository of the hub, and its recipe.
+
+    Raises:
+        UsageError, FileError: as :func:`zoo.hub.run_folder`; UsageError also for a recipe that is invalid or whose model is a
+            Python file, which is not fetched.
+    """
+    folder = hub.run_folder(name)
+    found = read(folder / "recipe.toml")
+    if model_files.is_file(found.model):
+        file = Path(found.model).name
+        raise UsageError(
+            f"the model of {name} is code ({file}), which zoo does not fetch; use: zoo train {file} --weights {name}"
+        )
+    return folder, found
+
+
+def _resolved(what: str | None, values: dict[str, Any]) -> Recipe:
+    """:func:`resolve` with full keys and without the hub."""
     if model_files.is_file(str(values.get("model", ""))):
         values["model"] = model_files.named(values["model"])
     if what is None:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from msgspec import structs
 
-from zoo import registry
+from zoo import hub, registry
 from zoo.console import print_line
 from zoo.errors import BusyError, DiskError, FileError, UsageError, did_you_mean
 from zoo.files import as_disk_error, check_own, remove_stale
-from zoo.recipe import Recipe, read, same
+from zoo.recipe import Recipe, of_hub, read, same
 
 LOCK, HOLDER = ".lock", ".holder"
 
@@ -43,11 +43,14 @@ def sweeps() -> Path:
 
 
 def find(name: str | Path | None) -> Path:
-    """The folder of a run: a path, a name, a unique prefix of one, or the latest for None and ``latest``.
+    """The folder of a run: a path, a name, a unique prefix of one, ``hf:owner/name``, or the latest for None and ``latest``.
 
     Raises:
-        FileError: no run yet, or not a run folder. UsageError: unknown name, or an ambiguous prefix.
+        FileError: no run yet, or not a run folder. UsageError: unknown name, or an ambiguous prefix. Both also as
+            :func:`zoo.recipe.of_hub`.
     """
+    if hub.is_hub(name):
+        return of_hub(str(name))[0]
     known = all_runs()
     if name is None or str(name) == "latest":
         if not known:

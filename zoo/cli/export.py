@@ -52,7 +52,7 @@ from zoo.errors import UsageError
 def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad: bool, **options: Any) -> None:
     """Export a run to a file verified against PyTorch.
 
-    RUN is a run folder or name (default: the latest). If the outputs differ from PyTorch's, no file is written (exit 8).
+    RUN is a run folder or name (default: the latest) or hf:OWNER/NAME. If the outputs differ from PyTorch's, no file is written (exit 8).
 
     \b
     zoo export --onnx

@@ -12,7 +12,7 @@ from zoo.cli._shared import RUN, as_json, limited
 
 @click.command("predict")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--run", type=RUN, help="Run to use (default: the latest).")
+@click.option("--run", type=RUN, help="Run to use, also hf:OWNER/NAME (default: the latest).")
 @click.option("--onnx", type=click.Path(path_type=Path), help="Exported file to use instead of a run; torch is not needed.")
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Classes per image.")
 @limited("to open, and per image")

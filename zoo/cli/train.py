@@ -41,8 +41,8 @@ def command(
 ) -> None:
     """Train a model and evaluate it on the test images.
 
-    WHAT is a model (zoo models), a recipe (zoo recipes), a recipe file (TOML, YAML, JSON) or FILE.py:NAME. SETTINGS are
-    key=value and override the recipe, as options do. A default applies if neither the recipe nor the model sets the key. List all
+    WHAT is a model (zoo models), a recipe (zoo recipes), a recipe file (TOML, YAML, JSON), FILE.py:NAME, or hf:OWNER/NAME: the
+    model of a repository on the Hugging Face hub, with its weights. SETTINGS are key=value and override the recipe, as options do. A default applies if neither the recipe nor the model sets the key. List all
     settings with: zoo recipes --keys
 
     \b

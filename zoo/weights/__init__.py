@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from zoo import hub
 from zoo.console import print_line
 from zoo.errors import FileError, did_you_mean
 from zoo.spec import ModelSpec
@@ -31,7 +32,7 @@ class Notes(list[str]):
 
 
 def load_weights(model: nn.Module, source: str, spec: ModelSpec, tensors: Mapping[str, Tensor] | None = None) -> Notes:
-    """Load ``source`` into ``model``: "default", a name in ``spec.weights``, a file or a run folder.
+    """Load ``source`` into ``model``: "default", a name in ``spec.weights``, a file, a run folder or ``hf:owner/name``.
 
     The last linear layer stays random if its size differs (another number of classes) or the file has none. ``tensors`` are
     those of ``source`` if they have already been read.
@@ -78,7 +79,12 @@ def find(source: str, spec: ModelSpec) -> dict[str, Tensor]:
     """The tensors of ``source`` by name; errors as :func:`load_weights`."""
     if source == "default" or source in spec.weights:
         return published(source, spec)
-    return read(Path(source).expanduser(), spec)
+    return read(_path(source), spec)
+
+
+def _path(source: str) -> Path:
+    """A weights file, or a folder with one."""
+    return hub.weights(source) if hub.is_hub(source) else Path(source).expanduser()
 
 
 def fitting(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], spec: ModelSpec, source: str) -> list[str]:
@@ -104,7 +110,7 @@ def statistics(source: str, spec: ModelSpec) -> tuple[tuple[float, ...], tuple[f
     of_spec = (spec.mean, spec.std) if spec.mean and spec.std else None
     if source == "default" or source in spec.weights:
         return of_spec
-    path = place(Path(source).expanduser())
+    path = place(_path(source))
     try:
         with safe_open(path, "pt") as file:
             meta = json.loads((file.metadata() or {}).get("zoo", "{}"))
