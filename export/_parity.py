@@ -127,8 +127,15 @@ def first_difference(graph: ModelProto, fed: np.ndarray, model: nn.Module, input
     for node in graph.graph.node:
         value = values[node.output[0]]
         if node.output[0] not in right and value.dtype.kind == "f" and value.ndim > 1:
-            return f"{node.name} ({node.op_type})"
+            return f"{node.name} ({node.op_type}){_module(model, node.name)}"
     return "none without onnxruntime's optimisations"
+
+
+def _module(model: nn.Module, node: str) -> str:
+    """The PyTorch module of a node, ``, in module layer1.0.conv1: Conv2d``; empty if its name has none."""
+    path = node.rpartition("/")[0]
+    owner = dict(model.named_modules()).get(path) if path else None
+    return f", in module {path}: {type(owner).__name__}" if owner is not None else ""
 
 
 class _Keep(TorchDispatchMode):

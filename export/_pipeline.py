@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from onnx import ModelProto
 
 from zoo import files
 from zoo.console import print_line
-from zoo.errors import BusyError, DisagreeError, UsageError
-from zoo.export import Receipt, _accuracy, _cases, _explain, _graph, _job, _onnx, _parity
+from zoo.errors import BusyError, DisagreeError, FileError, UsageError
+from zoo.export import Receipt, _accuracy, _cases, _explain, _graph, _job, _onnx, _parity, _session
 from zoo.export._job import Job, Subject
 from zoo.spec import TargetSpec
 
@@ -40,8 +41,9 @@ def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / out.name
         target.write(made, draft, {})
-        answer = _accuracy.of_images(target.answer(draft), exported)
-        parity = _checked(spec, made, subject, exported, answer)
+        with _running(draft):
+            answer = _accuracy.of_images(target.answer(draft), exported)
+            parity = _checked(spec, made, subject, exported, answer)
         test = _tested(spec, job, answer, parity)
     facts = _job.facts(subject, exported, opset=job.opset, frozen=dict(subject.frozen)) | {
         "precision": spec.precision, "parity": json.dumps(parity.as_dict() | {"images": subject.source}), "test": json.dumps(test),
@@ -63,6 +65,17 @@ def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -
         seconds=round(time.monotonic() - began, 2), test=test, calibration=job.calibration, layers=layers,
         run=subject.accuracy,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _running(draft: Path) -> Iterator[None]:
+    """Context for running a draft for the first time: DisagreeError, with onnxruntime's reason, if it cannot run."""
+    try:
+        with _session.boundary(draft):
+            yield
+    except FileError as error:
+        why = " ".join(str(error.__cause__ or error).split()).rpartition("while running ")[2]
+        raise DisagreeError(f"exported graph cannot run ({why[:120]}); nothing published") from error
 
 
 def check_free(out: Path, spec: TargetSpec, *, force: bool) -> None:

@@ -98,7 +98,7 @@ def written(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(folder / "small", folder / name)
     (folder / "partial" / "recipe.toml").unlink()
     (folder / "foreign" / "config.json").write_text('{"library_name": "timm"}')
-    (folder / "code" / "recipe.toml").write_text('model = "/home/other/net.py:Net"\n')
+    (folder / "code" / "recipe.toml").write_text('model = "/srv/other/net.py:Net"\n')
     (folder / "pickled" / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")
     (folder / "gated" / "gated").write_text("")
     return folder
@@ -230,7 +230,7 @@ def test_no_path_of_the_machine_is_uploaded(small_run: Path) -> None:
 
     stored = recipe.read(small_run / "recipe.toml")
     private = structs.replace(
-        stored, model="/home/me/net.py:Net", weights="/home/me/x.pth", data=structs.replace(stored.data, dir="/home/me")
+        stored, model="/srv/other/net.py:Net", weights="/srv/other/x.pth", data=structs.replace(stored.data, dir="/srv/other")
     )
     found = _hub._public(private)
     assert (found.model, found.weights, found.data.dir) == ("net.py:Net", "x.pth", "")

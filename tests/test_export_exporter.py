@@ -1,0 +1,136 @@
+"""Known wrong exports of PyTorch: right in zoo's file, and a file with the same fault is refused.
+
+pytorch#166797, #169178 and #174042 are one fault: onnxscript before 0.5.7 named the bias of a fused BatchNorm after the fused layer's
+input, so that of two layers that read one tensor (a residual block's first convolution and its shortcut) one got the other's bias.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import zoo.export
+from zoo.errors import DisagreeError
+from zoo.export import _onnx, onnx_fp32
+
+pytest.importorskip("onnxruntime")
+
+
+class Block(nn.Module):
+    """The first block of a stage: ``conv1`` and ``shortcut`` read one tensor, each with its BatchNorm."""
+
+    def __init__(self, branch: int, shortcut: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, branch, 3, padding=1, bias=False), nn.BatchNorm2d(branch)
+        self.conv2, self.bn2 = nn.Conv2d(branch, shortcut, 1, bias=False), nn.BatchNorm2d(shortcut)
+        self.shortcut = nn.Sequential(nn.Conv2d(3, shortcut, 1, bias=False), nn.BatchNorm2d(shortcut))
+        self.fc = nn.Linear(shortcut, 5)
+        shift(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(x)
+        inner = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return self.fc(torch.relu(inner + self.shortcut(x)).mean((2, 3)))
+
+
+class Linears(nn.Module):
+    """The same with linear layers (#174042)."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__()
+        self.fc1, self.bn1 = nn.Linear(6, one, bias=False), nn.BatchNorm1d(one)
+        self.fc2, self.bn2 = nn.Linear(6, other, bias=False), nn.BatchNorm1d(other)
+        shift(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(x)
+        return torch.cat([torch.relu(self.bn1(self.fc1(x))), self.bn2(self.fc2(x))], 1)
+
+
+class Tied(nn.Module):
+    """One convolution used twice, with a BatchNorm for each use: there is no name for the second fused weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn1, self.bn2 = nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        shift(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn2(self.conv(torch.relu(self.bn1(self.conv(x))))).mean((2, 3))
+
+
+def shift(module: nn.Module) -> None:
+    """Statistics as after training, which make each fused bias another."""
+    torch.manual_seed(0)
+    for part in module.modules():
+        if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.normal_(part.bias)
+            nn.init.normal_(part.running_mean)
+            nn.init.uniform_(part.running_var, 0.5, 2)
+
+
+MODULES = [
+    (Block(4, 8), (3, 6, 6)),  # ResNet-50, #166797
+    (Block(4, 4), (3, 6, 6)),  # ResNet-18, #169178
+    (Linears(4, 6), (6,)),
+    (Linears(4, 4), (6,)),
+    (Tied(), (3, 6, 6)),
+]
+
+
+@pytest.mark.parametrize(("module", "shape"), MODULES)
+def test_a_fused_layer_has_its_own_bias(module: nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
+    images = torch.randn(20, *shape)
+    receipt = zoo.export.onnx(module, tmp_path / "x.onnx", input=shape, images=images)
+    assert receipt.agree == 20
+    wanted = module.eval()(images).detach().numpy()
+    np.testing.assert_allclose(onnx_fp32.answer(receipt.path)(images.numpy()), wanted, atol=1e-5)
+
+
+@pytest.fixture
+def old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph of onnxscript 0.5.6: the first layer has the bias of the second."""
+    traced = _onnx.trace
+
+    def planted(*args: Any, **named: Any) -> onnx.ModelProto:
+        graph = traced(*args, **named)
+        layers = [node for node in graph.graph.node if node.op_type in ("Conv", "Gemm") and node.input[0] == "relu"]
+        assert len(layers) == 2
+        layers[0].input[2] = layers[1].input[2]
+        return graph
+
+    monkeypatch.setattr(_onnx, "trace", planted)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "message"),
+    [
+        (Block(4, 4), (3, 6, 6), r"first node that differs: conv1/\w+ \(Conv\), in module conv1: Conv2d\)"),
+        (Linears(4, 4), (6,), r"first node that differs: fc1/\w+ \(Gemm\), in module fc1: Linear\)"),
+        (Block(4, 8), (3, 6, 6), r"exported graph cannot run \(.*conv1/.*\); nothing published"),
+    ],
+)
+def test_another_layers_bias_is_refused(
+    module: nn.Module, shape: tuple[int, ...], message: str, old: None, tmp_path: Path
+) -> None:
+    with pytest.raises(DisagreeError, match=message) as caught:
+        zoo.export.onnx(module, tmp_path / "x.onnx", input=shape)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_torchvision_resnets(name: str, tmp_path: Path) -> None:
+    """The networks of the reports, with statistics as after training."""
+    torchvision = pytest.importorskip("torchvision")
+    module = torchvision.models.get_model(name, weights=None)
+    shift(module)
+    receipt = zoo.export.onnx(module, tmp_path / "x.onnx", input=(3, 64, 64), images=torch.randn(16, 3, 64, 64))
+    assert (receipt.agree, receipt.n) == (16, 16)
