@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,10 +65,13 @@ def of_run(run: Run) -> str:
     return f"the run: {100 * row['accuracy']:.2f} %{of}" + (f" in {precision}" if precision else "")
 
 
-def hits(answer: _cases.Answer, part: Split, name: str) -> np.ndarray:
-    """(N,) bool: which images of the test split ``part`` a file, displayed as ``name``, classifies correctly."""
+def hits(answer: _cases.Answer, part: Split, name: str, known: Mapping[int, np.ndarray] | None = None) -> np.ndarray:
+    """(N,) bool: which images of the test split ``part`` a file, displayed as ``name``, classifies correctly.
+
+    ``known`` are outputs that are already computed, by number of the image.
+    """
     print_line(f"accuracy {name} on {len(part):,} test images")
-    return _cases.outputs(answer, part).argmax(1) == part.targets
+    return _cases.outputs(answer, part, known).argmax(1) == part.targets
 
 
 def compared(hits: np.ndarray, reference: np.ndarray | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,8 @@ class Pictures:
     pixels: np.ndarray
     source: str
     data: DataSet | None
+    at: np.ndarray | None = None
+    """Their numbers in the test set."""
 
     @property
     def stored(self) -> int:
@@ -43,13 +45,19 @@ def pictures(run: Run, count: int) -> Pictures:
     except (DataError, UsageError):
         noise = np.random.default_rng(0).integers(0, 256, (min(count, 64), run.stored, run.stored, 3), np.uint8)
         return Pictures(noise, "images: synthetic noise (the run's data was not found)", None)
-    return Pictures(np.asarray(spread(data.test, count).images), f"test images of {run.recipe.data.label}", data)
+    at = places(data.test, count)
+    return Pictures(np.asarray(data.test.images[at]), f"test images of {run.recipe.data.label}", data, at)
 
 
 def spread(part: Split, count: int) -> Split:
     """Up to ``count`` samples, evenly over a split."""
-    where = np.linspace(0, len(part) - 1, min(count, len(part))).astype(np.int64)
+    where = places(part, count)
     return Split(np.asarray(part.images[where]), part.targets[where], [])
+
+
+def places(part: Split, count: int) -> np.ndarray:
+    """The numbers of up to ``count`` samples, evenly over a split and without repetition."""
+    return np.linspace(0, len(part) - 1, min(count, len(part))).astype(np.int64)
 
 
 def fed(part: np.ndarray, exported: Exported) -> np.ndarray:
@@ -110,7 +118,13 @@ def extremes(images: np.ndarray) -> np.ndarray:
     return np.concatenate([flat, np.where(images[:6] > 127, 255, 0).astype(np.uint8)])
 
 
-def outputs(answer: Answer, part: Split) -> np.ndarray:
-    """(N, classes) outputs of all images of a split."""
-    starts = counted(range(0, len(part), MANY), len(part), "accuracy", MANY)
-    return np.concatenate([answer(np.asarray(part.images[start : start + MANY])) for start in starts])
+def outputs(answer: Answer, part: Split, known: Mapping[int, np.ndarray] | None = None) -> np.ndarray:
+    """(N, classes) outputs of all images of a split; ``known`` has those that are already computed, by number."""
+    known = known or {}
+    left = np.array([number for number in range(len(part)) if number not in known], np.int64)
+    starts = counted(range(0, len(left), MANY), len(left), "accuracy", MANY)
+    found = dict(known)
+    for start in starts:
+        at = left[start : start + MANY]
+        found.update(zip(at.tolist(), answer(np.asarray(part.images[at]))))
+    return np.stack([found[number] for number in range(len(part))])

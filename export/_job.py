@@ -60,6 +60,8 @@ class Subject:
     """To compare on: (N, stored, stored, 3) uint8, or (N, \\*shape) float32 as the model takes them."""
     source: str
     """Description of these images."""
+    at: np.ndarray | None = None
+    """Their numbers in ``test``, if they are images of it."""
     train: Split | None = None
     """Images to calibrate on."""
     val: Split | None = None
@@ -159,7 +161,7 @@ def of_run(run: Run, images: int) -> Subject:
         known["val"] = data.val if len(data.val) else data.train
         known["test"] = data.test if len(data.test) else None
     return Subject(
-        run.model, run.recipe.model, run.classes, run.input, run.mean, run.std, run.stored, seen.pixels, seen.source, **known,
+        run.model, run.recipe.model, run.classes, run.input, run.mean, run.std, run.stored, seen.pixels, seen.source, seen.at, **known,
         facts=facts, folder=run.path, frozen=frozen, accuracy=_accuracy.of_run(run),
     )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +51,8 @@ class Parity:
     """Standard deviation of PyTorch's logits over all images and classes; 1 for probabilities."""
     worst: np.ndarray
     """The image or images (at most 2) with that difference."""
+    outputs: np.ndarray
+    """(n, classes): what the file returns for the counted images; fewer rows if one has another shape."""
     tolerance: float
     batches: tuple[int, ...] = BATCHES
 
@@ -62,7 +63,7 @@ class Parity:
 
     def as_dict(self) -> dict[str, object]:
         """The numbers."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key != "worst"}
+        return {key: value for key, value in vars(self).items() if key not in ("worst", "outputs")}
 
 
 def check(cases: Sequence[Case], candidate: Answer, *, tolerance: float, probabilities: bool = False) -> Parity:
@@ -73,22 +74,25 @@ def check(cases: Sequence[Case], candidate: Answer, *, tolerance: float, probabi
     truths = [_truth(case) for case in cases]
     scale = 1.0 if probabilities else max(float(np.concatenate(truths).std(dtype=np.float64)), 1e-12)
     agree, ties, wrong, largest, worst = 0, 0, 0, 0.0, cases[0].images[:2]
+    outputs: list[np.ndarray] = []
     for case, truth in zip(cases, truths):
         all_of_it = _slices(len(truth), MANY)
         turns = [*all_of_it, *(at for size in BATCHES for at in _slices(min(len(truth), size * ROUNDS), size))]
-        for number, at in enumerate(counted(turns, len(turns), "parity   exported file, batch")):
+        total = sum(at.stop - at.start for at in turns)
+        for number, at in enumerate(counted(turns, total, "parity   exported file", lambda at: at.stop - at.start)):
             wanted, got = truth[at].astype(np.float64), candidate(case.images[at]).astype(np.float64)
             apart = np.full(len(wanted), np.inf) if got.shape != wanted.shape else np.abs(got - wanted).max(1) / scale
             apart = np.where(np.isfinite(apart), apart, np.inf)
             if apart.max() > largest:
                 largest, worst = float(apart.max()), case.images[at][apart.argmax() :][:2]
             if number < len(all_of_it) and got.shape == wanted.shape:
+                outputs += [got] if case.counted else []
                 differ = got.argmax(1) != wanted.argmax(1)
                 best = np.sort(wanted, 1)[:, -2:]
                 undecided = differ & ((best[:, -1] - best[:, 0]) / scale <= 2 * tolerance)
                 agree += int((~differ).sum()) if case.counted else 0
                 ties, wrong = ties + int(undecided.sum()), wrong + int((differ & ~undecided).sum())
-    return Parity(own, agree, ties, wrong, largest, scale, worst, tolerance)
+    return Parity(own, agree, ties, wrong, largest, scale, worst, np.concatenate(outputs or [np.zeros((0, 0))]), tolerance)
 
 
 def _truth(case: Case) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from onnx import ModelProto
 
-from zoo import files
+from zoo import files, machine
 from zoo.console import print_line
 from zoo.errors import BusyError, DisagreeError, FileError, UsageError
 from zoo.export import Receipt, _accuracy, _cases, _explain, _graph, _job, _onnx, _parity, _session
@@ -34,6 +34,7 @@ def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -
         See :func:`zoo.export.onnx`. In each case nothing is published and an existing file is unchanged.
     """
     began, spec, exported = time.monotonic(), target.TARGET, job.exported
+    machine.keep_memory()
     subject.check_weights()
     opset = job.opset if spec.format == "onnx" else 0
     print_line(f"trace    {subject.name}, {f'opset {opset}' if opset else spec.format}, preprocess {exported.preprocess}")
@@ -125,7 +126,8 @@ def _tested(spec: TargetSpec, job: Job, answer: _cases.Answer, parity: _parity.P
                 "nothing published"
             )
         return None
-    hits = _accuracy.hits(answer, test, spec.precision if spec.format == "onnx" else spec.format)
+    known = {} if job.subject.at is None else dict(zip(job.subject.at.tolist(), parity.outputs))
+    hits = _accuracy.hits(answer, test, spec.precision if spec.format == "onnx" else spec.format, known)
     reference = None
     if lossy:
         exact = _accuracy.answer_of(job.exact, job.exported)

@@ -54,6 +54,17 @@ def test_counted_things_are_told_every_ten_seconds(clock: Clock, capsys: pytest.
     ]
 
 
+def test_counted_things_of_different_sizes(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """The time left is by size: four small batches are a tenth of the work."""
+    for size in console.counted([30, 30, 30, 3, 2, 3, 2], 100, "parity   exported file", lambda size: size):
+        clock.now += size
+    assert capsys.readouterr().err.splitlines() == [
+        "parity   exported file 30 of 100 · left 1:10",
+        "parity   exported file 60 of 100 · left 0:40",
+        "parity   exported file 90 of 100 · left 0:10",
+    ]
+
+
 def test_a_log_gets_a_line_every_ten_seconds(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with console.Progress(2, 50, 5000) as progress:
         for done in range(1, 51):

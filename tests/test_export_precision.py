@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from test_export import AwayRun, Tiny, facts, run_of
 import zoo.export
 from zoo import tensor_files
 from zoo.errors import DataError, DisagreeError, FileError, UsageError
-from zoo.export import _accuracy, _graph, _onnx, _session, onnx_fp16
+from zoo.export import _accuracy, _cases, _graph, _onnx, _parity, _session, onnx_fp16, onnx_fp32
 from zoo.run import Run
 from zoo.training import freezing
 
@@ -190,3 +191,26 @@ def test_fp16_model_only(run: Run) -> None:
     before, after = ([node.op_type for node in each.graph.node] for each in (graph, made))
     assert len(after) == len(before) + 2
     assert after.count("Cast") == before.count("Cast") + 2
+
+
+def test_no_image_is_computed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The accuracy on all test images uses what the comparison with PyTorch computed of them."""
+    torch.manual_seed(0)
+    run = run_of(Tiny(), tmp_path, count=200)
+    computed: list[int] = []
+    answer = onnx_fp32.answer
+
+    def counted(path: Path) -> Any:
+        inner = answer(path)
+        return lambda inputs: (computed.append(len(inputs)), inner(inputs))[1]
+
+    monkeypatch.setattr(onnx_fp32, "answer", counted)
+    receipt = zoo.export.onnx(run, images=150)
+    again = sum(3 * size for size in _parity.BATCHES)  # of the images; of the 12 other ones fewer
+    others = 12 + sum(min(12, 3 * size) for size in _parity.BATCHES)
+    assert sum(computed) == 200 + again + others
+    assert receipt.test is not None
+    outputs = answer(receipt.path)(
+        _cases.fed(run.dataset().test.images, _graph.of_run(run, stored=32, preprocess="normalize", softmax=False))
+    )
+    assert receipt.test["correct"] == int((outputs.argmax(1) == run.dataset().test.targets).sum())

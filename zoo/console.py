@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -50,15 +50,18 @@ def print_lines(lines: Iterable[str]) -> None:
         print_line(line)
 
 
-def counted(items: Iterable[T], total: int, words: str, each: int = 1, quiet: float = QUIET_SECONDS) -> Iterator[T]:
+def counted(
+    items: Iterable[T], total: int, words: str, each: int | Callable[[T], int] = 1, quiet: float = QUIET_SECONDS
+) -> Iterator[T]:
     """The items; after every ``quiet`` seconds, print a line such as ``data     decoded 512 of 5,784 · left 0:31``.
 
-    An item counts for ``each`` of ``total``; the last may count for fewer.
+    An item counts for ``each`` of ``total``, or for what ``each`` returns for it; the last may count for fewer.
     """
     began = printed = time.monotonic()
-    for number, item in enumerate(items, 1):
+    done = 0
+    for item in items:
         yield item
-        now, done = time.monotonic(), min(number * each, total)
+        now, done = time.monotonic(), min(done + (each(item) if callable(each) else each), total)
         if now - printed > quiet and done < total:
             printed = now
             print_line(f"{words} {done:,} of {total:,} · left {clock((now - began) / done * (total - done))}")
