@@ -7,7 +7,7 @@ Each variant is timed against torch's graph in the same rounds on the same image
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper
-from rich.table import Table
 
-from zoo import machine, tables
+from zoo import machine
 from zoo import run as engine
-from zoo.bench import _runtimes, _show, _timing
+from zoo.bench import _runtimes, _timing, _variants
 from zoo.bench._contenders import FP32_TOLERANCE, Call
 from zoo.errors import DisagreeError
 from zoo.export import _graph, _onnx, _shortcut
@@ -47,15 +46,7 @@ def main(
             apart = float(np.abs(call() - truth).max()) / max(1.0, float(np.abs(truth).max()))
             if not apart <= FP32_TOLERANCE:
                 raise DisagreeError(f"{name} disagrees with {BASE} ({model}, batch {batch}, {apart:.2g}); no results written")
-        samples = _timing.interleave(calls, seconds=seconds or (2.0 if quick else 40.0))
-        for name, sample in samples.items():
-            ratios = _timing.bootstrap(samples[BASE].medians / sample.medians)
-            row = {
-                "model": model, "contender": name, "batch": batch, "threads": machine.cores(), "median_ms": sample.median / 1e6,
-                "images_per_s": batch / sample.median * 1e9, "ratio": _timing.ratio(samples[BASE], sample), "ratio_low": ratios[0],
-                "ratio_high": ratios[1], "noisy": "yes" if sample.noisy else "no", "rounds": sample.rounds,
-            }  # fmt: skip
-            rows.append({key: _timing.rounded(value) for key, value in row.items()} | _timing.environment())
+        rows += _variants.rows(model, batch, calls, BASE, seconds or (2.0 if quick else 40.0))
     return _timing.write_csv(out, rows)
 
 
@@ -73,28 +64,20 @@ def _calls(name: str, batch: int) -> dict[str, Call]:
     normalised = np.ascontiguousarray((images - mean) / std, np.float32)
     fixed: Callable[[Any], None] = lambda options: options.add_free_dimension_override_by_name("batch", batch)  # noqa: E731
     ways: dict[str, Call] = {
-        BASE: _session(graph, images),
-        "shortcut as 1x1 convolution (zoo export)": _session(_shortcut.convolved(_copied(graph)), images),
-        "mean as GlobalAveragePool": _session(pooled(graph), images),
-        "shortcut and mean": _session(pooled(_shortcut.convolved(_copied(graph))), images),
-        "no normalisation (folded, it could not be faster)": _session(graphs["none"], normalised),
-        "option: batch fixed": _session(graph, images, fixed),
-        "option: no memory pattern": _session(graph, images, lambda options: setattr(options, "enable_mem_pattern", False)),
-        "option: denormals are zero": _session(
+        BASE: _variants.session(graph, images),
+        "shortcut as 1x1 convolution (zoo export)": _variants.session(_shortcut.convolved(_copied(graph)), images),
+        "mean as GlobalAveragePool": _variants.session(pooled(graph), images),
+        "shortcut and mean": _variants.session(pooled(_shortcut.convolved(_copied(graph))), images),
+        "no normalisation (folded, it could not be faster)": _variants.session(graphs["none"], normalised),
+        "option: batch fixed": _variants.session(graph, images, fixed),
+        "option: no memory pattern": _variants.session(
+            graph, images, lambda options: setattr(options, "enable_mem_pattern", False)
+        ),
+        "option: denormals are zero": _variants.session(
             graph, images, lambda options: options.add_session_config_entry("session.set_denormal_as_zero", "1")
         ),
     }
     return ways | _openvino(graph, images)
-
-
-def _session(graph: ModelProto, images: np.ndarray, change: Callable[[Any], None] = lambda options: None) -> Call:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = machine.cores(), 1, 4
-    change(options)
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return _runtimes.run(session, images)
 
 
 def _openvino(graph: ModelProto, images: np.ndarray) -> dict[str, Call]:
@@ -130,18 +113,4 @@ def _copied(graph: ModelProto) -> ModelProto:
     return made
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The rows for a terminal."""
-    return tables.make(("way", ">batch", ">img/s", ">ratio", ">95 %"), map(_cells, rows))
-
-
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    mark = "*" if row["noisy"] == "yes" else ""
-    spread = f"{float(row['ratio_low']):.3f}-{float(row['ratio_high']):.3f}"
-    return (
-        row["contender"] + mark,
-        str(row["batch"]),
-        _show.short(float(row["images_per_s"])),
-        f"{float(row['ratio']):.3f}",
-        spread,
-    )
+table = _variants.table

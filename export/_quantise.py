@@ -89,18 +89,23 @@ def calibrated(graph: ModelProto, images: np.ndarray, *, method: str = "minmax")
     return quantise(graph, ranges)
 
 
-def quantise(graph: ModelProto, ranges: Ranges, nodes: Sequence[str] | None = None) -> ModelProto:
+def quantise(
+    graph: ModelProto, ranges: Ranges, nodes: Sequence[str] | None = None, *, per_channel: bool = True,
+    signed: tuple[bool, bool] = (True, False),
+) -> ModelProto:  # fmt: skip
     """A float32 graph of :func:`_onnx.trace` with ``nodes`` (default: all of the model's) in 8 bits.
 
-    Preprocessing stays in float32.
+    Preprocessing stays in float32. ``signed`` is for weights and activations; `zoo bench int8_graph` compares the types.
     """
     names = _graph.model_nodes(graph) if nodes is None else list(nodes)
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+    weights, activations = (QuantType.QInt8 if each else QuantType.QUInt8 for each in signed)
     with _quiet():
         quantiser = QDQQuantizer(
-            graph, True, False, QuantType.QInt8, QuantType.QUInt8, ranges.values, names, [], list(OPERATORS), {},
+            graph, per_channel, False, weights, activations, ranges.values, names, [], list(OPERATORS),
+            {"ActivationSymmetric": signed[1]},
         )  # fmt: skip
         quantiser.quantize_model()
         quantiser.model.topological_sort()  # done by onnxruntime's own writer

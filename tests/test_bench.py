@@ -29,6 +29,7 @@ FILES = sorted(path.stem for path in (ROOT / "bench").glob("[a-z]*.py"))
 TINY: dict[str, dict[str, Any]] = {
     "focal_loss": {"sizes": [(16, 4), (32, 40), (4096, 10)], "seconds": 0.01, "model": "cnn_small"},
     "inference": {"targets": "cnn_small", "batches": [1, 2], "seconds": 0.01},
+    "int8_graph": {"model": "resnet20", "batches": [1], "seconds": 0.01},
     "onnx_graph": {"model": "resnet20", "batches": [1], "seconds": 0.01},
     "startup": {"rounds": 1},
     "training": {"model": "cnn_small", "batch": 8, "steps": 2, "rounds": 1},
