@@ -74,8 +74,8 @@ def _means(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> tuple[list
         groups.setdefault(tuple(row[name] for name in plain), []).append(row)
     made = []
     for key, group in groups.items():
-        spread = {name: spread([float(row[name]) for row in group if row[name]]) for name in averaged}
-        made.append({**dict(zip(plain, key, strict=True)), "runs": str(len(group)), **spread})
+        averages = {name: spread([float(row[name]) for row in group if row[name]]) for name in averaged}
+        made.append({**dict(zip(plain, key, strict=True)), "runs": str(len(group)), **averages})
     return [*plain, "runs", *averaged], made
 
 
