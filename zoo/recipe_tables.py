@@ -36,6 +36,7 @@ class Data(msgspec.Struct, frozen=True):
         msgspec.field(default_factory=lambda: ["crop", "flip"])
     )
     per_class: Annotated[int, about("training images per class; 0: all", ge=0, le=MOST)] = 0
+    size: Annotated[int, about("side of the model's input in pixels; 0: the model's own", ge=0, le=4096)] = 0
     views: Annotated[
         int,
         about(
@@ -89,6 +90,14 @@ class Loss(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         for name, option in loss_options(self.name).items():
             self.options.setdefault(name, option.default)
+
+
+class Distil(msgspec.Struct, frozen=True):
+    """``[distil]``: finished runs whose outputs the model learns beside the labels (:mod:`zoo.training.distil`)."""
+
+    teacher: Annotated[list[str], about("finished runs to learn from, by name or folder")] = msgspec.field(default_factory=list)
+    weight: Annotated[float, about("weight of the distance to the teachers; the loss has 1 - weight", ge=0, le=1)] = 0.9
+    temperature: Annotated[float, about("temperature of the softmax of model and teachers", gt=0, le=1000)] = 4.0
 
 
 class Sampler(msgspec.Struct, frozen=True):
