@@ -21,7 +21,7 @@ from zoo.bench import _runtimes, _timing, _variants
 from zoo.bench._contenders import Call
 from zoo.errors import DisagreeError
 from zoo.export import _graph, _onnx, _quantise
-from zoo.training import build
+from zoo.training import model_specs
 
 BASE = "zoo export (activations uint8, weights int8 per channel)"
 BATCHES = (1, 64)
@@ -54,7 +54,7 @@ def _calls(name: str, batch: int) -> dict[str, Call]:
     import onnxruntime
 
     torch.manual_seed(0)
-    model, size = engine.create_model(name), build.model_spec(name).input[1]
+    model, size = engine.create_model(name), model_specs.model_spec(name).input[1]
     images = np.random.default_rng(0).standard_normal((max(batch, 32), 3, size, size), np.float32)
     with torch.no_grad():
         model.train()(torch.from_numpy(images))  # else BatchNorm has the statistics of no images

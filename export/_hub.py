@@ -46,8 +46,11 @@ def write(run: Any, folder: Path, *, force: bool = False, **options: Any) -> Rec
 def _public(settings: recipe.Recipe) -> recipe.Recipe:
     """A recipe without paths of this machine."""
     model = Path(settings.model).name if model_files.is_file(settings.model) else settings.model
-    weights = Path(settings.weights).name if Path(settings.weights).is_absolute() else settings.weights
-    return structs.replace(settings, model=model, weights=weights, data=structs.replace(settings.data, dir=""))
+    weights, *teachers = (
+        Path(name).name if Path(name).is_absolute() else name for name in (settings.weights, *settings.distil.teacher)
+    )
+    data, distil = structs.replace(settings.data, dir=""), structs.replace(settings.distil, teacher=teachers)
+    return structs.replace(settings, model=model, weights=weights, data=data, distil=distil)
 
 
 def config(run: Any) -> dict[str, Any]:

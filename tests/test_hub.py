@@ -232,5 +232,8 @@ def test_no_path_of_the_machine_is_uploaded(small_run: Path) -> None:
     private = structs.replace(
         stored, model="/srv/other/net.py:Net", weights="/srv/other/x.pth", data=structs.replace(stored.data, dir="/srv/other")
     )
+    private = structs.replace(private, distil=structs.replace(stored.distil, teacher=["/srv/other/run", "mine"]))
     found = _hub._public(private)
     assert (found.model, found.weights, found.data.dir) == ("net.py:Net", "x.pth", "")
+    assert found.distil.teacher == ["run", "mine"]
+    assert "/srv" not in recipe.dump(found)
