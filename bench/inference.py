@@ -212,7 +212,7 @@ class _Bench:
             found += _contenders.of_pytorch(subject.build, self.device, compiled=compiled, file_mb=subject.weights_mb)
             if not compiled:
                 print_line("skipped  torch.compile (it takes minutes)")
-            if self.place.fell:  # the CPU has rows of its own
+            if self.place.fell:  # the CPU has separate rows
                 found = [replace(each, name=each.name + _gpu.FELL) for each in found]
         try:
             device = torch.device("cuda") if self.place.fell else self.device

@@ -177,7 +177,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def classes(folders: Sequence[Path], reported: recipes.Reported) -> Table | None:
-    """One line per class: the mean of our runs and the reported value; None without reported values."""
+    """One line per class: the mean of the measured runs and the reported value; None without reported values."""
     ours: dict[str, list[float]] = {}
     for folder in folders:
         for row in csv_files.read(folder / "per_class.csv"):
@@ -198,11 +198,11 @@ def classes(folders: Sequence[Path], reported: recipes.Reported) -> Table | None
 
 def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Notes on each recipe: source of the reported value, known differences, warnings of the linter."""
-    told: dict[str, None] = {}
+    lines: dict[str, None] = {}
     for row in rows:
         kinds = {"reported": row["source"], "note": row["note"], "lint": row["lint"]}
-        told |= {f"{kind:9} {row['recipe']}: {text}": None for kind, text in kinds.items() if text}
-    return list(told)
+        lines |= {f"{kind:9} {row['recipe']}: {text}": None for kind, text in kinds.items() if text}
+    return list(lines)
 
 
 def _theirs(row: Mapping[str, Any]) -> float | None:
@@ -285,7 +285,7 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _labels(panel: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> list[str]:
-    """Names with the number of seeds, without the weights where these tell no two recipes apart."""
+    """Names with the number of seeds, without the weights if these do not distinguish two recipes."""
     short = [re.sub(r" weights=\S+", "", name) for name, _ in panel]
     names = short if len(set(short)) == len(short) else [name for name, _ in panel]
     return [f"{shown(name, 64)}  n={len(group)}" for name, (_, group) in zip(names, panel)]
