@@ -86,7 +86,7 @@ def _ended(code: int, stderr: IO[bytes], model: Path, max_memory: int) -> FileEr
     if code == -6 or _about_memory(text):  # a failed allocation in C++ aborts
         return _too_much(model, max_memory)
     if code >= 0:
-        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing said")
+        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
         return FileError(f"model cannot be tested ({model}, exit {code}: {last[:120]}); report this as a bug in zoo")
     return FileError(f"model crashes onnxruntime ({model}, {_signal(code)}); export it again: zoo export --onnx")
 

@@ -174,7 +174,7 @@ def test_the_difference_of_several_runs_counts_the_spread_of_one_more() -> None:
     assert bench.difference(group) == pytest.approx((2.0, 2.0 - half, 2.0 + half), abs=1e-9)
 
 
-def test_the_command_shows_theirs_and_ours(trained: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_shows_reported_and_measured(trained: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     for seed, share in enumerate((0.45, 0.46)):
         leave(run_folders.root() / f"a{seed}", recipes.resolve("s0_5", {"seed": seed}), accuracy=share)

@@ -128,10 +128,10 @@ def smoothed(q: Tensor, label_smoothing: float) -> Tensor:
 
 def _factor(rows: Rows, w: Tensor, scale: float, reduction: int) -> Tensor:
     """Factor of the sum over rows (or of each row): ``scale`` divided by the rows that count, or by their labels' weights."""
-    seen = rows.used.sum().to(w.dtype)
+    counted = rows.used.sum().to(w.dtype)
     if reduction == 3 and rows.label is not None:
-        seen = torch.where(rows.used, w[rows.label], 0).sum()
-    total = seen if reduction in (1, 3) else torch.ones_like(seen)
+        counted = torch.where(rows.used, w[rows.label], 0).sum()
+    total = counted if reduction in (1, 3) else torch.ones_like(counted)
     none = total == 0
     return torch.where(none, 0, scale / torch.where(none, 1, total))
 
@@ -193,8 +193,8 @@ def differentiable(
     loss = torch.where(rows.wrong, torch.nan, torch.where(rows.used, term, 0)) * _factor(rows, w, scale, reduction)
     p_t, mean_power = _stats(rows, log_p.detach().exp(), power.detach())
     reduced = loss.reshape(shape) if reduction == 0 else loss.sum()
-    seen = p_t.reshape(shape) if want_rows else p_t.new_empty((0,))
-    return reduced.to(dtype), seen.detach().to(dtype), mean_power.detach().to(dtype)
+    p_rows = p_t.reshape(shape) if want_rows else p_t.new_empty((0,))
+    return reduced.to(dtype), p_rows.detach().to(dtype), mean_power.detach().to(dtype)
 
 
 def logarithms(z: Tensor) -> tuple[Tensor, Tensor]:
