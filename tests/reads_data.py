@@ -67,8 +67,8 @@ def bomb(path: Path) -> None:
 ORIENTATION = (0x0112, 3, 1, 6)
 IMAGES = [
     *(Case("image", f"{form} of any name", READ, picture(form)) for form in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "ICO")),
-    *(Case("image", f"{form} of any name, where Pillow reads it", READ, picture(form)) for form in ("AVIF", "JPEG2000")),
-    *(Case("image", f"{mode} PNG", READ, picture("PNG", mode)) for mode in ("1", "L", "LA", "P", "RGBA", "I;16")),
+    *(Case("image", f"{form} of any name, if Pillow supports it", READ, picture(form)) for form in ("AVIF", "JPEG2000")),
+    *(Case("image", f"PNG in Pillow's mode {mode}", READ, picture("PNG", mode)) for mode in ("1", "L", "LA", "P", "RGBA", "I;16")),
     Case("image", "CMYK JPEG", READ, picture("JPEG", "CMYK")),
     Case("image", "int32 TIFF of 0 to 255", READ, values(np.int32, 255)),
     Case("image", "int32 TIFF of 0 to 65535", READ, values(np.int32, 65535)),
