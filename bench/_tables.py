@@ -65,15 +65,15 @@ def _means(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> tuple[list
         groups.setdefault(tuple(row[name] for name in plain), []).append(row)
     made = []
     for key, group in groups.items():
-        spread = {name: _mean([float(row[name]) for row in group if row[name]]) for name in averaged}
+        spread = {name: spread([float(row[name]) for row in group if row[name]]) for name in averaged}
         made.append({**dict(zip(plain, key, strict=True)), "runs": str(len(group)), **spread})
     return [*plain, "runs", *averaged], made
 
 
-def _mean(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation as text.
 
-    >>> _mean([0.90, 0.92]), _mean([0.5])
+    >>> spread([0.90, 0.92]), spread([0.5])
     ('0.91 ± 0.014', '0.5')
     """
     if not values:

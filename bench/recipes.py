@@ -97,7 +97,7 @@ def _changes(old: recipes.Recipe, new: recipes.Recipe) -> list[str]:
     return [f"{key}={Path(line.rpartition(' -> ')[2]).name}" for key, _, line in lines if key not in recipes.NOT_THE_RECIPE]
 
 
-def _digest(recipe: recipes.Recipe) -> str:
+def digest(recipe: recipes.Recipe) -> str:
     """Eight hexadecimal digits that are equal for runs that differ only in seed or location."""
     return hashlib.sha256("\n".join(_changes(recipes.Recipe(), recipe)).encode()).hexdigest()[:8]
 
@@ -121,7 +121,7 @@ def _row(folder: Path) -> dict[str, Any] | None:
     train = [row for row in checkpoint.read_rows(folder) if row["split"] == "train"]
     return {
         "recipe": name,
-        "digest": _digest(recipe),
+        "digest": digest(recipe),
         "run": folder.name,
         "data": recipe.data.label,
         "imbalance": recipe.data.imbalance,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from zoo import csv_files
 from zoo import recipe as recipes
-from zoo.bench import _few, _timing
+from zoo.bench import _few, _headers, _tables, _timing
 from zoo.bench import recipes as recipes_bench
 
 
@@ -39,8 +40,8 @@ def test_runs_of_sweeps_have_rows_too(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_recipe_is_named_by_what_it_changes() -> None:
     recipe = recipes.resolve("cifar10_resnet32_ce", {"epochs": 20, "seed": 3, "data.dir": "/somewhere"})
     assert recipes_bench._name(recipe) == "cifar10_resnet32_ce epochs=20"
-    assert recipes_bench._digest(recipe) == recipes_bench._digest(recipes.resolve("cifar10_resnet32_ce", {"epochs": 20}))
-    assert recipes_bench._digest(recipe) != recipes_bench._digest(recipes.resolve("cifar10_resnet32_ce", {}))
+    assert recipes_bench.digest(recipe) == recipes_bench.digest(recipes.resolve("cifar10_resnet32_ce", {"epochs": 20}))
+    assert recipes_bench.digest(recipe) != recipes_bench.digest(recipes.resolve("cifar10_resnet32_ce", {}))
     trained = recipes.resolve("caltech101_lite0_t", {"weights": "/a/lite0.safetensors", "epochs": 2})
     assert recipes_bench._name(trained) == "caltech101_lite0_t weights=lite0.safetensors epochs=2"
     assert recipes_bench._labels([("a weights=x b=1", [{}]), ("a weights=x b=2", [{}])]) == ["a b=1  n=1", "a b=2  n=1"]
@@ -97,3 +98,51 @@ def test_accuracy_is_drawn_against_the_images_per_class() -> None:
     assert list(lines["overall"].get_ydata()) == pytest.approx([51, 55, 60])
     assert list(lines["mean per class"].get_ydata()) == pytest.approx([41, 45, 50])
     assert "n = 1 to 2 seeds" in axes.get_title()
+
+
+def result_row(recipe: str, seed: int, accuracy: float, **changed: str) -> dict[str, str]:
+    found = recipes_bench.digest(_headers._changed(recipe.split()[0], recipe.split()[1:]))
+    facts = {
+        "n": "10000",
+        "minutes": "20",
+        "threads": "1",
+        "cpu": "X",
+        "device": "cpu",
+        "torch": "2",
+        "commit": "c",
+        "date": "d",
+    }
+    return {
+        "recipe": recipe,
+        "digest": found,
+        "accuracy": str(accuracy),
+        "select_on": "val",
+        "seed": str(seed),
+        **facts,
+        **changed,
+    }
+
+
+def test_results_in_the_comments_of_recipes() -> None:
+    name = "cifar10_resnet32_ce"
+    rows = [result_row(name, seed, 0.9 + seed / 100) for seed in range(3)]
+    rows += [result_row(f"{name} data.val=0.0", 0, 0.95), result_row(f"{name} epochs=2", 0, 0.1)]
+    rows += [result_row(name, 3, 0.1, digest="of other settings"), result_row("s3_dfl", 0, 0.5)]
+    lines = _headers.results(name, rows)
+    assert lines == [
+        "# Result: 91 ± 1 % of 10,000 test images (n = 3), 20 minutes, 1 core of X, torch 2, commit c.",
+        "# Result with data.val=0.0: 95 % of 10,000 test images (n = 1), 20 minutes, 1 core of X, torch 2, commit c.",
+    ]
+    assert "SELECTED ON TEST" in _headers.results(name, [result_row(name, 0, 0.5, select_on="test")])[0]
+    text = _headers.updated("# a\n# Result: old.\n# b\nmodel = 1 # Result\n", lines)
+    assert text == "\n".join(["# a", "# b", *lines, "model = 1 # Result", ""])
+    assert _headers.updated(text, lines) == text
+
+
+def test_the_comments_of_the_recipes_are_those_of_the_recorded_results() -> None:
+    rows = csv_files.read(_tables.RESULTS / "recipes.csv")
+    found = {name: _headers.results(name, rows) for name in recipes.shipped()}
+    assert sum(map(bool, found.values())) >= 20
+    for name, lines in found.items():
+        text = recipes.shipped()[name].read_text(encoding="utf-8")
+        assert text == _headers.updated(text, lines), f"{name}: run python -m zoo.bench._headers"

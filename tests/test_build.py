@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tests_support import resolve
 from zoo import recipe, sampling
 from zoo.errors import UsageError
 from zoo.training import build
+from zoo.training.processes import Team
 
 COUNTS = np.array([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])
 
@@ -69,3 +72,30 @@ def test_a_sampler_covers_the_long_tail_only() -> None:
     assert sampler is not None
     assert set(sampler.order(0)) <= set(index)
     assert build.build_sampler(resolve("cnn_small"), targets, index) is None
+
+
+@pytest.mark.parametrize(("model", "size"), [("cnn_small", 40), ("timm/test_resnet", 64)])
+def test_the_size_of_the_images_can_be_chosen(model: str, size: int, tmp_path: Path) -> None:
+    """The run, its images and its export have that size."""
+    chosen = resolve(model, "data=synthetic", f"data.size={size}", "data.augment=[]")
+    session, _ = build.session(chosen, tmp_path, build.place(chosen, Team()), Team())
+    inputs = next(session.test.epoch(0)).inputs
+    assert inputs.shape[1:] == session.spec.input == (3, size, size)
+    assert session.model(inputs[:2].float()).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "says"),
+    [
+        (
+            "timm/vit_tiny_patch16_224",
+            96,
+            r"timm/vit_tiny_patch16_224 does not take images of 96 pixels \(data.size, .*; use 224$",
+        ),
+        ("cnn_small", 1, r"cnn_small does not take images of 1 pixels \(data.size, .*; use 32$"),
+    ],
+)
+def test_a_size_that_the_model_does_not_take_is_refused(model: str, size: int, says: str, tmp_path: Path) -> None:
+    chosen = resolve(model, "data=synthetic", f"data.size={size}")
+    with pytest.raises(UsageError, match=says):
+        build.session(chosen, tmp_path, build.place(chosen, Team()), Team())

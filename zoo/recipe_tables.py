@@ -36,6 +36,7 @@ class Data(msgspec.Struct, frozen=True):
         msgspec.field(default_factory=lambda: ["crop", "flip"])
     )
     per_class: Annotated[int, about("training images per class; 0: all", ge=0, le=MOST)] = 0
+    size: Annotated[int, about("side of the model's input in pixels; 0: the model's own", ge=0, le=4096)] = 0
     views: Annotated[
         int,
         about(

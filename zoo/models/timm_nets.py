@@ -54,7 +54,7 @@ def timm_spec(name: str) -> ModelSpec:
         download=lambda tag: download(f"{short.partition('.')[0]}.{tag}"),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
-        recipe={"data.augment": ["rcrop:224", "flip"], "optim.lr": 0.01, "optim.weight_decay": 5e-5},
+        recipe={"data.augment": ["rcrop", "flip"], "optim.lr": 0.01, "optim.weight_decay": 5e-5},
     )
 
 

@@ -53,11 +53,11 @@ ALEXNET_STAGES = (("features.0",), ("features.3",), ("features.6", "features.8",
 RESNET_STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 SCRATCH = {
     "epochs": 30, "batch_size": 64, "optim.lr": 0.01, "optim.weight_decay": 5e-5, "optim.nesterov": False,
-    "schedule.name": "step", "schedule.step_size": 15, "data.augment": ["rcrop:224", "flip"],
+    "schedule.name": "step", "schedule.step_size": 15, "data.augment": ["rcrop", "flip"],
 }  # fmt: skip
 TRANSFER = {
     "epochs": 30, "batch_size": 64, "optim.lr": 0.01, "optim.weight_decay": 5e-5, "optim.nesterov": False, "weights": "default",
-    "schedule.name": "step", "schedule.step_size": 15, "data.augment": ["rcrop:224", "flip"],
+    "schedule.name": "step", "schedule.step_size": 15, "data.augment": ["rcrop", "flip"],
 }  # fmt: skip
 
 SPECS = {

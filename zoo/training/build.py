@@ -97,6 +97,8 @@ def session(
     recipes.check(recipe)
     _augment.check(recipe.data.augment)
     spec = model_spec(recipe.model, folder if resume else None)
+    if recipe.data.size not in (0, spec.input[1]):
+        spec = _sized(recipe.model, spec, recipe.data.size)
     classes = len(data.classes) if data else registry.entry("data", recipe.data.name)["classes"]
     start = _model(recipe, spec, classes or spec.classes)
     data = data or dataset(recipe, spec.input[1])
@@ -195,6 +197,22 @@ def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
 
         return timm_nets.timm_spec(name)
     return registry.find("models", name)
+
+
+def _sized(name: str, spec: ModelSpec, size: int) -> ModelSpec:
+    """The spec with an input of ``size`` x ``size`` pixels; UsageError if the model cannot run on it (tried on torch's meta device)."""
+    resized = replace(spec, input=(spec.input[0], size, size), macs=0)  # not counted at this size
+    try:
+        with torch.device("meta"):
+            spec.build(2)(torch.zeros(2, *resized.input))
+    except NotImplementedError:  # a user's network may read values, which meta tensors lack
+        return resized
+    except Exception as error:
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UsageError(
+            f"{name} does not take images of {size} pixels (data.size, {why[:100]}); use {spec.input[1]}"
+        ) from error
+    return resized
 
 
 def dataset(recipe: Recipe, size: int) -> DataSet:
