@@ -82,7 +82,7 @@ def prepare(
 
 
 def check_inplace(logits: Any) -> None:
-    """Check that the gradient may overwrite these logits, which require one.
+    """Check that the gradient may overwrite these logits, which require gradients.
 
     Other uses of the logits that autograd has saved are not visible here: writing over the logits increases their version, so
     that the backward pass of such a use raises an error.

@@ -210,7 +210,7 @@ def logarithms(z: Tensor) -> tuple[Tensor, Tensor]:
     b = shifted.clamp(min=FLOOR).masked_fill(is_top, FLOOR).logsumexp(1, keepdim=True)
     log_p = shifted + F.logsigmoid(-b)
     p = log_p.exp()
-    small = torch.where(is_top | (p == 0), 0, p)  # p = 0: use the limit of p log p; differentiating the product would give NaN
+    small = torch.where(is_top | (p == 0), 0, p)  # p = 0: constant, as the limit of p log p is 0 (not NaN)
     return log_p, torch.where(is_top, F.logsigmoid(b), torch.log1p(-small))
 
 
