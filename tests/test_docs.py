@@ -216,8 +216,9 @@ def test_tutorials_show_output(name: str) -> None:
 
 
 def test_a_transcript_is_shortened() -> None:
-    epochs = [f"train    epoch {number}/9" for number in range(1, 10)]
-    shown = transcripts.shortened("\n".join(["data  ", *epochs, "test"]))
+    epochs = [f"train    epoch {number}/9 · loss 1 · train 50.0 %" for number in range(1, 10)]
+    progress = "train    epoch 1/9 · loss 1 · left 0:30"
+    shown = transcripts.shortened("\n".join(["data  ", progress, *epochs, "test"]))
     assert shown.splitlines() == ["data", epochs[0], "...", epochs[-1], "test"]
     lines = transcripts.shortened("\n".join(map(str, range(100)))).splitlines()
     assert lines == [*map(str, range(10)), "...", "97", "98", "99"]

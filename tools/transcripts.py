@@ -37,6 +37,7 @@ def run(command: str, folder: Path) -> str:
         "NO_COLOR": "1",
         "COLUMNS": "100",
         "PYTHONUNBUFFERED": "1",
+        "ZOO_CACHE": str(folder / "cache"),
         "ZOO_RUNS": str(folder / "runs"),
     }
     done = subprocess.run(
@@ -51,8 +52,9 @@ def shortened(output: str) -> str:
     """The output with ``...`` for the epochs between the first and the last, and for the middle of what is still too long."""
     lines = [line.rstrip() for line in output.splitlines()]
     epochs = [at for at, line in enumerate(lines) if line.startswith("train    epoch")]
-    if len(epochs) > 2:
-        lines[epochs[1] : epochs[-1]] = ["..."]
+    done = [lines[at] for at in epochs if " · train " in lines[at]]  # the others are progress within an epoch
+    if len(done) > 2:
+        lines[epochs[0] : epochs[-1] + 1] = [done[0], "...", done[-1]]
     if len(lines) > SHOWN:
         lines = [*lines[:HEAD], "...", *lines[-TAIL:]]
     return "".join(f"{line}\n" for line in lines)
