@@ -21,7 +21,7 @@ from zoo.console import print_line
 from zoo.data import _augment
 from zoo.errors import DataError, FileError, UsageError, did_you_mean
 from zoo.export import _facts, _feed, _graph, _guard, _onnx, _quantise, _session, onnx_fp16
-from zoo.training.build import model_spec
+from zoo.training.model_specs import model_spec
 
 IMAGES = 10_000
 """Largest number of test images for a contender's accuracy."""

@@ -2,7 +2,7 @@
 
 ``python -m zoo.bench._tables README.md docs/*.md`` updates the text between markers such as
 ``<!-- table:inference batch=64 contender images_per_s ratio -->`` and ``<!-- /table:inference -->``: the named columns of the rows of
-``bench/results/inference.csv`` that have these values (``*`` stands for anything). With columns such as ``mean:accuracy``
+``bench/results/inference.csv`` that have these values (``*`` stands for anything, ``?`` for a character, ``|`` separates alternatives). With columns such as ``mean:accuracy``
 rows that agree in the other columns are combined: their number, mean and standard deviation. ``accuracy%`` shows a
 share in per cent.
 """
@@ -31,7 +31,7 @@ def render(path: Path, columns: Sequence[str] = (), where: dict[str, str] | None
         ValueError: no such column, or no matching row.
     """
     fits = (where or {}).items()
-    rows = [row for row in _timing.read_csv(path) if all(fnmatch(row.get(key, ""), value) for key, value in fits)]
+    rows = [row for row in _timing.read_csv(path) if all(_fits(row.get(key, ""), value) for key, value in fits)]
     if not rows:
         raise ValueError(f"{path.name} has no rows with {where}")
     columns = columns or [name for name in rows[0] if name not in _timing.ENVIRONMENT]
@@ -52,6 +52,15 @@ def render(path: Path, columns: Sequence[str] = (), where: dict[str, str] | None
     return "\n".join(f"| {line} |" for line in lines) + f"\n\n{source}\n"
 
 
+def _fits(text: str, patterns: str) -> bool:
+    """Whether one of the patterns between ``|`` matches.
+
+    >>> _fits("a b", "c|a?b"), _fits("a b", "a|b")
+    (True, False)
+    """
+    return any(fnmatch(text, pattern) for pattern in patterns.split("|"))
+
+
 def _bare(column: str) -> str:
     return column.removeprefix(MEAN).removesuffix("%")
 
@@ -65,8 +74,8 @@ def _means(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> tuple[list
         groups.setdefault(tuple(row[name] for name in plain), []).append(row)
     made = []
     for key, group in groups.items():
-        spread = {name: spread([float(row[name]) for row in group if row[name]]) for name in averaged}
-        made.append({**dict(zip(plain, key, strict=True)), "runs": str(len(group)), **spread})
+        averages = {name: spread([float(row[name]) for row in group if row[name]]) for name in averaged}
+        made.append({**dict(zip(plain, key, strict=True)), "runs": str(len(group)), **averages})
     return [*plain, "runs", *averaged], made
 
 

@@ -23,7 +23,7 @@ from zoo.bench import _runtimes, _show, _timing
 from zoo.bench._contenders import FP32_TOLERANCE, Call
 from zoo.errors import DisagreeError
 from zoo.export import _graph, _onnx, _shortcut
-from zoo.training import build
+from zoo.training import model_specs
 
 BASE = "as torch writes it"
 BATCHES = (1, 8, 64)
@@ -62,7 +62,7 @@ def main(
 def _calls(name: str, batch: int) -> dict[str, Call]:
     """The variants by name, each a call that returns the logits of the same images."""
     torch.manual_seed(0)
-    model, size = engine.create_model(name), build.model_spec(name).input[1]
+    model, size = engine.create_model(name), model_specs.model_spec(name).input[1]
     images = np.random.default_rng(0).random((batch, 3, size, size), np.float32)
     mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in STATISTICS)
     graphs = {

@@ -23,7 +23,7 @@ from scipy import stats
 
 from zoo import csv_files, metrics, report, run_folders, tables, training
 from zoo import recipe as recipes
-from zoo.bench import _course, _few, _timing
+from zoo.bench import _analogues, _course, _few, _timing
 from zoo.errors import FileError
 from zoo.report import _draw
 from zoo.report._read import shown
@@ -33,7 +33,7 @@ DIFFERENCE = (
     "difference: measured minus reported in points, 95 % interval (* excludes 0): with several seeds a prediction interval for\n"
     "one more run, with one seed an interval over the test images only, without the variation of the seed"
 )
-NEAR = 3  # a run that differs in more settings from every shipped recipe is named after its model and loss
+NEAR = 5  # a run that differs in more settings from every shipped recipe is named after its model and loss
 
 
 def main(quick: bool = False, *, out: Path | None = None) -> Path:
@@ -242,6 +242,9 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the pictures next to the CSV ``path``."""
     for title, part in panels(rows).items():
         _draw.save(picture(part), path.with_name(f"{path.stem}-{re.sub('[^a-z0-9.]+', '-', title.lower())}.png"))
+    common, ours = _analogues.compared(rows)
+    if len(ours) > 1:
+        _draw.save(_analogues.picture(common, ours), path.with_name(f"{path.stem}-analogues.png"))
     for name, by in _few.curves(rows).items():
         _draw.save(_few.picture(name, by), path.with_name(f"{path.stem}-few-images-{name.split()[0]}.png"))
 

@@ -8,7 +8,7 @@ import pytest
 
 from zoo import csv_files
 from zoo import recipe as recipes
-from zoo.bench import _few, _headers, _tables, _timing
+from zoo.bench import _analogues, _few, _headers, _tables, _timing
 from zoo.bench import recipes as recipes_bench
 
 
@@ -146,3 +146,21 @@ def test_the_comments_of_the_recipes_are_those_of_the_recorded_results() -> None
     for name, lines in found.items():
         text = recipes.shipped()[name].read_text(encoding="utf-8")
         assert text == _headers.updated(text, lines), f"{name}: run python -m zoo.bench._headers"
+
+
+def test_reported_experiments_beside_their_analogues() -> None:
+    """The settings that most recipes share are compared; other weights and views are no difference."""
+
+    def row(recipe: str, accuracy: float) -> dict[str, str]:
+        return {"recipe": recipe, "accuracy": str(accuracy), "data": "caltech101", "n": "50"}
+
+    rows = [row(f"caltech101_lite0_t weights=a.pt data.size=96 {more}".strip(), 0.8) for more in ("", "", "data.views=2")]
+    rows += [row("caltech101_lite0_f2 data.size=96", 0.4), row("caltech101_lite0_t epochs=2", 0.1), row("s4_t2", 0.9)]
+    common, ours = _analogues.compared(rows)
+    assert common == "data.size=96"
+    assert {name: len(group) for name, group in ours.items()} == {"caltech101_lite0_f2": 1, "caltech101_lite0_t": 3}
+    assert _analogues.reported()["caltech101_lite0_f2"] == ("s4_f2", pytest.approx(56.2046))
+    axes = _analogues.picture(common, ours).axes[0]
+    assert sorted(patch.get_height() for patch in axes.patches) == pytest.approx([40, 56.2046, 80, 86.0353], abs=1e-3)
+    assert "n = 1 to 3 seeds (data.size=96)" in axes.get_title()
+    assert _analogues.compared([row("s4_t2", 0.9)]) == ("", {})

@@ -25,7 +25,7 @@ from zoo.errors import BusyError, DataError, DisagreeError, DiskError, FileError
 from zoo.export import _accuracy, _graph, _onnx, _parity, _session, _shortcut
 from zoo.run import Run
 from zoo.spec import DataSet, Split
-from zoo.training import build
+from zoo.training import model_specs
 
 ort = pytest.importorskip("onnxruntime")
 MEAN, STD = (0.49, 0.45, 0.4), (0.25, 0.23, 0.21)
@@ -74,7 +74,7 @@ class Tiny(nn.Module):
 def run_of(model: nn.Module, folder: Path, kind: type[Run] = HeldRun, name: str = "cnn_small", **changes: Any) -> Run:
     made = recipe.resolve(name, {"data.name": "synthetic", "data.dir": str(folder)})
     rows = [{"epoch": 1, "split": "test", "n": 64, "accuracy": 0.5, "low": 0.4, "high": 0.6, "macro": 0.5, "loss": 1.0}]
-    shape = build.model_spec(name).input
+    shape = model_specs.model_spec(name).input
     run = kind(folder, model.eval(), made, CLASSES, shape, MEAN, STD, rows, {"data_digest": "abc"})
     return dataclasses.replace(run, **changes)
 

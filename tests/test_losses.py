@@ -13,6 +13,7 @@ import torch
 from zoo import recipe as recipes
 from zoo import registry
 from zoo.losses import focal_loss
+from zoo.losses.dbm import Dbm
 from zoo.losses.dynamic_focal import DynamicFocal
 from zoo.losses.hybrid import Hybrid
 from zoo.spec import Option
@@ -225,3 +226,16 @@ def test_an_option_means_one_type_in_all_losses() -> None:
         for key, option in entry["options"].items():
             kinds.setdefault(key, set()).add(option.type)
     assert {key: kind for key, kind in kinds.items() if len(kind) > 1} == {}
+
+
+def test_dbm_enlarges_the_angle_of_the_label() -> None:
+    """A rare class by its whole margin, a wrong answer by (1 - cos) / 2 of it more; frequent classes by n_min / n of it."""
+    loss = Dbm([100, 10], angle=0.2, tau=0.0, margin_scale=10.0)
+    cosine = torch.tensor([[0.5, 0.6], [0.5, 0.4], [0.6, 0.5]], dtype=torch.float64)
+    angles = cosine.acos()
+    wrong = 0.2 * (1 + (1 - 0.5) / 2)
+    for row, label, margin in ((0, 1, 0.2), (1, 0, 0.02), (2, 1, wrong)):
+        expected = cosine[row].clone()
+        expected[label] = (angles[row, label] + margin).cos()
+        own = -(10 * expected).log_softmax(0)[label]
+        assert float(loss(10 * cosine[row : row + 1], torch.tensor([label]))) == pytest.approx(float(own), rel=1e-9)

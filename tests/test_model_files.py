@@ -12,7 +12,7 @@ from PIL import Image
 
 from zoo import model_files, recipe
 from zoo.errors import FileError, UsageError
-from zoo.training import build
+from zoo.training import model_specs
 
 NET = """import torch
 from torch import nn
@@ -48,7 +48,7 @@ def test_a_recipe_of_a_file_does_not_run_it(net: Path) -> None:
 
 
 def test_the_class_becomes_a_spec(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = build.model_spec(model_files.named(str(net)))
+    spec = model_specs.model_spec(model_files.named(str(net)))
     assert (spec.input, spec.head) == ((3, 32, 32), "fc")
     assert spec.build(7)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
     assert spec.params == sum(parameter.numel() for parameter in spec.build(10).parameters())
@@ -85,10 +85,10 @@ def test_code_that_nobody_named_is_not_run_without_trust(net: Path, monkeypatch:
     model_files.keep(f"{net}:Net", run)
     for stored in (None, run):
         with pytest.raises(UsageError, match=r"untrusted model code is not run .*--trust"):
-            build.model_spec(f"{net}:Net", stored)
+            model_specs.model_spec(f"{net}:Net", stored)
     assert not (net.parent / "mark").exists()
     monkeypatch.setenv("ZOO_TRUST", "1")
-    assert build.model_spec(f"{net}:Net", run).head == "fc"
+    assert model_specs.model_spec(f"{net}:Net", run).head == "fc"
 
 
 def test_a_run_uses_its_copy_and_says_what_became_of_the_file(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,13 +96,13 @@ def test_a_run_uses_its_copy_and_says_what_became_of_the_file(net: Path, capsys:
     run.mkdir()
     model_files.keep(name, run)
     net.write_text(net.read_text().replace("3, 4, 3", "3, 4, 5"))
-    assert build.model_spec(name, run).build(10).body[0].kernel_size == (3, 3)
+    assert model_specs.model_spec(name, run).build(10).body[0].kernel_size == (3, 3)
     assert f"{net} has changed since the run began; the copy in the run folder is used" in capsys.readouterr().err
     net.unlink()
-    assert build.model_spec(name, run).build(10).body[0].kernel_size == (3, 3)
+    assert model_specs.model_spec(name, run).build(10).body[0].kernel_size == (3, 3)
     assert f"{net} is gone since the run began" in capsys.readouterr().err
     with pytest.raises(FileError, match="model file is missing"):
-        build.model_spec(name, net.parent)
+        model_specs.model_spec(name, net.parent)
 
 
 FAULTS = [
@@ -137,5 +137,5 @@ def test_names_that_are_not_there(net: Path) -> None:
 def test_models_with_another_signature(net: Path, old: str, new: str, says: str) -> None:
     net.write_text(net.read_text().replace(old, new))
     with pytest.raises(UsageError, match=says) as caught:
-        build.model_spec(model_files.named(str(net)))
+        model_specs.model_spec(model_files.named(str(net)))
     assert "\n" not in str(caught.value)

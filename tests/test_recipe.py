@@ -134,7 +134,7 @@ def test_what_others_reported_changes_no_run() -> None:
 
 
 def test_the_option_of_another_loss_is_refused_with_the_losses_that_take_it(tmp_path: Path) -> None:
-    says = r"^loss.tau = 2.0 is not an option of focal \(options: focal_gamma, label_smoothing\); losses with this option: logit_adjustment$"
+    says = r"^loss.tau = 2.0 is not an option of focal \(options: focal_gamma, label_smoothing\); losses with this option: dbm, logit_adjustment$"
     with pytest.raises(UsageError, match=says):
         recipes.resolve("cnn_small", {"loss": "focal", "loss.tau": 2.0})
     (tmp_path / "r.toml").write_text("[loss]\nname = 'balanced_softmax'\ntau = 2.0\n")

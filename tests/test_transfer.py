@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,20 @@ def test_views_are_the_images_of_the_first_epochs(
     assert "images, 2 augmented views of each training image" in capsys.readouterr().err
     one, two = state(plain), state(viewed)
     assert [name for name in one if name.startswith("model.") and not torch.equal(one[name], two[name])] == []
+
+
+def test_the_time_of_a_run_includes_its_features(donor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = features.stored
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        time.sleep(2.5)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(features, "stored", slow)
+    run = training.train(frozen(donor), out=tmp_path / "run")
+    found = json.loads((run / "result.json").read_text())["seconds"]
+    epochs = sum(row["seconds"] for row in checkpoint.read_rows(run) if row["split"] == "train")
+    assert found >= epochs + 2.4
 
 
 def test_features_follow_the_view_of_an_epoch(donor: Path) -> None:

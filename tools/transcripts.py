@@ -50,14 +50,17 @@ def run(command: str, folder: Path) -> str:
 
 def shortened(output: str) -> str:
     """The output with ``...`` for the epochs between the first and the last, and for the middle of what is still too long."""
-    lines = [line.rstrip() for line in output.splitlines()]
-    epochs = [at for at, line in enumerate(lines) if line.startswith("train    epoch")]
-    done = [lines[at] for at in epochs if " · train " in lines[at]]  # the others are progress within an epoch
-    if len(done) > 2:
-        lines[epochs[0] : epochs[-1] + 1] = [done[0], "...", done[-1]]
+    lines = without_epochs([line.rstrip() for line in output.splitlines()])
     if len(lines) > SHOWN:
         lines = [*lines[:HEAD], "...", *lines[-TAIL:]]
     return "".join(f"{line}\n" for line in lines)
+
+
+def without_epochs(lines: list[str]) -> list[str]:
+    """The lines with ``...`` for those between the first and the last finished epoch."""
+    epochs = [at for at, line in enumerate(lines) if line.startswith("train    epoch")]
+    done = [lines[at] for at in epochs if " · train " in lines[at]]  # the others are progress within an epoch
+    return [*lines[: epochs[0]], done[0], "...", done[-1], *lines[epochs[-1] + 1 :]] if len(done) > 2 else lines
 
 
 def rewritten(page: Path) -> str:

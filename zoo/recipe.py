@@ -18,7 +18,7 @@ import tomli_w
 from zoo import model_files, recipe_text, registry
 from zoo.console import note
 from zoo.errors import UsageError, did_you_mean
-from zoo.recipe_tables import Data, Loss, Optim, Reported, Sampler, Schedule, loss_options
+from zoo.recipe_tables import Data, Distil, Loss, Optim, Reported, Sampler, Schedule, loss_options
 from zoo.recipe_text import Written, flatten
 from zoo.recipe_types import MOST, about, declared, not_allowed, option_type
 from zoo.spec import Option
@@ -68,6 +68,7 @@ class Recipe(msgspec.Struct, frozen=True):
     on_full: Annotated[Literal["stop", "keep-training"], about("action if the disk is full")] = "stop"
     data: Data = msgspec.field(default_factory=Data)
     loss: Loss = msgspec.field(default_factory=Loss)
+    distil: Distil = msgspec.field(default_factory=Distil)
     sampler: Sampler = msgspec.field(default_factory=Sampler)
     optim: Optim = msgspec.field(default_factory=Optim)
     schedule: Schedule = msgspec.field(default_factory=Schedule)
@@ -178,15 +179,33 @@ def same(one: Recipe, other: Recipe) -> bool:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """``lr=0.1`` as a full key and a TOML value; anything that is not a TOML value is a string.
+    """``lr=0.1`` as a full key and a TOML value; anything that is not a TOML value is a string, or a list where one is expected.
 
     >>> parse_override("lr=1e-3")
     ('optim.lr', 0.001)
+    >>> parse_override("augment=crop,v2:RandomRotation(degrees=(5, 9))")
+    ('data.augment', ['crop', 'v2:RandomRotation(degrees=(5, 9))'])
     """
     key, equals, value = text.partition("=")
     if not equals:
         raise UsageError(f"cannot read {text!r}; write settings as key=value, e.g. optim.lr=0.1")
-    return full_key(key.strip()), recipe_text.value(value)
+    name, found = full_key(key.strip()), recipe_text.value(value)
+    kind = options()[name].type
+    if kind.startswith("list") and not isinstance(found, list):
+        found = [part if kind == "list[str]" else recipe_text.value(part) for part in _listed(value)]
+    return name, found
+
+
+def _listed(text: str) -> list[str]:
+    """The parts between commas outside of brackets."""
+    depth, parts = 0, [""]
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
 
 
 def full_key(key: str) -> str:

@@ -92,6 +92,14 @@ class Loss(msgspec.Struct, frozen=True):
             self.options.setdefault(name, option.default)
 
 
+class Distil(msgspec.Struct, frozen=True):
+    """``[distil]``: finished runs whose outputs the model learns in addition to the labels (:mod:`zoo.training.distil`)."""
+
+    teacher: Annotated[list[str], about("finished runs to learn from, by name or folder")] = msgspec.field(default_factory=list)
+    weight: Annotated[float, about("weight of the distance to the teachers; the loss has 1 - weight", ge=0, le=1)] = 0.9
+    temperature: Annotated[float, about("temperature of the softmax of model and teachers", gt=0, le=1000)] = 4.0
+
+
 class Sampler(msgspec.Struct, frozen=True):
     """``[sampler]``: how often each sample is drawn (:func:`zoo.sampling.chances`)."""
 

@@ -22,7 +22,7 @@ from zoo.data._pixels import square
 from zoo.errors import DataError, FileError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, Split
-from zoo.training import build, checkpoint, freezing
+from zoo.training import build, checkpoint, freezing, model_specs
 from zoo.training.loop import predict
 from zoo.training.views import AveragedViews
 from zoo.weights import load_and_report
@@ -84,7 +84,7 @@ def create_model(
         raise TypeError(f"weights is {type(weights).__name__}; give 'default', a file, a run, or None for random weights")
     if not isinstance(freeze, (str, type(None))):
         raise TypeError(f"freeze is {type(freeze).__name__}; give a role such as 'conv', a glob over layers, or None")
-    spec = build.model_spec(model_files.named(name) if model_files.is_file(name) else name)
+    spec = model_specs.model_spec(model_files.named(name) if model_files.is_file(name) else name)
     model = spec.build(classes or spec.classes)
     fresh = load_and_report(model, str(weights or "none"), spec)
     freezing.freeze(model, freeze or "none", spec, fresh=fresh)
@@ -110,7 +110,7 @@ def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
         raise FileError(
             f"weights are for {header.model}, the recipe names {recipe.model} ({path}); restore the run's own weights"
         )
-    model = build.model_spec(recipe.model, path).build(len(header.classes))
+    model = model_specs.model_spec(recipe.model, path).build(len(header.classes))
     tensor_files.load_into(model, tensors, path)
     env = files.read_facts(path / "env.json")
     rows = checkpoint.read_rows(path)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import console, machine, model_files, ops, registry, sampling, weights
+from zoo import console, machine, ops, registry, sampling, weights
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _augment
@@ -21,9 +21,10 @@ from zoo.data._read import read
 from zoo.errors import DataError, DiskError, UsageError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec, Split
-from zoo.training import freezing, lint, optim
+from zoo.training import distil, freezing, lint, optim
 from zoo.training.batches import Batches
 from zoo.training.loop import DTYPES, Step
+from zoo.training.model_specs import model_spec, resized
 from zoo.training.processes import Team
 from zoo.training.session import Session, Settings
 
@@ -98,7 +99,7 @@ def session(
     _augment.check(recipe.data.augment)
     spec = model_spec(recipe.model, folder if resume else None)
     if recipe.data.size not in (0, spec.input[1]):
-        spec = _sized(recipe.model, spec, recipe.data.size)
+        spec = resized(recipe.model, spec, recipe.data.size)
     classes = len(data.classes) if data else registry.entry("data", recipe.data.name)["classes"]
     start = _model(recipe, spec, classes or spec.classes)
     data = data or dataset(recipe, spec.input[1])
@@ -113,13 +114,15 @@ def session(
     sampler = build_sampler(recipe, data.train.targets, index)
     built, weight = (loss, None) if loss is not None else build_loss(recipe, counts)
     batches, val, test = _batches(recipe, data, index, sampler, spec.input[1], place, team)
+    learned = _teachers(recipe, data, spec.input[1], place)
     ema = optim.Ema(model, recipe.ema) if recipe.ema else None
     make_optimizer = partial(_optimizer, recipe, model, spec)
     after = partial(ema.update, model) if ema else None
     lr, plateau = _rates(recipe, batches.steps, watched=val is not None)
     made = Session(
         folder=folder,
-        identity={"model": recipe.model, "classes": len(data.classes), "optimizer": recipe.optim.name},
+        identity={"model": recipe.model, "classes": len(data.classes), "optimizer": recipe.optim.name}
+        | ({"teachers": [teacher.digest for teacher in learned.teachers]} if learned else {}),
         data=data,
         spec=spec,
         model=model,
@@ -127,7 +130,7 @@ def session(
         batches=batches,
         val=val,
         test=test,
-        step=_step(recipe, make_optimizer(), lr, len(data.classes), place, team, after=after, sampler=sampler),
+        step=_step(recipe, make_optimizer(), lr, len(data.classes), place, team, after=after, sampler=sampler, learned=learned),
         make_optimizer=make_optimizer,
         frozen=start.frozen,
         plan=start.plan,
@@ -183,36 +186,6 @@ def freeze_lines(recipe: Recipe) -> list[str]:
     random = recipe.weights == "none" and not recipe.allow_random_frozen
     table = freezing.freeze(model, recipe.freeze, spec, fresh=tuple(model.state_dict()) if random else ())
     return freezing.lines(table, plan)
-
-
-def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
-    """The spec of a registered model, of any timm model as ``timm/<name>``, or of one in a file as ``FILE.py:NAME``.
-
-    ``stored`` is the folder of the model's run.
-    """
-    if model_files.is_file(name):
-        return model_files.spec(name, stored)
-    if name.startswith("timm/"):
-        from zoo.models import timm_nets
-
-        return timm_nets.timm_spec(name)
-    return registry.find("models", name)
-
-
-def _sized(name: str, spec: ModelSpec, size: int) -> ModelSpec:
-    """The spec with an input of ``size`` x ``size`` pixels; UsageError if the model cannot run on it (tried on torch's meta device)."""
-    resized = replace(spec, input=(spec.input[0], size, size), macs=0)  # not counted at this size
-    try:
-        with torch.device("meta"):
-            spec.build(2)(torch.zeros(2, *resized.input))
-    except NotImplementedError:  # a user's network may read values, which meta tensors lack
-        return resized
-    except Exception as error:
-        why = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UsageError(
-            f"{name} does not take images of {size} pixels (data.size, {why[:100]}); use {spec.input[1]}"
-        ) from error
-    return resized
 
 
 def dataset(recipe: Recipe, size: int) -> DataSet:
@@ -352,7 +325,7 @@ def resumed_schedule(old: Recipe, new: Recipe, made: Session) -> list[str]:
 
 def _step(
     recipe: Recipe, optimizer: torch.optim.Optimizer, lr: Callable[[int], float], classes: int, place: Place, team: Team,
-    *, after: Callable[[], None] | None, sampler: sampling.Sampler | None,
+    *, after: Callable[[], None] | None, sampler: sampling.Sampler | None, learned: distil.Distillation | None,
 ) -> Step:  # fmt: skip
     return Step(
         optimizer=optimizer,
@@ -363,10 +336,22 @@ def _step(
         seed=recipe.seed,
         after=after,
         mix=_mix(recipe, classes, place.device) if recipe.mixup or recipe.cutmix else None,
+        distil=learned,
         scaler=torch.amp.GradScaler("cuda") if place.precision == "fp16" else None,
         see=sampler.see if sampler else None,
         team=team,
     )
+
+
+def _teachers(recipe: Recipe, data: DataSet, size: int, place: Place) -> distil.Distillation | None:
+    """The finished runs that the recipe learns from."""
+    if not recipe.distil.teacher:
+        return None
+    found = distil.read(
+        recipe.distil.teacher, data, size, place.device, held=(recipe.data.val, recipe.seed),
+        make=lambda name, folder, classes: model_spec(name, folder).build(classes),
+    )  # fmt: skip
+    return distil.Distillation(found, recipe.distil.weight, recipe.distil.temperature)
 
 
 def _mix(recipe: Recipe, classes: int, device: torch.device) -> Callable[[Tensor, Tensor, np.ndarray], tuple[Tensor, Tensor]]:

@@ -52,6 +52,8 @@ class StateHeader(tensor_files.Header):
     model: str | None = None
     classes: int | None = None
     optimizer: str | None = None
+    teachers: list[str] | None = None
+    """Digests of the weights that are distilled."""
     threads: int | None = None
     torch: str | None = None
     device: str | None = None

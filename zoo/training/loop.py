@@ -19,6 +19,7 @@ from zoo import ops
 from zoo.console import SILENT_SECONDS, counted
 from zoo.errors import DivergedError
 from zoo.training.batches import Batch, Batches
+from zoo.training.distil import Distillation
 from zoo.training.processes import Team
 
 SKIPS = 50
@@ -63,6 +64,7 @@ class Step:
     """Called after each update (weight averaging)."""
     mix: Callable[[Tensor, Tensor, np.ndarray], tuple[Tensor, Tensor]] | None = None
     """Blends inputs (N, 3, H, W) and targets (N,) to soft targets (N, C) with the batch's draws (mixup, cutmix)."""
+    distil: Distillation | None = None
     scaler: Any = None
     see: Callable[[np.ndarray, np.ndarray], None] | None = None
     """Receives the positions (N,) of a batch and p_t (N,) of each sample (focal sampler)."""
@@ -138,6 +140,8 @@ def _gradients(model: nn.Module, loss: nn.Module, step: Step, batch: Batch, samp
         logits = model(inputs)
     logits = step.team.whole(logits.float(), n)
     value, p = _loss(loss, logits, wanted, targets) if step.see else (loss(logits, wanted), None)
+    if step.distil is not None:
+        value = step.distil.blend(value, logits, _taught(step.distil, step, inputs, n))
     number = value.item()
     if not np.isfinite(number):
         if value.is_cuda:
@@ -148,6 +152,12 @@ def _gradients(model: nn.Module, loss: nn.Module, step: Step, batch: Batch, samp
     if step.see is not None and p is not None:
         step.see(chosen, p.cpu().numpy())
     return number, int((logits.detach().argmax(1) == targets).sum())
+
+
+def _taught(distil: Distillation, step: Step, inputs: Tensor, n: int) -> Tensor:
+    """Targets (n, C) of the teachers for the whole batch, from this process's inputs of it."""
+    with autocast(step.device, step.precision):
+        return step.team.whole(distil.targets(inputs), n)
 
 
 def _loss(loss: Any, logits: Tensor, wanted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -389,7 +389,9 @@ class Session:
     def store_features(self) -> None:
         """Train on stored features if all layers before the head are frozen and the images are the same in every epoch; print the decision."""
         obstacle = "several processes train" if self.team.size > 1 else ""
-        if self.step.mix or (self.batches.augment and not self.batches.views):
+        if self.step.distil:
+            obstacle = "the teachers need images"
+        elif self.step.mix or (self.batches.augment and not self.batches.views):
             obstacle = (
                 "each epoch changes the images (data.augment, mixup, cutmix); data.views=4 stores four views of each image"
             )

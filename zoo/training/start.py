@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ def train_in(
         print_lines(build.resumed_schedule(old, recipe, session))
         team.broadcast(lambda: _write_recipe(session, recipe))
         team.broadcast(lambda: describe.announce(session, build.choices(recipe, session, place), findings, command))
+        began = time.monotonic()
         session.store_features()
+        session.at.seconds += time.monotonic() - began
         with stop.after_the_step():
             session.fit(stop, on_epoch if team.leads else None)
         logits, targets, header = session.tested()

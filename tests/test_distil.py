@@ -1,0 +1,138 @@
+"""A run learns from finished runs: the distance to them, what fits, and resuming with the same bits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests_support import digests, small
+from torch import nn
+
+from zoo import training
+from zoo.errors import FileError, UsageError, ZooError
+from zoo.training import build, distil, session
+from zoo.training.processes import Team
+from zoo.training.signals import Interrupted
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two finished runs."""
+    root = tmp_path_factory.mktemp("teachers")
+    return [training.train(small("epochs=2", f"seed={seed}"), out=root / f"t{seed}") for seed in range(2)]
+
+
+def learning(teachers: list[Path], *settings: str) -> Any:
+    return small(f"distil.teacher=[{', '.join(repr(str(path)) for path in teachers)}]", *settings)
+
+
+def stopped(recipe: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until a signal arrives in the third step."""
+    real, steps = session.train_epoch, iter(range(3))
+
+    def stopping(*arguments: Any, watch: Any, **options: Any) -> Any:
+        def counted(number: int, totals: Any) -> None:
+            if next(steps, 0) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            watch(number, totals)
+
+        return real(*arguments, watch=counted, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "train_epoch", stopping)
+        with pytest.raises(Interrupted):
+            training.train(recipe, out=out)
+
+
+def test_the_distance_is_hintons() -> None:
+    """T^2 times the divergence of the mean of the teachers, in float64 by its definition."""
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Flatten(), nn.Linear(12, 5)) for _ in range(2)]
+    known = [distil.Teacher(net, torch.ones(1, 3, 1, 1), torch.zeros(1, 3, 1, 1), "") for net in nets]
+    made = distil.Distillation(known, weight=0.7, temperature=3.0)
+    images, logits, loss = torch.randn(4, 3, 2, 2), torch.randn(4, 5, requires_grad=True), torch.tensor(2.0)
+    q = torch.stack([(net(images).double() / 3).softmax(1) for net in nets]).mean(0)
+    p = (logits.double() / 3).softmax(1)
+    expected = 0.3 * 2 + 0.7 * 9 * (q * (q.log() - p.log())).sum(1).mean()
+    got = made.blend(loss, logits, made.targets(images))
+    assert float(got.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert not made.targets(images).requires_grad
+
+
+def test_a_teacher_sees_its_own_normalisation(teachers: list[Path]) -> None:
+    """A run with other statistics gives a teacher the images that it was trained on."""
+    changed = learning(teachers, "data.mean=[0.1, 0.2, 0.3]", "data.std=[0.5, 0.6, 0.7]")
+    made, _ = build.session(changed, Path("unused"), build.place(changed, Team()), Team())
+    plain = small()
+    reference, _ = build.session(plain, Path("unused"), build.place(plain, Team()), Team())
+    assert made.step.distil is not None
+    teacher = made.step.distil.teachers[0]
+    images = next(made.test.epoch(0)).inputs[:8].float()
+    expected = teacher.model(next(reference.test.epoch(0)).inputs[:8].float())
+    torch.testing.assert_close(teacher(images), expected, rtol=0.05, atol=0.05)
+    assert not teacher.model.training
+
+
+def test_a_student_comes_closer_to_its_teachers(teachers: list[Path], tmp_path: Path) -> None:
+    """With weight 1 the labels are not used, and the distance to the teachers falls."""
+    run = training.train(learning(teachers, "distil.weight=1", "epochs=3"), out=tmp_path / "s")
+    losses = [row["loss"] for row in training.checkpoint.read_rows(run) if row["split"] == "train"]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_a_stopped_run_goes_on_with_the_same_bits(
+    teachers: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = learning(teachers, "epochs=2", "mixup=0.2")
+    whole = training.train(recipe, out=tmp_path / "whole")
+    stopped(recipe, tmp_path / "part", monkeypatch)
+    training.train(recipe, out=tmp_path / "part", resume=True)
+    assert digests(whole) == digests(tmp_path / "part")
+
+
+def test_other_teachers_are_refused_on_resuming(teachers: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest of a teacher's weights belongs to the run."""
+    mine = shutil.copytree(teachers[0], tmp_path / "mine")
+    recipe = learning([mine], "epochs=2")
+    stopped(recipe, tmp_path / "part", monkeypatch)
+    shutil.copy(teachers[1] / "weights.safetensors", mine / "weights.safetensors")
+    with pytest.raises(FileError, match="checkpoint is"):
+        training.train(recipe, out=tmp_path / "part", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["distil.teacher=nobody"], "no run 'nobody'"),
+        (["distil.temperature=0"], "distil.temperature = 0 is not allowed"),
+        (["distil.weight=1.5"], "distil.weight = 1.5 is not allowed"),
+    ],
+)
+def test_wrong_settings(settings: list[str], says: str, tmp_path: Path) -> None:
+    with pytest.raises(ZooError, match=says):
+        training.train(small(*settings), out=tmp_path / "r")
+
+
+def test_a_teacher_that_does_not_fit(teachers: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"teacher takes images of 32 pixels, the model of 40 \(distil.teacher, .*set data.size=32"
+    ):
+        training.train(learning(teachers, "data.size=40", "data.augment=[]"), out=tmp_path / "a")
+    broken = shutil.copytree(teachers[0], tmp_path / "unfinished")
+    (broken / "weights.safetensors").unlink()
+    with pytest.raises(FileError, match=r"teacher has no weights \(.*unfinished\); finish its training"):
+        training.train(learning([broken]), out=tmp_path / "b")
+
+
+def test_a_teacher_that_learned_the_validation_images(teachers: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    other = learning(teachers[:1], "seed=7")
+    build.session(other, Path("unused"), build.place(other, Team()), Team())
+    assert "warning  teacher t0 held out other images" in capsys.readouterr().err
+    same = learning(teachers[:1])
+    build.session(same, Path("unused"), build.place(same, Team()), Team())
+    assert "held out other images" not in capsys.readouterr().err

@@ -1,0 +1,42 @@
+"""The spec of a model by its name, and for images of another size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from zoo import model_files, registry
+from zoo.errors import UsageError
+from zoo.spec import ModelSpec
+
+
+def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
+    """The spec of a registered model, of any timm model as ``timm/<name>``, or of one in a file as ``FILE.py:NAME``.
+
+    ``stored`` is the folder of the model's run.
+    """
+    if model_files.is_file(name):
+        return model_files.spec(name, stored)
+    if name.startswith("timm/"):
+        from zoo.models import timm_nets
+
+        return timm_nets.timm_spec(name)
+    return registry.find("models", name)
+
+
+def resized(name: str, spec: ModelSpec, size: int) -> ModelSpec:
+    """The spec with an input of ``size`` x ``size`` pixels; UsageError if the model cannot run on it, tried without memory."""
+    resized = replace(spec, input=(spec.input[0], size, size), macs=0)  # its operations are not counted
+    try:
+        with torch.device("meta"):
+            spec.build(2)(torch.zeros(2, *resized.input))
+    except NotImplementedError:  # a user's network may do what needs values
+        return resized
+    except Exception as error:
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UsageError(
+            f"{name} does not take images of {size} pixels (data.size, {why[:100]}); use {spec.input[1]}"
+        ) from error
+    return resized
