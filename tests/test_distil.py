@@ -13,6 +13,7 @@ import torch
 from tests_support import digests, small
 from torch import nn
 
+from zoo import recipe as recipes
 from zoo import training
 from zoo.errors import FileError, UsageError, ZooError
 from zoo.training import build, distil, session
@@ -136,3 +137,18 @@ def test_a_teacher_that_learned_the_validation_images(teachers: list[Path], caps
     same = learning(teachers[:1])
     build.session(same, Path("unused"), build.place(same, Team()), Team())
     assert "held out other images" not in capsys.readouterr().err
+
+
+def test_a_run_with_relative_paths_resumes_from_another_folder(
+    teachers: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights and teachers are found whatever the working directory is."""
+    monkeypatch.chdir(teachers[0].parent)
+    recipe = small("weights=t1", "distil.teacher=t0", "epochs=2")
+    stopped(recipe, tmp_path / "run", monkeypatch)
+    monkeypatch.chdir("/")
+    resumed = recipes.read(tmp_path / "run" / "recipe.toml")
+    training.train(resumed, out=tmp_path / "run", resume=True)
+    monkeypatch.chdir(teachers[0].parent)
+    assert recipes.differences(resumed, recipes.located(recipe)) == []
+    training.train(small("weights=t1", "distil.teacher=t0", "epochs=3"), out=tmp_path / "run", resume=True)

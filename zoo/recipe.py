@@ -136,6 +136,18 @@ def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     return _typed(_of_loss(flatten(_tree(recipe)), values.get("loss.name")) | values)
 
 
+def located(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths of the files and folders that it names, so that its run can be resumed from any folder."""
+
+    def place(name: str) -> str:
+        path = Path(name).expanduser()
+        return str(path.absolute()) if name not in ("", "none", "default") and path.exists() else name
+
+    data = msgspec.structs.replace(recipe.data, dir=place(recipe.data.dir))
+    distil = msgspec.structs.replace(recipe.distil, teacher=[place(name) for name in recipe.distil.teacher])
+    return msgspec.structs.replace(recipe, weights=place(recipe.weights), data=data, distil=distil)
+
+
 def check(recipe: Recipe) -> None:
     """UsageError unless the settings are consistent; separate from :func:`resolve` because a sweep changes one at a time."""
     loss, data = recipe.loss, recipe.data
