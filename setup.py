@@ -45,7 +45,7 @@ PROBES = {  # tried in this order; the first that does not compile determines th
     "C++17; install a newer g++ or clang and reinstall",
     "#include <Python.h>\n": "Python.h is missing; install Python's headers (apt install python3-dev) and reinstall",
 }
-OLDEST = "cp311"  # the oldest Python that a wheel is for, as requires-python says
+OLDEST = "cp311"  # the oldest Python that a wheel supports, as in requires-python
 UNWRITTEN = "source file missing"
 reasons: dict[str, str] = {}
 

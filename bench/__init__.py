@@ -88,7 +88,7 @@ def command(what: str | Path | Sequence[str] | None = None, request: Request = R
         module = importlib.import_module(f"zoo.bench.{request.kind}")
         budget.imports = budget.elapsed()
         path = module.main(request.quick, _known(targets), **options)
-    _tell(module, path, began, as_json=request.as_json)
+    _print_result(module, path, began, as_json=request.as_json)
     return path
 
 
@@ -135,7 +135,7 @@ def _known(targets: Sequence[str | Path]) -> list[str]:
     return found
 
 
-def _tell(module: Any, path: Path, began: float, *, as_json: bool) -> None:
+def _print_result(module: Any, path: Path, began: float, *, as_json: bool) -> None:
     """Print the table and the paths of pictures drawn since ``began``: older ones may have similar names."""
     from zoo import report, tables
     from zoo.bench import _timing

@@ -1,4 +1,4 @@
-"""Reported experiments beside the recipes that ask the same question with other weights (``reported.analogue``)."""
+"""Reported experiments next to recipes for the same question with other weights (``reported.analogue``)."""
 
 from __future__ import annotations
 

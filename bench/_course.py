@@ -33,17 +33,17 @@ def rows(folder: Path, facts: Mapping[str, Any], reported: Reported) -> list[dic
     if not train or not any(name in train[-1] for name in COLUMNS):
         return []
     every = recipe.read(folder / "recipe.toml").loss.options.get("rescale_every", 5)
-    theirs = {point.epoch: point for point in reported.course}
+    reported_at = {point.epoch: point for point in reported.course}
     made = []
     for row in train:
-        if row["epoch"] % every and row["epoch"] not in theirs and row is not train[-1]:
+        if row["epoch"] % every and row["epoch"] not in reported_at and row is not train[-1]:
             continue
-        told = theirs.get(row["epoch"])
+        point = reported_at.get(row["epoch"])
         made.append(
             {name: facts[name] for name in ("recipe", "digest", "run", "seed")}
             | {"epoch": row["epoch"]}
             | {name: round(row[name], 5) if name in row else "" for name in COLUMNS}
-            | {f"reported_{name}": getattr(told, name) or "" if told else "" for name in COLUMNS}
+            | {f"reported_{name}": getattr(point, name) or "" if point else "" for name in COLUMNS}
             | {name: facts[name] for name in _timing.ENVIRONMENT}
         )
     return made
@@ -58,10 +58,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
         group = [row for row in rows if row["epoch"] == epoch]
         cells.append([epoch])
         for name in shown:
-            told = group[0][f"reported_{name}"]
+            published = group[0][f"reported_{name}"]
             cells[-1] += [
                 _cell(name, statistics.fmean(float(row[name]) for row in group)),
-                _cell(name, float(told)) if told else "",
+                _cell(name, float(published)) if published else "",
             ]
     return tables.make(columns, cells)
 

@@ -37,7 +37,9 @@ def picture(name: str, by: Mapping[int, Sequence[Row]]) -> Figure:
         values = {number: [100 * float(row[key]) for row in group] for number, group in by.items()}
         for number in numbers:
             axes.plot([number] * len(values[number]), values[number], ".", color=colour, alpha=0.4)
-        axes.plot(numbers, [statistics.mean(values[number]) for number in numbers], marker + "-", color=colour, label=label)
+        means = [statistics.mean(values[number]) for number in numbers]
+        inside = "none" if marker == "o" else colour  # hollow circles do not hide the diamonds
+        axes.plot(numbers, means, marker + "-", color=colour, label=label, markersize=7, markerfacecolor=inside)
         if 0 in by:
             axes.axhline(statistics.mean(values[0]), color=colour, linestyle="--", linewidth=1)
     axes.set_xscale("log")

@@ -195,7 +195,7 @@ def bound(session: Any, inputs: Tensor, answer: np.ndarray) -> Call:
     binding.bind_output(session.get_outputs()[0].name, *place, answer.dtype.type, tuple(outputs.shape), outputs.data_ptr())
 
     def call() -> Tensor:
-        assert inputs.is_contiguous()  # and holds the tensor that is read
+        assert inputs.is_contiguous()  # the closure also keeps the tensor alive
         session.run_with_iobinding(binding)
         return outputs
 

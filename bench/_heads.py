@@ -18,7 +18,7 @@ PASS = "layer and loss, forward+backward"
 BASE = "F.linear, F.cross_entropy"
 OWN = ("F.linear, zoo gamma 0", "F.linear, zoo gamma 0 in place")
 PEERS = ("F.linear_cross_entropy", "F.linear_cross_entropy chunked", "Liger linear_cross_entropy")
-"""Those that may fail on this machine and are then left out."""
+"""Contenders that may fail on this machine and are then skipped."""
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -131,7 +131,7 @@ class Handed(torch.autograd.Function):
 
 
 def absent(device: str) -> list[str]:
-    """Why peers that people name have no rows on ``device``, a line each."""
+    """Reasons why well-known implementations have no rows on ``device``, one line each."""
     peers = {
         "Liger": ("liger_kernel", "its kernels are in Triton, which needs a GPU"),
         "mmcv": ("mmcv", "its softmax_focal_loss has no CPU kernel"),

@@ -113,9 +113,9 @@ def draw_accuracy(path: Path, title: str, note: str, lines: Sequence[Line]) -> N
     plain_ticks(left.xaxis, left.get_xlim())
     left.set_yticks(range(len(rows)), [line.name for line, _ in rows])
     left.set_ylim(len(rows) - 0.5, -0.5)
-    left.set_xlabel(f"median latency at batch {smallest:g}, ms (bar: to the 95th percentile)", fontsize=9)
+    left.set_xlabel(f"median latency at batch {smallest:g}, ms (bar: to p95)", fontsize=9)
     right.set_xlabel("test accuracy, % (bar: 95 % interval)", fontsize=9)
-    finish(figure, path, title, note + _mark(lines))
+    finish(figure, path, title, note + ("; hollow: noisy" if any(line.noisy[n] for line, n in rows) else ""))
 
 
 def draw_front(path: Path, title: str, note: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -181,7 +181,7 @@ def finish(figure: Figure, path: Path, title: str, note: str) -> None:
         axes.title.set_fontsize(9)
         if axes.get_yscale() == "log":
             plain_ticks(axes.yaxis, axes.get_ylim())
-        axes.tick_params(which="minor", labelsize=7)
+        axes.tick_params(which="minor", labelsize=8, pad=5)  # in line with the labels of the longer major ticks
     figure.suptitle(title, fontsize=11)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:

@@ -75,7 +75,7 @@ class Tuned:
         return Ready(parts[chosen], settings="; ".join([self.waits, *([f"in {chosen} parts"] if chosen > 1 else [])]))
 
     def _choose_waiting(self, images: np.ndarray) -> None:
-        if self.threads == 1:  # nobody waits
+        if self.threads == 1:  # no thread waits for others
             self.waits = "one thread"
             return
         other = self._open(spin=False)

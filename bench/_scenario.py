@@ -111,7 +111,7 @@ def poisson(query: Callable[[np.ndarray], object], rate: float, pool: int, secon
     due = np.cumsum(rng.exponential(1e9 / rate, count))
     chosen, found = rng.integers(0, pool, (count, 1)), np.empty(count)
     clock = time.perf_counter_ns
-    with _timing.no_collection():  # which collects first, and that takes its time
+    with _timing.no_collection():  # collects garbage first, which takes a while
         start = clock()
         for number in range(count):
             if (wait := start + due[number] - clock()) > 0:

@@ -145,7 +145,7 @@ def _processes(setup: Setup, file: Path, images: np.ndarray) -> Iterator[Load]:
 def _rows(model: str, batch: int, found: Mapping[Setup, list[list[np.ndarray]]]) -> list[dict[str, Any]]:
     rows, environment = [], _timing.environment()
     for setup, rounds in found.items():
-        # each worker's own rate, so that the last call of one, which ends after the others', is no loss
+        # rate of each worker over its own time, as their last calls do not end together
         speeds = np.array([sum(len(times) / times.sum() for times in workers) * batch * 1e9 for workers in rounds])
         times = np.concatenate([part for workers in rounds for part in workers]) / 1e6
         low, high = _timing.bootstrap(speeds)

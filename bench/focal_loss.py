@@ -1,6 +1,6 @@
 """Speed and accuracy of the focal loss: zoo's op against eager, compiled and other implementations, with a copy of the bytes as the limit.
 
-torch.compile compiles for one number of threads, so it runs at the largest only; the kernels of lesser
+torch.compile compiles for one number of threads, so it runs at the largest only; the kernels of narrower
 instruction sets run at :data:`SETS_AT`, in float32. Rows whose pass is :data:`STEP` are whole training steps, with the share
 of the loss. The benchmark takes about ten minutes on two cores.
 """
@@ -153,24 +153,24 @@ def _timed(case: Case, able: Sequence[Able], threads: int, seconds: float, *, co
     logits, target, weight = case.logits, case.target, case.weight
     n, c = logits.shape
     common = {"n": n, "c": c, "dtype": case.dtype, "threads": threads}
-    told = {each.contender.name: each for each in able if compiled or not each.contender.name.startswith("torch.compile")}
+    usable = {each.contender.name: each for each in able if compiled or not each.contender.name.startswith("torch.compile")}
     rows = []
     for backward in (False, True):
-        calls = {name: _call(each.contender, case, backward) for name, each in told.items()}
+        calls = {name: _call(each.contender, case, backward) for name, each in usable.items()}
         sets = backward and case.dtype == "fp32" and (n, c) in SETS_AT
         calls |= _losses.kernels_of(logits, target, weight, backward=backward, sets=sets)
         calls[EMPTY] = _losses.empty_of(logits, backward=backward)
         calls[COPY] = _losses.copy_of(logits, target, backward=backward)
         calls[COPY_SHARES] = _losses.copy_of(logits, case.shares, backward=backward)
-        peaks = {name: told[name].peak[backward] if name in told else _peak(call) for name, call in calls.items()}
+        peaks = {name: usable[name].peak[backward] if name in usable else _peak(call) for name, call in calls.items()}
         warmup = 0 if logits.numel() > LARGE else 2  # one call precedes the timing anyway
         sync = torch.cuda.synchronize if logits.is_cuda else None
         samples = _timing.interleave(calls, seconds=seconds, warmup=warmup, sync=sync)
         for name in samples:
             row = common | {"kernel": _kernel(name), "pass": "forward+backward" if backward else "forward", "contender": name}
-            soft = name == COPY_SHARES or (name in told and told[name].contender.formula in SOFT)
+            soft = name == COPY_SHARES or (name in usable and usable[name].contender.formula in SOFT)
             moved = logits.nbytes * (1 + backward) + (case.shares if soft else target).nbytes
-            row |= _facts(told.get(name)) | _numbers(name, samples, moved, COPY_SHARES if soft else COPY)
+            row |= _facts(usable.get(name)) | _numbers(name, samples, moved, COPY_SHARES if soft else COPY)
             row |= {"peak_mb": peaks[name], "loss_share": ""}
             rows.append({key: _timing.rounded(value) for key, value in row.items()} | _timing.environment(logits.device))
     return rows
@@ -341,7 +341,7 @@ def figure(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Time per logit of forward and backward against N x C, few and many classes in panels, with the copy as dashed line.
 
     Time per logit spans fewer decades than time, so that close contenders stay apart; later lines are thinner, so that
-    a covered one shows. Kernels of lesser instruction sets are in the table only.
+    a covered one shows. Kernels of narrower instruction sets are only in the table.
     """
     most, dtype = max(int(row["threads"]) for row in rows), rows[0]["dtype"]
     shown = [row for row in rows if (int(row["threads"]), row["dtype"], row["pass"]) == (most, dtype, "forward+backward")]

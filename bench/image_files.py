@@ -31,7 +31,7 @@ MODEL = '''from torch import Tensor, nn
 
 
 class Smallest(nn.Module):
-    """One convolution and a linear layer: hardly any memory or time of its own."""
+    """One convolution and a linear layer, which take little memory and time."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()

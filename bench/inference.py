@@ -78,8 +78,8 @@ def main(
                 names.append(subject.name)
                 folders.append(subject.folder)
                 sizes = fitting(subject, batches, asked)
-                if subject.run is not None and (said := _accuracy.of_run(subject.run)):
-                    print_line(f"accuracy {said}; the table has the accuracy of each contender in its own precision")
+                if subject.run is not None and (accuracy := _accuracy.of_run(subject.run)):
+                    print_line(f"accuracy {accuracy}; the table has the accuracy of each contender in its own precision")
                 for place in places:
                     with _session.boundary(next(iter(subject.files.values())).name):
                         bench = _Bench(subject, place, used, quick, bool(devices), allow_cpu_fallback, budget)
@@ -212,7 +212,7 @@ class _Bench:
             found += _contenders.of_pytorch(subject.build, self.device, compiled=compiled, file_mb=subject.weights_mb)
             if not compiled:
                 print_line("skipped  torch.compile (it takes minutes)")
-            if self.place.fell:  # the CPU has rows of its own
+            if self.place.fell:  # the CPU has separate rows
                 found = [replace(each, name=each.name + _gpu.FELL) for each in found]
         try:
             device = torch.device("cuda") if self.place.fell else self.device

@@ -170,42 +170,42 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One line per recipe: mean and standard deviation over seeds, and the 95 % interval (over images for one seed)."""
     columns = ("recipe", "data", ">test %", "95 % interval", ">reported %", ">difference")
     cells = [
-        (key[0], _data(group[0]), *_spread(group), tables.percent(_theirs(group[0])), _apart(group))
+        (key[0], _data(group[0]), *_spread(group), tables.percent(_published(group[0])), _apart(group))
         for key, group in _groups(rows).items()
     ]
     return tables.make(columns, cells)
 
 
 def classes(folders: Sequence[Path], reported: recipes.Reported) -> Table | None:
-    """One line per class: the mean of our runs and the reported value; None without reported values."""
-    ours: dict[str, list[float]] = {}
+    """One line per class: the mean of the measured runs and the reported value; None without reported values."""
+    measured: dict[str, list[float]] = {}
     for folder in folders:
         for row in csv_files.read(folder / "per_class.csv"):
-            ours.setdefault(row["class"], []).append(float(row["accuracy"] or "nan"))
-    if len(ours) != len(reported.classes):
+            measured.setdefault(row["class"], []).append(float(row["accuracy"] or "nan"))
+    if len(measured) != len(reported.classes):
         return None
     cells = [
         (
             name,
             report.spread(shares).partition(" (")[0],
-            tables.percent(theirs),
-            f"{100 * (statistics.mean(shares) - theirs):+.1f}",
+            tables.percent(published),
+            f"{100 * (statistics.mean(shares) - published):+.1f}",
         )
-        for (name, shares), theirs in zip(ours.items(), reported.classes)
+        for (name, shares), published in zip(measured.items(), reported.classes)
     ]
     return tables.make(("class", ">test %", ">reported %", ">difference"), cells)
 
 
 def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Notes on each recipe: source of the reported value, known differences, warnings of the linter."""
-    told: dict[str, None] = {}
+    lines: dict[str, None] = {}
     for row in rows:
         kinds = {"reported": row["source"], "note": row["note"], "lint": row["lint"]}
-        told |= {f"{kind:9} {row['recipe']}: {text}": None for kind, text in kinds.items() if text}
-    return list(told)
+        lines |= {f"{kind:9} {row['recipe']}: {text}": None for kind, text in kinds.items() if text}
+    return list(lines)
 
 
-def _theirs(row: Mapping[str, Any]) -> float | None:
+def _published(row: Mapping[str, Any]) -> float | None:
     return float(row["reported"]) if row.get("reported") else None
 
 
@@ -215,18 +215,18 @@ def difference(group: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]
     With several seeds: a prediction interval for one more run (t over seeds), since the reported value is one run. With one
     seed: Newcombe's interval of two independent shares (1998, method 10), both of as many images.
     """
-    theirs = _theirs(group[0])
-    if theirs is None:
+    published = _published(group[0])
+    if published is None:
         return None
-    apart = statistics.mean(_shares(group)) - 100 * theirs
+    apart = statistics.mean(_shares(group)) - 100 * published
     if len(group) > 1:
         half = _t(len(group)) * statistics.stdev(_shares(group)) * (1 + 1 / len(group)) ** 0.5
         return apart, apart - half, apart + half
     n = int(group[0]["n"])
-    ours, (low, high) = float(group[0]["accuracy"]), _ends(group)
-    below, above = metrics.wilson(round(theirs * n), n)
-    down = math.hypot(100 * ours - low, 100 * (above - theirs))
-    up = math.hypot(high - 100 * ours, 100 * (theirs - below))
+    measured, (low, high) = float(group[0]["accuracy"]), _ends(group)
+    below, above = metrics.wilson(round(published * n), n)
+    down = math.hypot(100 * measured - low, 100 * (above - published))
+    up = math.hypot(high - 100 * measured, 100 * (published - below))
     return apart, apart - down, apart + up
 
 
@@ -281,14 +281,14 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
     note = "interval: 95 %, Student's t over n seeds, or Wilson over the test images if n = 1"
     handles, labels = _legend(
         seeds=any(len(group) > 1 for panel in titled.values() for _, group in panel),
-        reported=any(_theirs(group[0]) for panel in titled.values() for _, group in panel),
+        reported=any(_published(group[0]) for panel in titled.values() for _, group in panel),
     )
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False, title=note, title_fontsize=8)
     return figure
 
 
 def _labels(panel: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> list[str]:
-    """Names with the number of seeds, without the weights where these tell no two recipes apart."""
+    """Names with the number of seeds, without the weights if these do not distinguish two recipes."""
     short = [re.sub(r" weights=\S+", "", name) for name, _ in panel]
     names = short if len(set(short)) == len(short) else [name for name, _ in panel]
     return [f"{shown(name, 64)}  n={len(group)}" for name, (_, group) in zip(names, panel)]
@@ -315,10 +315,10 @@ def _line(axes: Axes, at: int, group: Sequence[Mapping[str, Any]]) -> list[float
     middle = statistics.mean(shares)
     whiskers = [[max(middle - low, 0)], [max(high - middle, 0)]]
     axes.errorbar([middle], [at], xerr=whiskers, marker="D", markersize=5, color=_draw.BLUE, capsize=3)
-    theirs = [100 * share] if (share := _theirs(group[0])) else []
-    if theirs:
-        axes.plot(theirs, [at], "s", markersize=6, markerfacecolor="none", color=_draw.ORANGE)
-    return [*shares, *theirs, low, high]
+    published = [100 * share] if (share := _published(group[0])) else []
+    if published:
+        axes.plot(published, [at], "s", markersize=6, markerfacecolor="none", color=_draw.ORANGE)
+    return [*shares, *published, low, high]
 
 
 def _shares(group: Sequence[Mapping[str, Any]]) -> list[float]:

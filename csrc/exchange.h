@@ -1,6 +1,5 @@
-// Access to Python's tensors through DLPack's C exchange API (https://dmlc.github.io/dlpack, major version 1; torch has it
-// since
-// 2.10): the fields of a tensor for the cost of a C call, independent of torch's version. Only the used parts are declared.
+// Access to Python's tensors through DLPack's C exchange API (https://dmlc.github.io/dlpack, major version 1; in torch since
+// 2.10): reads the fields of a tensor for the cost of a C call, with any version of torch. Only the used parts are declared.
 #pragma once
 
 #include <Python.h>
@@ -37,7 +36,7 @@ struct Exchange {  // DLPackExchangeAPI
 
 const Exchange* exchange = nullptr;
 
-// False, without a Python error, unless it is a CPU tensor with its own memory: efficient zeros, functional tensors and
+// Returns false, without a Python error, unless it is a CPU tensor with memory: efficient zeros, functional tensors and
 // tensors of vmap report the CPU as device but have no address.
 inline bool view_of(PyObject* object, View& out) {
   if (exchange != nullptr && exchange->view(object, &out) == 0) return out.device_type == on_cpu && out.data != nullptr;

@@ -1,8 +1,8 @@
-// The mathematics of one row of the focal loss, shared by CPU and CUDA; no torch.
+// The formulas for one row of the focal loss, shared by CPU and CUDA, without torch.
 //
-// l = -w_y (1 - p_t)^gamma log p_t (Lin et al. 2017, eq. 4). Everything is taken from two sums over exp(z_j - m), m the
-// largest logit: e_t of the label and `others` of the rest. 1 - p_t = others / (e_t + others) is exact where 1 - p_t by
-// subtraction would be rounding noise, and log p_t = -log1p(others / e_t) where log(p_t) would.
+// l = -w_y (1 - p_t)^gamma log p_t (Lin et al. 2017, eq. 4). Everything is computed from two sums over exp(z_j - m), m the
+// largest logit: e_t of the label and `others` of the rest. 1 - p_t = others / (e_t + others) is accurate where subtracting
+// p_t from 1 would leave rounding noise, and log p_t = -log1p(others / e_t) is accurate where log(p_t) is not.
 #pragma once
 
 #include <cmath>
@@ -26,16 +26,16 @@ struct Terms {
   T slope;   // g = (1 - p)^gamma (1 - gamma p log p / (1 - p)); d loss / d z_j = g p_j, and -g q for the label
 };
 
-// (q, log p) of a class of which e = exp(z - m) and the other classes' sum are known; shift = z - m serves where e is so
-// small that others / e overflows or e lost digits as a denormal.
+// (q, log p) of a class from e = exp(z - m) and the other classes' sum; shift = z - m replaces e if e is so small that
+// others / e overflows, or e is a denormal with fewer digits.
 template <typename T>
 ZOO_HD T log_probability(T shift, T e, T others) {
   // Beyond 1e6 the quotient adds less than a rounding error to log(others) - shift.
   return others < e * T(1e6) ? -std::log1p(others / e) : shift - std::log(others + e);
 }
 
-// q^gamma (1 - gamma p log p / q). The limit of log p / q is -1 at p = 1, so gamma < 1 makes no infinity times zero there;
-// that of p log p is 0 at p = 0.
+// q^gamma (1 - gamma p log p / q). The limit of log p / q is -1 at p = 1, so gamma < 1 causes no infinity times zero;
+// the limit of p log p at p = 0 is 0.
 template <typename T>
 ZOO_HD T slope_of(T power, T gamma, T p, T q, T log_p) {
   const T ratio = q == T(0) ? T(-1) : log_p / q;
@@ -47,7 +47,7 @@ ZOO_HD T power_of(T q, T gamma) {
   return gamma == T(0) ? (q == q ? T(1) : q) : gamma == T(1) ? q : gamma == T(2) ? q * q : std::pow(q, gamma);
 }
 
-// Values of a row with one label. NaN or +inf logits, or all -inf, make e or others NaN, and so every field.
+// Values of a row with one label. NaN or +inf logits, or all -inf, make e or others, and thus every field, NaN.
 template <typename T>
 ZOO_HD Terms<T> terms(T shift, T e, T others, T gamma) {
   Terms<T> out;
@@ -76,8 +76,8 @@ struct Problem {
   Label label = Label::i64;
   int64_t target_n = 1, target_l = 0;
   const void* other = nullptr;    // second labels, of the first ones' type, in the order of rows; null: one label per row
-  const void* share = nullptr;    // of the first label, float or double like `weight`, in the order of rows
-  const void* shares = nullptr;   // of the classes instead of labels: strides below, double for f64 logits, else float or as the logits
+  const void* share = nullptr;    // share of the first label, float or double like `weight`, in the order of rows
+  const void* shares = nullptr;   // shares of the classes instead of labels: strides below; double for f64 logits, else float or the logits' type
   Type shares_type = Type::f32;
   int64_t shares_n = 0, shares_c = 1, shares_l = 0;
   const void* weight = nullptr;   // float, or double for f64 logits; dense
@@ -97,7 +97,7 @@ struct Result {
   int64_t bad_label = 0;
 };
 
-// Runs body(begin, end, context) over parts of [0, n), or calls it once.
+// Calls body(begin, end, context) for parts of [0, n), or once for all of it.
 using Parallel = void (*)(int64_t n, void (*body)(int64_t, int64_t, void*), void* context);
 
 // The CPU op (focal_loss_cpu.cpp). `parallel` null: one thread. Same bits for any number of threads.

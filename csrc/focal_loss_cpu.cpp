@@ -1,7 +1,7 @@
-// The focal loss on the CPU: labels first, then blocks of rows, each with the widest instruction set of the CPU. No torch.
+// The focal loss on the CPU, without torch: a scan of the labels, then blocks of rows, both with the widest instruction set.
 //
-// The work is divided into blocks that depend only on N and C; each block's sums are kept separately and added in order: the
-// same bits for any number of threads.
+// The work is divided into blocks that depend only on N and C. Each block has its own sums, which are added in order: the
+// result has the same bits for any number of threads.
 #include "focal_loss.h"
 
 #include <algorithm>
@@ -90,10 +90,10 @@ const Set* chosen = best();
 
 constexpr int64_t max_blocks = 1024;     // sums of that many blocks fit on the stack
 constexpr int64_t block_elements = 16384;  // largest number of logits in a block: large enough that its sums are negligible
-constexpr int64_t threads_from = 32768;  // logits from which a second thread pays (measured, see tests/cpp/speed.cpp)
+constexpr int64_t threads_from = 32768;  // logits from which a second thread is faster (measured by tests/cpp/speed.cpp)
 
-// Rows in a block: a power of two of blocks, which threads share evenly; of short rows a multiple of 64, so that blocks start
-// on a cache line and groups of 4, 8 and 16 rows fit.
+// Rows per block: the number of blocks is a power of two, which threads share evenly; a block of short rows has a multiple of
+// 64 rows, so that it starts on a cache line and consists of whole groups of 4, 8 or 16 rows.
 int64_t rows_per_block(int64_t rows, int64_t classes) {
   int64_t blocks = 1;
   while (blocks < max_blocks && blocks < rows && rows * classes > blocks * block_elements) blocks *= 2;

@@ -1,6 +1,6 @@
 // zoo::focal_loss for CUDA tensors, in LibTorch's stable ABI: allocates, launches the kernels of focal_loss_cuda.h on the
-// current stream. Nothing is copied back or synchronised: a wrong label gives NaN, and its row is reported in memory that
-// zoo/ops.py reads.
+// current stream. Nothing is copied back or synchronised: a wrong label makes its row NaN, and the row's number is written to
+// host memory that zoo/ops.py reads.
 #include <Python.h>
 
 #include <algorithm>
@@ -21,8 +21,8 @@
 
 namespace {
 
-// Blocks of a kernel that the device runs at once, at most `most` on each multiprocessor (0: as many as fit). More would start
-// when these end, and leave most of the device idle while the last few run.
+// Blocks of a kernel that the device runs at once, at most `most` per multiprocessor (0: as many as fit). Further blocks would
+// start when these end, and most of the device would be idle while the last few run.
 int64_t blocks_at_once(const void* kernel, int threads, int most) {
   static std::mutex alone;
   static std::map<std::tuple<const void*, int, int>, std::pair<int, int>> known;
@@ -40,8 +40,8 @@ int64_t blocks_at_once(const void* kernel, int threads, int most) {
   return int64_t(processors) * (most != 0 && most < fit ? most : fit);
 }
 
-// Host memory that every device's kernels write and the host reads without a call (see Scratch::wrong). Never freed: a
-// CUDA graph may hold its address.
+// Host memory that the kernels of all devices write and the host reads without a call (see Scratch::wrong). It is never freed,
+// since a CUDA graph may hold its address.
 std::atomic<int64_t*> wrong{nullptr};
 
 int64_t* wrong_word() {
@@ -75,7 +75,7 @@ void run(const zoo::Problem& p, const Tensor& loss, const Tensor& factor, zoo::S
     const int64_t busy = blocks_at_once(reinterpret_cast<const void*>(kernel), threads, most);
     const int64_t grid = std::clamp<int64_t>(wanted, 1, std::min<int64_t>(busy, zoo::most_blocks));
     if (grid > 1) {
-      constexpr int64_t labels = zoo::most_counts * zoo::labels_at_once;  // of a block that counts
+      constexpr int64_t labels = zoo::most_counts * zoo::labels_at_once;  // of a counting block
       scratch.counting = int(std::min<int64_t>((p.n * p.inner + labels - 1) / labels, zoo::most_counts));
       zoo::count_rows<<<unsigned(scratch.counting), zoo::most_counts, 0, stream>>>(p, scratch);
     }

@@ -1,8 +1,8 @@
-// The kernels of the focal loss on CUDA; no torch (see focal_loss_cuda_frame.h).
+// The CUDA kernels of the focal loss, without torch (see focal_loss_cuda_frame.h).
 //
-// Three launches: `count_rows` adds up rows and weights, the kernel for the row length writes loss and gradient, `finish` adds
-// the blocks' sums in order: no atomics, bit-identical results. A kernel of one block does all three in one launch.
-// A label out of range makes its row's loss NaN and its gradient 0, reads nothing, and reports its row's number to the host.
+// Three launches: `count_rows` sums rows and weights, the kernel for the row length writes loss and gradient, `finish` adds
+// the blocks' sums in order. There are no atomics, so results are bit-identical. A single block does all three in one launch.
+// A label out of range is not used as an index: its row's loss is NaN, its gradient 0, and the host gets the row's number.
 #pragma once
 
 #include "focal_loss_cuda_frame.h"
@@ -11,19 +11,18 @@ namespace zoo {
 namespace {
 
 constexpr int tile_rows = 128;      // rows, and threads, of the kernel for few classes
-constexpr int tile_classes = 32;    // most classes that it takes
-constexpr int tile_batch = 8;       // elements of a tile that a thread has on their way
-constexpr int row_threads = 128;    // of a block in which a row has some lanes of a warp, or a whole one
-constexpr int few_threads = 512;    // of the one block that takes up to few_rows of them
+constexpr int tile_classes = 32;    // its largest number of classes
+constexpr int tile_batch = 8;       // elements of a tile that a thread has in flight
+constexpr int row_threads = 128;    // of a block in which each row has part of a warp or a whole warp
+constexpr int few_threads = 512;    // of the single block for up to few_rows rows
 constexpr int few_rows = 128;
-constexpr int wide_lanes = 256;     // of a block that has a row to itself, held in registers
-constexpr int long_threads = 512;   // of a block for a row that no registers hold
-constexpr int long_batch = 4;       // packs of such a row that a thread has on their way
+constexpr int wide_lanes = 256;     // of a block for one row, held in registers
+constexpr int long_threads = 512;   // of a block for one row that does not fit into registers
+constexpr int long_batch = 4;       // packs of such a row that a thread has in flight
 
 // ---- few classes: a tile of rows through shared memory, one thread per row
-// ----------------------------------------------------
 
-// The row in `z` (C values) becomes its gradient.
+// Replaces the row in `z` (C values) by its gradient.
 template <typename A>
 __device__ inline void tile_row(const Frame<A>& frame, int64_t number, A* z, Totals& sums) {
   const Problem& p = frame.p;
@@ -84,7 +83,7 @@ __global__ void few_classes(Problem p, Scratch scratch, typename T::Real* loss, 
   Totals sums{0, 0};
   for (int64_t first = int64_t(blockIdx.x) * tile_rows; first < rows; first += int64_t(gridDim.x) * tile_rows) {
     const int here = int(rows - first < tile_rows ? rows - first : tile_rows);
-    int r = flat_in ? me / C : me, c = flat_in ? me % C : 0;  // of image-like logits neighbours in memory are rows
+    int r = flat_in ? me / C : me, c = flat_in ? me % C : 0;  // in image-like logits, neighbours in memory are different rows
     for (int begin = 0; begin < C; begin += tile_batch) {
       S got[tile_batch];
       int at[tile_batch];
@@ -119,15 +118,14 @@ __global__ void few_classes(Problem p, Scratch scratch, typename T::Real* loss, 
 }
 
 // ---- up to some thousand classes, one label per row: a team of lanes per row, values in registers
-// ----------------------------
 
-// Neighbouring elements that are moved together.
+// Adjacent elements that are loaded or stored together.
 template <typename S, int size>
 struct alignas(sizeof(S) * size) Pack {
   S at[size];
 };
 
-// The largest value of a team, and its sums, valid in each lane: of a warp's lanes, or of a block of several warps.
+// Maximum and sums over a team (lanes of a warp, or a block of several warps), valid in each lane.
 template <typename A, int lanes>
 __device__ inline A team_top(A value) {
   for (int step = (lanes < 32 ? lanes : 32) / 2; step > 0; step /= 2) {
@@ -158,8 +156,8 @@ __device__ inline void team_sums(A& x, A& y) {
   }
 }
 
-// A row has `lanes` threads, each of them `packs` of `wide` neighbouring values: C <= lanes * packs * wide. wide > 1 needs
-// contiguous, aligned rows. Teams without a row of their own go along with the last one: a warp's lanes meet in its sums.
+// `lanes` threads per row, each with `packs` packs of `wide` adjacent values: C <= lanes * packs * wide. wide > 1 requires
+// contiguous, aligned rows. Teams without a row repeat the last one, as all lanes of a warp take part in its sums.
 template <typename T, int lanes, int packs, int wide>
 __global__ void __launch_bounds__(lanes == 8 ? few_threads : wide_lanes, 1) held_row(Problem p, Scratch scratch, typename T::Real* loss, typename T::Real* power) {
   using A = typename T::Real;
@@ -233,7 +231,6 @@ __global__ void __launch_bounds__(lanes == 8 ? few_threads : wide_lanes, 1) held
 }
 
 // ---- other rows: one block per row, read twice (the second time from the cache)
-// ------------------------------------------------
 
 // Largest value, its class, and the sums of exp(z - top) over all classes but the label, and over all but one of the largest.
 template <typename A>
@@ -241,7 +238,7 @@ struct Part {
   A top, rest, below;
   int64_t best;
 
-  // The pack `z` of classes c, c + 1 ..., where `label` is counted from c too.
+  // Adds the pack `z` of classes c, c + 1 ...; `label` is relative to c as well.
   template <int wide>
   __device__ void add(const A (&z)[wide], int64_t c, int64_t label) {
     A high = z[0];
@@ -301,7 +298,7 @@ __device__ inline Mixed<double> mixed_of(const Problem& p, const Goal& goal, int
   return sum;
 }
 
-// Calls `each(pack, c)` for this thread's packs of a row, c being the class of its first element; a batch is loaded at once.
+// Calls `each(pack, c)` for this thread's packs of a row; c is the class of the first element. A batch is loaded at once.
 template <typename S, int threads, int wide, typename Each>
 __device__ inline void packs_of(const S* row, int64_t stride, int64_t C, const Each& each) {
   using Group = Pack<S, wide>;
@@ -370,7 +367,7 @@ __global__ void __launch_bounds__(threads, 1) long_row(Problem p, Scratch scratc
     }
     if (me == 0) row.write(frame, sum.loss, sum.power, sum.p, sums);
     if (p.grad == nullptr) continue;
-    if (p.grad == p.logits) __syncthreads();  // in place: each thread has read the label's logit before one writes over it
+    if (p.grad == p.logits) __syncthreads();  // in place: all threads read the label's logit before it is overwritten
     S* grad = static_cast<S*>(p.grad) + grad_start(p, number);
     const A slope = all * factor / (found.rest + own);
     packs_of<S, threads, wide>(logits, p.stride_c, C, [&](const Group& group, int64_t c0) {
@@ -398,7 +395,7 @@ __global__ void __launch_bounds__(threads, 1) long_row(Problem p, Scratch scratc
 
 // ---- which kernel, and how many blocks ----------------------------------------------------------------------------------------
 
-// Whether every row, of logits and gradient, is made of packs of so many bytes.
+// Whether every row of logits and gradient consists of aligned packs of that many bytes.
 template <typename T>
 bool packed(const Problem& p, int64_t bytes) {
   const auto whole = [&](int64_t count) { return count * int64_t(sizeof(typename T::Stored)) % bytes == 0; };
@@ -413,7 +410,7 @@ template <typename T, int lanes, int values, typename Launch>
 void held_rows(const Problem& p, const Launch& launch) {
   constexpr int item = int(sizeof(typename T::Stored)), wide = 16 / item;
   const int64_t rows = p.n * p.inner;
-  const bool few = lanes == 8 && rows <= few_rows;  // one block, and so one launch
+  const bool few = lanes == 8 && rows <= few_rows;  // one block, thus one launch
   const int threads = lanes > 32 ? lanes : few ? few_threads : row_threads;
   const int64_t blocks = few ? 1 : (rows + threads / lanes - 1) / (threads / lanes);
   if (packed<T>(p, 16)) return launch(held_row<T, lanes, values / wide, wide>, blocks, threads, 0);
@@ -436,7 +433,7 @@ template <typename T, typename Launch>
 void choose(const Problem& p, const Launch& launch) {
   const int64_t rows = p.n * p.inner, C = p.classes;
   if (C <= tile_classes) return launch(few_classes<T>, (rows + tile_rows - 1) / tile_rows, tile_rows, 0);
-  if constexpr (T::type != Type::f64) {  // registers would not hold a row of these
+  if constexpr (T::type != Type::f64) {  // such a row would not fit into registers
     if (!is_soft(p) && C <= 128) return held_rows<T, 8, 16>(p, launch);
     if (!is_soft(p) && C <= 256) return held_rows<T, 16, 16>(p, launch);
     if (!is_soft(p) && C <= 512) return held_rows<T, 32, 16>(p, launch);

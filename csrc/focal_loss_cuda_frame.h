@@ -1,4 +1,4 @@
-// What every CUDA kernel of the focal loss does around its rows: sums over a block, the number of rows that count, element
+// The common parts of the CUDA kernels of the focal loss: sums over a block, the number of rows that count, element
 // types, labels. No torch; tests/cpp/cuda_on_cpu.cpp compiles the same text for the CPU, one fiber per thread, so only
 // the parts of CUDA that it defines are used.
 #pragma once
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int most_blocks = 2048;       // of a row kernel
 constexpr int most_counts = 256;        // blocks, and threads of each, that count rows
-constexpr int labels_at_once = 8;       // that a thread has on their way while it counts
+constexpr int labels_at_once = 8;       // labels that a thread has in flight while counting
 
 struct Totals {
   double a, b;
@@ -22,7 +22,7 @@ struct Totals {
 struct Scratch {
   Totals* counts;  // rows that are not ignored and the sum of their weights, of each block that counted
   Totals* blocks;  // loss and power, of each block of the row kernel
-  int64_t* wrong;  // in host memory: 1 + a row with a label out of range, whichever is written last; untouched without one
+  int64_t* wrong;  // in host memory: 1 + a row with a label out of range, the one written last; unchanged if there is none
   int counting;    // blocks that counted; 0: the row kernel is a single block and counts itself
 };
 
@@ -32,7 +32,7 @@ __device__ inline A warp_sum(A value, int lanes = 32) {
   return value;
 }
 
-// Sum over a block of whole warps, valid in each thread, the same order each time.
+// Sum over a block of whole warps, valid in each thread; the order is always the same.
 __device__ inline Totals block_sum(Totals mine) {
   __shared__ Totals room[32];
   const int me = int(threadIdx.x), warps = int(blockDim.x) / 32;
@@ -161,7 +161,7 @@ struct Row {
   }
   __device__ bool plain() const { return !ignored && !wrong; }
 
-  // Loss, power and p of the row go out; what the block adds up goes into `sums`.
+  // Writes loss, power and p of the row, and adds the row to the block's `sums`.
   __device__ void write(const Frame<A>& frame, double loss, double power, double prob, Totals& sums) const {
     const Problem& p = frame.p;
     const double nan = double(NAN);
@@ -201,7 +201,7 @@ __device__ inline Terms<A> terms_of(A shift, A below, bool is_best, A gamma) {
   return terms(shift, e, is_best ? below : A(1) - e + below, gamma);
 }
 
-// d loss / d z of class c: p (all - g) - g q, all being the sum of the classes' g.
+// d loss / d z of class c: p (all - g) - g q, where all is the sum of g over the classes.
 template <typename A>
 __device__ inline A mixed_slope(const Terms<A>& t, A g, A all) {
   return t.p * (all - g) - g * t.q;

@@ -1,4 +1,4 @@
-// Reading and writing single rows, whatever their types and strides, and the loss of one row in double: slow, valid for any
+// Reads and writes single rows of any type and strides, and computes the loss of one row in double: slow, valid for any
 // input, and the fallback of the vector code (float64, label smoothing, infinite or huge logits).
 #pragma once
 
@@ -105,10 +105,10 @@ ZOO_HD void write_row(void* data, const Problem& p, int64_t row, double value) {
   if (data != nullptr) write(data, p.type == Type::f64 ? Type::f64 : Type::f32, row, value);
 }
 
-// What a row is to be: shares q_c of the classes, before label smoothing. One label has all of it, two have `share` and the
-// rest, or the row's own shares are in memory.
+// The target of a row: shares q_c of the classes, before label smoothing. One label has the share 1, two have `share` and
+// 1 - share, or the shares of all classes are in memory.
 struct Goal {
-  int64_t label = -1, other = -1;  // other == label where there is one label; both -1 for shares in memory
+  int64_t label = -1, other = -1;  // other == label if there is one label; both are -1 for shares in memory
   bool ignored = false, wrong = false;
   double share = 1;      // of `label`
   int64_t start = 0;     // of the row's shares
@@ -143,8 +143,8 @@ struct Goal {
 // Whether a row may have more than one class with a share.
 ZOO_HD bool is_soft(const Problem& p) { return p.smoothing > 0 || p.other != nullptr || p.shares != nullptr; }
 
-// Counts rows and weights of a block, and finds its first label out of range. Rows without one label have no weight of their
-// own: they count as one.
+// Counts rows and weights of a block, and finds its first label out of range. Rows without a single label have no weight:
+// each counts as 1.
 inline void scan(const Call& call, int64_t begin, int64_t end, Sums& sums) {
   const Problem& p = call.problem;
   sums = Sums{0, 0, -1, 0, 0, 0};
@@ -178,7 +178,7 @@ inline Found find(const Problem& p, int64_t start) {
   return found;
 }
 
-// One row in double. Each class with an amount a_c = w_c q_c keeps its own factor (Mukhoti et al. 2020):
+// One row in double. Each class with an amount a_c = w_c q_c has its own modulating factor (Mukhoti et al. 2020):
 // l = -sum_c a_c (1 - p_c)^gamma log p_c, and with g_c = a_c slope_c
 // d l / d z_j = p_j sum_{c != j} g_c - g_j (1 - p_j).
 inline void exact_row(const Call& call, int64_t row, Sums& sums) {

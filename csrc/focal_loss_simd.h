@@ -1,10 +1,10 @@
 // The focal loss of a block of rows in vectors of ZOO_W floats; included once for each instruction set, inside its target
 // pragma, with ZOO_ISA as the name of its namespace.
 //
-// A block is cut into tiles that stay in the first cache. exp runs over a tile in memory order, whatever C is; then the row
-// sums, then the logarithms and powers of ZOO_W rows at a time, then one multiplication over the tile. As long as no logit
-// of the tile exceeds a guard (+-30, +-44.3 in AVX-512) exp needs no maximum: C exp(44) and exp(-44) are far from
-// float's ends. Otherwise each row is scaled by a power of two near its largest exp, which rounds nothing.
+// A block is divided into tiles that stay in the L1 cache. exp runs over a tile in memory order for any C; then come the row
+// sums, then the logarithms and powers of ZOO_W rows at a time, then one multiplication over the tile. While no logit
+// of the tile exceeds a guard (+-30, +-44.3 in AVX-512), exp needs no maximum: C exp(44) and exp(-44) are far from
+// the limits of float. Otherwise each row is scaled by a power of two near its largest exp, which is exact.
 #include "focal_loss_vector.h"
 
 #include "focal_loss_soft.h"
@@ -13,11 +13,11 @@ namespace zoo {
 namespace {
 namespace ZOO_ISA {
 
-constexpr int64_t tile_floats = 4096;        // 16 KB of exponentials, well within a first-level cache
+constexpr int64_t tile_floats = 4096;        // 16 KB of exponentials, well within an L1 cache
 constexpr int64_t most_rows = 256;           // in a tile
-constexpr int64_t long_row = 1024;           // from that many classes on a row's exponentials are not kept
-constexpr int64_t room = W * long_row + 64;  // floats in a tile at most, and what vectors may touch beyond
-constexpr float reach = 11000.0f;            // a largest logit beyond that is left to exact_row
+constexpr int64_t long_row = 1024;           // number of classes from which exponentials are not kept
+constexpr int64_t room = W * long_row + 64;  // most floats in a tile, plus what vectors may access beyond it
+constexpr float reach = 11000.0f;            // rows with a larger maximum are computed by exact_row
 
 // Data of a tile besides its exponentials, one number per row.
 struct Tile {
@@ -40,8 +40,8 @@ struct Block {
   const Problem& p;
   const int64_t C;
   const Gamma gamma;
-  const bool flat_in, flat_out;  // rows lie one behind the other
-  const bool stream;             // the gradient is larger than the caches and goes past them
+  const bool flat_in, flat_out;  // rows are contiguous
+  const bool stream;             // the gradient is larger than the caches and bypasses them
   D loss{}, modulation{};
   Tile tile;
   I row_of_lane[33];
@@ -64,7 +64,7 @@ struct Block {
 
   ZOO_INLINE float one(int64_t at) const { return float(read(p.logits, p.type, at)); }
 
-  // Written for vectorisation by the compiler: no branch, one label type.
+  // Without branches and for one label type, so that the compiler vectorises it.
   template <typename L>
   ZOO_INLINE void labels_of(const L* labels) {
     const float* weights = static_cast<const float*>(p.weight);
@@ -78,7 +78,7 @@ struct Block {
     if (weights == nullptr) {
       for (int32_t r = 0; r < rows; ++r) tile.weight[r] = tile.used[r];
 #if ZOO_W == 16
-    } else if (C <= 32) {  // from a table in two registers; a gather costs as much as the tile's exponentials
+    } else if (C <= 32) {  // a table in two registers: a gather would cost as much as the tile's exponentials
       const __m512 low = _mm512_maskz_loadu_ps(__mmask16((int64_t(1) << C) - 1), weights);
       const __m512 high = _mm512_maskz_loadu_ps(__mmask16(((int64_t(1) << C) - 1) >> 16), weights + 16);
       I start = lane * classes;
@@ -124,7 +124,7 @@ struct Block {
       const Stored* from = logits(tile.first * C);
       int64_t i = 0;
       for (; i + W <= count; i += W) {
-        __builtin_prefetch(from + count + i);  // the next tile's: memory is read while exp is taken, and written after
+        __builtin_prefetch(from + count + i);  // of the next tile: memory is read while exp is computed, and written afterwards
         store(tile.values + i, guard.exp(load_as<T>(from + i)));
       }
       if (i < count) store(tile.values + i, guard.exp(load_part<T>(from + i, count - i, 0)));
@@ -144,7 +144,7 @@ struct Block {
     for (int i = 0; i < W; ++i) tile.values[tile.rows * C + i] = 0;
   }
 
-  // exp of each row times 2^-k, k near log2 of its largest.
+  // exp of each row times 2^-k, k near log2 of its maximum.
   void scaled_exp() {
     for (int64_t r = 0; r < tile.rows; ++r) {
       float* row = tile.values + r * C;
@@ -193,7 +193,7 @@ struct Block {
       tile.values[tile.at[r]] = 0;
     }
     for (int64_t r = tile.rows; r % W != 0; ++r) tile.e[r] = 1;
-    F tile_loss{}, tile_power{};  // at most most_rows / W terms a lane: float does, and converting costs
+    F tile_loss{}, tile_power{};  // at most most_rows / W terms per lane: float suffices, and saves conversions
     for (int64_t r = 0; r < tile.rows; r += W) {
       const F others = row_sums(r);
       const F used = load(tile.used + r), weight = load(tile.weight + r);
@@ -206,7 +206,7 @@ struct Block {
       if (p.loss_rows != nullptr) store_part<Single>(static_cast<float*>(p.loss_rows) + tile.first + r, weighted * factor, count);
       if (p.p_rows != nullptr)
         store_part<Single>(static_cast<float*>(p.p_rows) + tile.first + r, pick(used != 0.0f, rows.p, all(1.0f)), count);
-      if (p.grad != nullptr)  // the label's gradient is -slope others: leave -others where its exponential was
+      if (p.grad != nullptr)  // the label's gradient is -slope others: store -others in place of its exponential
       {
         float negative[W];
         store(negative, -others);
@@ -231,15 +231,15 @@ struct Block {
       int64_t c = 0;
       for (; c + W <= C; c += W) store_as<T>(to + r * C + c, load(from + c) * slope);
       if (c == C) continue;
-      if (C >= W) store_as<T>(to + r * C + C - W, load(from + C - W) * slope);  // overlaps what is there already
+      if (C >= W) store_as<T>(to + r * C + C - W, load(from + C - W) * slope);  // overlaps the previous store
       else store_part<T>(to + r * C, load(from) * slope, C);
     }
 #endif
   }
 
 #if ZOO_W >= 8
-  // Whole vectors whatever C is: a tile's first element is aligned, as it starts at a multiple of W rows, and stores across
-  // cache lines cost double.
+  // Whole vectors for any C: a tile's first element is aligned, as it starts at a multiple of W rows, and stores across
+  // cache lines cost twice as much.
   template <bool streaming>
   void long_gradients(Stored* to) {
     const int64_t count = tile.rows * C;
@@ -299,7 +299,7 @@ struct Block {
       labels();
       tile.scaled = !plain_exp();
       if (tile.scaled) scaled_exp();
-      if (tile.any_exact && p.grad == p.logits) {  // the tile's gradients would be written over what exact_row has to read
+      if (tile.any_exact && p.grad == p.logits) {  // the tile's gradients would overwrite what exact_row has to read
         for (int64_t r = 0; r < tile.rows; ++r) exact_row(call, tile.first + r, sums);
         continue;
       }
@@ -317,8 +317,8 @@ struct Block {
   }
 };
 
-// A row too long for a tile: one pass for the sum, one for the gradient, exp computed in both; a pass for the maximum before
-// them if a logit is beyond the guard.
+// A row that is too long for a tile: one pass for the sum and one for the gradient, with exp computed in both, preceded by a
+// pass for the maximum if a logit is beyond the guard.
 template <typename T>
 struct Long {
   using Stored = typename T::Stored;
@@ -328,10 +328,10 @@ struct Long {
 
   explicit Long(const Call& c) : call(c), p(c.problem), gamma(c.problem.gamma) {}
 
-  // Sum of exp over [0, count), watched by the guard unless scaled.
+  // Sum of exp over [0, count), checked by the guard unless scaled.
   template <bool scaled>
   double sum_of(const Stored* from, int64_t count, float top, float k, Guard& guard) const {
-    constexpr int64_t run = 64 * W;  // so many terms are added up in float
+    constexpr int64_t run = 64 * W;  // number of terms summed in float
     const F floor = all(top - 300.0f);
     D total{};
     for (int64_t start = 0; start < count; start += run) {
@@ -365,7 +365,7 @@ struct Long {
     }
   }
 
-  // The largest logit, NaN if there is a NaN.
+  // The largest logit; NaN if any is NaN.
   float largest(const Stored* from) const {
     F top = all(-std::numeric_limits<float>::infinity());
     I broken{};
@@ -437,7 +437,7 @@ inline int64_t tally(const L* labels, int64_t n, int64_t classes, int64_t ignore
   return count;
 }
 
-// What scan() does, fast where it is all about dense labels.
+// As scan(), but fast for dense labels.
 inline void scan_block(const Call& call, int64_t begin, int64_t end, Sums& sums) {
   const Problem& p = call.problem;
   if (p.shares != nullptr) return void(sums = Sums{double(end - begin), double(end - begin), -1, 0, 0, 0});
@@ -447,7 +447,7 @@ inline void scan_block(const Call& call, int64_t begin, int64_t end, Sums& sums)
   const int64_t count = p.label == Label::i64   ? tally(static_cast<const int64_t*>(p.target) + begin, n, p.classes, p.ignore_index, wrong)
                         : p.label == Label::i32 ? tally(static_cast<const int32_t*>(p.target) + begin, n, p.classes, p.ignore_index, wrong)
                                                 : tally(static_cast<const uint8_t*>(p.target) + begin, n, p.classes, p.ignore_index, wrong);
-  if (wrong) return scan(call, begin, end, sums);  // which one it is
+  if (wrong) return scan(call, begin, end, sums);  // finds which one
   sums = Sums{double(count), 0, -1, 0, 0, 0};
 }
 

@@ -1,24 +1,24 @@
-// Rows in which several classes have a share (label smoothing, two labels, shares in memory), in vectors of ZOO_W floats, a few
-// rows at a time as long as they fit the buffers; included once for each instruction set by focal_loss_simd.h.
+// Rows in which several classes have a share (label smoothing, two labels, shares in memory), in vectors of ZOO_W floats,
+// several rows at a time if they fit the buffers; included once for each instruction set by focal_loss_simd.h.
 //
 // l = -sum_c a_c (1 - p_c)^gamma log p_c with a_c = w_c q_c; with g_c = a_c slope_c (see slope_of) and G their sum,
-// d l / d z_j = p_j (G - g_j) - g_j (1 - p_j) = p_j G - g_j. exp is taken from the row's maximum, so that log p_c =
-// (z_c - top) - log(total) needs no logarithm for each class. The largest class, the only one with p > 1/2, is kept out of two
-// sums, where it would round the others away: `below`, which gives log(total) = log1p(below) and 1 - p_c =
-// (below + (1 - e_c)) / total, and G, of which its own gradient takes the first form.
+// d l / d z_j = p_j (G - g_j) - g_j (1 - p_j) = p_j G - g_j. exp is relative to the row's maximum, so that log p_c =
+// (z_c - top) - log(total) needs no logarithm per class. The largest class, the only one that can have p > 1/2, is excluded
+// from two sums, in which the others would be rounded away: `below`, which gives log(total) = log1p(below) and 1 - p_c =
+// (below + (1 - e_c)) / total, and G; its own gradient has the first form.
 
 namespace zoo {
 namespace {
 namespace ZOO_ISA {
 
-constexpr int64_t soft_floats = 4096;  // of each buffer; longer rows go through them in parts, once for each pass
-constexpr int64_t soft_rows = W < 8 ? W : 8;  // at a time: with 16, 100 classes no longer fit a first-level cache of 32 KB
+constexpr int64_t soft_floats = 4096;  // per buffer; longer rows are processed in parts, in each pass
+constexpr int64_t soft_rows = W < 8 ? W : 8;  // at a time: with 16, rows of 100 classes would not fit an L1 cache of 32 KB
 constexpr int64_t soft_run = 64 * W;   // number of terms summed separately, to limit rounding errors
-constexpr float soft_reach = 2e4f;     // logits further below the largest are left to exact_row
+constexpr float soft_reach = 2e4f;     // rows with logits further below the maximum are computed by exact_row
 
 // Sums over a row, or a part of one, in each lane.
 struct Mixture {
-  F g{}, own{};  // slopes of the classes but the largest, and of the largest
+  F g{}, own{};  // slopes of all classes except the largest, and of the largest
   F loss{}, power{}, p{};
 };
 
@@ -29,18 +29,18 @@ struct Soft {
   const int64_t step;        // rows at a time
   const Gamma gamma;
   const float keep, spread;  // q becomes keep q + spread
-  const bool simple;         // each share is an amount, and p is not needed
+  const bool simple;         // amounts equal shares, and p is not needed
   D loss{}, modulation{};
-  // Of the rows at hand:
+  // Of the current rows:
   int64_t rows;
   bool skip[W];                    // ignored, or for exact_row
   alignas(64) float top[W];
   alignas(64) float below[W], inverse[W], log_total[W];
-  alignas(64) float alone[W];      // the largest's exponential, 1; 2, nobody's, where several classes are the largest
+  alignas(64) float alone[W];      // the exponential of the largest class, 1; or 2, which no class has, if several are the largest
   alignas(64) float all_g[W], own_slope[W];
   alignas(64) float far[soft_floats + W];     // z, then z - top, then g
   alignas(64) float e[soft_floats + W];
-  alignas(64) float shares[soft_floats + W];  // those that are not read where they are
+  alignas(64) float shares[soft_floats + W];  // converted shares
   alignas(64) float w[soft_floats + W];       // weights, 0 past the end
 
   explicit Soft(const Call& c)
@@ -53,7 +53,7 @@ struct Soft {
 
   int64_t part(int64_t first) const { return C - first < soft_floats ? C - first : soft_floats; }
 
-  // `count` elements of an array as floats, `to` where they are no floats one behind the other already.
+  // Converts `count` elements of an array to floats in `to`.
   template <typename S>
   static void convert(const void* data, int64_t from, int64_t stride, int64_t count, float* to) {
     const auto* values = static_cast<const typename S::Stored*>(data) + from;
@@ -103,8 +103,8 @@ struct Soft {
     return i < count ? larger(load_end(z + i, count - i, high), high) : high;
   }
 
-  // exp(z - top) of a part, and z - top: the sum of those below the largest, and 1 for each that is the largest. `wide`: z -
-  // top may be beyond the guard; false if it is beyond exact_row's reach.
+  // exp(z - top) of a part, and z - top: the sum of those below the maximum, and 1 for each that is the maximum. `wide`: z -
+  // top may be beyond the guard. Returns false if it is further below the maximum than soft_reach.
   template <bool wide>
   ZOO_INLINE static bool exponentials(const float* z, float* apart, float* to, int64_t count, float high, F& below, F& ties, Guard& guard) {
     I within{};
@@ -116,7 +116,7 @@ struct Soft {
     };
     int64_t i = 0;
     for (; i + W <= count; i += W) {
-      __builtin_prefetch(z + i + soft_rows * count);  // of the next rows: memory is read while this computes
+      __builtin_prefetch(z + i + soft_rows * count);  // of the next rows: memory is read during the computation
       const F distance = load(z + i) - high, value = one(distance);
       store(apart + i, distance);
       store(to + i, value);
@@ -142,7 +142,7 @@ struct Soft {
     return within;
   }
 
-  // 1 / total and its logarithm of the rows at hand.
+  // 1 / total and its logarithm for the current rows.
   ZOO_INLINE void totals(F sum, F ties) {
     const F rest = sum + (ties - 1.0f), over = 1.0f / (1.0f + rest);
     const Log log = log_of(over, rest * over);
@@ -152,7 +152,7 @@ struct Soft {
     store(alone, pick(ties == 1.0f, all(1.0f), all(2.0f)));
   }
 
-  // Sums over a part's classes, from their shares; g takes the place of z - top. kind: gamma, 0 or 2, or 1 for any other.
+  // Sums over a part's classes, from their shares; g replaces z - top. kind: gamma, 0 or 2, or 1 for any other.
   template <int kind, bool plain>
   ZOO_INLINE Mixture mix(const float* q, const float* weight, int64_t r, int64_t at, int64_t count) {
     Mixture out;
@@ -202,7 +202,7 @@ struct Soft {
     return out;
   }
 
-  // From the sums over classes: what multiplies a row's exponentials, and the largest's own slope.
+  // From the sums over classes: the factor of a row's exponentials, and the slope of the largest class.
   ZOO_INLINE void slopes(F sum_g, F own) {
     const F over = load(inverse), factor = all(float(call.factor));
     store(all_g, over * (sum_g + own) * factor);

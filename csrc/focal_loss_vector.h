@@ -1,5 +1,5 @@
 // Vectors of ZOO_W floats for the focal loss: loads and stores of each type, exp, logarithm, power, sums, and the terms of ZOO_W
-// rows. Included once for each instruction set by focal_loss_simd.h. Vectors are the compiler's own (GCC and clang);
+// rows. Included once for each instruction set by focal_loss_simd.h. Vectors are the compiler's extension (GCC and clang);
 // intrinsics are used only if one instruction replaces several.
 
 namespace zoo {
@@ -7,7 +7,7 @@ namespace {
 namespace ZOO_ISA {
 
 constexpr int W = ZOO_W;
-constexpr int64_t stream_from = 4 << 20;  // logits from which stores that bypass the caches pay (16 MB of them)
+constexpr int64_t stream_from = 4 << 20;  // logits from which stores that bypass the caches are faster (16 MB)
 typedef float F __attribute__((vector_size(4 * W), may_alias));
 typedef int32_t I __attribute__((vector_size(4 * W), may_alias));
 typedef uint32_t U __attribute__((vector_size(4 * W), may_alias));
@@ -47,7 +47,7 @@ ZOO_INLINE double sum(D value) {
 }
 
 #if ZOO_W == 16
-// Between bfloat16 and the upper halves of floats in one permutation, where a conversion and a shift take two and three.
+// Converts between bfloat16 and the upper halves of floats by one permutation instead of two or three instructions.
 alignas(64) const uint16_t odd_words[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
 alignas(64) const uint16_t twice_words[32] = {0, 0, 1, 1, 2,  2,  3,  3,  4,  4,  5,  5,  6,  6,  7,  7,
                                               8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15};
@@ -109,7 +109,7 @@ ZOO_INLINE void store_as(typename T::Stored* to, F value) {
   }
 }
 
-// The first `count` elements, `fill` beyond; touches nothing beyond.
+// The first `count` elements, then `fill`; does not access memory beyond them.
 template <typename T>
 ZOO_INLINE F load_part(const typename T::Stored* from, int64_t count, float fill) {
   float parts[W];
@@ -127,7 +127,7 @@ ZOO_INLINE void store_part(typename T::Stored* to, F value, int64_t count) {
   for (int i = 0; i < W && i < count; ++i) to[i] = parts[i];
 }
 
-// load_part of floats and store_part, without a detour through memory if one instruction suffices.
+// load_part and store_part of floats, by one instruction instead of a copy in memory if there is one.
 ZOO_INLINE F load_end(const float* from, int64_t count, F fill) {
 #if ZOO_W == 16
   return (F)_mm512_mask_loadu_ps((__m512)fill, __mmask16((1u << count) - 1), from);
@@ -144,8 +144,8 @@ ZOO_INLINE void store_end(typename T::Stored* to, F value, int64_t count) {
   store_part<T>(to, value, count);
 }
 
-// x 2^n; 0 where the result would be a denormal. Added to the exponent's bits as unsigned: of what is then not picked the
-// sum may overflow.
+// x 2^n; 0 if the result would be a denormal. n is added to the exponent's bits as unsigned numbers, since the sums of lanes
+// that are not picked may overflow.
 ZOO_INLINE F times_2_to(F x, I n) { return pick(n < -126, F{}, (F)((U)x + ((U)n << 23))); }
 
 // exp(r) for |r| <= log(2) / 2, relative error 3e-9 before rounding (fitted by reweighted least squares).
@@ -168,9 +168,9 @@ alignas(64) const float powers[32] = {
 #endif
 
 // exp(z) for |z| <= 45, or (scaled) exp(z) 2^-k for |z| <= reach + 300. y is z / log(2) rounded, moved to where float's
-// last bits hold it.
+// last bits represent it.
 #if ZOO_W == 16
-constexpr float moved = 393280.0f;  // 1.5 2^18 + 64: the last bit is 1 / 32, and [-64, 64) is what the last 12 bits hold
+constexpr float moved = 393280.0f;  // 1.5 2^18 + 64: the last bit is 1 / 32, and the last 12 bits represent [-64, 64)
 
 ZOO_INLINE F rounded(F z) { return (F)_mm512_fmadd_ps((__m512)z, _mm512_set1_ps(1.44269504f), _mm512_set1_ps(moved)); }
 
@@ -203,7 +203,7 @@ template <bool scaled>
 ZOO_INLINE F exp_of(F z, float k) { return exp_from<scaled>(z, rounded(z), k); }
 
 // exp(z) and whether any z was beyond the guard, NaN and infinity among them. With AVX-512 one instruction: the bits of y
-// above the last 12 are always the same within it.
+// above the last 12 are constant within the guard.
 struct Guard {
   I seen{};
   ZOO_INLINE F exp(F z) {
@@ -281,12 +281,12 @@ ZOO_INLINE Rows rows_of(F e, F others, F far, bool scaled, const Gamma& gamma) {
   const Log log = log_of(p, q);
   F minus_log = -(log.k * 0.693147182f + log.log_m);
   const I tiny = p < 1e-36f;
-  if (__builtin_expect(any(tiny), false)) {  // p may have lost its digits, or all of them: log(total) - log(e), of a scaled e - (z_t - k log 2)
+  if (__builtin_expect(any(tiny), false)) {  // p may have lost some or all digits: log(total) - log(e); for a scaled e log(total) - (z_t - k log 2)
     const Log of_total = log_of(total, all(1.0f)), of_e = log_of(e, all(1.0f));
     if (!scaled) far = -(of_e.k * 0.693147182f + of_e.log_m);
     minus_log = pick(tiny, far + (of_total.k * 0.693147182f + of_total.log_m), minus_log);
   }
-  const F product = pick(p == 0.0f, F{}, p * minus_log);  // its limit at p = 0 is 0
+  const F product = pick(p == 0.0f, F{}, p * minus_log);  // the limit at p = 0 is 0
   if (gamma.whole == 2.0f) {
     const F square = q * q;
     return {square * minus_log, square, p, (square + 2.0f * q * product) * inverse};
@@ -347,7 +347,7 @@ ZOO_INLINE void past_caches(float* to, F value) {
 }
 #endif
 
-// Lane i becomes what `join` makes of the lanes of v[i].
+// Lane i is the result of `join` over the lanes of v[i].
 template <typename Join>
 ZOO_INLINE F joined(F* v, Join join) {
 #if ZOO_W == 16

@@ -1,4 +1,4 @@
-// zoo::focal_loss for CPU tensors, in LibTorch's stable ABI: one library for every torch from 2.10 on. Allocates, calls
+// zoo::focal_loss for CPU tensors, in LibTorch's stable ABI: one library for all versions of torch from 2.10. Allocates, calls
 // focal_loss_cpu.cpp, and repeats the checks of zoo/ops.py. Also the functions that zoo/ops.py uses directly.
 #include <Python.h>
 
@@ -18,7 +18,7 @@
 
 namespace {
 
-// After a parallel region, a fork loses the threads that OpenMP still expects, and the next region would wait
+// A fork after a parallel region loses the threads that OpenMP still expects: the next region of the child would wait
 // for them forever.
 bool forked = false;
 
@@ -27,9 +27,9 @@ void in_parallel(int64_t n, void (*body)(int64_t, int64_t, void*), void* context
   else torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) { body(begin, end, context); });
 }
 
-// A fresh gradient is made of pages that the kernel touches first, and 4 KB at a time that takes longer than the loss
-// (measured at 1,048,576 x 10: 18 ms against 3.4). If requested early, the system provides pages of 2 MB; filled by a call for each
-// thread's part instead of a trap for each page, the whole op takes 15.6 ms of one core instead of 19.1 (9.1 with no page missing).
+// A new gradient consists of pages that are mapped on first access; in pages of 4 KB that takes longer than the loss
+// (measured at 1,048,576 x 10: 18 ms against 3.4). If requested early, the system provides pages of 2 MB. Mapped by one call per
+// thread instead of one trap per page, the whole op takes 15.6 ms of one core instead of 19.1 (9.1 if all pages are mapped).
 struct Pages {
   static constexpr uintptr_t small = 4096, huge = 2 << 20;
   uintptr_t begin, end;
@@ -69,7 +69,7 @@ void put(void* to, bool deep, double value) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> computed(const Prepared& made) {
   const zoo::Problem& p = made.problem;
   const zoo::Result result = compute(p);
-  if (result.bad_row >= 0)  // becomes an IndexError in Python, where STD_TORCH_CHECK is a RuntimeError that begins with a file's name
+  if (result.bad_row >= 0)  // an IndexError in Python; STD_TORCH_CHECK would raise a RuntimeError that begins with a file name
     throw std::out_of_range("target[" + std::to_string(result.bad_row) + "]=" + std::to_string(result.bad_label) +
                             " is out of range for " + std::to_string(p.classes) + " classes");
   const bool deep = made.accurate == ScalarType::Double;
@@ -105,11 +105,11 @@ PyObject* capability(PyObject*, PyObject* name) {
   return PyUnicode_FromString(zoo::capability());
 }
 
-// ---- plain CPU tensors, straight from Python: the dispatcher and its boxed arguments take longer than 128 x 10 logits do ----
+// ---- plain CPU tensors, directly from Python: the dispatcher and its boxed arguments take longer than 128 x 10 logits ----
 
 constexpr double largest = 1.7976931348623157e308;
 
-// The call for these arguments, or false unless they are the plain case: zoo/ops.py then handles them.
+// Fills in the call for these arguments; false if they are not the plain case, which zoo/ops.py then handles.
 bool problem_from(PyObject* const* args, zoo::Problem& p, View& loss) {
   View logits, target, weight, grad;
   if (!view_of(args[0], logits) || !type_of(logits, p.type) || !view_of(args[1], target) || !label_of(target, p.label)) return false;
@@ -165,7 +165,7 @@ PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return PyLong_FromLongLong(result.bad_row);
 }
 
-// Whether a tensor is a single 1 on the CPU.
+// Whether a tensor is a single 1 on the CPU; an object for Python.
 PyObject* is_one(PyObject*, PyObject* object) {
   View value;
   if (!view_of(object, value) || value.lanes != 1 || value.ndim != 0 || value.code != a_float) Py_RETURN_FALSE;

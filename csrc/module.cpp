@@ -1,5 +1,5 @@
 // zoo._native: the CPU kernel for numpy arrays, without torch. One thread; the arrays are used in place.
-// zoo/numpy.py is its public face; what is checked here keeps the kernel from reading or writing outside of an array.
+// zoo/numpy.py is the public interface; the checks here keep the kernel from reading or writing outside of an array.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -15,7 +15,7 @@ void require(bool holds, const std::string& words) {
   if (!holds) throw py::value_error(words);
 }
 
-bool is(const py::array& array, zoo::Type type) {  // by value: an unpickled array has a dtype object of its own
+bool is(const py::array& array, zoo::Type type) {  // by value: an unpickled array has its own dtype object
   return array.dtype().equal(py::dtype(type == zoo::Type::f64 ? "d" : type == zoo::Type::f16 ? "e" : "f"));
 }
 
@@ -25,7 +25,7 @@ zoo::Type type_of(const py::array& logits) {
   throw py::value_error("logits must be float32, float64 or float16");
 }
 
-// A call with the arrays that it points to.
+// A call and the arrays that it points to.
 struct Call {
   zoo::Problem problem;
   py::array logits, target, weight, grad, p, rows;
@@ -58,7 +58,7 @@ struct Call {
     strides(given, "shares", problem.shares_n, problem.shares_c);
   }
 
-  // An array of C's order that is given or None, kept in `to`.
+  // A C-contiguous array or None, kept in `to`; whether it is given.
   bool dense(const py::object& given, py::array& to, zoo::Type type, py::ssize_t n, const char* words) {
     if (given.is_none()) return false;
     to = py::cast<py::array>(given);
@@ -97,7 +97,7 @@ zoo::Reduction reduction_of(const std::string& name) {
   return zoo::Reduction::weighted_mean;
 }
 
-// (loss, mean modulating factor) of logits (N, C); gradient, p_t and the loss of each row go into the arrays given for them.
+// (loss, mean modulating factor) of logits (N, C); gradient, p_t and the loss of each row are written to the given arrays.
 py::tuple focal_loss(const py::array& logits, const py::array& target, double gamma, const py::object& weight,
                      int64_t ignore_index, double label_smoothing, const std::string& reduction, double scale,
                      const py::object& grad, const py::object& p, const py::object& rows) {

@@ -1,4 +1,4 @@
-// From torch's tensors (LibTorch's stable ABI) to a Problem: checks, pointers, strides and outputs, for CPU and CUDA alike.
+// From torch's tensors (LibTorch's stable ABI) to a Problem: checks, pointers, strides and outputs, for both CPU and CUDA.
 #pragma once
 
 #include <optional>
@@ -56,7 +56,7 @@ inline void check_target(const Tensor& logits, const Tensor& target, ScalarType 
   }
 }
 
-// Second labels and the share of the first: dense, both or neither.
+// Second labels and the share of the first: both or neither, dense.
 inline void check_pair(const Tensor& target, const std::optional<Tensor>& other, const std::optional<Tensor>& share, ScalarType accurate) {
   STD_TORCH_CHECK(other.has_value() == share.has_value(), "zoo::focal_loss: other and share belong together");
   if (!other.has_value()) return;
@@ -104,7 +104,7 @@ inline zoo::Problem problem_of(const Tensor& logits, const Tensor& target) {
   return p;
 }
 
-enum class Wanted { loss, gradient, in_place };  // in place: the gradient goes over the logits
+enum class Wanted { loss, gradient, in_place };  // in place: the gradient overwrites the logits
 
 // The op's results, and the Problem that writes to them.
 struct Prepared {

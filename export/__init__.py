@@ -53,11 +53,15 @@ class Receipt:
 
     def line(self) -> str:
         """The receipt in one line."""
+        return " · ".join(f"test {text}" if topic == "test" else text for topic, text in self.lines().items())
+
+    def lines(self) -> dict[str, str]:
+        """The receipt as text by topic: file, agreement with PyTorch and, if measured, accuracy."""
         ties = f" ({self.ties} undecided)" if self.ties and self.precision == "fp32" else ""
         opset = f" · opset {self.opset}" if self.opset else ""
         right = ""
         if self.test:
-            right = f" · test {100 * self.test['accuracy']:.2f} % [{100 * self.test['low']:.2f}, {100 * self.test['high']:.2f}]"
+            right = f"{100 * self.test['accuracy']:.2f} % [{100 * self.test['low']:.2f}, {100 * self.test['high']:.2f}]"
             if "drop" in self.test:
                 right += f" (fp32 {100 * self.test['fp32']['accuracy']:.2f} %, drop {self.test['drop']:+.2f} points)"
             right += f" ({self.run})" if self.run else ""
@@ -65,10 +69,13 @@ class Receipt:
         if self.calibration:
             calibrated = f" · calibrated by {self.calibration['method']} on {self.calibration['images']}"
             calibrated += f" · {len(restored)} layers in float32" if (restored := self.calibration.get("restored")) else ""
-        return (
-            f"{self.path}  {len(self.files)} file{'s' if len(self.files) > 1 else ''} {self.bytes / 1e6:.1f} MB · {self.precision}{opset} · batch {', '.join(map(str, self.batches))} agree: "
-            f"{self.agree:,}/{self.n:,} classes{ties}, max |difference| {self.max_abs:.1e} · {self.images}{right}{calibrated}"
-        )
+        files = f"{len(self.files)} file{'s' if len(self.files) > 1 else ''} {self.bytes / 1e6:.1f} MB"
+        batches = ", ".join(map(str, self.batches))
+        found = {
+            "export": f"{self.path}  {files} · {self.precision}{opset}{calibrated}",
+            "verified": f"batch {batches} agree: {self.agree:,}/{self.n:,} classes{ties}, max |difference| {self.max_abs:.1e} · {self.images}",
+        }
+        return found | ({"test": right} if right else {})
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, the path as text."""

@@ -20,7 +20,7 @@ from zoo.errors import FileError, ZooError
 LONGEST = 1 << 20
 START = 60.0
 """Seconds for the start of the child, independent of the limit for the model."""
-TOLD = 4000
+STDERR_BYTES = 4000
 """Bytes read from the end of the child's stderr."""
 
 
@@ -34,9 +34,9 @@ def lines(module: str, request: dict[str, Any], model: Path, *, max_memory: int,
     """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with (
-        tempfile.TemporaryFile() as told,
+        tempfile.TemporaryFile() as stderr,
         subprocess.Popen(
-            [sys.executable, "-m", module], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=told
+            [sys.executable, "-m", module], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
         ) as child,
     ):
         try:
@@ -45,7 +45,7 @@ def lines(module: str, request: dict[str, Any], model: Path, *, max_memory: int,
             child.stdin.close()
             done = yield from _answers(child, model, max_memory, timeout)
             if not done:
-                raise _ended(child.wait(), told, model, max_memory)
+                raise _ended(child.wait(), stderr, model, max_memory)
         finally:
             child.kill()
 
@@ -79,16 +79,16 @@ def _answers(
             deadline = time.monotonic() + timeout
 
 
-def _ended(code: int, told: IO[bytes], model: Path, max_memory: int) -> FileError:
+def _ended(code: int, stderr: IO[bytes], model: Path, max_memory: int) -> FileError:
     """The error of a child that ended early, by its exit status and the end of its stderr."""
-    told.seek(max(0, told.seek(0, os.SEEK_END) - TOLD))
-    text = told.read().decode(errors="replace")
+    stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - STDERR_BYTES))
+    text = stderr.read().decode(errors="replace")
     if code == -6 or _about_memory(text):  # a failed allocation in C++ aborts
         return _too_much(model, max_memory)
     if code >= 0:
-        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing said")
-        return FileError(f"model cannot be tested ({model}, exit {code}: {last[:120]}); report this as a bug of zoo")
-    return FileError(f"model makes onnxruntime fail ({model}, {_signal(code)}); export it again: zoo export --onnx")
+        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
+        return FileError(f"model cannot be tested ({model}, exit {code}: {last[:120]}); report this as a bug in zoo")
+    return FileError(f"model crashes onnxruntime ({model}, {_signal(code)}); export it again: zoo export --onnx")
 
 
 def _signal(code: int) -> str:

@@ -69,7 +69,7 @@ class Parity:
 def check(cases: Sequence[Case], candidate: Answer, *, tolerance: float, probabilities: bool = False) -> Parity:
     """Run ``candidate`` on all images, in batches of 1, 2, 7 and 64, against each case's reference."""
     own, made = (sum(len(case.images) for case in cases if case.counted is real) for real in (True, False))
-    beside = f" and {made} saturated, constant or other ones" if made else ""
+    beside = f" and {made} edge cases" if made else ""
     print_line(f"parity   {own:,} images{beside}, at batch {', '.join(map(str, BATCHES))} and {MANY}")
     truths = [_truth(case) for case in cases]
     scale = 1.0 if probabilities else max(float(np.concatenate(truths).std(dtype=np.float64)), 1e-12)

@@ -150,9 +150,9 @@ def _parity_checks(
     tolerance: float,
     data_dir: Path | None,
 ) -> list[Check]:
-    told = f"{claim['agree']:,}/{claim['n']:,} classes, max |difference| {claim['max_abs']:.1e}"
+    recorded = f"{claim['agree']:,}/{claim['n']:,} classes, max |difference| {claim['max_abs']:.1e}"
     if run is None:
-        return [Check("parity with PyTorch", "not run", told, "the run was not found; pass it with --run")]
+        return [Check("parity with PyTorch", "not run", recorded, "the run was not found; pass it with --run")]
     sha = _graph.weights_sha256(run.model)
     if sha != facts["weights_sha256"]:
         return [Check("weights of the run", "differs", facts["weights_sha256"][:12], f"{sha[:12]} in {run.path}", 8)]
@@ -167,7 +167,7 @@ def _parity_checks(
     parity = _parity.check(cases, answer, tolerance=tolerance, probabilities=exported.softmax)
     fits = parity.holds
     found = f"{parity.agree:,}/{parity.n:,} classes, max |difference| {parity.max_abs:.1e}"
-    return [*frozen, Check("parity with PyTorch", "ok" if fits else "differs", told, found, 0 if fits else 8)]
+    return [*frozen, Check("parity with PyTorch", "ok" if fits else "differs", recorded, found, 0 if fits else 8)]
 
 
 def _frozen(run: Run, claim: dict[str, str]) -> list[Check]:
@@ -177,27 +177,27 @@ def _frozen(run: Run, claim: dict[str, str]) -> list[Check]:
     here = run.model.state_dict()
     known = freezing.frozen_digest(run.model, [name for name in claim if name in here])
     moved = [name for name, digest in claim.items() if known.get(name) != digest]
-    found = f"{len(moved)} differ, first {moved[0]}" if moved else f"{len(claim)} the same"
+    found = f"{len(moved)} differ, first {moved[0]}" if moved else f"{len(claim)} unchanged"
     return [Check("frozen tensors", "differs" if moved else "ok", f"{len(claim)} tensors", found, 8 if moved else 0)]
 
 
 def _accuracy_checks(
     path: Path, facts: dict[str, str], own: Run, frame: _graph.Exported, claim: Any, run: Run | None
 ) -> list[Check]:
-    told = f"{100 * claim['accuracy']:.2f} % of {claim['n']:,}" if claim else "none"
+    recorded = f"{100 * claim['accuracy']:.2f} % of {claim['n']:,}" if claim else "none"
     try:
         data = own.dataset()
     except (DataError, UsageError) as error:
-        return [Check("accuracy", "not run", told, f"the data was not found ({str(error)[:60]}); pass it with --data-dir")]
+        return [Check("accuracy", "not run", recorded, f"the data was not found ({str(error)[:60]}); pass it with --data-dir")]
     if beside := _accuracy.of_run(own):
-        told += f" ({beside})"
+        recorded += f" ({beside})"
     if facts["data_sha256"] and data.digest != facts["data_sha256"]:
         return [Check("data", "differs", facts["data_sha256"][:12], data.digest[:12], 8)]
     hits = _accuracy.hits(_accuracy.answer_of(path, frame), data.test, path.name)
     got, room = _accuracy.row(hits), max(1, SLACK * len(hits))
     fits = not claim or (got["n"] == claim["n"] and abs(got["correct"] - claim["correct"]) <= room)
     found = f"{100 * got['accuracy']:.2f} % of {got['n']:,} [{100 * got['low']:.2f}, {100 * got['high']:.2f}]"
-    checks = [Check("accuracy", "ok" if fits else "differs", told, found, 0 if fits else 8)]
+    checks = [Check("accuracy", "ok" if fits else "differs", recorded, found, 0 if fits else 8)]
     return checks + _drop_checks(facts, own, frame, claim, run, hits, data.test) if claim and "drop" in claim else checks
 
 
@@ -205,14 +205,14 @@ def _drop_checks(
     facts: dict[str, str], own: Run, frame: _graph.Exported, claim: Any, run: Run | None, hits: np.ndarray, test: Split
 ) -> list[Check]:
     """Loss of fp16 or int8 against float32 on the test images; ``hits`` are those that the file classifies correctly."""
-    told = f"{claim['drop']:+.2f} points from {100 * claim['fp32']['accuracy']:.2f} %"
+    recorded = f"{claim['drop']:+.2f} points from {100 * claim['fp32']['accuracy']:.2f} %"
     if run is None or _graph.weights_sha256(run.model) != facts["weights_sha256"]:
-        return [Check("drop from fp32", "not run", told, "the run was not found; pass it with --run")]
+        return [Check("drop from fp32", "not run", recorded, "the run was not found; pass it with --run")]
     exported = _graph.of_run(run, stored=frame.stored, preprocess=frame.preprocess, softmax=frame.softmax)
     now = _accuracy.compared(hits, _accuracy.hits(_cases.right(exported), test, "PyTorch float32"))
     found = f"{now['drop']:+.2f} points from {100 * now['fp32']['accuracy']:.2f} %"
     fits = abs(now["drop"] - claim["drop"]) <= 100 * max(1, SLACK * len(hits)) / len(hits) + 1e-6
-    return [Check("drop from fp32", "ok" if fits else "differs", told, found, 0 if fits else 8)]
+    return [Check("drop from fp32", "ok" if fits else "differs", recorded, found, 0 if fits else 8)]
 
 
 def at_hand(path: Path, name: str | None) -> Run | None:

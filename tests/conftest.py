@@ -1,4 +1,4 @@
-"""Shared fixtures: a clean place for runs and caches, one small trained run, and real images where they are at hand."""
+"""Shared fixtures: a clean place for runs and caches, one small trained run, and real images if available."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
-    # a core a worker: threads of two workers on the same cores would wait for each other most of the time
+    # one core per worker: the threads of two workers on the same cores would mostly wait for each other
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 SHARED = ROOT.parent / "shared" / "data"
@@ -37,7 +37,7 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_places(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Caches and runs of the tests stay out of the user's folders."""
+    """Keep caches and runs of the tests out of the user's folders."""
     os.environ["ZOO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["ZOO_RUNS"] = str(tmp_path_factory.mktemp("runs"))
     os.environ.setdefault("NO_COLOR", "1")
@@ -46,7 +46,7 @@ def quiet_places(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Runs that are compared bit by bit must not see the machine's share of cores change between them."""
+    """Fix the number of threads: it must not change between runs that are compared bit by bit."""
     from zoo import machine
 
     with pytest.MonkeyPatch.context() as patch:
@@ -55,7 +55,7 @@ def one_thread() -> Iterator[None]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test marked gpu is skipped, saying why, where there is no GPU."""
+    """Skip tests marked gpu, with the reason, on a machine without a GPU."""
     if item.get_closest_marker("gpu"):
         import torch
 
@@ -65,7 +65,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(params=["formula", "default", "avx2", "avx512"])
 def served(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each way the focal loss op can be computed here; all of zoo.ops goes through it."""
+    """Each available implementation of the focal loss op, used by all of zoo.ops."""
     with served_by(request.param):
         yield request.param
 
@@ -75,14 +75,14 @@ LESSER = [pytest.param(name, marks=pytest.mark.slow) for name in ("default", "av
 
 @pytest.fixture(params=["formula", *LESSER, "avx512"])
 def served_quickly(request: pytest.FixtureRequest) -> Iterator[str]:
-    """As ``served``, for long tests of what is above the kernels: the lesser instruction sets are marked slow."""
+    """As ``served``, for long tests of the code above the kernels: narrower instruction sets are marked slow."""
     with served_by(request.param):
         yield request.param
 
 
 @contextlib.contextmanager
 def served_by(name: str) -> Iterator[None]:
-    """Compute the focal loss op by the formula or the kernels of one instruction set; a skip where these are not here."""
+    """Compute the focal loss op by the formula or by the kernels of one instruction set; skip if these are missing."""
     import torch
     from ops_cases import FALLBACK, SETS
 
@@ -116,7 +116,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def small_plain(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of one short epoch on one thread, for others to be compared with."""
+    """A finished run of one short epoch on one thread, as a reference for other runs."""
     from tests_support import small
 
     from zoo import training
@@ -126,7 +126,7 @@ def small_plain(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def real_cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every 50th image of the real CIFAR-10 (1,200), or a skip that says what is missing."""
+    """A folder with every 50th image of the real CIFAR-10 (1,200), or a skip that names what is missing."""
     archive = SHARED / "cifar10.tar.gz"
     if not archive.is_file():
         pytest.skip("real images are not here (shared/data/cifar10.tar.gz beside the checkout)")

@@ -1,4 +1,4 @@
-"""Folders of images, and what must hold of any data set read from them."""
+"""Folders of images, and checks that every data set must pass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tree(
     n: int = 6,
     side: int = 32,
 ) -> Path:
-    """A folder of class folders of small PNGs, each different."""
+    """A folder with class folders of small PNGs, all different."""
     number = sum(map(ord, str(root)))
     for split in splits:
         for name in classes:
@@ -39,7 +39,7 @@ def tree(
 
 
 def build(name: str, folder: Path | None, *, size: int = 28, val: float = 0.5, seed: int = 0) -> DataSet:
-    """The data set, its images as large as its spec says."""
+    """The data set at the image size of its spec."""
     spec = registry.find("data", name)
     data: DataSet = spec.build(folder, size=size, val=val, seed=seed)
     assert data.test.images.shape[1] == (stored_side(size) if spec.margin else size)
@@ -47,7 +47,7 @@ def build(name: str, folder: Path | None, *, size: int = 28, val: float = 0.5, s
 
 
 def check(data: DataSet) -> None:
-    """What holds of every data set."""
+    """Check what holds for every data set."""
     files: list[str] = []
     for split in (data.train, data.val, data.test):
         assert split.images.dtype == np.uint8
@@ -64,9 +64,9 @@ def check(data: DataSet) -> None:
 
 
 def refused(message: str, name: str, folder: Path | None, error: type[Exception] = DataError) -> str:
-    with pytest.raises(error, match=message) as told:
+    with pytest.raises(error, match=message) as caught:
         build(name, folder)
-    text = str(told.value)
+    text = str(caught.value)
     assert "\n" not in text
     assert len(re.sub(r"/\S+", "", text)) <= 200
     return text

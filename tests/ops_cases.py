@@ -1,4 +1,4 @@
-"""What the tests of the focal loss op share: its problems, how near two answers must be, which kernels there are."""
+"""Shared by the tests of the focal loss op: inputs, tolerances, available kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GAMMAS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 def _sets() -> list[str]:
-    """The formula and each instruction set that this CPU and build have."""
+    """The formula and each instruction set of this CPU and build."""
     found = [FALLBACK]
     if ops._C is not None:
         before = ops._C.capability(None)
@@ -50,17 +50,17 @@ def samples(n: int = 70, dtype: torch.dtype = torch.float32, seed: int = 0) -> l
     return found
 
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 4e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}  # of the halves: one step
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 4e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}  # half types: one ulp
 
 
 def agree(want: tuple[Tensor, ...], got: tuple[Tensor, ...], args: tuple, single: float = TOLERANCE[torch.float32]) -> None:
-    """Loss, gradient, p_t and factor of the same arguments are the same up to rounding, ``single`` where computed in float32."""
+    """Assert equal loss, gradient, p_t and factor up to rounding; ``single`` if computed in float32."""
     dtype, smoothing = args[0].dtype, args[4] or args[1].is_floating_point() or args[10:11] not in ((), (None,))
     for name, a, b in zip(("loss", "grad", "p", "factor"), want, got, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype, name
         computed = TOLERANCE[dtype] if dtype == torch.float64 else single
         tolerance = max(computed, TOLERANCE[dtype]) if name == "grad" else computed
-        # A gradient with smoothing crosses zero, and half types have a smallest step.
+        # with smoothing a gradient crosses zero, and half types have a smallest step
         step = 6e-8 if dtype == torch.float16 and name == "grad" else 0.0
         floor = max(1e-30, 1e-2 * float(a.double().abs().max()) if smoothing and a.numel() else 0)
         error = ((a.double() - b.double()).abs() - step).clamp(min=0) / (a.double().abs() + floor)
@@ -89,7 +89,7 @@ def truth(row: list[float], label: int, gamma: float, weight: float = 1.0) -> tu
 
 
 def hard_rows() -> list[tuple[list[float], int]]:
-    """Logits up to +-1e4 with the label first, last, largest, smallest and tied."""
+    """Logits up to +-1e4; the label is the first, last, largest, smallest or tied class."""
     draw = torch.Generator().manual_seed(1)
     rows = []
     for size, spread in itertools.product((2, 3, 10, 17), (0.1, 3, 12, 29, 31, 60, 300, 1e4)):

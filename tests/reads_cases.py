@@ -1,6 +1,6 @@
-"""What zoo reads and what it refuses: rows that are tests, and from which ``docs/reads.md`` is made.
+"""What zoo reads and what it rejects: the rows are tests, and ``docs/reads.md`` is generated from them.
 
-A module ``reads_<kind>.py`` beside this one has a list ``CASES`` of the rows of its kind.
+A module ``reads_<kind>.py`` next to this one has a list ``CASES`` of the rows of its kind.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Case:
-    """An input of some ``kind``, what zoo ``does`` with it (words that a person sees), and how to ``write`` the input to a path."""
+    """An input of some ``kind``, what zoo ``does`` with it (the text that the user sees), and how to ``write`` the input to a path."""
 
     kind: str
     input: str

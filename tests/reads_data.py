@@ -1,4 +1,4 @@
-"""Images and data sets of the kinds that people bring, and what zoo does with each."""
+"""Images and data sets as users have them, and what zoo does with each."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from PIL import Image
 from reads_cases import Case
 
 READ = "read"
-"""What zoo does with an image that it reads without a word."""
+"""The result for an image that is read without a message."""
 
 
 def picture(form: str, mode: str = "RGB", **options: Any) -> Callable[[Path], object]:
-    """Write an image of 6 x 4 pixels under a name that says nothing of its format."""
+    """Write an image of 6 x 4 pixels under a name without a suffix of its format."""
     return lambda path: Image.fromarray(noise(0)[:4, :6]).convert(mode).save(path, form, **options)
 
 
 def values(kind: Any, top: float) -> Callable[[Path], object]:
-    """Write a grey TIFF of another type than 8 bits."""
+    """Write a grey TIFF with another type than 8 bits."""
     return lambda path: Image.fromarray(np.linspace(0, top, 24).reshape(4, 6).astype(kind)).save(path, "TIFF")
 
 
@@ -55,7 +55,7 @@ def cut(form: str, share: float) -> Callable[[Path], object]:
 
 
 def bomb(path: Path) -> None:
-    """A PNG whose header says 30,000 x 30,000."""
+    """A PNG whose header declares 30,000 x 30,000 pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -67,8 +67,8 @@ def bomb(path: Path) -> None:
 ORIENTATION = (0x0112, 3, 1, 6)
 IMAGES = [
     *(Case("image", f"{form} of any name", READ, picture(form)) for form in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "ICO")),
-    *(Case("image", f"{form} of any name, where Pillow reads it", READ, picture(form)) for form in ("AVIF", "JPEG2000")),
-    *(Case("image", f"{mode} PNG", READ, picture("PNG", mode)) for mode in ("1", "L", "LA", "P", "RGBA", "I;16")),
+    *(Case("image", f"{form} of any name, if Pillow supports it", READ, picture(form)) for form in ("AVIF", "JPEG2000")),
+    *(Case("image", f"PNG in Pillow's mode {mode}", READ, picture("PNG", mode)) for mode in ("1", "L", "LA", "P", "RGBA", "I;16")),
     Case("image", "CMYK JPEG", READ, picture("JPEG", "CMYK")),
     Case("image", "int32 TIFF of 0 to 255", READ, values(np.int32, 255)),
     Case("image", "int32 TIFF of 0 to 65535", READ, values(np.int32, 65535)),
@@ -102,12 +102,12 @@ def both(first: Callable[[Path], object], then: Callable[[Path], object]) -> Cal
 
 
 def images_in(*names: str) -> Callable[[Path], object]:
-    """Folders of images, named so."""
+    """Write folders of images with these names."""
     return layout(".", classes=names)
 
 
 def listing(name: str, *lines: str) -> Callable[[Path], object]:
-    """A list in a folder with class folders beside it; the test reads the list."""
+    """A list next to class folders; the test reads the list."""
 
     def write(path: Path) -> Path:
         tree(path, splits=("img",), n=10, side=8)
@@ -118,7 +118,7 @@ def listing(name: str, *lines: str) -> Callable[[Path], object]:
 
 
 def parquet(**columns: Any) -> Callable[[Path], object]:
-    """A Parquet list in a folder with class folders beside it."""
+    """A Parquet list next to class folders."""
 
     def write(path: Path) -> Path:
         import pyarrow
@@ -175,7 +175,7 @@ SETS = [
     Case("list", "CSV with an image twice", "image listed twice", listing("l.csv", "path,label", *LINES, LINES[0]), 3),
     Case("list", "CSV with a missing image", "1 of 21 images cannot be read", listing("l.csv", *LINES, "img/no.png,cat"), 3),
     Case("list", "CSV without a label", "no label", listing("l.csv", "path,label", *LINES, "img/cat/0.png,"), 3),
-    Case("list", "CSV of one class", "1 classes in the list", listing("l.csv", *LINES[:10]), 3),
+    Case("list", "CSV of one class", "too few classes in the list", listing("l.csv", *LINES[:10]), 3),
     Case("list", "empty CSV", "list is empty", listing("l.csv", ""), 3),
     Case("list", "Parquet with path and label", "no split column", parquet(path=FILES, label=NAMES)),
     Case("list", "Parquet with numbers as labels and the column split", "",

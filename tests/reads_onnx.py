@@ -1,4 +1,4 @@
-"""Small ONNX files of the kinds that other programs write, and what ``zoo bench`` does with each."""
+"""Small ONNX files as other programs write them, and what ``zoo bench`` does with each."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def two_inputs() -> onnx.ModelProto:
 
 
 def skl(*, zipmap: bool) -> onnx.ModelProto:
-    """As skl2onnx writes a logistic regression: rows of features; a label, and probabilities as a tensor or a list of maps."""
+    """A logistic regression as written by skl2onnx: rows of features to a label, and probabilities as a tensor or a list of maps."""
     nodes = [
         helper.make_node(
             "LinearClassifier", ["X"], ["label", "raw"], domain="ai.onnx.ml", classlabels_ints=[0, 1, 2], multi_class=1,
@@ -84,14 +84,14 @@ def skl(*, zipmap: bool) -> onnx.ModelProto:
 
 
 def ending(op: str, **attributes: Any) -> onnx.ModelProto:
-    """The net with its last node replaced."""
+    """The net with another last node."""
     model = net()
     model.graph.node[-1].CopyFrom(helper.make_node(op, ["l"], ["y"], **attributes))
     return model
 
 
 def infinite() -> onnx.ModelProto:
-    """The net with the logarithm of a negative number behind it."""
+    """The net followed by the logarithm of a negative number."""
     model = net()
     model.graph.node[-1].CopyFrom(helper.make_node("Sub", ["l", "l"], ["zero"]))
     model.graph.node.append(helper.make_node("Log", ["zero"], ["y"]))
@@ -99,7 +99,7 @@ def infinite() -> onnx.ModelProto:
 
 
 def noisy() -> onnx.ModelProto:
-    """The net with noise added to its answer, as dropout in training mode does."""
+    """The net with noise added to its output, as by dropout in training mode."""
     model = net()
     model.graph.node[-1].CopyFrom(helper.make_node("RandomNormalLike", ["l"], ["noise"]))
     model.graph.node.append(helper.make_node("Add", ["l", "noise"], ["y"]))

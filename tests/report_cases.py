@@ -1,4 +1,4 @@
-"""Made-up run folders, and what a page or a picture has in it."""
+"""Generated run folders, and the content of pages and pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def fake_run(
     path: Path, *, classes: tuple[str, ...] = CIFAR, counts: tuple[int, ...] | None = TAIL, n: int = 100, epochs: int = 12,
     skill: float = 0.8, seed: int = 0, noise: int = 0, finished: bool = True, val: int = 500, **settings: object,
 ) -> Path:  # fmt: skip
-    """A run folder whose test predictions are right with probability ``skill``, less for rare classes; ``noise`` moves them."""
+    """A run folder whose test predictions are correct with probability ``skill``, lower for rare classes; ``noise`` varies them."""
     path.mkdir(parents=True)
     chance = np.random.default_rng(noise)
     changes = {
@@ -105,7 +105,7 @@ class Reader(html.parser.HTMLParser):
 
 
 def overlaps(figure: object) -> list[tuple[str, str]]:
-    """Titles and axis labels that lie on each other or stick out of the picture."""
+    """Titles and axis labels that overlap or leave the picture."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     texts = [figure._suptitle, *(text for axes in figure.axes for text in (axes.title, axes.xaxis.label, axes.yaxis.label))]
@@ -116,6 +116,6 @@ def overlaps(figure: object) -> list[tuple[str, str]]:
 
 
 def cells(page: str) -> list[list[str]]:
-    """Rows of all tables of a page, as text."""
+    """The rows of all tables of a page, as text."""
     rows = re.findall(r"<tr>(.*?)</tr>", page)
     return [[re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)] for row in rows]

@@ -1,4 +1,4 @@
-"""Tools that look into convolutions and networks, held to worked examples and to torch."""
+"""The analysis tools, against worked examples and torch."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_matrix_too_large_or_of_nothing_is_refused_before_it_is_made() -> None
     assert isinstance(ran.exception, UsageError) and "covers only padding" in str(ran.exception)
 
 
-def test_what_a_tool_cannot_look_into_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_tool_cannot_look_into_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     images, targets = np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, np.int64)
     part = Split(images, targets, ["a"] * 4)
     data = DataSet("one", ("a", "b"), part, part, part, (0.5,) * 3, (0.5,) * 3, "")
@@ -127,7 +127,7 @@ def net() -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
     model = nn.Sequential(*layers, nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
-    model(torch.randn(64, 2, 8, 8))  # statistics of its own
+    model(torch.randn(64, 2, 8, 8))  # non-trivial statistics
     return model.eval()
 
 
@@ -172,7 +172,7 @@ def test_the_exercise_of_the_command() -> None:
     assert "give --image FILE" in str(refused.exception)
 
 
-# ---- units that no input switches on ----
+# ---- units that no input activates ----
 
 
 def test_dead_units_are_counted_over_all_batches() -> None:

@@ -1,4 +1,4 @@
-"""Augmentation: every op against a plain loop over images, and each sample's result its own."""
+"""Augmentation: every op against a plain loop over images; each sample's result is independent of the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zoo.errors import UsageError
 
 MEAN, STD = (0.49, 0.48, 0.44), (0.25, 0.24, 0.26)
 ZERO, ONE = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)
-"""With these the normalised values are the pixels themselves."""
+"""With these statistics the normalised values are the pixel values."""
 OPS = ["crop", "crop:8", "rcrop:24", "rcrop", "flip", "colour", "cutout", "v2:RandomGrayscale", "v2:RandomRotation(degrees=30)"]
 
 
@@ -175,10 +175,10 @@ def test_size_cuts_what_the_ops_left_larger(images: Tensor, draws: Tensor) -> No
 @pytest.mark.parametrize(
     "op", ["crap", "crop:", "crop:x", "crop:-1", "crop:0", "v2:", "v2:NoSuch", "v2:open('x')", "v2:RandomRotation", "v2:Grayscale(1+1)"]
 )  # fmt: skip
-def test_a_wrong_op_is_told_before_training(op: str) -> None:
-    with pytest.raises(UsageError, match="no augmentation") as told:
+def test_a_wrong_op_is_reported_before_training(op: str) -> None:
+    with pytest.raises(UsageError, match="no augmentation") as caught:
         _augment.check(["flip", op])
-    assert len(str(told.value)) <= 200
+    assert len(str(caught.value)) <= 200
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_wrong_op_is_told_before_training(op: str) -> None:
         ("v2:RandomZoomOut", "augmentation v2:RandomZoomOut must return square uint8 images of one size"),
     ],
 )
-def test_an_op_that_does_not_fit_is_told(images: Tensor, draws: Tensor, op: str, says: str) -> None:
+def test_an_op_that_does_not_fit_is_reported(images: Tensor, draws: Tensor, op: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         pixels(images, draws, op)
 

@@ -1,4 +1,4 @@
-"""Each benchmark runs and writes whole rows; wrong answers and absent devices end it; tables and pictures come from the CSV."""
+"""Each benchmark writes complete rows; wrong outputs and missing devices end it; tables and pictures are made from the CSV."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 EACH = [pytest.param(name, marks=pytest.mark.slow) if name == "image_files" else name for name in FILES]
-"""The benchmarks; that of image files starts six commands."""
+"""The benchmarks; the one of image files starts six commands."""
 
 
 class Tables(dict[str, Path]):
-    """The CSV of each benchmark by its name, tiny, made when it is asked for."""
+    """A small CSV of each benchmark by its name, created on first use."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -64,15 +64,15 @@ def test_there_are_benchmarks() -> None:
 
 MAY_BE_EMPTY = {
     *("onnxruntime", "commit", "formula", "loss_error", "grad_error", "settings"),
-    *("gb_per_s", "times_copy", "loss_share"),  # in a training step, and out of it
+    *("gb_per_s", "times_copy", "loss_share"),  # inside and outside of a training step
     *("resident_per_s", "resident_low", "resident_high"),  # on a GPU
     *("accuracy", "accuracy_low", "accuracy_high", "images"),  # with a run's data
-    *("reported", "source", "note"),  # where others reported something
+    *("reported", "source", "note"),  # for recipes with reported results
 }
 
 
 def row_faults(rows: list[dict[str, str]]) -> list[str]:
-    """What the rows of a benchmark lack to be believed: values, the environment, rounds."""
+    """Missing parts of a benchmark's rows: values, environment, rounds."""
     found = [] if rows else ["no rows"]
     for row in rows:
         found += [f"no {key}" for key in ("cpu", "device", "torch", "zoo", "commit", "command") if key not in row]
@@ -221,9 +221,9 @@ def test_run_whose_weights_changed_since_export(small_run: Path, tmp_path: Path)
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_absent_device_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cuda") as told:
+    with pytest.raises(UsageError, match="cuda") as caught:
         inference.main(True, "cnn_small", out=tmp_path / "x.csv", devices=["cuda"])
-    assert "found" in str(told.value)
+    assert "found" in str(caught.value)
     assert cli.run(["bench", "cnn_small", "--devices", "cuda", "--quick", "--out", str(tmp_path / "x.csv")]) == 2
     assert not list(tmp_path.iterdir())
 
@@ -235,7 +235,7 @@ def test_an_allowed_fallback_is_said_in_the_row(tmp_path: Path) -> None:
     )
     rows = _timing.read_csv(path)
     names = [row["contender"] for row in rows]
-    assert len(set(names)) == len(names), "told apart from the CPU's own"
+    assert len(set(names)) == len(names), "distinct from the CPU's"
     assert {row["base"] for row in rows} == {"pytorch eager", "pytorch eager (on the cpu)"}
     rows = [row for row in rows if row["contender"].startswith("onnxruntime cuda")]
     assert [row["contender"] for row in rows] == ["onnxruntime cuda (on the cpu)", "onnxruntime cuda fp16 (on the cpu)"]
@@ -366,7 +366,7 @@ def test_a_step_knows_the_share_of_its_loss() -> None:
 
 
 def test_the_empty_function_has_the_passes_of_a_loss() -> None:
-    """And moves no gradient: autograd copies one that something else holds."""
+    """It does not copy the gradient either: autograd copies one with another reference."""
     for backward in (False, True):
         call = _losses.empty_of(torch.zeros(4, 3), backward=backward)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

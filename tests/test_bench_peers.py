@@ -1,4 +1,4 @@
-"""Peers of the focal loss benchmark: why one has no row, which way of ``F.linear_cross_entropy`` a row measures."""
+"""Peers of the focal loss benchmark: why one has no row, which variant of ``F.linear_cross_entropy`` a row measures."""
 
 from __future__ import annotations
 

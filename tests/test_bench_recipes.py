@@ -1,4 +1,4 @@
-"""The rows of finished runs: named, grouped over seeds, merged with those of other machines."""
+"""Rows of finished runs: names, groups of seeds, merging with rows of other machines."""
 
 from __future__ import annotations
 

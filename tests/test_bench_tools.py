@@ -1,4 +1,4 @@
-"""What stands around a benchmark: the roofline, memory, provider proof, load, comparison, and the check of the clock itself."""
+"""Tools of the benchmarks: roofline, memory, verified providers, load, comparison, and the check of the clock."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_share_of_the_roofline() -> None:
 
 
 def test_memory_of_a_piece_of_work() -> None:
-    """Pages of the test's own: whether malloc gives freed blocks back depends on what ran before."""
+    """Pages mapped by the test: whether malloc returns freed blocks depends on what ran before."""
 
     def pages() -> mmap.mmap:
         area = mmap.mmap(-1, 20_000_000)
@@ -185,7 +185,7 @@ def test_proof_reads_a_real_profile(small: dict[str, Path], tmp_path: Path) -> N
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_bound_tensors_are_those_that_are_read_and_written(precision: str) -> None:
-    """I/O binding by pointers, which needs no GPU; of a file with outputs of its own type and a length it does not tell."""
+    """I/O binding by pointers, which needs no GPU, for a file whose output has another type and an unknown length."""
     kind = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.FLOAT
     ends = [onnx.helper.make_tensor_value_info(*each) for each in (("x", 1, ["n", 3]), ("y", kind, ["n", "classes"]))]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Cast", ["x"], ["y"], to=kind)], "", ends[:1], ends[1:])
@@ -308,7 +308,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("none.csv", None, "no file"),
         ("x.csv", "a,b\n1,2\n", "not a benchmark"),
@@ -321,11 +321,11 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("x.csv", "contender,images_per_s,low,high,workers\nx,1,1,1,2\n", "two kinds of benchmark .*only one has workers"),
     ],
 )
-def test_compare_refuses(tmp_path: Path, name: str, text: str | None, told: str) -> None:
+def test_compare_refuses(tmp_path: Path, name: str, text: str | None, message: str) -> None:
     good = _timing.write_csv(tmp_path / "good.csv", [row("x", 100, 95, 105)])
     if text is not None:
         (tmp_path / name).write_text(text)
-    with pytest.raises(FileError, match=told):
+    with pytest.raises(FileError, match=message):
         _compare.compared(good, tmp_path / name)
     other = _timing.write_csv(tmp_path / "other.csv", [row("y", 100, 95, 105)])
     with pytest.raises(FileError, match="no rows in common"):
@@ -343,15 +343,15 @@ def test_a_quick_look_leaves_out_batches_that_take_long(
     bench = SimpleNamespace(contenders=[contender] * 5, _inputs=lambda batch: None)
     cost = inference._Bench.cost(bench, 1)  # type: ignore[arg-type]
     assert inference._Bench.affordable(bench, (1, 8, 64), cost) == kept  # type: ignore[arg-type]
-    told = capsys.readouterr().err
-    assert told.count("skipped  batch") == 3 - len(kept)
+    err = capsys.readouterr().err
+    assert err.count("skipped  batch") == 3 - len(kept)
     if len(kept) == 2:
-        assert "batch 64 (quick; it would take about 112 s" in told  # 0.05 s x 64 x 7 calls x 5 contenders
+        assert "batch 64 (quick; it would take about 112 s" in err  # 0.05 s x 64 x 7 calls x 5 contenders
 
 
 def test_self_check_finds_an_expensive_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = _timing.timed
-    monkeypatch.setattr(_timing, "timed", lambda *given: honest(*given) * 20)  # far beyond what a busy machine does
+    monkeypatch.setattr(_timing, "timed", lambda *given: honest(*given) * 20)  # far more than on a busy machine
     own, bare = _self_check.both(lambda: sum(range(2000)), 0.3)
     assert np.median(own) > 5 * np.median(bare)
 

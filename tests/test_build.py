@@ -1,4 +1,4 @@
-"""From a recipe and the training counts to a loss, its weights and a sampler; every mistake named."""
+"""From a recipe and the training counts to a loss, its weights and a sampler; every mistake is reported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_what_is_wrong_before_any_data_is_read(settings: str, says: str) -> None
         recipe.check(resolve("cnn_small", *settings.split()))
 
 
-def test_weights_of_a_wrong_length_are_told() -> None:
+def test_weights_of_a_wrong_length_are_reported() -> None:
     with pytest.raises(UsageError, match=r"given_weights has 2 numbers, the data 10 classes"):
         build.build_loss(resolve("cnn_small", "class_weights=given", "loss.given_weights=[1,2]"), COUNTS)
 
@@ -55,7 +55,7 @@ def test_class_weights(kind: str, expected: np.ndarray) -> None:
 
 
 def test_the_mean_weight_of_the_reported_experiment() -> None:
-    """With sum C and a plain mean, beta 0.9999 divides the loss of this tail by 5.8 (it was 0.171 there)."""
+    """With weights that sum to C and a plain mean, beta 0.9999 divides the loss of this tail by 5.8 (0.171 was measured)."""
     weights = sampling.effective_weights(COUNTS, 0.9999)
     assert (COUNTS * weights).sum() / COUNTS.sum() == pytest.approx(0.171, abs=5e-4)
 

@@ -1,4 +1,4 @@
-"""Temperature scaling: the fit, the file, and that every answer of a run uses it."""
+"""Temperature scaling: the fit, the file, and its use in every prediction of a run."""
 
 from __future__ import annotations
 

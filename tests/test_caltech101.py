@@ -1,4 +1,4 @@
-"""Caltech-101 by its lists and without them."""
+"""Caltech-101 with and without its lists."""
 
 from __future__ import annotations
 

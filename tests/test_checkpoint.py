@@ -1,4 +1,4 @@
-"""States and weights: whole or refused, and every damage is named."""
+"""States and weights: complete or rejected, with any damage reported."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ WEIGHTS = {"model": "resnet20", "classes": ["a", "b"], "input": [3, 32, 32], "me
 
 @pytest.mark.parametrize("shift", [8, 0])
 def test_every_changed_byte_of_a_header_is_noticed(tmp_path: Path, shift: int) -> None:
-    """Of its own length too; spaces that only fill it up aside."""
+    """A bit of the header's length, too; except for the spaces that pad the header."""
     path = tmp_path / "w.safetensors"
     tensor_files.save_tensors(path, {"a": torch.zeros(2, 3), "b": torch.zeros(6)}, WEIGHTS)
     whole = path.read_bytes()

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from their archives and folders."""
+"""CIFAR-10 and CIFAR-100 from archives and folders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zoo.data import cifar
 
 @pytest.fixture
 def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Makes a small archive folder in the official format, with the digests set to its files'."""
+    """Write a small archive folder in the official format, and set the digests to those of its files."""
     from torchvision import datasets
 
     def make(name: str) -> Path:
@@ -77,7 +77,7 @@ def test_an_altered_archive_is_never_opened(
 
     target.write_bytes(pickle.dumps(Bomb()))
     forged = [[name, hashlib.md5((target.parent / name).read_bytes()).hexdigest()] for name, _ in CIFAR10.train_list]
-    monkeypatch.setattr(CIFAR10, "train_list", forged)  # as if it had the MD5 of the published file
+    monkeypatch.setattr(CIFAR10, "train_list", forged)  # the check of the published MD5 is disabled
     assert "data_batch_3" in refused("differs from its published checksum", "cifar10", root)
     target.unlink()
     refused("data_batch_3 is missing", "cifar10", root)

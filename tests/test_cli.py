@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, results on stdout, faults in one line with their exit code."""
+"""The command line: help, results on stdout, errors in one line with their exit code."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_every_option_has_a_help(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with things that go wrong."""
+    """A folder with bad inputs."""
     folder = tmp_path_factory.mktemp("faults")
     (folder / "typo.toml").write_text("epochs = 1\n[optim]\nlearning_rate = 0.1\n")
     (folder / "twice.toml").write_text("seed = 1\nseed = 2\n")

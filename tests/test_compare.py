@@ -1,4 +1,4 @@
-"""Several runs side by side: what differs, over one run and over seeds, in tables and pictures."""
+"""Comparison of several runs: differences of single runs and over seeds, in tables and pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from zoo.report import _blocks, _compare, _draw, _methods, _read
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two runs that differ in nothing, one that is clearly better; all on the same test images."""
+    """Two equal runs and one that is clearly better, all on the same test images."""
     place = tmp_path_factory.mktemp("three")
     return [
         fake_run(place / "ce", n=200, noise=1),
@@ -193,7 +193,7 @@ def test_a_comparison_needs_two(three: list[Path], tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_runs_of_one_name_are_distinguished(tmp_path: Path) -> None:
     runs = [_read.read(fake_run(tmp_path / place / "run", epochs=1)) for place in ("a", "b")]
     assert _compare.labels(runs) == ["a/run", "b/run"]
 
@@ -209,9 +209,9 @@ def test_the_command_prints_what_the_page_begins_with(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     line = ["report", *map(str, seeds), "--out", str(tmp_path / "c.html")]
-    told = CliRunner().invoke(cli, line).stdout
-    assert told.splitlines()[-1] == f"report    {tmp_path / 'c.html'}"
-    assert "ce-s0" in told and "focal is better" in told and "3 seeds, paired" in told
+    result = CliRunner().invoke(cli, line).stdout
+    assert result.splitlines()[-1] == f"report    {tmp_path / 'c.html'}"
+    assert "ce-s0" in result and "focal is better" in result and "3 seeds, paired" in result
     found = json.loads(CliRunner().invoke(cli, [*line, "--json"]).stdout)
     assert [row["run"] for row in found["runs"]] == [path.name for path in seeds]
     assert [row["seeds"] for row in found["methods"]] == ["0, 1, 2"] * 2

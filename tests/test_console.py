@@ -1,4 +1,4 @@
-"""Progress lines: a bar on a terminal, one line every ten seconds elsewhere, 80 columns kept, stdout left alone."""
+"""Progress lines: a bar on a terminal, one line per ten seconds elsewhere, at most 80 columns, nothing on stdout."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ with Progress(200, 4, 10_000) as progress:
 
 
 class Clock:
-    """A clock that tests set by hand."""
+    """A clock that the tests set."""
 
     now = 0.0
 
@@ -45,7 +45,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return hand
 
 
-def test_counted_things_are_told_every_ten_seconds(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_printed_every_ten_seconds(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in console.counted(range(5), 1234, "data     decoded", 256):
         clock.now += 6
     assert capsys.readouterr().err.splitlines() == [
@@ -110,7 +110,7 @@ def test_fit_leaves_out_the_least_wanted() -> None:
 
 
 def on_a_terminal(**environment: str) -> str:
-    """What the run above writes to a terminal of 80 columns."""
+    """Output of the run above on a terminal of 80 columns."""
     near, far = pty.openpty()
     env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80", "LINES": "24", "TERM": "xterm", **environment}
     with subprocess.Popen([sys.executable, "-c", RUN], stderr=far, stdout=subprocess.PIPE, env=env) as process:
@@ -167,7 +167,7 @@ ESCAPES = "a\x1b[2Jb\x07\r\n\u202ec"
 def test_escape_sequences_do_not_reach_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the names of files, classes and options, wherever a command shows them."""
+    """Control characters in names of files, classes and options, wherever a command prints them."""
     monkeypatch.chdir(tmp_path)
     console.print_line(f"run      {ESCAPES}")
     tables.out().print(tables.make((ESCAPES,), [(ESCAPES,), ("[red]x[/red] :smile:",)], title=ESCAPES))

@@ -1,4 +1,4 @@
-"""Tables: what is written is read back, and no cell is a formula."""
+"""CSV files: written values are read back, and no cell is a formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every data set."""
+"""Checks of every data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache of decoded images: whose pixels it gives, what damage does to it, how much memory and disk it takes."""
+"""The cache of decoded images: its pixels, the effect of damage, its use of memory and disk."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_damage_changes_no_result_and_is_said(
     assert np.array_equal(np.asarray(again.test.images), pixels)
     assert again.digest == before.digest
     np.asarray(again.train.images), np.asarray(again.val.images)
-    if suffix != ".content":  # which only saves reading the files
+    if suffix != ".content":  # it only saves reading the files
         assert "damaged" in capsys.readouterr().err
     assert np.array_equal(np.asarray(build("folder", root).test.images), pixels)
     assert "damaged" not in capsys.readouterr().err, "it was repaired"

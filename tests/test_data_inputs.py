@@ -1,4 +1,4 @@
-"""What ``zoo predict`` is given: folders, patterns, standard input, URLs; and what it prints."""
+"""Arguments of ``zoo predict`` (folders, patterns, standard input, URLs) and its output."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_standard_input_is_an_image_or_a_list_of_files(tmp_path: Path, monkeypat
 
 
 def test_names_are_text_whatever_the_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under ``LC_ALL=C`` Python gives the bytes of a name one by one, as surrogates."""
+    """Under ``LC_ALL=C`` Python represents each byte of a name as a surrogate."""
     monkeypatch.chdir(tmp_path)
     path = tree(tmp_path / "a", splits=("x",), n=1) / "x" / "cat" / "0.png"
     escaped = "chat\u00f4n.png".encode().decode("ascii", "surrogateescape")

@@ -1,4 +1,4 @@
-"""Every row of the table of images and data sets that zoo reads or refuses."""
+"""Every row of the table of images and data sets that zoo reads or rejects."""
 
 from __future__ import annotations
 

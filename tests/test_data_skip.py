@@ -1,4 +1,4 @@
-"""Images that cannot be read, on request left out; names that reach the terminal; two sets that look alike."""
+"""Unreadable images, skipped on request; names that are printed; two sets that look alike."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_photo_over_the_limit_is_scaled_down_while_it_is_decoded(tmp_path: Pat
     assert pixels.shape == (3_500, 5_000, 3)
     assert np.abs(pixels[0, 0].astype(int) - (200, 100, 50)).max() < 4
     Image.new("RGB", (10_000, 7_000)).save(path, quality=50, progressive=True)
-    with pytest.raises(DataError, match="image too large"):  # its decoder would hold all of it
+    with pytest.raises(DataError, match="image too large"):  # its decoder would hold the full picture
         read_image(path)
 
 

@@ -1,4 +1,4 @@
-"""``--data torchvision:NAME``: any of torchvision's sets that needs only a folder and a split, here with sets of our own."""
+"""``--data torchvision:NAME``: any set of torchvision that needs only a folder and a split, tested with small sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads from a server that misbehaves, on this machine; verifying a data set; evaluating past bad images."""
+"""Downloads from a faulty local server; verification of a data set; evaluation that skips bad images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
 class Server(BaseHTTPRequestHandler):
-    """Answers by the path: the whole file, half of it, no ranges, a page, a redirect."""
+    """Responds by the path: the whole file, half of it, no ranges, a page, a redirect."""
 
     asked: list[tuple[str, str]]
 
@@ -54,7 +54,7 @@ class Server(BaseHTTPRequestHandler):
         self.wfile.write(body[:100_000] if what == "cut" else body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_sites() -> None:
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    """Two classes; each image is of its own."""
+    """Two classes; all images differ."""
     for number, place in enumerate(f"{s}/{c}" for s in ("train", "test") for c in ("cat", "dog")):
         folder = tmp_path / "pets" / place
         folder.mkdir(parents=True)
@@ -132,7 +132,7 @@ def pets(tmp_path: Path) -> Path:
 
 
 def spoil(pets: Path) -> list[str]:
-    """Five bad files in two parts."""
+    """Five bad files in two splits."""
     (pets / "train" / "cat" / "3.png").write_bytes(b"")
     (pets / "train" / "dog" / "4.png").write_text("<html></html>")
     (pets / "train" / "dog" / "9.png").unlink()
@@ -177,7 +177,7 @@ def test_42_eval_leaves_bad_images_out_only_where_asked(pets: Path, tmp_path: Pa
     assert zoo(["eval", str(folder), "--skip-bad", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["skipped"], found["n"], whole["n"]) == (5, 19, 20)
-    # the images of validation are drawn from those of training, so those that are left make another split
+    # validation images are split from the training images, so that fewer images give another split
     assert zoo(["eval", str(folder), "--skip-bad", "--split", "val"]) == 3
     shutil.rmtree(pets)
     assert zoo(["eval", str(folder), "--skip-bad"]) == 3

@@ -1,4 +1,4 @@
-"""An exported file answers as PyTorch does, says what it is, and is not published if it does not."""
+"""An exported file agrees with PyTorch and describes itself; otherwise it is not published."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def images(side: int, count: int = 64) -> DataSet:
 
 @dataclasses.dataclass(frozen=True)
 class HeldRun(Run):
-    """A run whose data is in memory."""
+    """A run with its data in memory."""
 
     count: int = 64
 
@@ -49,14 +49,14 @@ class HeldRun(Run):
 
 
 class AwayRun(Run):
-    """A run whose data is gone."""
+    """A run whose data set is missing."""
 
     def dataset(self) -> DataSet:
         raise DataError("no data folder")
 
 
 class Tiny(nn.Module):
-    """A net that traces in a second, with all that eval mode changes."""
+    """A net that traces in a second, with every layer that eval mode changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def run_of(model: nn.Module, folder: Path, kind: type[Run] = HeldRun, name: str 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A tiny run with batch statistics that are not those of a fresh net."""
+    """A tiny run whose BatchNorm statistics differ from those of a new net."""
     torch.manual_seed(0)
     model = Tiny()
     with torch.no_grad():
@@ -119,19 +119,19 @@ def test_answers_and_says_what_it_is(run: Run, preprocess: str, softmax: bool) -
 
 
 @pytest.mark.parametrize("times", [1.0, 2.0])
-def test_each_stage_is_told(
+def test_each_stage_is_reported(
     run: Run, times: float, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A minute of silence looks like a hang: each piece of work is named before it begins."""
+    """A minute without output looks like a hang: each stage is printed before it begins."""
     monkeypatch.setattr(_accuracy, "slower", lambda *measured: times)
     zoo.export.onnx(run, precision="fp16", max_drop=100)
-    nothing, told = capsys.readouterr()
-    topics = [line.split()[0] for line in told.splitlines()]
+    nothing, err = capsys.readouterr()
+    topics = [line.split()[0] for line in err.splitlines()]
     warned = ["warning"] if times > 1 else []
     assert topics == ["trace", "parity", "accuracy", "accuracy", *warned, "check"]
-    assert ("fp16 takes 2.00 times as long as fp32 on this machine: it is smaller, but not faster" in told) == (times > 1)
-    assert "parity   64 images and 12 saturated, constant or other ones, at batch 1, 2, 7 and 64\n" in told
-    assert "accuracy fp16 on 64 test images\naccuracy fp32 on 64 test images\n" in told
+    assert ("fp16 takes 2.00 times as long as fp32 on this machine: it is smaller, but not faster" in err) == (times > 1)
+    assert "parity   64 images and 12 edge cases, at batch 1, 2, 7 and 64\n" in err
+    assert "accuracy fp16 on 64 test images\naccuracy fp32 on 64 test images\n" in err
     assert nothing == ""
 
 
@@ -158,7 +158,7 @@ def test_metadata(run: Run) -> None:
 
 
 def test_a_shortcut_without_parameters_is_a_convolution(tmp_path: Path) -> None:
-    """The values are the same to the bit; one who reads the sliced values elsewhere, or other padding, is left alone."""
+    """The values have the same bits; slices with another consumer, or with other padding, are unchanged."""
     model = engine.create_model("resnet20").eval()
     exported = _graph.Exported(model, MEAN, STD, size=32, stored=32, preprocess="none")
     plain = _onnx.written(exported)
@@ -186,7 +186,7 @@ def test_a_shortcut_without_parameters_is_a_convolution(tmp_path: Path) -> None:
             other.graph.output.extend(onnx.helper.make_empty_tensor_value_info(node.output[0]) for node in slices)
         else:
             for node in slices[::2]:
-                node.input[4] = slices[0].input[1]  # a step of 0
+                node.input[4] = slices[0].input[1]  # a step of zero
         before = other.SerializeToString()
         assert _shortcut.convolved(other).SerializeToString() == before, change
 
@@ -214,7 +214,7 @@ def test_what_a_killed_export_left_goes(run: Run) -> None:
     assert {path.name for path in run.path.iterdir()} == {"model.onnx", other.name}, "another file's may be in the making"
 
 
-def test_a_place_that_takes_no_file_is_told_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_takes_no_file_is_reported_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_onnx, "trace", None)
     (run.path / "mine").write_bytes(b"")
     with pytest.raises(DiskError, match=r"cannot write \(.*mine/model.onnx, Not a directory\); choose another --out"):
@@ -258,7 +258,7 @@ def test_train_mode_is_not_exported(run: Run) -> None:
 
 
 def refuses(run: Run, monkeypatch: pytest.MonkeyPatch, change: Any) -> str:
-    """The error of an export whose graph is changed; nothing may be left."""
+    """The error of an export whose graph is changed; no file may remain."""
     traced = _onnx.trace
 
     def planted(*args: Any, **named: Any) -> onnx.ModelProto:
@@ -316,7 +316,7 @@ def test_a_nan_output_is_caught() -> None:
     assert not _parity.check([_parity.Case(pixels, truth)], only7, tolerance=1e-4).holds, "wrong at batch 2 alone"
 
 
-def test_undecided_images_are_told_apart() -> None:
+def test_undecided_images_are_distinguished() -> None:
     pixels = images(32).test.images[:4]
     truth = np.tile(np.array([1.0, 1.0 + 1e-6, -2.0], np.float32), (4, 1))
     found = _parity.check(

@@ -1,4 +1,4 @@
-"""The fastest file within the accuracy bound is kept, a slow precision is called so, and zoo bench recommends by the same bound."""
+"""The fastest file within the accuracy bound is kept, a slow precision is reported, and zoo bench uses the same bound."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest.importorskip("onnxruntime")
 
 @pytest.fixture
 def paced(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Seconds that each ONNX precision's answers take longer."""
+    """Seconds added to each call, by ONNX precision."""
     waits = {"fp32": 0.006, "fp16": 0.002, "int8": 0.004}
     monkeypatch.setattr(_quantise, "METHODS", ("minmax",))
     monkeypatch.setattr(_quantise, "COUNTS", (64,))
@@ -95,7 +95,7 @@ def test_one_line_recommends() -> None:
 
 @pytest.mark.parametrize("nothing", ["nan", ""])
 def test_without_accuracy_only_float32(nothing: str) -> None:
-    """A file alone has no accuracy: its cell in the CSV is empty."""
+    """A file without its run has no accuracy: its cell in the CSV is empty."""
     rows = [
         row(name, kind, 1, ms, 0) | {"accuracy": nothing} for name, kind, ms in (("ort", "fp32", 3.0), ("ort8", "int8", 1.0))
     ]

@@ -1,4 +1,4 @@
-"""Any module is exported with the same proof as a run; one that does not fit is refused in one line."""
+"""Any module is exported with the same checks as a run; one that does not fit is a one-line error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest.importorskip("onnxruntime")
 
 
 class Vector(nn.Module):
-    """Takes no images."""
+    """A module that does not accept images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def test_floats_as_the_module_takes_them(tmp_path: Path) -> None:
 
 
 def test_uint8_images_with_targets(tmp_path: Path, pixels: np.ndarray) -> None:
-    """The file normalises, is read by the predictor, and its accuracy is measured."""
+    """The file normalises its input, the predictor reads it, and its accuracy is measured."""
     torch.manual_seed(0)
     targets = images(32).test.targets
     receipt = zoo.export.onnx(

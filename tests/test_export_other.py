@@ -1,4 +1,4 @@
-"""torch.export and OpenVINO files answer as PyTorch does, and one that does not is not published."""
+"""torch.export and OpenVINO files agree with PyTorch; one that does not is not published."""
 
 from __future__ import annotations
 

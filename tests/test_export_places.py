@@ -1,4 +1,4 @@
-"""Folders for servers and hubs: what is in them is valid and comes from the file."""
+"""Folders for servers and hubs: their content is valid and is taken from the file."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_triton(run: Run, tmp_path: Path) -> None:
 
 
 def test_triton_by_its_schema(run: Run, tmp_path: Path) -> None:
-    """Triton's own protobuf reads it: an unknown field or a wrong type is an error there."""
+    """Triton's protobuf parser reads it; an unknown field or a wrong type is an error."""
     schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
     text_format = pytest.importorskip("google.protobuf.text_format")
     receipt = _triton.write(run, tmp_path)

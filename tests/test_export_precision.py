@@ -1,4 +1,4 @@
-"""fp16 and int8: what the files hold, what they cost in accuracy, and that a file which costs too much is not published."""
+"""fp16 and int8: content of the files, loss of accuracy, and no publication if the loss is too large."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_fp16_weights_too_large(run: Run) -> None:
 
 @pytest.fixture(scope="module")
 def int8(tmp_path_factory: pytest.TempPathFactory) -> tuple[zoo.export.Receipt, onnx.ModelProto]:
-    """An int8 file of a tiny net."""
+    """The int8 file of a tiny net."""
     torch.manual_seed(0)
     receipt = zoo.export.onnx(run_of(Tiny(), tmp_path_factory.mktemp("int8")), precision="int8", max_drop=10, seed=3)
     return receipt, onnx.load(receipt.path)
@@ -155,15 +155,15 @@ def test_target_runtime_chooses_the_opset(version: str, opset: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "opset", "told"),
+    ("version", "opset", "message"),
     [
         ("1.13", None, "cannot read opset 18 or newer; the oldest supported version is 1.14"),
         ("new", None, "is not a version"),
         ("1.17", 19, "both select"),
     ],
 )
-def test_target_runtime_refused(version: str, opset: int | None, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_target_runtime_refused(version: str, opset: int | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         _onnx.check_opset(opset, version)
 
 
@@ -184,7 +184,7 @@ def test_frozen_tensors_are_checked_again(run: Run) -> None:
 
 
 def test_fp16_model_only(run: Run) -> None:
-    """Shape arithmetic and resizing in front of the model are left alone."""
+    """Shape arithmetic and resizing before the model are unchanged."""
     exported = _graph.Exported(run.model, run.mean, run.std, size=32, stored=32, preprocess="full")
     graph = _onnx.trace(exported)
     made = onnx_fp16.convert(graph)

@@ -1,4 +1,4 @@
-"""int8 that loses too much gives its most sensitive layers back to float32, and says which; errors per layer are shown."""
+"""The most sensitive layers of an int8 file that loses too much are restored to float32 and listed; errors per layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytest.importorskip("onnxruntime")
 
 
 class Outlier(nn.Module):
-    """What decides is small beside another channel of the same tensor, where 8 bits have one step for it."""
+    """The deciding channel is small relative to another of the same tensor: it spans one step of 8 bits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def graph() -> onnx.ModelProto:
 
 @pytest.fixture
 def known(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What to export: images whose second channel decides the class."""
+    """A subject whose images have the class in their second channel."""
     monkeypatch.setattr(_onnx, "trace", lambda *_, **__: graph)
     monkeypatch.setattr(_quantise, "METHODS", ("minmax",))
     monkeypatch.setattr(_quantise, "COUNTS", (64,))
@@ -109,7 +109,7 @@ def test_errors_of_fp16(known: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_calibration_is_kept(known: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The second calibration reads the first one's ranges; other images, another graph or a damaged file start again."""
+    """A second calibration reads the ranges of the first; other images, another graph or a damaged file are calibrated anew."""
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
     calls = []
     calibrate = _quantise.calibrate

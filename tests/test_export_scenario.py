@@ -1,4 +1,4 @@
-"""MLPerf's scenarios: the statistics are those that LoadGen printed, and the loops keep its rules."""
+"""MLPerf's scenarios: the statistics equal those of LoadGen, and the loops follow its rules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zoo.bench._scenario import RULES, Outcome
 
 
 def test_the_early_stopping_bound_is_loadgens() -> None:
-    """What mlcommons-loadgen 6.0.17 said of 1,063 queries, and of the fewest it accepts (MLPerf's own minima)."""
+    """Output of mlcommons-loadgen 6.0.17 for 1,063 queries, and for the fewest that it accepts (MLPerf's minima)."""
     assert _scenario.discarded(1063, 0.9) == 83, "it would discard 82, and reports the next"
     latencies = np.arange(1063.0)
     assert _scenario.bound(latencies, 0.9) == 1063 - 83
@@ -37,7 +37,7 @@ def test_a_closed_loop_ends_when_time_and_number_are_reached() -> None:
 
 
 def test_poisson_latencies_begin_at_the_scheduled_time() -> None:
-    """One query takes 50 ms: those that come while it is served wait, and their wait is counted."""
+    """One query takes 50 ms: later ones wait meanwhile, and their waiting time counts."""
     calls = []
 
     def query(chosen: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Every export target, in every way of preprocessing, on the smallest net: it passes, and a target that is wrong is caught."""
+"""Every export target on the smallest net with every kind of preprocessing: it passes, and a wrong target is detected."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def traced() -> dict[str, Any]:
-    """Graphs that were traced before, by preprocessing: the way from there on is what is tested here."""
+    """Traced graphs by preprocessing: only the stages after tracing are tested here."""
     return {}
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, traced: dict[str, Any]) -> None:
-    """One calibration, and one trace for each way of preprocessing."""
+    """One calibration, and one trace per kind of preprocessing."""
     trace = _onnx.trace
 
     def kept(model: _graph.Exported, **options: Any) -> Any:

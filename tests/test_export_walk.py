@@ -1,4 +1,4 @@
-"""Every model of the registry and some of timm's, with random weights, in every precision: the file answers as PyTorch does."""
+"""Every registered model and some of timm's, with random weights, in every precision: the file agrees with PyTorch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TINY_TIMM = ["timm/test_resnet", "timm/test_vit"]
 
 
 def settled(name: str, folder: Path, count: int = 64) -> Run:
-    """A run of random weights whose batch statistics are those of its first images.
+    """A run with random weights whose BatchNorm statistics are those of its first images.
 
     Without them values grow from block to block, in ResNet-110 beyond float16's largest.
     """
@@ -34,7 +34,7 @@ def settled(name: str, folder: Path, count: int = 64) -> Run:
     run = run_of(model, folder, name=name, count=count)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the average of what is seen, which is one batch
+            module.momentum = None  # a cumulative average, here of one batch
     first = torch.from_numpy(run.dataset().test.images[:16].copy()).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
         model.train()((first - torch.tensor(run.mean)[:, None, None]) / torch.tensor(run.std)[:, None, None])
@@ -86,7 +86,7 @@ def test_every_model_in_fp16(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*SMALL, "timm/resnet10t"])
 def test_every_small_model_in_int8(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random weights tell nothing about accuracy; that the file is one of bytes and near float32 they do."""
+    """With random weights accuracy is meaningless, but the file must have 8 bit weights and be near float32."""
     monkeypatch.setattr(_quantise, "METHODS", ("minmax",))
     monkeypatch.setattr(_quantise, "COUNTS", (64,))
     run = settled(name, tmp_path)

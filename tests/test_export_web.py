@@ -1,4 +1,4 @@
-"""The web page classifies in a browser as onnxruntime does in Python."""
+"""The web page gives the same results in a browser as onnxruntime in Python."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ try {
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, and keeps what the page posts."""
+    """Serves a folder, and stores what the page posts."""
 
     extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {
         ".mjs": "text/javascript",
@@ -79,10 +79,10 @@ def test_the_browser_answers_as_python_does(tmp_path: Path) -> None:
         options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
         address = f"http://127.0.0.1:{server.server_port}/check.html"
         with subprocess.Popen([CHROMIUM, *options, "--remote-debugging-port=0", address], stderr=subprocess.DEVNULL) as browser:
-            told = server.done.wait(300)  # type: ignore[attr-defined]
+            posted = server.done.wait(300)  # type: ignore[attr-defined]
             browser.terminate()
         server.shutdown()
-        assert told, "the page said nothing"
+        assert posted, "the page said nothing"
         answers = server.answers  # type: ignore[attr-defined]
     assert "error" not in answers, answers
     assert answers["provider"] == "wasm"

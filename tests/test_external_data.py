@@ -1,4 +1,4 @@
-"""Weights beside the graph: the two files change together, belong together, and are one model wherever they go."""
+"""Weights in a second file: both files change together, match each other, and can be moved together."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_every_command_takes_it(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_receipt_covers_the_weights_beside_it(run: Run, tmp_path: Path) -> None:
-    """Other weights with a checksum that is theirs: the digest of the receipt is over the checksum too."""
+    """Other weights with their correct checksum: the receipt's digest covers the checksum too."""
     path = zoo.export.onnx(run, tmp_path / "x" / "model.onnx", external_data=True).path
     model = onnx.load(path)
     scale_initializer(model, "model.conv2.weight", 2)
@@ -117,7 +117,7 @@ def test_a_wrong_node_of_a_large_model_is_named(run: Run, monkeypatch: pytest.Mo
 
 
 def test_replacing(run: Run) -> None:
-    """The old data file goes with the old graph, and nobody else's does."""
+    """The old data file is removed with the old graph, and no other file is."""
     mine = run.path / "model.weights.onnx.data"
     mine.write_bytes(b"mine")
     first = zoo.export.onnx(run, external_data=True)
@@ -163,7 +163,7 @@ with _external.placed(graph, path, asked=True):
 
 
 def test_killed_between_the_two(run: Run) -> None:
-    """The new data is there, the old graph too: it still answers from the old data, and the next export clears up."""
+    """With the new data and the old graph on disk, the old graph still reads the old data; the next export removes the rest."""
     first = zoo.export.onnx(run, external_data=True)
     before = answer(first.path)
     assert subprocess.run([sys.executable, "-c", KILLED, str(first.path)], check=False).returncode == 9
@@ -176,7 +176,7 @@ def test_killed_between_the_two(run: Run) -> None:
 
 
 def test_another_export_waits(run: Run) -> None:
-    """Without that it takes the data beside the graph that is about to be published for an older one's."""
+    """Without the lock, it would remove the data of the graph that is about to be published as those of an older one."""
     graph = onnx.load(zoo.export.onnx(run).path)
     path = run.path / "other.onnx"
 

@@ -1,7 +1,7 @@
-"""Faults by number (8 to 23 are in test_faults_training.py): what goes wrong, the exit code, the line, and that nothing is lost.
+"""Faults by number (8 to 23 are in test_faults_training.py): the exit code, the message, and that nothing is lost.
 
 The numbers are those of the catalogue of faults. Recipes are TOML, so the rows on YAML have their TOML counterparts (a duplicate
-key, nesting, size, a file that is none). Rows on data workers have none: images are decoded once, by threads.
+key, nesting, size, a file of another type). Rows on data workers do not apply: images are decoded once, by threads.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with things that go wrong."""
+    """A folder with bad inputs."""
     folder = tmp_path_factory.mktemp("faults")
     texts = {
         "typo.toml": "epochs = 1\n[optim]\nlearning_rate = 0.1\n",
@@ -162,7 +162,7 @@ def test_28_a_header_that_claims_more_than_the_file_is_refused(tmp_path: Path) -
         tensor_files.load_tensors(tmp_path / "w.safetensors")
 
 
-def test_29_33_34_what_does_not_fit_is_told(small_plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_29_33_34_what_does_not_fit_is_reported(small_plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
     shutil.copytree(small_plain, folder)
     text = (folder / "recipe.toml").read_text()
@@ -203,7 +203,7 @@ def test_31_32_35_a_moved_run_resumes_and_says_what_differs(
     assert zoo(["eval", str(tmp_path / "elsewhere")]) == 0
 
 
-def test_47_a_run_of_other_classes_than_the_data_is_told(
+def test_47_a_run_of_other_classes_than_the_data_is_reported(
     small_plain: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(small_plain, tmp_path / "run")
@@ -244,7 +244,7 @@ def test_an_internal_error_leaves_its_traceback_in_the_run(
 
 
 def test_weights_are_checked_without_what_is_slow_to_import() -> None:
-    """A model on torch's meta device would bring in its compiler, which takes as long as all the rest."""
+    """A model on torch's meta device would import torch's compiler, which takes as long as everything else."""
     code = (
         "import sys\nfrom zoo.__main__ import run\n"
         "code = run(['train', 'resnet20', '--weights', 'gone.pth'])\nprint(code, 'torch._dynamo' in sys.modules)"

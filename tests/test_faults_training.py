@@ -1,4 +1,4 @@
-"""Faults by number (8 to 23): what ends or disturbs training, and that nothing is lost."""
+"""Faults by number (8 to 23) that end or disturb training: nothing is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_8_a_full_disk_is_told_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_8_a_full_disk_is_reported_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 3_100_000))  # type: ignore[attr-defined]
     with pytest.raises(DiskError, match=r"no space left \(.*need \d+\.\d MB, 3\.1 MB free\)"):
         training.train(small(), out=tmp_path / "run")
@@ -193,7 +193,7 @@ def test_17_states_are_saved_every_so_many_steps_and_only_own_temporaries_swept(
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, calls: range) -> None:
-    """The saves of these numbers fail for want of space."""
+    """The saves with these numbers fail with a full disk."""
     real, number = tensor_files.save_file, iter(range(1000))
 
     def write(tensors: Any, path: Path, header: Any) -> None:

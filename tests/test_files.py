@@ -1,4 +1,4 @@
-"""publish: the old content or the new, never half of one."""
+"""publish: the old content or the new, never a partial file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_failing_check_keeps_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
-def test_a_full_disk_is_told_even_when_hidden_in_a_context(tmp_path: Path, number: int) -> None:
+def test_a_full_disk_is_reported_even_when_hidden_in_a_context(tmp_path: Path, number: int) -> None:
     def write(temporary: Path) -> None:
         try:
             raise OSError(number, os.strerror(number))
@@ -76,7 +76,7 @@ def test_kill_9_never_leaves_a_torn_file(tmp_path: Path) -> None:
     for pause in (0.15, 0.22, 0.31, 0.4):
         child = subprocess.Popen([sys.executable, "-c", code, str(path)], env=env, stdout=subprocess.PIPE)
         assert child.stdout
-        child.stdout.readline()  # it has started, which a busy machine takes its time for
+        child.stdout.readline()  # it has started, which takes a while on a busy machine
         time.sleep(pause)
         child.send_signal(signal.SIGKILL)
         child.communicate()
@@ -113,7 +113,7 @@ def test_to_ask_makes_no_folder(tmp_path: Path) -> None:
 
 
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What is done to which file from now on, in order."""
+    """Record the operations on files from now on, in order."""
     found: list[tuple[str, str]] = []
     replace, sync = Path.replace, os.fsync
 
@@ -134,7 +134,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 def test_the_file_is_on_disk_before_it_is_renamed_and_the_name_before_publish_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the first fsync a power cut leaves an empty file under the name, without the second the old one."""
+    """Without the first fsync, a power failure leaves an empty file under the name; without the second, the old one."""
     seen: list[bytes] = []
     found = calls(monkeypatch)
     files.publish(tmp_path / "a.txt", lambda t: t.write_text("new"), verify=lambda t: seen.append(t.read_bytes()))
@@ -160,7 +160,7 @@ def test_a_disk_that_fails_to_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_save_takes_no_more_space_than_it_states(tmp_path: Path) -> None:
-    """What is claimed first is given back: a writer that makes a file of its own would otherwise need it twice."""
+    """Preallocated space is released: a writer that creates its own file would otherwise need it twice."""
     blocks: list[int] = []
     files.publish(tmp_path / "a.bin", lambda t: (blocks.append(t.stat().st_blocks), t.write_bytes(b"x")), size=1 << 20)
     assert blocks == [0]

@@ -1,4 +1,4 @@
-"""Class folders: what is read, how it is split, and what is said of folders that are wrong."""
+"""Class folders: reading, splitting, and errors for malformed folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_class_folders(tmp_path: Path) -> None:
     assert data.name == "pets"
     first = data.test.files[0]
     assert first == str(root / "test" / "cat" / "0.png")
-    assert np.array_equal(data.test.images[0], read_image(first))  # 32 = 8/7 of 28: stored as it is
+    assert np.array_equal(data.test.images[0], read_image(first))  # 32 = 8/7 of 28: stored without resizing
     assert data.notes == ()
 
 
@@ -37,7 +37,7 @@ def test_any_size_becomes_the_stored_square(tmp_path: Path) -> None:
     Image.fromarray(wide).save(root / "test" / "cat" / "0.png")
     data = build("folder", root, size=28)
     assert data.test.images.shape == (12, 32, 32, 3)
-    assert data.test.images[0][:, 2:-2].min() > 250  # the centre is what is left
+    assert data.test.images[0][:, 2:-2].min() > 250  # the crop keeps the centre
     assert data.test.images[0].mean() > 240
 
 
@@ -138,7 +138,7 @@ def test_what_is_no_image_is_counted_and_named(tmp_path: Path) -> None:
         assert kind in data.notes[0]
 
 
-def test_a_leak_from_training_to_test_is_told(tmp_path: Path) -> None:
+def test_a_leak_from_training_to_test_is_reported(tmp_path: Path) -> None:
     root = tree(tmp_path / "a")
     shutil.copy(root / "train" / "cat" / "3.png", root / "test" / "dog" / "0.png")
     assert build("folder", root).notes == (
@@ -207,11 +207,11 @@ def test_bad_images_are_counted_and_named(tmp_path: Path) -> None:
     assert str(root / "train" / "dog" / "0.png") in text
     assert "truncated image" in text
     assert "and 1 more" in text
-    with pytest.raises(_parts.UnreadableImages) as told:
+    with pytest.raises(_parts.UnreadableImages) as caught:
         build("folder", root)
-    rest = told.value.data
+    rest = caught.value.data
     check(rest)
-    assert len(told.value.bad) == 4
+    assert len(caught.value.bad) == 4
     assert (len(rest.train) + len(rest.val), len(rest.test)) == (8, 12)
     assert not {f"{number}.png" for number in (0, 2, 3, 5)} & {Path(f).name for f in rest.train.files if "dog" in f}
     assert not list((_folders.cache_folder() / "images").glob(".*tmp*"))

@@ -1,4 +1,4 @@
-"""A frozen part in a run: computed once where that gives the same numbers, released at its epochs, proven unchanged."""
+"""Frozen layers of a run: computed once if the result is the same, released at their epochs, verified unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GRADUAL = "unfreeze=['1:stage<=1','2:none']"
 
 @pytest.fixture(scope="module")
 def donors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights to start from, a file a model."""
+    """Initial weights, one file per model."""
     folder = tmp_path_factory.mktemp("donors")
     for name in ("cnn_small", "s2_cnn", "resnet20"):
         torch.manual_seed(3)
@@ -41,7 +41,7 @@ def test_a_head_that_the_weights_do_not_fill_starts_at_zero(donors: Path, tmp_pa
     tensors = torch.load(donors / "cnn_small.pth")
     spec = registry.find("models", "cnn_small")
     head = {name: value[:4] for name, value in tensors.items() if freezing.inside(name, freezing.new_head(spec))}
-    torch.save(tensors | head, tmp_path / "four.pth")  # of four classes, so that the head stays fresh
+    torch.save(tensors | head, tmp_path / "four.pth")  # four classes, so that the head stays random
     mine = frozen(donors, f"weights={tmp_path / 'four.pth'}", "head_init=zero")
     model = build._model(mine, spec, 10).model
     assert all((value == 0).all() for name, value in model.named_parameters() if name in head)
@@ -61,7 +61,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def stopping(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """Send this process a signal after ``at`` steps from now."""
+    """Send this process a signal after ``at`` steps."""
     real, steps = session.train_epoch, iter(range(1, 1000))
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
@@ -132,7 +132,7 @@ def test_the_run_says_why_the_frozen_part_runs_in_every_step(
 
 @pytest.mark.parametrize("name", ["resnet9", "resnet32_cosine", "s1_cnn", "alexnet"])
 def test_autograd_records_nothing_of_a_frozen_part(name: str) -> None:
-    """Why there is no torch.no_grad around it."""
+    """The reason why torch.no_grad is not used around the frozen layers."""
     spec = registry.find("models", name)
     model = spec.build(10)
     freezing.freeze(model, "conv", spec)
@@ -189,7 +189,7 @@ def test_gradual_unfreezing_trains_what_is_released_and_no_more(
     err = capsys.readouterr().err
     assert "frozen layers ran once" in err
     assert "freeze   stage<=1 from epoch 2 on: " in err
-    assert "freeze   none from epoch 3 on: 0 parameters frozen, 187,114 trained, 0 BatchNorms held" in err
+    assert "freeze   none from epoch 3 on: 0 parameters frozen, 187,114 trained, 0 BatchNorms fixed" in err
     before = torch.load(donors / "cnn_small.pth", weights_only=True)
     after = {name[6:]: value for name, value in tensors(folder).items() if name.startswith("model.")}
     assert [name for name in before if torch.equal(before[name], after[name])] == []
@@ -205,7 +205,7 @@ def test_an_unfreezing_run_resumes_on_the_same_bits(
     mine = frozen(donors, "epochs=3", f"optim.name={name}", "lr=0.001", "data.augment=['flip']", GRADUAL)
     whole = training.train(mine, out=tmp_path / "whole")
     with monkeypatch.context() as patch:
-        stopping(patch, at)  # of 9 steps an epoch: the last before an unfreezing, the first after it, in the last stage
+        stopping(patch, at)  # 9 steps per epoch: the last before an unfreezing, the first after it, one in the last stage
         with pytest.raises(Interrupted):
             training.train(mine, out=tmp_path / "parts")
     training.train(mine, out=tmp_path / "parts", resume=True)
@@ -216,7 +216,7 @@ def test_an_unfreezing_run_resumes_on_the_same_bits(
 
 
 def test_momentum_goes_on_and_begins_as_torchs(donors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an unfreezing the optimizer is what add_param_group would have made of it."""
+    """After unfreezing, the optimizer equals one that was extended by add_param_group."""
     kept: list[dict[str, torch.Tensor]] = []
     real = session.Session.release
 

@@ -1,4 +1,4 @@
-"""Models from strangers: refused with one line before onnxruntime opens them, or in a child that has limits."""
+"""Models from unknown sources: rejected in one line before onnxruntime opens them, or in a child process with limits."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def hardlinked(folder: Path) -> Path:
 
 
 def device(folder: Path) -> Path:
-    os.mkfifo(folder / "zero")  # what /dev/zero is, as far as a test without rights can make one
+    os.mkfifo(folder / "zero")  # like /dev/zero, as far as a test without privileges can create one
     return with_external(folder, "zero", length="24")
 
 
@@ -83,9 +83,9 @@ ATTACKS: dict[str, tuple[Callable[[Path], Path], str]] = {
 def test_external_data_refused(attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
-    make, told = ATTACKS[attack]
+    make, message = ATTACKS[attack]
     path = make(folder)
-    monkeypatch.setattr("subprocess.Popen", None)  # nothing is opened, not even in a child
+    monkeypatch.setattr("subprocess.Popen", None)  # nothing is opened, not even in a child process
     benched = lambda model: _subjects.opened(model, ("fp32",)).__enter__()  # noqa: E731
     for use in (_guard.trial, lambda model: predictor.predict(model, []), benched):
         with pytest.raises(FileError) as caught:
@@ -93,7 +93,7 @@ def test_external_data_refused(attack: str, tmp_path: Path, monkeypatch: pytest.
         text = str(caught.value)
         assert caught.value.code == 4
         assert text.startswith("external data rejected (")
-        assert told in text
+        assert message in text
         assert "\n" not in text
 
 
@@ -122,7 +122,7 @@ def small(nodes: list[onnx.NodeProto], weights: list[TensorProto], folder: Path)
 
 
 def bomb(folder: Path) -> Path:
-    """Some hundred bytes that ask for 2 GiB."""
+    """A few hundred bytes that allocate 2 GiB."""
     shape = numpy_helper.from_array(np.array([2**29], np.int64), "s")
     nodes = [
         helper.make_node("ConstantOfShape", ["s"], ["c"]),
@@ -133,7 +133,7 @@ def bomb(folder: Path) -> Path:
 
 
 def endless(folder: Path) -> Path:
-    """A loop of 1e8 rounds."""
+    """A loop of 1e8 iterations."""
     trips, go = numpy_helper.from_array(np.array(10**8, np.int64), "m"), numpy_helper.from_array(np.array(True), "go")
     ends = [
         helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("c", TensorProto.BOOL, []),
@@ -155,18 +155,18 @@ def test_two_gigabytes_out_of_nothing(tmp_path: Path) -> None:
     assert caught.value.code == 4
 
 
-def test_a_child_that_cannot_start_in_its_memory_is_told_so(tmp_path: Path) -> None:
+def test_a_child_that_cannot_start_in_its_memory_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"needs too much memory \(.*over 20 MB"):
         _guard.trial(with_external(tmp_path, "weights.bin"), max_memory=20)
 
 
-def test_a_fault_of_the_child_itself_is_told_as_one(tmp_path: Path) -> None:
+def test_a_fault_of_the_child_itself_is_reported_as_one(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"cannot be tested \(m.onnx, exit 1: .*No module named .?zoo.nothing.*report this"):
         next(_child.lines("zoo.nothing", {}, Path("m.onnx"), max_memory=10**9, timeout=60))
 
 
 def as_zoos(path: Path) -> Path:
-    """The same with the metadata that ``zoo predict`` asks for."""
+    """The same with the metadata that ``zoo predict`` requires."""
     steps = {"mode": "none", "size": 1, "resize": 1, "mean": [0, 0, 0], "std": [1, 1, 1]}
     model = onnx.load(path)
     helper.set_model_props(model, {"classes": '["a"]', "preprocessing": json.dumps(steps), "softmax": "false"})
@@ -174,12 +174,12 @@ def as_zoos(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("make", "told"), [(bomb, "needs too much memory"), (endless, "takes too long")])
+@pytest.mark.parametrize(("make", "message"), [(bomb, "needs too much memory"), (endless, "takes too long")])
 @pytest.mark.parametrize("words", ["bench --quick", "verify", "predict picture.png --onnx"])
 def test_each_command_has_the_limits(
     words: str,
     make: Callable[[Path], Path],
-    told: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -189,7 +189,7 @@ def test_each_command_has_the_limits(
     path = as_zoos(make(tmp_path))
     assert cli.run([*words.split(), str(path), "--max-memory", "1500", "--timeout", "3"]) == 4
     (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
-    assert f"model {told} ({path}, over {'1,500 MB' if make is bomb else '3 s'})" in line
+    assert f"model {message} ({path}, over {'1,500 MB' if make is bomb else '3 s'})" in line
 
 
 def test_the_time_that_the_child_takes_to_start_is_not_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_a_loop_without_end(tmp_path: Path) -> None:
 
 
 def test_mutated_files(tmp_path: Path) -> None:
-    """Whatever bytes are hit: one printable line with exit 4, or a model that runs."""
+    """Whichever bytes are changed: one printable line with exit 4, or a model that runs."""
     good = with_external(tmp_path, "weights.bin").read_bytes()
     rng = np.random.default_rng(0)
     for number in range(300):
@@ -249,8 +249,8 @@ def test_mutated_files(tmp_path: Path) -> None:
             raw[rng.integers(len(raw))] = rng.integers(256)
         path = tmp_path / "model.onnx"
         path.write_bytes(raw[: rng.integers(1, len(raw))] if number % 3 == 0 else raw)
-        told = refusal(_guard.trial if number % 60 == 0 else _guard.check, path)
-        assert told.isprintable()
+        message = refusal(_guard.trial if number % 60 == 0 else _guard.check, path)
+        assert message.isprintable()
 
 
 def refusal(use: Callable[[Path], object], path: Path) -> str:
@@ -262,7 +262,7 @@ def refusal(use: Callable[[Path], object], path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("raw", "told"),
+    ("raw", "message"),
     [
         (b"", "not an ONNX model"),
         (b"<html>no</html>", "not an ONNX model"),
@@ -270,15 +270,15 @@ def refusal(use: Callable[[Path], object], path: Path) -> str:
         (b"\x0a\xff\xff\xff\xff\x0f", "cut off"),
     ],
 )
-def test_other_files(raw: bytes, told: str, tmp_path: Path) -> None:
+def test_other_files(raw: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
     path.write_bytes(raw)
-    with pytest.raises(FileError, match=told):
+    with pytest.raises(FileError, match=message):
         _guard.check(path)
 
 
 def test_not_utf8(tmp_path: Path) -> None:
-    """An operator named in bytes that are no text: onnxruntime's own message cannot be decoded."""
+    """An operator whose name is not UTF-8: onnxruntime's message cannot be decoded."""
     path = small([helper.make_node("Nonesuch", ["x"], ["y"])], [], tmp_path)
     path.write_bytes(path.read_bytes().replace(b"Nonesuch", b"\xff\xfe\x80esuch"))
     with pytest.raises(FileError) as caught:

@@ -54,7 +54,7 @@ def test_alpha_lies_on_black(tmp_path: Path) -> None:
 
 def test_exif_turns_the_image(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
+    exif[0x0112] = 6  # rotate by 90 degrees
     assert saved(tmp_path / "a.jpg", Image.new("RGB", (8, 4)), exif=exif).shape == (8, 4, 3)
 
 
@@ -93,9 +93,9 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, recwarn: pytest.Warning
 def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=message) as told:
+    with pytest.raises(DataError, match=message) as caught:
         read_image(path)
-    assert str(path) in str(told.value)
+    assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])

@@ -1,4 +1,4 @@
-"""Imports go down the list of layers, siblings don't know each other, and no files import each other in a circle."""
+"""Imports go down the list of layers, siblings do not import each other, and there are no import cycles."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ LAYERS = [
     "sweep reproduce bench predictor api",
     "cli analysis __main__",
 ]
-"""From the bottom up. A folder stands on one layer, but for training, whose files are listed."""
+"""From the bottom up. All files of a folder are in one layer, except for training, whose files are listed."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 SIBLINGS = {"models", "losses", "data"}
 FOLDERS = SIBLINGS | {"analysis"}
-"""Folders whose files do not import each other, but for those whose name begins with an underscore."""
+"""Folders whose files do not import each other, except for files that begin with an underscore."""
 
 
 def part_of(module: str) -> str:
@@ -40,7 +40,7 @@ def part_of(module: str) -> str:
 
 
 def modules(tree: ast.AST) -> set[str]:
-    """Modules of zoo that a file imports, at any depth and for types too."""
+    """Modules of zoo that a file imports, in functions and for types too."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -59,14 +59,14 @@ def files() -> list[tuple[str, Path]]:
     for path in sorted([*ROOT.glob("zoo/**/*.py"), *ROOT.glob("export/*.py"), *ROOT.glob("bench/**/*.py")]):
         inside = path.relative_to(ROOT).with_suffix("").parts
         if inside[:2] in (("zoo", "export"), ("zoo", "bench")) or inside == ("zoo", "__init__"):
-            continue  # the links, and the package that shows what all the others have
+            continue  # the links, and the package that re-exports the others
         name = ".".join(inside if inside[0] == "zoo" else ("zoo", *inside))
         found.append((name.removesuffix(".__init__"), path))
     return found
 
 
 def violations(module: str, tree: ast.AST) -> list[str]:
-    """What a file imports that it may not."""
+    """The imports of a file that break the rules."""
     part, wrong = part_of(module), []
     for imported in sorted(modules(tree)):
         other, leaf = part_of(imported), imported.rpartition(".")[2]
@@ -94,7 +94,7 @@ def test_imports_go_down(module: str, path: Path) -> None:
 def test_no_files_import_each_other_in_a_circle() -> None:
     graph = {module: modules(ast.parse(path.read_text(encoding="utf-8"))) - {module} for module, path in files()}
     assert sum(map(len, graph.values())) > 100
-    # a folder's __init__ shows what its files have, and they may use what it defines
+    # a folder's __init__ re-exports names of its files, and they may use what it defines
     packages = {module for module, path in files() if path.name == "__init__.py"}
     inner = {module: {name for name in found if name not in packages} for module, found in graph.items()}
     list(TopologicalSorter(inner).static_order())

@@ -1,4 +1,4 @@
-"""The linter: each finding with its numbers where it holds, silence where it does not."""
+"""The linter: each finding with its numbers if it applies, no output otherwise."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_where_nothing_is_wrong_nothing_is_said(settings: str) -> None:
         (
             "",
             116,
-            "116 validation images select the epoch: 90 % of them is accurate to 5.5 points; data.val=0 keeps the last epoch",
+            "116 validation images select the epoch: an accuracy of 90 % on them is uncertain by 5.5 points; data.val=0 keeps the last epoch",
         ),
         ("", 250, ""),
         ("", 0, ""),
@@ -131,9 +131,9 @@ def test_expected_counts_are_the_real_ones() -> None:
 def test_a_run_says_its_findings_and_keeps_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ("class_weights=effective", "beta=0.5", "freeze=stage<=0", "allow_random_frozen=true", "data.imbalance=exp:0.1")
     folder = training.train(resolve("cnn_small", *settings), out=tmp_path / "run")
-    told = [line.removeprefix("warning  ") for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert told == json.loads((folder / "env.json").read_text())["lint"]
-    assert any(line.startswith("beta 0.5 changes no class weight by more than") for line in told)
+    warnings = [line.removeprefix("warning  ") for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert warnings == json.loads((folder / "env.json").read_text())["lint"]
+    assert any(line.startswith("beta 0.5 changes no class weight by more than") for line in warnings)
     assert any(
-        line.startswith("freeze stage<=0 keeps") and "tensors at random values (features.0.weight" in line for line in told
+        line.startswith("freeze stage<=0 keeps") and "tensors at random values (features.0.weight" in line for line in warnings
     )

@@ -1,4 +1,4 @@
-"""``zoo models``, ``zoo losses`` and ``zoo data``: everything told, within the width, without what is slow to import."""
+"""``zoo models``, ``zoo losses`` and ``zoo data``: complete, within the width, without slow imports."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_entry_fits(kind: str, width: int, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_a_model_is_told_in_full(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_is_listed_in_full(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(" ".join(shown("models", width, monkeypatch, capsys)).split())
     assert (
         "resnet50 224x224 23,714,981 4.09G caltech101, folder He et al. 2015, arXiv:1512.03385; weights: "
@@ -45,18 +45,18 @@ def test_a_model_is_told_in_full(width: int, monkeypatch: pytest.MonkeyPatch, ca
     assert "resnet32 32x32 464,154 68.9M cifar10, cifar100, synthetic He et al. 2015, arXiv:1512.03385" in text
 
 
-def test_a_pattern_that_nothing_matches_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pattern_that_nothing_matches_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert zoo(["models", "nothing"]) == 0
     assert capsys.readouterr().out == "nothing matches; see zoo models\n"
 
 
 @pytest.mark.parametrize("kind", list(_listing.COLUMNS))
 def test_a_listing_does_without_rich(kind: str) -> None:
-    """It takes as long to import as Python and click together."""
+    """Importing rich takes as long as Python and click together."""
     assert loaded_by(kind, before="sys.modules['rich'] = None") == (0, set())
 
 
-def test_recipes_stand_in_columns_and_none_is_told() -> None:
+def test_recipes_are_in_columns_and_no_match_is_reported() -> None:
     lines = CliRunner().invoke(cli, ["recipes", "s0_"]).output.splitlines()
     assert len(lines) == 6 and all(line.startswith("s0_") for line in lines)
     everything = CliRunner().invoke(cli, ["recipes"]).output.splitlines()
@@ -65,15 +65,15 @@ def test_recipes_stand_in_columns_and_none_is_told() -> None:
 
 
 def test_recipes_as_json_are_whole() -> None:
-    told = json.loads(CliRunner().invoke(cli, ["recipes", "--json"]).output)
+    listed = json.loads(CliRunner().invoke(cli, ["recipes", "--json"]).output)
     shipped = recipe.shipped()
-    assert list(told) == list(shipped)
-    assert told["s1_ce"]["settings"] == tomllib.loads(shipped["s1_ce"].read_text(encoding="utf-8"))
-    assert told["s1_ce"]["about"].startswith("S1-CE (reported): ")
+    assert list(listed) == list(shipped)
+    assert listed["s1_ce"]["settings"] == tomllib.loads(shipped["s1_ce"].read_text(encoding="utf-8"))
+    assert listed["s1_ce"]["about"].startswith("S1-CE (reported): ")
     assert CliRunner().invoke(cli, ["recipes", "nothing", "--json"]).output == "{}\n"
 
 
 def test_the_doctor_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "report", lambda: [("timm", "absent", "pip install timm")])
-    told = json.loads(CliRunner().invoke(cli, ["doctor", "--json"]).output)
-    assert told == [{"part": "timm", "state": "absent", "detail": "pip install timm"}]
+    listed = json.loads(CliRunner().invoke(cli, ["doctor", "--json"]).output)
+    assert listed == [{"part": "timm", "state": "absent", "detail": "pip install timm"}]

@@ -30,7 +30,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "max_margin": (0.5, 0.0),
     "margin_scale": (30.0, 1.0),
 }
-"""What the options of a loss are tried at; one that is not here keeps its default."""
+"""Tested values of the options of losses; others keep their default."""
 
 
 def test_the_registry_is_not_empty() -> None:
@@ -147,14 +147,14 @@ def test_dynamic_focal_rescales_by_the_mean_factor_of_its_epoch() -> None:
     factor = (1 - logits.softmax(1).gather(1, target[:, None])) ** 2
     plain = loss(logits, target)
     assert loss.end_epoch(0) == {"mean_factor": pytest.approx(float(factor.mean())), "focal_scale": 1.0}
-    for rows in (slice(0, 10), slice(10, 40)):  # batches of unequal size count by their rows
+    for rows in (slice(0, 10), slice(10, 40)):  # batches of unequal size are weighted by their rows
         loss(logits[rows], target[rows])
     assert loss.end_epoch(1)["focal_scale"] == pytest.approx(1 / float(factor.mean()))
     assert float(loss(logits, target)) == pytest.approx(float(plain / factor.mean()))
 
 
 def test_the_scale_is_capped_only_if_asked() -> None:
-    logits, target = torch.eye(3) * 12, torch.arange(3)  # learnt: the factor is tiny
+    logits, target = torch.eye(3) * 12, torch.arange(3)  # a trained model: the factor is tiny
     scales = []
     for cap in (0.0, 10.0):
         loss = DynamicFocal(gamma=2.0, every=1, cap=cap)
@@ -190,7 +190,7 @@ OTHER = {"float": 0.25, "int": 3, "bool": True, "str": "x"}
 
 
 def others(option: Option) -> Any:
-    """A value that is allowed and is not the default."""
+    """A valid value other than the default."""
     if option.choices:
         return next(choice for choice in option.choices if choice != option.default)
     value = OTHER[option.type] if OTHER[option.type] != option.default else 2 * OTHER[option.type]
@@ -211,7 +211,7 @@ def test_every_loss_is_built_from_a_recipe_with_each_option(name: str) -> None:
 
 
 def state(loss: torch.nn.Module) -> dict[str, Any]:
-    """Plain attributes and buffers, to compare two modules by."""
+    """Plain attributes and buffers, to compare two modules."""
     plain = {key: value for key, value in vars(loss).items() if isinstance(value, (bool, int, float, str))}
     return plain | {key: value.tolist() for key, value in loss.named_buffers()}
 

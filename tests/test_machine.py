@@ -1,4 +1,4 @@
-"""Which precision a run takes, and what it refuses."""
+"""The precision of a run, and the devices and precisions that it rejects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers of an evaluation against values worked out by hand or by another formula."""
+"""Numbers of an evaluation against values computed by hand or by another formula."""
 
 from __future__ import annotations
 

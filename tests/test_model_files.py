@@ -1,4 +1,4 @@
-"""A model in a user's file: found without running it, imported only by the rule, used from the run's copy later."""
+"""A model in a user's file: found without running it, imported only if trusted, later used from the run's copy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with a model that leaves a mark where it is run, and an empty record of trusted code."""
+    """A file with a model that creates a marker file when it runs, and an empty record of trusted code."""
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("ZOO_TRUST", raising=False)
     monkeypatch.setattr(model_files, "_LOADED", {})
@@ -57,7 +57,7 @@ def test_the_class_becomes_a_spec(net: Path, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.slow
 def test_a_user_s_net_goes_the_whole_way(net: Path) -> None:
-    """Trained, resumed for longer, evaluated, exported, benchmarked, reported, frozen by a glob: as a net of the registry."""
+    """Trained, resumed with more epochs, evaluated, exported, benchmarked, reported, frozen by a glob, like a registered model."""
     train = ("train", str(net), "data=synthetic", "data.imbalance=exp:0.05", "batch_size=250", "device=cpu", "--out", "run")
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(net.parent / "image.png")
     for words, says in (
@@ -84,7 +84,7 @@ def test_code_that_nobody_named_is_not_run_without_trust(net: Path, monkeypatch:
     run.mkdir()
     model_files.keep(f"{net}:Net", run)
     for stored in (None, run):
-        with pytest.raises(UsageError, match=r"code of another user is not run .*--trust"):
+        with pytest.raises(UsageError, match=r"untrusted model code is not run .*--trust"):
             model_specs.model_spec(f"{net}:Net", stored)
     assert not (net.parent / "mark").exists()
     monkeypatch.setenv("ZOO_TRUST", "1")

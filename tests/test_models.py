@@ -1,4 +1,4 @@
-"""Every model of the registry does what its spec says; the walk needs no new test for a new model."""
+"""Every registered model matches its spec; a new model needs no new test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LARGE = ("alexnet", "resnet50")
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Batches of two: more threads only wait for each other, long if the machine is busy."""
+    """One thread: with batches of two, more threads only wait for each other, for long on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -144,7 +144,7 @@ def test_freeze_conv_of_the_catalogue(name: str, trained: int, held: int) -> Non
 
 
 def test_resnet_shortcut_is_slice_and_pad() -> None:
-    """Option A of He et al. 2015: every second pixel, the missing channels zero, half of them on each side."""
+    """Option A of He et al. 2015: every second pixel, the missing channels filled with zeros, half of them on each side."""
     block = registry.find("models", "resnet20").build(10).layer2[0]
     for convolution in (block.conv1, block.conv2):
         nn.init.zeros_(convolution.weight)

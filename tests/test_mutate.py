@@ -1,4 +1,4 @@
-"""``tools/mutate`` knows the guards as they are; each is noticed when it is gone."""
+"""``tools/mutate`` matches the current guards in the source; a guard that is missing is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The C++ kernel without torch: as a Python module for numpy arrays, and as the CMake project that C++ people build."""
+"""The C++ kernel without torch: as a Python module for numpy arrays, and as a CMake project."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_the_benchmarks_kernel_is_the_ops(dtype: torch.dtype) -> None:
 
 
 def ctest(place: Path, *options: str, leave: str = "^$") -> dict[str, str]:
-    """Build the CMake project in ``place`` and run its tests but those whose names match ``leave``: Passed or Skipped by name."""
+    """Build the CMake project in ``place`` and run its tests except those that match ``leave``; Passed or Skipped by name."""
     for command in (
         ["cmake", "-S", str(ROOT), "-B", str(place), *options],
         ["cmake", "--build", str(place), "--parallel", "2"],
@@ -156,24 +156,24 @@ def test_cmake_builds_the_kernel_and_ctest_passes(tmp_path: Path) -> None:
     """Each instruction set plain and under ASan and UBSan, and the CUDA kernels' text on the CPU."""
     if not shutil.which("cmake") or not shutil.which("c++"):
         pytest.skip("no cmake or no C++ compiler")
-    told = ctest(tmp_path / "b")
-    assert set(told) == {"cuda_on_cpu", *(f"{program}_{each}" for program in ("rows", "rows_sanitized") for each in SETS)}
-    assert told["cuda_on_cpu"] == "Passed"
+    results = ctest(tmp_path / "b")
+    assert set(results) == {"cuda_on_cpu", *(f"{program}_{each}" for program in ("rows", "rows_sanitized") for each in SETS)}
+    assert results["cuda_on_cpu"] == "Passed"
     here = {"default", *(each for each in SETS if each in ops_cases.SETS)}
-    assert all(told[f"{program}_{each}"] == "Passed" for program in ("rows", "rows_sanitized") for each in here)
+    assert all(results[f"{program}_{each}"] == "Passed" for program in ("rows", "rows_sanitized") for each in here)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_arm64_builds_without_a_warning_and_passes_under_qemu(tmp_path: Path) -> None:
-    """The compiler's own vectors, as no instruction set of x86 is there: in NEON, which every arm64 has, and not in SVE."""
+    """The compiler's vectors without an x86 instruction set: compiled to NEON, which every arm64 has, not to SVE."""
     if missing := [
         name
         for name in ("cmake", "aarch64-linux-gnu-g++", "aarch64-linux-gnu-objdump", "qemu-aarch64")
         if not shutil.which(name)
     ]:
         pytest.skip(f"no {', '.join(missing)}")
-    told = ctest(
+    results = ctest(
         tmp_path / "b",
         "-DCMAKE_SYSTEM_NAME=Linux",
         "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
@@ -182,8 +182,8 @@ def test_arm64_builds_without_a_warning_and_passes_under_qemu(tmp_path: Path) ->
         "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu",
         leave="cuda_on_cpu",
     )
-    passed = {name for name, how in told.items() if how == "Passed"}
-    assert passed == {"rows_default", "rows_sanitized_default"} and len(told) == 6
+    passed = {name for name, how in results.items() if how == "Passed"}
+    assert passed == {"rows_default", "rows_sanitized_default"} and len(results) == 6
     library = str(tmp_path / "b" / "libfocal_loss.a")
     text = subprocess.run(["aarch64-linux-gnu-objdump", "-d", library], capture_output=True, text=True, check=True).stdout
     assert re.search(r"fmla\s+v\d+\.4s", text) and not re.search(r"\bz\d+\.[bhsd]\b", text)

@@ -1,4 +1,4 @@
-"""The focal loss of numpy arrays: each way that computes it is held to the op, and none needs more than it says."""
+"""The focal loss of numpy arrays: each implementation agrees with the op and needs only its documented packages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GAMMAS = (0.0, 0.5, 1.0, 2.0, 3.3)
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Compute by that way from here on."""
+    """Use that implementation from now on."""
     if name == "native":
         pytest.importorskip("zoo._native", reason="the extension was not built here")
     if name == "torch" and ops._C is None:
@@ -41,7 +41,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def problem(n: int, c: int, dtype: Any, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits, labels of which some are ignored, and weights."""
+    """Logits, labels (some of them ignored) and weights."""
     draw = np.random.default_rng(seed)
     target = np.where(draw.random(n) < 0.2, -100, draw.integers(c, size=n))
     return draw.normal(0, 5, (n, c)).astype(dtype), target, draw.uniform(0.5, 2, c)
@@ -72,7 +72,7 @@ def test_the_ops_numbers(way: str, dtype: Any, reduction: str) -> None:
         options |= {"weight": weight} if weighted else {}
         loss, grad = zoo.numpy.focal_loss_and_grad(logits, target, **options)
         want, want_grad = by_the_op(logits, target, **options)
-        floor = 1e-2 * float(np.abs(want_grad).max()) * CLOSE[dtype]["rtol"] if smoothing else 0.0  # there it crosses zero
+        floor = 1e-2 * float(np.abs(want_grad).max()) * CLOSE[dtype]["rtol"] if smoothing else 0.0  # it crosses zero
         np.testing.assert_allclose(loss, want, rtol=CLOSE[np.float32 if dtype is np.float16 else dtype]["rtol"], atol=1e-7)
         np.testing.assert_allclose(grad, want_grad, rtol=CLOSE[dtype]["rtol"], atol=CLOSE[dtype]["atol"] + floor)
         assert grad.dtype == dtype and loss.dtype == (np.float64 if dtype is np.float64 else np.float32)
@@ -142,7 +142,7 @@ class Foreign:
 
 
 def of_every_layout(array: np.ndarray) -> list[Any]:
-    """The same values in other memory."""
+    """The same values in another memory layout."""
     wide = np.zeros((2 * len(array), 3 * array.shape[1]), array.dtype)
     wide[::2, ::3] = array
     bytes_off = np.frombuffer(b"x" + array.tobytes(), np.uint8)[1:].view(array.dtype).reshape(array.shape)
@@ -218,8 +218,8 @@ def wrong(says: str, kind: type[Exception] = ValueError, **change: Any) -> Any:
         wrong("logits must be float32, float64 or float16, not object", TypeError, logits=None),
         wrong("logits must be (N, C) with C >= 1, not (4,)", logits=np.zeros(4)),
         wrong("logits must be (N, C) with C >= 1, not (4, 0)", logits=np.zeros((4, 0))),
-        wrong("logits must be an array, not a list that is none (", TypeError, logits=[[1.0, 2.0], [3.0]]),
-        wrong("logits must be an array, not a Tensor that is none (", TypeError, logits=torch.zeros(4, 3, requires_grad=True)),
+        wrong("logits must be convertible to an array, not list (", TypeError, logits=[[1.0, 2.0], [3.0]]),
+        wrong("logits must be convertible to an array, not Tensor (", TypeError, logits=torch.zeros(4, 3, requires_grad=True)),
         wrong("target of labels must be (4,) for logits (4, 3), not (5,)", target=np.zeros(5, int)),
         wrong("target of labels must be (4,) for logits (4, 3), not (4, 1)", target=np.zeros((4, 1), int)),
         wrong("target of shares must be (4, 3) for logits (4, 3), not (4,)", target=np.zeros(4)),
@@ -238,9 +238,9 @@ def wrong(says: str, kind: type[Exception] = ValueError, **change: Any) -> Any:
 def test_bad_arguments(change: dict[str, Any], kind: type[Exception], says: str) -> None:
     given = {"logits": np.zeros((4, 3)), "target": np.zeros(4, int)} | change
     for call in (zoo.numpy.focal_loss, zoo.numpy.focal_loss_and_grad):
-        with pytest.raises(kind, match=f"^{re.escape(says)}") as told:
+        with pytest.raises(kind, match=f"^{re.escape(says)}") as caught:
             call(**given)  # type: ignore[operator]
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -284,14 +284,14 @@ print("torch" in sys.modules, f"{loss:.12f}", f"{np.abs(grad).sum():.12f}", zoo.
 
 
 def used_in(place: Path) -> list[str]:
-    """Whether torch was imported, loss, sum of the gradient, and what computed, for the package in ``place``."""
+    """Whether torch was imported, loss, sum of the gradient and kernel, for the package in ``place``."""
     ran = subprocess.run([sys.executable, "-c", USE], cwd=place, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.strip().split(" ", 3)
 
 
 def test_torch_is_imported_only_where_the_kernel_needs_it(tmp_path: Path) -> None:
-    """Ours, then each fall-back as a user meets it: another Python, no compiled part, one that does not load."""
+    """The kernel, then each fallback: another Python, no compiled library, one that does not load."""
     if not (ROOT / "zoo" / "_C.abi3.so").is_file():
         pytest.skip("the extension was not built here")
     pytest.importorskip("zoo._native", reason="the extension was not built here")

@@ -1,4 +1,4 @@
-"""The focal loss op: the PyTorch formula against mpmath, the kernels against the formula, and all that can be done wrong."""
+"""The focal loss op: the PyTorch formula against mpmath, the kernels against the formula, and every wrong argument."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def soft_targets(
 
 @pytest.mark.parametrize("kind", ["shares", "two labels", "smoothed"])
 def test_rows_with_several_classes(served: str, kind: str) -> None:
-    """Short rows, rows of whole vectors, and rows that no buffer holds; weights, near and far logits, each type."""
+    """Short rows, rows of whole vectors, and rows longer than a buffer; weights, small and large logits, each type."""
     draw = torch.Generator().manual_seed(4)
     types = {torch.float32: (torch.float32,), torch.float64: (torch.float64,)}
     types |= {half: (half, torch.float32) for half in (torch.bfloat16, torch.float16)}
@@ -119,7 +119,7 @@ def test_rows_with_several_classes(served: str, kind: str) -> None:
 
 
 def test_shares_that_are_one_label_are_that_label(served: str) -> None:
-    """To 1e-5 where the row is certain: 1 - p comes from the other classes here too."""
+    """Within 1e-5 for rows with p near 1: 1 - p is computed from the other classes here too."""
     for gap in (1.0, 10.0, 20.0, 40.0, 80.0):
         z = torch.tensor([[gap, 0.0, 0.5], [0.5, gap, 0.0]], requires_grad=True)
         y = torch.tensor([0, 1])
@@ -183,8 +183,8 @@ def test_no_rows_or_all_ignored_is_zero(served: str, shape: tuple[int, ...]) -> 
 def test_infinite_and_nan_logits(served: str) -> None:
     inf, nan = float("inf"), float("nan")
     table = [
-        ([1, -inf, 0], 0, [0.313262, 1]),  # a class that cannot be: its gradient is 0
-        ([1, -inf, 0], 1, [inf, 1]),  # the label cannot be: the loss is infinite, the gradient that of the limit
+        ([1, -inf, 0], 0, [0.313262, 1]),  # a class with probability 0: its gradient is 0
+        ([1, -inf, 0], 1, [inf, 1]),  # a label with probability 0: the loss is infinite, the gradient is the limit
         ([1, inf, 0], 0, [nan, 0]),
         ([1, inf, 0], 1, [nan, 0]),
         ([1, nan, 0], 0, [nan, 0]),
@@ -373,7 +373,7 @@ def test_same_bits_for_any_number_of_threads(served: str) -> None:
 
 @pytest.mark.parametrize("classes", [10, 33, 64, 100])
 def test_gradients_too_large_for_the_caches(served: str, classes: int) -> None:
-    """From 4 Mi logits on they are written past the caches, in vectors that hold the ends of two rows."""
+    """From 4 Mi logits on, gradients bypass the caches, in vectors that span the ends of two rows."""
     rows = (4 << 20) // classes + 3
     draw = torch.Generator().manual_seed(classes)
     logits = (3 * torch.randn(rows, classes, generator=draw)).requires_grad_()
@@ -387,7 +387,7 @@ def test_gradients_too_large_for_the_caches(served: str, classes: int) -> None:
 
 
 def test_the_short_way_takes_only_what_it_knows() -> None:
-    """``_C.run`` says None, and touches nothing, for all but plain CPU tensors with arguments in range; the long way then tells."""
+    """``_C.run`` says None, and touches nothing, for all but plain CPU tensors with arguments in range; the checks of the op then report the error."""
     if ops._C is None:
         pytest.skip(f"no C++ kernel here: {ops.kernel()}")
     logits, target, loss, grad = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.full((), 7.0), torch.full((4, 3), 7.0)

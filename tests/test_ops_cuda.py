@@ -16,7 +16,7 @@ from zoo import ops
 pytestmark = pytest.mark.gpu
 SINGLE = 1e-5  # relative error of what is computed in float32
 PATHS = (10, 100, 200, 1000, 1500)
-"""Classes that few_classes, the three warp_row and long_row take (csrc/focal_loss_cuda.h, choose)."""
+"""Numbers of classes for few_classes, the three of warp_row, and long_row (csrc/focal_loss_cuda.h, choose)."""
 
 
 @pytest.fixture(autouse=True)
@@ -127,17 +127,17 @@ def test_a_wrong_label_costs_its_row_alone(classes: int, monkeypatch: pytest.Mon
             torch.testing.assert_close(loss[~bad], want)
         assert not leaf.grad[bad].any() and bool(torch.isfinite(leaf.grad).all()) and bool((leaf.grad[~bad] != 0).any(1).all())
         with pytest.raises(IndexError, match="an earlier focal loss on CUDA was out of range") as error:
-            ops.focal_loss(logits[:3], target[:3])  # the reading above has waited
+            ops.focal_loss(logits[:3], target[:3])  # the read above has synchronised
         assert int(re.findall(r"row (\d+)", str(error.value))[0]) in wrong
-    torch.cuda.synchronize()  # raises if a kernel left its bounds
+    torch.cuda.synchronize()  # raises if a kernel accessed memory out of bounds
     assert torch.isfinite(ops.focal_loss(logits[:3], target[:3]))
     monkeypatch.setenv("ZOO_SYNC", "1")
     with pytest.raises(IndexError, match=rf"^target\[3\]={classes} is out of range for {classes} classes"):
         ops.focal_loss(logits, target)
-    ops.raise_wrong_label()  # told in place, and not again
+    ops.raise_wrong_label()  # raised in place, and only once
 
 
-def test_a_wrong_label_in_a_captured_or_compiled_step_is_told() -> None:
+def test_a_wrong_label_in_a_captured_or_compiled_step_is_reported() -> None:
     logits, target = draw(300, 10)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -1,4 +1,4 @@
-"""Every derivative of the focal loss that the kernel does not compute: against finite differences in float64, and each other."""
+"""Derivatives of the focal loss that the kernel does not compute, against float64 finite differences and each other."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_weight_or_share_of_zero_has_its_derivative() -> None:
 
 
 def test_gradients_of_the_formula_are_the_kernels_for_extreme_logits() -> None:
-    """``create_graph`` takes the formula: it must hold where the kernel does, infinite logits included."""
+    """``create_graph`` uses the formula, which must be valid wherever the kernel is, infinite logits included."""
     inf = float("inf")
     rows = [[80.0, 0, -3], [1e4, -1e4, 0], [0, 0, 0], [1, -inf, 0], [40, 40, 40], [-700, 0, 700], [50, 0, 0], [300, 299, -inf]]
     for gamma, label in itertools.product((0.0, 0.5, 1.0, 2.0, 5.0), range(3)):
@@ -90,7 +90,7 @@ def test_gradients_of_the_formula_are_the_kernels_for_extreme_logits() -> None:
 
 
 def test_second_derivative_of_a_confident_row_is_mpmaths() -> None:
-    """The slope of the slope, from differences of the 60-digit gradient, where 1 - p is 1e-17."""
+    """The second derivative against differences of the 60-digit gradient, at 1 - p = 1e-17."""
     row, step = [40.0, 0.5, -1.0], 1e-6
     z = torch.tensor([row], dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(ops.focal_loss(z, torch.tensor([0]), 2.0), z, create_graph=True)

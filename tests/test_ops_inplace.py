@@ -1,4 +1,4 @@
-"""The focal loss that writes its gradient over the logits: the same numbers, no second tensor, and refused where it is not safe."""
+"""The in-place focal loss, whose gradient overwrites the logits: equal values, no second tensor, an error if it is unsafe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zoo import ops
 
 
 def layer(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """A leaf, and a copy of it that a layer might have made: neither a leaf nor a view."""
+    """A leaf, and a copy of it like a layer's output, neither a leaf nor a view."""
     leaf = logits.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     return leaf, torch.empty_like(leaf).copy_(leaf)
 
@@ -57,7 +57,7 @@ def test_shares_two_labels_images_and_strides(served: str) -> None:
 
 
 def test_rows_for_the_exact_formula_are_read_before_they_are_written_over(served: str) -> None:
-    """Huge, infinite and NaN logits in one tile with ordinary ones, and an ignored row."""
+    """Huge, infinite, NaN and ordinary logits in one tile, and an ignored row."""
     inf = float("inf")
     for classes in (3, 40, 1500):
         z = torch.randn(40, classes)
@@ -152,7 +152,7 @@ def test_it_is_refused_where_the_logits_are_needed(served: str, name: str) -> No
 
 @pytest.mark.parametrize("road", ["labels", "stats", "shares", "two labels"])
 def test_autograd_refuses_logits_that_were_saved_and_written_over(served: str, road: str) -> None:
-    """``exp`` saves its output for its backward pass, which the gradient has replaced by then."""
+    """``exp`` saves its output for its backward pass; the gradient has overwritten it by then."""
     leaf = torch.randn(6, 5, requires_grad=True)
     y, q = torch.arange(6) % 5, torch.rand(6, 5).softmax(1)
     target = {"shares": q, "two labels": (y, y.flip(0), 0.3)}.get(road, y)

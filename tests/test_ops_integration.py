@@ -1,4 +1,4 @@
-"""The focal loss op among PyTorch's other parts: transforms, compilers, processes, threads, and builds without it."""
+"""The focal loss op with other parts of PyTorch: transforms, compilers, processes, threads, and missing libraries."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_compile_and_export() -> None:
 
 @pytest.mark.slow
 def test_compiled_by_inductor() -> None:
-    """Inductor's own code stands around the op, which it calls as it is."""
+    """Inductor generates code around the op and calls the op unchanged."""
 
     def net(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         return 3 * ops.focal_loss(logits.tanh() * 2, target, 1.5, weight, label_smoothing=0.1)
@@ -132,8 +132,8 @@ print("the same")
 def test_two_processes_give_the_loss_and_gradients_of_one(script: str, tmp_path: Path) -> None:
     commands = [[sys.executable, "-c", script, str(rank), str(tmp_path / "meet")] for rank in range(2)]
     teams = [subprocess.Popen(each, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for each in commands]
-    told = [each.communicate(timeout=120) for each in teams]
-    assert [out.strip() for out, _ in told] == ["the same"] * 2, told
+    outcomes = [each.communicate(timeout=120) for each in teams]
+    assert [out.strip() for out, _ in outcomes] == ["the same"] * 2, outcomes
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_fork_after_a_parallel_region() -> None:
     assert ran.stdout.strip() == "exit 0", ran.stderr
 
 
-def test_a_library_that_does_not_load_is_told_on_use(tmp_path: Path) -> None:
+def test_a_library_that_does_not_load_is_reported_on_use(tmp_path: Path) -> None:
     package = tmp_path / "zoo"
     package.mkdir()
     for path in [*(ROOT / "zoo").glob("focal_*.py"), *(ROOT / "zoo" / name for name in ("__init__.py", "ops.py", "spec.py"))]:
@@ -194,7 +194,7 @@ def test_a_library_that_does_not_load_is_told_on_use(tmp_path: Path) -> None:
 
 
 class Found:
-    """In place of zoo._C_cuda: a kernel has met a wrong label in row 3."""
+    """Replaces zoo._C_cuda after a kernel met a wrong label in row 3."""
 
     row = 3
 
@@ -203,9 +203,9 @@ class Found:
         return row
 
 
-def test_a_wrong_label_on_cuda_is_told_at_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_label_on_cuda_is_reported_at_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "_C_cuda", Found())
-    ops.focal_loss(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))  # on the CPU: not of its concern
+    ops.focal_loss(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))  # CPU tensors do not consult it
     with FakeTensorMode():
         logits, target = torch.empty(4, 3, device="cuda"), torch.empty(4, dtype=torch.int64, device="cuda")
         with pytest.raises(IndexError, match="^target row 3 of an earlier focal loss on CUDA was out of range"):
@@ -218,8 +218,8 @@ def test_training_tells_of_a_wrong_label_on_cuda(monkeypatch: pytest.MonkeyPatch
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
     step = loop.Step(torch.optim.SGD(net.parameters(), lr=0.1), lambda at: 0.1, torch.device("cpu"))
     batch = Batch(torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64), np.arange(2), np.zeros((2, 1)))
-    told = contextlib.nullcontext(), pytest.raises(IndexError, match="target row 3"), contextlib.nullcontext()
-    for on_cuda, wanted in zip((False, True, True), told, strict=True):
+    outcomes = contextlib.nullcontext(), pytest.raises(IndexError, match="target row 3"), contextlib.nullcontext()
+    for on_cuda, wanted in zip((False, True, True), outcomes, strict=True):
         value = SimpleNamespace(item=lambda: float("nan"), is_cuda=on_cuda)
         with wanted:
             assert loop._update(net, lambda z, y, value=value: value, step, 0, [batch]) is None
@@ -241,7 +241,7 @@ def test_every_instruction_set_is_reached_here() -> None:
 
 @pytest.mark.parametrize("name", [*SETS[1:], "sse9"])
 def test_the_environment_chooses_the_instruction_set(name: str) -> None:
-    """One that is not there is no error: the best is taken."""
+    """An unavailable instruction set is not an error: the best one is used."""
     code = "from zoo import ops; print(ops.kernel().split(',')[0])"
     environment = {**os.environ, "ZOO_CPU_CAPABILITY": name}
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)

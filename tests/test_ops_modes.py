@@ -298,7 +298,7 @@ def dual_numbers_without_a_tangent(loss: Loss) -> Any:
 
 @contextlib.contextmanager
 def one_process() -> Iterator[Any]:
-    """A process group of this process alone, and its mesh."""
+    """A process group with only this process, and its mesh."""
     dist = pytest.importorskip("torch.distributed")
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("this torch has no gloo")
@@ -370,4 +370,4 @@ BETTER = {
     "sparse_logits",
     "a_functional_gradient",
 }
-"""Where zoo's loss may have an answer though PyTorch's raises."""
+"""Cases in which zoo's loss may return a value although PyTorch's raises."""

@@ -1,4 +1,4 @@
-"""PyTorch's own tests of ``F.cross_entropy`` and ``F.nll_loss`` as judge: their samples, derivatives and layouts, at gamma 0."""
+"""PyTorch's tests of ``F.cross_entropy`` and ``F.nll_loss`` at gamma 0: their samples, derivatives and layouts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def samples(name: str, dtype: torch.dtype, **options: Any) -> Iterator[Any]:
 
 
 def all_ignored(want: Tensor, sample: Any) -> bool:
-    """Where cross entropy is 0 / 0, and zoo's loss 0 by design."""
+    """Samples for which cross entropy is 0 / 0; zoo's loss is 0 by design."""
     return bool(torch.isnan(want).any()) and bool((sample.args[0] == sample.kwargs.get("ignore_index", -100)).all())
 
 
@@ -66,7 +66,7 @@ def test_samples_of_nll_loss(dtype: torch.dtype) -> None:
 
 
 def test_errors_of_nll_loss_and_cross_entropy() -> None:
-    """No OpInfo has error inputs for cross entropy; these are what it refuses itself, and so is what its siblings list."""
+    """No OpInfo lists error inputs for cross entropy; these are inputs that it rejects, and those of related operators."""
     z, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     refused = [
         ((z, y[:3]), {}), ((z, y[:, None]), {}), ((z, torch.tensor([0, 1, 3, 0])), {}), ((z, torch.tensor([0, 1, -1, 0])), {}),

@@ -1,4 +1,4 @@
-"""Learning rates against torch's schedulers, groups, the moving average, and refusals of freezing."""
+"""Learning rates against torch's schedulers, groups, the moving average, and errors of freezing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rates(**options: Any) -> list[float]:
 
 
 def torch_rates(make: Any, per_epoch: bool) -> list[float]:
-    """The learning rates that a torch scheduler would have given."""
+    """The learning rates of a torch scheduler."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
     schedule, found = make(optimizer), []
     for step in range(STEPS * EPOCHS):
@@ -109,7 +109,7 @@ def net() -> tuple[nn.Module, ModelSpec]:
     return spec.build(4), spec
 
 
-def test_everything_decays_unless_told() -> None:
+def test_everything_decays_by_default() -> None:
     model, _ = net()
     (group,) = optim.make(model, sgd(weight_decay=0.5)).param_groups
     assert group["weight_decay"] == 0.5
@@ -199,7 +199,7 @@ def test_held_norms_stay_in_eval_in_copies_too() -> None:
 
 
 def test_requires_grad_alone_would_not_hold_a_norm() -> None:
-    """The fault that freeze prevents."""
+    """The error that freeze prevents."""
     model, _ = net()
     for parameter in model.features.parameters():
         parameter.requires_grad_(False)

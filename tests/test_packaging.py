@@ -1,4 +1,4 @@
-"""What is packed, how the build degrades, and what set-up says where something is missing. Nothing here needs a network."""
+"""Content of the packages, fallbacks of the build, and messages about missing parts. No test needs a network."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def _ignored(folder: Path, names: list[str]) -> set[str]:
 
 
 def build(checkout: Path, *words: str, **environment: str) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """``setup.py build`` into a folder beside the checkout."""
+    """``setup.py build`` into a folder next to the checkout."""
     out = checkout.parent / "out"
     command = [sys.executable, "setup.py", "-q", "build", "--build-lib", str(out), *words]
     return run(command, checkout, **environment), out
 
 
 def run(command: list[str], where: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run it with the build's switches as given and no others."""
+    """Run it with only these switches of the build."""
     clean = {key: value for key, value in os.environ.items() if key not in ("ZOO_EXT", "ZOO_CUDA", "CXX", "CC", "PYTHONPATH")}
     return subprocess.run(command, cwd=where, env=clean | environment, capture_output=True, text=True, timeout=500)
 
 
 def note(out: Path) -> dict[str, str]:
-    """Why parts were left out."""
+    """Reasons for skipped libraries."""
     return json.loads((out / "zoo" / "_build.json").read_text(encoding="utf-8"))["reasons"]
 
 
@@ -189,7 +189,7 @@ def test_two_builds_at_once(checkout: Path) -> None:
 
 
 def tags(wheel: Path) -> list[str]:
-    """Of a wheel, from its record, after a look at its name."""
+    """File names in a wheel's record; checks the name of the wheel."""
     with zipfile.ZipFile(wheel) as packed:
         record = next(name for name in packed.namelist() if name.endswith(".dist-info/WHEEL"))
         found = re.findall(r"^Tag: (.+)$", packed.read(record).decode(), re.M)
@@ -216,7 +216,7 @@ def test_one_wheel_serves_every_python(checkout: Path, compiled: bool) -> None:
     assert (python, abi) == ("cp311", "abi3") and str(oldest) == ">=3.11" and platform != "any"
     with zipfile.ZipFile(wheel) as packed:
         libraries = [name for name in packed.namelist() if name.endswith(".so")]
-    assert libraries == [f"zoo/_native{sysconfig.get_config_var('EXT_SUFFIX')}"]  # others do not take it for theirs
+    assert libraries == [f"zoo/_native{sysconfig.get_config_var('EXT_SUFFIX')}"]  # other tools do not use it
 
 
 @pytest.mark.slow
@@ -232,7 +232,7 @@ def test_the_wheel_from_the_source_distribution_works(checkout: Path) -> None:
         str(place),
         str(checkout),
     ]
-    made = run(command, place, TORCH_CUDA_ARCH_LIST="9.0")  # one architecture: each takes nvcc minutes
+    made = run(command, place, TORCH_CUDA_ARCH_LIST="9.0")  # one architecture, as nvcc takes minutes for each
     assert made.returncode == 0, made.stdout + made.stderr
     if importlib.util.find_spec("twine"):
         checked = run(
@@ -312,7 +312,7 @@ def script(path: Path, text: str) -> None:
     [
         ({}, "needs Python 3.11 or newer, found none"),
         ({"python3": '[ "$1" = --version ] && echo Python 3.9.2 && exit; exit 1'}, "needs Python 3.11 or newer, found Python 3.9.2"),
-        # a pyenv shim of a version that is not active comes first and fails
+        # a pyenv shim of an inactive version comes first on PATH and fails
         ({"python3.13": "exit 127", "python3": 'case "$*" in --version) echo Python 3.12.3;; *venv*) exit 1;; esac'}, "Python 3.12.3 has no venv module"),
     ],
 )  # fmt: skip

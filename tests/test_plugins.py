@@ -1,4 +1,4 @@
-"""Installed packages add models and losses by entry point; a broken one is one warning and never ends a command."""
+"""Installed packages add models and losses by entry point; a broken one causes one warning and never ends a command."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ EXAMPLE = ROOT / "tests" / "example_plugin"
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example package, installed by pip into a folder of its own."""
+    """The example package, installed by pip into a separate folder."""
     target, source = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("source") / "example"
-    shutil.copytree(EXAMPLE, source)  # the build writes beside what it builds
+    shutil.copytree(EXAMPLE, source)  # the build writes next to its sources
     words = ["install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(target), str(source)]
     ran = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, timeout=300)
     if ran.returncode and "No module named" in ran.stderr:
@@ -27,7 +27,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def broken(place: Path, name: str, group: str, module: str, text: str | None) -> None:
-    """An installed package, written by hand, with one entry point."""
+    """The files of an installed package with one entry point."""
     info = place / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")

@@ -1,4 +1,4 @@
-"""``zoo predict --onnx`` needs the file alone, agrees with PyTorch, and goes on after a bad image."""
+"""``zoo predict --onnx`` needs only the file, agrees with PyTorch, and continues after a bad image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module", params=["none", "normalize", "full"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
-    """A file of each kind with the model it is of."""
+    """A file of each kind with its model."""
     torch.manual_seed(0)
     model = Tiny().eval()
     folder = tmp_path_factory.mktemp(request.param)
@@ -36,7 +36,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[Path]:
-    """Photographs of several sizes, one of them torn."""
+    """Pictures of several sizes, one of them truncated."""
     found = []
     for number, (height, width) in enumerate([(32, 32), (90, 120), (20, 31)]):
         small = Image.fromarray(images(32).test.images[number])
@@ -97,7 +97,7 @@ def steps(**changes: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("classes", '["a", "b"]', "classes differ .names 2, model 10"),
         ("classes", None, "no zoo metadata"),
@@ -112,10 +112,10 @@ def steps(**changes: object) -> str:
         ("preprocessing", steps(std=[0, 1, 1]), "std above 0"),
     ],
 )
-def test_a_strange_file_is_told(
-    exported: tuple[Path, torch.nn.Module], tmp_path: Path, key: str, value: str | None, told: str
+def test_a_strange_file_is_reported(
+    exported: tuple[Path, torch.nn.Module], tmp_path: Path, key: str, value: str | None, message: str
 ) -> None:
-    with pytest.raises(FileError, match=told) as caught:
+    with pytest.raises(FileError, match=message) as caught:
         predictor.predict(change(exported[0], tmp_path / "x.onnx", key, value), [])
     assert len(str(caught.value).replace(str(tmp_path), "")) <= 200
 

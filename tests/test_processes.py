@@ -1,4 +1,4 @@
-"""Several processes train the model that one process trains, up to rounding."""
+"""Several processes train the same model as one process, up to rounding."""
 
 from __future__ import annotations
 

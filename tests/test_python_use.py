@@ -1,4 +1,4 @@
-"""What Python users write: the README's lines run, public functions fit each other and check what they are given."""
+"""Use from Python: the README's code runs, public functions fit together and check their arguments."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_train_checks_what_it_is_given() -> None:
 
 
 class Half(torch.nn.Module):
-    """A loss of a user's own, without anything that zoo's losses have."""
+    """A user's loss without the additional methods of zoo's losses."""
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(logits, target) / 2

@@ -1,4 +1,4 @@
-"""ONNX files that other programs wrote: a table or one line and exit 4, and no longer than ``--seconds`` says."""
+"""ONNX files written by other programs: a table, or one line and exit 4, within ``--seconds``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest.importorskip("onnxruntime")
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine's limits are measured badly, the pictures not drawn, and large batches left out: none of these is tested here."""
+    """Shorten what is not tested here: measuring the machine's limits, drawing pictures, large batches."""
     monkeypatch.setattr(_roofline, "SIZES", {"cpu": (64,)})
     monkeypatch.setattr(_roofline, "SECONDS", 0.001)
     monkeypatch.setattr(inference, "figures", lambda rows, out: [])
@@ -67,10 +67,10 @@ def test_seconds_are_those_of_the_whole_command(
     began = time.monotonic()
     assert cli.run(["bench", str(path), "--seconds", "20", "--out", str(out)]) == code
     assert time.monotonic() - began < 20
-    told = capsys.readouterr().err
-    assert told.startswith("expect   at most 20 s (--seconds)\n"), "before anything that takes long"
-    assert ("expect   about" in told) == ("use      model: " in told) == out.exists() == (code == 0)
-    assert code == 0 or "--seconds 20 is too short (model, batch 1 alone takes about 10,000 s); give about --seconds" in told
+    err = capsys.readouterr().err
+    assert err.startswith("expect   at most 20 s (--seconds)\n"), "before anything that takes long"
+    assert ("expect   about" in err) == ("use      model: " in err) == out.exists() == (code == 0)
+    assert code == 0 or "--seconds 20 is too short (model, batch 1 alone takes about 10,000 s); give about --seconds" in err
 
 
 def test_a_batch_that_overruns_takes_the_time_of_the_others(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Recipes: typed, frozen, every mistake named with its place."""
+"""Recipes: typed, frozen, every mistake reported with its position."""
 
 from __future__ import annotations
 
@@ -126,8 +126,8 @@ def test_differences() -> None:
 
 
 def test_what_others_reported_changes_no_run() -> None:
-    told = recipes.Recipe(reported=recipes.Reported(0.5, "someone"))
-    assert recipes.differences(Recipe(), told) == []
+    reported = recipes.Recipe(reported=recipes.Reported(0.5, "someone"))
+    assert recipes.differences(Recipe(), reported) == []
     for name, path in recipes.shipped().items():
         found = recipes.read(path).reported
         assert bool(found.accuracy) == bool(found.source), name
@@ -163,7 +163,7 @@ def test_an_option_of_the_file_that_has_no_effect_is_named(tmp_path: Path, capsy
 
 
 def test_a_recipe_that_an_earlier_version_stored_is_readable(tmp_path: Path) -> None:
-    """They have the options of every loss, in a file of the run (read) and where it is resumed or repeated (resolve)."""
+    """Old recipes have the options of every loss, both in a run's file (read) and if resumed or repeated (resolve)."""
     text = "[loss]\nname = 'ldam'\nfocal_gamma = 2.0\nalpha = 0.5\ntau = 1.0\nmax_margin = 0.25\nmargin_scale = 30.0\n"
     (tmp_path / "r.toml").write_text(text)
     wanted = {"max_margin": 0.25, "margin_scale": 30.0}

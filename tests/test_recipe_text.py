@@ -1,4 +1,4 @@
-"""Recipe files in TOML, YAML and JSON: the same values, every mistake with its line, nothing but data is read."""
+"""Recipe files in TOML, YAML and JSON: the same values, every mistake with its line, only data is read."""
 
 from __future__ import annotations
 

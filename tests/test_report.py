@@ -1,4 +1,4 @@
-"""Reports of made-up run folders: pictures, README, page and comparison."""
+"""Reports of generated run folders: pictures, README, page and comparison."""
 
 from __future__ import annotations
 
@@ -224,6 +224,6 @@ def test_recipe_values_by_key() -> None:
     flat, every = recipe.settings(recipe.Recipe()), recipe.keys()
     assert flat["loss.beta"] == 0.9999
     plain = {key for key in every if not key.startswith("reported.") and (not key.startswith("loss.") or recipe.is_field(key))}
-    own = {f"loss.{name}" for name in recipe.Recipe().loss.options}  # of other losses it has no options
+    own = {f"loss.{name}" for name in recipe.Recipe().loss.options}  # it has no options of other losses
     assert set(flat) == plain | own
     assert tomli_w.dumps(flat)

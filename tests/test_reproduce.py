@@ -1,4 +1,4 @@
-"""Reported experiments: what is trained, what is not trained again, how theirs and ours are set side by side."""
+"""Reported experiments: what is trained, what is not trained again, comparison of reported and measured results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def leave(folder: Path, recipe: Recipe, *, finished: bool = True, accuracy: float = 0.4) -> None:
-    """A run folder as training leaves it."""
+    """A run folder as after training."""
     (folder / "last").mkdir(parents=True, exist_ok=True)
     (folder / "recipe.toml").write_text(recipes.dump(recipe))
     (folder / "last" / "state-1").touch()
@@ -44,7 +44,7 @@ def leave(folder: Path, recipe: Recipe, *, finished: bool = True, accuracy: floa
 
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, bool]]:
-    """Folder name, seed and whether it was resumed, of each run that is trained; nothing is."""
+    """Replaces training; records folder name, seed and whether it was resumed, for each run."""
     monkeypatch.setenv("ZOO_RUNS", str(tmp_path / "runs"))
     calls: list[tuple[str, int, bool]] = []
 
@@ -88,9 +88,11 @@ def test_an_interrupted_run_goes_on_where_it_was_begun(trained: list[tuple[str, 
     assert trained == [("begun", 0, True), ("s0_5-s0", 0, False)]
 
 
-@pytest.mark.parametrize(("error", "told"), [(BusyError("held"), []), (DivergedError("nan"), ["s0_4 seed 0 diverged: nan"])])
+@pytest.mark.parametrize(
+    ("error", "expected"), [(BusyError("held"), []), (DivergedError("nan"), ["s0_4 seed 0 diverged: nan"])]
+)
 def test_what_cannot_be_trained_keeps_no_other_back(
-    trained: list[tuple[str, int, bool]], monkeypatch: pytest.MonkeyPatch, error: Exception, told: list[str]
+    trained: list[tuple[str, int, bool]], monkeypatch: pytest.MonkeyPatch, error: Exception, expected: list[str]
 ) -> None:
     works: Callable[..., Path] = training.train
 
@@ -100,7 +102,7 @@ def test_what_cannot_be_trained_keeps_no_other_back(
         return works(recipe, out=out, **how)
 
     monkeypatch.setattr(training, "train", train)
-    assert repeat() == told
+    assert repeat() == expected
     assert trained == [("s0_5-s0", 0, False)]
 
 
@@ -150,7 +152,7 @@ def test_the_difference_of_one_run_is_that_of_two_shares() -> None:
     low, high = metrics.wilson(4_000, 10_000)
     group = [{"accuracy": "0.4", "low": low, "high": high, "n": "10000", "reported": "0.39"}]
 
-    # Newcombe 1998, method 10, with the score interval written out once more
+    # Newcombe 1998, method 10, with an independent formula of the score interval
     def score(p: float) -> tuple[float, float]:
         z2, n = stats.norm.ppf(0.975) ** 2, 10_000
         middle, half = p + z2 / (2 * n), (z2 * (p * (1 - p) / n + z2 / (4 * n * n))) ** 0.5
@@ -172,7 +174,7 @@ def test_the_difference_of_several_runs_counts_the_spread_of_one_more() -> None:
     assert bench.difference(group) == pytest.approx((2.0, 2.0 - half, 2.0 + half), abs=1e-9)
 
 
-def test_the_command_shows_theirs_and_ours(trained: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_shows_reported_and_measured(trained: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     for seed, share in enumerate((0.45, 0.46)):
         leave(run_folders.root() / f"a{seed}", recipes.resolve("s0_5", {"seed": seed}), accuracy=share)

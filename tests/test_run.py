@@ -1,4 +1,4 @@
-"""A run from recipe to folder and back: exact resume, signals, divergence, refusals."""
+"""A run from recipe to folder and back: exact resume, signals, divergence, errors."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_resume_after_a_stop_in_mid_epoch_ends_on_the_same_bits(
         inner = options.pop("watch")
 
         def watch(number: int, totals: Any) -> None:
-            if next(steps) in (6, 14):  # of 18: within the first epoch and within the second
+            if next(steps) in (6, 14):  # of 18 steps: within the first and within the second epoch
                 os.kill(os.getpid(), signal.SIGTERM)
             inner(number, totals)
 
@@ -127,7 +127,7 @@ def test_a_compiled_run_trains_with_the_compiled_model(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(torch, "compile", compiled)
     training.train(resolve("cnn_small", "compile=true"), out=tmp_path / "compiled")
-    assert called == [True] * 9  # steps; evaluation calls the model itself
+    assert called == [True] * 9  # training steps only: evaluation calls the model directly
     assert json.loads((tmp_path / "compiled/env.json").read_text())["compiled"]
 
 

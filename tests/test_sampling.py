@@ -1,4 +1,4 @@
-"""Subsets, orders and weights: exact counts, and nothing that depends on batch size or on what ran before."""
+"""Subsets, orders and weights: exact counts, independent of batch size and earlier calls."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_long_tail_counts(imbalance: str, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["exp", "exp:", "exp:0", "exp:-1", "exp:1.5", "exp:nan", "tail:0.1", "", "step:x"])
-def test_a_wrong_imbalance_is_told(text: str) -> None:
+def test_a_wrong_imbalance_is_reported(text: str) -> None:
     with pytest.raises(UsageError, match=r"data\.imbalance = .* use none, exp:F or step:F"):
         sampling.long_tail(CIFAR10, text, 0)
 
@@ -74,7 +74,7 @@ def test_a_draw_depends_on_seed_epoch_row_and_column_only(seed: int, epoch: int,
 
 
 def test_draws_are_the_same_on_every_machine() -> None:
-    """Golden values: a change here breaks the resuming of every run."""
+    """Golden values: a change breaks resuming of every existing run."""
     assert sampling.words(1, 2, 2).tolist() == [5705853004827290377, 6584680345644299050]
     assert sampling.order(7, 3, 8).tolist() == [4, 2, 7, 3, 1, 6, 0, 5]
 
@@ -128,11 +128,11 @@ def test_draws_of_a_place_are_its_sample_s_and_its_turn_s() -> None:
     order = np.array([5, 2, 5, 5, 0, 2])
     drawn = sampling.slots(3, 4, order, 9, 6)
     plain = sampling.uniforms(3, 4, 9, 6)
-    assert np.array_equal(drawn[[0, 1, 4]], plain[[5, 2, 0]])  # the first time: as without a sampler
-    assert len(np.unique(drawn[:, 0])) == 6  # no two copies of a sample are augmented alike
+    assert np.array_equal(drawn[[0, 1, 4]], plain[[5, 2, 0]])  # first draw: as without a sampler
+    assert len(np.unique(drawn[:, 0])) == 6  # repeated draws of a sample are augmented differently
     shuffled = np.array([2, 5, 2, 0, 5, 5])
     again = sampling.slots(3, 4, shuffled, 9, 6)
-    assert np.array_equal(again[[1, 4, 5]], drawn[[0, 2, 3]])  # wherever in the epoch they come
+    assert np.array_equal(again[[1, 4, 5]], drawn[[0, 2, 3]])  # independent of the position in the epoch
     assert np.array_equal(sampling.slots(3, 4, order[:3], 9, 6), drawn[:3])
 
 
@@ -176,7 +176,7 @@ def test_a_sampler_s_epoch_does_not_hang_on_what_the_epoch_shows() -> None:
     assert first.max() < 800
     sampler.see(np.arange(100, 700), np.full(600, 0.99, np.float32))
     sampler.see(np.arange(700, 800), np.full(100, 0.1, np.float32))
-    assert np.array_equal(sampler.order(0), first)  # a run that stops here goes on with the same epoch
+    assert np.array_equal(sampler.order(0), first)  # a run that stops here resumes with the same epoch
     assert sampler.end_epoch() == {"easy": pytest.approx(600 / 700), "hard": pytest.approx(100 / 700)}
     assert (sampler.order(1) >= 700).mean() > 0.99
     assert sampler.end_epoch() == {"easy": 0, "hard": 0}

@@ -1,4 +1,4 @@
-"""A run's folder is taken before anything else, and is finished only when its own result is written."""
+"""A run first locks its folder, and is finished only once its own result is written."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_epochs_are_handed_out_as_they_end_and_objects_replace_what_the_recipe_n
 
 def test_a_checkpoint_of_another_model_is_a_fault_of_the_file(small_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert zoo(["train", "resnet20", "--data", "synthetic", "--resume", "--out", str(small_run)]) == 4
-    assert "checkpoint is of another run" in capsys.readouterr().err
+    assert "checkpoint belongs to another run" in capsys.readouterr().err
 
 
 def test_a_signal_before_the_command_has_handlers_is_said() -> None:

@@ -1,4 +1,4 @@
-"""Sweeps: what is parsed, that finished runs are not repeated and interrupted ones go on, who is chosen, what is shown."""
+"""Sweeps: parsing, finished runs are not repeated, interrupted ones resume, selection, output."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_recipe_without_validation_gets_some(trainer: Trainer, tmp_path: Path,
 def test_two_machines_of_one_storage_share_a_grid(trainer: Trainer, tmp_path: Path) -> None:
     shared = f"sqlite:///{tmp_path / 'shared.db'}"
     study = sweep._study(tmp_path / "here" / "s", shared)
-    for _ in range(2):  # both looked at the storage before either had written
+    for _ in range(2):  # both read the storage before either wrote to it
         for value in ("0", "0.9"):
             study.enqueue_trial({"loss.beta": value})
     here = search(tmp_path / "here" / "s", "loss.beta=0,0.9", seeds=1, storage=shared)
@@ -131,7 +131,7 @@ def test_two_machines_of_one_storage_share_a_grid(trainer: Trainer, tmp_path: Pa
         search(tmp_path / "third" / "s", "loss.beta=0,0.5", seeds=1, storage=shared)
 
 
-def test_what_others_still_train_is_told(trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_others_still_train_is_reported(trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "_alive", lambda holder: True)
     for trainer.kill_at in (1, 2):
         with pytest.raises(SystemExit):
@@ -168,7 +168,7 @@ def test_a_killed_process_leaves_its_trial_to_the_next(
     assert not sweep._left(study, 2), "another trial of the same setting is complete"
 
 
-def test_a_diverged_setting_is_told_and_not_tried_again(trainer: Trainer, tmp_path: Path) -> None:
+def test_a_diverged_setting_is_reported_and_not_tried_again(trainer: Trainer, tmp_path: Path) -> None:
     trainer.diverge = 0.9
     for _ in range(2):
         points = search(tmp_path / "s", "loss.beta=0,0.9", seeds=1)

@@ -1,4 +1,4 @@
-"""The built-in data set: the same everywhere, and no job for a linear model."""
+"""The built-in data set: the same on every machine, and too hard for a linear model."""
 
 from __future__ import annotations
 

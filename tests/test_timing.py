@@ -1,4 +1,4 @@
-"""The clock: turns, intervals, marks, and what a row says about its origin."""
+"""The clock: turns, intervals, noise marks, and the origin recorded in each row."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_every_round_times_everyone_in_changing_order() -> None:
 
 
 class Clock:
-    """Stands in for the module time: it moves by sleeping, and by 50 ns when it is read."""
+    """Replaces the module time: it advances when sleeping, and by 50 ns when it is read."""
 
     now = 0.0
 
@@ -111,7 +111,7 @@ def test_sync_is_called_before_the_clock_is_read(clock: Clock) -> None:
 
 def test_seconds_end_the_rounds(clock: Clock) -> None:
     found = _timing.interleave({"a": lambda: clock.sleep(0.05)}, seconds=0.3)
-    assert found["a"].rounds == 5  # of a rest of 20 ms and one call of 50
+    assert found["a"].rounds == 5  # a pause of 20 ms and one call of 50
     assert _timing.interleave({"a": lambda: clock.sleep(9)}, seconds=0.3)["a"].rounds == _timing.FEWEST
 
 

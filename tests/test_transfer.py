@@ -1,4 +1,4 @@
-"""Transfer: stored features, views, few images per class, and what is said of them."""
+"""Transfer: stored features, views, few images per class, and their messages."""
 
 from __future__ import annotations
 
@@ -239,14 +239,14 @@ def test_a_dry_run_prints_the_freeze_table(donor: Path) -> None:
         command, ["cnn_small", "--data", "synthetic", "--weights", str(donor), "--freeze", "conv", "--dry-run"]
     )
     assert result.exit_code == 0, result.output
-    assert re.search(r"^freeze   conv: [\d,]+ parameters frozen, [\d,]+ trained, \d+ BatchNorms held$", result.output, re.M)
+    assert re.search(r"^freeze   conv: [\d,]+ parameters frozen, [\d,]+ trained, \d+ BatchNorms fixed$", result.output, re.M)
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.shipped() if name.startswith(("caltech101_", "s4_"))])
 def test_what_shipped_recipes_freeze(name: str) -> None:
     recipe = recipes.read(recipes.shipped()[name])
     if recipe.freeze != "none" and recipe.weights == "none" and not recipe.allow_random_frozen:
-        with pytest.raises(UsageError, match="random tensors"):  # its weights are a run that the user names
+        with pytest.raises(UsageError, match="random tensors"):  # its weights are those of a run given by the user
             build.freeze_lines(recipe)
         return
     assert bool(build.freeze_lines(recipe)) == (recipe.freeze != "none" or bool(recipe.unfreeze))

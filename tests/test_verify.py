@@ -124,7 +124,7 @@ def test_a_check_that_could_not_run_is_no_pass(
 
 
 def test_accuracy_is_measured_where_the_runs_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file has no path of its machine in it; the accuracy of the run stands beside that of the file."""
+    """A file contains no path of its machine; the accuracy of the run is printed with that of the file."""
     torch.manual_seed(0)
     run, asked = run_of(Tiny(), tmp_path, env={}), []
     path = zoo.export.onnx(run).path

@@ -1,4 +1,4 @@
-"""Walks over data sets, commands and analysis tools: each entry keeps its contract, and each check is seen to fail."""
+"""Contracts of all data sets, commands and analysis tools; each check is also shown to fail."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def data_faults(build: Callable[[], DataSet], counts: tuple[int, int], classes: int) -> list[str]:
-    """What a data set breaks: ``counts`` (training before validation is split off, test), ``classes`` (0: any), splits, seed."""
+    """Violations of a data set: ``counts`` (training before validation is split off, test), ``classes`` (0: any), splits, seed."""
     first, second = build(), build()
     found, names = [], [{*split.files} for split in (first.train, first.val, first.test)]
     if (got := (len(first.train) + len(first.val), len(first.test))) != counts:
@@ -62,7 +62,7 @@ def differ(one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, to
 
 
 class Stored:
-    """As a set of torchvision: two classes, twelve training and six test images."""
+    """Like a set of torchvision: two classes, twelve training and six test images."""
 
     classes = ("zero", "one")
 
@@ -184,7 +184,7 @@ print(json.dumps([count, found]))
 
 
 def help_faults(*modules: str, path: Path = ROOT) -> tuple[int, list[str]]:
-    """How many commands and sub-commands the modules have, and what is wrong with their help, in a process of its own."""
+    """Number of commands and sub-commands of the modules, and errors in their help, from a new process."""
     heavy = json.dumps(["torch", "onnxruntime", "matplotlib", "scipy", "torchvision", "timm"])
     env = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"}
     ran = subprocess.run([sys.executable, "-c", HELP, heavy, *modules], env=env, capture_output=True, text=True, check=True)

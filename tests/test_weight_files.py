@@ -1,4 +1,4 @@
-"""Weights as people have them: endings, wrappers, prefixes and names of public networks, and files that are refused."""
+"""Weights files of other programs: suffixes, wrappers, prefixes, names of public networks, and rejected files."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_the_published_lite0() -> None:
 
 
 def test_statistics_of_the_architecture(tmp_path: Path) -> None:
-    """A foreign file has no statistics: those of the published weights of its architecture are the likely ones."""
+    """Another program's file has no statistics: those of the published weights of its architecture are used."""
     spec = registry.find("models", "alexnet")
     for name in ("net.pth", "net.safetensors"):
         (tmp_path / name).write_bytes(b"x" * 20)
@@ -214,7 +214,7 @@ def _bomb(path: Path) -> None:
 
 
 def _overlapping(path: Path) -> None:
-    """Two entries of the directory that share the bytes of one record."""
+    """Two directory entries that share the bytes of one record."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("net/data.pkl", b"\x80\x02}.")
         file.writestr("net/data/0", bytes(5000))

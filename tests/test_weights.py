@@ -30,7 +30,7 @@ def donor() -> dict[str, Tensor]:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty ``checkpoints`` folder of torch hub."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # no server answers there
     folder = tmp_path / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder
@@ -131,7 +131,7 @@ def test_a_deeper_network_does_not_fit(tmp_path: Path) -> None:
 
 
 class Evil:
-    """Unpickling this would run a command."""
+    """An object that runs a command when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return print, ("ran",)

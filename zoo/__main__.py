@@ -8,7 +8,6 @@ import io
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
 
 from zoo.console import plain
@@ -59,11 +58,13 @@ def run(argv: list[str]) -> int:
         if isinstance(error, (SystemExit, GeneratorExit)):
             raise
         if debug:
+            import traceback
+
             traceback.print_exc()
-        return _tell(argv, *_told(argv, error))
+        return _print_error(argv, *_outcome(argv, error))
 
 
-def _told(argv: list[str], error: BaseException) -> tuple[str, int]:
+def _outcome(argv: list[str], error: BaseException) -> tuple[str, int]:
     """The message and the exit code of the exception that ended a command."""
     import click
 
@@ -84,7 +85,7 @@ def _told(argv: list[str], error: BaseException) -> tuple[str, int]:
     return _crashed(argv, error), 1
 
 
-def _tell(argv: list[str], message: str, code: int) -> int:
+def _print_error(argv: list[str], message: str, code: int) -> int:
     command = next((word for word in argv if not word.startswith("-")), "")
     # under torchrun all processes stop for the same reason: only rank 0 prints it
     if os.environ.get("RANK", "0") == "0":
@@ -129,7 +130,7 @@ def _unread(argv: list[str], error: OSError) -> int:
     """Output could not be printed, but the results are complete: exit 141, with a message unless the pipe was closed."""
     if isinstance(error, BrokenPipeError):
         return 141
-    return _tell(
+    return _print_error(
         argv, f"cannot write the output ({error.strerror}); results are complete: redirect the output to another disk", 141
     )
 
@@ -141,6 +142,8 @@ def _crashed(argv: list[str], error: BaseException) -> str:
     log = folder / f"crash-{time.strftime('%Y%m%d-%H%M%S')}.log"
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
+        import traceback
+
         text = "".join(traceback.format_exception(error))
         log.write_text(f"zoo {' '.join(argv)}\n{text}", encoding="utf-8", errors="backslashreplace")
         where = f"the traceback is in {log}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -60,5 +59,7 @@ def did_you_mean(word: str, known: Iterable[str], n: int = 3) -> str:
     >>> did_you_mean("resnet23", ["resnet32", "alexnet"])
     ' (did you mean resnet32?)'
     """
+    import difflib
+
     near = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=n, cutoff=0.5)
     return f" (did you mean {', '.join(near)}?)" if near else ""

@@ -109,7 +109,7 @@ def check_writable(path: Path) -> None:
             raise DiskError(f"cannot write ({path}, no file can be created in that folder); choose another --out") from error
     if not path.parent.is_dir():
         return
-    with alone(path):  # none of the strays is being written
+    with alone(path):  # no process is writing any of the leftovers
         for stray in path.parent.glob(f".{glob.escape(path.stem[:60])}.????????{TEMPORARY}{glob.escape(path.suffix)}"):
             stray.unlink(missing_ok=True)
 
@@ -158,7 +158,7 @@ def check_room(folder: Path, need: int) -> None:
     """DiskError unless ``need`` bytes are free on the disk of ``folder``, which may not exist yet."""
     free = shutil.disk_usage(_existing(folder.absolute())).free
     if free < need:
-        raise DiskError(f"no space left ({folder.absolute()}, {_told(need, free)}); free some space or choose another --out")
+        raise DiskError(f"no space left ({folder.absolute()}, {_space(need, free)}); free some space or choose another --out")
 
 
 @contextlib.contextmanager
@@ -170,7 +170,7 @@ def as_disk_error(path: Path, need: int = 0) -> Iterator[None]:
         number = _errno(error)
         if number in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(_existing(path.absolute())).free
-            raise DiskError(f"no space left ({path}, {_told(need, free)}); free some space or choose another --out") from error
+            raise DiskError(f"no space left ({path}, {_space(need, free)}); free some space or choose another --out") from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO):
             raise DiskError(f"cannot write ({path}, {os.strerror(number)}); choose another --out") from error
         raise
@@ -186,7 +186,7 @@ def _errno(error: BaseException | None) -> int | None:
     return None
 
 
-def _told(need: int, free: int) -> str:
+def _space(need: int, free: int) -> str:
     return (f"need {need / 1e6:.1f} MB, " if need else "") + f"{free / 1e6:.1f} MB free"
 
 

@@ -56,7 +56,7 @@ def prepare(
     logits: Any, target: Any, gamma: Number, weight: Any, ignore_index: int,
     label_smoothing: Number, reduction: str, scale: Number,
 ) -> Call:  # fmt: skip
-    """Check everything but the labels' values, which the kernels look at.
+    """Check everything except the labels' values, which the kernels check.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -82,12 +82,13 @@ def prepare(
 
 
 def check_inplace(logits: Any) -> None:
-    """Whether the gradient may go over these logits, which want one.
+    """Check that the gradient may overwrite these logits, which require gradients.
 
-    What else autograd has saved of them is not seen here: their version grows, so that its backward pass refuses them.
+    Other uses of the logits that autograd has saved are not visible here: writing over the logits increases their version, so
+    that the backward pass of such a use raises an error.
 
     Raises:
-        TypeError, ValueError: saying where the logits are needed, or why they are no memory of their own.
+        TypeError, ValueError: with the use of the logits, or the reason why they do not own their memory.
     """
     if type(logits) is not Tensor:
         kind = "a parameter" if isinstance(logits, torch.nn.Parameter) else f"{type(logits).__name__}"
@@ -98,7 +99,7 @@ def check_inplace(logits: Any) -> None:
     elif logits._is_view():
         why = "they are a view of another tensor, which would change too"
     elif logits.layout is not torch.strided or logits.is_neg() or logits._is_zerotensor() or logits.is_meta:
-        why = "they are not values in memory of their own"
+        why = "they do not own memory with their values"
     if why:
         raise ValueError(f"inplace=True cannot write the gradient over the logits: {why}, or omit inplace")
 

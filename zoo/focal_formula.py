@@ -31,13 +31,13 @@ class Rows(NamedTuple):
     """The targets of M rows, row by row."""
 
     q: Tensor
-    """(M, C) shares of the classes before label smoothing; of a row that does not count, whatever is finite."""
+    """(M, C) shares of the classes before label smoothing; any finite values for a row that does not count."""
     used: Tensor
     """(M,) whether the row is not ignored."""
     wrong: Tensor
     """(M,) whether a label of the row is out of range."""
     label: Tensor | None
-    """(M,) the label, where each row has one."""
+    """(M,) the label, if each row has one."""
 
     @property
     def right(self) -> Tensor:
@@ -122,16 +122,16 @@ def formula_in_place(
 
 
 def smoothed(q: Tensor, label_smoothing: float) -> Tensor:
-    """Shares (M, C) moved towards equal ones, as ``F.cross_entropy`` does."""
+    """Shares (M, C) after label smoothing, as in ``F.cross_entropy``."""
     return q if label_smoothing == 0 else (1 - label_smoothing) * q + label_smoothing / q.shape[1]
 
 
 def _factor(rows: Rows, w: Tensor, scale: float, reduction: int) -> Tensor:
-    """What multiplies the sum over rows (or each row): ``scale`` over the rows that count, or over their labels' weights."""
-    seen = rows.used.sum().to(w.dtype)
+    """Factor of the sum over rows (or of each row): ``scale`` divided by the rows that count, or by their labels' weights."""
+    counted = rows.used.sum().to(w.dtype)
     if reduction == 3 and rows.label is not None:
-        seen = torch.where(rows.used, w[rows.label], 0).sum()
-    total = seen if reduction in (1, 3) else torch.ones_like(seen)
+        counted = torch.where(rows.used, w[rows.label], 0).sum()
+    total = counted if reduction in (1, 3) else torch.ones_like(counted)
     none = total == 0
     return torch.where(none, 0, scale / torch.where(none, 1, total))
 
@@ -183,7 +183,7 @@ def differentiable(
     shape = logits.shape[:1] + logits.shape[2:]
     z = flat(logits)
     rows = rows_of(z, target, ignore_index, other, share)
-    z = torch.where(rows.right[:, None], z, 0)  # no derivative passes where a NaN of an ignored row might
+    z = torch.where(rows.right[:, None], z, 0)  # no NaN of an ignored row reaches a derivative
     w = z.new_ones(z.shape[1]) if weight is None else weight.to(z.dtype)
     a = w * smoothed(rows.q, label_smoothing)
     log_p, log_q = logarithms(z)
@@ -193,8 +193,8 @@ def differentiable(
     loss = torch.where(rows.wrong, torch.nan, torch.where(rows.used, term, 0)) * _factor(rows, w, scale, reduction)
     p_t, mean_power = _stats(rows, log_p.detach().exp(), power.detach())
     reduced = loss.reshape(shape) if reduction == 0 else loss.sum()
-    seen = p_t.reshape(shape) if want_rows else p_t.new_empty((0,))
-    return reduced.to(dtype), seen.detach().to(dtype), mean_power.detach().to(dtype)
+    p_rows = p_t.reshape(shape) if want_rows else p_t.new_empty((0,))
+    return reduced.to(dtype), p_rows.detach().to(dtype), mean_power.detach().to(dtype)
 
 
 def logarithms(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,7 +210,7 @@ def logarithms(z: Tensor) -> tuple[Tensor, Tensor]:
     b = shifted.clamp(min=FLOOR).masked_fill(is_top, FLOOR).logsumexp(1, keepdim=True)
     log_p = shifted + F.logsigmoid(-b)
     p = log_p.exp()
-    small = torch.where(is_top | (p == 0), 0, p)  # at p = 0 the limit of p log p, whose derivative is none of its factors'
+    small = torch.where(is_top | (p == 0), 0, p)  # p = 0: constant, as the limit of p log p is 0 (not NaN)
     return log_p, torch.where(is_top, F.logsigmoid(b), torch.log1p(-small))
 
 

@@ -16,14 +16,14 @@ _gathered: set[torch._ops.OpOverload] = set()
 
 
 def unwrapped(tensor: Tensor) -> Tensor:
-    """What torch.func has wrapped, all batches of it."""
+    """The tensor inside torch.func's wrappers, with all its batches."""
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
 
 
 def is_memory(tensor: Tensor) -> bool:
-    """Whether it is values in strided memory and nothing more: no subclass, nothing lazy, no wrapper."""
+    """Whether it is a plain strided tensor: not a subclass, a lazy tensor or a wrapper."""
     return (
         type(tensor) in PLAIN
         and tensor.layout is torch.strided
@@ -33,7 +33,7 @@ def is_memory(tensor: Tensor) -> bool:
 
 
 def is_watched() -> bool:
-    """Whether a mode, tracer or transform has to see the op, or forward mode may want its derivative."""
+    """Whether a mode, tracer or transform must see the op, or forward mode may need its derivative."""
     return bool(
         torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state() is not None
@@ -76,7 +76,7 @@ def reason_missing() -> str:
 def gather_dtensors(op: torch._ops.OpOverload, tensor: Tensor) -> None:
     """Let DTensors reach the op: each process computes all rows, gathered where they are sharded.
 
-    A mean over rows that are not ignored is no mean of the shards' means, and neither is the mean modulating factor.
+    The mean over rows that are not ignored differs from the mean of the shards' means; so does the mean modulating factor.
     """
     if type(tensor).__module__.startswith("torch.distributed.tensor") and op not in _gathered:
         from torch.distributed.tensor import Replicate

@@ -1,4 +1,4 @@
-"""The settings of the focal loss that are plain numbers and words, checked in the same way for tensors and for numpy arrays."""
+"""Settings of the focal loss that are numbers or strings, checked in the same way for tensors and for numpy arrays."""
 
 from __future__ import annotations
 

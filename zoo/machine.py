@@ -71,7 +71,7 @@ def device(name: str) -> torch.device:
     """The device for ``auto`` (cuda, else cpu), ``cpu``, ``cuda``, ``cuda:N`` or another that torch can use, such as ``mps``.
 
     Raises:
-        UsageError: a device that torch does not know, or that is missing.
+        UsageError: an unknown or missing device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -81,7 +81,7 @@ def spec(name: str, stored: Path | None = None) -> ModelSpec:
         raise FileError(f"model file is missing ({file}); restore it, or use a run that has a copy, {COPY}")
     digest = _digest(file)
     if digest not in _remembered() and os.environ.get("ZOO_TRUST", "0") != "1":
-        raise UsageError(f"code of another user is not run ({file}, sha256 {digest[:12]}); read it, then repeat with --trust")
+        raise UsageError(f"untrusted model code is not run ({file}, sha256 {digest[:12]}); read it, then repeat with --trust")
     found = _imported(file, digest)
     if model in getattr(found, "SPECS", {}):
         return found.SPECS[model]

@@ -89,12 +89,12 @@ def focal_loss_and_grad(
 
 
 def kernel() -> str:
-    """One line that says what computes here: "C++ avx512", "C++ avx512 through torch (why)" or "numpy (why)"."""
+    """The implementation in use, in one line: "C++ avx512", "C++ avx512 through torch (why)" or "numpy (why)"."""
     return _way()[1]
 
 
 class Call(NamedTuple):
-    """One call whose arguments are checked, but for the labels' values."""
+    """One call with checked arguments, except for the labels' values."""
 
     logits: NDArray[Any]
     target: NDArray[Any]
@@ -147,11 +147,11 @@ def _array(name: str, value: Any) -> NDArray[Any]:
         return np.asarray(value)
     except Exception as error:  # a ragged list, a tensor on a GPU or with a gradient: numpy and torch raise several kinds
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise TypeError(f"{name} must be an array, not a {type(value).__name__} that is none ({first})") from error
+        raise TypeError(f"{name} must be convertible to an array, not {type(value).__name__} ({first})") from error
 
 
 def _whole(array: NDArray[Any]) -> NDArray[Any]:
-    """The array as C++ reads it: native byte order, aligned, with strides of whole elements. Most arrays are so."""
+    """The array as C++ reads it: native byte order, aligned, with strides of whole elements, as most arrays are."""
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.flags.aligned and all(stride % array.itemsize == 0 for stride in array.strides):
         return array
@@ -188,7 +188,7 @@ def _check_labels(call: Call) -> None:
 
 @functools.cache
 def _way() -> tuple[Callable[[Call, bool], Made], str]:
-    """What computes, and how :func:`kernel` names it."""
+    """The implementation to use, and its name in :func:`kernel`."""
     try:
         return _by_native, f"C++ {importlib.import_module('zoo._native').capability()}"
     except ImportError as error:

@@ -238,7 +238,7 @@ def _direct(
 ) -> Tensor | None:  # fmt: skip
     """The loss of plain CPU tensors (N, C) without the dispatcher, checked in C; None if they are not plain or not valid.
 
-    The C side refuses tensors without an address of their own (efficient zeros, functional tensors and those of vmap).
+    The C code rejects tensors without memory (efficient zeros, functional tensors and those of vmap).
     """
     if type(logits) not in PLAIN or not logits.is_cpu or type(target) is not Tensor or is_watched():
         return None
@@ -266,11 +266,11 @@ def _direct(
 
 
 class _Focal(torch.autograd.Function):
-    """Ties a loss to its gradient in eager mode: cheaper than ``register_autograd``, and no multiplication by 1.
+    """Connects a loss to its gradient in eager mode: cheaper than ``register_autograd``, without multiplying by 1.
 
-    ``call`` makes the loss again by the formula, for a derivative of the gradient. The logits are kept in addition to autograd's saved
-    tensors: those would be refused after a change in place even where only the first derivative is wanted, which has no need
-    of them. With ``inplace`` the gradient is in the logits' memory, and they are gone.
+    ``call`` repeats the loss by the formula, for a derivative of the gradient. The logits are not among autograd's saved tensors:
+    autograd would reject them after a change in place even if only the first derivative is requested, which does not need
+    them. With ``inplace`` the gradient has overwritten the logits.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ class Data(msgspec.Struct, frozen=True):
     layout: Annotated[
         Literal["auto", "splits", "classes"], about("meaning of the subfolders of data.dir if it is ambiguous")
     ] = "auto"
-    skip_bad: Annotated[bool, about("skip images that cannot be read; the result has their number")] = False
+    skip_bad: Annotated[bool, about("skip images that cannot be read; the result reports their number")] = False
     val: Annotated[float, about("share of the training images held out for validation", ge=0, lt=1)] = 0.1
     imbalance: Annotated[
         str, about("long tail: none, exp:F or step:F, where F is the share of images that the rarest class keeps")
@@ -73,7 +73,7 @@ class Loss(msgspec.Struct, frozen=True):
     class weights act once ``drw_epoch`` epochs are done (deferred re-weighting, Cao et al. 2019).
     """
 
-    name: Annotated[str, about("loss (zoo losses)")] = "cross_entropy"
+    name: Annotated[str, about("loss; list them with: zoo losses")] = "cross_entropy"
     class_weights: Annotated[
         Literal["none", "effective", "inverse", "sqrt_inverse", "given"],
         about("class weights, computed from the images per class"),
@@ -93,7 +93,7 @@ class Loss(msgspec.Struct, frozen=True):
 
 
 class Distil(msgspec.Struct, frozen=True):
-    """``[distil]``: finished runs whose outputs the model learns beside the labels (:mod:`zoo.training.distil`)."""
+    """``[distil]``: finished runs whose outputs the model learns in addition to the labels (:mod:`zoo.training.distil`)."""
 
     teacher: Annotated[list[str], about("finished runs to learn from, by name or folder")] = msgspec.field(default_factory=list)
     weight: Annotated[float, about("weight of the distance to the teachers; the loss has 1 - weight", ge=0, le=1)] = 0.9
@@ -167,4 +167,4 @@ class Reported(msgspec.Struct, frozen=True):
     )
     course: Annotated[list[Course], about("reported values by epoch")] = msgspec.field(default_factory=list)
     note: Annotated[str, about("known differences from the reported experiment")] = ""
-    analogue: Annotated[str, about("recipe of the same question with weights that a package ships")] = ""
+    analogue: Annotated[str, about("comparable recipe with weights from a Python package")] = ""

@@ -71,7 +71,7 @@ def repeat(names: Sequence[str], *, seeds: int, fixed: Mapping[str, Any], comman
     todo = [(name, seed) for seed in range(seeds) for name in names]
     for number, (name, seed) in enumerate(todo, 1):
         recipe = recipes.resolve(name, {**fixed, "seed": seed})
-        here = [path for theirs, path in run_folders.like(recipe) if theirs == seed]
+        here = [path for its_seed, path in run_folders.like(recipe) if its_seed == seed]
         if here and run_folders.is_finished(here[0]):
             continue
         folder = here[0] if here else run_folders.root() / run_folders.free(f"{name}-s{seed}")

@@ -148,9 +148,9 @@ def evaluate(
 
 def check_classes(run: Run, data: DataSet) -> None:
     """FileError with the first difference unless a data set has the classes of a run; independent of the locale."""
-    mine, theirs = (tuple(map(files.as_utf8, names)) for names in (run.classes, data.classes))
-    if mine != theirs:
-        raise FileError(f"classes differ ({_difference(mine, theirs)}); use the data the run was trained on")
+    of_model, of_data = (tuple(map(files.as_utf8, names)) for names in (run.classes, data.classes))
+    if of_model != of_data:
+        raise FileError(f"classes differ ({_difference(of_model, of_data)}); use the data the run was trained on")
 
 
 def calibrate(run: Run, data: DataSet | None = None) -> tuple[Run, calibration.Calibration]:
@@ -165,11 +165,11 @@ def calibrate(run: Run, data: DataSet | None = None) -> tuple[Run, calibration.C
     return load(run.path), found
 
 
-def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
+def _difference(of_model: Sequence[str], of_data: Sequence[str]) -> str:
     """The first class in which two lists differ."""
-    at = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
-    named = [shown(classes[at]) if at < len(classes) else "none" for classes in (ours, theirs)]
-    return f"class {at}: model {named[0]}, data {named[1]}; {len(ours)} and {len(theirs)} classes"
+    at = next((i for i, (a, b) in enumerate(zip(of_model, of_data)) if a != b), min(len(of_model), len(of_data)))
+    named = [shown(classes[at]) if at < len(classes) else "none" for classes in (of_model, of_data)]
+    return f"class {at}: model {named[0]}, data {named[1]}; {len(of_model)} and {len(of_data)} classes"
 
 
 def read_input(run: Run, path: Path) -> tuple[np.ndarray, Tensor]:

@@ -105,9 +105,9 @@ def like(recipe: Recipe, *, any_weights: bool = False) -> list[tuple[int, Path]]
     found = []
     for path in all_runs():
         with contextlib.suppress(UsageError):
-            theirs = read(path / "recipe.toml")
-            if same(structs.replace(theirs, weights=recipe.weights) if any_weights else theirs, recipe):
-                found.append((theirs.seed, path))
+            other = read(path / "recipe.toml")
+            if same(structs.replace(other, weights=recipe.weights) if any_weights else other, recipe):
+                found.append((other.seed, path))
     return sorted(found, key=lambda run: not is_finished(run[1]))
 
 

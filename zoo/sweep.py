@@ -172,16 +172,16 @@ def search(
 
 def _same(out: Path, base: Recipe, axes: Sequence[Axis], seeds: int, study: Study) -> None:
     """Store the sweep's definition, or check that the stored one is the same; more trials are allowed."""
-    mine = {
+    definition = {
         "recipe": {key: value for key, value in settings(base).items() if key not in PLACE},
         "seeds": seeds,
         "axes": [f"{a.key} {a.kind} {list(a.values) or [a.low, a.high]}" for a in axes],
     }
-    if theirs := study.user_attrs.get("sweep"):
-        if changed := [key for key in mine if mine[key] != theirs.get(key)]:
+    if stored := study.user_attrs.get("sweep"):
+        if changed := [key for key in definition if definition[key] != stored.get(key)]:
             raise UsageError(f"the folder has another sweep ({out}, different {', '.join(changed)}); choose another --out")
     else:
-        study.set_user_attr("sweep", mine)
+        study.set_user_attr("sweep", definition)
 
 
 def _study(out: Path, storage: str) -> Study:

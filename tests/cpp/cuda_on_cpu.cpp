@@ -1,5 +1,5 @@
-// The CUDA kernels of csrc/focal_loss_cuda.h run on the CPU, a fiber for each thread and one block after the other, against the
-// CPU op. It shows their logic, indices and sums; what only a GPU can show (launches, races between warps) it does not.
+// The CUDA kernels of csrc/focal_loss_cuda.h on the CPU, with one fiber per thread and one block after another, against the
+// CPU op. This tests their logic, indices and sums, but not what needs a GPU (launches, races between warps).
 #include <ucontext.h>
 
 #include <algorithm>
@@ -108,7 +108,7 @@ struct Buffers {
   std::vector<double> weight, loss_rows, p_rows, other_loss_rows, other_p_rows;
 };
 
-// The row of a wrong label comes back as Result::bad_row.
+// The row of a wrong label is returned as Result::bad_row.
 template <typename T>
 void emulate(zoo::Problem& p, zoo::Result& result, int64_t blocks) {
   using A = typename T::Real;
@@ -227,7 +227,7 @@ void sizes() {
     for (const double gamma : {0.0, 0.5, 2.0})
       for (const double smoothing : {0.0, 0.1})
         for (const int64_t n : {1, 3, 100, 150}) {
-          if (n == 100 && (classes <= 32 || classes > 128)) continue;  // more than one row a team in a single block
+          if (n == 100 && (classes <= 32 || classes > 128)) continue;  // more than one row per team in a single block
           if (classes > 100 && n > 3 && gamma != 2.0) continue;
           if (classes > 1500 && (n > 3 || gamma == 0.5)) continue;
           ++seed;
@@ -237,7 +237,7 @@ void sizes() {
         }
 }
 
-// Labels out of range: that row's loss is NaN, its gradient 0 and its number left; the others are as ever.
+// Labels out of range: that row's loss is NaN, its gradient 0, its number is reported; other rows are unaffected.
 void wrong_labels() {
   for (const int64_t classes : {10, 100, 1500}) {
     std::vector<float> logits(size_t(4 * classes), 0.5f), grad(size_t(4 * classes), 7.0f), rows(4);

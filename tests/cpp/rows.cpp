@@ -1,5 +1,5 @@
-// `rows SET`: the kernel of one instruction set against the row formula in long double, on buffers with no byte to spare, so
-// that a sanitizer sees a read or write beyond. Exit 77 where this CPU lacks the set.
+// `rows SET`: the kernel of one instruction set against the row formula in long double, on buffers without a spare byte, so
+// that a sanitizer detects accesses beyond them. Exit status 77 if this CPU lacks the instruction set.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -55,13 +55,13 @@ True truth(const float* z, int64_t classes, int64_t label, long double gamma, lo
 
 bool close(long double got, long double want) { return std::fabs(got - want) <= 1e-5L * std::fabs(want) + 1e-30L; }
 
-// The formulas that the CPU and CUDA kernels share, alone: a label at `shift` below the largest logit, the others' sum given.
+// The formulas shared by the CPU and CUDA kernels: a label at `shift` below the largest logit, given the others' sum.
 template <typename T>
 void formulas(const char* type, long double tolerance) {
   for (const double gamma : {0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0})
     for (const double below : {0.0, 1e-3, 1.0, 10.0, 30.0, 80.0, 1e4})
       for (const double sum : {0.0, 1e-30, 1e-12, 1e-6, 0.3, 1.0, 5.0, 1e6}) {
-        if (below > 0 && sum < 1) continue;  // the largest is then among the others
+        if (below > 0 && sum < 1) continue;  // the maximum is then among the others
         const T shift = T(-below), others = T(sum);
         const zoo::Terms<T> got = zoo::terms(shift, T(std::exp(shift)), others, T(gamma));
         const long double e = std::exp((long double)shift), total = e + others, p = e / total, q = (long double)others / total;
@@ -127,7 +127,7 @@ void check(int64_t n, int64_t classes, double gamma, float spread, bool weighted
   }
 }
 
-// Several classes with a share: shares in memory, two labels, label smoothing; long rows go through the buffers in parts.
+// Several classes with a share: shares in memory, two labels, label smoothing; long rows are processed in parts.
 void check_mixed(int64_t n, int64_t classes, double gamma, float spread, int kind, uint32_t seed) {
   std::mt19937 draw(seed);
   std::uniform_real_distribution<float> uniform(-spread, spread);

@@ -1,4 +1,4 @@
-// The kernel alone on reused buffers against a copy of the same bytes, interleaved; `speed [N C]...`, threads by OMP_NUM_THREADS.
+// `speed [N C]...`: the kernel on reused buffers against a copy of the same bytes, interleaved; OMP_NUM_THREADS sets the threads.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>

@@ -211,10 +211,10 @@ def causes(*, images: int = 1_000, epochs: int = 5) -> list[Epoch]:
 
 @click.command("dead-relu")
 @click.argument("run", required=False, type=RUN)
-@click.option("--images", type=click.IntRange(2), default=1_000, show_default=True, help="Images on which a dead unit is 0.")
 @click.option(
-    "--epochs", type=click.IntRange(1), default=5, show_default=True, help="Epochs of the small nets, if RUN is missing."
+    "--images", type=click.IntRange(2), default=1_000, show_default=True, help="Number of images to test the units on."
 )
+@click.option("--epochs", type=click.IntRange(1), default=5, show_default=True, help="Epochs of the small nets (without RUN).")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -50,7 +50,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(zoo.__version__, "--version", prog_name="zoo")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.option("--trust", is_flag=True, help="Run model code that is stored in a run folder from someone else.")
+@click.option("--trust", is_flag=True, help="Run model code stored in another user's run folder.")
 def cli(debug: bool, trust: bool) -> None:
     """Train image classifiers on imbalanced data, export them to verified ONNX files, and benchmark them.
 

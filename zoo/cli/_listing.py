@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import textwrap
 from collections.abc import Mapping
 from fnmatch import fnmatch
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from zoo.spec import Option
+if TYPE_CHECKING:
+    from zoo.spec import Option
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "models": ("input", "params", "MACs", "data"),
@@ -21,11 +21,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 NUMBERS = ("params", "MACs", "classes", "train + test")
 NARROW, ROOM = 80, 36
-"""Smallest width of a terminal; width of the last column below which its text moves to lines of its own."""
+"""Smallest width of a terminal; width of the last column below which its text moves to separate lines."""
 
 
 def listing(kind: str, pattern: str, as_json: bool) -> None:
     """Print the entries of a registry folder that match a pattern."""
+    import dataclasses
+
     from zoo import registry
 
     rows = {name: entry for name, entry in registry.table(kind).items() if fnmatch(name, f"*{pattern}*")}

@@ -7,14 +7,17 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 import zoo
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class Name(click.ParamType):
@@ -27,9 +30,24 @@ class Name(click.ParamType):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Names that begin with the typed text."""
+        from click.shell_completion import CompletionItem
+
         return [
             CompletionItem(str(name)) for listing in self.listings for name in listing() if str(name).startswith(incomplete)
         ]
+
+
+class Listed(click.Choice[str]):
+    """A choice whose values are read on first use, not when the command's file is imported."""
+
+    def __init__(self, listing: Callable[[], Iterable[str]]) -> None:
+        self.listing = listing
+        self.case_sensitive = True
+
+    @cached_property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The sorted values."""
+        return tuple(sorted(set(self.listing())))
 
 
 def registered(kind: str) -> Callable[[], Any]:
@@ -78,7 +96,7 @@ def limited(until: str) -> Callable[[Any], Any]:
         memory = click.option("--max-memory", default=0, metavar="MB", type=click.IntRange(0),
                               help="Memory limit for a model file, in MB (0: set from its size).")  # fmt: skip
         seconds = click.option("--timeout", default=60.0, show_default=True, metavar="S", type=Finite(0, min_open=True),
-                               help=f"Time limit for a model file {until}, in seconds.")  # fmt: skip
+                               help=f"Time limit for {until}, in seconds.")  # fmt: skip
         return memory(seconds(command))
 
     return add
@@ -100,6 +118,12 @@ def echo_line(line: str) -> None:
     from zoo.console import plain
 
     click.echo(plain(line))
+
+
+def echo_receipt(receipt: Any) -> None:
+    """Print the receipt of an export, a line per topic."""
+    for topic, text in receipt.lines().items():
+        echo_line(f"{topic:10}{text}")
 
 
 def echo_json(value: Any) -> None:

@@ -41,7 +41,7 @@ from zoo.cli._shared import Finite, Name, as_json, limited, registered, run_name
 @click.option("--self-check", is_flag=True, help="Measure the overhead of zoo's timing against a bare loop.")
 @click.option("--compare", is_flag=True, help="Compare two CSV files of earlier benchmarks.")
 @click.option("--out", type=click.Path(path_type=Path), help="CSV file (default: bench.csv in the run folder, or runs/bench).")
-@limited("to open and run once")
+@limited("opening and running a model file once")
 @as_json
 def command(
     what: tuple[str, ...],

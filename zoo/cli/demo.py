@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli._shared import echo_line, headline, start
+from zoo.cli._shared import echo_line, echo_receipt, headline, start
 
 
 @click.command("demo")
@@ -30,7 +30,7 @@ def command(out: Path | None) -> None:
     import zoo.export
     from zoo.run import load
 
-    echo_line(f"export    {zoo.export.onnx(load(folder)).line()}")
+    echo_receipt(zoo.export.onnx(load(folder)))
     zoo.bench.command(str(folder), zoo.bench.Request(quick=True))
     echo_line(f"pictures  {folder}/curves.png  confusion.png  per_class.png  bench.png   report  {folder}/report.html")
     echo_line("next      zoo train resnet32 --data cifar10     zoo models     zoo doctor")

@@ -19,14 +19,14 @@ from zoo.cli._shared import RUN, as_json, threads
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for result.json and the tables as CSV (default: none is written).",
+    help="Folder for result.json and the tables as CSV (default: not written).",
 )
-@click.option("--skip-bad", is_flag=True, help="Skip images that cannot be read; the result has their number.")
-@click.option("--calibrate", is_flag=True, help="Fit a temperature on the validation images, for predict and export.")
+@click.option("--skip-bad", is_flag=True, help="Skip images that cannot be read; the result reports their number.")
+@click.option("--calibrate", is_flag=True, help="Fit a temperature on the validation images, used by predict and export.")
 @threads
 @click.option(
     "--views", type=click.Choice(["none", "flip", "crops"]), default="none", show_default=True,
-    help="Average over each image and its mirror image (flip), or over five crops and theirs (crops).",
+    help="Average over each image and its mirror image (flip), or over five crops and their mirror images (crops).",
 )  # fmt: skip
 @as_json
 def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calibrate: bool, views: str, as_json: bool) -> None:

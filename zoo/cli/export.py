@@ -8,19 +8,28 @@ from typing import Any
 
 import click
 
-from zoo import registry
-from zoo.cli._shared import RUN, Finite, as_json, echo_line, threads
+from zoo.cli._shared import RUN, Finite, Listed, as_json, echo_line, echo_receipt, threads
 from zoo.errors import UsageError
+
+
+def _formats() -> list[str]:
+    from zoo import registry
+
+    return [fmt for fmt, _ in registry.targets()]
+
+
+def _precisions() -> list[str]:
+    from zoo import registry
+
+    return [precision for _, precision in registry.targets()]
 
 
 @click.command("export")
 @click.argument("run", required=False, type=RUN)
 @click.option("--onnx", "fmt", flag_value="onnx", default="onnx", help="Write ONNX (default).")
-@click.option(
-    "--format", "fmt", type=click.Choice(sorted({fmt for fmt, _ in registry.targets()})), help="File format (default: onnx)."
-)
-@click.option("--precision", type=click.Choice(sorted({precision for _, precision in registry.targets()})), default="fp32",
-              show_default=True, help="Number type; int8 is calibrated on the run's training images.")  # fmt: skip
+@click.option("--format", "fmt", type=Listed(_formats), help="File format (default: onnx).")
+@click.option("--precision", type=Listed(_precisions), default="fp32", show_default=True,
+              help="Number type; int8 is calibrated on the run's training images.")  # fmt: skip
 @click.option("--preprocess", type=click.Choice(["none", "normalize", "full"]), default="normalize", show_default=True,
               help="Preprocessing in the file: none, normalisation, or everything (uint8 images of any size).")  # fmt: skip
 @click.option("--softmax", is_flag=True, help="Output probabilities instead of logits.")
@@ -97,7 +106,10 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad
         tables.out().print(tables.make(heads, [[str(row[key]) for key in columns] for row in receipt.layers]))
     if line := _tensorrt.command(receipt, loaded.input[1]):
         console.print_line(f"tensorrt {line}")
-    echo_line(json.dumps(receipt.as_dict()) if as_json else f"export    {receipt.line()}")
+    if as_json:
+        echo_line(json.dumps(receipt.as_dict()))
+    else:
+        echo_receipt(receipt)
 
 
 def _placed(place: str, run: Any, folder: Path, options: dict[str, Any]) -> Any:

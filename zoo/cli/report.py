@@ -23,7 +23,7 @@ MOST = 20
 def command(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Draw a run, or compare several runs.
 
-    One run (default: the latest) gets its pictures and its report page again. Several runs get one page with results, means over
+    For one run (default: the latest), draw its pictures and report page again. Several runs get one page with results, means over
     seeds and paired tests.
 
     \b

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import statistics
 import sys
 from typing import Any
 
@@ -23,7 +22,7 @@ from zoo.cli._shared import Name, as_json, echo_line, headline, recipe_names
 def command(experiments: tuple[str, ...], seeds: int, as_json: bool, **place: Any) -> None:
     """Repeat reported experiments and compare the results.
 
-    EXPERIMENTS are names or patterns of recipes; without one, the experiments are listed. Finished runs are kept, interrupted
+    EXPERIMENTS are names or patterns of recipes; without any, the experiments are listed. Finished runs are kept, interrupted
     runs are resumed, and several processes can share the work.
 
     \b
@@ -74,7 +73,7 @@ def _about(row: dict[str, Any]) -> str:
 
 
 def _mean(shares: list[float]) -> str:
-    return f"{100 * statistics.fmean(shares):.1f} (n = {len(shares)})" if shares else ""
+    return f"{100 * sum(shares) / len(shares):.1f} (n = {len(shares)})" if shares else ""
 
 
 def _compare(names: list[str], diverged: list[str], as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from zoo.cli._shared import RUN, as_json, limited
 @click.option("--run", type=RUN, help="Run to compare with (default: the run folder that contains the file).")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set (default: the run's).")
 @click.option("--partial", is_flag=True, help="Accept checks that could not run (otherwise exit 8).")
-@limited("to open and run once")
+@limited("opening and running a model file once")
 @as_json
 def command(
     file: Path, run: str | None, data_dir: Path | None, partial: bool, max_memory: int, timeout: float, as_json: bool
@@ -30,6 +29,8 @@ def command(
     zoo verify model.onnx
     zoo verify model.int8.onnx --run latest --data-dir ~/data --json
     """
+    import dataclasses
+
     from zoo import tables
     from zoo.errors import DisagreeError, FileError
     from zoo.export import _guard

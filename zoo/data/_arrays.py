@@ -81,7 +81,7 @@ def numbered(targets: Sequence[np.ndarray]) -> list[str]:
     """Names of numbered classes: ``0``, ``1``, ..., padded so that they sort by number."""
     top = max((int(each.max(initial=-1)) for each in targets), default=-1) + 1
     if top < 2:
-        raise DataError(f"{max(top, 0)} classes in the labels; a classifier needs at least 2")
+        raise DataError(f"too few classes in the labels ({max(top, 0)}); a classifier needs at least 2")
     if top > 100_000:
         raise DataError(f"{top:,} classes in the labels; labels are numbers from 0 on without large gaps")
     return [f"{number:0{len(str(top - 1))}}" for number in range(top)]

@@ -54,7 +54,7 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
     paths, names, splits = _columns(rows, folder)
     classes = _in_order(names)
     if len(classes) < 2:
-        raise DataError(f"{len(classes)} classes in the list ({shown(folder)}); a classifier needs at least 2")
+        raise DataError(f"too few classes in the list ({shown(folder)}, {len(classes)}); a classifier needs at least 2")
     number = {name: at for at, name in enumerate(classes)}
     whole = _listing(folder.absolute().parent, paths, np.array([number[name] for name in names], np.int64))
     listings, notes = _split(whole, splits, folder)

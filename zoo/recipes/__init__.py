@@ -1,1 +1,1 @@
-"""Recipes that come with zoo, one TOML file a run."""
+"""Recipes included in zoo, one TOML file per run."""

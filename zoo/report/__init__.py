@@ -114,10 +114,10 @@ def compare(run_dirs: Sequence[Path], out: Path) -> Comparison:
     if len(folders) < 2:
         raise UsageError(f"a comparison needs two runs (got {len(folders)}); add another, e.g. zoo report RUN1 RUN2")
     runs, out = [read(path) for path in folders], Path(out)
-    said = _compare.numbers(runs)
-    title, blocks = _compare.story(runs, chain(*said.values()), out)
+    tables = _compare.numbers(runs)
+    title, blocks = _compare.story(runs, chain(*tables.values()), out)
     publish_text(out, _blocks.page(title, blocks))
-    return Comparison(out, {name: [block for block in part if isinstance(block, Table)] for name, part in said.items()})
+    return Comparison(out, {name: [block for block in part if isinstance(block, Table)] for name, part in tables.items()})
 
 
 def _story(run: Folder, classes: int) -> list[Block]:

@@ -84,8 +84,9 @@ def severities(scores: Sequence[Any], conflict: Any, title: str, path: Path) -> 
         axes.fill_between(range(len(part)), shares[:, 1], shares[:, 2], color=_draw.SKY, alpha=0.4, linewidth=0)
         axes.axhline(100 * scores[0].accuracy, color=_draw.GREY, linestyle="--", linewidth=0.8)
         axes.set_xticks(range(len(part)), [f"{score.strength:g}" for score in part])
-        axes.set_title(kind, fontsize=8)
+        axes.set_title(kind.replace(" (", "\n("), fontsize=8)  # on two lines: the panels are narrow
         axes.set_ylim(0, 101)
+        axes.tick_params(labelleft=at == 0)
         axes.set_ylabel("accuracy (%)" if at == 0 else "", fontsize=8)
         _draw.tidy(axes)
     figure.suptitle(f"{title}\nwhisker, band: 95 % Wilson interval; dashed: unchanged images", fontsize=10)

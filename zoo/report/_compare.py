@@ -42,10 +42,10 @@ def numbers(runs: Sequence[Folder]) -> dict[str, list[Block]]:
     }
 
 
-def story(runs: Sequence[Folder], said: Iterable[Block], out: Path) -> tuple[str, list[Block]]:
-    """Title and blocks of the page that begins with ``said``; its pictures are written next to ``out``."""
+def story(runs: Sequence[Folder], intro: Iterable[Block], out: Path) -> tuple[str, list[Block]]:
+    """Title and blocks of the page that begins with ``intro``; its pictures are written next to ``out``."""
     names = labels(runs)
-    blocks: list[Block] = [*said, *_confused(runs, names)]
+    blocks: list[Block] = [*intro, *_confused(runs, names)]
     blocks += [Heading("Differences between the recipes"), _differences(runs, names), Heading("Pictures")]
     path = _draw.save(_curves(runs, names), out.with_name(f"{out.stem}_curves.png"))
     blocks.append(Picture(path, "learning curves of all runs"))
@@ -163,8 +163,8 @@ def _confused(runs: Sequence[Folder], names: Sequence[str]) -> list[Block]:
         for _, name, c in tested
     ]
     head = ("run", *(f">{classes[p.first]} and {classes[p.second]} %" for p in pairs))
-    said = "Images of the first class classified as the second or vice versa, as a share of the test images of both."
-    return [Heading("Most confused pairs of classes"), Table(head, cells), Text(said)] if pairs else []
+    caption = "Images of the first class classified as the second or vice versa, as a share of the test images of both."
+    return [Heading("Most confused pairs of classes"), Table(head, cells), Text(caption)] if pairs else []
 
 
 def _p(value: float) -> str:

@@ -106,7 +106,7 @@ def spread_axis(axes: Axes, values: Sequence[float]) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
-        axes.tick_params(which="minor", labelsize=7)
+        axes.tick_params(which="minor", labelsize=8, pad=5)
 
 
 def _test_point(axes: Axes, run: Folder) -> None:

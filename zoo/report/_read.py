@@ -145,7 +145,7 @@ def read(path: Path) -> Folder:
     confusion = _parsed(path / "confusion.csv", _confusion, lambda: None)
     if confusion is not None and confusion.shape != (len(classes), len(classes)):
         raise FileError(
-            f"confusion.csv is not of per_class.csv's {len(classes)} classes ({path}); restore both, or repeat the run"
+            f"confusion.csv does not match the {len(classes)} classes of per_class.csv ({path}); restore both, or repeat the run"
         )
     predictions = _parsed(path / "predictions.csv", _predictions, list)
     return Folder(path, recipes.read(path / "recipe.toml"), env, rows, test, classes, per_class, confusion, predictions)

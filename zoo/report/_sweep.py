@@ -61,8 +61,8 @@ def interval(values: Sequence[float]) -> str:
 
 def common(points: Sequence[Point]) -> list[str]:
     """Warnings of the linter common to all settings with a result."""
-    told = [point.lint for point in points if point.scores]
-    return [line for line in told[0] if all(line in each for each in told)] if told else []
+    linted = [point.lint for point in points if point.scores]
+    return [line for line in linted[0] if all(line in each for each in linted)] if linted else []
 
 
 def table(points: Sequence[Point], select_on: str) -> Table:
@@ -72,8 +72,8 @@ def table(points: Sequence[Point], select_on: str) -> Table:
     for point in sorted(points, key=lambda point: -point.mean):
         scores = list(point.scores.values())
         cells = (spread(scores), interval(scores)) if scores else ("diverged", "")
-        told = "; ".join(line for line in point.lint if line not in shared)
-        rows.append([*(_value(point.values[key]) for key in keys), *cells, told])
+        own = "; ".join(line for line in point.lint if line not in shared)
+        rows.append([*(_value(point.values[key]) for key in keys), *cells, own])
     head = [*(f">{key}" for key in keys), f">{select_on} accuracy %, mean \u00b1 sd", "95 % interval", "linter"]
     if not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]

@@ -59,9 +59,8 @@ def conditions(recipe: Recipe) -> Iterator[None]:
             raise UsageError(f"torch.compile failed ({recipe.model}: {why}); omit --compile") from error
         if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise
-        half = max(1, recipe.batch_size // 2)
         raise DiskError(
-            f"out of memory (batch_size {recipe.batch_size}); lower it, e.g. --batch-size {half}; all files on disk are complete"
+            f"out of memory (batch_size {recipe.batch_size}); lower it, e.g. --batch-size {max(1, recipe.batch_size // 2)}; all files on disk are complete"
         ) from error
 
 
@@ -106,6 +105,7 @@ def session(
     data = data or dataset(recipe, spec.input[1])
     if len(data.classes) != (classes or spec.classes):
         start = _model(recipe, spec, len(data.classes), start.tensors)
+    console.print_lines(f"weights  {note}" for note in start.notes)
     for note in data.notes:
         console.note("data", note)
     index, counts = _training_part(recipe, data)
@@ -155,6 +155,7 @@ class _Start:
     plan: Sequence[tuple[int, str]]
     random: list[str]
     """Frozen tensors without loaded weights."""
+    notes: weights.Notes
 
 
 def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, Tensor] | None = None) -> _Start:
@@ -162,19 +163,18 @@ def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, 
     torch.manual_seed(recipe.seed)
     model = spec.build(classes)
     plan = freezing.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
-    fresh: Sequence[str] = tuple(model.state_dict())
-    if recipe.weights == "none":
-        frozen = freezing.freeze(model, recipe.freeze, spec, fresh=() if recipe.allow_random_frozen else fresh)
-    else:
+    notes = weights.Notes()
+    notes.fresh = tuple(model.state_dict())
+    if recipe.weights != "none":
         freezing.freeze(model, recipe.freeze, spec)  # report a wrong selector before weights are read
         tensors = weights.find(recipe.weights, spec) if tensors is None else tensors
-        fresh = weights.load_and_report(model, recipe.weights, spec, tensors)
+        notes = weights.load_weights(model, recipe.weights, spec, tensors)
         if recipe.head_init == "zero":
-            freezing.zero_head(model, spec, fresh)
-        frozen = freezing.freeze(model, recipe.freeze, spec, fresh=() if recipe.allow_random_frozen else fresh)
+            freezing.zero_head(model, spec, notes.fresh)
+    frozen = freezing.freeze(model, recipe.freeze, spec, fresh=() if recipe.allow_random_frozen else notes.fresh)
     if recipe.head_init == "zero" and any(freezing.inside(name, freezing.new_head(spec)) for name in frozen.names):
         raise UsageError(f"head_init = zero with a frozen head ({recipe.freeze}) trains nothing; use head_init=default")
-    return _Start(model, tensors, frozen, plan, [name for name in frozen.names if name in set(fresh)])
+    return _Start(model, tensors, frozen, plan, [name for name in frozen.names if name in set(notes.fresh)], notes)
 
 
 def freeze_lines(recipe: Recipe) -> list[str]:

@@ -108,9 +108,9 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], StateHeader, list[str]]
 def check_same(folder: Path, header: StateHeader, identity: Mapping[str, Any], data: DataSet) -> None:
     """FileError unless a state belongs to a run of this ``identity``; DataError unless it was trained on this data."""
     there = {key: getattr(header, key) for key in identity}
-    theirs = {key: value if there[key] is None else there[key] for key, value in identity.items()}
-    if theirs != identity:
-        saved, here = ("/".join(map(str, each.values())) for each in (theirs, identity))
+    stored = {key: value if there[key] is None else there[key] for key, value in identity.items()}
+    if stored != identity:
+        saved, here = ("/".join(map(str, each.values())) for each in (stored, identity))
         raise FileError(f"checkpoint is {saved}, run is {here} ({folder}); resume with the settings of the checkpoint")
     if header.data_digest != data.digest:
         changes = data_changes(folder, data.manifest) or f"digest {data.digest[:12]}"

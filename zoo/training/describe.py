@@ -30,8 +30,9 @@ def announce(session: Session, choices: Mapping[str, Any], findings: Sequence[st
         print_line("warning  the epoch to keep is selected on the test images: the test result is optimistic and is marked")
     together = f"{session.team.size} processes, each " if session.team.size > 1 else ""
     compiled = " · compiled in the first steps" if env["compiled"] else ""
+    threads = f"{env['threads']} thread{'s' if env['threads'] > 1 else ''}"
     print_line(
-        f"run      {together}{session.step.device} · {env['threads']} threads · {env['precision']} · {env['layout']}{compiled} · "
+        f"run      {together}{session.step.device} · {threads} · {env['precision']} · {env['layout']}{compiled} · "
         f"memory: {env['allocator']} · {session.folder}"
     )
     print_lines(f"warning  {finding}" for finding in findings)

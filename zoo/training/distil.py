@@ -1,4 +1,4 @@
-"""Knowledge distillation: a run learns the outputs of finished runs beside the labels.
+"""Knowledge distillation: a run learns the outputs of finished runs in addition to the labels.
 
 The distance to the teachers is T^2 KL(q || p), where p is the softmax of the logits divided by the temperature T and q the mean over the
 teachers of theirs (Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network", section 2; T^2 keeps the gradients

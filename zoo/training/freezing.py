@@ -130,7 +130,7 @@ def lines(table: FreezeTable, plan: Sequence[tuple[int, str]] = ()) -> list[str]
     since = f" from epoch {first + 1} on" if first else ""
     found = [
         f"freeze   {table.selector}{since}: {table.frozen:,} parameters frozen, {table.trained:,} trained, "
-        f"{table.held} BatchNorms held"
+        f"{table.held} BatchNorms fixed"
     ]
     for name, frozen, trained, held, moving in table.rows:
         norms = f" · BatchNorms {held} fixed, {moving} updating" if held or moving else ""
@@ -148,7 +148,7 @@ def check_unchanged(model: nn.Module, digests: Mapping[str, str]) -> None:
     after = frozen_digest(model, digests)
     if changed := [name for name, digest in digests.items() if after[name] != digest]:
         raise DisagreeError(
-            f"frozen tensors changed in training ({len(changed)}, {changed[0]} first); report this as a bug of zoo"
+            f"frozen tensors changed in training ({len(changed)}, {changed[0]} first); report this as a bug in zoo"
         )
 
 

@@ -31,7 +31,7 @@ def check(recipe: Recipe, counts: np.ndarray | None = None, random_frozen: Seque
     if 0 < held < FEW_HELD and recipe.epochs > 1 and recipe.select_on == "val":
         points = 100 * 1.96 * (0.9 * 0.1 / held) ** 0.5
         found.append(
-            f"{held} validation images select the epoch: 90 % of them is accurate to {points:.1f} points; data.val=0 keeps the last epoch"
+            f"{held} validation images select the epoch: an accuracy of 90 % on them is uncertain by {points:.1f} points; data.val=0 keeps the last epoch"
         )
     if counts is not None:
         found += [*_weights(recipe, counts), *_batches(recipe, counts)]

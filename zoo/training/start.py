@@ -72,7 +72,7 @@ def _resumable(recipe: Recipe, folder: Path) -> Recipe:
     changed = [line for line in recipes.differences(old, recipe) if line.partition(":")[0] not in RESUMABLE]
     if other := [line for line in changed if line.partition(":")[0] in IDENTITY]:
         raise FileError(
-            f"checkpoint is of another run ({folder}, {'; '.join(other)}); resume with its settings, or train a new run"
+            f"checkpoint belongs to another run ({folder}, {'; '.join(other)}); resume with its settings, or train a new run"
         )
     if changed:
         raise UsageError(f"settings differ from the run's ({'; '.join(changed[:3])}); resume without them, or train a new run")

@@ -74,8 +74,8 @@ def _refusal(path: Path, first: bytes) -> FileError:
 def _safetensors(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
-            ours = "zoo" in (file.metadata() or {})
-        if not ours:
+            by_zoo = "zoo" in (file.metadata() or {})
+        if not by_zoo:
             return load_file(path)
     except Exception as error:  # the parser raises many types, some without a text
         raise FileError(f"cannot read weights ({path}, {type(error).__name__}); the file is damaged, copy it again") from error

@@ -72,7 +72,7 @@ def unwrap(found: Any, path: Path) -> Tensors:
     for name, value in tensors.items():
         _check_tensor(name, value, path, size)
     unwrapped = Tensors(tensors)
-    unwrapped.removed = _told(levels, prefixes, left_out)
+    unwrapped.removed = _summary(levels, prefixes, left_out)
     return unwrapped
 
 
@@ -135,7 +135,7 @@ def _check_tensor(name: str, value: Tensor, path: Path, size: int) -> None:
         )
 
 
-def _told(levels: list[str], prefixes: list[str], left_out: set[str]) -> str:
+def _summary(levels: list[str], prefixes: list[str], left_out: set[str]) -> str:
     parts = [
         f"read at {'.'.join(levels)}" if levels else "",
         f"removed {', '.join(prefixes)} before the names" if prefixes else "",

@@ -1,4 +1,4 @@
-"""Cross entropy of logits that are divided by a temperature: the smallest file that adds a loss with an option of its own."""
+"""Cross entropy of logits that are divided by a temperature: the smallest file that adds a loss with its own option."""
 
 from __future__ import annotations
 
