@@ -1,4 +1,4 @@
-"""Known wrong exports of PyTorch: right in zoo's file, and a file with the same fault is refused.
+"""Known wrong exports of PyTorch: right in zoo's file, and a file with the same fault is not published.
 
 pytorch#166797, #169178 and #174042 are one fault: onnxscript before 0.5.7 named the bias of a fused BatchNorm after the fused layer's
 input, so that of two layers that read one tensor (a residual block's first convolution and its shortcut) one got the other's bias.
