@@ -17,7 +17,7 @@ from zoo import files
 from zoo.console import print_line
 from zoo.data import _folders
 from zoo.errors import DiskError
-from zoo.export import _accuracy, _cases, _external, _job, _quantise
+from zoo.export import _accuracy, _cases, _external, _graph, _job, _parity, _quantise
 from zoo.spec import Split
 
 VALIDATION = 2000
@@ -40,6 +40,8 @@ class Chosen:
     """Of ``graph`` on ``val``, in [0, 1]; without targets the share of images with float32's class."""
     reference: float
     """The same of float32."""
+    apart: float
+    """Largest |difference| of ``graph`` from ``exact`` (:func:`largest_difference`)."""
     facts: dict[str, Any]
 
 
@@ -66,7 +68,7 @@ def choose(job: _job.Job) -> Chosen:
     tried_on = f"{len(val):,} {held} images"
     print_line(f"int8     calibrating by {', '.join(_quantise.METHODS)} on {', '.join(map(str, counts))} training images")
     tried: list[dict[str, Any]] = []
-    best: tuple[tuple[float, float], _quantise.Ranges, ModelProto, dict[str, Any]] | None = None
+    best: tuple[tuple[float, float], _quantise.Ranges, ModelProto, float, dict[str, Any]] | None = None
     for method in _quantise.METHODS:
         for ranges in calibrated(job.exact, given, method, counts):
             made = _quantise.quantise(job.exact, ranges)
@@ -75,14 +77,19 @@ def choose(job: _job.Job) -> Chosen:
             print_line(f"int8     {method}, {ranges.count}: {100 * right:.2f} % of {tried_on}, mean |difference| {apart:.2g}")
             tried.append({"method": method, "images": ranges.count, "accuracy": round(right, 6), "mean_abs": round(apart, 6)})
             if best is None or (right, -apart) > best[0]:
-                best = ((right, -apart), ranges, made, tried[-1])
+                best = ((right, -apart), ranges, made, largest_difference(got, exact, exported), tried[-1])
     assert best is not None
     facts = {
-        "method": best[3]["method"], "images": best[3]["images"], "seed": job.seed, "split": "train", "activations": "uint8",
+        "method": best[4]["method"], "images": best[4]["images"], "seed": job.seed, "split": "train", "activations": "uint8",
         "weights": "int8 per channel", "chosen_on": tried_on, "tried": tried,
     }  # fmt: skip
     reference = float((exact.argmax(1) == val.targets).mean())
-    return Chosen(best[1], best[2], given, val, exact, best[0][0], reference, facts)
+    return Chosen(best[1], best[2], given, val, exact, best[0][0], reference, best[3], facts)
+
+
+def largest_difference(got: np.ndarray, exact: np.ndarray, exported: _graph.Exported) -> float:
+    """Largest |difference| of outputs (N, classes), as :mod:`zoo.export._parity` measures it."""
+    return float(np.abs(got - exact).max()) / _parity.scale(exact, probabilities=exported.softmax)
 
 
 def calibrated(graph: ModelProto, images: np.ndarray, method: str, counts: Sequence[int]) -> Iterator[_quantise.Ranges]:

@@ -158,7 +158,7 @@ def of_run(run: Run, images: int) -> Subject:
         chosen = sampling.long_tail(data.train.targets, run.recipe.data.imbalance, run.recipe.seed)
         # only drawn images are copied: a large set is memory-mapped
         known["train"] = Split(_Chosen(data.train.images, chosen), data.train.targets[chosen], [])  # type: ignore[arg-type]
-        known["val"] = data.val if len(data.val) else data.train
+        known["val"] = data.val if len(data.val) else known["train"]
         known["test"] = data.test if len(data.test) else None
     return Subject(
         run.model, run.recipe.model, run.classes, run.input, run.mean, run.std, run.stored, seen.pixels, seen.source, seen.at, **known,

@@ -72,7 +72,7 @@ def check(cases: Sequence[Case], candidate: Answer, *, tolerance: float, probabi
     beside = f" and {made} edge cases" if made else ""
     print_line(f"parity   {own:,} images{beside}, at batch {', '.join(map(str, BATCHES))} and {MANY}")
     truths = [_truth(case) for case in cases]
-    scale = 1.0 if probabilities else max(float(np.concatenate(truths).std(dtype=np.float64)), 1e-12)
+    unit = scale(np.concatenate(truths), probabilities=probabilities)
     agree, ties, wrong, largest, worst = 0, 0, 0, 0.0, cases[0].images[:2]
     outputs: list[np.ndarray] = []
     for case, truth in zip(cases, truths):
@@ -81,7 +81,7 @@ def check(cases: Sequence[Case], candidate: Answer, *, tolerance: float, probabi
         total = sum(at.stop - at.start for at in turns)
         for number, at in enumerate(counted(turns, total, "parity   exported file", lambda at: at.stop - at.start)):
             wanted, got = truth[at].astype(np.float64), candidate(case.images[at]).astype(np.float64)
-            apart = np.full(len(wanted), np.inf) if got.shape != wanted.shape else np.abs(got - wanted).max(1) / scale
+            apart = np.full(len(wanted), np.inf) if got.shape != wanted.shape else np.abs(got - wanted).max(1) / unit
             apart = np.where(np.isfinite(apart), apart, np.inf)
             if apart.max() > largest:
                 largest, worst = float(apart.max()), case.images[at][apart.argmax() :][:2]
@@ -89,10 +89,15 @@ def check(cases: Sequence[Case], candidate: Answer, *, tolerance: float, probabi
                 outputs += [got] if case.counted else []
                 differ = got.argmax(1) != wanted.argmax(1)
                 best = np.sort(wanted, 1)[:, -2:]
-                undecided = differ & ((best[:, -1] - best[:, 0]) / scale <= 2 * tolerance)
+                undecided = differ & ((best[:, -1] - best[:, 0]) / unit <= 2 * tolerance)
                 agree += int((~differ).sum()) if case.counted else 0
                 ties, wrong = ties + int(undecided.sum()), wrong + int((differ & ~undecided).sum())
-    return Parity(own, agree, ties, wrong, largest, scale, worst, np.concatenate(outputs or [np.zeros((0, 0))]), tolerance)
+    return Parity(own, agree, ties, wrong, largest, unit, worst, np.concatenate(outputs or [np.zeros((0, 0))]), tolerance)
+
+
+def scale(exact: np.ndarray, *, probabilities: bool) -> float:
+    """Unit of differences: the standard deviation of PyTorch's logits (N, classes); 1 for probabilities."""
+    return 1.0 if probabilities else max(float(exact.std(dtype=np.float64)), 1e-12)
 
 
 def _truth(case: Case) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Repair of an 8 bit graph that loses too much accuracy: restore its most sensitive layers to float32, as few as possible.
+"""Repair of an 8 bit graph that loses too much accuracy or differs too much: restore its most sensitive layers to float32, as few as possible.
 
 A layer's sensitivity is the SQNR of the network's output when only that layer is in 8 bits (Nagel et al. 2021, "A White Paper
 on Neural Network Quantization", section 3.6). Layers are restored in order of sensitivity; bisection finds the smallest number that satisfies the bound on validation images.
@@ -7,6 +7,7 @@ on Neural Network Quantization", section 3.6). Layers are restored in order of s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnx import ModelProto
 from zoo.console import counted, print_line
 from zoo.errors import DisagreeError
 from zoo.export import _cases, _external, _graph, _quantise
-from zoo.export._choose import Chosen
+from zoo.export._choose import Chosen, largest_difference
 from zoo.export._job import Job, Layer
 
 RANKING = 64
@@ -24,6 +25,8 @@ LARGE = 64
 """Side in pixels from which an eighth of them is used."""
 MARGIN = 0.5
 """Share of the allowed drop on validation images, so that the test set satisfies the bound as well."""
+NEAR = 0.75
+"""Share of the tolerance of outputs on validation images, for the same reason."""
 MOST = 0.5
 """Largest share of restored layers; beyond it float32 or fp16 is the better choice."""
 
@@ -43,8 +46,24 @@ def layers(graph: ModelProto) -> list[Layer]:
     return found
 
 
-def repaired(job: Job, chosen: Chosen) -> tuple[ModelProto, list[dict[str, Any]]]:
-    """The graph of ``chosen``, with layers restored to float32 until the loss on validation images is at most half of the allowed one.
+@dataclass(frozen=True)
+class Bound:
+    """What an 8 bit graph must satisfy on validation images."""
+
+    drop: float
+    """Largest loss of accuracy in points."""
+    apart: float
+    """Largest difference of an output (:func:`zoo.export._choose.largest_difference`)."""
+
+    def holds(self, drop: float, apart: float) -> bool:
+        """Whether both are within the bound."""
+        return drop <= self.drop and apart <= self.apart
+
+
+def repaired(job: Job, chosen: Chosen, tolerance: float) -> tuple[ModelProto, list[dict[str, Any]]]:
+    """The graph of ``chosen``, with layers restored to float32 until the loss of accuracy on validation images is at most half of the allowed one.
+
+    The outputs then differ by at most three quarters of ``tolerance``, which the check of the file allows.
 
     Returns:
         The graph, and for each restored layer its name, its individual SQNR and that of the network's output after restoring
@@ -53,15 +72,19 @@ def repaired(job: Job, chosen: Chosen) -> tuple[ModelProto, list[dict[str, Any]]
     Raises:
         DisagreeError: the bound fails with half of the layers restored.
     """
-    allowed = MARGIN * job.max_drop
-    holds = _drop(chosen.accuracy, chosen) <= allowed
+    bound = Bound(MARGIN * job.max_drop, NEAR * tolerance)
+    drop = _drop(chosen.accuracy, chosen)
+    holds = bound.holds(drop, chosen.apart)
     if job.explain or not holds:
         job.ranked = ranked(job, chosen)
     if holds:
         return chosen.graph, []
-    print_line(f"repair   int8 loses {_drop(chosen.accuracy, chosen):.2f} points on validation images (allowed {allowed:g})")
+    print_line(
+        f"repair   int8 loses {drop:.2f} points on {chosen.facts['chosen_on']} (allowed {bound.drop:g}), largest difference "
+        f"{chosen.apart:.2g} standard deviations (allowed {bound.apart:g})"
+    )
     order = sorted(job.ranked, key=lambda layer: layer.sqnr)
-    count, graph = _fewest(job, chosen, order, allowed)
+    count, graph = _fewest(job, chosen, order, bound)
     print_line(f"repair   {count} of {len(order)} layers in float32: {', '.join(layer.name for layer in order[:count])}")
     return graph, _story(job, chosen, order[:count])
 
@@ -90,7 +113,7 @@ def without(job: Job, chosen: Chosen, restored: Sequence[Layer]) -> ModelProto:
     return _quantise.quantise(job.exact, chosen.ranges, [name for name in _graph.model_nodes(job.exact) if name not in kept])
 
 
-def _fewest(job: Job, chosen: Chosen, order: Sequence[Layer], allowed: float) -> tuple[int, ModelProto]:
+def _fewest(job: Job, chosen: Chosen, order: Sequence[Layer], bound: Bound) -> tuple[int, ModelProto]:
     """The smallest number of first layers of ``order`` that satisfies the bound when restored, and the graph."""
     found: dict[int, ModelProto] = {}
 
@@ -98,16 +121,20 @@ def _fewest(job: Job, chosen: Chosen, order: Sequence[Layer], allowed: float) ->
         graph = without(job, chosen, order[:count])
         answer = _outputs(graph, _cases.fed(np.asarray(chosen.val.images), job.exported))
         drop = _drop(float((answer.argmax(1) == chosen.val.targets).mean()), chosen)
-        print_line(f"repair   {count} of {len(order)} layers in float32: drop {drop:+.2f} points")
-        found.update({count: graph} if drop <= allowed else {})
-        return drop <= allowed
+        apart = largest_difference(answer, chosen.exact, job.exported)
+        print_line(
+            f"repair   {count} of {len(order)} layers in float32: drop {drop:+.2f} points, largest difference {apart:.2g}"
+        )
+        found.update({count: graph} if bound.holds(drop, apart) else {})
+        return count in found
 
     low, high, most = 0, 1, max(1, int(MOST * len(order)))
     while not holds(high):
         if high == most:
             raise DisagreeError(
-                f"accuracy drops by {_drop(chosen.accuracy, chosen):.2f} points in int8, and by more than {allowed:g} on validation images "
-                f"with {most} of {len(order)} layers in float32; raise --max-drop or use fp16; nothing published"
+                f"accuracy drops by {_drop(chosen.accuracy, chosen):.2f} points in int8, and outputs differ by {chosen.apart:.2g}, more "
+                f"than {bound.drop:g} and {bound.apart:g} on {chosen.facts['chosen_on']} with {most} of {len(order)} layers in float32; raise "
+                "--max-drop or use fp16; nothing published"
             )
         low, high = high, min(2 * high, most)
     while high - low > 1:

@@ -28,6 +28,6 @@ write, answer, publish = onnx_fp32.write, onnx_fp32.answer, onnx_fp32.publish
 def make(job: Job) -> ModelProto:
     """The best 8 bit graph over methods of calibration, with its worst layers in float32 if needed."""
     chosen = _choose.choose(job)
-    graph, restored = _repair.repaired(job, chosen)
+    graph, restored = _repair.repaired(job, chosen, TARGET.tolerance)
     job.calibration = chosen.facts | ({"restored": restored} if restored else {})
     return graph

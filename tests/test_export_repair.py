@@ -97,8 +97,24 @@ def test_nothing_is_given_back_without_need(known: dict[str, Any]) -> None:
     job = job_of(of_module(Outlier(), shape=known.pop("input"), **known), "none", softmax=False, max_drop=3)
     chosen = _choose.choose(job)
     fine = dataclasses.replace(chosen, accuracy=chosen.reference)
-    assert _repair.repaired(job, fine) == (chosen.graph, [])
+    assert _repair.repaired(job, fine, tolerance=2 * chosen.apart) == (chosen.graph, [])
     assert job.ranked == [], "ranking costs a run for each layer"
+
+
+def test_outputs_that_differ_too_much_are_repaired_too(known: dict[str, Any]) -> None:
+    """Right classes are not enough: the check of the file would reject it."""
+    known.pop("precision")
+    job = job_of(of_module(Outlier(), shape=known.pop("input"), **known), "none", softmax=False, max_drop=3)
+    chosen = _choose.choose(job)
+    right = dataclasses.replace(chosen, accuracy=chosen.reference)
+    graph, restored = _repair.repaired(job, right, tolerance=chosen.apart)
+    assert restored
+    answer = _repair._outputs(graph, chosen.val.images)
+    assert _choose.largest_difference(answer, chosen.exact, job.exported) <= _repair.NEAR * chosen.apart
+    with pytest.raises(
+        DisagreeError, match=r"outputs differ by .*, more than 1\.5 and 0 on 200 training images with 2 of 5 layers"
+    ):
+        _repair.repaired(job, right, tolerance=0)
 
 
 def test_errors_of_fp16(known: dict[str, Any], tmp_path: Path) -> None:
