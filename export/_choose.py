@@ -41,7 +41,7 @@ class Chosen:
     reference: float
     """The same of float32."""
     apart: float
-    """Largest |difference| of ``graph`` from ``exact`` (:func:`largest_difference`)."""
+    """Of ``graph`` from ``exact`` (:func:`difference`)."""
     facts: dict[str, Any]
 
 
@@ -77,7 +77,7 @@ def choose(job: _job.Job) -> Chosen:
             print_line(f"int8     {method}, {ranges.count}: {100 * right:.2f} % of {tried_on}, mean |difference| {apart:.2g}")
             tried.append({"method": method, "images": ranges.count, "accuracy": round(right, 6), "mean_abs": round(apart, 6)})
             if best is None or (right, -apart) > best[0]:
-                best = ((right, -apart), ranges, made, largest_difference(got, exact, exported), tried[-1])
+                best = ((right, -apart), ranges, made, difference(got, exact, exported), tried[-1])
     assert best is not None
     facts = {
         "method": best[4]["method"], "images": best[4]["images"], "seed": job.seed, "split": "train", "activations": "uint8",
@@ -87,9 +87,10 @@ def choose(job: _job.Job) -> Chosen:
     return Chosen(best[1], best[2], given, val, exact, best[0][0], reference, best[3], facts)
 
 
-def largest_difference(got: np.ndarray, exact: np.ndarray, exported: _graph.Exported) -> float:
-    """Largest |difference| of outputs (N, classes), as :mod:`zoo.export._parity` measures it."""
-    return float(np.abs(got - exact).max()) / _parity.scale(exact, probabilities=exported.softmax)
+def difference(got: np.ndarray, exact: np.ndarray, exported: _graph.Exported) -> float:
+    """Difference of outputs (N, classes) that 99 % of the images do not exceed, in the unit of :mod:`zoo.export._parity`."""
+    unit = _parity.scale(exact, probabilities=exported.softmax)
+    return float(np.quantile(np.abs(got - exact).max(1), _parity.CALIBRATED)) / unit
 
 
 def calibrated(graph: ModelProto, images: np.ndarray, method: str, counts: Sequence[int]) -> Iterator[_quantise.Ranges]:

@@ -92,14 +92,15 @@ def check_free(out: Path, spec: TargetSpec, *, force: bool) -> None:
 def _checked(spec: TargetSpec, made: Any, subject: Subject, exported: _graph.Exported, answer: _cases.Answer) -> _parity.Parity:
     """The parity of a file; DisagreeError, for ONNX with the first node that differs, if it fails."""
     cases = [case for case in _cases.cases(exported, subject.images) if case.counted or not spec.calibrated]
-    parity = _parity.check(cases, answer, tolerance=spec.tolerance, probabilities=exported.softmax)
+    share = _parity.CALIBRATED if spec.calibrated else 1.0
+    parity = _parity.check(cases, answer, tolerance=spec.tolerance, probabilities=exported.softmax, share=share)
     if not parity.holds:
         where = f"{spec.format} {spec.precision}"
         if isinstance(made, ModelProto):
             where = f"first node that differs: {_first_difference(made, subject, exported, parity)}"
         raise DisagreeError(
-            f"exported model differs from PyTorch (max |difference| {parity.max_abs:.2g}, allowed {parity.tolerance:.0e}, other "
-            f"class {parity.wrong:,} times; {where}); nothing published"
+            f"exported model differs from PyTorch (max |difference| {parity.max_abs:.2g}, allowed {parity.tolerance:.0e}, "
+            f"exceeded by {parity.far:,} images, other class {parity.wrong:,} times; {where}); nothing published"
         )
     return parity
 

@@ -16,7 +16,7 @@ from onnx import ModelProto
 from zoo.console import counted, print_line
 from zoo.errors import DisagreeError
 from zoo.export import _cases, _external, _graph, _quantise
-from zoo.export._choose import Chosen, largest_difference
+from zoo.export._choose import Chosen, difference
 from zoo.export._job import Job, Layer
 
 RANKING = 64
@@ -53,7 +53,7 @@ class Bound:
     drop: float
     """Largest loss of accuracy in points."""
     apart: float
-    """Largest difference of an output (:func:`zoo.export._choose.largest_difference`)."""
+    """Largest difference of outputs (:func:`zoo.export._choose.difference`)."""
 
     def holds(self, drop: float, apart: float) -> bool:
         """Whether both are within the bound."""
@@ -80,7 +80,7 @@ def repaired(job: Job, chosen: Chosen, tolerance: float) -> tuple[ModelProto, li
     if holds:
         return chosen.graph, []
     print_line(
-        f"repair   int8 loses {drop:.2f} points on {chosen.facts['chosen_on']} (allowed {bound.drop:g}), largest difference "
+        f"repair   int8 loses {drop:.2f} points on {chosen.facts['chosen_on']} (allowed {bound.drop:g}), outputs differ by "
         f"{chosen.apart:.2g} standard deviations (allowed {bound.apart:g})"
     )
     order = sorted(job.ranked, key=lambda layer: layer.sqnr)
@@ -121,9 +121,9 @@ def _fewest(job: Job, chosen: Chosen, order: Sequence[Layer], bound: Bound) -> t
         graph = without(job, chosen, order[:count])
         answer = _outputs(graph, _cases.fed(np.asarray(chosen.val.images), job.exported))
         drop = _drop(float((answer.argmax(1) == chosen.val.targets).mean()), chosen)
-        apart = largest_difference(answer, chosen.exact, job.exported)
+        apart = difference(answer, chosen.exact, job.exported)
         print_line(
-            f"repair   {count} of {len(order)} layers in float32: drop {drop:+.2f} points, largest difference {apart:.2g}"
+            f"repair   {count} of {len(order)} layers in float32: drop {drop:+.2f} points, outputs differ by {apart:.2g}"
         )
         found.update({count: graph} if bound.holds(drop, apart) else {})
         return count in found

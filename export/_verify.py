@@ -164,7 +164,8 @@ def _parity_checks(
     exported = _graph.of_run(run, stored=frame.stored, preprocess=frame.preprocess, softmax=frame.softmax)
     cases = [case for case in _cases.cases(exported, seen.pixels) if case.counted or facts["precision"] != "int8"]
     answer = _accuracy.answer_of(path, exported)
-    parity = _parity.check(cases, answer, tolerance=tolerance, probabilities=exported.softmax)
+    share = _parity.CALIBRATED if facts["precision"] == "int8" else 1.0
+    parity = _parity.check(cases, answer, tolerance=tolerance, probabilities=exported.softmax, share=share)
     fits = parity.holds
     found = f"{parity.agree:,}/{parity.n:,} classes, max |difference| {parity.max_abs:.1e}"
     return [*frozen, Check("parity with PyTorch", "ok" if fits else "differs", recorded, found, 0 if fits else 8)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,29 @@ def test_a_nan_output_is_caught() -> None:
     assert not _parity.check([_parity.Case(pixels, truth)], lambda part: truth(part)[:, :2], tolerance=1e-4).holds
     only7 = lambda part: truth(part) + (len(part) == 2)  # noqa: E731
     assert not _parity.check([_parity.Case(pixels, truth)], only7, tolerance=1e-4).holds, "wrong at batch 2 alone"
+
+
+def test_a_calibrated_file_may_clip_one_image_in_a_hundred() -> None:
+    """Always the same one, and to finite values."""
+    pixels = np.repeat(np.arange(100, dtype=np.uint8)[:, None], 12, 1).reshape(100, 2, 2, 3)
+
+    def truth(part: np.ndarray) -> np.ndarray:
+        return part[:, 0, 0, :1] * np.ones(3) + np.arange(3)
+
+    def holds(numbers: Sequence[int], by: float = 500.0, sizes: Sequence[int] = (1, 2, 7, 36, 64), share: float = 0.99) -> bool:
+        def answer(part: np.ndarray) -> np.ndarray:
+            clipped = np.isin(part[:, 0, 0, 0], numbers)[:, None] & (len(part) in sizes)
+            return truth(part) + np.where(clipped, by, 0)
+
+        found = _parity.check([_parity.Case(pixels, truth)], answer, tolerance=2.0, share=share)
+        assert found.far == (len(numbers) if 64 in sizes else 0)
+        return found.holds
+
+    assert holds([5])
+    assert not holds([5], share=1.0)
+    assert not holds([5, 6])
+    assert not holds([5], by=np.inf)
+    assert not holds([5], sizes=(2,)), "wrong at batch 2 alone"
 
 
 def test_undecided_images_are_distinguished() -> None:
