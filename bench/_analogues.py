@@ -33,13 +33,16 @@ def compared(rows: Sequence[Row]) -> tuple[str, dict[str, list[Row]]]:
 
 
 def reported() -> dict[str, tuple[str, float]]:
-    """For each recipe that is an analogue, the first reported recipe of the same question, and its accuracy in per cent."""
-    found: dict[str, tuple[str, float]] = {}
-    for name, path in recipes.shipped().items():
-        known = recipes.read(path).reported
-        if known.analogue:
-            found.setdefault(known.analogue, (name, 100 * known.accuracy))
-    return found
+    """For each recipe that is an analogue, the reported recipe that differs least from it, and its accuracy in per cent."""
+    found: dict[str, list[str]] = {}
+    known = {name: recipes.read(path) for name, path in recipes.shipped().items()}
+    for name, recipe in known.items():
+        if recipe.reported.analogue:
+            found.setdefault(recipe.reported.analogue, []).append(name)
+    nearest = {
+        ours: min(theirs, key=lambda name: len(recipes.differences(known[name], known[ours]))) for ours, theirs in found.items()
+    }
+    return {ours: (theirs, 100 * known[theirs].reported.accuracy) for ours, theirs in nearest.items()}
 
 
 def picture(common: str, ours: Mapping[str, Sequence[Row]]) -> Figure:
