@@ -131,6 +131,10 @@ class Job:
     """The layers with their individual SQNR, if ``make`` ranked them or ``explain`` is set."""
     calibration: dict[str, Any] | None = None
     """Calibration of a target, for the receipt; set by ``make``."""
+    chosen: Any = None
+    """What ``make`` selected, if the target has ``others``."""
+    exact_hits: Any = None
+    """Which test images float32 classifies correctly, once known."""
 
     @cached_property
     def exact(self) -> ModelProto:

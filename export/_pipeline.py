@@ -38,14 +38,7 @@ def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -
     subject.check_weights()
     opset = job.opset if spec.format == "onnx" else 0
     print_line(f"trace    {subject.name}, {f'opset {opset}' if opset else spec.format}, preprocess {exported.preprocess}")
-    made = target.make(job)
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / out.name
-        target.write(made, draft, {})
-        with _running(draft):
-            answer = _accuracy.of_images(target.answer(draft), exported)
-            parity = _checked(spec, made, subject, exported, answer)
-        test = _tested(spec, job, answer, parity)
+    made, parity, test = _accepted(target, job, out.name)
     facts = _job.facts(subject, exported, opset=job.opset, frozen=dict(subject.frozen)) | {
         "precision": spec.precision, "parity": json.dumps(parity.as_dict() | {"images": subject.source}), "test": json.dumps(test),
         "calibration": json.dumps(job.calibration),
@@ -66,6 +59,29 @@ def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -
         seconds=round(time.monotonic() - began, 2), test=test, calibration=job.calibration, layers=layers,
         run=subject.accuracy,
     )  # fmt: skip
+
+
+class TooLossy(DisagreeError):
+    """A graph loses more accuracy than permitted; another one may not."""
+
+
+def _accepted(target: Any, job: Job, name: str) -> tuple[Any, _parity.Parity, dict[str, Any] | None]:
+    """What ``target`` makes, with its checks; or, if that loses too much accuracy, the first of ``target.others`` that does not."""
+    made = target.make(job)
+    others = target.others(job) if hasattr(target, "others") else iter(())
+    while True:
+        with tempfile.TemporaryDirectory() as folder:
+            draft = Path(folder) / name
+            target.write(made, draft, {})
+            with _running(draft):
+                answer = _accuracy.of_images(target.answer(draft), job.exported)
+                parity = _checked(target.TARGET, made, job.subject, job.exported, answer)
+            try:
+                return made, parity, _tested(target.TARGET, job, answer, parity)
+            except TooLossy:
+                made = next(others, None)
+                if made is None:
+                    raise
 
 
 @contextlib.contextmanager
@@ -116,13 +132,13 @@ def _tested(spec: TargetSpec, job: Job, answer: _cases.Answer, parity: _parity.P
     """Accuracy on the whole test set, for a precision other than fp32 compared with float32; None without targets.
 
     Raises:
-        DisagreeError: accuracy drops by more than the job permits; without targets, too many images change class.
+        TooLossy: accuracy drops by more than the job permits; without targets, too many images change class.
     """
     lossy, test = spec.precision != "fp32", job.subject.test
     if test is None:
         changed = 100 * (1 - parity.agree / parity.n)
         if lossy and changed > job.max_drop:
-            raise DisagreeError(
+            raise TooLossy(
                 f"{changed:.2f} % of {parity.n:,} images change class (allowed {job.max_drop:g}); raise --max-drop or use fp32; "
                 "nothing published"
             )
@@ -132,14 +148,14 @@ def _tested(spec: TargetSpec, job: Job, answer: _cases.Answer, parity: _parity.P
     reference = None
     if lossy:
         exact = _accuracy.answer_of(job.exact, job.exported)
-        reference = _accuracy.hits(exact, test, "fp32")
+        reference = job.exact_hits = job.exact_hits if job.exact_hits is not None else _accuracy.hits(exact, test, "fp32")
         if (times := _accuracy.slower(answer, exact, job.subject.images)) > SLOWER:
             print_line(
                 f"warning  {spec.precision} takes {times:.2f} times as long as fp32 on this machine: it is smaller, but not faster"
             )
     found = _accuracy.compared(hits, reference)
     if found.get("drop", 0.0) > job.max_drop:
-        raise DisagreeError(
+        raise TooLossy(
             f"accuracy drops by {found['drop']:.2f} points (test {100 * found['accuracy']:.2f} %, float32 "
             f"{100 * found['fp32']['accuracy']:.2f} %, allowed {job.max_drop:g}); raise --max-drop or use fp32; nothing published"
         )

@@ -6,7 +6,7 @@ on Neural Network Quantization", section 3.6). Layers are restored in order of s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,23 @@ def repaired(job: Job, chosen: Chosen, tolerance: float) -> tuple[ModelProto, li
     count, graph = _fewest(job, chosen, order, bound)
     print_line(f"repair   {count} of {len(order)} layers in float32: {', '.join(layer.name for layer in order[:count])}")
     return graph, _story(job, chosen, order[:count])
+
+
+def further(job: Job, chosen: Chosen) -> Iterator[ModelProto]:
+    """Graphs with one more layer restored, then twice as many each time, up to :data:`MOST` of them.
+
+    Used if the selecting images hide the loss, as memorised training images do. The number is then chosen on the test images, which the
+    calibration records.
+    """
+    job.ranked = job.ranked or ranked(job, chosen)
+    order = sorted(job.ranked, key=lambda layer: layer.sqnr)
+    assert job.calibration is not None
+    count, most = len(job.calibration.get("restored", [])), max(1, int(MOST * len(order)))
+    while count < most:
+        count = min(max(1, 2 * count), most)
+        print_line(f"repair   int8 loses too much on the test images: {count} of {len(order)} layers in float32")
+        job.calibration |= {"restored": _story(job, chosen, order[:count]), "restored_on": "test images"}
+        yield without(job, chosen, order[:count])
 
 
 def ranked(job: Job, chosen: Chosen) -> list[Layer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from onnx import ModelProto
@@ -27,7 +28,12 @@ write, answer, publish = onnx_fp32.write, onnx_fp32.answer, onnx_fp32.publish
 
 def make(job: Job) -> ModelProto:
     """The best 8 bit graph over methods of calibration, with its worst layers in float32 if needed."""
-    chosen = _choose.choose(job)
+    job.chosen = chosen = _choose.choose(job)
     graph, restored = _repair.repaired(job, chosen, TARGET.tolerance)
     job.calibration = chosen.facts | ({"restored": restored} if restored else {})
     return graph
+
+
+def others(job: Job) -> Iterator[ModelProto]:
+    """The graph with more and more layers in float32, for a model that loses too much on the test images only."""
+    return _repair.further(job, job.chosen)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import zoo.export
 from zoo.errors import DisagreeError
-from zoo.export import _choose, _graph, _onnx, _quantise, _repair
+from zoo.export import _choose, _graph, _onnx, _parity, _quantise, _repair
 from zoo.export._job import of_module
 from zoo.export._pipeline import job_of
 
@@ -147,3 +147,21 @@ def test_calibration_is_kept(known: dict[str, Any], monkeypatch: pytest.MonkeyPa
         path.write_text("{")
     _choose.choose(job_of(subject, "none", softmax=False))
     assert len(calls) == 3
+
+
+def test_a_loss_on_the_test_images_alone_is_repaired(
+    known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images that selected the graph may hide its loss, as memorised training images do."""
+    monkeypatch.setattr(_repair.Bound, "holds", lambda *_: True)
+    monkeypatch.setattr(_parity, "CALIBRATED", 0.0)
+    receipt = zoo.export.onnx(Outlier(), tmp_path / "x.onnx", max_drop=3, **known)
+    assert receipt.calibration is not None
+    assert receipt.test is not None
+    assert receipt.test["drop"] <= 3
+    assert sorted(row["layer"] for row in receipt.calibration["restored"]) == ["first", "second"]
+    assert receipt.calibration["restored_on"] == "test images"
+    monkeypatch.setattr(_repair, "MOST", 0.2)
+    with pytest.raises(DisagreeError, match=r"accuracy drops by 5\d\.\d\d points .*allowed 3\); raise --max-drop"):
+        zoo.export.onnx(Outlier(), tmp_path / "y.onnx", max_drop=3, **known)
+    assert not (tmp_path / "y.onnx").exists()
