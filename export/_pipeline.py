@@ -62,21 +62,21 @@ def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -
 
 
 class TooLossy(DisagreeError):
-    """A graph loses more accuracy than permitted; another one may not."""
+    """A graph differs or loses accuracy more than permitted; another one may not."""
 
 
 def _accepted(target: Any, job: Job, name: str) -> tuple[Any, _parity.Parity, dict[str, Any] | None]:
-    """What ``target`` makes, with its checks; or, if that loses too much accuracy, the first of ``target.others`` that does not."""
+    """What ``target`` makes, with its checks; or, if that is too lossy, the first of ``target.others`` that does not."""
     made = target.make(job)
     others = target.others(job) if hasattr(target, "others") else iter(())
     while True:
         with tempfile.TemporaryDirectory() as folder:
             draft = Path(folder) / name
             target.write(made, draft, {})
-            with _running(draft):
-                answer = _accuracy.of_images(target.answer(draft), job.exported)
-                parity = _checked(target.TARGET, made, job.subject, job.exported, answer)
             try:
+                with _running(draft):
+                    answer = _accuracy.of_images(target.answer(draft), job.exported)
+                    parity = _checked(target.TARGET, made, job.subject, job.exported, answer)
                 return made, parity, _tested(target.TARGET, job, answer, parity)
             except TooLossy:
                 made = next(others, None)
@@ -114,7 +114,8 @@ def _checked(spec: TargetSpec, made: Any, subject: Subject, exported: _graph.Exp
         where = f"{spec.format} {spec.precision}"
         if isinstance(made, ModelProto):
             where = f"first node that differs: {_first_difference(made, subject, exported, parity)}"
-        raise DisagreeError(
+        kind = TooLossy if spec.calibrated and np.isfinite(parity.max_abs) else DisagreeError
+        raise kind(
             f"exported model differs from PyTorch (max |difference| {parity.max_abs:.2g}, allowed {parity.tolerance:.0e}, "
             f"exceeded by {parity.far:,} images, other class {parity.wrong:,} times; {where}); nothing published"
         )

@@ -101,7 +101,7 @@ def further(job: Job, chosen: Chosen) -> Iterator[ModelProto]:
     count, most = len(job.calibration.get("restored", [])), max(1, int(MOST * len(order)))
     while count < most:
         count = min(max(1, 2 * count), most)
-        print_line(f"repair   int8 loses too much on the test images: {count} of {len(order)} layers in float32")
+        print_line(f"repair   int8 differs or loses too much on the test images: {count} of {len(order)} layers in float32")
         job.calibration |= {"restored": _story(job, chosen, order[:count]), "restored_on": "test images"}
         yield without(job, chosen, order[:count])
 

@@ -154,6 +154,9 @@ def test_a_loss_on_the_test_images_alone_is_repaired(
 ) -> None:
     """Images that selected the graph may hide its loss, as memorised training images do."""
     monkeypatch.setattr(_repair.Bound, "holds", lambda *_: True)
+    receipt = zoo.export.onnx(Outlier(), tmp_path / "both.onnx", max_drop=3, **known)
+    assert receipt.calibration is not None
+    assert receipt.calibration["restored_on"] == "test images", "outputs that differ are repaired as well"
     monkeypatch.setattr(_parity, "CALIBRATED", 0.0)
     receipt = zoo.export.onnx(Outlier(), tmp_path / "x.onnx", max_drop=3, **known)
     assert receipt.calibration is not None
