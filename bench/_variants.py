@@ -12,6 +12,18 @@ from rich.table import Table
 from zoo import machine, tables
 from zoo.bench import _runtimes, _show, _timing
 from zoo.bench._contenders import Call
+from zoo.errors import DisagreeError
+
+
+def check(calls: Mapping[str, Call], truth: str, allowed: Callable[[np.ndarray], float], what: str) -> None:
+    """DisagreeError, naming ``what`` was run, if the outputs of a call differ from those of ``truth`` by more than ``allowed`` of them."""
+    wanted = calls[truth]()
+    for name, call in calls.items():
+        apart = float(np.abs(call() - wanted).max())
+        if not apart <= allowed(wanted):
+            raise DisagreeError(
+                f"{name} disagrees with {truth} ({what}, {apart:.2g}, allowed {allowed(wanted):.2g}); no results written"
+            )
 
 
 def rows(model: str, batch: int, calls: Mapping[str, Call], base: str, seconds: float) -> list[dict[str, Any]]:

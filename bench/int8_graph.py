@@ -19,7 +19,6 @@ from zoo import machine
 from zoo import run as engine
 from zoo.bench import _runtimes, _timing, _variants
 from zoo.bench._contenders import Call
-from zoo.errors import DisagreeError
 from zoo.export import _graph, _onnx, _quantise
 from zoo.training import model_specs
 
@@ -40,11 +39,7 @@ def main(
     out, rows = out or _timing.default_out("int8_graph", quick=quick), []
     for batch in batches or BATCHES:
         calls = _calls(model, batch)
-        truth = calls["float32"]()
-        for name, call in calls.items():
-            apart = float(np.abs(call() - truth).max() / max(truth.std(), 1e-12))
-            if not apart <= TOLERANCE:
-                raise DisagreeError(f"{name} disagrees with float32 ({model}, batch {batch}, {apart:.2g}); no results written")
+        _variants.check(calls, "float32", lambda truth: TOLERANCE * max(float(truth.std()), 1e-12), f"{model}, batch {batch}")
         rows += _variants.rows(model, batch, calls, BASE, seconds or (2.0 if quick else 40.0))
     return _timing.write_csv(out, rows)
 

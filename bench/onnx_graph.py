@@ -20,7 +20,6 @@ from zoo import machine
 from zoo import run as engine
 from zoo.bench import _runtimes, _timing, _variants
 from zoo.bench._contenders import FP32_TOLERANCE, Call
-from zoo.errors import DisagreeError
 from zoo.export import _graph, _onnx, _shortcut
 from zoo.training import model_specs
 
@@ -41,11 +40,9 @@ def main(
     out, rows = out or _timing.default_out("onnx_graph", quick=quick), []
     for batch in batches or BATCHES:
         calls = _calls(model, batch)
-        truth = calls[BASE]()
-        for name, call in calls.items():
-            apart = float(np.abs(call() - truth).max()) / max(1.0, float(np.abs(truth).max()))
-            if not apart <= FP32_TOLERANCE:
-                raise DisagreeError(f"{name} disagrees with {BASE} ({model}, batch {batch}, {apart:.2g}); no results written")
+        _variants.check(
+            calls, BASE, lambda truth: FP32_TOLERANCE * max(1.0, float(np.abs(truth).max())), f"{model}, batch {batch}"
+        )
         rows += _variants.rows(model, batch, calls, BASE, seconds or (2.0 if quick else 40.0))
     return _timing.write_csv(out, rows)
 

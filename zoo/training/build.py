@@ -24,7 +24,7 @@ from zoo.spec import DataSet, ModelSpec, Split
 from zoo.training import distil, freezing, lint, optim
 from zoo.training.batches import Batches
 from zoo.training.loop import DTYPES, Step
-from zoo.training.model_specs import model_spec, resized
+from zoo.training.model_specs import model_spec, sized_spec
 from zoo.training.processes import Team
 from zoo.training.session import Session, Settings
 
@@ -97,17 +97,13 @@ def session(
     """
     recipes.check(recipe)
     _augment.check(recipe.data.augment)
-    spec = model_spec(recipe.model, folder if resume else None)
-    if recipe.data.size not in (0, spec.input[1]):
-        spec = resized(recipe.model, spec, recipe.data.size)
+    spec = sized_spec(recipe.model, recipe.data.size, folder if resume else None)
     classes = len(data.classes) if data else registry.entry("data", recipe.data.name)["classes"]
     start = _model(recipe, spec, classes or spec.classes)
     data = data or dataset(recipe, spec.input[1])
     if len(data.classes) != (classes or spec.classes):
         start = _model(recipe, spec, len(data.classes), start.tensors)
-    console.print_lines(f"weights  {note}" for note in start.notes)
-    for note in data.notes:
-        console.note("data", note)
+    _print_notes(start, data)
     index, counts = _training_part(recipe, data)
     data = _normalised(recipe, spec, data)
     model = start.model.to(place.device).to(memory_format=torch.channels_last)
@@ -121,8 +117,7 @@ def session(
     lr, plateau = _rates(recipe, batches.steps, watched=val is not None)
     made = Session(
         folder=folder,
-        identity={"model": recipe.model, "classes": len(data.classes), "optimizer": recipe.optim.name}
-        | ({"teachers": [teacher.digest for teacher in learned.teachers]} if learned else {}),
+        identity=_identity(recipe, data, learned),
         data=data,
         spec=spec,
         model=model,
@@ -142,6 +137,18 @@ def session(
         team=team,
     )
     return made, lint.check(recipe, counts, start.random, held=len(data.val))
+
+
+def _identity(recipe: Recipe, data: DataSet, learned: distil.Distillation | None) -> dict[str, Any]:
+    """What the saved states of a run must match."""
+    teachers = {"teachers": [teacher.digest for teacher in learned.teachers]} if learned else {}
+    return {"model": recipe.model, "classes": len(data.classes), "optimizer": recipe.optim.name, **teachers}
+
+
+def _print_notes(start: _Start, data: DataSet) -> None:
+    console.print_lines(f"weights  {note}" for note in start.notes)
+    for note in data.notes:
+        console.note("data", note)
 
 
 @dataclass(frozen=True)

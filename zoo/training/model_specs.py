@@ -12,6 +12,12 @@ from zoo.errors import UsageError
 from zoo.spec import ModelSpec
 
 
+def sized_spec(name: str, size: int, stored: Path | None = None) -> ModelSpec:
+    """:func:`model_spec` with an input of ``size`` x ``size`` pixels, 0 for its own; UsageError if the model cannot run on it."""
+    spec = model_spec(name, stored)
+    return spec if size in (0, spec.input[1]) else _resized(name, spec, size)
+
+
 def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
     """The spec of a registered model, of any timm model as ``timm/<name>``, or of one in a file as ``FILE.py:NAME``.
 
@@ -26,8 +32,8 @@ def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
     return registry.find("models", name)
 
 
-def resized(name: str, spec: ModelSpec, size: int) -> ModelSpec:
-    """The spec with an input of ``size`` x ``size`` pixels; UsageError if the model cannot run on it, tried without memory."""
+def _resized(name: str, spec: ModelSpec, size: int) -> ModelSpec:
+    """The spec at another size; the model is tried on it without memory."""
     resized = replace(spec, input=(spec.input[0], size, size), macs=0)  # its operations are not counted
     try:
         with torch.device("meta"):
