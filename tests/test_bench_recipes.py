@@ -156,6 +156,7 @@ def test_reported_experiments_beside_their_analogues() -> None:
 
     rows = [row(f"caltech101_lite0_t weights=a.pt data.size=96 {more}".strip(), 0.8) for more in ("", "", "data.views=2")]
     rows += [row("caltech101_lite0_f2 data.size=96", 0.4), row("caltech101_lite0_t epochs=2", 0.1), row("s4_t2", 0.9)]
+    rows += [row(f"s4_{name} epochs=9", 0.1) for name in ("t1", "t2", "a1", "a2")]  # more of them, but no analogues
     common, ours = _analogues.compared(rows)
     assert common == "data.size=96"
     assert {name: len(group) for name, group in ours.items()} == {"caltech101_lite0_f2": 1, "caltech101_lite0_t": 3}
