@@ -52,6 +52,9 @@ class Recipe(msgspec.Struct, frozen=True):
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], about("number type of the forward and backward pass")] = (
         "auto"
     )
+    qat: Annotated[
+        bool, about("round weights and inputs of layers to 8 bits in training (quantisation-aware), for export as int8")
+    ] = False
     ema: Annotated[float, about("decay of the moving average of the weights; 0: no average", ge=0, lt=1)] = 0.0
     mixup: Annotated[float, about("parameter of mixup's Beta distribution; 0: no mixup", ge=0, le=1000)] = 0.0
     cutmix: Annotated[float, about("parameter of cutmix's Beta distribution; 0: no cutmix", ge=0, le=1000)] = 0.0
@@ -104,6 +107,7 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe for ``zoo train WHAT``: a file, a shipped recipe, or a model with its own defaults.
 
     ``hf:owner/name`` stands for the model of that repository, with its weights. Weights of the hub get the commit that they have now.
+    The folder of a run stands for its recipe, with its weights.
 
     ``overrides`` are dotted keys or leaf names that only one table has (``lr`` for ``optim.lr``); ``data``, ``loss``,
     ``sampler``, ``optim`` and ``schedule`` alone stand for their ``name``. If they choose another loss, the file's options
@@ -154,10 +158,31 @@ def _resolved(what: str | None, values: dict[str, Any]) -> Recipe:
     if model_files.is_file(what):
         what = model_files.named(what)
     elif not what.startswith("timm/") and what not in registry.names("models"):
+        if (path / "recipe.toml").is_file():
+            return _continued(path, values)
         names = [*registry.names("models"), *shipped()]
         raise UsageError(f"no model {what!r}{did_you_mean(what, names)}; list them with: zoo models")
     values["model"] = what
     return _typed(_suited(what, values) | values)
+
+
+def _continued(folder: Path, values: Mapping[str, Any]) -> Recipe:
+    """The recipe of a finished run, which starts from the weights of the run; with ``qat``, a short run at a low rate.
+
+    Five epochs at 1 % of the learning rate, without warm-up: Krishnamoorthi 2018, "Quantizing deep convolutional networks", section 4.
+    """
+    old = msgspec.structs.replace(read(folder / "recipe.toml"), reported=Reported())
+    start: dict[str, Any] = {"weights": str(folder.absolute()), "head_init": "default", "unfreeze": []}
+    if values.get("qat"):
+        start |= {
+            "freeze": "none",
+            "epochs": 5,
+            "optim.lr": old.optim.lr / 100,
+            "schedule.name": "cosine",
+            "schedule.warmup": 0.0,
+            "loss.drw_epoch": 0,
+        }
+    return changed(old, start | dict(values))
 
 
 def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:

@@ -19,7 +19,7 @@ from zoo import hub, registry
 from zoo.console import print_line
 from zoo.errors import BusyError, DiskError, FileError, UsageError, did_you_mean
 from zoo.files import as_disk_error, check_own, remove_stale
-from zoo.recipe import Recipe, of_hub, read, same
+from zoo.recipe import Recipe, of_hub, read, same, shipped
 
 LOCK, HOLDER = ".lock", ".holder"
 
@@ -71,6 +71,14 @@ def find(name: str | Path | None) -> Path:
             f"{len(begin)} runs begin with {str(name)!r} ({', '.join(run.name for run in begin[:3])}); give a longer prefix"
         )
     raise UsageError(f"no run {str(name)!r}{did_you_mean(str(name), names)}; list them with: ls {root()}")
+
+
+def named(what: str | None) -> str | None:
+    """The folder of the run named ``what``, if models, recipes and files have no such name; else ``what``."""
+    if what is None or what in shipped() or what in registry.names("models") or Path(what).exists():
+        return what
+    folder = root() / what
+    return str(folder) if (folder / "recipe.toml").is_file() else what
 
 
 def new_name(recipe: Recipe, when: datetime.date | None = None) -> str:

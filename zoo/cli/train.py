@@ -18,7 +18,7 @@ class _Train(RecipeCommand):
         "Loss and sampling": (*("loss.name", "loss.class_weights", "loss.beta", "loss.drw_epoch", "sampler.name", "loss.*"),),
         "Optimisation": (
             *("epochs", "batch_size", "optim.name", "optim.lr", "optim.lr_head", "optim.layer_decay", "optim.weight_decay"),
-            *("schedule.name", "schedule.warmup", "schedule.lr_gamma", "select_on", "seed"),
+            *("schedule.name", "schedule.warmup", "schedule.lr_gamma", "select_on", "qat", "seed"),
         ),
         "Hardware": ("device", "precision", "threads", "compile", "deterministic"),
         "Saving": ("save_every", "on_full"),
@@ -41,14 +41,16 @@ def command(
 ) -> None:
     """Train a model and evaluate it on the test images.
 
-    WHAT is a model (zoo models), a recipe (zoo recipes), a recipe file (TOML, YAML, JSON), FILE.py:NAME, or hf:OWNER/NAME: the
-    model of a repository on the Hugging Face hub, with its weights. SETTINGS are key=value and override the recipe, as options do. A default applies if neither the recipe nor the model sets the key. List all
-    settings with: zoo recipes --keys
+    WHAT is a model (zoo models), a recipe (zoo recipes), a recipe file (TOML, YAML, JSON), FILE.py:NAME, hf:OWNER/NAME (the
+    model of a repository on the Hugging Face hub, with its weights), or a run, whose recipe is trained on from its weights.
+    SETTINGS are key=value and override the recipe, as options do. A default applies if neither the recipe nor the model
+    sets the key. List all settings with: zoo recipes --keys
 
     \b
     zoo train resnet32 --data cifar10 --epochs 20
     zoo train cifar10lt_resnet32_focal optim.lr=0.05 seed=1
     zoo train --resume
+    zoo train RUN --qat
     torchrun --nproc-per-node 2 -m zoo train resnet32
     """
     from zoo import recipe as recipes
@@ -63,7 +65,7 @@ def command(
         out = run_folders.find(None)
     if resume and what is None and out is not None:
         what = str(run_folders.stored_recipe(out))
-    recipe = recipes.resolve(what, overrides)
+    recipe = recipes.resolve(run_folders.named(what), overrides)
     if dry_run:
         recipes.check(recipe)
         counts = lint.expected_counts(recipe)

@@ -50,7 +50,7 @@ def freeze(model: nn.Module, selector: str, spec: ModelSpec, *, fresh: Collectio
 
     Selectors: ``conv`` freezes all but the classifier layers, ``fc`` the classifier layers except the new head, ``fc:all``
     every classifier layer, ``backbone`` all but the new head, ``bn`` every BatchNorm, ``stage<=N`` the stages 0
-    to N, ``none``, or a glob over names (``layer[1-3].*``). A BatchNorm whose statistics are frozen stays in eval mode
+    to N, ``none``, or a glob over names (``layer[1-3].*``); ``+`` joins selectors (``stage<=2+bn``). A BatchNorm whose statistics are frozen stays in eval mode
     through every later ``model.train()``: requires_grad=False alone would not stop their updates. ``fresh`` names randomly
     initialised tensors, which may not be frozen.
 
@@ -166,6 +166,9 @@ def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
 def _selected(model: nn.Module, selector: str, spec: ModelSpec) -> list[str]:
     if selector == "none":
         return []
+    if "+" in selector:
+        chosen = {name for part in selector.split("+") for name in _selected(model, part, spec)}
+        return [name for name in _names(model) if name in chosen]
     is_role = selector in ROLES or re.fullmatch(r"stage<=\d+", selector)
     # a role is never read as a name: the head of ResNet-50 is called fc, but freeze=fc must not freeze it
     if found := _role(model, selector, spec) if is_role else _glob(model, selector):

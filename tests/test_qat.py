@@ -1,0 +1,145 @@
+"""Quantisation-aware training: rounding and its gradients, a run that continues another, resuming with the same bits."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests_support import digests, small
+from torch import nn
+
+from zoo import recipe as recipes
+from zoo import run_folders, training
+from zoo.errors import UsageError
+from zoo.training import build, qat, session
+from zoo.training.processes import Team
+from zoo.training.signals import Interrupted
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training.train(
+        small("schedule=step", "lr=0.2", "loss.class_weights=effective"), out=tmp_path_factory.mktemp("qat") / "run"
+    )
+
+
+def test_weights_have_255_levels_per_output_channel() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(4, 300, 3, 3) * torch.tensor([1e-3, 1.0, 10.0, 0.0]).view(4, 1, 1, 1)
+    found = qat.rounded_weight(weight)
+    scale = weight.flatten(1).abs().amax(1).view(4, 1, 1, 1) / 127
+    torch.testing.assert_close(found, (weight / scale.clamp_min(1e-30)).round() * scale)
+    assert len(found[1].unique()) <= 255
+    assert (found[3] == 0).all()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.0, 3.0), (2.0, 5.0), (-5.0, -2.0), (0.0, 0.0)])
+def test_inputs_have_256_levels_of_which_one_is_zero(low: float, high: float) -> None:
+    inputs = torch.linspace(low, high, 5001)
+    found = qat.rounded_inputs(inputs)
+    step = (max(high, 0) - min(low, 0)) / 255
+    assert (found - inputs).abs().max() <= step * 0.501 + 1e-6
+    assert len(found.unique()) <= 256
+    assert qat.rounded_inputs(torch.tensor([low, 0.0, high]))[1] == 0
+
+
+def test_gradients_pass_the_rounding() -> None:
+    weight, inputs = torch.randn(3, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
+    (qat.rounded_weight(weight) * 2).sum().backward()
+    (qat.rounded_inputs(inputs) * 3).sum().backward()
+    assert (weight.grad == 2).all()
+    assert inputs.grad is not None
+    assert (inputs.grad == 3).all()
+
+
+class _Padded(nn.Conv2d):
+    """A convolution with a forward of its own, as timm's are."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(nn.functional.pad(inputs, (1, 1, 1, 1)), self.weight, self.bias)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(nn.Conv2d(3, 4, 3), (2, 3, 8, 8)), (_Padded(3, 4, 3), (2, 3, 8, 8)), (nn.Linear(6, 5), (2, 6))]
+)
+def test_layers_round_in_training_only(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(*shape)
+    plain = copy.deepcopy(layer)
+    net = copy.deepcopy(nn.Sequential(layer, nn.ReLU()))
+    assert qat.round_layers(net) == 1
+    rounded = copy.deepcopy(plain)
+    rounded.weight.data = qat.rounded_weight(plain.weight).detach()
+    torch.testing.assert_close(net(inputs), rounded(qat.rounded_inputs(inputs)).relu(), rtol=0, atol=0)
+    assert not torch.equal(net(inputs), plain(inputs).relu())
+    assert torch.equal(copy.deepcopy(net).eval()(inputs), plain(inputs).relu())
+    assert torch.equal(net[0].weight, plain.weight), "the parameter is unrounded"
+    assert list(net.state_dict()) == [f"0.{name}" for name in plain.state_dict()]
+    net(inputs).sum().backward()
+    assert net[0].weight.grad is not None
+    with pytest.raises(RuntimeError):
+        net(inputs[:, :2])
+    assert "weight" not in vars(net[0]), "an error leaves the layer as it was"
+
+
+def test_a_run_stands_for_its_recipe_and_weights(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, made = recipes.read(finished / "recipe.toml"), recipes.resolve(str(finished), {})
+    changed = {line.partition(":")[0] for line in recipes.differences(old, made)}
+    assert (changed, made.weights) == ({"weights"}, str(finished))
+    monkeypatch.setenv("ZOO_RUNS", str(finished.parent))
+    assert run_folders.named("run") == str(finished)
+    assert run_folders.named("resnet20") == "resnet20"
+    assert run_folders.named("none such") == "none such"
+    assert run_folders.named(None) is None
+
+
+def test_the_defaults_of_a_short_run(finished: Path) -> None:
+    made = recipes.resolve(str(finished), {"qat": True})
+    assert (made.qat, made.epochs, made.schedule.name, made.freeze) == (True, 5, "cosine", "none")
+    assert made.optim.lr == pytest.approx(0.002)
+    assert made.loss.class_weights == "effective"
+    assert recipes.resolve(str(finished), {"qat": True, "epochs": 2, "lr": 0.3}).epochs == 2
+    with pytest.raises(UsageError, match="no model 'gone'"):
+        recipes.resolve("gone", {"qat": True})
+
+
+def test_resuming_is_bit_identical(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    mine = recipes.resolve(str(finished), {"qat": True, "epochs": 2, "ema": 0.9})
+    whole = training.train(mine, out=tmp_path / "whole")
+    assert "layers compute on weights and inputs rounded to 8 bits" in capsys.readouterr().err
+    real, steps = session.train_epoch, iter(range(3))
+
+    def stopping(*arguments: Any, watch: Any, **options: Any) -> Any:
+        def counted(number: int, totals: Any) -> None:
+            if next(steps, 0) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            watch(number, totals)
+
+        return real(*arguments, watch=counted, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "train_epoch", stopping)
+        with pytest.raises(Interrupted):
+            training.train(mine, out=tmp_path / "part")
+    resumed = training.train(mine, out=tmp_path / "part", resume=True)
+    assert digests(resumed) == digests(whole)
+    plain = training.train(recipes.changed(mine, {"qat": False}), out=tmp_path / "plain")
+    assert digests(plain) != digests(whole)
+
+
+def test_rounding_reaches_the_model_of_a_run(finished: Path) -> None:
+    mine = recipes.resolve(str(finished), {"qat": True})
+    made, _ = build.session(mine, Path("unused"), build.place(mine, Team()), Team())
+    inputs = next(made.test.epoch(0)).inputs[:4].float()
+    made.model.eval()
+    plain = made.model(inputs)
+    for module in made.model.modules():
+        module.training = isinstance(module, (nn.Conv2d, nn.Linear))
+    assert not torch.equal(made.model(inputs), plain)

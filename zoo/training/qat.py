@@ -1,0 +1,58 @@
+"""Quantisation-aware training: convolutions and linear layers compute on weights and inputs rounded to 8 bits.
+
+Rounding is that of the int8 files of ``zoo export``: weights signed with a scale per output channel, inputs unsigned with one scale (Jacob et
+al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference", section 3). Gradients pass the
+rounding unchanged within the range (Bengio et al. 2013). The range of the inputs is that of the batch, so a run has no state besides its weights
+and its files are those of any run. BatchNorm needs no folding: a scale per output channel commutes with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_TINY = 1e-20
+
+
+def round_layers(model: nn.Module) -> int:
+    """Make every convolution and linear layer of ``model`` round weight and input in training mode; returns their number.
+
+    In eval mode the layers are unchanged, so the accuracy of a run is that of its float32 weights.
+    """
+    found = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    for module in found:
+        module.register_forward_pre_hook(_round)
+        module.register_forward_hook(_restore, always_call=True)
+    return len(found)
+
+
+def _round(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    if not module.training:
+        return None
+    # an attribute hides the parameter of that name until _restore; layers with a forward of their own read it too
+    module.__dict__["weight"] = rounded_weight(module.weight)
+    return (rounded_inputs(inputs[0]), *inputs[1:])
+
+
+def _restore(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    module.__dict__.pop("weight", None)
+
+
+def rounded_weight(weight: Tensor) -> Tensor:
+    """Weights (K, ...) on 255 levels, symmetric about 0, with a scale per output channel K."""
+    with torch.no_grad():
+        scale = weight.flatten(1).abs().amax(1).float().clamp_min(_TINY) / 127
+    zero = torch.zeros_like(scale, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
+
+
+def rounded_inputs(inputs: Tensor) -> Tensor:
+    """Inputs of any shape on 256 levels, of which one is 0, over their range."""
+    with torch.no_grad():
+        low, high = (end.float() for end in torch.aminmax(inputs))
+        low, high = low.clamp_max(0), high.clamp_min(0)
+        scale = (high - low).clamp_min(_TINY) / 255
+        zero = (-low / scale).round().clamp(0, 255).int()
+    return torch.fake_quantize_per_tensor_affine(inputs, scale, zero, 0, 255)
