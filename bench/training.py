@@ -57,7 +57,7 @@ def main(
     before, allocator = torch.get_num_threads(), machine.keep_memory()
     torch.set_num_threads(machine.cores())
     try:
-        split = _images(batch * steps)
+        split = noise(batch * steps)
         best = machine.precision("auto", device)
         calls = {BASE: _usual(model, split, batch, device), "zoo fp32": _zoo(model, split, batch, device, "fp32")}
         if best != "fp32":
@@ -72,9 +72,10 @@ def main(
     return _timing.write_csv(out, rows)
 
 
-def _images(count: int) -> Split:
+def noise(count: int, side: int = 32) -> Split:
+    """Images (``count``, ``side``, ``side``, 3) of noise in ten classes."""
     draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    images = draw.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     return Split(images, draw.integers(0, 10, count), [f"noise[{number}]" for number in range(count)])
 
 
@@ -108,12 +109,16 @@ def _zoo(
     """The loop of ``zoo train``: batched augmentation on uint8 images in memory, channels_last, ``precision``."""
     net = _fresh(model).to(device).to(memory_format=torch.channels_last)
     called: Any = torch.compile(net, dynamic=False) if compiled else net
-    loss = nn.CrossEntropyLoss()
+    return zoo_loop(called, split, batch, device, precision)
+
+
+def zoo_loop(net: nn.Module, split: Split, batch: int, device: torch.device, precision: str) -> Callable[[], object]:
+    """An epoch of ``net`` over ``split`` by the loop of ``zoo train``."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    batches = Batches(split, np.arange(len(split)), batch, device, MEAN, STD, 32, augment=["crop", "flip"])
+    batches = Batches(split, np.arange(len(split)), batch, device, MEAN, STD, split.images.shape[1], augment=["crop", "flip"])
     step = Step(optimizer, lambda _: 0.01, device, precision)
-    epochs = itertools.count()
-    return lambda: train_epoch(called, loss, batches, step, epoch=next(epochs))
+    loss, epochs = nn.CrossEntropyLoss(), itertools.count()
+    return lambda: train_epoch(net, loss, batches, step, epoch=next(epochs))
 
 
 def _row(

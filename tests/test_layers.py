@@ -15,7 +15,7 @@ LAYERS = [
     "ops numpy metrics tensor_files calibration weights doctor",
     "models losses data",
     "training.model_specs training.freezing training.checkpoint training.processes training.signals training.lint",
-    "training.optim training.batches training.distil training.feature_cache training.feature_runtimes training.views training.qat",
+    "training.optim training.batches training.distil training.feature_cache training.feature_runtimes training.views training.qat training.depthwise",
     "training.loop",
     "training.features",
     "training.session",

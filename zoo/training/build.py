@@ -21,7 +21,7 @@ from zoo.data._read import read
 from zoo.errors import DataError, DiskError, UsageError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec, Split
-from zoo.training import distil, freezing, lint, optim, qat
+from zoo.training import depthwise, distil, freezing, lint, optim, qat
 from zoo.training.batches import Batches
 from zoo.training.loop import DTYPES, Step
 from zoo.training.model_specs import model_spec, sized_spec
@@ -107,6 +107,8 @@ def session(
     index, counts = _training_part(recipe, data)
     data = _normalised(recipe, spec, data)
     model = start.model.to(place.device).to(memory_format=torch.channels_last)
+    if place.device.type == "cpu" and place.precision == "bf16":
+        depthwise.use_float32(model)
     if recipe.qat:
         print_line(f"qat      {qat.round_layers(model)} layers compute on weights and inputs rounded to 8 bits")
     sampler = build_sampler(recipe, data.train.targets, index)
