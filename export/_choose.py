@@ -99,9 +99,10 @@ def calibrated(graph: ModelProto, images: np.ndarray, method: str, counts: Seque
     if kept := _read(path, counts):
         print_line(f"int8     {method}: ranges from {path}")
         for count in counts:
-            yield _quantise.from_limits(method, count, kept[str(count)])
+            if limits := kept[str(count)]:
+                yield _quantise.from_limits(method, count, limits)
         return
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, list[float]]] = {str(count): {} for count in counts}  # empty: omitted
     for ranges in _quantise.calibrate(graph, images, method=method, counts=counts):
         found[str(ranges.count)] = _quantise.limits(ranges)
         yield _quantise.from_limits(method, ranges.count, found[str(ranges.count)])
@@ -126,6 +127,6 @@ def _read(path: Path, counts: Sequence[int]) -> dict[str, dict[str, list[float]]
     """The content of the cache, or None; a damaged file is ignored."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return found if all(found[str(count)] for count in counts) else None
+        return found if any(found[str(count)] for count in counts) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

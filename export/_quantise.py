@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
+from zoo.console import print_line
 from zoo.export import _external, _graph, _onnx
 
 METHODS = ("minmax", "percentile", "entropy")
@@ -28,6 +29,8 @@ OPERATORS = (
 )  # fmt: skip
 """Softmax, LayerNorm and means stay in float32: 8 bits would cost accuracy without a gain."""
 CHUNK = 32
+BINS, MOST_BINS = 512, 4096
+"""Bins of a tensor's histogram for the entropy method at first, and at most: its time grows with the square of their number."""
 PERCENTILE = 99.99
 
 
@@ -41,7 +44,10 @@ class Ranges:
 
 
 def calibrate(graph: ModelProto, images: np.ndarray, *, method: str, counts: Sequence[int]) -> Iterator[Ranges]:
-    """Ranges of activations on the first ``counts`` (rising) of ``images``, in the form of the file's input."""
+    """Ranges of activations on the first ``counts`` (rising) of ``images``, in the form of the file's input.
+
+    The entropy method ends early if the activations of later images are far larger than those of the first ones.
+    """
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
     kinds = {
@@ -54,7 +60,7 @@ def calibrate(graph: ModelProto, images: np.ndarray, *, method: str, counts: Seq
     if method == "percentile":
         options["percentile"] = PERCENTILE
     if method == "entropy":
-        options["num_bins"] = 512  # with as many bins as steps (the default) all ranges are equal
+        options["num_bins"] = BINS  # with as many bins as steps (the default) all ranges are equal
     with tempfile.TemporaryDirectory() as folder, _quiet():
         found = create_calibrator(
             _external.dump(graph, Path(folder) / "model.onnx"), list(OPERATORS),
@@ -66,7 +72,17 @@ def calibrate(graph: ModelProto, images: np.ndarray, *, method: str, counts: Seq
             while done < count:  # in chunks: the calibrator keeps every activation of one call
                 found.collect_data(_Reader(graph.graph.input[0].name, images[done : min(done + CHUNK, count)]))
                 done = min(done + CHUNK, count)
+            if method == "entropy" and (name := _grown(found)):
+                print_line(f"int8     entropy, {count}: omitted, the range of {name} is over {MOST_BINS // BINS} times that of the first images")
+                return
             yield Ranges(method, count, found.compute_data())
+
+
+def _grown(calibrator: Any) -> str:
+    """The tensor whose histogram has more than ``MOST_BINS`` bins, since later images have far larger activations; empty if none has."""
+    bins = {name: len(each[0]) for name, each in calibrator.collector.get_histogram_dict().items()}
+    most = max(bins, key=bins.__getitem__)
+    return most if bins[most] > MOST_BINS else ""
 
 
 def limits(ranges: Ranges) -> dict[str, list[float]]:

@@ -149,6 +149,21 @@ def test_calibration_is_kept(known: dict[str, Any], monkeypatch: pytest.MonkeyPa
     assert len(calls) == 3
 
 
+def test_entropy_ends_when_activations_grow(
+    graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The method's time grows with the square of the ratio of the ranges; the ranges found so far are kept and stored."""
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    images = np.random.default_rng(0).uniform(0, 1, (96, 3, 4, 4)).astype(np.float32)
+    images[64:] *= 1000
+    for source in ("omitted, the range of ", "ranges from "):
+        found = list(_choose.calibrated(graph, images, "entropy", [32, 64, 96]))
+        assert [ranges.count for ranges in found] == [32, 64]
+        assert source in capsys.readouterr().err
+    assert [ranges.count for ranges in _choose.calibrated(graph, images, "percentile", [32, 64, 96])] == [32, 64, 96]
+    assert [ranges.count for ranges in _choose.calibrated(graph, images[:64], "entropy", [32, 64])] == [32, 64]
+
+
 def test_a_loss_on_the_test_images_alone_is_repaired(
     known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
