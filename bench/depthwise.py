@@ -18,7 +18,12 @@ MODELS = (("timm/tf_efficientnet_lite0", 224), ("timm/mobilenetv3_small_100", 22
 
 
 def main(
-    quick: bool = False, *, out: Path | None = None, models: Sequence[tuple[str, int]] = MODELS, batch: int = 32, rounds: int = 0
+    quick: bool = False,
+    *,
+    out: Path | None = None,
+    models: Sequence[tuple[str, int]] = MODELS,
+    batch: int = 32,
+    rounds: int = 0,
 ) -> Path:
     """Time one training step per turn; returns the CSV. All layers are trained, on one thread."""
     out, rows = out or _timing.default_out("depthwise", quick=quick), []
@@ -49,5 +54,8 @@ def main(
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows for a terminal."""
-    shown = ((row["model"], str(row["pixels"]), row["contender"], f"{float(row['images_per_s']):,.0f}", f"{float(row['ratio']):.2f}") for row in rows)
+    shown = (
+        (row["model"], str(row["pixels"]), row["contender"], f"{float(row['images_per_s']):,.0f}", f"{float(row['ratio']):.2f}")
+        for row in rows
+    )
     return tables.make(("model", ">pixels", "precision", ">img/s", ">ratio"), shown)

@@ -73,7 +73,9 @@ def calibrate(graph: ModelProto, images: np.ndarray, *, method: str, counts: Seq
                 found.collect_data(_Reader(graph.graph.input[0].name, images[done : min(done + CHUNK, count)]))
                 done = min(done + CHUNK, count)
             if method == "entropy" and (name := _grown(found)):
-                print_line(f"int8     entropy, {count}: omitted, the range of {name} is over {MOST_BINS // BINS} times that of the first images")
+                print_line(
+                    f"int8     entropy, {count}: omitted, the range of {name} is over {MOST_BINS // BINS} times that of the first images"
+                )
                 return
             yield Ranges(method, count, found.compute_data())
 

@@ -13,14 +13,27 @@ from zoo.bench import recipes as recipes_bench
 
 
 def test_rows_of_other_runs_stay(tmp_path: Path) -> None:
-    rows = [{"digest": digest, "seed": seed, "accuracy": 0.5} for digest, seed in (("a", 0), ("a", 1), ("b", 0))]
+    rows = [
+        {"recipe": f"mine {digest}", "digest": digest, "seed": seed, "accuracy": 0.5}
+        for digest, seed in (("a", 0), ("a", 1), ("b", 0))
+    ]
     path = _timing.write_csv(tmp_path / "r.csv", rows)
-    merged = recipes_bench._merged(path, [{"digest": "a", "seed": 1, "accuracy": 0.75, "new": "x"}])
+    merged = recipes_bench._merged(path, [{"recipe": "mine a", "digest": "a", "seed": 1, "accuracy": 0.75, "new": "x"}])
     assert [(row["digest"], int(row["seed"]), float(row["accuracy"]), row["new"]) for row in merged] == [
         ("a", 0, 0.5, ""),
         ("b", 0, 0.5, ""),
         ("a", 1, 0.75, "x"),
     ]
+
+
+def test_rows_of_a_changed_recipe_are_dropped(tmp_path: Path) -> None:
+    """A name that now stands for other settings; other names, and names of users' runs, do not tell the settings."""
+    old = [("demo", "a", 0), ("demo epochs=2", "b", 0), ("s1_ce", "c", 0), ("resnet20 focal", "d", 0)]
+    fields = ("recipe", "digest", "seed")
+    path = _timing.write_csv(tmp_path / "r.csv", [dict(zip(fields, row)) for row in old])
+    new = [dict(zip(fields, row)) for row in (("demo", "A", 1), ("resnet20 focal", "D", 1))]
+    merged = [(row["recipe"], row["digest"]) for row in recipes_bench._merged(path, new)]
+    assert merged == [("demo epochs=2", "b"), ("s1_ce", "c"), ("resnet20 focal", "d"), ("demo", "A"), ("resnet20 focal", "D")]
 
 
 def test_runs_of_sweeps_have_rows_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
