@@ -89,6 +89,17 @@ def test_layers_round_in_training_only(layer: nn.Module, shape: tuple[int, ...])
     assert "weight" not in vars(net[0]), "an error leaves the layer as it was"
 
 
+@pytest.mark.parametrize(("activation", "expected"), [(nn.Hardswish(), True), (nn.SiLU(), True), (nn.ReLU(), False)])
+def test_activations_that_are_not_part_of_a_layer_round_their_input(activation: nn.Module, expected: bool) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(64)
+    assert qat.round_layers(activation) == 0
+    assert torch.equal(activation(inputs), copy.deepcopy(activation).eval()(inputs)) is not expected
+    if expected:
+        rounded = qat.rounded_inputs(inputs)
+        torch.testing.assert_close(activation(inputs), copy.deepcopy(activation).eval()(rounded), rtol=0, atol=0)
+
+
 def test_a_run_stands_for_its_recipe_and_weights(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, made = recipes.read(finished / "recipe.toml"), recipes.resolve(str(finished), {})
     changed = {line.partition(":")[0] for line in recipes.differences(old, made)}

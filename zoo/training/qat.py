@@ -14,26 +14,34 @@ import torch
 from torch import Tensor, nn
 
 _TINY = 1e-20
+_CURVED = (nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Mish, nn.Sigmoid, nn.SiLU, nn.Tanh)
+"""Activations that int8 files compute after rounding; ReLU and ReLU6 are part of the layer before them."""
 
 
 def round_layers(model: nn.Module) -> int:
     """Make every convolution and linear layer of ``model`` round weight and input in training mode; returns their number.
 
-    In eval mode the layers are unchanged, so the accuracy of a run is that of its float32 weights.
+    Activations other than ReLU round their input. In eval mode the layers are unchanged, so the accuracy of a run is that of its float32 weights.
     """
     found = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     for module in found:
         module.register_forward_pre_hook(_round)
         module.register_forward_hook(_restore, always_call=True)
+    for each in model.modules():
+        if isinstance(each, _CURVED):
+            each.register_forward_pre_hook(_round_input)
     return len(found)
 
 
 def _round(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    if not module.training:
-        return None
-    # an attribute hides the parameter of that name until _restore; layers with a forward of their own read it too
-    module.__dict__["weight"] = rounded_weight(module.weight)
-    return (rounded_inputs(inputs[0]), *inputs[1:])
+    if module.training:
+        # an attribute hides the parameter of that name until _restore; layers with a forward of their own read it too
+        module.__dict__["weight"] = rounded_weight(module.weight)
+    return _round_input(module, inputs)
+
+
+def _round_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    return (rounded_inputs(inputs[0]), *inputs[1:]) if module.training else None
 
 
 def _restore(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
