@@ -221,6 +221,21 @@ def test_globs_and_table() -> None:
     assert freezing.freeze(net()[0], "none", spec).names == ()
 
 
+def test_selectors_are_joined() -> None:
+    parts = [freezing.freeze(*_given(selector)) for selector in ("stage<=0", "bn")]
+    table = freezing.freeze(*_given("stage<=0+bn"))
+    assert set(table.names) == {name for part in parts for name in part.names}
+    assert table.held == 4
+    assert len(table.names) == len(set(table.names)) < sum(len(part.names) for part in parts)
+    model, _, spec = _given("none")
+    assert freezing.plan(model, spec, "backbone", ["1:stage<=0+bn", "2:bn"], 3)[1:] == [(1, "stage<=0+bn"), (2, "bn")]
+
+
+def _given(selector: str) -> tuple[nn.Module, str, ModelSpec]:
+    model, spec = net()
+    return model, selector, spec
+
+
 @pytest.mark.parametrize(
     ("name", "selector", "says"),
     [
@@ -228,6 +243,8 @@ def test_globs_and_table() -> None:
         ("cnn_small", "cnv", "did you mean conv"),
         ("cnn_small", "stage<=9", "stage<=0 to 3"),
         ("cnn_small", "nowhere.*", "no role or layer"),
+        ("cnn_small", "bnn+conv", "did you mean bn"),
+        ("cnn_small", "bn+", "no role or layer ''"),
         ("resnet20", "fc", "freezes nothing"),
         ("two_layer_net", "conv", "freezes nothing"),
         ("two_layer_net", "fc:all", "nothing to train"),

@@ -41,7 +41,7 @@ class Recipe(msgspec.Struct, frozen=True):
         Literal["default", "zero"], about("initial values of a head without pretrained weights: the model's, or zero")
     ] = "default"
     freeze: Annotated[
-        str, about("frozen layers: none, conv, fc, fc:all, backbone, bn, stage<=N or a glob of parameter names")
+        str, about("frozen layers: none, conv, fc, fc:all, backbone, bn, stage<=N or a glob of parameter names; + joins them")
     ] = "none"
     unfreeze: Annotated[list[str], about("frozen layers from epoch N on, as N:SELECTION")] = msgspec.field(default_factory=list)
     allow_random_frozen: Annotated[bool, about("allow freezing randomly initialised layers")] = False
