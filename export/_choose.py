@@ -127,6 +127,7 @@ def _read(path: Path, counts: Sequence[int]) -> dict[str, dict[str, list[float]]
     """The content of the cache, or None; a damaged file is ignored."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return found if any(found[str(count)] for count in counts) else None
+        kept = [found[str(count)] for count in counts]  # an empty one was omitted, a missing one is damage
+        return found if any(kept) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -81,10 +81,9 @@ def calibrate(graph: ModelProto, images: np.ndarray, *, method: str, counts: Seq
 
 
 def _grown(calibrator: Any) -> str:
-    """The tensor whose histogram has more than ``MOST_BINS`` bins, since later images have far larger activations; empty if none has."""
+    """A tensor whose histogram has more than ``MOST_BINS`` bins, since later images have far larger activations; empty if none has."""
     bins = {name: len(each[0]) for name, each in calibrator.collector.get_histogram_dict().items()}
-    most = max(bins, key=bins.__getitem__)
-    return most if bins[most] > MOST_BINS else ""
+    return next((name for name, count in bins.items() if count > MOST_BINS), "")
 
 
 def limits(ranges: Ranges) -> dict[str, list[float]]:

@@ -117,7 +117,7 @@ def test_a_run_on_stored_features_resumes_on_the_same_bits(
         ("cnn_small", ["data.augment=['flip']"], "each epoch changes the images"),
         ("cnn_small", ["mixup=0.2"], "each epoch changes the images"),
         ("cnn_small", ["freeze=stage<=2"], "more than one head module is trained"),
-        ("s2_cnn", ["data.imbalance=exp:0.02"], "the frozen layers have dropout"),
+        ("s2_cnn", ["data.imbalance=exp:0.02"], "the frozen layers compute differently in training"),
     ],
 )
 def test_the_run_says_why_the_frozen_part_runs_in_every_step(

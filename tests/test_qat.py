@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from tests_support import digests, small
 from torch import nn
 
 from zoo import recipe as recipes
 from zoo import run_folders, training
+from zoo.cli.train import command
 from zoo.errors import UsageError
 from zoo.training import build, qat, session
 from zoo.training.processes import Team
@@ -60,7 +63,7 @@ def test_gradients_pass_the_rounding() -> None:
 
 
 class _Padded(nn.Conv2d):
-    """A convolution with a forward of its own, as timm's are."""
+    """A convolution with another forward, as timm's are."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return nn.functional.conv2d(nn.functional.pad(inputs, (1, 1, 1, 1)), self.weight, self.bias)
@@ -109,6 +112,36 @@ def test_a_run_stands_for_its_recipe_and_weights(finished: Path, monkeypatch: py
     assert run_folders.named("resnet20") == "resnet20"
     assert run_folders.named("none such") == "none such"
     assert run_folders.named(None) is None
+    assert run_folders.named("latest") == str(finished)
+    long = "a" * 300
+    assert run_folders.named(long) == long
+    with pytest.raises(UsageError, match="no model 'aaa"):
+        recipes.resolve(long, {})
+
+
+def test_a_run_goes_on_as_it_ended(tmp_path: Path) -> None:
+    """The last frozen layers, the last phase of the loss, and the model's code as copied into the run."""
+    old = recipes.resolve("resnet20", {"weights": "default", "freeze": "backbone", "unfreeze": ["1:stage<=1", "2:stage<=0+bn"]})
+    old = recipes.changed(old, {"loss": "ce_then_focal", "switch_epoch": 6, "drw_epoch": 4, "class_weights": "effective"})
+    (tmp_path / "recipe.toml").write_text(recipes.dump(old))
+    made = recipes.resolve(str(tmp_path), {"epochs": 3})
+    assert (made.freeze, made.unfreeze, made.loss.drw_epoch, made.loss.options["switch_epoch"]) == ("stage<=0+bn", [], 0, 0)
+    recipes.check(made)
+    (tmp_path / "recipe.toml").write_text(recipes.dump(recipes.changed(old, {"model": "/gone/net.py:Net"})))
+    assert recipes.resolve(str(tmp_path), {}).model == "/gone/net.py:Net"
+    (tmp_path / "model.py").touch()
+    assert recipes.resolve(str(tmp_path), {}).model == f"{tmp_path / 'model.py'}:Net"
+    assert recipes.resolve(str(tmp_path), {"model": "resnet32"}).model == "resnet32"
+
+
+def test_runs_of_a_sweep_can_be_named(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their names contain =, as settings do."""
+    monkeypatch.setenv("ZOO_RUNS", str(tmp_path))
+    shutil.copytree(finished, tmp_path / "sweeps" / "s" / "lr=0.2,s0")
+    result = CliRunner().invoke(command, ["sweeps/s/lr=0.2,s0", "--qat", "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "qat = true" in result.output
+    assert "lr=0.2,s0" in result.output
 
 
 def test_the_defaults_of_a_short_run(finished: Path) -> None:

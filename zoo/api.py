@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from zoo import recipe as recipes
-from zoo import training
+from zoo import run_folders, training
 from zoo.recipe import Recipe
 from zoo.run import Run, load
 from zoo.spec import DataSet
@@ -28,7 +28,7 @@ def train(
 ) -> Run:
     """Train as ``zoo train`` does and return the finished run. In a notebook, an interrupt saves the state.
 
-    ``what`` is a :class:`zoo.Recipe` or an argument of ``zoo train``: a model, a recipe, a recipe file. ``overrides`` are
+    ``what`` is a :class:`zoo.Recipe` or an argument of ``zoo train``: a model, a recipe, a recipe file, a run. ``overrides`` are
     settings by name (``lr=0.05``), dots written as two underscores (``data__val=0.2``). ``on_epoch`` receives the rows of
     each epoch. ``loss`` is called with logits (N, C) and targets (N,); it and ``data`` replace those of the recipe and are
     not stored in it: pass them again to resume.
@@ -44,6 +44,8 @@ def train(
     if loss is not None and not callable(loss):
         raise TypeError(f"loss is {type(loss).__name__}; give an nn.Module that maps logits and targets to a scalar")
     changes = {key.replace("__", "."): value for key, value in overrides.items()}
-    recipe = recipes.changed(what, changes) if isinstance(what, Recipe) else recipes.resolve(str(what), changes)
+    recipe = (
+        recipes.changed(what, changes) if isinstance(what, Recipe) else recipes.resolve(run_folders.named(str(what)), changes)
+    )
     place = Path(out) if out is not None else None
     return load(training.train(recipe, out=place, resume=resume, force=force, on_epoch=on_epoch, data=data, loss=loss))

@@ -22,6 +22,14 @@ LOCK = ".zoo.lock"
 """The file that :func:`alone` locks in a folder."""
 
 
+def exists(path: str | Path) -> bool:
+    """Whether there is a file or folder of that name; False also for a name that is too long for one."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
+
+
 def publish(
     path: Path, write: Callable[[Path], object], verify: Callable[[Path], object] | None = None, *, size: int = 0
 ) -> None:

@@ -18,6 +18,7 @@ import tomli_w
 from zoo import hub, model_files, recipe_text, registry
 from zoo.console import note
 from zoo.errors import UsageError, did_you_mean
+from zoo.files import exists
 from zoo.recipe_tables import Data, Distil, Loss, Optim, Reported, Sampler, Schedule, loss_options
 from zoo.recipe_text import Written, flatten
 from zoo.recipe_types import MOST, about, declared, not_allowed, option_type
@@ -158,7 +159,7 @@ def _resolved(what: str | None, values: dict[str, Any]) -> Recipe:
     if model_files.is_file(what):
         what = model_files.named(what)
     elif not what.startswith("timm/") and what not in registry.names("models"):
-        if (path / "recipe.toml").is_file():
+        if exists(path / "recipe.toml"):
             return _continued(path, values)
         names = [*registry.names("models"), *shipped()]
         raise UsageError(f"no model {what!r}{did_you_mean(what, names)}; list them with: zoo models")
@@ -172,7 +173,13 @@ def _continued(folder: Path, values: Mapping[str, Any]) -> Recipe:
     Five epochs at 1 % of the learning rate, without warm-up: Krishnamoorthi 2018, "Quantizing deep convolutional networks", section 4.
     """
     old = msgspec.structs.replace(read(folder / "recipe.toml"), reported=Reported())
-    start: dict[str, Any] = {"weights": str(folder.absolute()), "head_init": "default", "unfreeze": []}
+    start: dict[str, Any] = {"weights": str(folder.absolute()), "head_init": "default", "unfreeze": [], "loss.drw_epoch": 0}
+    if old.unfreeze:  # as at the end of the run, in the loss too
+        start["freeze"] = old.unfreeze[-1].partition(":")[2]
+    if "switch_epoch" in old.loss.options:
+        start["loss.switch_epoch"] = 0
+    if model_files.is_file(old.model) and (copy := folder.absolute() / model_files.COPY).is_file():
+        start["model"] = f"{copy}:{old.model.rpartition(':')[2]}"
     if values.get("qat"):
         start |= {
             "freeze": "none",
@@ -180,7 +187,6 @@ def _continued(folder: Path, values: Mapping[str, Any]) -> Recipe:
             "optim.lr": old.optim.lr / 100,
             "schedule.name": "cosine",
             "schedule.warmup": 0.0,
-            "loss.drw_epoch": 0,
         }
     return changed(old, start | dict(values))
 

@@ -18,7 +18,7 @@ from msgspec import structs
 from zoo import hub, registry
 from zoo.console import print_line
 from zoo.errors import BusyError, DiskError, FileError, UsageError, did_you_mean
-from zoo.files import as_disk_error, check_own, remove_stale
+from zoo.files import as_disk_error, check_own, exists, remove_stale
 from zoo.recipe import Recipe, of_hub, read, same, shipped
 
 LOCK, HOLDER = ".lock", ".holder"
@@ -74,11 +74,12 @@ def find(name: str | Path | None) -> Path:
 
 
 def named(what: str | None) -> str | None:
-    """The folder of the run named ``what``, if models, recipes and files have no such name; else ``what``."""
-    if what is None or what in shipped() or what in registry.names("models") or Path(what).exists():
+    """The folder of the run named ``what``, or ``latest``, if models, recipes and files have no such name; else ``what``."""
+    if what is None or what in shipped() or what in registry.names("models") or exists(what):
         return what
-    folder = root() / what
-    return str(folder) if (folder / "recipe.toml").is_file() else what
+    if what == "latest":
+        return str(find(None))
+    return str(root() / what) if exists(root() / what / "recipe.toml") else what
 
 
 def new_name(recipe: Recipe, when: datetime.date | None = None) -> str:

@@ -56,16 +56,18 @@ def command(
     from zoo import recipe as recipes
     from zoo import run_folders, tables
     from zoo.console import first_ten, leading, print_line, print_lines
+    from zoo.files import exists
     from zoo.training import lint
 
-    if what and "=" in what:
+    what = run_folders.named(what)
+    if what and "=" in what and not exists(what):  # runs of a sweep have = in their names
         settings, what = (what, *settings), None
     overrides = _overrides(settings, flags)
     if resume and what is None and out is None:
         out = run_folders.find(None)
     if resume and what is None and out is not None:
         what = str(run_folders.stored_recipe(out))
-    recipe = recipes.resolve(run_folders.named(what), overrides)
+    recipe = recipes.resolve(what, overrides)
     if dry_run:
         recipes.check(recipe)
         counts = lint.expected_counts(recipe)

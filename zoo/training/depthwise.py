@@ -1,4 +1,4 @@
-"""Depthwise convolutions in float32 within bf16 training on the CPU, where their backward pass in bf16 is up to 90 times slower.
+"""Depthwise convolutions in float32 within bf16 training on the CPU, where their backward pass in bf16 can be 20 times slower.
 
 oneDNN has no fast bf16 backward pass for strides above 1 and kernels above 3 x 3. Measured for a batch of 32 on one core of Zen 4 (AVX-512 with
 bf16, torch 2.15): 672 channels of 14 x 14, kernel 5, stride 2: 226 ms, in float32 10 ms; 3 x 3 with stride 1: 2.6 ms, in float32 4.3 ms.

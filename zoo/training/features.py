@@ -155,7 +155,7 @@ def _obstacle(model: nn.Module, head: str, inputs: Tensor, images: int, precisio
         if first is None or second is None or last is None:
             return f"{head} is not called once with one tensor"
         if not (torch.equal(first, second) and torch.equal(first, last)):
-            return "the frozen layers have dropout"
+            return "the frozen layers compute differently in training (dropout, qat)"
         if not torch.equal(model.get_submodule(head)(last.clone()), model(inputs)):
             return f"{head} is not the last layer"
     need = first.nbytes / len(first) * images

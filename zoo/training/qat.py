@@ -2,8 +2,8 @@
 
 Rounding is that of the int8 files of ``zoo export``: weights signed with a scale per output channel, inputs unsigned with one scale (Jacob et
 al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference", section 3). Gradients pass the
-rounding unchanged within the range (Bengio et al. 2013). The range of the inputs is that of the batch, so a run has no state besides its weights
-and its files are those of any run. BatchNorm needs no folding: a scale per output channel commutes with it.
+rounding unchanged within the range (Bengio et al. 2013). The range of the inputs is that of the batch (with several processes, of the part of
+each), so a run has no state besides its weights and its files are those of any run. BatchNorm needs no folding: a scale per output channel commutes with it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,20 @@ import torch
 from torch import Tensor, nn
 
 _TINY = 1e-20
-_CURVED = (nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Mish, nn.Sigmoid, nn.SiLU, nn.Tanh)
-"""Activations that int8 files compute after rounding; ReLU and ReLU6 are part of the layer before them."""
+_CURVED = {
+    "GELU",
+    "Hardsigmoid",
+    "Hardswish",
+    "HardSigmoid",
+    "HardSwish",
+    "HardMish",
+    "Mish",
+    "Sigmoid",
+    "SiLU",
+    "Swish",
+    "Tanh",
+}
+"""Classes of torch and timm for activations that int8 files compute after rounding; ReLU and ReLU6 are part of the layer before them."""
 
 
 def round_layers(model: nn.Module) -> int:
@@ -28,20 +40,20 @@ def round_layers(model: nn.Module) -> int:
         module.register_forward_pre_hook(_round)
         module.register_forward_hook(_restore, always_call=True)
     for each in model.modules():
-        if isinstance(each, _CURVED):
+        if type(each).__name__ in _CURVED:
             each.register_forward_pre_hook(_round_input)
     return len(found)
 
 
 def _round(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
     if module.training:
-        # an attribute hides the parameter of that name until _restore; layers with a forward of their own read it too
+        # an attribute hides the parameter of that name until _restore; subclasses with another forward read it too
         module.__dict__["weight"] = rounded_weight(module.weight)
     return _round_input(module, inputs)
 
 
 def _round_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    return (rounded_inputs(inputs[0]), *inputs[1:]) if module.training else None
+    return (rounded_inputs(inputs[0]), *inputs[1:]) if module.training and inputs else None
 
 
 def _restore(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
