@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from torch import nn
 
 from zoo import machine, tables
 from zoo.bench import _timing, training
 from zoo.training import depthwise, model_specs
 
-BASE = "bf16"
+BASE, MIXED = "bf16", "bf16, slow ones fp32"
 MODELS = (("timm/tf_efficientnet_lite0", 224), ("timm/mobilenetv3_small_100", 224), ("timm/mobilenetv3_small_100", 64))
 
 
@@ -33,29 +34,29 @@ def main(
     try:
         for name, size in models[:1] if quick else models:
             split = training.noise(batch, size)
-            calls, changed = {}, 0
-            for contender, precision in ((BASE, "bf16"), ("fp32", "fp32"), ("bf16, slow ones fp32", "bf16")):
-                torch.manual_seed(0)
-                net = model_specs.sized_spec(name, size).build(10).to(memory_format=torch.channels_last)
-                changed = depthwise.use_float32(net) if contender.startswith("bf16,") else 0
-                calls[contender] = training.zoo_loop(net, split, batch, device, precision)
+            nets = {contender: _fresh(name, size) for contender in (BASE, "fp32", MIXED)}
+            facts = {"model": name.removeprefix("timm/"), "pixels": size, "layers": depthwise.use_float32(nets[MIXED])}
+            calls = {
+                contender: training.zoo_loop(net, split, batch, device, contender.partition(",")[0])
+                for contender, net in nets.items()
+            }
             samples = _timing.interleave(calls, rounds=rounds or (2 if quick else 10), warmup=1)
-            for contender, sample in samples.items():
-                row = {
-                    "model": name.removeprefix("timm/"), "pixels": size, "contender": contender, "batch": batch, "threads": 1,
-                    "layers": changed, "images_per_s": batch * 1e9 / sample.median, "ratio": _timing.ratio(samples[BASE], sample),
-                    "noisy": "yes" if sample.noisy else "no", "rounds": sample.rounds, "allocator": allocator,
-                }  # fmt: skip
-                rows.append({key: _timing.rounded(value) for key, value in row.items()} | _timing.environment(device))
+            rows += [
+                facts | training.row(contender, samples, BASE, batch) | {"allocator": allocator} | _timing.environment(device)
+                for contender in samples
+            ]
     finally:
         torch.set_num_threads(before)
     return _timing.write_csv(out, rows)
 
 
+def _fresh(name: str, size: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return model_specs.sized_spec(name, size).build(10).to(memory_format=torch.channels_last)
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows for a terminal."""
-    shown = (
-        (row["model"], str(row["pixels"]), row["contender"], f"{float(row['images_per_s']):,.0f}", f"{float(row['ratio']):.2f}")
-        for row in rows
-    )
-    return tables.make(("model", ">pixels", "precision", ">img/s", ">ratio"), shown)
+    shown = ((row["model"], row["pixels"], *training.cells(row)) for row in rows)
+    return tables.make(("model", ">pixels", "precision", ">img/s", ">95 % interval", ">ratio", ">step ms"), shown)

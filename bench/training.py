@@ -66,7 +66,10 @@ def main(
             calls[f"zoo {best} compiled"] = _zoo(model, split, batch, device, best, compiled=True)
         sync = torch.cuda.synchronize if device.type == "cuda" else None
         samples = _timing.interleave(calls, rounds=rounds or (2 if quick else 10), warmup=1, sync=sync)
-        rows = [_row(name, samples, model, batch, steps, allocator) | _timing.environment(device) for name in samples]
+        rows = [
+            {"model": model} | row(name, samples, BASE, batch, steps) | {"allocator": allocator} | _timing.environment(device)
+            for name in samples
+        ]
     finally:
         torch.set_num_threads(before)
     return _timing.write_csv(out, rows)
@@ -121,26 +124,26 @@ def zoo_loop(net: nn.Module, split: Split, batch: int, device: torch.device, pre
     return lambda: train_epoch(net, loss, batches, step, epoch=next(epochs))
 
 
-def _row(
-    name: str, samples: Mapping[str, _timing.Sample], model: str, batch: int, steps: int, allocator: str
-) -> dict[str, Any]:
+def row(name: str, samples: Mapping[str, _timing.Sample], base: str, batch: int, steps: int = 1) -> dict[str, Any]:
+    """The speed of the contender ``name``, which makes ``steps`` training steps per turn, and its ratio to ``base``."""
     sample = samples[name]
     count = batch * steps * 1e9
     slow, fast = (count / time for time in reversed(sample.interval))
-    row = {
-        "model": model, "contender": name, "batch": batch, "steps": steps, "threads": torch.get_num_threads(), "allocator": allocator,
-        "step_ms": sample.median / 1e6 / steps, "images_per_s": count / sample.median, "low": slow, "high": fast,
-        "ratio": _timing.ratio(samples[BASE], sample), "noisy": "yes" if sample.noisy else "no", "rounds": sample.rounds,
+    found = {
+        "contender": name, "batch": batch, "steps": steps, "threads": torch.get_num_threads(), "step_ms": sample.median / 1e6 / steps,
+        "images_per_s": count / sample.median, "low": slow, "high": fast, "ratio": _timing.ratio(samples[base], sample),
+        "noisy": "yes" if sample.noisy else "no", "rounds": sample.rounds,
     }  # fmt: skip
-    return {key: _timing.rounded(value) for key, value in row.items()}
+    return {key: _timing.rounded(value) for key, value in found.items()}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows for a terminal."""
-    return tables.make(("contender", ">img/s", ">95 % interval", ">ratio", ">step ms"), map(_cells, rows))
+    return tables.make(("contender", ">img/s", ">95 % interval", ">ratio", ">step ms"), map(cells, rows))
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Contender, images/s, interval, ratio and step time of a row."""
     speed, low, high, ratio, step = (float(row[key]) for key in ("images_per_s", "low", "high", "ratio", "step_ms"))
     mark = " (noisy)" if row["noisy"] == "yes" else ""
     return f"{row['contender']}{mark}", f"{speed:,.0f}", f"{low:,.0f}-{high:,.0f}", f"{ratio:.2f}", f"{step:,.0f}"

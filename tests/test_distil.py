@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests_support import digests, small
+from tests_support import digests, small, stopped
 from torch import nn
 
 from zoo import recipe as recipes
 from zoo import training
 from zoo.errors import FileError, UsageError, ZooError
-from zoo.training import build, distil, session
+from zoo.training import build, distil
 from zoo.training.processes import Team
-from zoo.training.signals import Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -30,24 +27,6 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def learning(teachers: list[Path], *settings: str) -> Any:
     return small(f"distil.teacher=[{', '.join(repr(str(path)) for path in teachers)}]", *settings)
-
-
-def stopped(recipe: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train until a signal arrives in the third step."""
-    real, steps = session.train_epoch, iter(range(3))
-
-    def stopping(*arguments: Any, watch: Any, **options: Any) -> Any:
-        def counted(number: int, totals: Any) -> None:
-            if next(steps, 0) == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            watch(number, totals)
-
-        return real(*arguments, watch=counted, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(session, "train_epoch", stopping)
-        with pytest.raises(Interrupted):
-            training.train(recipe, out=out)
 
 
 def test_the_distance_is_hintons() -> None:

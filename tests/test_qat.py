@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
-from tests_support import digests, small
+from tests_support import digests, small, stopped
 from torch import nn
 
 from zoo import recipe as recipes
 from zoo import run_folders, training
 from zoo.cli.train import command
 from zoo.errors import UsageError
-from zoo.training import build, qat, session
+from zoo.training import build, qat
 from zoo.training.processes import Team
-from zoo.training.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -158,20 +155,7 @@ def test_resuming_is_bit_identical(finished: Path, tmp_path: Path, monkeypatch: 
     mine = recipes.resolve(str(finished), {"qat": True, "epochs": 2, "ema": 0.9})
     whole = training.train(mine, out=tmp_path / "whole")
     assert "layers compute on weights and inputs rounded to 8 bits" in capsys.readouterr().err
-    real, steps = session.train_epoch, iter(range(3))
-
-    def stopping(*arguments: Any, watch: Any, **options: Any) -> Any:
-        def counted(number: int, totals: Any) -> None:
-            if next(steps, 0) == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            watch(number, totals)
-
-        return real(*arguments, watch=counted, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(session, "train_epoch", stopping)
-        with pytest.raises(Interrupted):
-            training.train(mine, out=tmp_path / "part")
+    stopped(mine, tmp_path / "part", monkeypatch)
     resumed = training.train(mine, out=tmp_path / "part", resume=True)
     assert digests(resumed) == digests(whole)
     plain = training.train(recipes.changed(mine, {"qat": False}), out=tmp_path / "plain")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
-from zoo import recipe, tensor_files
+import pytest
+
+from zoo import recipe, tensor_files, training
 from zoo.recipe import Recipe
-from zoo.training import checkpoint
+from zoo.training import checkpoint, session
+from zoo.training.signals import Interrupted
 
 TINY = ("epochs=1", "batch_size=250", "data=synthetic", "data.imbalance=exp:0.05", "device=cpu")
 
@@ -24,3 +30,21 @@ def small(*settings: str) -> Recipe:
 def digests(folder: Path) -> dict[str, str]:
     """The digest of each tensor in the newest saved state of a run."""
     return tensor_files.load_tensors(checkpoint.states(folder)[0])[1]["digests"]
+
+
+def stopped(chosen: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until a signal arrives in the third step."""
+    real, steps = session.train_epoch, iter(range(3))
+
+    def stopping(*arguments: Any, watch: Any, **options: Any) -> Any:
+        def counted(number: int, totals: Any) -> None:
+            if next(steps, 0) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            watch(number, totals)
+
+        return real(*arguments, watch=counted, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "train_epoch", stopping)
+        with pytest.raises(Interrupted):
+            training.train(chosen, out=out)

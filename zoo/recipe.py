@@ -265,20 +265,8 @@ def parse_override(text: str) -> tuple[str, Any]:
     name, found = full_key(key.strip()), recipe_text.value(value)
     kind = options()[name].type
     if kind.startswith("list") and not isinstance(found, list):
-        found = [part if kind == "list[str]" else recipe_text.value(part) for part in _listed(value)]
+        found = [part if kind == "list[str]" else recipe_text.value(part) for part in recipe_text.listed(value)]
     return name, found
-
-
-def _listed(text: str) -> list[str]:
-    """The parts between commas outside of brackets."""
-    depth, parts = 0, [""]
-    for letter in text:
-        depth += (letter in "([") - (letter in ")]")
-        if letter == "," and not depth:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part.strip() for part in parts if part.strip()]
 
 
 def full_key(key: str) -> str:

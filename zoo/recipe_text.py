@@ -95,6 +95,18 @@ def value(text: str) -> Any:
         ) from error
 
 
+def listed(text: str) -> list[str]:
+    """The parts between commas outside of brackets."""
+    depth, parts = 0, [""]
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as one, by dotted key."""
     flat: dict[str, Any] = {}

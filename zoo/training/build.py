@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import console, machine, ops, registry, sampling, weights
+from zoo import console, machine, registry, sampling, weights
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _augment
@@ -106,11 +106,7 @@ def session(
     _print_notes(start, data)
     index, counts = _training_part(recipe, data)
     data = _normalised(recipe, spec, data)
-    model = start.model.to(place.device).to(memory_format=torch.channels_last)
-    if place.device.type == "cpu" and place.precision == "bf16":
-        depthwise.use_float32(model)
-    if recipe.qat:
-        print_line(f"qat      {qat.round_layers(model)} layers compute on weights and inputs rounded to 8 bits")
+    model = _placed(recipe, start.model, place)
     sampler = build_sampler(recipe, data.train.targets, index)
     built, weight = (loss, None) if loss is not None else build_loss(recipe, counts)
     batches, val, test = _batches(recipe, data, index, sampler, spec.input[1], place, team)
@@ -141,6 +137,15 @@ def session(
         team=team,
     )
     return made, lint.check(recipe, counts, start.random, held=len(data.val))
+
+
+def _placed(recipe: Recipe, model: nn.Module, place: Place) -> nn.Module:
+    """The model on its device, with the layers that compute in another precision there."""
+    if place.device.type == "cpu" and place.precision == "bf16":
+        depthwise.use_float32(model)
+    if recipe.qat:
+        print_line(f"qat      {qat.round_layers(model)} layers compute on weights and inputs rounded to 8 bits")
+    return model.to(place.device).to(memory_format=torch.channels_last)
 
 
 def _identity(recipe: Recipe, data: DataSet, learned: distil.Distillation | None) -> dict[str, Any]:
@@ -391,24 +396,3 @@ def _settings(recipe: Recipe) -> Settings:
         deterministic=recipe.deterministic,
         features_with=recipe.features_with,
     )
-
-
-def choices(recipe: Recipe, made: Session, place: Place) -> dict[str, Any]:
-    """The settings and choices of a run, as plain values for :func:`zoo.training.describe.announce` and ``env.json``."""
-    entry = registry.entry("losses", recipe.loss.name)
-    weighted = f" · class weights {recipe.loss.class_weights}" if recipe.loss.class_weights != "none" else ""
-    weighted += f" after {recipe.loss.drw_epoch} epochs" if weighted and recipe.loss.drw_epoch else ""
-    return {
-        "precision": place.precision,
-        "layout": "channels_last",
-        "compiled": recipe.compile,
-        "allocator": place.allocator,
-        "kernel": ops.kernel() if entry.get("fused") else "PyTorch",
-        "model": recipe.model,
-        "loss": f"{recipe.loss.name}{weighted}",
-        "imbalance": recipe.data.imbalance,
-        "sampler": recipe.sampler.name,
-        "select_on": recipe.select_on,
-        "data_dir": str(Path(recipe.data.dir).absolute()) if recipe.data.own else "",
-        "counts": sampling.class_counts(made.data.train.targets[made.batches.index], len(made.data.classes)).tolist(),
-    }

@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from zoo import machine, sampling
+from zoo import machine, ops, registry, sampling
 from zoo.console import first_ten, print_line, print_lines
 from zoo.files import publish_text
-from zoo.training import freezing
+from zoo.recipe import Recipe
+from zoo.training import build, freezing
 from zoo.training.session import Session
+
+
+def choices(recipe: Recipe, made: Session, place: build.Place) -> dict[str, Any]:
+    """The settings and choices of a run, as plain values for :func:`announce` and ``env.json``."""
+    entry = registry.entry("losses", recipe.loss.name)
+    weighted = f" · class weights {recipe.loss.class_weights}" if recipe.loss.class_weights != "none" else ""
+    weighted += f" after {recipe.loss.drw_epoch} epochs" if weighted and recipe.loss.drw_epoch else ""
+    return {
+        "precision": place.precision,
+        "layout": "channels_last",
+        "compiled": recipe.compile,
+        "allocator": place.allocator,
+        "kernel": ops.kernel() if entry.get("fused") else "PyTorch",
+        "model": recipe.model,
+        "loss": f"{recipe.loss.name}{weighted}",
+        "imbalance": recipe.data.imbalance,
+        "sampler": recipe.sampler.name,
+        "select_on": recipe.select_on,
+        "data_dir": str(Path(recipe.data.dir).absolute()) if recipe.data.own else "",
+        "counts": sampling.class_counts(made.data.train.targets[made.batches.index], len(made.data.classes)).tolist(),
+    }
 
 
 def announce(session: Session, choices: Mapping[str, Any], findings: Sequence[str], command: str) -> None:

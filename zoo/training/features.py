@@ -22,6 +22,8 @@ MAX_BYTES = 2 << 30
 """Largest size of features in memory."""
 CHUNK_BATCHES = 16
 """Batches between two writes of features, so that an interrupted run keeps them."""
+CHANGING = "each epoch changes the images (data.augment, mixup, cutmix); data.views=4 stores four views of each image"
+"""Why features are not stored."""
 
 
 def stored(

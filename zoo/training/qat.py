@@ -15,18 +15,8 @@ from torch import Tensor, nn
 
 _TINY = 1e-20
 _CURVED = {
-    "GELU",
-    "Hardsigmoid",
-    "Hardswish",
-    "HardSigmoid",
-    "HardSwish",
-    "HardMish",
-    "Mish",
-    "Sigmoid",
-    "SiLU",
-    "Swish",
-    "Tanh",
-}
+    "GELU", "Hardsigmoid", "Hardswish", "HardSigmoid", "HardSwish", "HardMish", "Mish", "Sigmoid", "SiLU", "Swish", "Tanh",
+}  # fmt: skip
 """Classes of torch and timm for activations that int8 files compute after rounding; ReLU and ReLU6 are part of the layer before them."""
 
 

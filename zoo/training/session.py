@@ -392,9 +392,7 @@ class Session:
         if self.step.distil:
             obstacle = "the teachers need images"
         elif self.step.mix or (self.batches.augment and not self.batches.views):
-            obstacle = (
-                "each epoch changes the images (data.augment, mixup, cutmix); data.views=4 stores four views of each image"
-            )
+            obstacle = features.CHANGING
         self.tail, self.batches, self.val = features.stored(
             self.model, (self.spec.new_head, self.spec.head), self.frozen.names, self.batches, self.val,
             precision=self.step.precision, obstacle=obstacle, runtime=self.settings.features_with,

@@ -55,7 +55,7 @@ def train_in(
             return folder
         print_lines(build.resumed_schedule(old, recipe, session))
         team.broadcast(lambda: _write_recipe(session, recipe))
-        team.broadcast(lambda: describe.announce(session, build.choices(recipe, session, place), findings, command))
+        team.broadcast(lambda: describe.announce(session, describe.choices(recipe, session, place), findings, command))
         began = time.monotonic()
         session.store_features()
         session.at.seconds += time.monotonic() - began
