@@ -201,6 +201,27 @@ def test_relu_functions_are_seen_and_channels_counted() -> None:
     assert second.dead.flatten().tolist() == [True, True, True, False]
 
 
+def test_clipped_units_are_dead_at_either_bound() -> None:
+    class Clipped(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scale = torch.ones(()).clamp(max=2.0)  # of the model, not an activation
+            return x.clamp(-1.0, 1.0) * scale + nn.functional.hardtanh(x, max_val=5.0) + x.clamp(min=x.min())
+
+    z = torch.tensor([[-1.0, 7.0, 3.0, 9.0], [-2.0, 6.0, 7.0, 5.0]])
+    (relu6,) = dead_relu.census(nn.ReLU6(inplace=True), [z.clone()])
+    assert relu6.dead.tolist() == [True, True, False, False]
+    both, hard = dead_relu.census(Clipped(), [z])
+    assert both.dead.tolist() == [True, True, True, True] and hard.dead.tolist() == [True, True, False, True]
+
+
+def test_the_kinks_of_a_relu6_are_0_and_6() -> None:
+    model = nn.ReLU6().eval()
+    for x, kink in ((-2.0, 2.0), (1.0, 1.0), (4.0, 2.0), (8.0, 2.0)):
+        found = local_affine.local_affine(model, torch.tensor([x]), torch.tensor([1.0]))
+        assert found.radius == pytest.approx(kink) and found.error == 0.0
+        assert found.along == {-2.0: 2.0, 1.0: 5.0, 4.0: 2.0, 8.0: math.inf}[x]
+
+
 def test_negative_biases_kill_and_normalisation_saves() -> None:
     chance = torch.Generator().manual_seed(0)
     images, targets = torch.randn(64, 3, 16, 16, generator=chance), torch.randint(0, 3, (64,), generator=chance)

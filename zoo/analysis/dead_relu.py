@@ -1,6 +1,6 @@
-"""ReLU units that are 0 for every input: their number in a net, and their causes during training.
+"""ReLU units that are constant for every input: their number in a net, and their causes during training.
 
-A unit that is 0 on all inputs has a zero gradient. It is not lost for good, as is often claimed: it stays 0 only while the earlier
+A unit that is 0 on all inputs (or, where it is clipped as by ReLU6, at one of its two bounds) has a zero gradient. It is not lost for good, as is often claimed: it stays 0 only while the earlier
 layers are unchanged, and their updates can revive it. Revivals are counted as well.
 """
 
@@ -33,7 +33,7 @@ class Layer:
     shape: tuple[int, ...]
     """Of its units: channels, height and width, or features."""
     dead: Tensor
-    """(*shape) bool: not above 0 for any input."""
+    """(*shape) bool: not above 0 (or at a bound, where the activation is clipped) for any input."""
 
     @property
     def units(self) -> int:
@@ -101,7 +101,7 @@ def census(model: nn.Module, batches: Iterable[Tensor]) -> list[Layer]:
         for batch in batches:
             with Watch() as seen:
                 model(batch)
-            on = [(unit > 0).any(0) for unit in seen.units]
+            on = [unit.active.any(0) for unit in seen.units]
             alive = [before | now for before, now in zip(alive, on, strict=True)] if alive else on
     if not alive:
         raise ValueError("no units to count: the model has no ReLU, or there is no batch")
@@ -226,7 +226,7 @@ def causes(*, images: int = 1_000, epochs: int = 5) -> list[Epoch]:
 def command(run: str | None, images: int, epochs: int, out: Path, as_json: bool) -> None:
     """Count the dead ReLU units of a run.
 
-    A unit is dead if it is 0 on every image. Without RUN, small nets are trained that show the causes.
+    A unit is dead if it is 0 on every image, or clipped (ReLU6). Without RUN, small nets are trained that show the causes.
 
     \b
     zoo analyze dead-relu

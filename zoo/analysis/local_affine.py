@@ -45,9 +45,10 @@ class Affine:
 def local_affine(model: nn.Module, x: Tensor, direction: Tensor | None = None) -> Affine:
     """W, b and the distance to the next kink of a ReLU net at one input ``x`` (without the batch's dimension).
 
-    A unit's kink is the hyperplane on which its pre-activation z is 0. In the region z is affine, so its distance is
-    |z| / ||dz/dx||, and on the way x + t d it comes at t = -z / (dz/dx . d). Max pooling has kinks where another element of a
-    window overtakes the largest; those count along the direction only. Batch normalisation must be in eval mode.
+    A unit's kink is the hyperplane on which its pre-activation z is 0 (ReLU6 has a second one, where it is 6). In the region z
+    is affine, so its distance is |z| / ||dz/dx||, and on the way x + t d it comes at t = -z / (dz/dx . d). Max pooling has
+    kinks where another element of a window overtakes the largest; those count along the direction only. Batch normalisation
+    must be in eval mode.
 
     Raises:
         ValueError: a model in training mode.
@@ -88,7 +89,8 @@ def _radius(outputs: Callable[[Tensor], Tensor], flat: Tensor) -> float:
             outputs(at)
         if seen.pools:
             raise NotImplementedError
-        return torch.cat([unit.flatten() for unit in seen.units]) if seen.units else at.new_empty(0)
+        gaps = [gap.flatten() for unit in seen.units for gap in unit.gaps]
+        return torch.cat(gaps) if gaps else at.new_empty(0)
 
     try:
         values = units(flat).detach()
@@ -115,7 +117,8 @@ def _first_kink(outputs: Callable[[Tensor], Tensor], flat: Tensor, direction: Te
         with Watch() as watch:
             last = outputs(at)
         calls[:] = [(args, kwargs) for _, args, kwargs in watch.pools]
-        return (*watch.units, *(inputs for inputs, *_ in watch.pools), last)
+        gaps = [gap for unit in watch.units for gap in unit.gaps]
+        return (*gaps, *(inputs for inputs, *_ in watch.pools), last)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")  # forward mode scripts its formulas
