@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import sys
 import time
@@ -79,10 +80,16 @@ def command(what: str | Path | Sequence[str] | None = None, request: Request = R
             f"warning  other processes keep {taken:.1f} cores busy: figures are unreliable, at small batches by a factor of 10 or more"
         )
     if part := next((str(target) for target in targets if str(target) in names()), ""):
-        if len(targets) > 1 or request.of_a_model:
-            raise UsageError(f"bench {part} accepts no other names and no --batches, --devices or similar options; omit them")
-        module = importlib.import_module(f"zoo.bench.{part}")
-        path = module.main(request.quick, out=request.out or _timing.default_out(part, quick=request.quick))
+        module, others = importlib.import_module(f"zoo.bench.{part}"), [str(name) for name in targets if str(name) != part]
+        takes_runs = "runs" in inspect.signature(module.main).parameters
+        if (others and not takes_runs) or request.of_a_model:
+            names_too = "" if takes_runs else "no other names and "
+            raise UsageError(f"bench {part} accepts {names_too}no --batches, --devices or similar options; omit them")
+        path = module.main(
+            request.quick,
+            out=request.out or _timing.default_out(part, quick=request.quick),
+            **({"runs": others} if takes_runs else {}),
+        )
     else:
         options = _options(request, budget)
         module = importlib.import_module(f"zoo.bench.{request.kind}")

@@ -123,7 +123,7 @@ def _way(
 
     def prepare(model: nn.Module, inputs: Tensor) -> Ready:
         # compiled for this one shape, weights frozen into the graph: the fastest that torch.compile offers
-        run = torch.compile(model, dynamic=False, options={"freezing": True}) if compiled else model
+        run = machine.compiled(model, options={"freezing": True}) if compiled else model
 
         if device.type == "cpu":
             return Ready(lambda: run(inputs))

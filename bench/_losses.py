@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo import ops
+from zoo import machine, ops
 from zoo import run as runs
 
 GAMMA = 2.0
@@ -152,9 +152,9 @@ def all_of(device: torch.device, *, compiled: bool) -> list[Contender]:
     found = [Contender(BASE, textbook), Contender("eager stable", stable)]
     if compiled:
         torch._dynamo.reset()
-        found.append(Contender("torch.compile", torch.compile(stable, dynamic=False), optional=True))
+        found.append(Contender("torch.compile", machine.compiled(stable), optional=True))
         if device.type == "cuda":  # on the CPU it tunes only matrix products, which do not occur
-            tuned = torch.compile(stable, dynamic=False, mode="max-autotune-no-cudagraphs")
+            tuned = machine.compiled(stable, mode="max-autotune-no-cudagraphs")
             found.append(Contender("torch.compile max-autotune", tuned, optional=True))
     found.append(Contender("F.cross_entropy", weighted_cross_entropy, "cross_entropy"))
     found.append(Contender("torchvision sigmoid", torchvision_sigmoid, "sigmoid", optional=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +50,25 @@ def main(
         images = subject.noise(POOL)
         for scenario, rules in RULES.items():
             _, _, query = _scenario.prepared(contender, images, rules.samples)
-            rate = _rate(query, rules) if scenario == "server" else 0.0
-            pairs = []
-            for number in range(rounds):
-                print_line(f"measure  {subject.name}, {rules.name}, round {number + 1} of {rounds}")
-                turns: list[Callable[[], float]] = [
-                    lambda: _ours(query, rules, rate, seconds),
-                    lambda: _theirs(generator, query, scenario, rules, rate, seconds),
-                ]
-                values = [turn() for turn in (turns[::-1] if number % 2 else turns)]
-                pairs.append(values[::-1] if number % 2 else values)
-            found.append({"model": subject.name, "contender": contender.name, "threads": threads} | row(scenario, pairs))
+            pairs = _rounds(generator, query, scenario, rounds, seconds)
+            found.append({"model": subject.name, "runtime": contender.name, "threads": threads} | row(scenario, pairs))
     return _timing.write_csv(path, [each | _timing.environment() for each in found])
+
+
+def _rounds(generator: Any, query: Query, scenario: str, rounds: int, seconds: float) -> list[tuple[float, float]]:
+    """(zoo, LoadGen) of each round, in alternating order."""
+    rules, found = RULES[scenario], []
+    rate = _rate(query, rules) if rules.name == "Server" else 0.0
+    ours = partial(_ours, query, rules, rate, seconds)
+    theirs = partial(_theirs, generator, query, scenario, rate, seconds)
+    for number in range(rounds):
+        print_line(f"measure  {rules.name}, round {number + 1} of {rounds}")
+        if number % 2:
+            second, first = theirs(), ours()
+        else:
+            first, second = ours(), theirs()
+        found.append((first, second))
+    return found
 
 
 def _generator() -> Any:
@@ -88,8 +95,9 @@ def _ours(query: Query, rules: Rules, rate: float, seconds: float) -> float:
     return outcome.samples / outcome.seconds if rules.name == "Offline" else float(np.median(outcome.latencies))
 
 
-def _theirs(generator: Any, query: Query, scenario: str, rules: Rules, rate: float, seconds: float) -> float:
+def _theirs(generator: Any, query: Query, scenario: str, rate: float, seconds: float) -> float:
     """ns, or samples per second, as LoadGen reports them."""
+    rules = RULES[scenario]
 
     def issue(samples: list[Any]) -> None:
         for start in range(0, len(samples), rules.samples):
@@ -124,7 +132,7 @@ def _theirs(generator: Any, query: Query, scenario: str, rules: Rules, rate: flo
 
 def _speed(query: Query, rules: Rules) -> float:
     """Samples per second that LoadGen is to expect: it makes the only query of offline that long."""
-    loop = _scenario.closed_loop(query, replace(rules, name="Offline"), POOL, 0.2, 2)
+    loop = _scenario.closed_loop(query, rules, POOL, 0.2, 2)
     return loop.samples / loop.seconds
 
 

@@ -111,7 +111,7 @@ def _zoo(
 ) -> Callable[[], object]:
     """The loop of ``zoo train``: batched augmentation on uint8 images in memory, channels_last, ``precision``."""
     net = _fresh(model).to(device).to(memory_format=torch.channels_last)
-    called: Any = torch.compile(net, dynamic=False) if compiled else net
+    called: Any = machine.compiled(net) if compiled else net
     return zoo_loop(called, split, batch, device, precision)
 
 

@@ -38,7 +38,7 @@ def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -
     subject.check_weights()
     opset = job.opset if spec.format == "onnx" else 0
     print_line(f"trace    {subject.name}, {f'opset {opset}' if opset else spec.format}, preprocess {exported.preprocess}")
-    made, parity, test = _accepted(target, job, out.name)
+    made, parity, test = accepted(target, job, out.name)
     facts = _job.facts(subject, exported, opset=job.opset, frozen=dict(subject.frozen)) | {
         "precision": spec.precision, "parity": json.dumps(parity.as_dict() | {"images": subject.source}), "test": json.dumps(test),
         "calibration": json.dumps(job.calibration),
@@ -65,7 +65,7 @@ class TooLossy(DisagreeError):
     """A graph differs or loses accuracy more than permitted; another one may not."""
 
 
-def _accepted(target: Any, job: Job, name: str) -> tuple[Any, _parity.Parity, dict[str, Any] | None]:
+def accepted(target: Any, job: Job, name: str) -> tuple[Any, _parity.Parity, dict[str, Any] | None]:
     """What ``target`` makes, with its checks; or, if that is too lossy, the first of ``target.others`` that does not."""
     made = target.make(job)
     others = target.others(job) if hasattr(target, "others") else iter(())

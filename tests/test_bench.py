@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import json
 import shutil
@@ -37,25 +38,29 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-EACH = [pytest.param(name, marks=pytest.mark.slow) if name == "image_files" else name for name in FILES]
-"""The benchmarks; the one of image files starts six commands."""
+MARKS: dict[str, Any] = {
+    "image_files": pytest.mark.slow,  # starts six commands
+    "loadgen": pytest.mark.skipif(importlib.util.find_spec("mlperf_loadgen") is None, reason="needs mlcommons-loadgen"),
+}
+EACH = [pytest.param(name, marks=MARKS[name]) if name in MARKS else name for name in FILES]
 
 
 class Tables(dict[str, Path]):
     """A small CSV of each benchmark by its name, created on first use."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run: Path) -> None:
         self.folder = folder
+        self.options = TINY | {"int8_repair": {"runs": [str(run)], "batches": [2], "seconds": 0.01}}
 
     def __missing__(self, name: str) -> Path:
         main = importlib.import_module(f"zoo.bench.{name}").main
-        self[name] = main(True, out=self.folder / f"{name}.csv", **TINY.get(name, {}))
+        self[name] = main(True, out=self.folder / f"{name}.csv", **self.options.get(name, {}))
         return self[name]
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
-    return Tables(tmp_path_factory.mktemp("bench"))
+def tables(tmp_path_factory: pytest.TempPathFactory, small_run: Path) -> Tables:
+    return Tables(tmp_path_factory.mktemp("bench"), small_run)
 
 
 def test_there_are_benchmarks() -> None:
@@ -392,8 +397,14 @@ def test_command_prints_json(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert printed == _timing.read_csv(path)
     with pytest.raises(UsageError, match="--batches"):
         zoo.bench.command("cnn_small", zoo.bench.Request(batches="1,x"))
-    with pytest.raises(UsageError, match="accepts no other names and no --batches"):
-        zoo.bench.command("startup", zoo.bench.Request(batches="1"))
+    for what, says in (
+        ("startup", "accepts no other names and no --batches"),
+        ("int8_repair", "int8_repair accepts no --batches"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            zoo.bench.command(what, zoo.bench.Request(batches="1"))
+    with pytest.raises(UsageError, match="accepts no other names"):
+        zoo.bench.command(["startup", "cnn_small"])
 
 
 def test_markdown(tmp_path: Path) -> None:

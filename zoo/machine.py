@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
+import logging
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +23,7 @@ from zoo.errors import UsageError
 # glibc's mallopt keys (malloc.h)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 CGROUP = Path("/sys/fs/cgroup")
+C = TypeVar("C", bound=Callable[..., Any])
 THREAD_VARIABLES = ("ZOO_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "SLURM_CPUS_PER_TASK")
 """Variables that set the number of threads; the first that is set wins."""
 
@@ -106,6 +108,12 @@ def _cpu_has_bf16() -> bool:
     path = Path("/proc/cpuinfo")
     flags = path.read_text() if path.is_file() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def compiled(function: C, **options: Any) -> C:
+    """``torch.compile`` for fixed shapes; PyTorch's warning that nvcc is installed without a GPU is suppressed."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    return torch.compile(function, dynamic=False, **options)  # type: ignore[return-value]
 
 
 def keep_memory() -> str:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoo import metrics, sampling, tensor_files
+from zoo import machine, metrics, sampling, tensor_files
 from zoo.console import Progress, print_line, print_lines
 from zoo.errors import DiskError, DivergedError, FileError, UsageError
 from zoo.files import publish_text
@@ -384,7 +384,7 @@ class Session:
             self.wrapped = self.team.wrapped(self.model.train())
         elif self.settings.compile:
             torch.compiler.reset()  # earlier models count towards the limit of recompilations, after which nothing is compiled
-            self.wrapped = cast(nn.Module, torch.compile(self.model, dynamic=False))
+            self.wrapped = machine.compiled(self.model)
 
     def store_features(self) -> None:
         """Train on stored features if all layers before the head are frozen and the images are the same in every epoch; print the decision."""
