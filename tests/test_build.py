@@ -9,7 +9,8 @@ import pytest
 import torch
 from tests_support import resolve
 
-from zoo import recipe, sampling
+from zoo import recipe, sampling, training
+from zoo import run as engine
 from zoo.errors import UsageError
 from zoo.training import build
 from zoo.training.processes import Team
@@ -95,3 +96,24 @@ def test_a_size_that_the_model_does_not_take_is_refused(model: str, size: int, s
     chosen = resolve(model, "data=synthetic", f"data.size={size}")
     with pytest.raises(UsageError, match=says):
         build.session(chosen, tmp_path, build.place(chosen, Team()), Team())
+
+
+def test_a_builder_with_an_image_size_is_given_the_size(tmp_path: Path) -> None:
+    """Its run is built the same way when it is loaded, used as a teacher and trained on."""
+    file = tmp_path / "nets.py"
+    file.write_text(
+        "from torch import nn\n"
+        "class Flat(nn.Module):\n"
+        "    def __init__(self, classes, image_size=32):\n"
+        "        super().__init__()\n"
+        "        self.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, classes))\n"
+        "    def forward(self, images):\n"
+        "        return self.net(images)\n"
+    )
+    small = {"data.size": 16, "epochs": 1, "data.augment": [], "data.name": "synthetic"}
+    path = training.train(recipe.resolve(f"{file}:Flat", small), out=tmp_path / "run")
+    run = engine.load(path)
+    assert run.input == (3, 16, 16) and run.model(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+    taught = recipe.resolve(f"{file}:Flat", small | {"distil.teacher": [str(path)], "distil.weight": 0.5})
+    assert training.train(taught, out=tmp_path / "taught").is_dir()
+    assert training.train(recipe.resolve(str(path), {}), out=tmp_path / "more").is_dir()

@@ -16,14 +16,14 @@ from zoo.models._timm import download
 from zoo.spec import ModelSpec
 
 
-def build_timm(name: str, classes: int = 1000, size: int = 0) -> nn.Module:
+def build_timm(name: str, classes: int = 1000, image_size: int = 0) -> nn.Module:
     """timm's ``name`` (without ``timm/``), freshly initialised: (N, 3, H, W) to (N, classes).
 
-    Networks of a fixed input size, such as vision transformers, are built for ``size`` pixels (0: their own size).
+    Networks of a fixed input size, such as vision transformers, are built for ``image_size`` pixels (0: their own size).
     """
-    if size:
+    if image_size:
         with contextlib.suppress(TypeError):  # others, such as ResNets, lack the argument and take any size
-            return timm.create_model(name, pretrained=False, num_classes=classes, img_size=size)
+            return timm.create_model(name, pretrained=False, num_classes=classes, img_size=image_size)
     return timm.create_model(name, pretrained=False, num_classes=classes)
 
 

@@ -35,8 +35,8 @@ def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
 
 
 def _resized(name: str, spec: ModelSpec, size: int) -> ModelSpec:
-    """The spec at another size, which a builder with an argument ``size`` is given; the model is tried on it without memory."""
-    build = partial(spec.build, size=size) if "size" in inspect.signature(spec.build).parameters else spec.build
+    """The spec at another size, which a builder with an argument ``image_size`` is given; the model is tried on it without memory."""
+    build = partial(spec.build, image_size=size) if "image_size" in inspect.signature(spec.build).parameters else spec.build
     resized = replace(spec, build=build, input=(spec.input[0], size, size), macs=0)  # its operations are not counted
     try:
         with torch.device("meta"):
