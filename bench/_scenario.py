@@ -119,11 +119,17 @@ def closed_loop(query: Callable[[np.ndarray], object], rules: Rules, pool: int, 
     return Outcome(np.array(found, float), (now() - start) / 1e9, rules.samples * len(found))
 
 
-def poisson(query: Callable[[np.ndarray], object], rate: float, pool: int, seconds: float, queries: int) -> Outcome:
-    """Queries at the times of a Poisson process, served one after the other; a latency begins at the scheduled time."""
+def poisson(
+    query: Callable[[np.ndarray], object], rate: float, pool: int, seconds: float, queries: int, due: np.ndarray | None = None
+) -> Outcome:
+    """Queries at the times of a Poisson process, served one after the other; a latency begins at the scheduled time.
+
+    ``due`` (queries,) are these times in ns, drawn at random by default.
+    """
     rng = np.random.default_rng(0)
-    count = max(queries, math.ceil(rate * seconds))
-    due = np.cumsum(rng.exponential(1e9 / rate, count))
+    if due is None:
+        due = np.cumsum(rng.exponential(1e9 / rate, max(queries, math.ceil(rate * seconds))))
+    count = len(due)
     chosen, found = rng.integers(0, pool, (count, 1)), np.empty(count)
     now, progress = time.perf_counter_ns, _Progress(count / rate)
     with _timing.no_collection():  # collects garbage first, which takes a while

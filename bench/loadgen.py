@@ -1,7 +1,7 @@
 """The scenarios of ``zoo bench --scenario`` against MLPerf's load generator (the PyPI package ``mlcommons-loadgen``).
 
 Both send the same queries to the same onnxruntime session, in turns; a ratio is that of one round. Single and multi stream compare the
-median latency, offline the samples per second, server the mean latency at half the highest rate.
+median latency, offline the samples per second, server the mean latency at half the highest rate, for the same arrival times.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MEASURES = {"single": "median ms", "multi": "median ms", "server": "mean ms", "o
 
 
 def main(
-    quick: bool = False, *, out: Path | None = None, model: str = "resnet32", rounds: int = 0, seconds: float = 0.0
+    quick: bool = False, *, out: Path | None = None, model: str = "resnet110", rounds: int = 0, seconds: float = 0.0
 ) -> Path:
     """Compare all scenarios on a model with random weights; returns the CSV.
 
@@ -43,7 +43,7 @@ def main(
         UsageError: LoadGen is not installed.
     """
     generator = _generator()
-    rounds, seconds = rounds or (1 if quick else 9), seconds or (0.5 if quick else 4.0)
+    rounds, seconds = rounds or (1 if quick else 15), seconds or (0.5 if quick else 4.0)
     path, found, threads = out or _timing.default_out("loadgen", quick=quick), [], machine.cores()
     with _subjects.opened(model, ("fp32",)) as subject:
         (contender,) = _runtimes.of_onnxruntime(subject.files, torch.device("cpu"), threads)
@@ -90,9 +90,20 @@ def _rate(query: Query, rules: Rules) -> float:
 def _ours(query: Query, rules: Rules, rate: float, seconds: float) -> float:
     """ns, or samples per second."""
     if rules.name == "Server":
-        return float(_scenario.poisson(query, rate, POOL, seconds, 1).latencies.mean())
+        return float(_scenario.poisson(query, rate, POOL, seconds, 1, arrivals(rate, seconds)).latencies.mean())
     outcome = _scenario.closed_loop(query, rules, POOL, seconds, 1)
     return outcome.samples / outcome.seconds if rules.name == "Offline" else float(np.median(outcome.latencies))
+
+
+def arrivals(rate: float, seconds: float) -> np.ndarray:
+    """LoadGen's arrival times (queries,) in ns for seed 0: std::mt19937 and libstdc++'s exponential distribution, from 0 on.
+
+    Waiting times depend so much on the arrivals that other ones would differ by far more than 2 %.
+    """
+    words = np.random.RandomState(0).randint(0, 2**32, size=(1 + int(3 * rate * seconds), 2), dtype=np.uint32).astype(float)
+    gaps = -np.log1p(-(words[:, 0] + words[:, 1] * 2**32) / 2**64) / rate
+    times = np.concatenate([[0.0], np.cumsum(gaps)])
+    return np.asarray(times[times < seconds] * 1e9)
 
 
 def _theirs(generator: Any, query: Query, scenario: str, rate: float, seconds: float) -> float:
@@ -102,7 +113,7 @@ def _theirs(generator: Any, query: Query, scenario: str, rate: float, seconds: f
     def issue(samples: list[Any]) -> None:
         for start in range(0, len(samples), rules.samples):
             chosen = np.array([each.index for each in samples[start : start + rules.samples]])
-            query(np.resize(chosen, rules.samples))  # the last part of offline's only query may be smaller
+            query(chosen)
         generator.QuerySamplesComplete([generator.QuerySampleResponse(each.id, 0, 0) for each in samples])
 
     settings = generator.TestSettings()
@@ -112,7 +123,10 @@ def _theirs(generator: Any, query: Query, scenario: str, rate: float, seconds: f
     settings.multi_stream_samples_per_query = RULES["multi"].samples
     if scenario == "server":
         settings.server_target_qps, settings.server_target_latency_ns = rate, int(1e9)
-    settings.offline_expected_qps = _speed(query, rules) if scenario == "offline" else 1.0
+    settings.schedule_rng_seed = 0
+    if scenario == "offline":  # one query of whole parts: samples that fill the last part would be computed but not counted
+        settings.min_query_count = rules.samples * max(1, round(_speed(query, rules) * seconds / rules.samples))
+        settings.min_duration_ms, settings.offline_expected_qps = 1, 1.0
     with tempfile.TemporaryDirectory() as folder:
         log, output = generator.LogSettings(), generator.LogOutputSettings()
         output.outdir = folder
@@ -131,7 +145,7 @@ def _theirs(generator: Any, query: Query, scenario: str, rate: float, seconds: f
 
 
 def _speed(query: Query, rules: Rules) -> float:
-    """Samples per second that LoadGen is to expect: it makes the only query of offline that long."""
+    """Samples per second, which determine the length of offline's only query."""
     loop = _scenario.closed_loop(query, rules, POOL, 0.2, 2)
     return loop.samples / loop.seconds
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from zoo.bench import _timing, loadgen
@@ -20,7 +21,7 @@ Samples per second: 1.5e+02
 
 
 class Fake(SimpleNamespace):
-    """The functions of ``mlperf_loadgen`` that are used; one query of 100 samples per test."""
+    """The functions of ``mlperf_loadgen`` that are used; one query of 128 samples per test."""
 
     def __init__(self) -> None:
         names = SimpleNamespace(SingleStream="single", MultiStream="multi", Server="server", Offline="offline")
@@ -43,7 +44,7 @@ class Fake(SimpleNamespace):
         self, issue: Callable[[list[Any]], None], library: None, settings: Any, log: Any, _: str
     ) -> None:
         self.tested.append(settings)
-        issue([SimpleNamespace(id=number, index=number % loadgen.POOL) for number in range(100)])
+        issue([SimpleNamespace(id=number, index=number % loadgen.POOL) for number in range(128)])
         Path(log.log_output.outdir, "mlperf_log_summary.txt").write_text(SUMMARY)
 
 
@@ -60,8 +61,14 @@ def test_each_scenario_is_compared_with_what_loadgen_reports(tmp_path: Path, mon
     assert [settings.scenario for settings in fake.tested] == [
         name for name in ("single", "multi", "server", "offline") for _ in "ab"
     ]
-    assert fake.answered == list(range(100)) * 8
+    assert fake.answered == list(range(128)) * 8
     assert fake.tested[4].server_target_qps == fake.tested[5].server_target_qps > 0
+
+
+def test_arrivals_are_those_of_loadgen() -> None:
+    """The first gaps that LoadGen 6.0.17 left between queries at 50 per second, with seed 0, in ms."""
+    assert len(loadgen.arrivals(50.0, 1.0)) == pytest.approx(50, abs=20)
+    assert np.diff(loadgen.arrivals(50.0, 1.0))[:4] / 1e6 == pytest.approx([18.1, 37.2, 39.0, 37.8], abs=0.3)
 
 
 def test_without_loadgen_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
