@@ -54,14 +54,14 @@ def _rows(run: engine.Run, batches: Sequence[int], seconds: float) -> list[dict[
     repaired, _, tested = _pipeline.accepted(onnx_int8, job, "model.int8.onnx")
     assert job.calibration is not None and tested is not None
     restored, layers = job.calibration.get("restored", []), len(_repair.layers(job.exact))
-    graphs = {"fp32": job.exact, BASE: job.chosen.graph, "int8, repaired": repaired}
+    graphs = {"fp32": job.exact, BASE: job.chosen.graph, "int8-repaired": repaired}
     whole = _accuracy.hits(_accuracy.answer_of(job.chosen.graph, job.exported), subject.test, BASE)
     results = {
         "fp32": tested["fp32"] | {"drop": 0.0},
         BASE: _accuracy.compared(whole, job.exact_hits),
-        "int8, repaired": tested,
+        "int8-repaired": tested,
     }
-    floats, found = {"fp32": layers, BASE: 0, "int8, repaired": len(restored)}, []
+    floats, found = {"fp32": layers, BASE: 0, "int8-repaired": len(restored)}, []
     for batch in batches:
         images = _cases.fed(np.resize(subject.images, (batch, *subject.images.shape[1:])), job.exported)
         calls: dict[str, Call] = {name: _variants.session(graph, images) for name, graph in graphs.items()}

@@ -11,6 +11,7 @@ from tests_support import resolve
 
 from zoo import recipe, sampling, training
 from zoo import run as engine
+from zoo.data._read import read
 from zoo.errors import UsageError
 from zoo.training import build
 from zoo.training.processes import Team
@@ -117,3 +118,9 @@ def test_a_builder_with_an_image_size_is_given_the_size(tmp_path: Path) -> None:
     taught = recipe.resolve(f"{file}:Flat", small | {"distil.teacher": [str(path)], "distil.weight": 0.5})
     assert training.train(taught, out=tmp_path / "taught").is_dir()
     assert training.train(recipe.resolve(str(path), {}), out=tmp_path / "more").is_dir()
+
+
+@pytest.mark.parametrize(("side", "batch"), [(32, 256), (96, 256), (224, 64), (4000, 1)])
+def test_batches_without_gradients_are_limited_in_pixels(side: int, batch: int) -> None:
+    data = read("synthetic", "", size=32, val=0.1, seed=0)
+    assert build.eval_batches(data.test, data, torch.device("cpu"), side, "fp32").batch_size == batch
