@@ -16,7 +16,8 @@ from zoo import run as engine
 from zoo import run_folders, tables
 from zoo.bench import _show, _timing, _variants
 from zoo.bench._contenders import Call
-from zoo.errors import DataError
+from zoo.console import print_line
+from zoo.errors import DataError, DisagreeError
 from zoo.export import _accuracy, _cases, _job, _pipeline, _repair, onnx_int8
 
 MAX_DROP = 0.1
@@ -36,13 +37,18 @@ def main(
     """Export, evaluate and time each run (default: the latest); returns the CSV.
 
     Raises:
-        UsageError: no such run. DataError: a run without test images. DisagreeError: restoring half of the layers is not enough.
+        UsageError: no such run. DataError: a run without test images. DisagreeError: restoring half of the layers is not enough
+            for the last run; other runs are then omitted with a line.
     """
     out, rows = out or _timing.default_out("int8_repair", quick=quick), []
-    for name in runs or ("latest",):
-        rows += _rows(
-            engine.load(run_folders.find(name)), batches[-1:] if quick else batches, seconds or (2.0 if quick else 30.0)
-        )
+    loaded = [engine.load(run_folders.find(name)) for name in runs or ("latest",)]
+    for number, run in enumerate(loaded, 1):
+        try:
+            rows += _rows(run, batches[-1:] if quick else batches, seconds or (2.0 if quick else 30.0))
+        except DisagreeError as error:
+            if number == len(loaded) and not rows:
+                raise
+            print_line(f"warning  {run.path.name} omitted: {error}")
     return _timing.write_csv(out, rows)
 
 
