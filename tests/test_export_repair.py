@@ -183,3 +183,11 @@ def test_a_loss_on_the_test_images_alone_is_repaired(
     with pytest.raises(DisagreeError, match=r"accuracy drops by 5\d\.\d\d points .*allowed 3\); raise --max-drop"):
         zoo.export.onnx(Outlier(), tmp_path / "y.onnx", max_drop=3, **known)
     assert not (tmp_path / "y.onnx").exists()
+
+
+def test_a_drop_of_exactly_the_bound_is_accepted() -> None:
+    bound = _repair.Bound(0.05, 1.5)
+    drop = 100 * (1_762 / 2_000 - 1_761 / 2_000)
+    assert drop > 0.05, "by rounding"
+    assert bound.holds(drop, 1.5)
+    assert not bound.holds(2 * drop, 1.5) and not bound.holds(0.0, 1.6)
