@@ -202,14 +202,19 @@ def test_relu_functions_are_seen_and_channels_counted() -> None:
 
 
 def test_clipped_units_are_dead_at_either_bound() -> None:
+    class Functional(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.relu6(x)
+
     class Clipped(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             scale = torch.ones(()).clamp(max=2.0)  # of the model, not an activation
             return x.clamp(-1.0, 1.0) * scale + nn.functional.hardtanh(x, max_val=5.0) + x.clamp(min=x.min())
 
     z = torch.tensor([[-1.0, 7.0, 3.0, 9.0], [-2.0, 6.0, 7.0, 5.0]])
-    (relu6,) = dead_relu.census(nn.ReLU6(inplace=True), [z.clone()])
-    assert relu6.dead.tolist() == [True, True, False, False]
+    for relu6 in (nn.ReLU6(inplace=True), Functional()):
+        (layer,) = dead_relu.census(relu6, [z.clone()])
+        assert layer.dead.tolist() == [True, True, False, False]
     both, hard = dead_relu.census(Clipped(), [z])
     assert both.dead.tolist() == [True, True, True, True] and hard.dead.tolist() == [True, True, False, True]
 
