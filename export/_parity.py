@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,12 @@ class Case:
     images: np.ndarray
     truth: Answer
     counted: bool = True
+
+    @cached_property
+    def expected(self) -> np.ndarray:
+        """(N, classes) of all images, computed once for all files that are compared."""
+        parts = counted(_slices(len(self.images), MANY), len(self.images), "parity   PyTorch", MANY)
+        return np.concatenate([self.truth(self.images[at]) for at in parts])
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def check(
     own, made = (sum(len(case.images) for case in cases if case.counted is real) for real in (True, False))
     beside = f" and {made} edge cases" if made else ""
     print_line(f"parity   {own:,} images{beside}, at batch {', '.join(map(str, BATCHES))} and {MANY}")
-    truths = [_truth(case) for case in cases]
+    truths = [case.expected for case in cases]
     unit = scale(np.concatenate(truths), probabilities=probabilities)
     agree, ties, wrong, largest, worst, far, broken = 0, 0, 0, 0.0, cases[0].images[:2], 0, False
     outputs: list[np.ndarray] = []
@@ -111,12 +118,6 @@ def check(
 def scale(exact: np.ndarray, *, probabilities: bool) -> float:
     """Unit of differences: the standard deviation of PyTorch's logits (N, classes); 1 for probabilities."""
     return 1.0 if probabilities else max(float(exact.std(dtype=np.float64)), 1e-12)
-
-
-def _truth(case: Case) -> np.ndarray:
-    """(N, classes) of all of a case's images."""
-    parts = counted(_slices(len(case.images), MANY), len(case.images), "parity   PyTorch", MANY)
-    return np.concatenate([case.truth(case.images[at]) for at in parts])
 
 
 def _slices(n: int, size: int) -> list[slice]:

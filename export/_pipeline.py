@@ -69,6 +69,8 @@ def accepted(target: Any, job: Job, name: str) -> tuple[Any, _parity.Parity, dic
     """What ``target`` makes, with its checks; or, if that is too lossy, the first of ``target.others`` that does not."""
     made = target.make(job)
     others = target.others(job) if hasattr(target, "others") else iter(())
+    cases = _cases.cases(job.exported, job.subject.images)
+    cases = [case for case in cases if case.counted or not target.TARGET.calibrated]
     while True:
         with tempfile.TemporaryDirectory() as folder:
             draft = Path(folder) / name
@@ -76,7 +78,7 @@ def accepted(target: Any, job: Job, name: str) -> tuple[Any, _parity.Parity, dic
             try:
                 with _running(draft):
                     answer = _accuracy.of_images(target.answer(draft), job.exported)
-                    parity = _checked(target.TARGET, made, job.subject, job.exported, answer)
+                    parity = _checked(target.TARGET, made, job, cases, answer)
                 return made, parity, _tested(target.TARGET, job, answer, parity)
             except TooLossy:
                 made = next(others, None)
@@ -105,15 +107,14 @@ def check_free(out: Path, spec: TargetSpec, *, force: bool) -> None:
         files.check_writable(path)
 
 
-def _checked(spec: TargetSpec, made: Any, subject: Subject, exported: _graph.Exported, answer: _cases.Answer) -> _parity.Parity:
+def _checked(spec: TargetSpec, made: Any, job: Job, cases: Sequence[_parity.Case], answer: _cases.Answer) -> _parity.Parity:
     """The parity of a file; DisagreeError, for ONNX with the first node that differs, if it fails."""
-    cases = [case for case in _cases.cases(exported, subject.images) if case.counted or not spec.calibrated]
     share = _parity.CALIBRATED if spec.calibrated else 1.0
-    parity = _parity.check(cases, answer, tolerance=spec.tolerance, probabilities=exported.softmax, share=share)
+    parity = _parity.check(cases, answer, tolerance=spec.tolerance, probabilities=job.exported.softmax, share=share)
     if not parity.holds:
         where = f"{spec.format} {spec.precision}"
         if isinstance(made, ModelProto):
-            where = f"first node that differs: {_first_difference(made, subject, exported, parity)}"
+            where = f"first node that differs: {_first_difference(made, job.subject, job.exported, parity)}"
         kind = TooLossy if spec.calibrated and np.isfinite(parity.max_abs) else DisagreeError
         raise kind(
             f"exported model differs from PyTorch (max |difference| {parity.max_abs:.2g}, allowed {parity.tolerance:.0e}, "
