@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from zoo.export import _accuracy, _cases, _external, _graph, _job, _parity, _qua
 from zoo.spec import Split
 
 VALIDATION = 2000
+SATURATION, CLEARLY = 256, 0.8
+"""Number of images for comparing weights of 7 and of 8 bits, and the share of the difference that 7 bits must not exceed."""
 LARGE = 64
 """Side in pixels above which fewer images are used."""
 
@@ -68,9 +70,12 @@ def choose(job: _job.Job) -> Chosen:
     tried_on = f"{len(val):,} {held} images"
     print_line(f"int8     calibrating by {', '.join(_quantise.METHODS)} on {', '.join(map(str, counts))} training images")
     tried: list[dict[str, Any]] = []
+    narrow: bool | None = None
     best: tuple[tuple[float, float], _quantise.Ranges, ModelProto, float, dict[str, Any]] | None = None
     for method in _quantise.METHODS:
         for ranges in calibrated(job.exact, given, method, counts):
+            narrow = _saturates(job, ranges, val.images[:SATURATION], exact) if narrow is None else narrow
+            ranges = replace(ranges, narrow=narrow)
             made = _quantise.quantise(job.exact, ranges)
             got = _cases.outputs(_accuracy.answer_of(made, exported), val)
             right, apart = float((got.argmax(1) == val.targets).mean()), float(np.abs(got - exact).mean())
@@ -81,10 +86,24 @@ def choose(job: _job.Job) -> Chosen:
     assert best is not None
     facts = {
         "method": best[4]["method"], "images": best[4]["images"], "seed": job.seed, "split": "train", "activations": "uint8",
-        "weights": "int8 per channel", "chosen_on": tried_on, "tried": tried,
+        "weights": f"{7 if narrow else 8} bits per channel", "chosen_on": tried_on, "tried": tried,
     }  # fmt: skip
     reference = float((exact.argmax(1) == val.targets).mean())
     return Chosen(best[1], best[2], given, val, exact, best[0][0], reference, best[3], facts)
+
+
+def _saturates(job: _job.Job, ranges: _quantise.Ranges, images: np.ndarray, exact: np.ndarray) -> bool:
+    """Whether weights of 7 bits give outputs clearly nearer to ``exact`` than weights of 8, as on CPUs whose sums of products saturate."""
+    apart = []
+    for narrow in (False, True):
+        graph = _quantise.quantise(job.exact, replace(ranges, narrow=narrow))
+        got = _cases.outputs(_accuracy.answer_of(graph, job.exported), Split(images, np.zeros(len(images), np.int64), []))
+        apart.append(float(np.abs(got - exact[: len(images)]).mean()))
+    if narrow := apart[1] < CLEARLY * apart[0]:
+        print_line(
+            f"int8     weights in 7 bits: 8 bits saturate on this CPU (mean |difference| {apart[1]:.2g} instead of {apart[0]:.2g})"
+        )
+    return narrow
 
 
 def difference(got: np.ndarray, exact: np.ndarray, exported: _graph.Exported) -> float:

@@ -41,6 +41,8 @@ class Ranges:
     method: str
     count: int
     values: Any
+    narrow: bool = False
+    """Whether weights have 7 bits: without VNNI, x86 CPUs add two products of 8 bit numbers in 16 bits, which saturates."""
 
 
 def calibrate(graph: ModelProto, images: np.ndarray, *, method: str, counts: Sequence[int]) -> Iterator[Ranges]:
@@ -121,7 +123,7 @@ def quantise(
     weights, activations = (QuantType.QInt8 if each else QuantType.QUInt8 for each in signed)
     with _quiet():
         quantiser = QDQQuantizer(
-            graph, per_channel, False, weights, activations, ranges.values, names, [], list(OPERATORS),
+            graph, per_channel, ranges.narrow, weights, activations, ranges.values, names, [], list(OPERATORS),
             {"ActivationSymmetric": signed[1]},
         )  # fmt: skip
         quantiser.quantize_model()

@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 import zoo.export
 from zoo.errors import DisagreeError
-from zoo.export import _choose, _graph, _onnx, _parity, _quantise, _repair
+from zoo.export import _accuracy, _choose, _graph, _onnx, _parity, _quantise, _repair
 from zoo.export._job import of_module
 from zoo.export._pipeline import job_of
 
@@ -191,3 +192,31 @@ def test_a_drop_of_exactly_the_bound_is_accepted() -> None:
     assert drop > 0.05, "by rounding"
     assert bound.holds(drop, 1.5)
     assert not bound.holds(2 * drop, 1.5) and not bound.holds(0.0, 1.6)
+
+
+def widest(graph: onnx.ModelProto) -> int:
+    """Largest |weight| of an 8 bit graph."""
+    return max(
+        int(np.abs(numpy_helper.to_array(each).astype(int)).max())
+        for each in graph.graph.initializer
+        if each.data_type == TensorProto.INT8 and each.dims
+    )
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_weights_have_7_bits_where_8_saturate(narrow: bool, known: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CPUs without VNNI; the graphs of a repair then have 7 bits as well."""
+    known.pop("precision")
+    job = job_of(of_module(Outlier(), shape=known.pop("input"), **known), "none", softmax=False)
+    answer_of = _accuracy.answer_of
+
+    def worse(graph: onnx.ModelProto, exported: Any) -> Any:
+        answer = answer_of(graph, exported)
+        quantised = any(each.data_type == TensorProto.INT8 and each.dims for each in graph.graph.initializer)
+        return (lambda part: answer(part) + 300.0) if quantised and (widest(graph) > 64) == narrow else answer
+
+    monkeypatch.setattr(_accuracy, "answer_of", worse)
+    chosen = _choose.choose(job)
+    assert chosen.ranges.narrow == narrow and chosen.facts["weights"] == f"{7 if narrow else 8} bits per channel"
+    for graph in (chosen.graph, _repair.without(job, chosen, _repair.layers(job.exact)[:1])):
+        assert (widest(graph) <= 64) == narrow
