@@ -49,7 +49,9 @@ def main(
             if number == len(loaded) and not rows:
                 raise
             print_line(f"warning  {run.path.name} omitted: {error}")
-    return _timing.write_csv(out, rows)
+        if rows:  # after each run, which takes minutes
+            _timing.write_csv(out, rows)
+    return out
 
 
 def _rows(run: engine.Run, batches: Sequence[int], seconds: float) -> list[dict[str, Any]]:
