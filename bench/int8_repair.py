@@ -34,7 +34,7 @@ def main(
     batches: Sequence[int] = BATCHES,
     seconds: float = 0.0,
 ) -> Path:
-    """Export, evaluate and time each run (default: the latest); returns the CSV.
+    """Export, evaluate and time each run (default: the latest); returns the CSV, which keeps its rows of other runs.
 
     Raises:
         UsageError: no such run. DataError: a run without test images. DisagreeError: restoring half of the layers is not enough
@@ -42,6 +42,8 @@ def main(
     """
     out, rows = out or _timing.default_out("int8_repair", quick=quick), []
     loaded = [engine.load(run_folders.find(name)) for name in runs or ("latest",)]
+    names = {run.path.name for run in loaded}
+    kept = [row for row in _timing.read_csv(out) if row["run"] not in names] if out.exists() else []
     for number, run in enumerate(loaded, 1):
         try:
             rows += _rows(run, batches[-1:] if quick else batches, seconds or (2.0 if quick else 30.0))
@@ -50,7 +52,7 @@ def main(
                 raise
             print_line(f"warning  {run.path.name} omitted: {error}")
         if rows:  # after each run, which takes minutes
-            _timing.write_csv(out, rows)
+            _timing.write_csv(out, [*kept, *rows])
     return out
 
 
@@ -77,7 +79,7 @@ def _rows(run: engine.Run, batches: Sequence[int], seconds: float) -> list[dict[
             result = results[row["contender"]]
             measured = {
                 "layers": layers, "float_layers": floats[row["contender"]], "accuracy": _timing.rounded(result["accuracy"]),
-                "drop": result["drop"], "test_images": result["n"], "chosen_on": job.calibration.get("restored_on", "validation images"),
+                "drop": result["drop"], "test_images": result["n"], "chosen_on": job.calibration.get("restored_on", job.calibration["chosen_on"]),
             }  # fmt: skip
             found.append({"run": run.path.name} | measured | row)
     return found
