@@ -33,6 +33,7 @@ def main(
     runs: Sequence[str] = (),
     batches: Sequence[int] = BATCHES,
     seconds: float = 0.0,
+    max_drop: float = MAX_DROP,
 ) -> Path:
     """Export, evaluate and time each run (default: the latest); returns the CSV, which keeps its rows of other runs.
 
@@ -46,7 +47,7 @@ def main(
     kept = [row for row in _timing.read_csv(out) if row["run"] not in names] if out.exists() else []
     for number, run in enumerate(loaded, 1):
         try:
-            rows += _rows(run, batches[-1:] if quick else batches, seconds or (2.0 if quick else 30.0))
+            rows += _rows(run, batches[-1:] if quick else batches, seconds or (2.0 if quick else 30.0), max_drop)
         except DisagreeError as error:
             if number == len(loaded) and not rows:
                 raise
@@ -56,11 +57,11 @@ def main(
     return out
 
 
-def _rows(run: engine.Run, batches: Sequence[int], seconds: float) -> list[dict[str, Any]]:
+def _rows(run: engine.Run, batches: Sequence[int], seconds: float, max_drop: float) -> list[dict[str, Any]]:
     subject = _job.of_run(run, 1000)
     if subject.test is None:
         raise DataError(f"run has no test images to measure accuracy on ({run.path}); make its data set available")
-    job = _pipeline.job_of(subject, "normalize", softmax=False, max_drop=MAX_DROP)
+    job = _pipeline.job_of(subject, "normalize", softmax=False, max_drop=max_drop)
     repaired, _, tested = _pipeline.accepted(onnx_int8, job, "model.int8.onnx")
     assert job.calibration is not None and tested is not None
     restored, layers = job.calibration.get("restored", []), len(_repair.layers(job.exact))

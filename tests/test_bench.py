@@ -50,7 +50,7 @@ class Tables(dict[str, Path]):
 
     def __init__(self, folder: Path, run: Path) -> None:
         self.folder = folder
-        self.options = TINY | {"int8_repair": {"runs": [str(run)], "batches": [2], "seconds": 0.01}}
+        self.options = TINY | {"int8_repair": {"runs": [str(run)], "batches": [2], "seconds": 0.01, "max_drop": 100.0}}
 
     def __missing__(self, name: str) -> Path:
         main = importlib.import_module(f"zoo.bench.{name}").main
