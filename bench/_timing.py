@@ -257,6 +257,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
+def merged(path: Path, rows: Sequence[Mapping[str, Any]], keep: Callable[[Mapping[str, str]], bool]) -> list[Mapping[str, Any]]:
+    """``rows`` after those of the file, if it exists, that are to be kept, with the columns of ``rows``."""
+    old = filter(keep, read_csv(path)) if path.is_file() else ()
+    return [*({name: row.get(name, "") for name in rows[0]} for row in old), *rows]
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV written by :func:`write_csv`, as text."""
     return csv_files.read(path)

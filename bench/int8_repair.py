@@ -44,7 +44,6 @@ def main(
     out, rows = out or _timing.default_out("int8_repair", quick=quick), []
     loaded = [engine.load(run_folders.find(name)) for name in runs or ("latest",)]
     names = {run.path.name for run in loaded}
-    kept = [row for row in _timing.read_csv(out) if row["run"] not in names] if out.exists() else []
     for number, run in enumerate(loaded, 1):
         try:
             rows += _rows(run, batches[-1:] if quick else batches, seconds or (2.0 if quick else 30.0), max_drop)
@@ -53,7 +52,7 @@ def main(
                 raise
             print_line(f"warning  {run.path.name} omitted: {error}")
         if rows:  # after each run, which takes minutes
-            _timing.write_csv(out, [*kept, *rows])
+            _timing.write_csv(out, _timing.merged(out, rows, lambda row: row["run"] not in names))
     return out
 
 

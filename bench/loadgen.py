@@ -58,7 +58,7 @@ def main(
 def _rounds(generator: Any, query: Query, scenario: str, rounds: int, seconds: float) -> list[tuple[float, float]]:
     """(zoo, LoadGen) of each round, in alternating order."""
     rules, found = RULES[scenario], []
-    rate = _rate(query, rules) if rules.name == "Server" else 0.0
+    rate = _speed(query, rules) / 2 if rules.name == "Server" else 0.0
     ours = partial(_ours, query, rules, rate, seconds)
     theirs = partial(_theirs, generator, query, scenario, rate, seconds)
     for number in range(rounds):
@@ -79,12 +79,6 @@ def _generator() -> Any:
             "MLPerf's load generator is not installed (mlperf_loadgen); install it: pip install mlcommons-loadgen"
         ) from error
     return mlperf_loadgen
-
-
-def _rate(query: Query, rules: Rules) -> float:
-    """Half the queries per second of a closed loop."""
-    loop = _scenario.closed_loop(query, rules, POOL, 1.0, 20)
-    return len(loop.latencies) / loop.seconds / 2
 
 
 def _ours(query: Query, rules: Rules, rate: float, seconds: float) -> float:
@@ -145,8 +139,8 @@ def _theirs(generator: Any, query: Query, scenario: str, rate: float, seconds: f
 
 
 def _speed(query: Query, rules: Rules) -> float:
-    """Samples per second, which determine the length of offline's only query."""
-    loop = _scenario.closed_loop(query, rules, POOL, 0.2, 2)
+    """Samples per second of a closed loop: they determine the rate of server and the length of offline's only query."""
+    loop = _scenario.closed_loop(query, rules, POOL, 0.5, 2)
     return loop.samples / loop.seconds
 
 

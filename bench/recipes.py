@@ -67,21 +67,19 @@ def course_of(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return [row for folder, facts in made if facts for row in _course.rows(folder, facts, _shipped(facts["recipe"]))]
 
 
-def _merged(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _merged(path: Path, rows: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
     """``rows`` and those of the file that are of other runs: runs trained elsewhere or deleted are kept.
 
     Rows of a shipped recipe are dropped if a new row has other settings under the same name, as the recipe has changed since.
     """
-    if not path.is_file():
-        return rows
     new = {(row["digest"], str(row["seed"])) for row in rows}
     settings = {row["recipe"]: row["digest"] for row in rows if row["recipe"].split()[0] in recipes.shipped()}
-    old = [
-        row
-        for row in _timing.read_csv(path)
-        if (digest := row.get("digest"), row["seed"]) not in new and settings.get(row["recipe"], digest) == digest
-    ]
-    return [*({name: row.get(name, "") for name in rows[0]} for row in old), *rows]
+
+    def keep(row: Mapping[str, str]) -> bool:
+        digest = row.get("digest")
+        return (digest, row["seed"]) not in new and settings.get(row["recipe"], digest) == digest
+
+    return _timing.merged(path, rows, keep)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

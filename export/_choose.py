@@ -21,8 +21,6 @@ from zoo.export import _accuracy, _cases, _external, _graph, _job, _parity, _qua
 from zoo.spec import Split
 
 VALIDATION = 2000
-SATURATION, CLEARLY = 256, 0.8
-"""Number of images for comparing weights of 7 and of 8 bits, and the share of the difference that 7 bits must not exceed."""
 LARGE = 64
 """Side in pixels above which fewer images are used."""
 
@@ -74,7 +72,7 @@ def choose(job: _job.Job) -> Chosen:
     best: tuple[tuple[float, float], _quantise.Ranges, ModelProto, float, dict[str, Any]] | None = None
     for method in _quantise.METHODS:
         for ranges in calibrated(job.exact, given, method, counts):
-            narrow = _saturates(job, ranges, val.images[:SATURATION], exact) if narrow is None else narrow
+            narrow = _quantise.saturate(job.exact, ranges, given) if narrow is None else narrow
             ranges = replace(ranges, narrow=narrow)
             made = _quantise.quantise(job.exact, ranges)
             got = _cases.outputs(_accuracy.answer_of(made, exported), val)
@@ -90,20 +88,6 @@ def choose(job: _job.Job) -> Chosen:
     }  # fmt: skip
     reference = float((exact.argmax(1) == val.targets).mean())
     return Chosen(best[1], best[2], given, val, exact, best[0][0], reference, best[3], facts)
-
-
-def _saturates(job: _job.Job, ranges: _quantise.Ranges, images: np.ndarray, exact: np.ndarray) -> bool:
-    """Whether weights of 7 bits give outputs clearly nearer to ``exact`` than weights of 8, as on CPUs whose sums of products saturate."""
-    apart = []
-    for narrow in (False, True):
-        graph = _quantise.quantise(job.exact, replace(ranges, narrow=narrow))
-        got = _cases.outputs(_accuracy.answer_of(graph, job.exported), Split(images, np.zeros(len(images), np.int64), []))
-        apart.append(float(np.abs(got - exact[: len(images)]).mean()))
-    if narrow := apart[1] < CLEARLY * apart[0]:
-        print_line(
-            f"int8     weights in 7 bits: 8 bits saturate on this CPU (mean |difference| {apart[1]:.2g} instead of {apart[0]:.2g})"
-        )
-    return narrow
 
 
 def difference(got: np.ndarray, exact: np.ndarray, exported: _graph.Exported) -> float:

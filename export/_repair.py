@@ -15,7 +15,7 @@ from onnx import ModelProto
 
 from zoo.console import counted, print_line
 from zoo.errors import DisagreeError
-from zoo.export import _cases, _external, _graph, _quantise
+from zoo.export import _cases, _graph, _quantise
 from zoo.export._choose import Chosen, difference
 from zoo.export._job import Job, Layer
 
@@ -111,10 +111,10 @@ def further(job: Job, chosen: Chosen) -> Iterator[ModelProto]:
 def ranked(job: Job, chosen: Chosen) -> list[Layer]:
     """All layers in order, each with its individual SQNR."""
     images = chosen.images[: RANKING if job.subject.shape[-1] <= LARGE else RANKING // 8]
-    exact = _outputs(job.exact, images)
+    exact = _quantise.outputs(job.exact, images)
     found = layers(job.exact)
     return [
-        Layer(layer.name, layer.kind, layer.nodes, sqnr(exact, _outputs(_quantise.quantise(job.exact, chosen.ranges, layer.nodes), images)))
+        Layer(layer.name, layer.kind, layer.nodes, sqnr(exact, _quantise.outputs(_quantise.quantise(job.exact, chosen.ranges, layer.nodes), images)))
         for layer in counted(found, len(found), "repair   layers ranked")
     ]  # fmt: skip
 
@@ -138,7 +138,7 @@ def _fewest(job: Job, chosen: Chosen, order: Sequence[Layer], bound: Bound) -> t
 
     def holds(count: int) -> bool:
         graph = without(job, chosen, order[:count])
-        answer = _outputs(graph, _cases.fed(np.asarray(chosen.val.images), job.exported))
+        answer = _quantise.outputs(graph, _cases.fed(np.asarray(chosen.val.images), job.exported))
         drop = _drop(float((answer.argmax(1) == chosen.val.targets).mean()), chosen)
         apart = difference(answer, chosen.exact, job.exported)
         print_line(
@@ -165,22 +165,14 @@ def _fewest(job: Job, chosen: Chosen, order: Sequence[Layer], bound: Bound) -> t
 def _story(job: Job, chosen: Chosen, restored: Sequence[Layer]) -> list[dict[str, Any]]:
     """The effect of each restored layer, cumulatively."""
     images = chosen.images[: RANKING if job.subject.shape[-1] <= LARGE else RANKING // 8]
-    exact = _outputs(job.exact, images)
+    exact = _quantise.outputs(job.exact, images)
     rows = []
     for count, layer in enumerate(restored, 1):
-        after = sqnr(exact, _outputs(without(job, chosen, restored[:count]), images))
+        after = sqnr(exact, _quantise.outputs(without(job, chosen, restored[:count]), images))
         rows.append(
             {"layer": layer.name, "kind": layer.kind, "sqnr_alone": round(layer.sqnr, 2), "sqnr_after": round(after, 2)}
         )
     return rows
-
-
-def _outputs(graph: ModelProto, images: np.ndarray) -> np.ndarray:
-    """(N, classes) of images as the file takes them."""
-    session = _external.session(graph)
-    name = session.get_inputs()[0].name
-    starts = range(0, len(images), _cases.MANY)
-    return np.concatenate([session.run(None, {name: images[start : start + _cases.MANY]})[0] for start in starts])
 
 
 def _drop(accuracy: float, chosen: Chosen) -> float:

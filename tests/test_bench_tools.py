@@ -390,3 +390,10 @@ def test_where_to_write_is_settled_before_anything_is_measured(tmp_path: Path, m
     (tmp_path / "file").touch()
     for out, code in ((tmp_path, 2), (tmp_path / "x.png", 2), (tmp_path / "file" / "x.csv", 6)):
         assert cli.run(["bench", "cnn_small", "--out", str(out)]) == code, out
+
+
+def test_rows_of_others_are_kept_with_the_new_columns(tmp_path: Path) -> None:
+    path = _timing.write_csv(tmp_path / "x.csv", [{"run": "a", "old": 1}, {"run": "b", "old": 2}])
+    rows = [{"run": "b", "new": 3}]
+    assert _timing.merged(path, rows, lambda row: row["run"] != "b") == [{"run": "a", "new": ""}, {"run": "b", "new": 3}]
+    assert _timing.merged(tmp_path / "none.csv", rows, lambda _: True) == rows

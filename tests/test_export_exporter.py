@@ -6,6 +6,8 @@ input, so that of two layers that read one tensor (a residual block's first conv
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 import zoo.export
 from zoo.errors import DisagreeError
 from zoo.export import _onnx, onnx_fp32
+from zoo.training import signals
 
 pytest.importorskip("onnxruntime")
 
@@ -134,3 +137,17 @@ def test_torchvision_resnets(name: str, tmp_path: Path) -> None:
     shift(module)
     receipt = zoo.export.onnx(module, tmp_path / "x.onnx", input=(3, 64, 64), images=torch.randn(16, 3, 64, 64))
     assert (receipt.agree, receipt.n) == (16, 16)
+
+
+def test_a_signal_while_pytorch_exports_is_no_failure_of_it(tmp_path: Path) -> None:
+    """PyTorch wraps every exception of its exporter in its own, whose text is a report of a hundred lines."""
+
+    class Signalled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.compiler.is_exporting():
+                os.kill(os.getpid(), signal.SIGTERM)
+            return x.mean((2, 3))
+
+    with signals.handled(), pytest.raises(signals.Interrupted, match="SIGTERM"):
+        zoo.export.onnx(Signalled(), tmp_path / "model.onnx", input=(3, 8, 8))
+    assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import zoo.export
 from zoo.errors import DisagreeError
-from zoo.export import _accuracy, _choose, _graph, _onnx, _parity, _quantise, _repair
+from zoo.export import _choose, _graph, _onnx, _parity, _quantise, _repair
 from zoo.export._job import of_module
 from zoo.export._pipeline import job_of
 
@@ -110,7 +110,7 @@ def test_outputs_that_differ_too_much_are_repaired_too(known: dict[str, Any]) ->
     right = dataclasses.replace(chosen, accuracy=chosen.reference)
     graph, restored = _repair.repaired(job, right, tolerance=chosen.apart)
     assert restored
-    answer = _repair._outputs(graph, chosen.val.images)
+    answer = _quantise.outputs(graph, chosen.val.images)
     assert _choose.difference(answer, chosen.exact, job.exported) <= _repair.NEAR * chosen.apart
     with pytest.raises(
         DisagreeError, match=r"outputs differ by .*, more than 1\.5 and 0 on 200 training images with 2 of 5 layers"
@@ -205,18 +205,18 @@ def widest(graph: onnx.ModelProto) -> int:
 
 @pytest.mark.parametrize("narrow", [True, False])
 def test_weights_have_7_bits_where_8_saturate(narrow: bool, known: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on CPUs without VNNI; the graphs of a repair then have 7 bits as well."""
+    """As on CPUs without VNNI; the graphs of a repair and of a benchmark then have 7 bits as well."""
     known.pop("precision")
     job = job_of(of_module(Outlier(), shape=known.pop("input"), **known), "none", softmax=False)
-    answer_of = _accuracy.answer_of
+    outputs = _quantise.outputs
 
-    def worse(graph: onnx.ModelProto, exported: Any) -> Any:
-        answer = answer_of(graph, exported)
+    def worse(graph: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
         quantised = any(each.data_type == TensorProto.INT8 and each.dims for each in graph.graph.initializer)
-        return (lambda part: answer(part) + 300.0) if quantised and (widest(graph) > 64) == narrow else answer
+        return outputs(graph, images) + (300.0 if quantised and (widest(graph) > 64) == narrow else 0.0)
 
-    monkeypatch.setattr(_accuracy, "answer_of", worse)
+    monkeypatch.setattr(_quantise, "outputs", worse)
     chosen = _choose.choose(job)
     assert chosen.ranges.narrow == narrow and chosen.facts["weights"] == f"{7 if narrow else 8} bits per channel"
-    for graph in (chosen.graph, _repair.without(job, chosen, _repair.layers(job.exact)[:1])):
+    repaired = _repair.without(job, chosen, _repair.layers(job.exact)[:1])
+    for graph in (chosen.graph, repaired, _quantise.calibrated(job.exact, chosen.images)):
         assert (widest(graph) <= 64) == narrow

@@ -64,9 +64,8 @@ def command(
 ) -> None:
     """Benchmark runs, models, ONNX files or parts of zoo.
 
-    The parts are depthwise, focal_loss, image_files, int8_graph, int8_repair (of runs), loadgen, onnx_graph, recipes,
-    startup and training. Without an argument, the latest run is measured in PyTorch and
-    every installed runtime.
+    The parts are depthwise, focal_loss, image_files, int8_graph, int8_repair (of runs), loadgen, onnx_graph, recipes, startup
+    and training. Without an argument, the latest run is measured in PyTorch and every installed runtime.
 
     \b
     zoo bench --batches 1,64

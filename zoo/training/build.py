@@ -29,8 +29,7 @@ from zoo.training.processes import Team
 from zoo.training.session import Session, Settings
 
 EVAL_BATCH, EVAL_PIXELS = 256, 64 * 224**2
-"""Most images and most pixels of a batch without gradients: larger activations leave the caches and are returned to the
-system after each layer, which halves the speed of EfficientNet-Lite0 at 224 pixels."""
+"""Most images and pixels of a batch without gradients: glibc returns larger activations after each layer, at half the speed."""
 JUMP = 2.0
 """Factor between the learning rates before and after resuming above which a warning is printed."""
 

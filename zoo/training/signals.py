@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
-class Interrupted(Exception):
-    """A signal requested a stop. ``code`` is the exit code; ``saved`` says whether there is a state to resume from."""
+class Interrupted(BaseException):
+    """A signal requested a stop; like KeyboardInterrupt, no library's ``except Exception`` takes it for a failure. ``code`` is the exit code; ``saved`` says whether there is a state to resume from."""
 
     def __init__(self, number: int, *, saved: bool = True) -> None:
         super().__init__(signal.Signals(number).name)

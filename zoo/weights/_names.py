@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zoo import registry
@@ -53,27 +52,25 @@ def renamed(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], spec: Mode
             best = {new: tensors[old] for old, new in names.items()}
             note = f"names by the convention of {words}: {changed[0]}"
     best, resized = _resampled(own, best)
-    return {name: value for name, value in best.items() if name in own or not name.startswith(AUXILIARY)}, note or resized
+    return {name: value for name, value in best.items() if name in own or not name.startswith(AUXILIARY)}, "; ".join(
+        filter(None, (note, resized))
+    )
 
 
 def _resampled(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Position embeddings (1, tokens, width) of another image size, interpolated to the model's grid of patches, and a summary.
+    """Position embeddings (1, tokens, width) of another image size, interpolated to the model's square grid by timm, and a summary."""
+    from timm.layers import resample_abs_pos_embed
 
-    Bicubic with antialiasing, as timm does; tokens before the patches are unchanged.
-    """
     found, note = dict(tensors), ""
     for name, value in tensors.items():
         wanted = own.get(name, value)
-        if not name.endswith("pos_embed") or wanted.shape == value.shape or value.dim() != 3:
+        if not name.endswith("pos_embed") or wanted.shape == value.shape or value.dim() != 3 or wanted.dim() != 3:
             continue
         side, goal = math.isqrt(value.shape[1]), math.isqrt(wanted.shape[1])
-        prefix = value.shape[1] - side**2
-        if prefix != wanted.shape[1] - goal**2 or value.shape[2] != wanted.shape[-1]:
-            continue
-        grid = value[:, prefix:].transpose(1, 2).unflatten(2, (side, side)).float()
-        grid = F.interpolate(grid, size=(goal, goal), mode="bicubic", antialias=True)
-        found[name] = torch.cat([value[:, :prefix], grid.flatten(2).transpose(1, 2).to(value.dtype)], 1)
-        note = f"{name} interpolated from {side}x{side} to {goal}x{goal} patches"
+        prefix = value.shape[1] - side**2  # tokens before the patches
+        if prefix == wanted.shape[1] - goal**2 and value.shape[2] == wanted.shape[2]:
+            found[name] = resample_abs_pos_embed(value, [goal, goal], num_prefix_tokens=prefix)
+            note = f"{name} interpolated from {side}x{side} to {goal}x{goal} patches"
     return found, note
 
 
