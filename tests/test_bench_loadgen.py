@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zoo.bench import _timing, loadgen
+from zoo.bench import _scenario, _timing, loadgen
 from zoo.errors import UsageError
 
 SUMMARY = """50.00 percentile latency (ns)   : 2000000
@@ -32,6 +32,7 @@ class Fake(SimpleNamespace):
             DestroySUT=lambda _: None,
         )  # fmt: skip
         self.answered: list[int] = []
+        self.queried: list[int] = []
         self.tested: list[Any] = []
 
     def ConstructSUT(self, issue: Callable[[list[Any]], None], flush: Callable[[], None]) -> Callable[[list[Any]], None]:
@@ -44,13 +45,27 @@ class Fake(SimpleNamespace):
         self, issue: Callable[[list[Any]], None], library: None, settings: Any, log: Any, _: str
     ) -> None:
         self.tested.append(settings)
+        self.queried.clear()
         issue([SimpleNamespace(id=number, index=number % loadgen.POOL) for number in range(128)])
+        assert sum(self.queried) == 128, "each sample is computed once"
         Path(log.log_output.outdir, "mlperf_log_summary.txt").write_text(SUMMARY)
 
 
 def test_each_scenario_is_compared_with_what_loadgen_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake()
     monkeypatch.setitem(sys.modules, "mlperf_loadgen", fake)
+    prepared = _scenario.prepared
+
+    def counting(*args: Any) -> Any:
+        inputs, call, query = prepared(*args)
+
+        def counted(chosen: np.ndarray) -> object:
+            fake.queried.append(len(chosen))
+            return query(chosen)
+
+        return inputs, call, counted
+
+    monkeypatch.setattr(_scenario, "prepared", counting)
     path = loadgen.main(out=tmp_path / "loadgen.csv", model="cnn_small", rounds=2, seconds=0.02)
     rows = {row["scenario"]: row for row in _timing.read_csv(path)}
     reported = {"SingleStream": 2.0, "MultiStream": 2.0, "Server": 4.0, "Offline": 150.0}
