@@ -195,6 +195,7 @@ def test_31_32_35_a_moved_run_resumes_and_says_what_differs(
     small_plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(small_plain, tmp_path / "elsewhere")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(machine, "cores", lambda: torch.get_num_threads() + 1)
     training.train(small(), out=tmp_path / "elsewhere", resume=True)
     err = capsys.readouterr().err

@@ -306,6 +306,8 @@ def _train(
                 print_line(f"diverged {named} seed {seed}: {error}")
                 raise optuna.TrialPruned(str(error)) from error
             except Interrupted as error:
+                # optuna passes it on without ending the trial
+                trial.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
                 error.resume = command  # type: ignore[attr-defined]
                 raise
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))

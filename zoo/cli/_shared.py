@@ -147,7 +147,7 @@ def start(recipe: Any, out: Path | None, resume: bool, force: bool) -> Path:
 
     try:
         return training.train(recipe, out=out, resume=resume, force=force, command=shlex.join(["zoo", *sys.argv[1:]]))
-    except Exception as error:
+    except BaseException as error:  # also a signal's
         if folder := getattr(error, "run", None):
             error.resume = f"zoo train --resume --out {shlex.quote(str(folder))}"  # type: ignore[attr-defined]
         raise

@@ -52,6 +52,6 @@ def train(
 
         try:
             return start.train_in(folder, recipe, data=data, loss=loss, **more)
-        except Exception as error:
+        except BaseException as error:  # also a signal's
             error.run = folder  # type: ignore[attr-defined]
             raise

@@ -9,7 +9,11 @@ from contextlib import contextmanager
 
 
 class Interrupted(BaseException):
-    """A signal requested a stop; like KeyboardInterrupt, no library's ``except Exception`` takes it for a failure. ``code`` is the exit code; ``saved`` says whether there is a state to resume from."""
+    """A signal requested a stop. ``code`` is the exit code; ``saved`` says whether there is a state to resume from.
+
+    Not an Exception: a library's ``except Exception`` must not take it for a failure. Not a KeyboardInterrupt: click
+    replaces that by an Abort without the command that resumes.
+    """
 
     def __init__(self, number: int, *, saved: bool = True) -> None:
         super().__init__(signal.Signals(number).name)
