@@ -68,7 +68,7 @@ def choose(job: _job.Job) -> Chosen:
     tried_on = f"{len(val):,} {held} images"
     print_line(f"int8     calibrating by {', '.join(_quantise.METHODS)} on {', '.join(map(str, counts))} training images")
     tried: list[dict[str, Any]] = []
-    narrow: bool | None = None
+    narrow = True if job.reduce_range else None
     best: tuple[tuple[float, float], _quantise.Ranges, ModelProto, float, dict[str, Any]] | None = None
     for method in _quantise.METHODS:
         for ranges in calibrated(job.exact, given, method, counts):

@@ -124,6 +124,8 @@ class Job:
     seed: int = 0
     max_drop: float = 0.5
     """Largest loss of accuracy in points of a precision other than fp32."""
+    reduce_range: bool = False
+    """Whether weights of int8 have 7 bits even if 8 bits are right on this CPU."""
     external_data: bool = False
     explain: bool = False
     """Whether to measure the error of each layer and write it next to the file."""

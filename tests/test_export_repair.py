@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 import zoo.export
-from zoo.errors import DisagreeError
+from zoo.errors import DisagreeError, UsageError
 from zoo.export import _choose, _graph, _onnx, _parity, _quantise, _repair
 from zoo.export._job import of_module
 from zoo.export._pipeline import job_of
@@ -220,3 +220,12 @@ def test_weights_have_7_bits_where_8_saturate(narrow: bool, known: dict[str, Any
     repaired = _repair.without(job, chosen, _repair.layers(job.exact)[:1])
     for graph in (chosen.graph, repaired, _quantise.calibrated(job.exact, chosen.images)):
         assert (widest(graph) <= 64) == narrow
+
+
+def test_weights_of_7_bits_can_be_required(known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_quantise, "saturate", lambda *_: pytest.fail("nothing to compare"))
+    made = zoo.export.onnx(Outlier(), tmp_path / "net.onnx", reduce_range=True, max_drop=100, **known)
+    assert made.calibration is not None and made.calibration["weights"] == "7 bits per channel"
+    assert widest(onnx.load(tmp_path / "net.onnx")) <= 64
+    with pytest.raises(UsageError, match=r"--reduce-range applies to int8 only \(precision fp32\)"):
+        zoo.export.onnx(Outlier(), tmp_path / "other.onnx", reduce_range=True, **{**known, "precision": "fp32"})

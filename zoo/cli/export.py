@@ -40,6 +40,7 @@ def _precisions() -> list[str]:
 )
 @click.option("--max-drop", type=Finite(0), default=0.5, show_default=True,
               help="Largest loss of test accuracy with fp16 or int8, in points; int8 keeps sensitive layers in float32 to meet it.")  # fmt: skip
+@click.option("--reduce-range", is_flag=True, help="Write int8 weights in 7 bits, for x86 CPUs older than VNNI (about 2020).")
 @click.option(
     "--fastest", is_flag=True, help="Measure each format and precision on this machine; write the fastest within --max-drop."
 )
@@ -123,7 +124,14 @@ def _placed(place: str, run: Any, folder: Path, options: dict[str, Any]) -> Any:
 
 def _check_fastest(fmt: str, out: Path | None, options: dict[str, Any], only_onnx: dict[str, Any]) -> None:
     """UsageError for options that select one particular file."""
-    if fmt != "onnx" or out or options["precision"] != "fp32" or options["explain"] or any(only_onnx.values()):
+    if (
+        fmt != "onnx"
+        or out
+        or options["precision"] != "fp32"
+        or options["explain"]
+        or options["reduce_range"]
+        or any(only_onnx.values())
+    ):
         raise UsageError("--fastest chooses format, precision and file name; omit the options that set them")
 
 
