@@ -17,7 +17,7 @@ from zoo import files
 from zoo.console import print_line
 from zoo.data import _folders
 from zoo.errors import DiskError
-from zoo.export import _accuracy, _cases, _external, _graph, _job, _parity, _quantise
+from zoo.export import _accuracy, _bias, _cases, _external, _graph, _job, _parity, _quantise
 from zoo.spec import Split
 
 VALIDATION = 2000
@@ -69,9 +69,11 @@ def choose(job: _job.Job) -> Chosen:
     print_line(f"int8     calibrating by {', '.join(_quantise.METHODS)} on {', '.join(map(str, counts))} training images")
     tried: list[dict[str, Any]] = []
     narrow = True if job.reduce_range else None
+    means = _bias.input_means(job.exact, given)
     best: tuple[tuple[float, float], _quantise.Ranges, ModelProto, float, dict[str, Any]] | None = None
     for method in _quantise.METHODS:
         for ranges in calibrated(job.exact, given, method, counts):
+            ranges = replace(ranges, means=means)
             narrow = _quantise.saturate(job.exact, ranges, given) if narrow is None else narrow
             ranges = replace(ranges, narrow=narrow)
             made = _quantise.quantise(job.exact, ranges)

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from onnx import ModelProto
 
 from zoo.console import print_line
-from zoo.export import _external, _graph, _onnx
+from zoo.export import _bias, _external, _graph, _onnx
 
 METHODS = ("minmax", "percentile", "entropy")
 COUNTS = (64, 256, 512)
@@ -46,6 +46,8 @@ class Ranges:
     values: Any
     narrow: bool = False
     """Whether weights have 7 bits: without VNNI, x86 CPUs add two products of 8 bit numbers in 16 bits, which saturates."""
+    means: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """:func:`zoo.export._bias.input_means`; empty: biases are not corrected."""
 
 
 def calibrate(graph: ModelProto, images: np.ndarray, *, method: str, counts: Sequence[int]) -> Iterator[Ranges]:
@@ -108,6 +110,7 @@ def from_limits(method: str, count: int, found: Mapping[str, Sequence[float]]) -
 def calibrated(graph: ModelProto, images: np.ndarray, *, method: str = "minmax") -> ModelProto:
     """The 8 bit graph, calibrated on ``images`` as the file takes them; weights have 7 bits if 8 bits :func:`saturate`."""
     (ranges,) = calibrate(graph, images, method=method, counts=[len(images)])
+    ranges = replace(ranges, means=_bias.input_means(graph, images))
     return quantise(graph, replace(ranges, narrow=saturate(graph, ranges, images)))
 
 
@@ -154,6 +157,8 @@ def quantise(
         quantiser.quantize_model()
         quantiser.model.topological_sort()  # done by onnxruntime's own writer
     made: ModelProto = quantiser.model.model
+    if ranges.means:
+        _bias.correct(made, graph, ranges.means)
     _onnx.clean(made)
     del made.graph.value_info[:]
     return made
