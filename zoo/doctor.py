@@ -26,6 +26,7 @@ def report() -> list[Row]:
         ("python", "ok", f"{platform.python_version()} in {sys.prefix}"),
         *(_package(name) for name in PACKAGES),
         _onnxruntime(),
+        _package("openvino"),
         *_kernels(),
         _numpy(),
         *_gpu(),

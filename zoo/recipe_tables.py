@@ -21,7 +21,7 @@ class Data(msgspec.Struct, frozen=True):
     """``[data]``: which images, how they are split, thinned and augmented."""
 
     name: Annotated[
-        str, about("data set (zoo data), torchvision:NAME, a folder of class folders, a CSV list or an .npz file")
+        str, about("data set (zoo data), torchvision:NAME, a folder of class folders, a CSV or Parquet list or an .npz file")
     ] = "synthetic"
     dir: Annotated[str, about("folder of the data set; empty: the cache, else a download")] = ""
     layout: Annotated[

@@ -40,7 +40,11 @@ from zoo.cli._shared import Finite, Name, as_json, limited, registered, run_name
 )
 @click.option("--self-check", is_flag=True, help="Measure the overhead of zoo's timing against a bare loop.")
 @click.option("--compare", is_flag=True, help="Compare two CSV files of earlier benchmarks.")
-@click.option("--out", type=click.Path(path_type=Path), help="CSV file (default: bench.csv in the run folder, or runs/bench).")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="CSV file (default: bench.csv or serve.csv in the run folder or runs/bench; of a part in a checkout, bench/results/PART.csv).",
+)
 @limited("opening and running a model file once")
 @as_json
 def command(

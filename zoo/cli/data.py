@@ -59,7 +59,7 @@ def _list(pattern: str, as_json: bool) -> None:
 def _verify(name: str, data_dir: Path | None, layout: str, as_json: bool) -> None:
     """Read every file of a data set and report bad ones.
 
-    NAME is a data set, a folder, a CSV list or an .npz file. Every unreadable file is listed with the reason; the exit code is
+    NAME is a data set, a folder, a CSV or Parquet list or an .npz file. Every unreadable file is listed with the reason; the exit code is
     then 3. Classes, lists, checksums and images in both train and test are checked as well.
 
     \b

@@ -40,7 +40,11 @@ def _precisions() -> list[str]:
 )
 @click.option("--max-drop", type=Finite(0), default=0.5, show_default=True,
               help="Largest loss of test accuracy with fp16 or int8, in points; int8 keeps sensitive layers in float32 to meet it.")  # fmt: skip
-@click.option("--reduce-range", is_flag=True, help="Write int8 weights in 7 bits, for x86 CPUs older than VNNI (about 2020).")
+@click.option(
+    "--reduce-range",
+    is_flag=True,
+    help="Write int8 weights in 7 bits, for x86 CPUs without VNNI (AMD before Zen 4, Intel before about 2020).",
+)
 @click.option(
     "--fastest", is_flag=True, help="Measure each format and precision on this machine; write the fastest within --max-drop."
 )
@@ -62,7 +66,7 @@ def _precisions() -> list[str]:
 def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad: bool, **options: Any) -> None:
     """Export a run to a file verified against PyTorch.
 
-    RUN is a run folder or name (default: the latest) or hf:OWNER/NAME. If the outputs differ from PyTorch's, no file is written (exit 8).
+    RUN is a run folder, a name or its unique beginning (default: the latest), or hf:OWNER/NAME. If the outputs differ from PyTorch's, no file is written (exit 8).
 
     \b
     zoo export --onnx
