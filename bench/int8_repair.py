@@ -39,11 +39,11 @@ def main(
 
     Raises:
         UsageError: no such run. DataError: a run without test images. DisagreeError: restoring half of the layers is not enough
-            for the last run; other runs are then omitted with a line.
+            for any run; if it is enough for some, the others are omitted with a line.
     """
     out, rows = out or _timing.default_out("int8_repair", quick=quick), []
+    done: set[str] = set()
     loaded = [engine.load(run_folders.find(name)) for name in runs or ("latest",)]
-    names = {run.path.name for run in loaded}
     for number, run in enumerate(loaded, 1):
         try:
             rows += _rows(run, batches[-1:] if quick else batches, seconds or (2.0 if quick else 30.0), max_drop)
@@ -51,8 +51,9 @@ def main(
             if number == len(loaded) and not rows:
                 raise
             print_line(f"warning  {run.path.name} omitted: {error}")
+        done.update(row["run"] for row in rows)
         if rows:  # after each run, which takes minutes
-            _timing.write_csv(out, _timing.merged(out, rows, lambda row: row["run"] not in names))
+            _timing.write_csv(out, _timing.merged(out, rows, lambda row: row["run"] not in done))
     return out
 
 

@@ -1,81 +1,90 @@
 """Bias correction of an 8 bit graph: rounded weights shift the mean output of a layer, and the bias takes the shift back.
 
-Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2: the shift of output channel k is
-sum_c (W'_kc - W_kc) E[x_c], with W' the rounded weights, summed over the kernel, and E[x_c] the mean of input channel c, here over the
-calibration images in float32. Padding is neglected.
+Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2. A layer is linear, so its mean
+shift is its output for the mean input and the error of the rounded weights; the mean is over the calibration images in float32.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from zoo.export import _external
+from zoo.export import _external, _graph
 
 CORRECTED = ("Conv", "Gemm")
 BATCH = 16
 
 
 def input_means(graph: ModelProto, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean (C,) of each channel of the inputs of all convolutions and linear layers, over images as the file takes them."""
-    pooled = ModelProto()
-    pooled.CopyFrom(graph)
-    names = sorted({node.input[0] for node in graph.graph.node if node.op_type in CORRECTED})
-    flat = {node.input[0] for node in graph.graph.node if node.op_type == "Gemm"}
-    wanted = {name: name if name in flat else f"{name}/mean" for name in names}
-    for name, mean in wanted.items():
-        if mean != name:  # in the graph, as whole activations would need memory
-            pooled.graph.node.append(onnx.helper.make_node("GlobalAveragePool", [name], [mean]))
-    known = {each.name for each in (*graph.graph.output, *graph.graph.input)}
-    pooled.graph.output.extend(
-        onnx.helper.make_tensor_value_info(mean, onnx.TensorProto.FLOAT, None) for mean in wanted.values() if mean not in known
-    )
-    session, total = _external.session(pooled), dict.fromkeys(names, 0.0)
-    fed = session.get_inputs()[0].name
+    """Mean (C, ...) of the inputs of all convolutions and linear layers of the model, over images as the file takes them."""
+    model = set(_graph.model_nodes(graph))
+    names = sorted({node.input[0] for node in graph.graph.node if node.op_type in CORRECTED and node.name in model})
+    if not names:
+        return {}
+    averaged = ModelProto()
+    averaged.CopyFrom(graph)
+    averaged.graph.initializer.append(numpy_helper.from_array(np.array([0]), "mean/axes"))
+    for name in names:  # averaged in the graph: whole activations would need memory
+        averaged.graph.node.append(onnx.helper.make_node("ReduceMean", [name, "mean/axes"], [f"{name}/mean"], keepdims=0))
+        averaged.graph.output.append(onnx.helper.make_tensor_value_info(f"{name}/mean", onnx.TensorProto.FLOAT, None))
+    session = _external.session(averaged)
+    fed, total = session.get_inputs()[0].name, dict.fromkeys(names, 0.0)
     for start in range(0, len(images), BATCH):
-        found = session.run(list(wanted.values()), {fed: images[start : start + BATCH]})
-        for name, each in zip(names, found):
-            total[name] += each.reshape(*each.shape[:2]).sum(0, dtype=np.float64)
-    return {name: np.asarray(each) / len(images) for name, each in total.items()}
+        part = images[start : start + BATCH]
+        for name, mean in zip(names, session.run([f"{name}/mean" for name in names], {fed: part})):
+            total[name] += mean * len(part)
+    return {name: np.asarray(each, np.float32) / len(images) for name, each in total.items()}
 
 
 def correct(made: ModelProto, graph: ModelProto, means: Mapping[str, np.ndarray]) -> None:
-    """Subtract the shifts from the 8 bit graph ``made`` of ``graph``; layers in float32 are unchanged."""
+    """Subtract the shifts from the biases of the 8 bit graph ``made`` of ``graph``.
+
+    Layers in float32, without a bias or with one that another layer of ``made`` reads as well are unchanged.
+    """
     exact = {each.name: each for each in graph.graph.initializer}
     stored = {each.name: each for each in made.graph.initializer}
-    makers = {name: node for node in made.graph.node for name in node.output}
+    makers = {name: node for node in made.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    readers = Counter(name for node in made.graph.node for name in node.input)
     layers = {node.name: node for node in made.graph.node}
     for old in graph.graph.node:
         new = layers.get(old.name)
-        if old.op_type not in CORRECTED or new is None or len(new.input) < 3 or old.input[1] not in exact:
+        if new is None or old.op_type not in CORRECTED or old.input[0] not in means or len(new.input) < 3:
             continue
         weight, bias = (makers.get(name) for name in new.input[1:3])
-        if weight is None or bias is None or any(each.input[0] not in stored for each in (weight, bias)):
+        if not weight or not bias or any(each.input[0] not in stored for each in (weight, bias)):
             continue
-        error = _values(weight, stored) - numpy_helper.to_array(exact[old.input[1]])
-        scale = numpy_helper.to_array(stored[bias.input[1]]).astype(np.float64)
-        whole = stored[bias.input[0]]
-        left = numpy_helper.to_array(whole) - np.rint(_shift(old, error, means[old.input[0]]) / scale)
+        if old.input[1] not in exact or readers[new.input[2]] > 1:
+            continue
+        error = _values(weight, stored)
+        error -= numpy_helper.to_array(exact[old.input[1]])
+        shift = _shift(old, error, means[old.input[0]]).astype(np.float64)
+        left = numpy_helper.to_array(stored[bias.input[0]]) - np.rint(shift / numpy_helper.to_array(stored[bias.input[1]]))
         limits = np.iinfo(np.int32)
-        whole.CopyFrom(numpy_helper.from_array(np.clip(left, limits.min, limits.max).astype(np.int32), whole.name))
+        whole = np.clip(left, limits.min, limits.max).astype(np.int32)
+        stored[bias.input[0]].CopyFrom(numpy_helper.from_array(whole, bias.input[0]))
 
 
 def _values(node: NodeProto, stored: Mapping[str, onnx.TensorProto]) -> np.ndarray:
-    """The constant that a DequantizeLinear node returns; weights are symmetric, so their zero point is 0."""
-    rounded = numpy_helper.to_array(stored[node.input[0]]).astype(np.float64)
-    scale = numpy_helper.to_array(stored[node.input[1]]).astype(np.float64)
+    """The float32 constant that a DequantizeLinear node returns; weights are symmetric, so their zero point is 0."""
+    rounded = numpy_helper.to_array(stored[node.input[0]])
+    scale = numpy_helper.to_array(stored[node.input[1]])
     axis = next((each.i for each in node.attribute if each.name == "axis"), 1)
     return rounded * (scale.reshape([-1 if at == axis else 1 for at in range(rounded.ndim)]) if scale.size > 1 else scale)
 
 
-def _shift(node: NodeProto, error: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Mean (K,) of the outputs that the error of the weights adds to a layer with these means of its inputs (C,)."""
-    if node.op_type == "Gemm":
-        across = next((each.i for each in node.attribute if each.name == "transB"), 0)
-        return np.asarray((error if across else error.T) @ means)
-    kernels, depth = error.shape[:2]
-    group = np.arange(kernels) * (len(means) // depth) // kernels
-    return np.asarray((error.reshape(kernels, depth, -1).sum(2) * means.reshape(-1, depth)[group]).sum(1))
+def _shift(node: NodeProto, error: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Mean output (K,) of a layer with the weights ``error`` and without a bias for its mean input (C, ...)."""
+    alone = NodeProto()
+    alone.CopyFrom(node)
+    del alone.input[:], alone.output[:]
+    alone.input.extend(["x", "w"])
+    alone.output.append("y")
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"]
+    graph = onnx.helper.make_graph([alone], "shift", ends[:1], ends[1:], [numpy_helper.from_array(error, "w")])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    found = _external.session(model).run(None, {"x": mean[None]})[0][0]
+    return np.asarray(found.reshape(len(found), -1).mean(1))

@@ -29,7 +29,7 @@ OPERATORS = (
 )  # fmt: skip
 """Softmax, LayerNorm and means stay in float32: 8 bits would cost accuracy without a gain."""
 CHUNK, MANY = 32, 64
-"""Images per call of a calibrator, which keeps every activation, and of a session."""
+"""Images per call of a calibrator, which keeps every activation (a quarter for images over 64 x 64 pixels), and of a session."""
 SATURATION, CLEARLY = 256, 0.8
 """Number of images for comparing weights of 7 and of 8 bits, and the share of 8 bits' difference that 7 bits must stay below."""
 BINS, MOST_BINS = 512, 4096
@@ -74,11 +74,11 @@ def calibrate(graph: ModelProto, images: np.ndarray, *, method: str, counts: Seq
             augmented_model_path=str(Path(folder) / "augmented.onnx"), calibrate_method=kinds[method],
             use_external_data_format=_external.too_large(graph), extra_options=options,
         )  # fmt: skip
-        done = 0
+        done, chunk = 0, CHUNK if images[0].size <= 3 * 64**2 else CHUNK // 4
         for count in counts:
             while done < count:  # in chunks: the calibrator keeps every activation of one call
-                found.collect_data(_Reader(graph.graph.input[0].name, images[done : min(done + CHUNK, count)]))
-                done = min(done + CHUNK, count)
+                found.collect_data(_Reader(graph.graph.input[0].name, images[done : min(done + chunk, count)]))
+                done = min(done + chunk, count)
             if method == "entropy" and (name := _grown(found)):
                 print_line(
                     f"int8     entropy, {count}: omitted, the range of {name} is over {MOST_BINS // BINS} times that of the first images"

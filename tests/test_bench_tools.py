@@ -38,6 +38,7 @@ from zoo.bench import (
     _subjects,
     _timing,
     inference,
+    int8_repair,
 )
 from zoo.errors import DisagreeError, DiskError, FileError, UsageError
 from zoo.export import _session
@@ -397,3 +398,20 @@ def test_rows_of_others_are_kept_with_the_new_columns(tmp_path: Path) -> None:
     rows = [{"run": "b", "new": 3}]
     assert _timing.merged(path, rows, lambda row: row["run"] != "b") == [{"run": "a", "new": ""}, {"run": "b", "new": 3}]
     assert _timing.merged(tmp_path / "none.csv", rows, lambda _: True) == rows
+
+
+def test_int8_repair_keeps_the_rows_of_omitted_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(run: Any, *_: object) -> list[dict[str, Any]]:
+        if run.path.name == "lossy":
+            raise DisagreeError("accuracy drops")
+        return [{"run": run.path.name, "accuracy": "new"}]
+
+    monkeypatch.setattr(int8_repair.run_folders, "find", Path)
+    monkeypatch.setattr(int8_repair.engine, "load", lambda path: SimpleNamespace(path=path))
+    monkeypatch.setattr(int8_repair, "_rows", rows)
+    out = tmp_path / "int8_repair.csv"
+    _timing.write_csv(out, [{"run": name, "accuracy": "old"} for name in ("good", "lossy", "other")])
+    int8_repair.main(out=out, runs=["good", "lossy"])
+    assert {row["run"]: row["accuracy"] for row in _timing.read_csv(out)} == {"lossy": "old", "other": "old", "good": "new"}
+    with pytest.raises(DisagreeError):
+        int8_repair.main(out=out, runs=["lossy"])

@@ -25,16 +25,17 @@ class Net(nn.Module):
         self.first = nn.Conv2d(3, 8, 3, padding=1)
         self.grouped = nn.Conv2d(8, 12, 3, groups=4, stride=2)
         self.depthwise = nn.Conv2d(12, 12, 3, groups=12)
+        self.padded = nn.Conv2d(12, 12, 5, padding=2, groups=12)  # on a map of 3 x 3 pixels
         self.hidden, self.head = nn.Linear(12, 16), nn.Linear(16, 5)
         for each in self.parameters():
             nn.init.uniform_(each, 0, 0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.depthwise(torch.relu(self.grouped(torch.relu(self.first(x)))))
+        x = self.padded(torch.relu(self.depthwise(torch.relu(self.grouped(torch.relu(self.first(x)))))))
         return self.head(torch.relu(self.hidden(x.mean((2, 3)))))
 
 
-LAYERS = ("first", "grouped", "depthwise", "hidden", "head")
+LAYERS = ("first", "grouped", "depthwise", "padded", "hidden", "head")
 
 
 @pytest.fixture(scope="module")
@@ -72,40 +73,43 @@ def constants(graph: ModelProto) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def test_means_are_those_of_the_inputs(net: Net, graph: ModelProto, images: np.ndarray) -> None:
+def inputs_of(net: nn.Module, images: np.ndarray) -> dict[str, Tensor]:
+    """The input of each layer in PyTorch."""
     seen: dict[str, Tensor] = {}
     hooks = [
-        getattr(net, name).register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))  # type: ignore[misc]
-        for name in LAYERS
+        layer.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))  # type: ignore[misc]
+        for name, layer in net.named_children()
     ]
-    net(torch.from_numpy(images))
+    with torch.no_grad():
+        net(torch.from_numpy(images))
     for hook in hooks:
         hook.remove()
-    means = _bias.input_means(graph, images)
-    for node in graph.graph.node:
-        if node.op_type in ("Conv", "Gemm"):
-            exact = (
-                seen[node.name.partition("/")[0]].flatten(2) if node.op_type == "Conv" else seen[node.name.partition("/")[0]]
-            )
-            expected = exact.mean((0, 2) if node.op_type == "Conv" else 0).detach().numpy()
-            np.testing.assert_allclose(means[node.input[0]], expected, rtol=1e-5, atol=1e-6)
+    return seen
+
+
+def test_means_are_those_of_the_inputs(net: Net, graph: ModelProto, images: np.ndarray) -> None:
+    seen, means = inputs_of(net, images), _bias.input_means(graph, images)
+    layers = [node for node in graph.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert {node.name.partition("/")[0] for node in layers} == set(LAYERS)
+    for node in layers:
+        expected = seen[node.name.partition("/")[0]].mean(0)
+        np.testing.assert_allclose(means[node.input[0]], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_biases_take_back_the_shift(net: Net, graph: ModelProto, images: np.ndarray, ranges: _quantise.Ranges) -> None:
-    means = _bias.input_means(graph, images)
+    """The shift is that of PyTorch's layer, padding included, over all images."""
+    seen, means = inputs_of(net, images), _bias.input_means(graph, images)
     plain, corrected = (constants(_quantise.quantise(graph, replace(ranges, means=each))) for each in ({}, means))
-    inputs = {node.name.partition("/")[0]: node.input[0] for node in graph.graph.node}
     for name in LAYERS:
-        layer, mean = getattr(net, name), torch.from_numpy(means[inputs[name]])
+        layer, x = getattr(net, name), seen[name].double()
         error = torch.from_numpy(plain[name]["weight"]) - layer.weight.detach().double()
         if isinstance(layer, nn.Conv2d):
-            flat = mean.reshape(1, -1, 1, 1).expand(1, -1, 3, 3)
-            shift = F.conv2d(flat, error, groups=layer.groups).flatten()
+            moved = F.conv2d(x, error, None, layer.stride, layer.padding, layer.dilation, layer.groups).mean((0, 2, 3))
         else:
-            shift = F.linear(mean, error)
-        assert shift.abs().max() > 1e-4
+            moved = F.linear(x, error).mean(0)
+        assert moved.abs().max() > 1e-4
         np.testing.assert_array_equal(corrected[name]["weight"], plain[name]["weight"])
-        np.testing.assert_allclose(plain[name]["bias"] - corrected[name]["bias"], shift.numpy(), atol=1e-5)
+        np.testing.assert_allclose(plain[name]["bias"] - corrected[name]["bias"], moved.numpy(), atol=1e-5)
 
 
 def test_outputs_are_nearer(graph: ModelProto, images: np.ndarray, ranges: _quantise.Ranges) -> None:
@@ -114,7 +118,7 @@ def test_outputs_are_nearer(graph: ModelProto, images: np.ndarray, ranges: _quan
     plain, corrected = (
         _quantise.outputs(_quantise.quantise(graph, replace(ranges, means=each)), images) - exact for each in ({}, means)
     )
-    assert abs(corrected).mean() < 0.75 * abs(plain).mean()
+    assert abs(corrected).mean() < 0.9 * abs(plain).mean()
 
 
 def test_layers_in_float32_keep_their_bias(graph: ModelProto, images: np.ndarray, ranges: _quantise.Ranges) -> None:
@@ -126,14 +130,60 @@ def test_layers_in_float32_keep_their_bias(graph: ModelProto, images: np.ndarray
     assert np.abs(made["first"]["bias"] - constants(graph)["first"]["bias"]).max() > 1e-4
 
 
-def test_layers_that_share_a_bias_take_back_their_own_shift(images: np.ndarray) -> None:
-    graph = _onnx.trace(_graph.Exported(Net().eval(), (0, 0, 0), (1, 1, 1), size=12, stored=12, preprocess="none"))
-    layers = {node.name.partition("/")[0]: node for node in graph.graph.node}
-    layers["depthwise"].input[2] = layers["grouped"].input[2]
+class Twice(nn.Module):
+    """One convolution used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+        nn.init.uniform_(self.layer.weight, 0, 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.layer(torch.relu(self.layer(x)))).mean((2, 3))
+
+
+def test_a_bias_that_two_layers_read_is_unchanged(images: np.ndarray) -> None:
+    """With the other layer in float32, both read the same 8 bit weight and bias, each with a shift of its own."""
+    graph = _onnx.trace(_graph.Exported(Twice().eval(), (0, 0, 0), (1, 1, 1), size=12, stored=12, preprocess="none"))
     (found,) = _quantise.calibrate(graph, images, method="minmax", counts=[40])
+    _, second = (node.name for node in graph.graph.node if node.op_type == "Conv")
     means = _bias.input_means(graph, images)
-    plain, corrected = (constants(_quantise.quantise(graph, replace(found, means=each))) for each in ({}, means))
-    for name in ("grouped", "depthwise"):
-        error = plain[name]["weight"] - constants(graph)[name]["weight"]
-        shift = _bias._shift(layers[name], error, means[layers[name].input[0]])
-        np.testing.assert_allclose(plain[name]["bias"] - corrected[name]["bias"], shift, atol=1e-5)
+    plain, partly = (
+        _quantise.outputs(
+            _quantise.quantise(graph, replace(found, means=each), [n for n in _graph.model_nodes(graph) if n != second]), images
+        )
+        for each in ({}, means)
+    )
+    np.testing.assert_array_equal(partly, plain)
+
+
+class Folded(nn.Module):
+    """A linear layer directly on the input, whose rows are more than the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Linear(12, 6), nn.Linear(6, 4)
+        for each in self.parameters():
+            nn.init.uniform_(each, 0, 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.layer(x.reshape(-1, 12))).reshape(-1, 36, 6).mean(1))
+
+
+@pytest.mark.parametrize("net", [Folded(), nn.Sequential(nn.Flatten(), nn.Linear(432, 8), nn.ReLU(), nn.Linear(8, 3))])
+def test_linear_layers_on_the_input(net: nn.Module, images: np.ndarray) -> None:
+    graph = _onnx.trace(_graph.Exported(net.eval(), (0, 0, 0), (1, 1, 1), size=12, stored=12, preprocess="none"))
+    seen, means = inputs_of(net, images), _bias.input_means(graph, images)
+    layers = [node for node in graph.graph.node if node.op_type == "Gemm"]
+    assert len(layers) == 2
+    for node in layers:
+        np.testing.assert_allclose(means[node.input[0]], seen[node.name.partition("/")[0]].mean(0), rtol=1e-5, atol=1e-6)
+    (found,) = _quantise.calibrate(graph, images, method="minmax", counts=[40])
+    exact = _quantise.outputs(graph, images)
+    wrong = [
+        abs(_quantise.outputs(_quantise.quantise(graph, replace(found, narrow=True, means=each)), images) - exact).mean()
+        for each in ({}, means)
+    ]
+    assert wrong[1] < 1.01 * wrong[0]

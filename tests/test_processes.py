@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from torch import nn
 
 from zoo.training import checkpoint
 from zoo.training.processes import Team, _batch_norm
+from zoo.training.signals import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ["cnn_small", "epochs=2", "data=synthetic", "device=cpu", "batch_size=1021", "data.imbalance=exp:0.05",
@@ -81,3 +83,12 @@ def test_a_signal_stops_all_and_the_run_goes_on(tmp_path: Path) -> None:
     _, err = child.communicate(timeout=60)
     assert "resume with: zoo train --resume" in err, err
     assert checkpoint.load_state(tmp_path / "run")[1].epoch >= 1
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_an_interruption_reaches_other_processes(saved: bool) -> None:
+    """It is broadcast as its pickle; SIGHUP's code is SIGTERM's."""
+    error = Interrupted(signal.SIGHUP, saved=saved)
+    error.run = Path("run")  # type: ignore[attr-defined]
+    there = pickle.loads(pickle.dumps(error))
+    assert (str(there), there.code, there.saved, there.run) == ("SIGHUP", 143, saved, Path("run"))

@@ -187,4 +187,4 @@ def test_a_signal_before_the_command_has_handlers_is_said() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
-    assert (ran.returncode, ran.stderr) == (143, "zoo train: stopped by SIGTERM; no checkpoint was saved yet; start it again\n")
+    assert (ran.returncode, ran.stderr) == (143, "zoo train: stopped by SIGTERM; there is nothing to resume, start it again\n")

@@ -78,7 +78,7 @@ def _outcome(argv: list[str], error: BaseException) -> tuple[str, int]:
         return str(error), error.code
     if isinstance(error, Interrupted):
         go_on = f"resume with: {getattr(error, 'resume', 'zoo train --resume')}"
-        return f"stopped by {error}; {go_on if error.saved else 'no checkpoint was saved yet; start it again'}", error.code
+        return f"stopped by {error}; {go_on if error.saved else 'there is nothing to resume, start it again'}", error.code
     if isinstance(error, OSError) and error.errno in DISK_FAULTS:
         where = f" ({error.filename}, {error.strerror})" if error.filename else f" ({error.strerror})"
         return f"cannot read or write{where}; free some space or change the permissions", DiskError.code

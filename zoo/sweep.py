@@ -6,6 +6,7 @@ sweep again resumes it: a finished run is never trained again, an interrupted on
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -306,9 +307,10 @@ def _train(
                 print_line(f"diverged {named} seed {seed}: {error}")
                 raise optuna.TrialPruned(str(error)) from error
             except Interrupted as error:
-                # optuna passes it on without ending the trial
-                trial.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
                 error.resume = command  # type: ignore[attr-defined]
+                # optuna does not end the trial; if the storage fails too, the next start does
+                with contextlib.suppress(Exception):
+                    trial.study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
                 raise
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         scores[folder.name] = result["chosen_accuracy"]

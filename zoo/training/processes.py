@@ -20,6 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from zoo.training.signals import Interrupted
+
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -90,7 +92,7 @@ class Team:
         if self.leads:
             try:
                 box[0] = work()
-            except Exception as error:
+            except (Exception, Interrupted) as error:
                 box[1] = error
         dist.broadcast_object_list(box)
         if box[1] is not None:

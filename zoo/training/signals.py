@@ -6,6 +6,8 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 
 class Interrupted(BaseException):
@@ -17,8 +19,12 @@ class Interrupted(BaseException):
 
     def __init__(self, number: int, *, saved: bool = True) -> None:
         super().__init__(signal.Signals(number).name)
+        self.number = number
         self.code = 128 + (number if number == signal.SIGINT else signal.SIGTERM)
         self.saved = saved
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(Interrupted, saved=self.saved), (self.number,), self.__dict__
 
 
 class Stop:

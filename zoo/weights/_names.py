@@ -59,8 +59,6 @@ def renamed(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], spec: Mode
 
 def _resampled(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """Position embeddings (1, tokens, width) of another image size, interpolated to the model's square grid by timm, and a summary."""
-    from timm.layers import resample_abs_pos_embed
-
     found, note = dict(tensors), ""
     for name, value in tensors.items():
         wanted = own.get(name, value)
@@ -69,6 +67,8 @@ def _resampled(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tupl
         side, goal = math.isqrt(value.shape[1]), math.isqrt(wanted.shape[1])
         prefix = value.shape[1] - side**2  # tokens before the patches
         if prefix == wanted.shape[1] - goal**2 and value.shape[2] == wanted.shape[2]:
+            from timm.layers import resample_abs_pos_embed  # here: its import takes seconds, and few files need it
+
             found[name] = resample_abs_pos_embed(value, [goal, goal], num_prefix_tokens=prefix)
             note = f"{name} interpolated from {side}x{side} to {goal}x{goal} patches"
     return found, note
