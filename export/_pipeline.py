@@ -80,10 +80,12 @@ def accepted(target: Any, job: Job, name: str) -> tuple[Any, _parity.Parity, dic
                     answer = _accuracy.of_images(target.answer(draft), job.exported)
                     parity = _checked(target.TARGET, made, job, cases, answer)
                 return made, parity, _tested(target.TARGET, job, answer, parity)
-            except TooLossy:
-                made = next(others, None)
+            except TooLossy as error:
+                made, measure = next(others, (None, ""))
                 if made is None:
                     raise
+                reason = str(error).partition("; raise ")[0].partition("; nothing ")[0]
+                print_line(f"repair   {reason}: now {measure}")
 
 
 @contextlib.contextmanager

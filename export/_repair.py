@@ -91,8 +91,8 @@ def repaired(job: Job, chosen: Chosen, tolerance: float) -> tuple[ModelProto, li
     return graph, _story(job, chosen, order[:count])
 
 
-def further(job: Job, chosen: Chosen) -> Iterator[ModelProto]:
-    """Graphs with one more layer restored, then twice as many each time, up to :data:`MOST` of them.
+def further(job: Job, chosen: Chosen) -> Iterator[tuple[ModelProto, str]]:
+    """Graphs with one more layer restored, then twice as many each time, up to :data:`MOST` of them, and what was restored.
 
     Used if the selecting images hide the loss, as memorised training images do. The number is then chosen on the test images, which the
     calibration records.
@@ -103,9 +103,8 @@ def further(job: Job, chosen: Chosen) -> Iterator[ModelProto]:
     count, most = len(job.calibration.get("restored", [])), max(1, int(MOST * len(order)))
     while count < most:
         count = min(max(1, 2 * count), most)
-        print_line(f"repair   int8 differs or loses too much on the test images: {count} of {len(order)} layers in float32")
         job.calibration |= {"restored": _story(job, chosen, order[:count]), "restored_on": "test images"}
-        yield without(job, chosen, order[:count])
+        yield without(job, chosen, order[:count]), f"{count} of {len(order)} layers in float32"
 
 
 def ranked(job: Job, chosen: Chosen) -> list[Layer]:

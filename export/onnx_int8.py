@@ -34,6 +34,6 @@ def make(job: Job) -> ModelProto:
     return graph
 
 
-def others(job: Job) -> Iterator[ModelProto]:
+def others(job: Job) -> Iterator[tuple[ModelProto, str]]:
     """The graph with more and more layers in float32, for a model that loses too much on the test images only."""
     return _repair.further(job, job.chosen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_entropy_ends_when_activations_grow(
 
 
 def test_a_loss_on_the_test_images_alone_is_repaired(
-    known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    known: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Images that selected the graph may hide its loss, as memorised training images do."""
     monkeypatch.setattr(_repair.Bound, "holds", lambda *_: True)
@@ -179,6 +180,9 @@ def test_a_loss_on_the_test_images_alone_is_repaired(
     assert receipt.test is not None
     assert receipt.test["drop"] <= 3
     assert sorted(row["layer"] for row in receipt.calibration["restored"]) == ["first", "second"]
+    assert re.search(
+        r"repair   accuracy drops by 5\d\.\d\d points .*allowed 3\): now 1 of 5 layers in float32\n", capsys.readouterr().err
+    )
     assert receipt.calibration["restored_on"] == "test images"
     monkeypatch.setattr(_repair, "MOST", 0.2)
     with pytest.raises(DisagreeError, match=r"accuracy drops by 5\d\.\d\d points .*allowed 3\); raise --max-drop"):
