@@ -144,7 +144,7 @@ class Twice(nn.Module):
 
 
 def test_a_bias_that_two_layers_read_is_unchanged(images: np.ndarray) -> None:
-    """With the other layer in float32, both read the same 8 bit weight and bias, each with a shift of its own."""
+    """With the other layer in float32, both read the same 8 bit weight and bias, but their shifts differ."""
     graph = _onnx.trace(_graph.Exported(Twice().eval(), (0, 0, 0), (1, 1, 1), size=12, stored=12, preprocess="none"))
     (found,) = _quantise.calibrate(graph, images, method="minmax", counts=[40])
     _, second = (node.name for node in graph.graph.node if node.op_type == "Conv")
