@@ -112,6 +112,14 @@ def test_biases_take_back_the_shift(net: Net, graph: ModelProto, images: np.ndar
         np.testing.assert_allclose(plain[name]["bias"] - corrected[name]["bias"], moved.numpy(), atol=1e-5)
 
 
+def test_files_for_a_benchmark_are_corrected(graph: ModelProto, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_quantise, "saturate", lambda *_: True)
+    (found,) = _quantise.calibrate(graph, images, method="minmax", counts=[40])
+    expected = _quantise.quantise(graph, replace(found, narrow=True, means=_bias.input_means(graph, images)))
+    for name, each in constants(_quantise.calibrated(graph, images)).items():
+        np.testing.assert_array_equal(each["bias"], constants(expected)[name]["bias"])
+
+
 def test_outputs_are_nearer(graph: ModelProto, images: np.ndarray, ranges: _quantise.Ranges) -> None:
     exact = _quantise.outputs(graph, images)
     means = _bias.input_means(graph, images)

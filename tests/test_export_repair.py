@@ -220,6 +220,7 @@ def test_weights_have_7_bits_where_8_saturate(narrow: bool, known: dict[str, Any
 
     monkeypatch.setattr(_quantise, "outputs", worse)
     chosen = _choose.choose(job)
+    assert chosen.ranges.means, "biases are corrected"
     assert chosen.ranges.narrow == narrow and chosen.facts["weights"] == f"{7 if narrow else 8} bits per channel"
     repaired = _repair.without(job, chosen, _repair.layers(job.exact)[:1])
     for graph in (chosen.graph, repaired, _quantise.calibrated(job.exact, chosen.images)):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from zoo.training import checkpoint
@@ -92,3 +93,16 @@ def test_an_interruption_reaches_other_processes(saved: bool) -> None:
     error.run = Path("run")  # type: ignore[attr-defined]
     there = pickle.loads(pickle.dumps(error))
     assert (str(there), there.code, there.saved, there.run) == ("SIGHUP", 143, saved, Path("run"))
+
+
+def test_an_interruption_of_the_first_process_is_broadcast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait in the broadcast, which must take place."""
+    sent: list[list[object]] = []
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda box: sent.append(list(box)))
+
+    def stopped() -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        Team(rank=0, size=2).broadcast(stopped)
+    assert isinstance(sent[0][1], Interrupted)

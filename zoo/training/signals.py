@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 
@@ -24,7 +23,7 @@ class Interrupted(BaseException):
         self.saved = saved
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(Interrupted, saved=self.saved), (self.number,), self.__dict__
+        return Interrupted, (self.number,), self.__dict__
 
 
 class Stop:
