@@ -139,8 +139,7 @@ def program(
         softmax: return probabilities instead of logits.
         max_drop: points of test accuracy that a precision other than fp32 may lose against float32; int8 restores its most
             sensitive layers to float32 until the loss on validation images is at most half of it.
-        reduce_range: int8 with weights of 7 bits, for x86 CPUs without VNNI, whose sums of 8 bit products saturate; otherwise 7 bits
-            are chosen if the outputs of 8 bits are wrong on this CPU.
+        reduce_range: int8 weights of 7 bits, for x86 CPUs without VNNI; otherwise only if 8 bits give wrong outputs on this CPU.
         explain: measure the error of each layer of an ONNX file, and write it to ``NAME.layers.csv`` and ``.png`` next to it.
         seed: of the choice of images for calibrating int8.
         force: replace an existing file.
@@ -152,28 +151,23 @@ def program(
 
     Raises:
         BusyError: the file exists and ``force`` is not set.
-        UsageError: an unknown format, precision or preprocess, ``reduce_range`` without int8, a module that does not accept ``input``, or a missing package.
+        UsageError: an unknown format, precision or preprocess, a module that does not accept ``input``, or a missing package.
         FileError: a weight is not finite.
         DataError: int8 without images.
         DisagreeError: the file and PyTorch differ, accuracy drops too far, or frozen weights have changed.
         DiskError: the file cannot be written. In each case nothing is published and an existing file is unchanged.
     """
     from zoo import registry
-    from zoo.errors import UsageError
     from zoo.export import _pipeline
 
     target = registry.find_target(fmt, precision)
-    if reduce_range and not target.TARGET.calibrated:
-        raise UsageError(f"--reduce-range applies to int8 only (precision {precision}); add --precision int8, or omit it")
     given = {"input": input or None, "targets": targets, "classes": classes, "mean": mean, "std": std}
-    given = {key: value for key, value in given.items() if value is not None}
     out = _out(model, path, target.TARGET.suffix)
     _pipeline.check_free(out, target.TARGET, force=force)
     subject = _subject(model, images, given)
     mode = preprocess or ("none" if subject.module else "normalize")
-    job = _pipeline.job_of(
-        subject, mode, softmax=softmax, seed=seed, max_drop=max_drop, reduce_range=reduce_range, explain=explain, **written
-    )
+    written |= {"seed": seed, "max_drop": max_drop, "reduce_range": reduce_range, "explain": explain}
+    job = _pipeline.job_of(subject, mode, softmax=softmax, **written)
     return _pipeline.export(target, subject, out, job, force=force)
 
 
@@ -201,6 +195,7 @@ def _subject(model: Any, images: Any, given: dict[str, Any]) -> Subject:
     from zoo.errors import UsageError
     from zoo.export import _job
 
+    given = {key: value for key, value in given.items() if value is not None}
     if not isinstance(model, nn.Module):
         if given or not isinstance(images, int):
             names = ", ".join(given) or "images"

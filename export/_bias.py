@@ -7,7 +7,7 @@ shift is its output for the mean input and the error of the rounded weights; the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -50,6 +50,7 @@ def correct(made: ModelProto, graph: ModelProto, means: Mapping[str, np.ndarray]
     makers = {name: node for node in made.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     readers = Counter(name for node in made.graph.node for name in node.input)
     layers = {node.name: node for node in made.graph.node}
+    biases, errors = [], []
     for old in graph.graph.node:
         new = layers.get(old.name)
         if new is None or old.op_type not in CORRECTED or old.input[0] not in means or len(new.input) < 3:
@@ -61,9 +62,11 @@ def correct(made: ModelProto, graph: ModelProto, means: Mapping[str, np.ndarray]
             continue
         error = _values(weight, stored)
         error -= numpy_helper.to_array(exact[old.input[1]])
-        shift = _shift(old, error, means[old.input[0]]).astype(np.float64)
+        biases.append(bias)
+        errors.append((old, error))
+    limits = np.iinfo(np.int32)
+    for bias, shift in zip(biases, _shifts(errors, means)):
         left = numpy_helper.to_array(stored[bias.input[0]]) - np.rint(shift / numpy_helper.to_array(stored[bias.input[1]]))
-        limits = np.iinfo(np.int32)
         whole = np.clip(left, limits.min, limits.max).astype(np.int32)
         stored[bias.input[0]].CopyFrom(numpy_helper.from_array(whole, bias.input[0]))
 
@@ -76,15 +79,22 @@ def _values(node: NodeProto, stored: Mapping[str, onnx.TensorProto]) -> np.ndarr
     return rounded * (scale.reshape([-1 if at == axis else 1 for at in range(rounded.ndim)]) if scale.size > 1 else scale)
 
 
-def _shift(node: NodeProto, error: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Mean output (K,) of a layer with the weights ``error`` and without a bias for its mean input (C, ...)."""
-    alone = NodeProto()
-    alone.CopyFrom(node)
-    del alone.input[:], alone.output[:]
-    alone.input.extend(["x", "w"])
-    alone.output.append("y")
-    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"]
-    graph = onnx.helper.make_graph([alone], "shift", ends[:1], ends[1:], [numpy_helper.from_array(error, "w")])
+def _shifts(errors: Sequence[tuple[NodeProto, np.ndarray]], means: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Mean output (K,) of each layer with these weights and without a bias for its mean input (C, ...), all in one graph."""
+    nodes, ends, weights, fed = [], [], [], {}
+    for at, (node, error) in enumerate(errors):
+        alone = NodeProto()
+        alone.CopyFrom(node)
+        del alone.input[:], alone.output[:]
+        alone.input.extend([f"x{at}", f"w{at}"])
+        alone.output.append(f"y{at}")
+        nodes.append(alone)
+        weights.append(numpy_helper.from_array(error, f"w{at}"))
+        ends.append([onnx.helper.make_tensor_value_info(f"{name}{at}", onnx.TensorProto.FLOAT, None) for name in "xy"])
+        fed[f"x{at}"] = means[node.input[0]][None]
+    if not nodes:
+        return []
+    graph = onnx.helper.make_graph(nodes, "shifts", [x for x, _ in ends], [y for _, y in ends], weights)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
-    found = _external.session(model).run(None, {"x": mean[None]})[0][0]
-    return np.asarray(found.reshape(len(found), -1).mean(1))
+    found = _external.session(model).run(None, fed)
+    return [each[0].reshape(each.shape[1], -1).mean(1, dtype=np.float64) for each in found]

@@ -34,6 +34,8 @@ def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -
         See :func:`zoo.export.onnx`. In each case nothing is published and an existing file is unchanged.
     """
     began, spec, exported = time.monotonic(), target.TARGET, job.exported
+    if job.reduce_range and not spec.calibrated:
+        raise UsageError(f"--reduce-range applies to int8 only (precision {spec.precision}); add --precision int8, or omit it")
     machine.keep_memory()
     subject.check_weights()
     opset = job.opset if spec.format == "onnx" else 0

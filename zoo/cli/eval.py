@@ -32,8 +32,8 @@ from zoo.cli._shared import RUN, as_json, threads
 def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calibrate: bool, views: str, as_json: bool) -> None:
     """Evaluate a run: overall, macro and per-class accuracy.
 
-    RUN is a run folder, a name or its unique beginning (default: the latest), or hf:OWNER/NAME. Accuracies have 95 % intervals; the table also lists classes by number of
-    training images, confused pairs and the calibration error.
+    RUN is a run folder, a name or its unique beginning (default: the latest), or hf:OWNER/NAME. Accuracies have 95 %
+    intervals; the table also lists classes by number of training images, confused pairs and the calibration error.
 
     \b
     zoo eval

@@ -66,7 +66,8 @@ def _precisions() -> list[str]:
 def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad: bool, **options: Any) -> None:
     """Export a run to a file verified against PyTorch.
 
-    RUN is a run folder, a name or its unique beginning (default: the latest), or hf:OWNER/NAME. If the outputs differ from PyTorch's, no file is written (exit 8).
+    RUN is a run folder, a name or its unique beginning (default: the latest), or hf:OWNER/NAME. If the outputs differ from
+    PyTorch's, no file is written (exit 8).
 
     \b
     zoo export --onnx
@@ -128,14 +129,8 @@ def _placed(place: str, run: Any, folder: Path, options: dict[str, Any]) -> Any:
 
 def _check_fastest(fmt: str, out: Path | None, options: dict[str, Any], only_onnx: dict[str, Any]) -> None:
     """UsageError for options that select one particular file."""
-    if (
-        fmt != "onnx"
-        or out
-        or options["precision"] != "fp32"
-        or options["explain"]
-        or options["reduce_range"]
-        or any(only_onnx.values())
-    ):
+    chosen = (out, options["explain"], options["reduce_range"], *only_onnx.values())
+    if fmt != "onnx" or options["precision"] != "fp32" or any(chosen):
         raise UsageError("--fastest chooses format, precision and file name; omit the options that set them")
 
 
