@@ -7,7 +7,7 @@ on Neural Network Quantization", section 3.6). Layers are restored in order of s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,17 +34,21 @@ MOST = 0.5
 
 
 def layers(graph: ModelProto) -> list[Layer]:
-    """The layers of a graph in order; the name is that of the PyTorch module."""
+    """The layers of a graph in order; the name is that of the PyTorch module. Nodes that share a weight are one layer: it is rounded for all of them or for none."""
     inside, weights = set(_graph.model_nodes(graph)), {each.name for each in graph.graph.initializer}
     found: list[Layer] = []
+    owner: dict[str, int] = {}
+    at = 0
     for node in graph.graph.node:
         if node.name not in inside:
             continue
-        if not found or (node.op_type in ("Conv", "Gemm", "MatMul") and any(name in weights for name in node.input)):
-            found.append(Layer(node.name.rpartition("/")[0] or node.name, node.op_type, (node.name,)))
-        else:
-            last = found[-1]
-            found[-1] = Layer(last.name, last.kind, (*last.nodes, node.name))
+        used = [name for name in node.input[:2] if name in weights] if node.op_type in ("Conv", "Gemm", "MatMul") else []
+        if not found or used:
+            at = next((owner[name] for name in used if name in owner), len(found))
+        if at == len(found):
+            found.append(Layer(node.name.rpartition("/")[0] or node.name, node.op_type, ()))
+        owner |= dict.fromkeys(used, at)
+        found[at] = replace(found[at], nodes=(*found[at].nodes, node.name))
     return found
 
 

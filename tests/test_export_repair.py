@@ -65,6 +65,30 @@ def known(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     return {"input": (3, 4, 4), "images": inputs, "targets": targets, "precision": "int8"}
 
 
+class Recurrent(nn.Module):
+    """One convolution used twice, with another between the two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.again, self.between = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(4, 4, 3, padding=1)
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.again(torch.relu(self.first(x))))
+        return self.linear(self.again(torch.relu(self.between(x))).mean((2, 3)))
+
+
+def test_a_shared_weight_is_one_layer() -> None:
+    exported = _graph.Exported(Recurrent().eval(), (0, 0, 0), (1, 1, 1), size=4, stored=4, preprocess="none")
+    found = _repair.layers(_onnx.trace(exported))
+    assert [layer.name for layer in found] == ["first", "again", "between", "linear"]
+    nodes = [name for layer in found for name in layer.nodes]
+    assert sorted(nodes) == sorted(set(nodes))
+    convolutions = [name for name in found[1].nodes if "onv" in name]
+    assert len(convolutions) == 2, found[1].nodes
+
+
 def test_the_worst_layers_are_given_back(known: dict[str, Any], tmp_path: Path) -> None:
     receipt = zoo.export.onnx(Outlier(), tmp_path / "x.onnx", max_drop=3, explain=True, **known)
     assert receipt.calibration is not None
