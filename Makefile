@@ -10,7 +10,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/complete
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-unexport PYTHONPATH PYTHONHOME
+# without bytecode files each process would compile torch again, which takes seconds
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 # an environment that was moved with its checkout, or whose Python is missing, is created again
 ifneq ($(wildcard $(STAMP)),)

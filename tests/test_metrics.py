@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from zoo import metrics
 from zoo.errors import DataError, DivergedError
@@ -21,10 +22,9 @@ def certain(predicted: list[int], classes: int) -> torch.Tensor:
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
-    """Wilson 1927 in closed form."""
-    z, p = 1.959963984540054, correct / n
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    """scipy's."""
+    interval = binomtest(correct, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def test_a_small_evaluation() -> None:
