@@ -24,6 +24,7 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
+    profile: bool = False,
     **overrides: Any,
 ) -> Run:
     """Train as ``zoo train`` does and return the finished run. In a notebook, an interrupt saves the state.
@@ -31,7 +32,7 @@ def train(
     ``what`` is a :class:`zoo.Recipe` or an argument of ``zoo train``: a model, a recipe, a recipe file, a run. ``overrides`` are
     settings by name (``lr=0.05``), dots written as two underscores (``data__val=0.2``). ``on_epoch`` receives the rows of
     each epoch. ``loss`` is called with logits (N, C) and targets (N,); it and ``data`` replace those of the recipe and are
-    not stored in it: pass them again to resume.
+    not stored in it: pass them again to resume. ``profile`` is ``zoo train --profile``.
 
     Raises:
         UsageError, DataError, FileError, DivergedError, DiskError, BusyError: as :func:`zoo.training.train`.
@@ -48,4 +49,5 @@ def train(
         recipes.changed(what, changes) if isinstance(what, Recipe) else recipes.resolve(run_folders.named(str(what)), changes)
     )
     place = Path(out) if out is not None else None
-    return load(training.train(recipe, out=place, resume=resume, force=force, on_epoch=on_epoch, data=data, loss=loss))
+    more: dict[str, Any] = {"on_epoch": on_epoch, "data": data, "loss": loss, "profile": profile}
+    return load(training.train(recipe, out=place, resume=resume, force=force, **more))

@@ -205,11 +205,17 @@ WRITTEN = (
     "weights.safetensors",
     "metrics.jsonl",
     "bench.csv",
+    "bench.png",
+    "bench.svg",
     "result.json",
     "predictions.csv",
     "bad_batch.json",
     "env.json",
     "calibration.json",
+    "profile.csv",
+    "profile.png",
+    "profile.svg",
+    "profile_trace.json",
 )
 """Files of a run that are removed before another run uses the folder."""
 INSIDE = ("last", "tensorboard")

@@ -23,6 +23,9 @@ OPTIMISTIC = "selected on these test images (select_on=test): optimistic"
 SHOTS = {"many": "over 100", "medium": "20 to 100", "few": "under 20"}
 
 
+SLOWEST = 12
+"""Most operators that are printed."""
+
 UNCUT = 1 << 16
 """Columns of a table that is read by a program or written to a file."""
 
@@ -36,6 +39,12 @@ def out() -> Console:
 def percent(share: float | None) -> str:
     """0.9412 as ``94.1``; nothing for None."""
     return "" if share is None else f"{100 * share:.1f}"
+
+
+def amount(text: str) -> str:
+    """``1234.5`` as ``1,234``, ``0.012345`` as ``0.0123``."""
+    value = float(text)
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def make(columns: Iterable[str], rows: Iterable[Sequence[Any]], title: str = "") -> Table:
@@ -71,6 +80,18 @@ def result(folder: Path) -> None:
         for r in csv_files.read(folder / "per_class.csv")
     ]
     _evaluation("test", files.read_facts(path), rows, files.read_facts(folder / "env.json").get("counts", ()))
+
+
+def profile(folder: Path) -> None:
+    """Where the time of a run went: its parts, and the slowest operators of the traced steps (``profile.csv``)."""
+    rows = csv_files.read(folder / "profile.csv")
+    for kind, title in {"part": "time of training", "operator": "slowest operators of ten steps"}.items():
+        cells = [
+            (row["name"], f"{int(row['calls']):,}", amount(row["ms_per_call"]), amount(row["seconds"]), percent(float(row["share"])))
+            for row in rows if row["kind"] == kind
+        ]  # fmt: skip
+        if cells:
+            out().print(make([kind, ">calls", ">ms per call", ">seconds", ">%"], cells[:SLOWEST], title))
 
 
 def _evaluation(split: str, found: Mapping[str, Any], rows: Sequence[Sequence[Any]], counts: Sequence[int]) -> None:

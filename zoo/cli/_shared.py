@@ -141,12 +141,13 @@ def headline() -> None:
     print_line(f"zoo {zoo.__version__} · python {platform.python_version()} · torch {importlib.metadata.version('torch')}")
 
 
-def start(recipe: Any, out: Path | None, resume: bool, force: bool) -> Path:
+def start(recipe: Any, out: Path | None, resume: bool, force: bool, profile: bool = False) -> Path:
     """Train a recipe into ``out`` or a new run folder; an error that ends it early carries the command that resumes it."""
     from zoo import training
 
     try:
-        return training.train(recipe, out=out, resume=resume, force=force, command=shlex.join(["zoo", *sys.argv[1:]]))
+        command = shlex.join(["zoo", *sys.argv[1:]])
+        return training.train(recipe, out=out, resume=resume, force=force, command=command, profile=profile)
     except BaseException as error:  # also a signal's
         if folder := getattr(error, "run", None):
             error.resume = f"zoo train --resume --out {shlex.quote(str(folder))}"  # type: ignore[attr-defined]

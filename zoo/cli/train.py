@@ -35,9 +35,17 @@ class _Train(RecipeCommand):
 @threads
 @click.option("--resume", is_flag=True, help="Resume the run in --out, or the latest run.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
+@click.option("--profile", is_flag=True, help="Measure where the time goes: parts of a step, operators, a trace.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its warnings; train nothing.")
 def command(
-    what: str | None, settings: tuple[str, ...], out: Path | None, resume: bool, force: bool, dry_run: bool, **flags: Any
+    what: str | None,
+    settings: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    force: bool,
+    profile: bool,
+    dry_run: bool,
+    **flags: Any,
 ) -> None:
     """Train a model and evaluate it on the test images.
 
@@ -83,13 +91,16 @@ def command(
         click.echo(recipes.dump(recipe), nl=False)
         return
     headline()
-    folder = start(recipe, out, resume, force)
+    folder = start(recipe, out, resume, force, profile)
     if not leading():
         return
     tables.result(folder)
     if recipe.reported.source:
         echo_line(f"reported {tables.percent(recipe.reported.accuracy)} % ({recipe.reported.source})")
-    echo_line(f"pictures  {folder}/curves.png  confusion.png  per_class.png   report  {folder}/report.html")
+    if profile:
+        tables.profile(folder)
+    more = "  profile.png" * profile
+    echo_line(f"pictures  {folder}/curves.png  confusion.png  per_class.png{more}   report  {folder}/report.html")
     echo_line("next      zoo export --onnx     zoo bench")
 
 

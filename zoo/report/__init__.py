@@ -13,7 +13,7 @@ from zoo import metrics, sampling
 from zoo.console import plain
 from zoo.errors import UsageError
 from zoo.files import publish_text
-from zoo.report import _blocks, _compare, _draw
+from zoo.report import _blocks, _compare, _draw, _profile
 from zoo.report._blocks import Block, Code, Heading, Picture, Table, Text
 from zoo.report._csv import write_tables as write_tables
 from zoo.report._read import Folder, interval, percent, read
@@ -40,6 +40,7 @@ PICTURES = {
     "curves.png": "learning curves",
     "confusion.png": "confusion matrix",
     "per_class.png": "accuracy of each class",
+    "profile.png": "where the time of training went",
     "bench.png": "throughput",
 }
 ENVIRONMENT = (
@@ -65,7 +66,7 @@ WEAKEST = 20
 
 
 def figures(run_dir: Path) -> list[Path]:
-    """Draw curves.png (and .svg), confusion.png and per_class.png; only the curves of an unfinished run.
+    """Draw curves.png (and .svg), confusion.png, per_class.png and the profile, if any; no test results for an unfinished run.
 
     Raises:
         FileError: not a run folder, or a damaged file. DataError: no epoch is finished yet.
@@ -76,6 +77,8 @@ def figures(run_dir: Path) -> list[Path]:
     if run.test and run.confusion is not None:
         made.append(_draw.save(_draw.confusion(run), run.path / "confusion.png"))
         made.append(_draw.save(_draw.per_class(run), run.path / "per_class.png"))
+    if (run.path / "profile.csv").is_file():
+        made.append(_draw.save(_profile.picture(run), run.path / "profile.png"))
     return made
 
 

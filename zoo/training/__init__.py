@@ -9,7 +9,7 @@ freezing     selection by role, the plan of unfreezing, the table, the digest ch
 features     features of frozen layers, computed once; feature_cache stores them, feature_runtimes computes them faster
 distil       finished runs as teachers;  model_specs  a model's spec by name and image size
 optim        parameter groups, optimizers, learning rate of a step, moving average
-checkpoint   the files of a run: states, rows;  processes, signals, describe, lint
+checkpoint   the files of a run: states, rows;  processes, profile, signals, describe, lint
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 def train(
     recipe: Recipe, *, out: Path | None = None, resume: bool = False, force: bool = False, command: str = "",
     on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
-    data: DataSet | None = None, loss: nn.Module | None = None,
+    data: DataSet | None = None, loss: nn.Module | None = None, profile: bool = False,
 ) -> Path:  # fmt: skip
     """Train a recipe and return the run folder: ``out``, or a new one in the runs folder.
 
     ``resume`` continues from the newest state in ``out``; ``force`` replaces an existing run. ``on_epoch`` receives the
-    rows of ``metrics.jsonl`` of each epoch. ``data`` and ``loss`` replace those that the recipe names.
+    rows of ``metrics.jsonl`` of each epoch. ``data`` and ``loss`` replace those that the recipe names. ``profile`` also
+    writes ``profile.csv``, ``profile.png`` and ``profile_trace.json`` (:class:`zoo.training.profile.Profile`).
 
     Raises:
         UsageError, DataError, FileError, DivergedError, DiskError, BusyError: see their exit codes; once the run has a folder,
@@ -42,7 +43,7 @@ def train(
     from zoo import run_folders
     from zoo.console import leading
 
-    more: dict[str, Any] = {"resume": resume, "force": force, "command": command, "on_epoch": on_epoch}
+    more: dict[str, Any] = {"resume": resume, "force": force, "command": command, "on_epoch": on_epoch, "profile": profile}
     if not leading():  # the first process takes the folder and broadcasts it
         from zoo.training import start
 

@@ -21,6 +21,7 @@ from zoo.errors import DivergedError
 from zoo.training.batches import Batch, Batches
 from zoo.training.distil import Distillation
 from zoo.training.processes import Team
+from zoo.training.profile import LOAD, Part, unmeasured
 
 SKIPS = 50
 """Steps in a row without finite gradients after which fp16 training has diverged."""
@@ -71,6 +72,8 @@ class Step:
     team: Team = field(default_factory=Team)
     skipped: list[int] = field(default_factory=lambda: [0])
     """Consecutive steps skipped by the gradient scaler."""
+    part: Part = unmeasured
+    """Context of a part of a step, to measure its time."""
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -98,7 +101,10 @@ def train_epoch(
     """
     totals = totals or Totals()
     model.train()
-    for number, group in enumerate(batches.per_step(epoch, skip), skip):
+    groups = batches.per_step(epoch, skip)
+    for number in range(skip, batches.steps):
+        with step.part(LOAD):
+            group = next(groups)
         at = epoch * batches.steps + number
         found = _update(model, loss, step, at, group)
         if found is None or step.skipped[0] >= SKIPS:
@@ -123,9 +129,10 @@ def _update(model: nn.Module, loss: nn.Module, step: Step, at: int, batches: Seq
         if value is None:
             return None
         found.add(value * len(batch.targets), correct, len(batch.targets))
-    _apply(model, step)
-    if step.after is not None:
-        step.after()
+    with step.part("update"):
+        _apply(model, step)
+        if step.after is not None:
+            step.after()
     return found
 
 
@@ -134,24 +141,28 @@ def _gradients(model: nn.Module, loss: nn.Module, step: Step, batch: Batch, samp
     inputs, targets, chosen, draws = batch
     n, wanted = len(targets), targets
     if step.mix is not None:
-        inputs, wanted = step.mix(inputs, targets, draws)
-        inputs = inputs[step.team.share(n)]
-    with autocast(step.device, step.precision):
+        with step.part("mix"):
+            inputs, wanted = step.mix(inputs, targets, draws)
+            inputs = inputs[step.team.share(n)]
+    with step.part("forward"), autocast(step.device, step.precision):
         logits = model(inputs)
-    logits = step.team.whole(logits.float(), n)
-    value, p = _loss(loss, logits, wanted, targets) if step.see else (loss(logits, wanted), None)
-    if step.distil is not None:
-        value = step.distil.blend(value, logits, _taught(step.distil, step, inputs, n))
-    number = value.item()
+    with step.part("loss"):
+        logits = step.team.whole(logits.float(), n)
+        value, p = _loss(loss, logits, wanted, targets) if step.see else (loss(logits, wanted), None)
+        if step.distil is not None:
+            value = step.distil.blend(value, logits, _taught(step.distil, step, inputs, n))
+        number = value.item()
     if not np.isfinite(number):
         if value.is_cuda:
             ops.raise_wrong_label()
         return None, 0
-    value = step.team.scaled(value if n == samples else value * (n / samples), n)
-    (value if step.scaler is None else step.scaler.scale(value)).backward()
-    if step.see is not None and p is not None:
-        step.see(chosen, p.cpu().numpy())
-    return number, int((logits.detach().argmax(1) == targets).sum())
+    with step.part("backward"):
+        value = step.team.scaled(value if n == samples else value * (n / samples), n)
+        (value if step.scaler is None else step.scaler.scale(value)).backward()
+    with step.part("metrics"):
+        if step.see is not None and p is not None:
+            step.see(chosen, p.cpu().numpy())
+        return number, int((logits.detach().argmax(1) == targets).sum())
 
 
 def _taught(distil: Distillation, step: Step, inputs: Tensor, n: int) -> Tensor:

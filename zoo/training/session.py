@@ -236,7 +236,8 @@ class Session:
         """The row of the split that selects the epoch to keep."""
         poll = (lambda: self._halt(stop)) if self.team.size == 1 else (lambda: None)
         tail = model.get_submodule(self.tail)
-        result = metrics.evaluate(*predict(tail, val, self.step.precision, team=self.team, poll=poll))
+        with self.step.part("validate"):
+            result = metrics.evaluate(*predict(tail, val, self.step.precision, team=self.team, poll=poll))
         split = checkpoint.CHOOSING[self.settings.select_on]
         return {
             "epoch": number, "split": split, "loss": result.loss, "accuracy": result.accuracy, "macro": result.macro,
@@ -244,18 +245,15 @@ class Session:
 
     def _write_rows(self, rows: list[dict[str, Any]]) -> None:
         self.unwritten += rows
-
-        def write() -> None:
-            checkpoint.append_rows(self.folder, self.unwritten)
-
-        if self._written(write):
+        if self._written(lambda: checkpoint.append_rows(self.folder, self.unwritten)):
             written, self.unwritten = self.unwritten, []
             self._written(lambda: checkpoint.write_tensorboard(self.folder, written))
 
     def _written(self, write: Callable[[], None]) -> bool:
         """Whether it was written; a full disk ends the run, or with ``on_full=keep-training`` the next save retries."""
         try:
-            self.team.broadcast(write)
+            with self.step.part("save"):
+                self.team.broadcast(write)
         except DiskError as error:
             if not self.settings.keep_on_full:
                 raise

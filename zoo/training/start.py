@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from zoo.recipe import Recipe
 from zoo.spec import DataSet
 from zoo.training import build, checkpoint, describe, processes, signals
 from zoo.training.loop import DTYPES, autocast
+from zoo.training.profile import Profile
 from zoo.training.session import Session
 
 RESUMABLE = ("epochs", "patience", "data.dir", "device", "compile", "save_every", "on_full")
@@ -35,7 +38,7 @@ OnEpoch = Callable[[list[dict[str, Any]]], None]
 
 def train_in(
     folder: Path | None, recipe: Recipe, *, resume: bool = False, force: bool = False, command: str = "",
-    on_epoch: OnEpoch | None = None, data: DataSet | None = None, loss: nn.Module | None = None,
+    on_epoch: OnEpoch | None = None, data: DataSet | None = None, loss: nn.Module | None = None, profile: bool = False,
 ) -> Path:  # fmt: skip
     """Train in a folder that this process has locked (None in all processes but the first); see :func:`zoo.training.train`."""
     recipe = recipes.located(recipe)
@@ -59,11 +62,22 @@ def train_in(
         began = time.monotonic()
         session.store_features()
         session.at.seconds += time.monotonic() - began
-        with stop.after_the_step():
+        with stop.after_the_step(), _measured(session) if profile and team.leads else contextlib.nullcontext():
             session.fit(stop, on_epoch if team.leads else None)
         logits, targets, header = session.tested()
         team.broadcast(lambda: _finish(session, recipe, logits, targets, header))
     return folder
+
+
+@contextlib.contextmanager
+def _measured(session: Session) -> Iterator[None]:
+    """Write where the time of training goes, also if it is interrupted."""
+    profile = Profile(session.step.device)
+    session.step = replace(session.step, part=profile.part)
+    try:
+        yield
+    finally:
+        profile.write(session.folder)
 
 
 def _resumable(recipe: Recipe, folder: Path) -> Recipe:
