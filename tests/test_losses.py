@@ -122,6 +122,73 @@ def test_soft_targets_where_the_spec_says_so(name: str) -> None:
         torch.testing.assert_close(build(name)(logits, blend), parts)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_weights_of_another_precision_than_the_logits(name: str, dtype: torch.dtype) -> None:
+    logits, target, weight = torch.randn(20, 7).to(dtype), torch.randint(7, (20,)), torch.rand(7) + 0.1
+    got = build(name, weight=weight)(logits, target)
+    torch.testing.assert_close(got.double(), build(name, weight=weight.double())(logits.double(), target), rtol=1e-5, atol=0)
+    if registry.find("losses", name).soft:
+        assert torch.isfinite(build(name, weight=weight)(logits, torch.eye(7, dtype=dtype)[target]))
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8], ids=str)
+def test_labels_of_other_integer_types(name: str, kind: torch.dtype) -> None:
+    logits, target = torch.randn(20, 7), torch.randint(7, (20,))
+    assert build(name)(logits, target.to(kind)) == build(name)(logits, target)
+
+
+def test_ignored_rows_do_not_count(name: str) -> None:
+    logits, target = torch.randn(20, 7, requires_grad=True), torch.randint(7, (20,))
+    target[::4] = -100
+    counted = target != -100
+    loss = build(name)(logits, target)
+    torch.testing.assert_close(loss, build(name)(logits[counted], target[counted]))
+    assert not torch.autograd.grad(loss, logits)[0][~counted].any()
+
+
+def test_gradients_of_each_sample(name: str) -> None:
+    logits, target = torch.randn(5, 7), torch.randint(7, (5,))
+    loss = build(name).eval()
+    each = torch.func.vmap(torch.func.grad(lambda z, y: loss(z[None], y[None])))(logits, target)
+    for z, y, found in zip(logits, target, each):
+        leaf = z[None].requires_grad_()
+        torch.testing.assert_close(torch.autograd.grad(loss(leaf, y[None]), leaf)[0][0], found)
+
+
+def test_shapes_that_do_not_fit_are_an_error(name: str) -> None:
+    if not registry.find("losses", name).fused and name != "cross_entropy":
+        with pytest.raises(ValueError, match="target"):
+            build(name)(torch.randn(4, 7, 7), torch.randint(7, (4, 7)))
+
+
+@pytest.mark.parametrize("kind", ["balanced_softmax", "logit_adjustment", "ldam", "dbm"])
+def test_a_class_without_samples_has_a_finite_loss(kind: str) -> None:
+    loss = registry.find("losses", kind).build(counts=[50, 20, 7, 0])
+    shares = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    for target in (shares, torch.tensor([0, 3])):
+        logits = torch.randn(2, 4, requires_grad=True)
+        value = loss(logits, target)
+        assert torch.isfinite(value)
+        assert torch.isfinite(torch.autograd.grad(value, logits)[0]).all()
+
+
+def test_dynamic_focal_counts_the_rows_that_count() -> None:
+    logits, target = torch.randn(8, 5), torch.randint(5, (8,))
+    expected = float(((1 - logits.softmax(1).gather(1, target[:, None])) ** 2).mean())
+    for half in (False, True):
+        loss = DynamicFocal()
+        loss(logits, target)
+        loss(logits, torch.full((8,), -100))  # no row counts
+        loss = loss.half().float() if half else loss
+        assert loss.total.dtype == torch.float64
+        loss((logits[None].expand(2, 8, 5)).movedim(2, 1), target.expand(2, 8))
+        other = target.roll(1, 0)
+        loss(logits, (target, other, torch.ones(8)))
+        loss.eval()(torch.zeros(8, 5), target)  # not a pass of training
+        assert float(loss.rows) == 8 + 16 + 8
+        assert loss.end_epoch(0)["mean_factor"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_smoothing_reduces_confidence_at_a_right_row() -> None:
     logits = torch.tensor([[12.0, 0.0, 0.0]], requires_grad=True)
     loss = focal_loss.FocalLoss(2.0, label_smoothing=0.1)(logits, torch.tensor([0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from zoo.spec import LossSpec, Option
 
 
 class CrossEntropy(nn.Module):
-    """Logits (N, C) and target (N,) class numbers or (N, C) shares to a scalar; divides by the weights of the batch."""
+    """Logits (N, C[, ...]) and labels or shares to a scalar, divided as in ``F.cross_entropy``: by the weights of the labels, or by the rows for shares."""
 
     weight: Tensor | None
 
@@ -20,7 +21,10 @@ class CrossEntropy(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits, target, self.weight, label_smoothing=self.label_smoothing)
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        weight = None if self.weight is None else self.weight.to(wide.dtype)
+        target = target.to(wide.dtype) if target.is_floating_point() else target.long()
+        return F.cross_entropy(wide, target, weight, label_smoothing=self.label_smoothing)
 
     def with_stats(self, logits: Tensor, target: Tensor) -> ops.WithStats:
         """The same loss and p_t of each row from one pass: cross entropy is the focal loss with exponent 0."""

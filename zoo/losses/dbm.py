@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.focal_formula import logarithms
+from zoo.losses._inputs import one_hot, prepared
 from zoo.spec import LossSpec, Option
 
 SMALLEST = 1e-12
@@ -49,16 +50,15 @@ class Dbm(nn.Module):
         self.register_buffer("prior", tau * number.clamp(min=least).log(), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        wide = logits if logits.dtype == torch.float64 else logits.float()
+        wide, target, weight = prepared(logits, target, self.weight)
         adjusted = wide + self.prior.to(wide.dtype)
-        weight = None if self.weight is None else self.weight.to(wide.dtype)
         if not target.is_floating_point():
-            lowered = F.one_hot(target, logits.shape[1]) * self._lowered(wide)
+            lowered = one_hot(target, logits.shape[1]) * self._lowered(wide)
             return F.cross_entropy(adjusted - lowered, target, weight)
         log_p, log_rest = logarithms(adjusted)
         own = log_p - self._lowered(wide)
         rows = torch.logaddexp(own, log_rest) - own
-        amount = target.to(wide.dtype) if weight is None else target.to(wide.dtype) * weight
+        amount = target if weight is None else target * weight
         return (amount * rows).sum() / amount.sum()
 
     def _lowered(self, logits: Tensor) -> Tensor:

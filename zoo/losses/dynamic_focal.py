@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from zoo import ops
+from zoo.losses._inputs import IGNORED
 from zoo.spec import LossSpec, Option
+
+SUMS = ("total", "rows", "scale")
 
 
 class DynamicFocal(nn.Module):
     """l = -s w_y (1 - p_t)^gamma log p_t; s = 1 / E[(1 - p_t)^gamma], from the last epoch, every ``rescale_every`` epochs.
 
     Without s the focal loss, and so its gradient, shrinks as the model learns. E is the mean over the rows of the ended
-    epoch, each from the pass that computed its loss. ``max_scale`` caps s; 0: no cap.
+    epoch that are not ignored, each from the pass that computed its loss in training mode. ``max_scale`` caps s; 0: no cap.
 
     A target of shares q, from mixup or cutmix, gives the focal loss of a distribution (see :func:`zoo.ops.focal_loss`), and E the
     mean of sum_c q_c (1 - p_c)^gamma: the factor of a blend is the blend of the factors of its labels.
@@ -29,9 +34,8 @@ class DynamicFocal(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
-        for name in ("total", "rows"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
-        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        for name in SUMS:
+            self.register_buffer(name, torch.full((), float(name == "scale"), dtype=torch.float64))
         self.gamma, self.label_smoothing, self.every, self.cap = gamma, label_smoothing, every, cap
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -42,9 +46,19 @@ class DynamicFocal(nn.Module):
         stats = ops.focal_loss_with_stats(
             logits, target, self.gamma, self.weight, label_smoothing=self.label_smoothing, scale=float(self.scale)
         )
-        self.total += stats.factor.double() * len(target)
-        self.rows += len(target)
+        if self.training:
+            rows = _counted(target)
+            self.total += stats.factor.double() * rows
+            self.rows += rows
         return stats
+
+    def _apply(self, fn: Any, recurse: bool = True) -> DynamicFocal:
+        """Move the sums with the module, in float64: half precision cannot count the rows of an epoch."""
+        kept = {name: getattr(self, name) for name in SUMS}
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Rescale if due (``epoch`` counts from 0); returns the mean factor of this epoch and the scale from now on."""
@@ -55,6 +69,14 @@ class DynamicFocal(nn.Module):
         self.total.zero_()
         self.rows.zero_()
         return {"mean_factor": mean, "focal_scale": float(self.scale)}
+
+
+def _counted(target: ops.Target) -> Tensor | int:
+    """The number of rows of a target that are not ignored."""
+    labels = target[:2] if isinstance(target, (tuple, list)) else (target,)
+    if labels[0].is_floating_point():
+        return int(labels[0].numel() // labels[0].shape[1])
+    return torch.stack([each.long() != IGNORED for each in labels]).all(0).sum()
 
 
 def build(

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo import ops
+from zoo.losses._inputs import prepared
 from zoo.spec import LossSpec, Option
 
 
@@ -14,7 +15,7 @@ class Hybrid(nn.Module):
     """alpha CE + (1 - alpha) focal over logits (N, C): both with the reduction of the losses of these names.
 
     With ``switch_epoch``, alpha is 1 for that number of epochs. A target may be shares (N, C), from mixup or cutmix: both
-    parts are linear in the shares, and so is their sum.
+    parts are linear in the shares, and so is their sum. Cross entropy of shares is divided by the rows.
     """
 
     weight: Tensor | None
@@ -32,7 +33,7 @@ class Hybrid(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         parts = []
         if self.alpha > 0:
-            parts.append(self.alpha * F.cross_entropy(logits, target, self.weight))
+            parts.append(self.alpha * F.cross_entropy(*prepared(logits, target, self.weight)))
         if self.alpha < 1:
             parts.append((1 - self.alpha) * ops.focal_loss(logits, target, self.gamma, self.weight))
         return sum(parts[1:], parts[0])

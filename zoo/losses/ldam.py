@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.focal_formula import logarithms
+from zoo.losses._inputs import one_hot, prepared
 from zoo.spec import LossSpec, Option
 
 
@@ -36,19 +37,18 @@ class Ldam(nn.Module):
         self.register_buffer("margin", margin_scale * max_margin * (least / number.clamp(min=least)) ** 0.25, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        wide = logits if logits.dtype == torch.float64 else logits.float()
+        wide, target, weight = prepared(logits, target, self.weight)
         if target.is_floating_point():
-            return self._blended(wide, target.to(wide.dtype))
-        taken = F.one_hot(target, logits.shape[1]) * self.margin.to(wide.dtype)  # (N, C)
-        weight = None if self.weight is None else self.weight.to(wide.dtype)
+            return self._blended(wide, target, weight)
+        taken = one_hot(target, logits.shape[1]) * self.margin.to(wide.dtype)  # (N, C)
         return F.cross_entropy(wide - taken, target, weight)
 
-    def _blended(self, logits: Tensor, shares: Tensor) -> Tensor:
+    def _blended(self, logits: Tensor, shares: Tensor, weight: Tensor | None) -> Tensor:
         """The loss of ``shares`` (N, C): -log of e^(z_c - s m_c) over itself and the others' e^z, for each class c."""
         log_p, log_rest = logarithms(logits)  # (N, C), both over the whole sum
         own = log_p - self.margin.to(logits.dtype)
         rows = torch.logaddexp(own, log_rest) - own
-        amount = shares if self.weight is None else shares * self.weight.to(logits.dtype)
+        amount = shares if weight is None else shares * weight
         return (amount * rows).sum() / amount.sum()
 
 

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.losses._inputs import prepared
 from zoo.spec import LossSpec, Option
 
 
 class LogitAdjustment(nn.Module):
     """CE(z + tau log pi, y), where pi are the shares of ``counts`` (C,), the training samples per class; logits (N, C), target (N,) or shares (N, C).
 
-    Evaluation uses the model's logits without this term: they rank classes as if the training set were balanced.
+    A class without samples counts as the rarest of the others. Cross entropy of shares is divided by the rows. Evaluation uses the model's logits without this term: they rank classes as if the training set were balanced.
     """
 
     weight: Tensor | None
@@ -28,11 +29,11 @@ class LogitAdjustment(nn.Module):
         super().__init__()
         self.register_buffer("weight", weight)
         number = torch.tensor(counts, dtype=torch.float64)
+        number = number.clamp(min=number[number > 0].min())  # log 0 would make NaN of a share of 0
         self.register_buffer("shift", tau * (number / number.sum()).log(), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        weight = None if self.weight is None else self.weight.to(wide.dtype)
+        wide, target, weight = prepared(logits, target, self.weight)
         return F.cross_entropy(wide + self.shift.to(wide.dtype), target, weight)
 
 

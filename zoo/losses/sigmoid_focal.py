@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.losses._inputs import IGNORED, one_hot, prepared
 from zoo.spec import LossSpec, Option
 
 
 class SigmoidFocal(nn.Module):
-    """l = -w_y sum_c (1 - p_c)^gamma log p_c, averaged over rows; p_c = sigmoid(z_c) for the label, sigmoid(-z_c) for the rest."""
+    """l = -w_y sum_c (1 - p_c)^gamma log p_c, averaged over the rows that are not ignored; p_c = sigmoid(z_c) for the label, sigmoid(-z_c) for the rest."""
 
     weight: Tensor | None
 
@@ -20,13 +21,14 @@ class SigmoidFocal(nn.Module):
         self.gamma = gamma
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        hot = F.one_hot(target, logits.shape[1]).bool()
-        wide = logits if logits.dtype == torch.float64 else logits.float()
+        wide, target, weight = prepared(logits, target, self.weight)
+        hot = one_hot(target, logits.shape[1])
+        counts = target != IGNORED
         signed = torch.where(hot, wide, -wide)  # (N, C)
         # (1 - p)^gamma as exp(gamma log(1 - p)): its slope is finite for gamma < 1 where p rounds to 1
         terms = -(self.gamma * F.logsigmoid(-signed)).exp() * F.logsigmoid(signed)
-        rows = terms.sum(1)
-        return (rows if self.weight is None else rows * self.weight[target]).mean()
+        rows = terms.sum(1) if weight is None else terms.sum(1) * weight[target.where(counts, 0)]
+        return rows.where(counts, 0).sum() / counts.sum()
 
 
 def build(weight: Tensor | None = None, focal_gamma: float = 2.0) -> SigmoidFocal:

@@ -1,0 +1,29 @@
+"""What the losses written in PyTorch take: any floating-point logits, labels of any integer type, class weights of any precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""Label of a row that does not count, as in ``F.cross_entropy``."""
+
+
+def prepared(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits (N, C) in float32 or float64; labels (N,) in int64, or shares (N, C) in the logits' type; the weight (C,) in it too.
+
+    Raises:
+        ValueError: logits or target of another shape.
+    """
+    soft = target.is_floating_point()
+    if logits.dim() != 2 or target.shape != (logits.shape if soft else logits.shape[:1]):
+        raise ValueError(
+            f"logits must be (N, C) and target (N,) labels or (N, C) shares, not {tuple(logits.shape)} and {tuple(target.shape)}"
+        )
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return wide, target.to(wide.dtype) if soft else target.long(), None if weight is None else weight.to(wide.dtype)
+
+
+def one_hot(target: Tensor, classes: int) -> Tensor:
+    """(N, C) whether each class is the label (N,): of an ignored row, none."""
+    return target[:, None] == torch.arange(classes, device=target.device)
