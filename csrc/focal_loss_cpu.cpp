@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <type_traits>
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -88,7 +89,8 @@ const Set* best() {
 
 const Set* chosen = best();
 
-constexpr int64_t max_blocks = 1024;     // sums of that many blocks fit on the stack
+constexpr int64_t max_blocks = 1024;
+constexpr int64_t few_blocks = 8;          // sums of that many blocks are on the stack, which some threads have little of
 constexpr int64_t block_elements = 16384;  // largest number of logits in a block: large enough that its sums are negligible
 constexpr int64_t threads_from = 32768;  // logits from which a second thread is faster (measured by tests/cpp/speed.cpp)
 
@@ -104,7 +106,7 @@ int64_t rows_per_block(int64_t rows, int64_t classes) {
 struct Work {
   Call call;
   int64_t per_block;
-  Sums sums[max_blocks];
+  Sums* sums;
 };
 
 void scan_blocks(int64_t begin, int64_t end, void* context) {
@@ -128,6 +130,9 @@ Result focal_loss(const Problem& problem, Parallel parallel) {
   const int64_t rows = work.call.rows;
   work.per_block = rows_per_block(rows, problem.classes);
   const int64_t blocks = (rows + work.per_block - 1) / work.per_block;
+  Sums few[few_blocks];
+  std::unique_ptr<Sums[]> many(blocks > few_blocks ? new Sums[blocks] : nullptr);
+  work.sums = many != nullptr ? many.get() : few;
   if (blocks == 1 || rows * problem.classes < threads_from) parallel = nullptr;
   const auto each = [&](void (*body)(int64_t, int64_t, void*)) {
     if (parallel != nullptr) parallel(blocks, body, &work);

@@ -67,11 +67,18 @@ inline void check_pair(const Tensor& target, const std::optional<Tensor>& other,
                     "zoo::focal_loss: other and share must be contiguous, of the target's size and on its device");
 }
 
+// A tensor whose storage was freed (FSDP, offloading) has elements but no memory.
+inline void check_memory(const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.numel() == 0 || tensor.const_data_ptr() != nullptr, "zoo::focal_loss: a tensor has elements, but its storage was freed");
+}
+
 inline void check(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight, ScalarType accurate) {
   const int64_t dim = logits.dim();
   STD_TORCH_CHECK(dim == 2 || dim == 3, "zoo::focal_loss: logits must be (N, C) or (N, C, L)");
   STD_TORCH_CHECK(logits.size(1) > 0, "zoo::focal_loss: logits must have at least one class");
   check_target(logits, target, accurate);
+  check_memory(logits);
+  check_memory(target);
   if (weight.has_value())
     STD_TORCH_CHECK(weight->is_cpu() == logits.is_cpu() && weight->dim() == 1 && weight->size(0) == logits.size(1) &&
                         weight->scalar_type() == accurate && weight->is_contiguous(),

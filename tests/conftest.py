@@ -70,12 +70,11 @@ def served(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-LESSER = [pytest.param(name, marks=pytest.mark.slow) for name in ("default", "avx2")]
-
-
-@pytest.fixture(params=["formula", *LESSER, "avx512"])
+@pytest.fixture(
+    params=["formula", "kernels", *(pytest.param(name, marks=pytest.mark.slow) for name in ("default", "avx2", "avx512"))]
+)
 def served_quickly(request: pytest.FixtureRequest) -> Iterator[str]:
-    """As ``served``, for long tests of the code above the kernels: narrower instruction sets are marked slow."""
+    """As ``served``, for long tests of the code above the kernels: the formula and the kernels of this CPU; each instruction set is slow."""
     with served_by(request.param):
         yield request.param
 
@@ -89,6 +88,8 @@ def served_by(name: str) -> Iterator[None]:
     from zoo import ops
     from zoo.focal_formula import formula_in_place
 
+    if name == "kernels" and ops._C is not None:
+        name = ops._C.capability(None)
     if name not in SETS:
         pytest.skip(f"no {name} kernel here: {ops.kernel()}")
     if name == FALLBACK:

@@ -107,7 +107,18 @@ def test_the_logits_of_a_second_derivative_must_not_change() -> None:
     loss = ops.focal_loss(twice, torch.tensor([0, 1, 2, 1]))
     twice.add_(1)
     assert torch.autograd.grad(loss, z, retain_graph=True)[0].any()
-    with pytest.raises(RuntimeError, match="changed in place .* clone them first"):
+    with pytest.raises(RuntimeError, match="changed in place .* clone it first"):
+        torch.autograd.grad(loss, z, create_graph=True)
+
+
+@pytest.mark.parametrize("changed", ["target", "shares", "weight"])
+def test_other_tensors_of_a_second_derivative_must_not_change_either(served_quickly: str, changed: str) -> None:
+    z = logits(4, 3)
+    named = {"target": torch.tensor([0, 1, 2, 1]), "shares": shares(4, 3), "weight": torch.ones(3, dtype=torch.float64)}
+    loss = ops.focal_loss(z, named["shares" if changed == "shares" else "target"], weight=named["weight"])
+    named[changed].zero_()
+    torch.autograd.grad(loss, z, retain_graph=True)
+    with pytest.raises(RuntimeError, match="changed in place"):
         torch.autograd.grad(loss, z, create_graph=True)
 
 

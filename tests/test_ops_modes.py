@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -294,6 +295,123 @@ def dual_numbers(loss: Loss) -> Any:
 def dual_numbers_without_a_tangent(loss: Loss) -> Any:
     with forward_ad.dual_level():
         return loss(*data())
+
+
+def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
+    torch._dynamo.reset()
+    return torch.compile(function, backend="aot_eager", fullgraph=True)(*arguments)
+
+
+@row
+def compiled_jvp(loss: Loss) -> Any:
+    return compiled(lambda z, y: torch.func.jvp(lambda z: loss(z, y), (z,), (z.cos(),)), *data())
+
+
+@row
+def compiled_gradient(loss: Loss) -> Any:
+    return compiled(torch.func.grad(loss), *data())
+
+
+@row
+def compiled_hessian(loss: Loss) -> Any:
+    return compiled(torch.func.hessian(loss), *data())
+
+
+@row
+def compiled_gradient_of_each_sample(loss: Loss) -> Any:
+    each = torch.func.vmap(torch.func.grad(lambda z, y: loss(z[None], y[None])))
+    return compiled(each, *data())
+
+
+@row
+def compiled_dual_numbers(loss: Loss) -> Any:
+    def tangent(z: Tensor, y: Tensor) -> Tensor | None:
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(loss(forward_ad.make_dual(z, z.cos()), y)).tangent
+
+    torch._dynamo.reset()
+    return torch.compile(tangent, backend="aot_eager")(*data())
+
+
+@row
+def compiled_rows_by_a_mask(loss: Loss) -> Any:
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        return compiled(lambda z, y: loss(z[y > 0], y[y > 0]), *data())
+
+
+@row
+def hook_and_create_graph(loss: Loss) -> Any:
+    z, y = leaf()
+    z.register_hook(lambda grad: 2 * grad)
+    first = torch.autograd.grad(loss(z, y), z, create_graph=True)[0]
+    return first, torch.autograd.grad(first.square().sum(), z)[0]
+
+
+@row
+def hook_and_create_graph_inside_a_net(loss: Loss) -> Any:
+    z, y = leaf()
+    inner = z.sin()
+    inner.register_hook(lambda grad: 2 * grad)
+    inner.retain_grad()
+    first = torch.autograd.grad(loss(inner, y), z, create_graph=True)[0]
+    return first, torch.autograd.grad(first.square().sum(), z)[0]
+
+
+@row
+def hook_of_several_tensors(loss: Loss) -> Any:
+    z, y = leaf()
+    seen: list[Any] = []
+    torch.autograd.graph.register_multi_grad_hook([z], seen.append)
+    loss(z, y).backward(create_graph=True)
+    return z.grad, len(seen)
+
+
+@row
+def checkpointed_logits_are_freed(loss: Loss) -> Any:
+    x, y = leaf()
+    made: list[Any] = []
+
+    def part(x: Tensor) -> Tensor:
+        z = 2 * x
+        made.append(weakref.ref(z))
+        return loss(z, y)
+
+    value = checkpoint.checkpoint(part, x, use_reentrant=False)
+    alive = made[0]() is not None
+    first = torch.autograd.grad(value, x, create_graph=True)[0]
+    return alive, first, torch.autograd.grad(first.square().sum(), x)[0]
+
+
+@row
+def float16_under_autocast_with_a_scaled_loss(loss: Loss) -> Any:
+    torch.manual_seed(0)
+    z, y = torch.randn(256, 4000, dtype=torch.float16, requires_grad=True), torch.arange(256) % 10
+    with torch.autocast("cpu", torch.float16):
+        value = loss(z, y)
+    (65536 * value).backward()
+    return value, z.grad[:, 10:].float().mean()  # each about 1e-6 before the factor, where float16 has few bits
+
+
+@row
+def storage_that_was_freed(loss: Loss) -> Any:
+    z, y = data()
+    z.untyped_storage().resize_(0)
+    return loss(z, y)
+
+
+@row
+def labels_whose_storage_was_freed(loss: Loss) -> Any:
+    z, y = data()
+    y.untyped_storage().resize_(0)
+    return loss(z, y)
+
+
+@row
+def labels_beyond_the_classes_in_eight_bits(loss: Loss) -> Any:
+    z, y = data()
+    y = y.to(torch.uint8)
+    y[0] = 156  # the default ignore_index, -100, in eight bits
+    return loss(z, y)
 
 
 @contextlib.contextmanager

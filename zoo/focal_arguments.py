@@ -81,6 +81,12 @@ def prepare(
     return Call(logits, target, weight, *settings, other, share, rows)
 
 
+def widened(logits: Any) -> Any:
+    """float16 logits under autocast in float32, as autocast does for ``F.cross_entropy``: their gradient is rounded after it is multiplied by a gradient scaler's factor."""
+    half = isinstance(logits, Tensor) and logits.dtype is torch.float16
+    return logits.float() if half and torch.is_autocast_enabled(logits.device.type) else logits
+
+
 def check_inplace(logits: Any) -> None:
     """Check that the gradient may overwrite these logits, which require gradients.
 
@@ -129,11 +135,20 @@ def _check_tensors(logits: Any, target: Any, other: Any) -> None:
             kinds = "an integer type" if other is not None else "an integer type (labels) or a float type (shares)"
             raise TypeError(f"{name} must be of {kinds}, not {short(tensor.dtype)}")
         wanted = tuple(logits.shape if soft else rows)
-        if tensor.shape != wanted:
+        if not _same(tensor.shape, wanted):
             what = "shares" if soft else "labels"
             raise ValueError(f"{name} of {what} must be {wanted} for logits {tuple(logits.shape)}, not {tuple(tensor.shape)}")
         if tensor.device != logits.device:
             raise ValueError(f"{name} must be on {logits.device} like the logits, not on {tensor.device}")
+
+
+def _same(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether two shapes are equal; in a compiled graph, sizes that depend on data are compared when it runs."""
+    if torch.compiler.is_compiling() and len(shape) == len(wanted):
+        for size, other in zip(shape, wanted):
+            torch._check_value(size == other)
+        return True
+    return tuple(shape) == tuple(wanted)
 
 
 def _weight(weight: Any, logits: Tensor) -> Tensor | None:
@@ -141,7 +156,7 @@ def _weight(weight: Any, logits: Tensor) -> Tensor | None:
     if weight is None:
         return None
     if isinstance(weight, np.ndarray):
-        weight = torch.as_tensor(weight, device=logits.device)
+        weight = torch.as_tensor(weight.astype(weight.dtype.newbyteorder("=")), device=logits.device)
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor or an array, not {type(weight).__name__}")
     if not weight.dtype.is_floating_point:
@@ -167,10 +182,10 @@ def _labels(target: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _share(share: Any, target: Tensor, dtype: torch.dtype) -> Tensor:
     """The share of the first label for each row, from one number or a tensor of one or of each row's."""
+    if isinstance(share, np.ndarray):
+        share = torch.as_tensor(share.astype(share.dtype.newbyteorder("=")))
     if not isinstance(share, Tensor):
-        number = focal_options.number(
-            "share of the first label", share.item() if isinstance(share, np.ndarray) and share.ndim == 0 else share
-        )
+        number = focal_options.number("share of the first label", share)
         if not 0 <= number <= 1:
             raise ValueError(f"share of the first label must be in [0, 1], not {number}")
         return torch.full_like(target, number, dtype=accurate(dtype))

@@ -81,6 +81,8 @@ def formula(
     """The op in PyTorch, in float64 if the device has it; the reference of the kernels."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     shape = logits.shape[:1] + logits.shape[2:]
+    if any(each.numel() and each.data_ptr() == 0 for each in (logits, target)):
+        raise RuntimeError("a tensor of the focal loss has elements, but its storage was freed")  # torch's operators would crash
     z = flat(logits)  # (M, C), M = N L
     if logits.device.type == "cpu":
         check_labels(target, z.shape[1], ignore_index, other)
@@ -222,12 +224,10 @@ def check_labels(target: Tensor, classes: int, ignore_index: int, other: Tensor 
     """
     if target.is_floating_point():
         return
-    ignored = target == ignore_index
-    if other is not None:
-        ignored = ignored | (other == ignore_index)
-    for name, labels in (("target", target), ("second target", other)):
-        if labels is None:
-            continue
+    # as int64: comparing with a tensor of a narrower type would convert ignore_index to that type, -1 to 255
+    wide = {name: each.long() for name, each in (("target", target), ("second target", other)) if each is not None}
+    ignored = torch.stack([each == ignore_index for each in wide.values()]).any(0)
+    for name, labels in wide.items():
         bad = ((labels < 0) | (labels >= classes)) & ~ignored
         if bad.any():
             row = bad.nonzero()[0].tolist()

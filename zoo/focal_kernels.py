@@ -6,6 +6,7 @@ import importlib
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,25 @@ def is_watched() -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
     )
+
+
+def transforms_active() -> bool:
+    """Whether a transform of torch.func or forward mode is active while a graph is traced."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+# evaluated while tracing: torch.compiler.assume_constant_result without its import of torch._dynamo, which takes seconds
+transforms_active._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _version(tensor: Any) -> int:
+    """The number of changes in place; tensors of inference mode have none."""
+    return tensor._version if isinstance(tensor, Tensor) and not tensor.is_inference() else 0
+
+
+def versions(call: Any) -> tuple[int, ...]:
+    """Of all tensors of a call besides the logits."""
+    return tuple(_version(each) for each in call[1:] if isinstance(each, Tensor))
 
 
 def _load(name: str) -> ModuleType | None:

@@ -29,6 +29,8 @@ def check(
         raise ValueError(f"scale must be finite, not {scale}")
     if not isinstance(ignore_index, Integral) or isinstance(ignore_index, bool):
         raise TypeError(f"ignore_index must be an int, not {type(ignore_index).__name__}")
+    if not -(2**63) <= int(ignore_index) < 2**63:
+        raise ValueError(f"ignore_index must fit into 64 bits, not {ignore_index}")
     if soft and int(ignore_index) >= 0:
         raise ValueError(
             f"ignore_index must be negative for a target of shares, which has no labels to ignore, not {ignore_index}"

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from zoo.focal_arguments import DTYPES, LABELS, Call, Target, check_inplace, prepare
+from zoo import focal_kernels
+from zoo.focal_arguments import DTYPES, LABELS, Call, Target, check_inplace, prepare, widened
 from zoo.focal_formula import check_labels, differentiable, formula, formula_in_place, shapes
-from zoo.focal_kernels import PLAIN, gather_dtensors, is_memory, is_watched, load_all, reason_missing, unwrapped
+from zoo.focal_kernels import PLAIN, is_memory, is_watched, unwrapped, versions
 from zoo.focal_options import REDUCTIONS
 
 __all__ = [
@@ -85,7 +86,8 @@ def focal_loss(
         reduction: "none"; "mean" over the rows that are not ignored; "sum"; "weighted_mean": divided as ``F.cross_entropy``
             does, by the sum of the labels' weights, or by the rows where the target is shares or two labels. No rows, or all
             ignored: 0 with zero gradient.
-        scale: factor on loss and gradient, applied before a half-precision gradient is rounded.
+        scale: factor on loss and gradient, applied before a half-precision gradient is rounded. float16 logits under autocast are
+            converted to float32 first, as autocast does for ``F.cross_entropy``, so that a gradient scaler's factor comes in time.
         inplace: write the gradient over the logits, if they require one, so that no second tensor of their size is allocated.
             Their values are lost, so the logits must not be a leaf or a view, and whatever else has saved them for its backward
             pass (an activation before the loss) raises PyTorch's error about a change in place. Eager mode and the first
@@ -102,6 +104,7 @@ def focal_loss(
             :func:`raise_wrong_label`; ``ZOO_SYNC=1`` raises in place.
         TypeError, ValueError: an argument of wrong type, shape, device or range.
     """
+    logits = widened(logits)
     if _C is not None and not torch.compiler.is_compiling():
         loss = _direct(logits, target, weight, gamma, ignore_index, label_smoothing, reduction, scale, inplace)
         if loss is not None:
@@ -121,7 +124,9 @@ def focal_loss_with_stats(
     inplace: bool = False,
 ) -> WithStats:
     """:func:`focal_loss` with p_t of each row and the mean modulating factor, from the same pass over the logits."""
-    return WithStats(*_call(logits, target, gamma, weight, ignore_index, label_smoothing, reduction, scale, True, inplace))
+    return WithStats(
+        *_call(widened(logits), target, gamma, weight, ignore_index, label_smoothing, reduction, scale, True, inplace)
+    )
 
 
 def raise_wrong_label() -> None:
@@ -150,7 +155,7 @@ def kernel() -> str:
         served.append(f"C++ {_C.capability(None)}")
     if _C_cuda is not None and torch.cuda.is_available():
         served.append("CUDA")
-    return ", ".join(served) or f"PyTorch ({reason_missing()})"
+    return ", ".join(served) or f"PyTorch ({focal_kernels.reason_missing()})"
 
 
 def _call(
@@ -160,9 +165,9 @@ def _call(
     if _broken:
         raise ImportError(_broken)
     call = prepare(logits, target, gamma, weight, ignore_index, label_smoothing, reduction, scale)
-    gather_dtensors(torch.ops.zoo.focal_loss.default, call.logits)
+    focal_kernels.gather_dtensors(torch.ops.zoo.focal_loss.default, call.logits)
     want_grad = call.logits.requires_grad and torch.is_grad_enabled()
-    transformed = not torch.compiler.is_compiling() and _is_transformed(call)
+    transformed = _is_transformed(call)
     if inplace and (want_grad or transformed):
         loss, p, factor = _in_place(logits, call, want_rows)
     elif call.differentiated or transformed:
@@ -224,6 +229,8 @@ def _by_formula(call: Call, want_rows: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 def _is_transformed(call: Call) -> bool:
     """Whether torch.func or torch.jit.trace transforms the call, or forward mode wants its derivative."""
+    if torch.compiler.is_compiling():
+        return focal_kernels.transforms_active()
     if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:
         return True
     if forward_ad._current_level < 0:
@@ -257,27 +264,32 @@ def _direct(
         return None
     if bad >= 0:
         check_labels(target, logits.shape[1], ignore_index)
+        raise IndexError(f"target row {bad} is out of range for {logits.shape[1]} classes")
     if grad is None:
         return loss
     if inplace:
         torch.autograd.graph.increment_version(logits)
-    call = target, gamma, weight, ignore_index, label_smoothing, reduction, scale
+    call = None, target, gamma, weight, ignore_index, label_smoothing, reduction, scale
     return _Focal.apply(logits, (loss, grad), call, inplace)
 
 
 class _Focal(torch.autograd.Function):
     """Connects a loss to its gradient in eager mode: cheaper than ``register_autograd``, without multiplying by 1.
 
-    ``call`` repeats the loss by the formula, for a derivative of the gradient. The logits are not among autograd's saved tensors:
-    autograd would reject them after a change in place even if only the first derivative is requested, which does not need
-    them. With ``inplace`` the gradient has overwritten the logits.
+    ``call`` repeats the loss by the formula, for a derivative of the gradient. The logits are not among autograd's saved tensors,
+    unless hooks move these (``torch.utils.checkpoint``, ``save_on_cpu``): autograd would reject them after a change in place even
+    if only the first derivative is requested, which does not need them. With ``inplace`` the gradient has overwritten the logits.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, made: tuple[Tensor, ...], call: Any, inplace: bool) -> Any:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(made[1])
-        ctx.again, ctx.inplace = (logits, -1 if inplace else logits._version, call), inplace
+        hooked = not inplace and torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        ctx.save_for_backward(made[1], *([logits] if hooked else []))
+        known = (-1,) if inplace else (logits._version, *versions(call))
+        if hooked and isinstance(call, Call):
+            call = call._replace(logits=made[1])  # any tensor that is kept
+        ctx.again, ctx.inplace = (None if hooked else logits, known, call), inplace
         if len(made) == 2:
             return made[0]
         loss, _, p, factor = made
@@ -288,10 +300,10 @@ class _Focal(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, None, None, None]:
         if grad_loss is None:
             return None, None, None, None
-        (grad,) = ctx.saved_tensors
+        grad, *saved = ctx.saved_tensors
         if torch.is_grad_enabled():
-            logits, version, call = ctx.again
-            return _derivative(logits, version, call, grad_loss), None, None, None
+            logits, known, call = ctx.again
+            return _derivative(saved[0] if saved else logits, known, call, grad_loss), None, None, None
         if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
             return _scaled(grad, grad_loss), None, None, None
         ctx.again = None
@@ -305,21 +317,23 @@ def _is_one(grad_loss: Tensor) -> bool:
     return _C is not None and type(grad_loss) is Tensor and not grad_loss.is_neg() and not is_watched() and _C.is_one(grad_loss)
 
 
-def _derivative(logits: Tensor, version: int, call: Any, grad_loss: Tensor) -> Tensor:
+def _derivative(logits: Tensor, known: tuple[int, ...], call: Any, grad_loss: Tensor) -> Tensor:
     """The gradient in the logits as a function of logits and ``grad_loss`` that autograd can differentiate."""
-    if version < 0:
+    if known[0] < 0:
         raise RuntimeError("inplace=True has overwritten the logits, so this loss has no second derivative; omit it")
-    if logits._version != version:
+    now = (logits._version, *versions(call))
+    if now != known:
         raise RuntimeError(
-            f"the logits of a focal loss were changed in place (version {logits._version}, expected {version}) before the"
-            " gradient that is to be differentiated; clone them first"
+            f"a tensor of a focal loss was changed in place (versions of logits, target, weight: {now}, expected {known}) before"
+            " the gradient that is to be differentiated; clone it first"
         )
     if not isinstance(call, Call):
-        target, gamma, weight, *rest = call
+        _, target, gamma, weight, *rest = call
         call = prepare(logits, target, gamma, weight, *rest)
     with torch.enable_grad():
-        loss = differentiable(*call._replace(logits=logits).arguments(False))[0]
-    return torch.autograd.grad(loss, logits, grad_loss, create_graph=True)[0]
+        z = logits.view_as(logits)  # hooks on the logits belong to the pass of the user, not to this one
+        loss = differentiable(*call._replace(logits=z).arguments(False))[0]
+    return torch.autograd.grad(loss, z, grad_loss, create_graph=True)[0]
 
 
 def _scaled(grad: Tensor, grad_loss: Tensor) -> Tensor:
@@ -352,11 +366,13 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
     if ctx.has_grad and wanted == [0] and not torch.is_grad_enabled():
         grads[0] = _scaled(grad, grad_loss)
         return tuple(grads)
-    arguments: tuple[Any, ...] = (logits, target, weight, *ctx.settings, False, other, share)
     again = torch.is_grad_enabled()
     with torch.enable_grad():
+        views = {place: inputs[place].view_as(inputs[place]) for place in wanted}  # without the hooks of the user's tensors
+        inputs |= views
+        arguments: tuple[Any, ...] = (inputs[0], inputs[1], inputs[2], *ctx.settings, False, other, inputs[11])
         loss = differentiable(*arguments)[0]
-    found = torch.autograd.grad(loss, [inputs[place] for place in wanted], grad_loss, create_graph=again)
+    found = torch.autograd.grad(loss, list(views.values()), grad_loss, create_graph=again)
     for place, each in zip(wanted, found, strict=True):
         grads[place] = each
     return tuple(grads)
@@ -376,6 +392,6 @@ _library.impl("focal_loss_", formula_in_place, "CompositeExplicitAutograd")
 torch.library.register_fake("zoo::focal_loss", shapes, lib=_library)
 torch.library.register_autograd("zoo::focal_loss", _backward, setup_context=_save, lib=_library)
 torch.library.register_vmap("zoo::focal_loss", _vmap, lib=_library)
-_C, _C_cuda, _broken = load_all()
+_C, _C_cuda, _broken = focal_kernels.load_all()
 if _C is not None and hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):  # an older torch lacks the shortcut
     _C.connect(torch.Tensor.__dlpack_c_exchange_api__)
