@@ -13,7 +13,7 @@ from zoo import recipe, sampling, training
 from zoo import run as engine
 from zoo.data._read import read
 from zoo.errors import UsageError
-from zoo.training import build
+from zoo.training import build, losses
 from zoo.training.processes import Team
 
 COUNTS = np.array([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])
@@ -36,7 +36,7 @@ def test_what_is_wrong_before_any_data_is_read(settings: str, says: str) -> None
 
 def test_weights_of_a_wrong_length_are_reported() -> None:
     with pytest.raises(UsageError, match=r"given_weights has 2 numbers, the data 10 classes"):
-        build.build_loss(resolve("cnn_small", "class_weights=given", "loss.given_weights=[1,2]"), COUNTS)
+        losses.build(resolve("cnn_small", "class_weights=given", "loss.given_weights=[1,2]"), COUNTS)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_weights_of_a_wrong_length_are_reported() -> None:
 )
 def test_class_weights(kind: str, expected: np.ndarray) -> None:
     given = f"loss.given_weights={list(range(10)) if kind == 'given' else []}"
-    loss, weight = build.build_loss(resolve("cnn_small", "loss=focal", f"class_weights={kind}", given), COUNTS)
+    loss, weight = losses.build(resolve("cnn_small", "loss=focal", f"class_weights={kind}", given), COUNTS)
     assert weight is not None
     assert weight.numpy() == pytest.approx(expected, rel=1e-6)
     assert torch.equal(loss.weight, weight)
@@ -63,7 +63,7 @@ def test_the_mean_weight_of_the_reported_experiment() -> None:
 
 
 def test_losses_that_need_the_counts_get_them() -> None:
-    loss, weight = build.build_loss(resolve("cnn_small", "loss=balanced_softmax"), COUNTS)
+    loss, weight = losses.build(resolve("cnn_small", "loss=balanced_softmax"), COUNTS)
     assert weight is None
     assert loss.shift.numpy() == pytest.approx(np.log(COUNTS / COUNTS.sum()))
 

@@ -19,7 +19,7 @@ from tests_support import digests, small
 from zoo import files, registry, run_folders, tensor_files, training
 from zoo.__main__ import run as zoo
 from zoo.errors import BusyError, DataError, DiskError, DivergedError, UsageError
-from zoo.training import build, checkpoint, lint, session
+from zoo.training import build, checkpoint, lint, losses, session
 from zoo.training.signals import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +84,7 @@ def test_12_an_empty_class_leaves_every_loss_finite(loss: str, kind: str) -> Non
     counts = np.array([40, 3, 0, 1, 0])
     mine = small(f"loss={loss}", f"class_weights={kind}", "sampler=class_balanced", "allow_empty_class=true")
     lint.check(mine, counts)
-    made, weight = build.build_loss(mine, counts)
+    made, weight = losses.build(mine, counts)
     assert weight is None or (weight[[2, 4]].tolist(), round(weight.sum().item(), 5)) == ([0, 0], 3)
     logits = torch.randn(6, 5, requires_grad=True)
     value = made(logits, torch.tensor([0, 1, 3, 0, 3, 1]))
@@ -245,7 +245,7 @@ def test_23_an_operation_without_a_deterministic_way_is_named_at_start(tmp_path:
             torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
             return torch.nn.functional.cross_entropy(logits, target)
 
-    monkeypatch.setattr(build, "build_loss", lambda *arguments: (Odd(), None))
+    monkeypatch.setattr(losses, "build", lambda *arguments: (Odd(), None))
     with pytest.raises(UsageError, match="put_ has no deterministic implementation"):
         training.train(small("deterministic=true"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

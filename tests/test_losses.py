@@ -17,7 +17,7 @@ from zoo.losses.dbm import Dbm
 from zoo.losses.dynamic_focal import DynamicFocal
 from zoo.losses.hybrid import Hybrid
 from zoo.spec import Option
-from zoo.training.build import build_loss
+from zoo.training import losses
 
 NAMES = registry.names("losses")
 COUNTS = (500, 210, 90, 40, 17, 8, 3)
@@ -269,11 +269,11 @@ def test_every_loss_is_built_from_a_recipe_with_each_option(name: str) -> None:
     for key, option in registry.entry("losses", name)["options"].items():
         value = others(option)
         recipe = recipes.resolve("cnn_small", {"loss": name, f"loss.{key}": value})
-        loss, _ = build_loss(recipe, np.array(COUNTS))
+        loss, _ = losses.build(recipe, np.array(COUNTS))
         assert torch.isfinite(loss(logits, target)), key
-        plain, _ = build_loss(recipes.resolve("cnn_small", {"loss": name}), np.array(COUNTS))
+        plain, _ = losses.build(recipes.resolve("cnn_small", {"loss": name}), np.array(COUNTS))
         assert state(loss) != state(plain), f"{key} = {value} changes nothing in the module"
-    loss, _ = build_loss(recipes.resolve("cnn_small", {"loss": name}), np.array(COUNTS))
+    loss, _ = losses.build(recipes.resolve("cnn_small", {"loss": name}), np.array(COUNTS))
     assert torch.isfinite(loss(logits, target))
 
 

@@ -262,6 +262,18 @@ def test_batches_do_not_depend_on_how_they_are_cut() -> None:
     assert torch.equal(images(100)[300:], images(100, skip=3))
 
 
+@pytest.mark.parametrize(
+    ("images", "size", "sizes"),
+    [(9, 4, [4, 5]), (8, 4, [4, 4]), (10, 4, [4, 4, 2]), (1, 4, [1]), (3, 1, [1, 1, 1]), (5, 4, [5])],
+)
+def test_a_single_image_left_over_joins_the_last_batch(images: int, size: int, sizes: list[int]) -> None:
+    data = registry.find("data", "synthetic").build(None, size=32, val=0.1, seed=0)
+    made = Batches(data.train, np.arange(images), size, torch.device("cpu"), data.mean, data.std, 32, augment=())
+    assert [len(batch.targets) for batch in made.epoch(0)] == sizes
+    assert len(made) == made.steps == len(sizes)
+    assert [len(batch.targets) for batch in made.epoch(0, 1)] == sizes[1:]
+
+
 def test_a_choice_on_the_test_images_is_stamped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from zoo import report, tables
 

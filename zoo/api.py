@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from zoo import recipe as recipes
 from zoo import run_folders, training
@@ -15,12 +15,26 @@ from zoo.run import Run, load
 from zoo.spec import DataSet
 
 
+class _Function(nn.Module):
+    """A function as a loss."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return self.function(logits, target)
+
+    def _get_name(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+
 def train(
     what: Recipe | str,
     *,
     on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
     data: DataSet | None = None,
-    loss: nn.Module | None = None,
+    loss: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
@@ -43,11 +57,13 @@ def train(
     if data is not None and not isinstance(data, DataSet):
         raise TypeError(f"data is {type(data).__name__}; give a zoo.spec.DataSet")
     if loss is not None and not callable(loss):
-        raise TypeError(f"loss is {type(loss).__name__}; give an nn.Module that maps logits and targets to a scalar")
+        raise TypeError(f"loss is {type(loss).__name__}; give a module or function that maps logits and targets to a scalar")
     changes = {key.replace("__", "."): value for key, value in overrides.items()}
     recipe = (
         recipes.changed(what, changes) if isinstance(what, Recipe) else recipes.resolve(run_folders.named(str(what)), changes)
     )
     place = Path(out) if out is not None else None
+    if loss is not None and not isinstance(loss, nn.Module):
+        loss = _Function(loss)
     more: dict[str, Any] = {"on_epoch": on_epoch, "data": data, "loss": loss, "profile": profile}
     return load(training.train(recipe, out=place, resume=resume, force=force, **more))

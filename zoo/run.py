@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zoo import calibration, files, machine, metrics, model_files, registry, run_folders, tensor_files
 from zoo import recipe as recipes
+from zoo.console import print_line
 from zoo.data import _augment
 from zoo.data._folders import stored_side
 from zoo.data._image import read_image, shown
@@ -54,8 +55,26 @@ class Run:
         return stored_side(size) if registry.entry("data", self.recipe.data.name).get("margin") else size
 
     def dataset(self) -> DataSet:
-        """The data set of the run, split as it was; DataError if it is missing."""
-        return build.dataset(self.recipe, self.input[1])
+        """The data set of the run, split as it was.
+
+        Raises:
+            DataError: it is missing, it was given as an object (``zoo.train(data=...)``), or it has other images than at the
+                time of training: each split could then contain images that were trained on.
+        """
+        if given := self.env.get("data_given"):
+            raise DataError(
+                f"the run was trained on a DataSet given in Python ({given}); pass it to zoo.run.evaluate(run, data=...)"
+            )
+        data = build.dataset(self.recipe, self.input[1])
+        if self.env.get("data_digest", data.digest) != data.digest:
+            changes = checkpoint.data_changes(self.path, data)
+            if changes.added != 0 or changes.removed != 0:
+                raise DataError(
+                    f"data changed since the run was trained ({data.name}, {changes}): its splits could contain training images; "
+                    "restore it, or pass other images to zoo.run.evaluate(run, data=...)"
+                )
+            print_line(f"warning  the contents of images changed since the run was trained ({data.name}, {changes})")
+        return data
 
 
 def create_model(

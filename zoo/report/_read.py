@@ -93,18 +93,27 @@ class Folder:
     def set_name(self, parts: int) -> str:
         """The data set; a user's folder or file by so many parts of its path."""
         data = self.recipe.data
+        if given := self.env.get("data_given"):
+            return str(given)
         return "/".join(Path(self.env.get("data_dir") or data.label).parts[-parts:]) if data.own else data.label
+
+    @property
+    def given(self) -> bool:
+        """The data was an object in Python, which only its digest identifies."""
+        return "data_given" in self.env
 
     def same_set(self, other: Folder) -> bool:
         """Whether both use the same data set. The digest depends on the size of the images, so it may differ for one folder."""
         if self.set_name(1) != other.set_name(1):
             return False
         digests, places = ({run.env.get(key, "") for run in (self, other)} for key in ("data_digest", "data_dir"))
-        return not self.recipe.data.own or len(digests) == 1 or (len(places) == 1 and "" not in places)
+        return not (self.recipe.data.own or self.given) or len(digests) == 1 or (len(places) == 1 and "" not in places)
 
     @property
     def loss(self) -> str:
         """``focal, effective weights``, the loss of the run."""
+        if given := self.env.get("loss_given"):
+            return str(given)
         weights = self.recipe.loss.class_weights
         return self.recipe.loss.name.replace("_", " ") + (f", {weights.replace('_', ' ')} weights" if weights != "none" else "")
 

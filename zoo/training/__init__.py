@@ -7,7 +7,7 @@ loop         train_epoch and predict: from model, loss, batches and optimizer to
 batches      samples, order and augmentation as a function of (seed, epoch, sample)
 freezing     selection by role, the plan of unfreezing, the table, the digest check
 features     features of frozen layers, computed once; feature_cache stores them, feature_runtimes computes them faster
-distil       finished runs as teachers;  model_specs  a model's spec by name and image size
+losses       the loss of a recipe, or one given in Python;  distil  finished runs as teachers;  model_specs  a model's spec by name and image size
 optim        parameter groups, optimizers, learning rate of a step, moving average
 checkpoint   the files of a run: states, rows;  processes, profile, signals, describe, lint
 """

@@ -69,7 +69,9 @@ class Batches:
     _cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
-        return -(-len(self.index) // self.batch_size)
+        """Batches per epoch. A single image that is left over joins the last batch: BatchNorm cannot train on one."""
+        count, rest = divmod(len(self.index), self.batch_size)
+        return count + (rest > (1 if count else 0))
 
     @property
     def steps(self) -> int:
@@ -87,8 +89,9 @@ class Batches:
         if self.augment is not None:
             order = self.sample(epoch) if self.sample else order[sampling.order(self.seed, epoch, len(order))]
             draws = sampling.slots(self.seed, epoch, order, len(self.split), _augment.DRAWS)
-        for start in range(skip * self.batch_size, len(order), self.batch_size):
-            chosen, drawn = order[start : start + self.batch_size], draws[start : start + self.batch_size]
+        for number in range(skip, len(self)):
+            start, end = number * self.batch_size, (number + 1) * self.batch_size if number + 1 < len(self) else len(order)
+            chosen, drawn = order[start:end], draws[start:end]
             mine = self.share(len(chosen)) if self.share else slice(None)
             where = torch.from_numpy(chosen).to(self._targets.device)
             targets = self._targets[where].to(self.device, non_blocking=True)

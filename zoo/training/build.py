@@ -21,7 +21,7 @@ from zoo.data._read import read
 from zoo.errors import DataError, DiskError, UsageError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec, Split
-from zoo.training import depthwise, distil, freezing, lint, optim, qat
+from zoo.training import depthwise, distil, freezing, lint, losses, optim, qat
 from zoo.training.batches import Batches
 from zoo.training.loop import DTYPES, Step
 from zoo.training.model_specs import sized_spec
@@ -54,6 +54,12 @@ def conditions(recipe: Recipe) -> Iterator[None]:
     try:
         with machine.deterministic(recipe.deterministic):
             yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError(
+            f"BatchNorm needs at least 2 images per step (batch_size {recipe.batch_size}); raise batch_size"
+        ) from error
     except RuntimeError as error:
         if recipe.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             why = str(error.__cause__ or error).strip().splitlines()[0]
@@ -109,11 +115,11 @@ def session(
     data = _normalised(recipe, spec, data)
     model = _placed(recipe, start.model, place)
     sampler = build_sampler(recipe, data.train.targets, index)
-    built, weight = (loss, None) if loss is not None else build_loss(recipe, counts)
+    built, weight = losses.given(recipe, loss, team) if loss is not None else losses.build(recipe, counts)
     batches, val, test = _batches(recipe, data, index, sampler, spec.input[1], place, team)
     learned = _teachers(recipe, data, spec.input[1], place)
     ema = optim.Ema(model, recipe.ema) if recipe.ema else None
-    make_optimizer = partial(_optimizer, recipe, model, spec)
+    make_optimizer = partial(_optimizer, recipe, model, spec, built)
     after = partial(ema.update, model) if ema else None
     lr, plateau = _rates(recipe, batches.steps, watched=val is not None)
     made = Session(
@@ -276,18 +282,6 @@ def eval_batches(part: Split, data: DataSet, device: torch.device, size: int, pr
     return Batches(part, np.arange(len(part)), batch, device, data.mean, data.std, size, DTYPES[precision])
 
 
-def build_loss(recipe: Recipe, counts: np.ndarray) -> tuple[nn.Module, Tensor | None]:
-    """The loss, and its class weights (C,), which with ``drw_epoch`` apply later."""
-    spec = registry.find("losses", recipe.loss.name)
-    kind = recipe.loss.class_weights
-    weights = sampling.class_weights(counts, kind, beta=recipe.loss.beta, given=recipe.loss.given_weights)
-    tensor = None if weights is None else torch.as_tensor(weights, dtype=torch.float32)
-    options = {key: recipe.loss.options[key] for key in spec.options}
-    if spec.counts:
-        options["counts"] = counts.tolist()
-    return spec.build(weight=tensor, **options), tensor
-
-
 def build_sampler(recipe: Recipe, targets: np.ndarray, index: np.ndarray) -> sampling.Sampler | None:
     """The sampler over the positions ``index`` (n,) of a split whose classes are ``targets``; None to draw each sample once."""
     s = recipe.sampler
@@ -296,12 +290,16 @@ def build_sampler(recipe: Recipe, targets: np.ndarray, index: np.ndarray) -> sam
     return sampling.Sampler(s.name, index, targets[index], len(targets), recipe.seed, recipe.epochs, s.exponent)
 
 
-def _optimizer(recipe: Recipe, model: nn.Module, spec: ModelSpec) -> torch.optim.Optimizer:
-    """The optimizer over the parameters that are trained now."""
+def _optimizer(recipe: Recipe, model: nn.Module, spec: ModelSpec, loss: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over the parameters of model and loss that are trained now; those of the loss without weight decay."""
     o = recipe.optim
     chosen = optim.Hyperparameters(name=o.name, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay)
     scales = optim.lr_scales(model, spec, head=o.lr_head, layer_decay=o.layer_decay)
-    return optim.make(model, chosen, scales=scales, head=freezing.new_head(spec))
+    made = optim.make(model, chosen, scales=scales, head=freezing.new_head(spec))
+    if learned := [each for each in loss.parameters() if each.requires_grad]:
+        fallback = {"use_fallback": True, "nesterov": False} if o.name == "muon" else {}
+        made.add_param_group({"params": learned, "weight_decay": 0.0} | fallback)
+    return made
 
 
 def schedule(recipe: Recipe, steps_per_epoch: int) -> optim.Schedule:

@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -113,8 +113,9 @@ def check_same(folder: Path, header: StateHeader, identity: Mapping[str, Any], d
         saved, here = ("/".join(map(str, each.values())) for each in (stored, identity))
         raise FileError(f"checkpoint is {saved}, run is {here} ({folder}); resume with the settings of the checkpoint")
     if header.data_digest != data.digest:
-        changes = data_changes(folder, data.manifest) or f"digest {data.digest[:12]}"
-        raise DataError(f"data changed since the run began ({data.name}, {changes}); restore it or train a new run")
+        raise DataError(
+            f"data changed since the run began ({data.name}, {data_changes(folder, data)}); restore it or train a new run"
+        )
 
 
 def changes(header: StateHeader, setting: Mapping[str, Any]) -> list[str]:
@@ -273,11 +274,25 @@ def write_tensorboard(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
                     writer.add_scalar(f"{row['split']}/{key}", row[key], row["epoch"])
 
 
-def data_changes(folder: Path, manifest: np.ndarray | None) -> str:
-    """How many images were added, removed and changed since the run's manifest was written; empty if unknown."""
+class Changes(NamedTuple):
+    """How many images of a data set were added, removed and changed since a run; all None if the run has no manifest."""
+
+    added: int | None
+    removed: int | None
+    changed: int | None
+    digest: str
+
+    def __str__(self) -> str:
+        if self.added is None:
+            return f"digest {self.digest[:12]}"
+        return f"{self.added} added, {self.removed} removed, {self.changed} changed"
+
+
+def data_changes(folder: Path, data: DataSet) -> Changes:
+    """The changes since the run's manifest was written."""
     path = folder / "last" / "manifest.npy"
-    if not path.is_file() or manifest is None:
-        return ""
-    before, now = (dict(each.tolist()) for each in (np.load(path), manifest))
+    if not path.is_file() or data.manifest is None:
+        return Changes(None, None, None, data.digest)
+    before, now = (dict(each.tolist()) for each in (np.load(path), data.manifest))
     changed = sum(now[name] != content for name, content in before.items() if name in now)
-    return f"{len(now.keys() - before.keys())} added, {len(before.keys() - now.keys())} removed, {changed} changed"
+    return Changes(len(now.keys() - before.keys()), len(before.keys() - now.keys()), changed, data.digest)

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from zoo import machine, ops, registry, sampling
 from zoo.console import first_ten, print_line, print_lines
 from zoo.files import publish_text
 from zoo.recipe import Recipe
+from zoo.spec import DataSet
 from zoo.training import build, freezing
 from zoo.training.session import Session
 
@@ -34,6 +37,13 @@ def choices(recipe: Recipe, made: Session, place: build.Place) -> dict[str, Any]
         "data_dir": str(Path(recipe.data.dir).absolute()) if recipe.data.own else "",
         "counts": sampling.class_counts(made.data.train.targets[made.batches.index], len(made.data.classes)).tolist(),
     }
+
+
+def objects(data: DataSet | None, loss: nn.Module | None) -> dict[str, str]:
+    """Facts of ``env.json`` about objects given in Python instead of those that the recipe names."""
+    name = "" if loss is None else loss._get_name()
+    of_loss = {"loss": name, "loss_given": name, "kernel": "PyTorch"} if name else {}
+    return ({} if data is None else {"data_given": data.name, "data_dir": ""}) | of_loss
 
 
 def announce(session: Session, choices: Mapping[str, Any], findings: Sequence[str], command: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo import ops
 from zoo.console import SILENT_SECONDS, counted
-from zoo.errors import DivergedError
+from zoo.errors import DivergedError, UsageError
 from zoo.training.batches import Batch, Batches
 from zoo.training.distil import Distillation
 from zoo.training.processes import Team
@@ -151,6 +151,11 @@ def _gradients(model: nn.Module, loss: nn.Module, step: Step, batch: Batch, samp
         value, p = _loss(loss, logits, wanted, targets) if step.see else (loss(logits, wanted), None)
         if step.distil is not None:
             value = step.distil.blend(value, logits, _taught(step.distil, step, inputs, n))
+        if value.numel() != 1 or not value.requires_grad:
+            what = "no gradient" if value.numel() == 1 else f"shape {tuple(value.shape)}"
+            raise UsageError(
+                f"the loss has {what}; return the mean over the batch, computed from the logits by differentiable operations"
+            )
         number = value.item()
     if not np.isfinite(number):
         if value.is_cuda:

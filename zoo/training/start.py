@@ -6,7 +6,7 @@ import contextlib
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ def train_in(
         assert folder is not None
         place = build.place(recipe, team)
         old = _resumable(recipe, folder) if resume else recipe
+        _check_continued(recipe, data)
         stop.saved = resume
         with team.leader_first():
             session, findings = build.session(recipe, folder, place, team, data=data, loss=loss, resume=resume)
@@ -57,8 +58,10 @@ def train_in(
         if resume and _restored(session):
             return folder
         print_lines(build.resumed_schedule(old, recipe, session))
-        team.broadcast(lambda: _write_recipe(session, recipe))
-        team.broadcast(lambda: describe.announce(session, describe.choices(recipe, session, place), findings, command))
+        objects = describe.objects(data, loss)
+        team.broadcast(lambda: _write_recipe(session, recipe, objects))
+        choices = describe.choices(recipe, session, place) | objects
+        team.broadcast(lambda: describe.announce(session, choices, findings, command))
         began = time.monotonic()
         session.store_features()
         session.at.seconds += time.monotonic() - began
@@ -78,6 +81,16 @@ def _measured(session: Session) -> Iterator[None]:
         yield
     finally:
         profile.write(session.folder)
+
+
+def _check_continued(recipe: Recipe, data: DataSet | None) -> None:
+    """UsageError for a run that is to be trained on with its own data, if that was an object in Python."""
+    run = Path(recipe.weights)
+    given = files.read_facts(run / "env.json").get("data_given") if data is None else None
+    if given and recipes.read(run / "recipe.toml").data == recipe.data:
+        raise UsageError(
+            f"the run was trained on a DataSet given in Python ({run}, {given}); name the data: zoo train MODEL --weights RUN --data FOLDER"
+        )
 
 
 def _resumable(recipe: Recipe, folder: Path) -> Recipe:
@@ -128,14 +141,16 @@ def _restored(session: Session) -> bool:
     return False
 
 
-def _write_recipe(session: Session, recipe: Recipe) -> None:
+def _write_recipe(session: Session, recipe: Recipe, objects: Mapping[str, str]) -> None:
     """Store what a later resume needs besides the states."""
     folder = session.folder
     if (folder / "metrics.jsonl").is_file():
         checkpoint.keep_rows(folder, session.at.epoch)
-    publish_text(
-        folder / "recipe.toml", f"# repeat with: zoo train {plain(str(folder / 'recipe.toml'))}\n" + recipes.dump(recipe)
-    )
+    note = f"repeat with: zoo train {plain(str(folder / 'recipe.toml'))}"
+    if objects:
+        given = ", ".join(objects[key] for key in ("data_given", "loss_given") if key in objects)
+        note = f"trained from Python with objects that this recipe does not name: {plain(given)}"
+    publish_text(folder / "recipe.toml", f"# {note}\n" + recipes.dump(recipe))
     model_files.keep(recipe.model, folder)
     if (manifest := session.data.manifest) is not None:
         publish(folder / "last" / "manifest.npy", lambda temporary: np.save(temporary, manifest))

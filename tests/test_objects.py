@@ -1,0 +1,146 @@
+"""Runs on a data set or loss that was given as a Python object, and runs whose data changed: no command uses other images in silence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY
+from PIL import Image
+from tests_support import resolve
+from torch import Tensor, nn
+
+import zoo
+from zoo import report, training
+from zoo import run as engine
+from zoo.errors import DataError, UsageError
+from zoo.spec import DataSet, Split
+from zoo.training import build, losses
+from zoo.training.processes import Team
+
+SMALL = {"epochs": 1, "batch_size": 16, "data__augment": [], "device": "cpu"}
+
+
+def split(n: int, seed: int) -> Split:
+    rng = np.random.default_rng(seed)
+    return Split(rng.integers(0, 256, (n, 32, 32, 3), np.uint8), np.arange(n) % 3, [f"{i}.png" for i in range(n)])
+
+
+def given(seed: int = 0) -> DataSet:
+    """30 training, 6 validation and 9 test images that differ with the seed, whose files have the same names."""
+    parts = split(30, seed), split(6, seed + 1), split(9, seed + 2)
+    return DataSet("mine", ("a", "b", "c"), *parts, (0.5,) * 3, (0.25,) * 3, digest=f"{seed:064x}")
+
+
+def test_data_given_in_python_is_named_and_never_replaced(tmp_path: Path) -> None:
+    run = zoo.train("cnn_small", data=given(), out=tmp_path / "run", **SMALL)
+    assert "mine" in (run.path / "recipe.toml").read_text().splitlines()[0]
+    assert "on mine" in (run.path / "README.md").read_text()
+    for use in (run.dataset, lambda: engine.evaluate(run), lambda: engine.calibrate(run)):
+        with pytest.raises(DataError, match=r"trained on a DataSet given in Python \(mine\); pass it to zoo.run.evaluate"):
+            use()
+    result, _, _ = engine.evaluate(run, data=given())
+    assert result.n == 9
+    with pytest.raises(UsageError, match="name the data"):
+        zoo.train(str(run.path), out=tmp_path / "on")
+    assert zoo.train(str(run.path), data=given(), out=tmp_path / "on", epochs=1).env["data_given"] == "mine"
+
+
+def test_runs_on_two_given_sets_are_not_paired(tmp_path: Path) -> None:
+    folders = [zoo.train("cnn_small", data=given(seed), out=tmp_path / str(seed), **SMALL).path for seed in (0, 3)]
+    again = zoo.train("cnn_small", data=given(3), out=tmp_path / "again", seed=1, **SMALL).path
+    runs = [report._read.read(folder) for folder in (*folders, again)]
+    assert not report._compare.same_images(runs[0], runs[1])
+    assert report._compare.same_images(runs[1], runs[2])
+
+
+class Learned(nn.Module):
+    """Cross entropy with a scale of each class that is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(10))
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits * self.scale, target)
+
+
+def doubled(logits: Tensor, target: Tensor) -> Tensor:
+    return 2 * F.cross_entropy(logits, target)
+
+
+def small(*more: str) -> Any:
+    return resolve("cnn_small", *TINY, *more)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_the_parameters_of_a_given_loss_are_trained(tmp_path: Path, optimizer: str) -> None:
+    loss = Learned()
+    training.train(small(f"optim.name={optimizer}"), out=tmp_path / "run", loss=loss)
+    assert not torch.equal(loss.scale, torch.ones(10))
+
+
+def test_a_given_loss_is_named_and_class_weights_are_not_for_it(tmp_path: Path) -> None:
+    run = zoo.train(small(), out=tmp_path / "run", loss=doubled)
+    env = json.loads((run.path / "env.json").read_text())
+    assert (env["loss"], env["loss_given"]) == ("doubled", "doubled")
+    assert "doubled" in (run.path / "README.md").read_text()
+    with pytest.raises(UsageError, match="class_weights = effective has no effect on a loss given in Python"):
+        losses.given(small("class_weights=effective"), Learned(), Team())
+
+
+@pytest.mark.parametrize(
+    ("loss", "says"),
+    [
+        (nn.CrossEntropyLoss(reduction="none"), r"the loss has shape \(250,\)"),
+        (lambda logits, target: F.cross_entropy(logits.detach(), target), "the loss has no gradient"),
+    ],
+)
+def test_losses_that_cannot_be_trained_on(tmp_path: Path, loss: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        zoo.train(small(), out=tmp_path / "run", loss=loss)
+
+
+def test_batchnorm_and_one_image(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="BatchNorm needs at least 2 images per step"), build.conditions(small("batch_size=1")):
+        nn.BatchNorm1d(3)(torch.ones(1, 3))
+
+
+def test_images_that_were_added_since_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+
+    def add(*numbers: int) -> None:
+        for name in ("a", "b"):
+            (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
+            for number in numbers:
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "set" / name / f"{number}.png")
+
+    add(*range(20))
+    settings = [
+        "data.name=folder",
+        f"data.dir={tmp_path / 'set'}",
+        "data.val=0.2",
+        "data.imbalance=none",
+        "epochs=1",
+        "batch_size=8",
+        "device=cpu",
+    ]
+    run = zoo.load(training.train(resolve("cnn_small", *settings), out=tmp_path / "run"))
+    engine.evaluate(run)
+    add(3)
+    engine.evaluate(run)
+    assert (
+        "warning  the contents of images changed since the run was trained (set, 0 added, 0 removed, 2 changed)"
+        in capsys.readouterr().err
+    )
+    add(20, 21)
+    for use in (engine.evaluate, engine.calibrate):
+        with pytest.raises(DataError, match=r"data changed since the run was trained \(set, 4 added, 0 removed, 2 changed\)"):
+            use(run)
+    assert dataclasses.replace(run, env={}).dataset(), "a run that recorded no digest"
