@@ -1,4 +1,4 @@
-"""Runs on a data set or loss that was given as a Python object, and runs whose data changed: no command uses other images in silence."""
+"""Runs on a data set or loss given as a Python object, and runs whose data changed: no command replaces their images by others."""
 
 from __future__ import annotations
 
