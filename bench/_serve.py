@@ -115,7 +115,8 @@ def _processes(setup: Setup, file: Path, images: np.ndarray) -> Iterator[Load]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         np.save(folder / "images.npy", images)
-        command = [sys.executable, "-m", "zoo.bench._worker", str(file), str(setup.threads), str(folder / "images.npy")]
+        worker = [sys.executable, "-P", "-m", "zoo.bench._worker"]  # -P: no Python file of the current folder is imported
+        command = [*worker, str(file), str(setup.threads), str(folder / "images.npy")]
         workers = [
             stack.enter_context(
                 subprocess.Popen(

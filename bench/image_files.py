@@ -95,7 +95,7 @@ def _cost(words: Sequence[str], folder: Path) -> _Cost:
     paths = [str(Path(zoo.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "ZOO_CACHE": str(folder / "cache")}
     began, start = time.monotonic(), 0.0
-    command = [sys.executable, "-m", "zoo", *words]
+    command = [sys.executable, "-P", "-m", "zoo", *words]
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as child:

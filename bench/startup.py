@@ -42,10 +42,10 @@ def main(quick: bool = False, *, out: Path | None = None, rounds: int = 0) -> Pa
 
 
 def _process(arguments: Sequence[str]) -> Callable[[], object]:
-    """A new Python process with the same zoo, its output discarded."""
+    """A new Python process with the same zoo, which imports nothing from the current folder; its output is discarded."""
     paths = [str(Path(zoo.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    return lambda: subprocess.run([sys.executable, *arguments], env=environment, stdout=subprocess.DEVNULL, check=True)
+    return lambda: subprocess.run([sys.executable, "-P", *arguments], env=environment, stdout=subprocess.DEVNULL, check=True)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -33,10 +33,11 @@ def lines(module: str, request: dict[str, Any], model: Path, *, max_memory: int,
         FileError: out of memory or time, killed, or an error of the model reported by the child.
     """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    # -P: a Python file next to a downloaded model must not be imported instead of a package
     with (
         tempfile.TemporaryFile() as stderr,
         subprocess.Popen(
-            [sys.executable, "-m", module], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+            [sys.executable, "-P", "-m", module], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
         ) as child,
     ):
         try:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from zoo import __main__ as cli
 from zoo import predictor
-from zoo.bench import _subjects
+from zoo.bench import _serve, _subjects
 from zoo.errors import FileError
 from zoo.export import _child, _guard, _wire
 
@@ -163,6 +163,18 @@ def test_a_child_that_cannot_start_in_its_memory_is_reported(tmp_path: Path) -> 
 def test_a_fault_of_the_child_itself_is_reported_as_one(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"cannot be tested \(m.onnx, exit 1: .*No module named .?zoo.nothing.*report this"):
         next(_child.lines("zoo.nothing", {}, Path("m.onnx"), max_memory=10**9, timeout=60))
+
+
+def test_a_python_file_beside_the_model_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder is that of a downloaded model, with files named as the packages that the children import."""
+    path = with_external(tmp_path, "weights.bin")
+    for package in ("zoo", "msgspec", "numpy", "onnxruntime"):
+        (tmp_path / f"{package}.py").write_text("open('ran', 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    assert _guard.trial(path).batch == 0
+    with _serve._processes(_serve.Setup("processes", 1, 1), path, np.ones((1, 2), np.float32)) as load:
+        assert len(load(0.0)) == 1
+    assert not (tmp_path / "ran").exists()
 
 
 def as_zoos(path: Path) -> Path:
