@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import io
 import pickle
 import zipfile
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo import registry
+from zoo import registry, tensor_files
 from zoo.errors import FileError
 from zoo.spec import ModelSpec
 from zoo.weights import load_weights, read, statistics
@@ -109,6 +110,45 @@ def test_wrappers(tmp_path: Path, donor: State, kind: str) -> None:
     notes = loaded(tmp_path / "net.pth", donor)
     assert len(notes) == 1
     assert said in notes[0]
+
+
+class Parts(nn.Module):
+    """A model whose layers have the names of a wrapper and of what stands beside one."""
+
+    def __init__(self, body: str, head: str) -> None:
+        super().__init__()
+        self.add_module(body, nn.Linear(6, 4))
+        self.add_module(head, nn.Linear(4, 10))
+
+
+PARTS = [("encoder", "predictor"), ("backbone", "projector"), ("module", "step")]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_layers_named_as_wrappers(tmp_path: Path, parts: tuple[str, str], wrapper: str) -> None:
+    spec = dataclasses.replace(SPEC, head=parts[1])
+    state, model = Parts(*parts).state_dict(), Parts(*parts)
+    torch.save(prefixed(state, wrapper), tmp_path / "net.pth")
+    assert load_weights(model, str(tmp_path / "net.pth"), spec).fresh == ()
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
+    body = {name: value for name, value in state.items() if parts[0] in name}
+    torch.save(prefixed(body, wrapper), tmp_path / "net.pth")
+    assert load_weights(model, str(tmp_path / "net.pth"), spec).fresh == (f"{parts[1]}.weight", f"{parts[1]}.bias")
+
+
+def test_the_names_in_a_file_of_zoo_are_complete(tmp_path: Path, donor: State) -> None:
+    tensor_files.save_tensors(tmp_path / "weights.safetensors", prefixed(donor, "module."), {})
+    with pytest.raises(FileError, match=r"only in the file: module\.bn1\.bias"):
+        loaded(tmp_path / "weights.safetensors", donor)
+
+
+def test_integers_are_no_float_weights(tmp_path: Path, donor: State) -> None:
+    torch.save({name: (100 * value).to(torch.int8) for name, value in donor.items()}, tmp_path / "net.pth")
+    with pytest.raises(FileError, match=r"weights are not floats \(.*net\.pth, conv1\.weight is torch\.int8\); use the weights"):
+        loaded(tmp_path / "net.pth", donor)
+    torch.save({name: value.double() for name, value in donor.items()}, tmp_path / "net.pth")
+    loaded(tmp_path / "net.pth", donor)
 
 
 def test_a_pickle_of_arrays(tmp_path: Path, donor: State) -> None:

@@ -20,7 +20,7 @@ from zoo.spec import ModelSpec
 from zoo.weights._files import place, read_objects
 from zoo.weights._names import check_fit, in_head, renamed, size
 from zoo.weights._published import published
-from zoo.weights._unwrap import Tensors, unwrap
+from zoo.weights._unwrap import Tensors, unwrap, without_prefixes
 
 __all__ = ["Notes", "find", "fitting", "load_and_report", "load_weights", "read", "statistics"]
 
@@ -41,8 +41,10 @@ def load_weights(model: nn.Module, source: str, spec: ModelSpec, tensors: Mappin
         UsageError: no such download for this model. FileError: missing, unreadable, not finite or of another model, naming
             the first three keys on each side.
     """
-    found = find(source, spec) if tensors is None else tensors
     own = model.state_dict()
+    found = find(source, spec) if tensors is None else tensors
+    if isinstance(found, Tensors):
+        found = without_prefixes(found, own)
     fresh = fitting(own, found, spec, source)
     named, convention = renamed(own, found, spec)
     usable = {name: value for name, value in named.items() if name not in fresh}
@@ -120,12 +122,12 @@ def statistics(source: str, spec: ModelSpec) -> tuple[tuple[float, ...], tuple[f
 
 
 def read(path: Path, spec: ModelSpec | None = None) -> Tensors:
-    """Tensors by name from a file, or from the weights in a run folder; ``removed`` describes the removed wrappers.
+    """Tensors by their names in a file, or in the weights of a run folder; ``removed`` describes the removed levels around them.
 
     The content, not the name, determines the format. Only tensors and plain values are unpickled.
 
     Raises:
-        FileError: no such file, damaged, it holds no state dict, or a tensor that is not finite.
+        FileError: no such file, damaged, or it holds no state dict of dense tensors.
     """
     path = place(path)
     if not path.is_file():

@@ -37,6 +37,10 @@ KNOWN = (
 """First bytes of other file types, description, remedy."""
 
 
+class OfZoo(dict[str, Any]):
+    """The tensors of a file that zoo wrote."""
+
+
 def place(path: Path) -> Path:
     """The weights file at ``path``, or in the folder ``path``."""
     if not path.is_dir():
@@ -79,7 +83,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
             return load_file(path)
     except Exception as error:  # the parser raises many types, some without a text
         raise FileError(f"cannot read weights ({path}, {type(error).__name__}); the file is damaged, copy it again") from error
-    return tensor_files.load_tensors(path)[0]  # checks the digest of each tensor
+    return OfZoo(tensor_files.load_tensors(path)[0])  # checks the digest of each tensor
 
 
 def _check_zip(path: Path) -> None:

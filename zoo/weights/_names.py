@@ -115,7 +115,10 @@ def _efficientnet(name: str, own: Mapping[str, Tensor], tensors: Mapping[str, Te
 
 
 def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], fresh: list[str], source: str) -> None:
-    """FileError, with differences and advice, unless each tensor except the ``fresh`` matches the model."""
+    """FileError, with differences and advice, unless each tensor except the ``fresh`` matches the model, and none replaces floats by integers."""
+    for name, value in tensors.items():
+        if name in own and name not in fresh and own[name].is_floating_point() and not value.is_floating_point():
+            raise FileError(f"weights are not floats ({source}, {name} is {value.dtype}); use the weights before quantisation")
     extra = [name for name in tensors if name not in own]
     missing = [name for name in own if name not in tensors and name not in fresh]
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # files from before torch 0.4.1 lack it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import FileError
-from zoo.weights._files import STATE_DICT, Array
+from zoo.weights._files import STATE_DICT, Array, OfZoo
 
 LEVELS = (
     "state_dict_ema", "model_ema_state_dict", "ema_state_dict", "model_ema", "ema_model", "ema", "swa_state_dict", "swa_model", "state_dict",
@@ -42,38 +42,73 @@ BESIDE = (
 
 
 class Tensors(dict[str, Tensor]):
-    """Tensors by name; ``removed`` describes the removed wrappers in one line, or is empty."""
+    """Tensors of a file by name."""
 
-    removed: str = ""
+    path: Path
+    by_zoo: bool = False
+    """Whether zoo wrote the file: its names are then those of a model."""
+    levels: tuple[str, ...] = ()
+    """Keys of the dicts around them."""
+    prefixes: tuple[str, ...] = ()
+    """Prefixes that were removed from the names."""
+    left_out: frozenset[str] = frozenset()
+    """Names or keys next to them that were ignored."""
+
+    @property
+    def removed(self) -> str:
+        """The removed wrappers in one line, or an empty string."""
+        parts = [
+            f"read at {'.'.join(self.levels)}" if self.levels else "",
+            f"removed {', '.join(self.prefixes)} before the names" if self.prefixes else "",
+            f"ignored {_first(sorted(self.left_out))}" if self.left_out else "",
+        ]
+        return ", ".join(part for part in parts if part)
 
 
 def unwrap(found: Any, path: Path) -> Tensors:
-    """The tensors of a model by name, without the levels and prefixes around them.
+    """The tensors of a model by their names in the file, without the levels around them.
 
     Raises:
-        FileError: no state dict, or a tensor that is not finite, not dense, or larger than the file.
+        FileError: no state dict, or a tensor that is not dense, or larger than the file.
     """
     levels: list[str] = []
     left_out: set[str] = set()
+    by_zoo = isinstance(found, OfZoo)
     while isinstance(found, Mapping) and len(levels) < DEPTH and (level := _level(found)):
         levels.append(level)
         left_out |= {str(key) for key in found if key != level}
         found = found[level]
-    tensors = _tensors(found)
+    tensors = Tensors(_tensors(found))
     if not tensors:
         raise FileError(f"no state dict in the file ({path}); write one with {STATE_DICT}")
-    left_out |= {str(key) for key in found if key not in tensors}
-    prefixes = []
-    while prefix := _prefix(tensors):
-        prefixes.append(prefix)
-        left_out |= {name.partition(".")[0] for name in tensors if not name.startswith(prefix)}
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     size = path.stat().st_size
     for name, value in tensors.items():
         _check_tensor(name, value, path, size)
-    unwrapped = Tensors(tensors)
-    unwrapped.removed = _summary(levels, prefixes, left_out)
-    return unwrapped
+    tensors.path, tensors.by_zoo, tensors.levels = path, by_zoo, tuple(levels)
+    tensors.left_out = frozenset(left_out | {str(key) for key in found if key not in tensors})
+    return tensors
+
+
+def without_prefixes(found: Tensors, own: Collection[str]) -> Tensors:
+    """The tensors without the prefixes of wrappers; the ``own`` names of a model keep theirs, as do files that zoo wrote.
+
+    Raises:
+        FileError: a tensor that is not finite.
+    """
+    tensors, prefixes, left_out = dict(found), list(found.prefixes), set(found.left_out)
+    while not found.by_zoo and (prefix := _prefix(tensors)):
+        inner = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        if len(inner.keys() & own) < len(tensors.keys() & own):
+            break  # it is a part of the model: encoder.conv1.weight beside predictor.weight
+        prefixes.append(prefix)
+        left_out |= {name.partition(".")[0] for name in tensors if not name.startswith(prefix)}
+        tensors = inner
+    for name, value in tensors.items():
+        _check_finite(name, value, found.path)
+    bare = Tensors(tensors)
+    bare.path, bare.by_zoo, bare.levels = found.path, found.by_zoo, found.levels
+    bare.prefixes, bare.left_out = tuple(prefixes), frozenset(left_out)
+    return bare
 
 
 def _tensors(found: Any) -> dict[str, Tensor]:
@@ -128,20 +163,14 @@ def _check_tensor(name: str, value: Tensor, path: Path, size: int) -> None:
         raise FileError(
             f"weights are larger than their file ({path}, {name}: {value.numel():,} values, {size:,} bytes); the file is damaged"
         )
+
+
+def _check_finite(name: str, value: Tensor, path: Path) -> None:
     if value.is_floating_point() and (bad := int((~torch.isfinite(value)).sum())):
         raise FileError(
             f"weights are not finite ({path}, {name}: {bad:,} of {value.numel():,} values are NaN or infinite); "
             "use an earlier checkpoint"
         )
-
-
-def _summary(levels: list[str], prefixes: list[str], left_out: set[str]) -> str:
-    parts = [
-        f"read at {'.'.join(levels)}" if levels else "",
-        f"removed {', '.join(prefixes)} before the names" if prefixes else "",
-        f"ignored {_first(sorted(left_out))}" if left_out else "",
-    ]
-    return ", ".join(part for part in parts if part)
 
 
 def _first(names: list[str], n: int = 6) -> str:
