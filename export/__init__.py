@@ -152,7 +152,7 @@ def program(
     Raises:
         BusyError: the file exists and ``force`` is not set.
         UsageError: an unknown format, precision or preprocess, a module that does not accept ``input``, or a missing package.
-        FileError: a weight is not finite.
+        FileError: a weight is not finite, or the model cannot be traced.
         DataError: int8 without images.
         DisagreeError: the file and PyTorch differ, accuracy drops too far, or frozen weights have changed.
         DiskError: the file cannot be written. In each case nothing is published and an existing file is unchanged.

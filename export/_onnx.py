@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -16,7 +12,7 @@ from onnx import ModelProto
 
 from zoo import files
 from zoo.errors import UsageError
-from zoo.export import _external, _session, _shortcut, _wire
+from zoo.export import _external, _session, _shortcut, _tracing, _wire
 from zoo.export._graph import Exported
 
 OPSETS = range(18, 24)
@@ -56,15 +52,18 @@ def check_opset(opset: int | None, target_ort: str | None = None) -> int:
 
 
 def trace(model: Exported, *, opset: int = OPSET) -> ModelProto:
-    """The graph: input ``image``, output ``logits`` or ``probabilities``, first dimension ``batch``."""
+    """The graph: input ``image``, output ``logits`` or ``probabilities``, first dimension ``batch``.
+
+    Raises:
+        FileError: the model cannot be traced, or ONNX lacks one of its operators.
+    """
     return _shortcut.convolved(written(model, opset=opset))
 
 
 def written(model: Exported, *, opset: int = OPSET) -> ModelProto:
     """:func:`trace` without clean-up; the nodes are those of the model's code."""
     example, free = model.example()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
-        warnings.simplefilter("ignore")
+    with _tracing.tracing():
         program = torch.onnx.export(
             model, (example,), dynamo=True, opset_version=opset, external_data=False, optimize=True, verbose=False,
             input_names=["image"], output_names=["probabilities" if model.softmax else "logits"], dynamic_shapes=free,
@@ -94,19 +93,6 @@ def _name_by_module(graph: ModelProto) -> None:
         inner = [str(scope).removeprefix("model.") for scope in scopes[:-1] if str(scope).startswith("model.")]
         if owner := next(iter(owners), inner[-1] if inner else ""):
             node.name = f"{owner}/{node.name.removeprefix('node_')}"
-
-
-@contextlib.contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before):
-            logger.setLevel(level)
 
 
 def clean(graph: ModelProto) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from zoo.export import _tracing
 from zoo.export._cases import Answer
 from zoo.spec import TargetSpec
 
@@ -20,9 +21,9 @@ TARGET = TargetSpec(format="pt2", suffix=".pt2", tolerance=1e-4)
 
 
 def make(job: Job) -> torch.export.ExportedProgram:
-    """The traced program."""
+    """The traced program; FileError if the model cannot be traced."""
     example, free = job.exported.example()
-    with torch.no_grad():
+    with torch.no_grad(), _tracing.tracing():
         return torch.export.export(job.exported, (example,), dynamic_shapes=free, strict=False)
 
 

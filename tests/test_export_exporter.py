@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo.export
-from zoo.errors import DisagreeError
+from zoo.errors import DisagreeError, FileError
 from zoo.export import _onnx, onnx_fp32
 from zoo.training import signals
 
@@ -137,6 +137,45 @@ def test_torchvision_resnets(name: str, tmp_path: Path) -> None:
     shift(module)
     receipt = zoo.export.onnx(module, tmp_path / "x.onnx", input=(3, 64, 64), images=torch.randn(16, 3, 64, 64))
     assert (receipt.agree, receipt.n) == (16, 16)
+
+
+class Branching(nn.Module):
+    """A branch on the data, which no tracer follows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.mean() > 0:
+            x = 2 * x
+        return x.mean((2, 3))
+
+
+class Bessel(nn.Module):
+    """An operator that ONNX lacks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.i0e(x).mean((2, 3))
+
+
+LINE = Branching.forward.__code__.co_firstlineno + 1
+
+
+@pytest.mark.parametrize(
+    ("module", "fmt", "message"),
+    [
+        (Branching(), "onnx", rf"traced \(.*{Path(__file__).name}:{LINE}, a branch or size depends on the data\); use torch.where"),
+        (Branching(), "pt2", rf"traced \(.*{Path(__file__).name}:{LINE}, a branch or size depends on the data\); use torch.where"),
+        (Bessel(), "onnx", r"traced \(ONNX lacks the operator prims\.bessel_i0e\); use other operators in the model, or --format pt2"),
+    ],
+)  # fmt: skip
+def test_a_model_that_cannot_be_traced(
+    module: nn.Module, fmt: str, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(FileError, match=message) as caught:
+        zoo.export.program(module, tmp_path / "model", fmt=fmt, input=(3, 8, 8))
+    assert str(caught.value).isprintable()
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert [line.split()[0] for line in printed.err.splitlines()] == ["trace"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_signal_while_pytorch_exports_is_no_failure_of_it(tmp_path: Path) -> None:

@@ -145,7 +145,9 @@ def test_the_names_in_a_file_of_zoo_are_complete(tmp_path: Path, donor: State) -
 
 def test_integers_are_no_float_weights(tmp_path: Path, donor: State) -> None:
     torch.save({name: (100 * value).to(torch.int8) for name, value in donor.items()}, tmp_path / "net.pth")
-    with pytest.raises(FileError, match=r"weights are not floats \(.*net\.pth, conv1\.weight is torch\.int8\); use the weights"):
+    with pytest.raises(
+        FileError, match=r"weights are not floats \(.*net\.pth, conv1\.weight is torch\.int8\); use the weights"
+    ):
         loaded(tmp_path / "net.pth", donor)
     torch.save({name: value.double() for name, value in donor.items()}, tmp_path / "net.pth")
     loaded(tmp_path / "net.pth", donor)
