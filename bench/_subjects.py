@@ -222,8 +222,7 @@ def _files(subject: Subject, exported: _graph.Exported, folder: Path, precisions
         except Exception as error:  # several libraries are involved, each with its own errors
             if each == "fp32":
                 raise
-            why = str(error).splitlines()[0][:80] if str(error) else ""
-            print_line(f"skipped  {each}: cannot be exported ({type(error).__name__}: {why})")
+            print_line(f"skipped  {each}: cannot be exported ({type(error).__name__}: {_session.reason(error)})")
             continue
         files[each] = made
     return files

@@ -17,7 +17,7 @@ from zoo import files
 from zoo.console import print_line
 from zoo.data import _folders
 from zoo.errors import DiskError
-from zoo.export import _accuracy, _bias, _cases, _external, _graph, _job, _parity, _quantise
+from zoo.export import _accuracy, _bias, _cases, _external, _graph, _job, _parity, _quantise, _session
 from zoo.spec import Split
 
 VALIDATION = 2000
@@ -51,7 +51,7 @@ def choose(job: _job.Job) -> Chosen:
     Equal accuracy is decided by the mean |difference| of the outputs from float32.
 
     Raises:
-        DataError: no training images.
+        DataError: no training images. DisagreeError: the float32 graph does not run at each batch size.
     """
     subject, exported = job.subject, job.exported
     train = _job.need_training_images(subject, "int8")
@@ -62,7 +62,10 @@ def choose(job: _job.Job) -> Chosen:
     counts = sorted({min(count, len(given)) for count in counts})
     assert subject.val is not None
     val = _cases.spread(subject.val, VALIDATION if small else VALIDATION // 8)
-    exact = _cases.outputs(_accuracy.answer_of(job.exact, exported), val)
+    with _session.first_run(subject.name):  # else a graph with a fixed batch fails in the calibrator
+        answer = _accuracy.answer_of(job.exact, exported)
+        answer(np.asarray(val.images[:1]))
+        exact = _cases.outputs(answer, val)
     val = Split(val.images, np.where(val.targets < 0, exact.argmax(1), val.targets), [])
     held = "training" if subject.val is subject.train else "validation"
     tried_on = f"{len(val):,} {held} images"

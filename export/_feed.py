@@ -31,6 +31,8 @@ class Feed:
     batch: int
     """The batch size that the model declares, or 0 if it is free."""
     output: str
+    open: bool = False
+    """Whether sizes of ``shape`` are free in the model."""
 
     def noise(self, batch: int) -> np.ndarray:
         """:func:`noise` for this input, (batch, *shape)."""
@@ -61,7 +63,7 @@ def of(session: Any, path: Path) -> Feed:
     first, *rest = entry.shape
     shape = tuple(size if isinstance(size, int) and size > 0 else FREE for size in rest)
     batch = first if isinstance(first, int) and first > 0 else 0
-    return Feed(entry.name, shape, TYPES[entry.type], batch, output(session, path))
+    return Feed(entry.name, shape, TYPES[entry.type], batch, output(session, path), open=shape != tuple(rest))
 
 
 def output(session: Any, path: Path) -> str:

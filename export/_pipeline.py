@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from onnx import ModelProto
 
 from zoo import files, machine
 from zoo.console import print_line
-from zoo.errors import BusyError, DisagreeError, FileError, UsageError
+from zoo.errors import BusyError, DisagreeError, UsageError
 from zoo.export import Receipt, _accuracy, _cases, _explain, _graph, _job, _onnx, _parity, _session
 from zoo.export._job import Job, Subject
 from zoo.spec import TargetSpec
@@ -78,7 +77,7 @@ def accepted(target: Any, job: Job, name: str) -> tuple[Any, _parity.Parity, dic
             draft = Path(folder) / name
             target.write(made, draft, {})
             try:
-                with _running(draft):
+                with _session.first_run(draft):
                     answer = _accuracy.of_images(target.answer(draft), job.exported)
                     parity = _checked(target.TARGET, made, job, cases, answer)
                 return made, parity, _tested(target.TARGET, job, answer, parity)
@@ -88,17 +87,6 @@ def accepted(target: Any, job: Job, name: str) -> tuple[Any, _parity.Parity, dic
                     raise
                 reason = str(error).partition("; raise ")[0].partition("; nothing ")[0]
                 print_line(f"repair   {reason}: now {measure}")
-
-
-@contextlib.contextmanager
-def _running(draft: Path) -> Iterator[None]:
-    """Context for running a draft for the first time: DisagreeError, with onnxruntime's reason, if it cannot run."""
-    try:
-        with _session.boundary(draft):
-            yield
-    except FileError as error:
-        why = " ".join(str(error.__cause__ or error).split()).rpartition("while running ")[2]
-        raise DisagreeError(f"exported graph cannot run ({why[:120]}); nothing published") from error
 
 
 def check_free(out: Path, spec: TargetSpec, *, force: bool) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import FileError, UsageError, ZooError
+from zoo.errors import DisagreeError, FileError, UsageError, ZooError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -97,7 +98,7 @@ def _open(onnxruntime: Any, source: str | bytes, options: Any, providers: list[s
 
 
 @contextlib.contextmanager
-def boundary(where: Path | str) -> Iterator[None]:
+def boundary(where: Path | str, advice: str = "export it again") -> Iterator[None]:
     """Context for running a model: converts errors of onnxruntime to FileError; other errors pass.
 
     Raises:
@@ -110,7 +111,18 @@ def boundary(where: Path | str) -> Iterator[None]:
     except Exception as error:
         if not _of_runtime(error) or "allocate memory" in str(error):
             raise
-        raise FileError(f"model does not run ({where}, {reason(error)}); export it again") from error
+        raise FileError(f"model does not run ({where}, {reason(error)}); {advice}") from error
+
+
+@contextlib.contextmanager
+def first_run(graph: Path | str) -> Iterator[None]:
+    """Context for the first run of an exported graph: DisagreeError, with onnxruntime's reason, if it cannot run."""
+    try:
+        with boundary(graph):
+            yield
+    except FileError as error:
+        why = reason(error.__cause__ or error)
+        raise DisagreeError(f"exported graph cannot run ({why}); nothing published") from error
 
 
 def _of_runtime(error: Exception) -> bool:
@@ -123,7 +135,14 @@ def _of_runtime(error: Exception) -> bool:
     return trace is not None and "onnxruntime" in Path(trace.tb_frame.f_code.co_filename).parts
 
 
-def reason(error: Exception) -> str:
+FRAMING = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:\s*|Non-zero status code returned while running |Name:'' "
+    r"|\S+\.(?:cc|h|cpp|cu):\d+ (?:[^()]*::[^()]*\((?:[^()]|\([^()]*\))*\)(?: const)?(?: \[with [^\]]*\])? )?| Please fix either the inputs/outputs or the model\."
+)
+"""What onnxruntime's messages have around the reason: codes, the file's path, and place and signature of its C++ function."""
+
+
+def reason(error: BaseException) -> str:
     """An error's text in one short printable line, or its type."""
-    text = " ".join(str(error).split())[:80]
+    text = FRAMING.sub("", " ".join(str(error).split())[:2000])[:120].strip()
     return (text if text.isprintable() else text.encode("unicode_escape").decode("ascii")) or type(error).__name__

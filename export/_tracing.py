@@ -45,6 +45,8 @@ def _explained(error: BaseException) -> FileError:
     place = _line_of_model(error)
     if found := re.search(r"No ONNX function found for <OpOverload\(op='([\w.:]+)'", text):
         why, advice = f"ONNX lacks the operator {found[1]}", "use other operators in the model, or --format pt2"
+    elif found := re.search(r"marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", text):
+        why, advice = f"the code fixes the {found[1]} to {found[2]}", "use x.shape without int()"
     elif "data-dependent" in text:
         why, advice = "a branch or size depends on the data", "use torch.where or torch.cond"
     else:

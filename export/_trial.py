@@ -23,8 +23,12 @@ def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     session = _session.open_session(path)
     feed = _feed.of(session, path)
 
+    where, advice = str(path), "export it again"
+    if feed.open:
+        where, advice = f"{path}, open sizes set to {' x '.join(map(str, feed.shape))}", "export it with fixed sizes"
+
     def run(batch: int) -> np.ndarray:
-        with _session.boundary(path):
+        with _session.boundary(where, advice):
             return np.asarray(session.run([feed.output], {feed.name: feed.noise(batch)})[0])
 
     start, images = time.perf_counter(), feed.batch or 1

@@ -386,5 +386,31 @@ def test_session_of_no_model(tmp_path: Path) -> None:
     assert len(str(caught.value)) <= 200 + len(str(tmp_path))
 
 
+LOADING = "[ONNXRuntimeError] : 1 : FAIL : Load model from /srv/a b/model.onnx failed:"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (LOADING + "Fatal error: my.ops:Foo(-1) is not a registered function/op", "Fatal error: my.ops:Foo(-1) is not a registered function/op"),
+        (
+            LOADING + "/onnxruntime_src/core/graph/model.cc:256 onnxruntime::Model::Model(onnx::ModelProto&&, const onnxruntime::Options&) "
+            "Unsupported model IR version: 99, max supported IR version: 13\n", "Unsupported model IR version: 99, max supported IR version: 13",
+        ),
+        (
+            LOADING + "/src/load.h:46 void onnxruntime::utils::Validate(const std::unordered_map<std::basic_string<char>, int>&, "
+            "std::function<void(int)>) const Opset 99 is under development", "Opset 99 is under development",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running MatMul node. Name:'' Status Message: "
+            "matmul_helper.h:59 Compute MatMul dimension mismatch", "MatMul node. Status Message: Compute MatMul dimension mismatch",
+        ),
+        ("", "ValueError"),
+    ],
+)  # fmt: skip
+def test_the_reason_of_onnxruntime(text: str, reason: str) -> None:
+    assert _session.reason(ValueError(text)) == reason
+
+
 def test_threads_are_the_cores_there() -> None:
     assert 1 <= _session.cores() <= (os.cpu_count() or 1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import zoo.export
 from zoo import predictor
-from zoo.errors import DisagreeError, UsageError
+from zoo.errors import DisagreeError, FileError, UsageError
 from zoo.export import _job, _onnx, _verify, onnx_fp32
 
 pytest.importorskip("onnxruntime")
@@ -95,6 +95,26 @@ def test_what_does_not_fit(tmp_path: Path, change: dict[str, Any], message: str)
         zoo.export.onnx(Tiny(), asked.pop("path"), **asked)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+class FixedBatch(nn.Module):
+    """The batch size of the trace becomes a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.reshape(int(x.shape[0]), 6))
+
+
+def test_a_fixed_batch_is_found_before_calibration(tmp_path: Path) -> None:
+    with pytest.raises(
+        DisagreeError, match=r"exported graph cannot run \(Got invalid dimensions for input: image .* Expected: 2"
+    ):
+        zoo.export.onnx(FixedBatch(), tmp_path / "x", precision="int8", input=(6,), images=torch.randn(70, 6))
+    with pytest.raises(FileError, match=r"cannot be traced \(the code fixes the batch to 2\); use x.shape without int\(\)"):
+        zoo.export.program(FixedBatch(), tmp_path / "x", input=(6,))
 
 
 class Pair(nn.Module):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import reads_onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -249,6 +250,17 @@ def test_a_loop_without_end(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"takes too long \(.*over 3 s\); if you trust it, raise --timeout") as caught:
         _guard.trial(endless(tmp_path), timeout=3)
     assert caught.value.code == 4
+
+
+def test_the_size_that_was_tried_is_named(tmp_path: Path) -> None:
+    """A linear layer for images of 8 x 8, whose file leaves height and width open."""
+    model = reads_onnx.net(shape=("n", 3, "h", "w"))
+    model.graph.node[1].CopyFrom(helper.make_node("Identity", ["c"], ["p"]))
+    onnx.save(model, tmp_path / "x.onnx")
+    with pytest.raises(
+        FileError, match=r"does not run \(.*, open sizes set to 3 x 224 x 224, MatMul node.*\); export it with fixed"
+    ):
+        _guard.trial(tmp_path / "x.onnx")
 
 
 def test_mutated_files(tmp_path: Path) -> None:
