@@ -14,7 +14,7 @@ from typing import Any
 from zoo import files, registry
 from zoo.bench import _timing
 from zoo.console import print_line
-from zoo.errors import DataError, DisagreeError, UsageError
+from zoo.errors import UsageError, ZooError
 from zoo.export import Receipt, _cases, _job, _pipeline
 from zoo.run import Run
 
@@ -33,17 +33,23 @@ def fastest(
         ``chosen``.
 
     Raises:
-        BusyError: the file exists and ``force`` is not set. UsageError: no target runs here.
+        BusyError: one of the possible files exists and ``force`` is not set; this is checked before any work. UsageError: no
+            target is left.
     """
+    there = {
+        key: fields for key, fields in registry.targets().items() if key[0] not in NOT_DEPLOYED and _installed(key, fields)
+    }
+    for key, fields in there.items():
+        _pipeline.check_free(run.path / f"model{fields['suffix']}", registry.find_target(*key).TARGET, force=force)
     subject = _job.of_run(run, images)
     job = _pipeline.job_of(subject, preprocess, softmax=softmax, seed=seed, max_drop=max_drop)
     with tempfile.TemporaryDirectory() as folder:
         made: dict[tuple[str, str], Receipt] = {}
-        for key, fields in registry.targets().items():
+        for key, fields in there.items():
             if receipt := _tried(key, fields, subject, job, Path(folder)):
                 made[key] = receipt
         if not made:
-            raise UsageError("no export target can run; install onnxruntime: pip install onnxruntime")
+            raise UsageError("no export target is left (see the reasons above); correct the model, or install onnxruntime")
         fed = _cases.fed(subject.images[:batch], job.exported)
         calls: dict[str, Callable[[], object]] = {}
         for key, receipt in made.items():
@@ -61,21 +67,23 @@ def fastest(
         return _kept(made[best], run.path, best, force=force), rows
 
 
-def _tried(key: tuple[str, str], fields: dict[str, Any], subject: _job.Subject, job: _job.Job, folder: Path) -> Receipt | None:
-    """The receipt of one target in its own folder, or None, with a message, if it cannot run."""
-    name = " ".join(key)
+def _installed(key: tuple[str, str], fields: dict[str, Any]) -> bool:
+    """Whether the packages of a target are installed; prints the first that is not."""
     missing = [package for package in fields.get("needs", ()) if importlib.util.find_spec(package) is None]
-    if key[0] in NOT_DEPLOYED:
-        return None
     if missing:
-        print_line(f"skipped  {name} ({missing[0]} is not installed)")
-        return None
+        print_line(f"skipped  {' '.join(key)} ({missing[0]} is not installed)")
+    return not missing
+
+
+def _tried(key: tuple[str, str], fields: dict[str, Any], subject: _job.Subject, job: _job.Job, folder: Path) -> Receipt | None:
+    """The receipt of one target in its own folder, or None, with the reason printed, if it fails."""
+    name = " ".join(key)
     place = folder / name.replace(" ", "-")
     place.mkdir()
     job.calibration = None
     try:
         return _pipeline.export(registry.find_target(*key), subject, place / f"model{fields['suffix']}", job, force=True)
-    except (DisagreeError, DataError, UsageError) as error:
+    except ZooError as error:
         print_line(f"skipped  {name}: {error}")
         return None
 

@@ -13,7 +13,7 @@ from test_export import Tiny, run_of
 
 from zoo import registry
 from zoo.bench import _advice, _fastest
-from zoo.errors import BusyError
+from zoo.errors import BusyError, DisagreeError, DiskError, FileError, UsageError, ZooError
 from zoo.export import _accuracy, _quantise, onnx_fp16, onnx_fp32, onnx_int8
 
 pytest.importorskip("onnxruntime")
@@ -54,6 +54,27 @@ def test_the_fastest_is_kept(tmp_path: Path, paced: dict[str, float]) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.fp16.onnx"]
     with pytest.raises(BusyError, match="file exists"):
         _fastest._kept(receipt, tmp_path, ("onnx", "fp16"), force=False)
+
+
+def test_an_existing_file_is_found_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(Tiny(), tmp_path)
+    (tmp_path / "model.int8.onnx").touch()
+    monkeypatch.setattr(_fastest._job, "of_run", None)
+    with pytest.raises(BusyError, match=r"file exists \(.*model\.int8\.onnx\)"):
+        _fastest.fastest(run)
+
+
+@pytest.mark.parametrize("error", [FileError, DisagreeError, DiskError])
+def test_a_candidate_that_fails_is_skipped(
+    error: type[ZooError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error("no")
+
+    monkeypatch.setattr(_fastest._pipeline, "export", fail)
+    with pytest.raises(UsageError, match="no export target is left"):
+        _fastest.fastest(run_of(Tiny(), tmp_path))
+    assert "skipped  onnx int8: no\n" in capsys.readouterr().err
 
 
 def test_slower_than_float32() -> None:
