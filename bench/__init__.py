@@ -15,7 +15,7 @@ from typing import Any
 from zoo import files
 from zoo.bench._budget import Budget
 from zoo.errors import UsageError
-from zoo.export import _guard
+from zoo.export import _child, _guard
 
 BUSY = 0.25
 """Cores in use by other processes above which a benchmark warns: synchronised threads then wait for the scheduler."""
@@ -68,7 +68,7 @@ def command(what: str | Path | Sequence[str] | None = None, request: Request = R
     from zoo.console import print_line
 
     budget = Budget(request.seconds)
-    if request.seconds:
+    if request.seconds and not request.scenario:  # whose --seconds are those of one run
         print_line(f"expect   at most {request.seconds:g} s (--seconds)")
     from zoo.bench import _timing  # torch is imported here; its time counts
 
@@ -94,7 +94,12 @@ def command(what: str | Path | Sequence[str] | None = None, request: Request = R
         options = _options(request, budget)
         module = importlib.import_module(f"zoo.bench.{request.kind}")
         budget.imports = budget.elapsed()
-        path = module.main(request.quick, _known(targets), **options)
+        try:
+            path = module.main(request.quick, _known(targets), **options)
+        except _child.TooLongError as error:
+            if request.seconds and request.seconds < request.timeout:
+                raise UsageError(f"--seconds {request.seconds:g} is too short to run {error.model} once; give more") from error
+            raise
     _print_result(module, path, began, as_json=request.as_json)
     return path
 

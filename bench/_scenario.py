@@ -8,10 +8,12 @@ sends all at once. Tail latencies are reported by the early-stopping bound (:fun
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +24,8 @@ from zoo import tables
 from zoo.bench import _agreement, _runtimes, _subjects, _timing, inference
 from zoo.bench._contenders import Call, Contender
 from zoo.console import SILENT_SECONDS, clock, print_line
-from zoo.errors import UsageError
-from zoo.export import _guard
+from zoo.errors import FileError, UsageError
+from zoo.export import _guard, _session
 from zoo.files import publish_text
 
 CONFIDENCE = 0.99
@@ -33,6 +35,10 @@ SEARCH = 7
 """Number of short runs for finding the highest rate of the server scenario, if none is given."""
 SAMPLES = 1024
 """Number of distinct images for queries."""
+FEWEST, MOST = 2, 10_000_000
+"""Numbers of queries of the server scenario that a rate and a duration may result in."""
+PAUSE_NS = 5e8
+"""Longest sleep between two queries without a look at the clock, in ns."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ class _Progress:
 
     def __call__(self, done: int) -> None:
         now = time.monotonic()
-        if now - self.printed > SILENT_SECONDS:
+        if now - self.printed > SILENT_SECONDS - PAUSE_NS / 1e9:
             self.printed = now
             print_line(f"measure  {done:,} queries · {clock(now - self.began)} of {clock(self.seconds)}")
 
@@ -135,8 +141,10 @@ def poisson(
     with _timing.no_collection():  # collects garbage first, which takes a while
         start = now()
         for number in range(count):
-            if (wait := start + due[number] - now()) > 0:
-                time.sleep(wait / 1e9)
+            while (wait := start + due[number] - now()) > 0:
+                time.sleep(min(wait, PAUSE_NS) / 1e9)
+                if wait > 2 * PAUSE_NS:  # printing must not delay a query
+                    progress(number)
             query(chosen[number])
             found[number] = now() - start - due[number]
             progress(number + 1)
@@ -224,13 +232,19 @@ def main(
 
     ``seconds`` shortens the run (10 minutes by the rules; the result is then marked as not valid); ``rate`` is that of the server
     scenario, which is searched for otherwise.
+
+    Raises:
+        UsageError: a rate that results in too few or too many queries. FileError: a file that does not accept the scenario's batch.
     """
     rules = RULES[scenario]
+    seconds = seconds or (2.0 if quick else rules.seconds)
+    _check_rate(rate, seconds)
     used, rows = inference.checked_threads(threads), []
     folders: list[Path | None] = []
     logs: dict[str, str] = {}
-    for target in targets:
+    for number, target in enumerate(targets, 1):
         with _subjects.opened(target, ("fp32", "int8"), max_memory=max_memory, timeout=timeout) as subject:
+            _check_batch(subject, rules, scenario)
             folders.append(subject.folder)
             tested = subject.images("test", SAMPLES)
             images = tested[0] if tested else subject.noise(SAMPLES if rules.samples > 1 else 256)
@@ -238,25 +252,63 @@ def main(
             contenders = _runtimes.of_onnxruntime(subject.files, device, used) + _runtimes.of_openvino(
                 subject.files, used, half=False
             )
+            print_line(f"expect   about {clock(len(contenders) * _duration(rules, seconds, rate))} for {subject.name}")
             for each in contenders:
                 print_line(f"measure  {subject.name}, {each.name}, {rules.name}")
-                outcome, right = _run(
-                    each, images, tested, rules, seconds or (2.0 if quick else rules.seconds), rate, latency_ms
-                )
-                name, value = headline(outcome, rules)
-                row = {
-                    "model": subject.name, "contender": each.name, "scenario": rules.name, "threads": used, "measure": name, "value": value,
-                    "p50_ms": float(np.quantile(outcome.latencies, 0.5)) / 1e6, "p99_ms": float(np.quantile(outcome.latencies, 0.99)) / 1e6,
-                    "queries": len(outcome.latencies), "seconds": outcome.seconds, "accuracy": right,
-                    "valid": "yes" if all(met(outcome, rules, latency_ms).values()) else "no",
-                }  # fmt: skip
-                rows.append({key: _timing.rounded(entry) for key, entry in row.items()} | _timing.environment())
-                logs[each.name.replace(" ", "-")] = summary(outcome, rules, latency_ms, f"{subject.name} {each.name}")
+                with _session.boundary(f"{subject.name}, {each.name}"):
+                    outcome, right = _run(each, images, tested, rules, seconds, rate, latency_ms)
+                rows.append(_row(subject.name, each.name, rules, outcome, right, used, latency_ms))
+                # two runs may be of one model, so its name alone is not enough
+                several = f"{number}-{re.sub(r'[^A-Za-z0-9_-]+', '-', subject.name)}." if len(targets) > 1 else ""
+                logs[several + each.name.replace(" ", "-")] = summary(outcome, rules, latency_ms, f"{subject.name} {each.name}")
     path = out or inference.default_out(f"scenario-{scenario}", folders, [str(row["model"]) for row in rows])
     _timing.write_csv(path, rows)
     for name, text in logs.items():
         publish_text(path.with_name(f"{path.stem}.{name}.mlperf_log_summary.txt"), text)
     return path
+
+
+def _check_rate(rate: float, seconds: float) -> None:
+    """UsageError if a given rate results in too few queries, or in more than memory and patience allow."""
+    if rate and not FEWEST <= rate * seconds <= MOST:
+        raise UsageError(
+            f"--qps {rate:g} results in {rate * seconds:.3g} queries in {seconds:g} s (allowed {FEWEST} to {MOST:,}); change it or --seconds"
+        )
+
+
+def _check_batch(subject: _subjects.Subject, rules: Rules, scenario: str) -> None:
+    """FileError if a file does not accept the scenario's batch size."""
+    if subject.fixed not in (0, rules.samples):
+        raise FileError(
+            f"model accepts only batches of {subject.fixed} ({next(iter(subject.files.values()))}, scenario {scenario} sends "
+            f"{rules.samples}); export it with a free batch"
+        )
+
+
+def _duration(rules: Rules, seconds: float, rate: float) -> float:
+    """Seconds of a scenario for one contender: the fewest queries may take longer than the shortest duration, as does a search."""
+    if rules.name != "Server":
+        return seconds
+    return max(seconds, _queries(rules, seconds) / rate) if rate else 1.3 * seconds
+
+
+def _queries(rules: Rules, seconds: float) -> int:
+    """The fewest queries of a run of these seconds."""
+    return rules.queries if seconds >= rules.seconds else FEWEST
+
+
+def _row(
+    model: str, contender: str, rules: Rules, outcome: Outcome, right: float, threads: int, latency_ms: float
+) -> dict[str, Any]:
+    """The row of one contender in the CSV."""
+    name, value = headline(outcome, rules)
+    row = {
+        "model": model, "contender": contender, "scenario": rules.name, "threads": threads, "measure": name, "value": value,
+        "p50_ms": float(np.quantile(outcome.latencies, 0.5)) / 1e6, "p99_ms": float(np.quantile(outcome.latencies, 0.99)) / 1e6,
+        "queries": len(outcome.latencies), "seconds": outcome.seconds, "accuracy": right,
+        "valid": "yes" if all(met(outcome, rules, latency_ms).values()) else "no",
+    }  # fmt: skip
+    return {key: _timing.rounded(entry) for key, entry in row.items()} | _timing.environment()
 
 
 def _run(
@@ -271,7 +323,7 @@ def _run(
     """The outcome of one contender, and its accuracy on the test images by the same call."""
     inputs, call, query = prepared(each, images, rules.samples)
     right, n = _agreement.correct(call, inputs, *tested) if tested else (0, 0)
-    queries = rules.queries if seconds >= rules.seconds else 2
+    queries = _queries(rules, seconds)
     if rules.name == "Server":
         rate = rate or _highest(query, rules, len(images), seconds / 4, latency_ms)
         outcome = poisson(query, rate, len(images), seconds, queries)

@@ -24,6 +24,14 @@ STDERR_BYTES = 4000
 """Bytes read from the end of the child's stderr."""
 
 
+class TooLongError(FileError):
+    """A model that takes longer than its time limit."""
+
+    def __init__(self, model: Path, timeout: float) -> None:
+        super().__init__(f"model takes too long ({model}, over {timeout:g} s); if you trust it, raise --timeout")
+        self.model = model
+
+
 def lines(module: str, request: dict[str, Any], model: Path, *, max_memory: int, timeout: float) -> Iterator[dict[str, Any]]:
     """Answers of ``python -m module``, which calls :func:`serve`, to ``request``, line by line.
 
@@ -60,7 +68,7 @@ def _answers(
     while True:
         ready, _, _ = select.select([child.stdout], [], [], max(deadline - time.monotonic(), 0))
         if not ready:
-            raise FileError(f"model takes too long ({model}, over {timeout:g} s); if you trust it, raise --timeout")
+            raise TooLongError(model, timeout)
         got = os.read(child.stdout.fileno(), LONGEST)
         if not got:
             return False

@@ -41,7 +41,7 @@ from zoo.bench import (
     int8_repair,
 )
 from zoo.errors import DisagreeError, DiskError, FileError, UsageError
-from zoo.export import _session
+from zoo.export import _child, _session
 
 CPU = torch.device("cpu")
 
@@ -384,6 +384,17 @@ def test_options_that_do_not_go_together() -> None:
         ["cnn_small", "--seconds", "inf"],
     ):
         assert cli.run(["bench", *words]) == 2, words
+
+
+def test_the_option_that_set_the_limit_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def slow(*_: Any, timeout: float, **__: Any) -> None:
+        raise _child.TooLongError(Path("net.onnx"), timeout)
+
+    monkeypatch.setattr(inference, "main", slow)
+    assert cli.run(["bench", "net.onnx", "--seconds", "0.1"]) == 2
+    assert "--seconds 0.1 is too short to run net.onnx once; give more" in capsys.readouterr().err
+    assert cli.run(["bench", "net.onnx", "--seconds", "9", "--timeout", "5"]) == 4
+    assert "over 5 s); if you trust it, raise --timeout" in capsys.readouterr().err
 
 
 def test_where_to_write_is_settled_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 import time
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from zoo.bench import _scenario
+from zoo.bench import _contenders, _scenario, _subjects
 from zoo.bench._scenario import RULES, Outcome
+from zoo.errors import FileError, UsageError
 
 
 def test_the_early_stopping_bound_is_loadgens() -> None:
@@ -77,6 +81,54 @@ def test_what_a_result_has_to_meet(scenario: str, latencies: np.ndarray, seconds
     text = _scenario.summary(outcome, rules, 15.0, "net")
     assert f"Result is : {'INVALID' if unmet else 'VALID'}" in text
     assert f"Scenario : {rules.name}" in text
+
+
+def test_a_long_wait_is_not_silent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(_scenario, "PAUSE_NS", 1e7)
+    monkeypatch.setattr(_scenario, "SILENT_SECONDS", 0.05)
+    _scenario.poisson(lambda _: None, 5.0, 10, 0.0, 2, np.array([0.0, 0.2e9]))
+    assert capsys.readouterr().err.count("measure  1 queries") >= 2
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(0.05, 2.0), (1e9, 2.0), (1e13, 600.0)])
+def test_a_rate_without_an_end(rate: float, seconds: float) -> None:
+    with pytest.raises(
+        UsageError, match=rf"--qps {re.escape(f'{rate:g}')} results in .* queries in {seconds:g} s \(allowed 2 to"
+    ):
+        _scenario.main(targets=["absent"], scenario="server", rate=rate, seconds=seconds)
+
+
+def test_the_expected_time() -> None:
+    assert _scenario._duration(RULES["single"], 5.0, 0.0) == 5
+    assert _scenario._duration(RULES["server"], 5.0, 100.0) == 5
+    assert _scenario._duration(RULES["server"], 600.0, 0.1) == 4590, "459 queries by the rules"
+    assert _scenario._duration(RULES["server"], 10.0, 0.0) == 13, "with the search"
+
+
+def subject(name: str, fixed: int = 0) -> _subjects.Subject:
+    return _subjects.Subject(name, (3, 4, 4), None, {"fp32": Path("model.onnx")}, fixed=fixed)
+
+
+def test_a_fixed_batch_is_refused_first() -> None:
+    with pytest.raises(
+        FileError, match=r"only batches of 4 \(model.onnx, scenario single sends 1\); export it with a free batch"
+    ):
+        _scenario._check_batch(subject("net", 4), RULES["single"], "single")
+    _scenario._check_batch(subject("net", 8), RULES["multi"], "multi")
+
+
+def test_each_model_has_its_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs of one model have one name."""
+    contender = _contenders.Contender("onnxruntime cpu", "fp32", None, 0.0)  # type: ignore[arg-type]
+    monkeypatch.setattr(_subjects, "opened", lambda target, *_, **__: nullcontext(subject("timm/net")))
+    monkeypatch.setattr(_scenario._runtimes, "of_onnxruntime", lambda *_: [contender])
+    monkeypatch.setattr(_scenario._runtimes, "of_openvino", lambda *_, **__: [])
+    monkeypatch.setattr(_scenario, "_run", lambda *_: (Outcome(np.ones(4), 1.0, 4), 0.5))
+    _scenario.main(True, ["a", "b"], scenario="single", out=tmp_path / "x.csv")
+    found = {path.name.removesuffix(".mlperf_log_summary.txt") for path in tmp_path.glob("*.txt")}
+    assert found == {"x.1-timm-net.onnxruntime-cpu", "x.2-timm-net.onnxruntime-cpu"}
+    _scenario.main(True, ["a"], scenario="single", out=tmp_path / "y.csv")
+    assert (tmp_path / "y.onnxruntime-cpu.mlperf_log_summary.txt").is_file()
 
 
 def test_offline_counts_samples() -> None:
