@@ -85,6 +85,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "afile").write_text("x")
     (folder / "page.png").write_text("<html></html>")
     (folder / "zero.png").write_bytes(b"")
+    (folder / "x.onnx").write_bytes(b"")
     return folder
 
 
@@ -118,6 +119,10 @@ FAULTS = [
     ("nothing to resume", "train demo --resume --out gone", 4, ["no run to resume"]),
     ("no run yet", "export --onnx", 4, ["no run yet", "zoo train"]),
     ("no such run", "eval nothing", 2, ["no run 'nothing'"]),
+    ("a model is no run", "export resnet32", 2, ["not a run (resnet32, a model)", "zoo train resnet32"]),
+    ("a model in a file is no run", "export net.py:Net", 2, ["not a run (net.py:Net, a model)", "zoo train net.py:Net"]),
+    ("a file is no run", "export afile", 2, ["not a run (afile, a file)", "--weights afile", "zoo.export.onnx"]),
+    ("an exported file is no run", "export x.onnx", 2, ["not a run (x.onnx, an ONNX file)", "zoo predict --onnx"]),
     ("serve needs no fallback", "bench --serve --allow-cpu-fallback", 2, ["--serve", "omit --devices and --allow-cpu-fallback"]),
     ("misspelt model", "bench resnet33", 2, ["no run or model 'resnet33'", "resnet32", "zoo models"]),
     ("not a run folder", "report empty", 4, ["not a run folder"]),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from zoo import hub, registry
+from zoo import hub, model_files, registry
 from zoo.console import print_line
 from zoo.errors import BusyError, DiskError, FileError, UsageError, did_you_mean
 from zoo.files import as_disk_error, check_own, exists, remove_stale
@@ -43,7 +43,7 @@ def sweeps() -> Path:
 
 
 def find(name: str | Path | None) -> Path:
-    """The folder of a run: a path, a name, a unique prefix of one, ``hf:owner/name``, or the latest for None and ``latest``.
+    """The folder of a run: a path, a name, a unique prefix of one, ``hf:owner/name``, a folder with its layout, or the latest for None and ``latest``.
 
     Raises:
         FileError: no run yet, or not a run folder. UsageError: unknown name, or an ambiguous prefix. Both also as
@@ -57,6 +57,8 @@ def find(name: str | Path | None) -> Path:
             raise FileError(f"no run yet ({root().absolute()}); make one with: zoo train, or zoo demo")
         return known[0]
     path = Path(name)
+    if hub.is_local(path):
+        return hub.local_run(path)
     if (path / "recipe.toml").is_file():
         return path
     if path.is_dir():
@@ -70,7 +72,21 @@ def find(name: str | Path | None) -> Path:
         raise UsageError(
             f"{len(begin)} runs begin with {str(name)!r} ({', '.join(run.name for run in begin[:3])}); give a longer prefix"
         )
+    if advice := _not_a_run(str(name)):
+        raise UsageError(advice)
     raise UsageError(f"no run {str(name)!r}{did_you_mean(str(name), names)}; list them with: ls {root()}")
+
+
+def _not_a_run(name: str) -> str:
+    """What a name denotes instead of a run, and how to use that; empty if it is unknown."""
+    if name.endswith(".onnx") and exists(name):
+        return f"not a run ({name}, an ONNX file); use it with zoo predict --onnx, zoo verify or zoo bench"
+    if model_files.is_file(name) or name.startswith("timm/") or name in registry.names("models"):
+        return f"not a run ({name}, a model); train it: zoo train {name}, or export a module in Python: zoo.export.onnx"
+    if exists(name):
+        export = f"zoo.export.onnx(zoo.create_model(MODEL, weights={name!r}), ...)"
+        return f"not a run ({name}, a file); train with it: zoo train MODEL --weights {name}, or in Python: {export}"
+    return ""
 
 
 def named(what: str | None) -> str | None:
