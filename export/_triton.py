@@ -6,10 +6,11 @@ The fields are those of ModelConfig in Triton's ``model_config.proto``.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from zoo import files
+from zoo import files, model_files
 from zoo.console import print_line
 from zoo.errors import UsageError
 from zoo.export import Receipt, _guard, _session, _web, _wire, onnx
@@ -30,7 +31,7 @@ def write(model: Any, folder: Path, *, name: str = "", force: bool = False, **op
     """
     if options.get("preprocess") == "full":
         raise UsageError("preprocess full accepts images of any size, which Triton cannot batch; use normalize or none")
-    own = name or (model.recipe.model if hasattr(model, "recipe") else type(model).__name__).replace("/", "_")
+    own = name or _name(model.recipe.model if hasattr(model, "recipe") else type(model).__name__)
     place = folder / own
     _web.check_free(place, force=force)
     with files.as_disk_error(place):
@@ -41,6 +42,11 @@ def write(model: Any, folder: Path, *, name: str = "", force: bool = False, **op
     files.publish_text(place / "config.pbtxt", config(receipt.path, own))
     print_line(f"triton   serve it with: tritonserver --model-repository={folder.absolute()}")
     return receipt
+
+
+def _name(model: str) -> str:
+    """A model's name in characters that folders and addresses permit; of a model in a Python file its name in that file."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", model.rpartition(":")[2] if model_files.is_file(model) else model)
 
 
 def config(path: Path, name: str) -> str:

@@ -78,6 +78,8 @@ def verify(
     _guard.trial(path, max_memory=max_memory, timeout=timeout)
     raw = memoryview(_guard.read(path))
     facts = _wire.metadata(raw)
+    if not {"content_sha256", "receipt_sha256"} & facts.keys():
+        raise FileError(f"no zoo receipt in the model ({path}); name a file written by: zoo export --onnx")
     checks = [_structure(path, raw), *_digests(facts, raw)]
     if any(check.code for check in checks):
         return checks
@@ -189,7 +191,8 @@ def _accuracy_checks(
     try:
         data = own.dataset()
     except (DataError, UsageError) as error:
-        return [Check("accuracy", "not run", recorded, f"the data was not found ({str(error)[:60]}); pass it with --data-dir")]
+        why = str(error).partition(";")[0][:60]  # the advice after it is for zoo train
+        return [Check("accuracy", "not run", recorded, f"the data was not found ({why}); pass it with --data-dir")]
     if beside := _accuracy.of_run(own):
         recorded += f" ({beside})"
     if facts["data_sha256"] and data.digest != facts["data_sha256"]:

@@ -81,6 +81,7 @@ def test_int8_without_targets_is_held_to_float32(tmp_path: Path, monkeypatch: py
         ({"input": (3, 9)}, r"module fails \(Tiny, input \(N, 3, 9\): RuntimeError: .*\); it must accept one float32 tensor"),
         ({"input": ()}, r"no input shape for Tiny; give the shape of one input, e.g. input=\(3, 224, 224\)"),
         ({"classes": ["a"]}, r"classes differ \(names 1, model 10\)"),
+        ({"classes": ["a", *"abcdefghi"]}, r"class names are not distinct \('a' is given 2 times\); give each once"),
         ({"images": np.zeros((4, 3, 8, 8), np.float32)}, r"images do not fit the model \(float32 \(4, 3, 8, 8\), input \(3, 32, 32\)\)"),
         ({"images": np.zeros((4, 32, 32, 3), np.uint8)}, r"uint8 images need mean and std"),
         ({"mean": (0.5,), "std": (0.5,)}, r"mean and std have 1 and 1 values, the input 3 channels"),
@@ -132,6 +133,7 @@ class Two(nn.Module):
     [
         (Pair(), r"module returns tuple for two inputs \(Pair, input \(N, 4\)\); expected one tensor of logits"),
         (Two(), r"module fails \(Two, input \(N, 4\): TypeError: .*'y'"),
+        (nn.Linear(4, 1), r"module returns one number per input \(Linear, input \(N, 4\)\); expected a logit for each of"),
         (nn.Flatten(0), r"module returns \(8,\) for two inputs"),
     ],
 )

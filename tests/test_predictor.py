@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -144,3 +145,11 @@ def test_a_model_that_is_not_finite_is_refused(
     onnx.save(model, path)
     with pytest.raises(FileError, match="not finite"):
         predictor.predict(path, pictures[:1])
+
+
+def test_one_output_is_no_probability() -> None:
+    session = SimpleNamespace(get_inputs=lambda: [SimpleNamespace(name="x")], run=lambda *_: [np.array([[0.3]], np.float32)])
+    mean, std = np.zeros(3, np.float32), np.ones(3, np.float32)
+    one = predictor.Predictor(session, ("a",), "none", 4, 4, mean, std, softmax=False)
+    with pytest.raises(FileError, match="model returns one number per image; use a model with an output for each"):
+        one.probabilities(np.zeros((4, 4, 3), np.uint8))

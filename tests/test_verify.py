@@ -11,13 +11,14 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+import reads_onnx
 import torch
 from click.testing import CliRunner
 from test_export import STD, AwayRun, Tiny, facts, run_of
 
 import zoo.export
 from zoo.cli.verify import command
-from zoo.errors import DisagreeError, FileError, ZooError
+from zoo.errors import DataError, DisagreeError, FileError, ZooError
 from zoo.export import _onnx, _verify, _wire
 from zoo.run import Run
 from zoo.training import freezing
@@ -159,6 +160,23 @@ def test_no_receipt(exported: tuple[Path, Run], tmp_path: Path) -> None:
     _onnx.save(model, tmp_path / "x.onnx", {"classes": "[]"})
     with pytest.raises(FileError, match="no zoo metadata in the model"):
         _verify.verify(tmp_path / "x.onnx")
+
+
+def test_a_file_of_another_program(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(reads_onnx.net().SerializeToString())
+    with pytest.raises(
+        FileError, match=r"no zoo receipt in the model \(.*x\.onnx\); name a file written by: zoo export --onnx"
+    ):
+        _verify.verify(tmp_path / "x.onnx")
+
+
+def test_the_advice_is_that_of_verify(exported: tuple[Path, Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(self: Run) -> None:
+        raise DataError("no data (synthetic); pass it with --data FILE.npz")
+
+    monkeypatch.setattr(Run, "dataset", away)
+    found = {check.name: check.found for check in _verify.verify(exported[0])}
+    assert found["accuracy"] == "the data was not found (no data (synthetic)); pass it with --data-dir"
 
 
 def test_digests_do_not_depend_on_each_other() -> None:

@@ -32,11 +32,13 @@ class Predictor:
     """Whether the outputs are probabilities."""
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """(classes,) float64 of one image (H, W, 3) uint8 RGB of any size; FileError if the model's output is not finite."""
+        """(classes,) float64 of one image (H, W, 3) uint8 RGB of any size; FileError if the outputs are not finite, or only one."""
         name = self.session.get_inputs()[0].name
         outputs = np.asarray(self.session.run(None, {name: self.fed(image)})[0][0], np.float64)
         if not np.isfinite(outputs).all():
             raise FileError("model's output is not finite; train again, or export in fp32")
+        if outputs.size < 2:  # as probabilities, one logit is always 100 %
+            raise FileError("model returns one number per image; use a model with an output for each of at least two classes")
         if self.softmax:
             return outputs
         powers = np.exp(outputs - outputs.max())
