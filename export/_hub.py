@@ -8,12 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from msgspec import structs
-
-from zoo import calibration, files, model_files, recipe
+from zoo import calibration, files, model_files, recipe, tensor_files
 from zoo.console import print_line
 from zoo.errors import FileError, UsageError
-from zoo.export import Receipt, _web, onnx
+from zoo.export import Receipt, _job, _web, onnx
 
 
 def write(run: Any, folder: Path, *, force: bool = False, **options: Any) -> Receipt:
@@ -33,30 +31,36 @@ def write(run: Any, folder: Path, *, force: bool = False, **options: Any) -> Rec
     with files.as_disk_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
     receipt = onnx(run, folder / "model.onnx", force=force, **options)
-    files.publish(folder / "model.safetensors", partial(shutil.copyfile, weights))
+    public = _job.public(run.recipe)
+    _publish_weights(weights, folder / "model.safetensors", run.recipe.model, public.model)
     if run.temperature != 1:
         files.publish(folder / calibration.FILE, partial(shutil.copyfile, run.path / calibration.FILE))
     files.publish_text(folder / "config.json", json.dumps(config(run), indent=1, ensure_ascii=False) + "\n")
-    files.publish_text(folder / "recipe.toml", recipe.dump(_public(run.recipe)))
+    files.publish_text(folder / "recipe.toml", recipe.dump(public))
     files.publish_text(folder / "README.md", _card(card, run, receipt))
+    if _is_code(run):
+        print_line(f"hub      the code of the model ({public.model}) is not in the folder: others can use model.onnx only")
     print_line(f"hub      upload it with: hf upload OWNER/NAME {folder}")
     return receipt
 
 
-def _public(settings: recipe.Recipe) -> recipe.Recipe:
-    """A recipe without paths of this machine."""
-    model = Path(settings.model).name if model_files.is_file(settings.model) else settings.model
-    weights, *teachers = (
-        Path(name).name if Path(name).is_absolute() else name for name in (settings.weights, *settings.distil.teacher)
-    )
-    data, distil = structs.replace(settings.data, dir=""), structs.replace(settings.distil, teacher=teachers)
-    return structs.replace(settings, model=model, weights=weights, data=data, distil=distil)
+def _publish_weights(source: Path, out: Path, model: str, public: str) -> None:
+    """Copy the weights of a run, whose header names the ``model``."""
+    if public == model:
+        files.publish(out, partial(shutil.copyfile, source))
+        return
+    tensors, meta = tensor_files.load_tensors(source)
+    tensor_files.save_tensors(out, tensors, meta | {"model": public})
+
+
+def _is_code(run: Any) -> bool:
+    return model_files.is_file(run.recipe.model)
 
 
 def config(run: Any) -> dict[str, Any]:
     """Architecture, classes and preprocessing under the names that Hub tools read."""
     return {
-        "architectures": [run.recipe.model], "library_name": "zoo", "num_classes": len(run.classes), "input_size": list(run.input),
+        "architectures": [_job.public(run.recipe).model], "library_name": "zoo", "num_classes": len(run.classes), "input_size": list(run.input),
         "mean": list(run.mean), "std": list(run.std), "id2label": {str(number): name for number, name in enumerate(run.classes)},
     }  # fmt: skip
 
@@ -72,6 +76,7 @@ def _cards() -> Any:
 def _card(hub: Any, run: Any, receipt: Receipt) -> str:
     """The card: metadata with the metrics of the test set, and a short description."""
     results = []
+    name = _job.public(run.recipe).model
     if receipt.test:
         results = [
             hub.EvalResult(
@@ -80,7 +85,7 @@ def _card(hub: Any, run: Any, receipt: Receipt) -> str:
             )
         ]  # fmt: skip
     data = hub.ModelCardData(
-        library_name="zoo", pipeline_tag="image-classification", tags=["onnx", "safetensors"], model_name=run.recipe.model,
+        library_name="zoo", pipeline_tag="image-classification", tags=["onnx", "safetensors"], model_name=name,
         eval_results=results or None,
     )  # fmt: skip
     accuracy = "not measured"
@@ -88,8 +93,13 @@ def _card(hub: Any, run: Any, receipt: Receipt) -> str:
         found = receipt.test
         accuracy = f"{100 * found['accuracy']:.2f} % [{100 * found['low']:.2f}, {100 * found['high']:.2f}] on {found['n']:,} test images"
     return (
-        f"---\n{data.to_yaml()}\n---\n\n# {run.recipe.model} on {run.recipe.data.label}\n\n"
+        f"---\n{data.to_yaml()}\n---\n\n# {name} on {run.recipe.data.label}\n\n"
         f"{len(run.classes)} classes, input {' x '.join(map(str, run.input))}, accuracy {accuracy}.\n\n"
         f"`model.onnx` is verified against PyTorch: {receipt.agree:,} of {receipt.n:,} classes agree, largest difference of a logit "
         f"{receipt.max_abs:.1e} standard deviations ({receipt.images}). `recipe.toml` has the settings of the run.\n"
+        + (
+            f"\nThe code of the model ({name}) is not part of this folder: without it, only `model.onnx` can be used.\n"
+            if _is_code(run)
+            else ""
+        )
     )

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from zoo import model_files, sampling, tensor_files
 from zoo import recipe as recipes
-from zoo import sampling, tensor_files
 from zoo.console import print_line
 from zoo.errors import DataError, DisagreeError, FileError, UsageError
 from zoo.export import _accuracy, _cases, _graph
@@ -146,11 +146,22 @@ class Job:
         return _onnx.trace(self.exported, opset=self.opset)
 
 
+def public(settings: recipes.Recipe) -> recipes.Recipe:
+    """A recipe without paths of this machine."""
+    model = Path(settings.model).name if model_files.is_file(settings.model) else settings.model
+    weights, *teachers = (
+        Path(name).name if Path(name).is_absolute() else name for name in (settings.weights, *settings.distil.teacher)
+    )
+    replace = msgspec.structs.replace
+    data, distil = replace(settings.data, dir=""), replace(settings.distil, teacher=teachers)
+    return replace(settings, model=model, weights=weights, data=data, distil=distil)
+
+
 def of_run(run: Run, images: int) -> Subject:
     """A run with up to ``images`` test images spread over the set, or noise if the run's data is not available."""
-    data_less = msgspec.structs.replace(run.recipe.data, dir="")
+    settings = public(run.recipe)
     facts = {
-        "recipe": recipes.dump(msgspec.structs.replace(run.recipe, data=data_less)), "data": run.recipe.data.label,
+        "recipe": recipes.dump(settings), "data": run.recipe.data.label,
         "data_sha256": str(run.env.get("data_digest", "")),
     }  # fmt: skip
     if run.temperature != 1:  # the graph divides the logits by it
@@ -167,7 +178,7 @@ def of_run(run: Run, images: int) -> Subject:
         known["val"] = data.val if len(data.val) else known["train"]
         known["test"] = data.test if len(data.test) else None
     return Subject(
-        run.model, run.recipe.model, run.classes, run.input, run.mean, run.std, run.stored, seen.pixels, seen.source, seen.at, **known,
+        run.model, settings.model, run.classes, run.input, run.mean, run.std, run.stored, seen.pixels, seen.source, seen.at, **known,
         facts=facts, folder=run.path, frozen=frozen, accuracy=_accuracy.of_run(run),
     )  # fmt: skip
 
@@ -214,6 +225,8 @@ def of_module(
     names = tuple(map(str, classes)) if classes is not None else tuple(map(str, range(outputs)))
     if len(names) != outputs:
         raise UsageError(f"classes differ (names {len(names)}, model {outputs}); give one name per output of the model")
+    if repeated := next((name for name in names if names.count(name) > 1), ""):
+        raise UsageError(f"class names are not distinct ({repeated!r} is given {names.count(repeated)} times); give each once")
     pixels, source = _pixels(images, shape)
     part = _labelled(pixels, targets, outputs) if images is not None else None
     if (mean is None) != (std is None) or (pixels.dtype == np.uint8 and mean is None):
@@ -246,6 +259,8 @@ def _outputs(model: nn.Module, shape: tuple[int, ...]) -> int:
     if not isinstance(given, torch.Tensor) or given.ndim != 2 or len(given) != 2:
         found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
         raise UsageError(f"module returns {found} for two inputs ({what}); expected one tensor of logits, (2, classes)")
+    if given.shape[1] < 2:
+        raise UsageError(f"module returns one number per input ({what}); expected a logit for each of at least two classes")
     return given.shape[1]
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_export import CLASSES, Tiny, run_of
+from msgspec import structs
+from test_export import CLASSES, Tiny, facts, run_of
 
 from zoo import recipe, tensor_files
 from zoo.cli.export import command
 from zoo.errors import BusyError, FileError, UsageError
-from zoo.export import _hub, _session, _triton
+from zoo.export import _hub, _job, _session, _triton
 from zoo.run import Run
 
 pytest.importorskip("onnxruntime")
@@ -52,6 +54,14 @@ def test_triton(run: Run, tmp_path: Path) -> None:
         _triton.write(run, tmp_path)
     with pytest.raises(UsageError, match="preprocess full accepts images of any size, which Triton cannot batch"):
         _triton.write(run, tmp_path / "other", preprocess="full")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("/srv/my nets/net.py:Drop", "Drop"), ("timm/resnet18.a1_in1k", "timm_resnet18_a1_in1k"), ("cnn_small", "cnn_small")],
+)
+def test_a_name_for_triton(model: str, name: str) -> None:
+    assert _triton._name(model) == name
 
 
 def test_triton_by_its_schema(run: Run, tmp_path: Path) -> None:
@@ -93,6 +103,28 @@ def test_hub(run: Run, tmp_path: Path) -> None:
         1,
         10,
     )
+
+
+def test_no_path_of_the_machine_is_uploaded(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model of the run is code in a file, its data, weights and teacher have absolute paths."""
+    pytest.importorskip("huggingface_hub")
+    settings = structs.replace(
+        run.recipe, model="/srv/other/net.py:Net", weights="/srv/other/x.pth", data=structs.replace(run.recipe.data, dir="/srv/other"),
+        distil=structs.replace(run.recipe.distil, teacher=["/srv/other/run", "mine"]),
+    )  # fmt: skip
+    found = _job.public(settings)
+    assert (found.model, found.weights, found.data.dir, found.distil.teacher) == ("net.py:Net", "x.pth", "", ["run", "mine"])
+    (tmp_path / "run").mkdir()
+    meta = {"model": settings.model, "classes": list(CLASSES), "frozen": {}}
+    tensor_files.save_tensors(tmp_path / "run" / "weights.safetensors", run.model.state_dict(), meta)
+    receipt = _hub.write(dataclasses.replace(run, path=tmp_path / "run", recipe=settings), tmp_path / "hub")
+    written = {path.name: path.read_bytes() for path in (tmp_path / "hub").iterdir()}
+    assert [name for name, raw in written.items() if b"/srv" in raw] == []
+    assert facts(receipt.path)["model"] == "net.py:Net"
+    assert (
+        b"The code of the model (net.py:Net) is not part of this folder: without it, only `model.onnx`" in written["README.md"]
+    )
+    assert "code of the model (net.py:Net) is not in the folder" in capsys.readouterr().err
 
 
 def test_hub_of_a_run_without_weights(tmp_path: Path) -> None:

@@ -223,17 +223,13 @@ def test_an_unknown_failure(monkeypatch: pytest.MonkeyPatch) -> None:
         hub.fetch("hf:a/b")
 
 
-def test_no_path_of_the_machine_is_uploaded(small_run: Path) -> None:
-    from msgspec import structs
-
-    from zoo.export import _hub
-
-    stored = recipe.read(small_run / "recipe.toml")
-    private = structs.replace(
-        stored, model="/srv/other/net.py:Net", weights="/srv/other/x.pth", data=structs.replace(stored.data, dir="/srv/other")
-    )
-    private = structs.replace(private, distil=structs.replace(stored.distil, teacher=["/srv/other/run", "mine"]))
-    found = _hub._public(private)
-    assert (found.model, found.weights, found.data.dir) == ("net.py:Net", "x.pth", "")
-    assert found.distil.teacher == ["run", "mine"]
-    assert "/srv" not in recipe.dump(found)
+def test_a_folder_with_the_layout_of_the_hub(written: Path, patched: None, tmp_path: Path) -> None:
+    """It is used as the repository is: through a copy in the cache folder."""
+    found = run.load(written / "small")
+    assert found.path.parent == tmp_path / "zoo" / "hub"
+    assert found.temperature != 1
+    assert run.load(written / "small").path == found.path
+    with pytest.raises(FileError, match=r"not a run folder \(.*partial, no recipe\.toml"):
+        run.load(written / "partial")
+    with pytest.raises(FileError, match=r"foreign was not written by zoo \(config\.json, library_name \"timm\"\)"):
+        run.load(written / "foreign")

@@ -6,6 +6,7 @@ any names that :mod:`zoo.weights` reads. Only text and safetensors files are fet
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -64,19 +65,36 @@ def run_folder(name: str) -> Path:
     """
     snapshot = fetch(name)
     _check_files(name, snapshot, LAYOUT)
-    config = files.read_facts(snapshot / "config.json")
+    repository, _ = _split(name)
+    return _copied(name, snapshot, f"{repository.replace('/', '--')}@{snapshot.name[:12]}")
+
+
+def is_local(folder: Path) -> bool:
+    """Whether a folder has the layout of a repository that is used as a run."""
+    return all((folder / file).is_file() for file in LAYOUT) and not (folder / "weights.safetensors").is_file()
+
+
+def local_run(folder: Path) -> Path:
+    """:func:`run_folder` of a folder in the layout of a repository, such as ``zoo export --hub`` wrote; FileError if it did not."""
+    with files.as_disk_error(folder):
+        digest = hashlib.sha256(b"".join((folder / file).read_bytes() for file in LAYOUT))
+    return _copied(str(folder), folder, f"{folder.absolute().name}@{digest.hexdigest()[:12]}")
+
+
+def _copied(name: str, source: Path, copy: str) -> Path:
+    """The run folder ``copy`` in zoo's cache folder, with the files of ``source``; FileError unless zoo wrote them."""
+    config = files.read_facts(source / "config.json")
     if config.get("library_name") != "zoo":
         raise FileError(
             f"{name} was not written by zoo (config.json, library_name {json.dumps(config.get('library_name'))[:40]}); use its "
             f"weights only: zoo train MODEL --weights {name}"
         )
-    repository, _ = _split(name)
-    folder = root() / f"{repository.replace('/', '--')}@{snapshot.name[:12]}"
+    folder = root() / copy
     with files.as_disk_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for source, place in ((CALIBRATION, CALIBRATION), (WEIGHTS, "weights.safetensors"), ("recipe.toml", "recipe.toml")):
-            if (snapshot / source).is_file() and not (folder / place).is_file():
-                files.publish(folder / place, partial(shutil.copyfile, snapshot / source))
+        for file, place in ((CALIBRATION, CALIBRATION), (WEIGHTS, "weights.safetensors"), ("recipe.toml", "recipe.toml")):
+            if (source / file).is_file() and not (folder / place).is_file():
+                files.publish(folder / place, partial(shutil.copyfile, source / file))
     return folder
 
 
