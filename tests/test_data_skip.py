@@ -14,6 +14,7 @@ from data_cases import check, noise, tree
 from PIL import Image
 
 from zoo import recipe, registry, run_folders
+from zoo.__main__ import run as zoo
 from zoo.data._image import MAX_PIXELS, read_image
 from zoo.data._read import read
 from zoo.errors import DataError, UsageError
@@ -105,3 +106,12 @@ def test_the_same_grey_values_in_any_depth(tmp_path: Path) -> None:
     for name, array in made.items():
         Image.fromarray(array).save(tmp_path / name)
         assert np.array_equal(read_image(tmp_path / name)[..., 1], values), name
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_list_without_any_readable_image(tmp_path: Path, skip: bool) -> None:
+    path = tmp_path / "l.csv"
+    path.write_text("path,label\n" + "".join(f"gone\\{number}.png,{number % 2}\n" for number in range(12)))
+    with pytest.raises(DataError, match=r"none of the 10 images of l\.csv-train can be read: cannot read image .*; correct"):
+        read("list", path, size=28, val=0.0, seed=0, skip_bad=skip)
+    assert zoo(["data", "verify", str(path)]) == 3

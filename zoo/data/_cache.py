@@ -25,7 +25,7 @@ from PIL import Image
 from zoo.console import counted, print_line
 from zoo.data._folders import Listing, cache_folder
 from zoo.data._image import decode, shorter_side, shown
-from zoo.data._parts import Part, unreadable
+from zoo.data._parts import Part, listed
 from zoo.data._pixels import PRINT_BYTES, Cached, Decoded, View, fingerprint, square
 from zoo.errors import DataError, DiskError
 from zoo.files import TEMPORARY, as_disk_error, held, publish, publish_text
@@ -78,7 +78,9 @@ def _part(images: ImageArray, found: _Prints, listing: Listing, name: str) -> Pa
         return Part(images, listing.targets, files, found.prints)
     bad = [_fault(listing.paths[row]) for row in found.bad]
     if len(bad) == len(files):
-        raise unreadable(bad, len(files), name)
+        raise DataError(
+            f"none of the {len(files):,} images of {shown(name)} can be read: {listed(bad, name)}; correct their paths or replace them"
+        )
     good = np.setdiff1d(np.arange(len(files)), found.bad)
     return Part(View(images, good), listing.targets[good], [files[row] for row in good], found.prints[good], tuple(bad))
 

@@ -42,8 +42,8 @@ class UnreadableImages(DataError):
     """Whether training images are among them, which changes the validation split."""
 
 
-def unreadable(bad: Sequence[str], n: int, name: str) -> UnreadableImages:
-    """The error with the number of unreadable images of the set ``name`` and the first three; more than ten are listed in a file."""
+def listed(bad: Sequence[str], name: str) -> str:
+    """The first three errors of the unreadable images of the set ``name``; more than ten are listed in a file."""
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     if len(bad) > LISTED:
         plain = "".join(c if c.isalnum() else "_" for c in name)[:40]
@@ -51,11 +51,7 @@ def unreadable(bad: Sequence[str], n: int, name: str) -> UnreadableImages:
         with contextlib.suppress(DiskError):
             publish_text(listing, "\n".join(bad) + "\n")
             more += f", all listed in {listing}"
-    error = UnreadableImages(
-        f"{len(bad)} of {n:,} images cannot be read: {'; '.join(bad[:3])}{more}; replace or remove them, or use --skip-bad"
-    )
-    error.bad = bad
-    return error
+    return f"{'; '.join(bad[:3])}{more}"
 
 
 def part(images: np.ndarray, targets: np.ndarray, files: Sequence[str]) -> Part:
@@ -102,8 +98,11 @@ def assemble(
     named = tuple(shown(c) for c in classes)
     data = DataSet(name, named, learn, held, last, mean, std, found.hexdigest(), remarks, manifest=_manifest(parts))
     if bad := [fault for each in parts for fault in each.bad]:
-        error = unreadable(bad, len(bad) + sum(len(each.targets) for each in parts), name)
-        error.data, error.carved = data, bool(train.bad) and not isinstance(val, Part)
+        n = len(bad) + sum(len(each.targets) for each in parts)
+        error = UnreadableImages(
+            f"{len(bad)} of {n:,} images cannot be read: {listed(bad, name)}; replace or remove them, or use --skip-bad"
+        )
+        error.bad, error.data, error.carved = bad, data, bool(train.bad) and not isinstance(val, Part)
         raise error
     return data
 
