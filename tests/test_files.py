@@ -11,9 +11,11 @@ import threading
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 from zoo import files, run_folders
+from zoo.cli._shared import UserPath
 from zoo.errors import DiskError, FileError
 
 
@@ -217,3 +219,14 @@ def test_the_lock_of_a_folder_leaves_no_file_and_needs_no_fcntl(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
     for module in (files, run_folders):
         assert "import fcntl" not in Path(module.__file__).read_text(encoding="utf-8"), "Windows has none"
+
+
+def test_a_tilde_that_the_shell_left_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    out = click.Option(["--out"], type=UserPath())
+    command = click.Command("x", params=[out], callback=lambda out: out)
+    assert command.main(["--out=~/y.onnx"], standalone_mode=False) == tmp_path / "y.onnx"
+    assert files.expanded("~no_such_user/y") == Path("~no_such_user/y")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.toml").touch()
+    assert run_folders.find("~/run") == tmp_path / "run"

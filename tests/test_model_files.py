@@ -132,6 +132,10 @@ def test_names_that_are_not_there(net: Path) -> None:
         ("import torch\n", "import torch, no_such_package\n", "cannot be imported .*ModuleNotFoundError"),
         ("nn.Linear(4, classes)", "nn.Linear(4, 3)", r"returns \(2, 3\) for 2 images"),
         ("def __init__(self, classes):", "def __init__(self):", "fails on images"),
+        ("    def __init__", "    input = (1, 32, 32)\n    def __init__", r"Net has input = \(1, 32, 32\); .*\(3, S, S\)"),
+        ("    def __init__", "    input = (3, 48, 64)\n    def __init__", r"Net has input = \(3, 48, 64\)"),
+        ("class Net", "SPECS = {'Net': type('', (), {'input': (1, 8, 8)})}\nclass Net", r"Net has input = \(1, 8, 8\)"),
+        ("nn.Linear(4, classes)", "nn.LazyLinear(classes)", r"lazy layer \(fc\); give its number of inputs"),
     ],
 )
 def test_models_with_another_signature(net: Path, old: str, new: str, says: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zoo import recipe as recipes
 from zoo import run_folders, training
+from zoo.files import expanded
 from zoo.recipe import Recipe
 from zoo.run import Run, load
 from zoo.spec import DataSet
@@ -62,7 +63,7 @@ def train(
     recipe = (
         recipes.changed(what, changes) if isinstance(what, Recipe) else recipes.resolve(run_folders.named(str(what)), changes)
     )
-    place = Path(out) if out is not None else None
+    place = expanded(out) if out is not None else None
     if loss is not None and not isinstance(loss, nn.Module):
         loss = _Function(loss)
     more: dict[str, Any] = {"on_epoch": on_epoch, "data": data, "loss": loss, "profile": profile}

@@ -30,6 +30,14 @@ def exists(path: str | Path) -> bool:
         return False
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with the home folder in place of a leading ``~``, which a shell leaves in ``--out=~/x``; else unchanged."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user
+        return Path(path)
+
+
 def publish(
     path: Path, write: Callable[[Path], object], verify: Callable[[Path], object] | None = None, *, size: int = 0
 ) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from zoo import registry
 from zoo.console import print_line
 from zoo.errors import FileError, UsageError, did_you_mean
-from zoo.files import publish_text
+from zoo.files import expanded, publish_text
 
 if TYPE_CHECKING:
     from zoo.spec import ModelSpec
@@ -44,7 +44,7 @@ def named(what: str) -> str:
         UsageError: no such file, a file that is not Python, or without that name or any model.
     """
     path, _, wanted = what.partition(".py:") if ".py:" in what else (what.removesuffix(".py"), "", "")
-    file = Path(f"{path}.py").expanduser().absolute()
+    file = expanded(f"{path}.py").absolute()
     names = list(_models(file))
     if not names:
         raise UsageError(f"no model in {file}; write a class derived from nn.Module, or SPECS = {{'name': ModelSpec(...)}}")
@@ -84,7 +84,9 @@ def spec(name: str, stored: Path | None = None) -> ModelSpec:
         raise UsageError(f"untrusted model code is not run ({file}, sha256 {digest[:12]}); read it, then repeat with --trust")
     found = _imported(file, digest)
     if model in getattr(found, "SPECS", {}):
-        return found.SPECS[model]
+        made: ModelSpec = found.SPECS[model]
+        _checked(made.input, name)
+        return made
     return _of_class(getattr(found, model, None), name)
 
 
@@ -154,6 +156,13 @@ def _imported(file: Path, digest: str) -> Any:
     return module
 
 
+def _checked(size: Any, name: str) -> tuple[int, int, int]:
+    """The size of a model's images; UsageError unless it is (3, S, S), as all images are square and in colour."""
+    if not (isinstance(size, (tuple, list)) and len(size) == 3 and size[0] == 3 and size[1] == size[2]):
+        raise UsageError(f"{name.rpartition('/')[2]} has input = {size!r}; images are square and in colour: give (3, S, S)")
+    return (3, size[1], size[2])
+
+
 def _of_class(made: Any, name: str) -> ModelSpec:
     """The spec of a class: parameters are counted, the head is its last linear layer, one trial checks the outputs."""
     import torch
@@ -161,19 +170,24 @@ def _of_class(made: Any, name: str) -> ModelSpec:
 
     from zoo.spec import ModelSpec
 
-    size = tuple(getattr(made, "input", (3, 32, 32)))
+    size = _checked(getattr(made, "input", (3, 32, 32)), name)
     try:
         model = made(10).eval()
+        lazy = [path for path, module in model.named_modules() if hasattr(module, "has_uninitialized_params")]
         with torch.inference_mode():
             shape = tuple(model(torch.zeros(2, *size)).shape)
     except Exception as error:  # a user's class may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:90]
         raise UsageError(
             f"{name.rpartition('/')[2]}(10) fails on images {size} ({reason}); its constructor takes the number of "
-            "classes, its attribute input is (3, H, W)"
+            "classes, its attribute input is (3, S, S)"
         ) from error
     if shape != (2, 10):
         raise UsageError(f"{name.rpartition('/')[2]}(10) returns {shape} for 2 images; expected logits (N, classes): (2, 10)")
+    if lazy:
+        raise UsageError(
+            f"{name.rpartition('/')[2]} has a lazy layer ({lazy[0]}); give its number of inputs, e.g. nn.Linear(64, classes)"
+        )
     layers = {path: module for path, module in model.named_modules() if path and not list(module.children())}
     linear = [path for path, module in layers.items() if isinstance(module, nn.Linear)] or [
         path for path, module in layers.items() if list(module.parameters())

@@ -18,7 +18,7 @@ import tomli_w
 from zoo import hub, model_files, recipe_text, registry
 from zoo.console import note
 from zoo.errors import UsageError, did_you_mean
-from zoo.files import exists
+from zoo.files import exists, expanded
 from zoo.recipe_tables import Data, Distil, Loss, Optim, Reported, Sampler, Schedule, loss_options
 from zoo.recipe_text import Written, flatten
 from zoo.recipe_types import MOST, about, declared, not_allowed, option_type
@@ -201,7 +201,7 @@ def located(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths of the files and folders that it names, so that its run can be resumed from any folder."""
 
     def place(name: str) -> str:
-        path = Path(name).expanduser()
+        path = expanded(name)
         return str(path.absolute()) if name not in ("", "none", "default") and path.exists() else name
 
     data = msgspec.structs.replace(recipe.data, dir=place(recipe.data.dir))

@@ -18,7 +18,7 @@ from msgspec import structs
 from zoo import hub, model_files, registry
 from zoo.console import print_line
 from zoo.errors import BusyError, DiskError, FileError, UsageError, did_you_mean
-from zoo.files import as_disk_error, check_own, exists, remove_stale
+from zoo.files import as_disk_error, check_own, exists, expanded, remove_stale
 from zoo.recipe import Recipe, of_hub, read, same, shipped
 
 LOCK, HOLDER = ".lock", ".holder"
@@ -56,7 +56,7 @@ def find(name: str | Path | None) -> Path:
         if not known:
             raise FileError(f"no run yet ({root().absolute()}); make one with: zoo train, or zoo demo")
         return known[0]
-    path = Path(name)
+    path = expanded(name)
     if hub.is_local(path):
         return hub.local_run(path)
     if (path / "recipe.toml").is_file():

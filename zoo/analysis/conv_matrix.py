@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zoo.cli._shared import as_json, echo_json
+from zoo.cli._shared import UserPath, as_json, echo_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,7 +171,7 @@ PAIR = Pair()
 @click.option("--groups", type=click.IntRange(1), default=1, show_default=True, help="Groups of channels.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     help="CSV file of the entries (default: none); a picture is written next to it.",
 )
 @as_json

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zoo.cli._shared import RUN, as_json, echo_json, headline
+from zoo.cli._shared import RUN, UserPath, as_json, echo_json, headline
 
 if TYPE_CHECKING:
     import torch
@@ -217,7 +217,7 @@ def causes(*, images: int = 1_000, epochs: int = 5) -> list[Epoch]:
 @click.option("--epochs", type=click.IntRange(1), default=5, show_default=True, help="Epochs of the small nets (without RUN).")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     default="dead_relu.csv",
     show_default=True,
     help="CSV file; a picture is written next to it.",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zoo.cli._shared import RUN, as_json, echo_json, headline
+from zoo.cli._shared import RUN, UserPath, as_json, echo_json, headline
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -173,10 +173,10 @@ def worked_example() -> nn.Module:
 
 @click.command("local-affine")
 @click.argument("run", required=False, type=RUN)
-@click.option("--image", type=click.Path(path_type=Path), help="Image at which the net of RUN is analysed.")
+@click.option("--image", type=UserPath(), help="Image at which the net of RUN is analysed.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     default="local_affine.png",
     show_default=True,
     help="Picture file.",

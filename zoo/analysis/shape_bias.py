@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zoo.cli._shared import RUN, as_json, echo_json, headline
+from zoo.cli._shared import RUN, UserPath, as_json, echo_json, headline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -265,7 +265,7 @@ def of_run(run: Run, *, images: int = 2_000, seed: int = 0) -> tuple[list[Score]
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choice of images.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     help="CSV file (default: shape_bias.csv in the run folder); pictures are written next to it.",
 )
 @as_json

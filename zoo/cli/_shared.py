@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import zoo
+from zoo.files import expanded
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -76,6 +77,17 @@ def run_names() -> list[str]:
 
 
 RUN = Name(run_names)
+
+
+class UserPath(click.Path):
+    """A path, with ``~`` expanded."""
+
+    def __init__(self, **options: bool) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; a click error (exit 2) as click's own type."""
+        return super().convert(expanded(value), param, ctx)
 
 
 class Finite(click.FloatRange):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli._shared import Finite, Name, as_json, limited, registered, run_names
+from zoo.cli._shared import Finite, Name, UserPath, as_json, limited, registered, run_names
 
 
 @click.command("bench")
@@ -42,7 +42,7 @@ from zoo.cli._shared import Finite, Name, as_json, limited, registered, run_name
 @click.option("--compare", is_flag=True, help="Compare two CSV files of earlier benchmarks.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="CSV file (default: bench.csv or serve.csv in the run folder or runs/bench; of a part in a checkout, bench/results/PART.csv).",
 )
 @limited("opening and running a model file once")

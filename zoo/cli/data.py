@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from zoo.cli._listing import listing
-from zoo.cli._shared import Name, as_json, registered
+from zoo.cli._shared import Name, UserPath, as_json, registered
 
 
 class _Listing(click.Group):
@@ -47,7 +47,7 @@ def _list(pattern: str, as_json: bool) -> None:
 
 @command.command("verify")
 @click.argument("name", type=Name(registered("data")))
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set (default: the cache).")
+@click.option("--data-dir", type=UserPath(), help="Folder of the data set (default: the cache).")
 @click.option(
     "--layout",
     type=click.Choice(["auto", "splits", "classes"]),
@@ -70,9 +70,10 @@ def _verify(name: str, data_dir: Path | None, layout: str, as_json: bool) -> Non
     from zoo.data._parts import UnreadableImages
     from zoo.data._read import read
     from zoo.errors import did_you_mean
+    from zoo.files import expanded
 
     name, place = registry.data_source(name)
-    if name.partition(":")[0] not in registry.table("data") or (place and not Path(place).exists()):
+    if name.partition(":")[0] not in registry.table("data") or (place and not expanded(place).exists()):
         wanted = place or name
         raise click.UsageError(
             f"no data set or folder {wanted!r}{did_you_mean(wanted, registry.names('data'))}; list: zoo data"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from zoo.cli._shared import echo_line, echo_receipt, headline, start
+from zoo.cli._shared import UserPath, echo_line, echo_receipt, headline, start
 
 
 @click.command("demo")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: a new folder in runs).")
+@click.option("--out", type=UserPath(), help="Run folder (default: a new folder in runs).")
 def command(out: Path | None) -> None:
     """Train, export and benchmark a small CNN on built-in images.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from zoo.cli._shared import RUN, as_json, threads
+from zoo.cli._shared import RUN, UserPath, as_json, threads
 
 
 @click.command("eval")
@@ -18,7 +18,7 @@ from zoo.cli._shared import RUN, as_json, threads
               help="Images to evaluate.")  # fmt: skip
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=UserPath(file_okay=False),
     help="Folder for result.json and the tables as CSV (default: not written).",
 )
 @click.option("--skip-bad", is_flag=True, help="Skip images that cannot be read; the result reports their number.")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from zoo.cli._shared import RUN, Finite, Listed, as_json, echo_line, echo_receipt, threads
+from zoo.cli._shared import RUN, Finite, Listed, UserPath, as_json, echo_line, echo_receipt, threads
 from zoo.errors import UsageError
 
 
@@ -49,16 +49,10 @@ def _precisions() -> list[str]:
     "--fastest", is_flag=True, help="Measure each format and precision on this machine; write the fastest within --max-drop."
 )
 @click.option("--explain", is_flag=True, help="Write a table and a picture of the error of each layer, next to the file.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="File (default: e.g. model.onnx or model.int8.onnx in the run folder)."
-)
-@click.option(
-    "--web", type=click.Path(path_type=Path), metavar="DIR", help="Write a page that classifies images in the browser."
-)
-@click.option("--triton", type=click.Path(path_type=Path), metavar="DIR", help="Write a model repository for NVIDIA Triton.")
-@click.option(
-    "--hub", type=click.Path(path_type=Path), metavar="DIR", help="Write a folder in the layout of the Hugging Face Hub."
-)
+@click.option("--out", type=UserPath(), help="File (default: e.g. model.onnx or model.int8.onnx in the run folder).")
+@click.option("--web", type=UserPath(), metavar="DIR", help="Write a page that classifies images in the browser.")
+@click.option("--triton", type=UserPath(), metavar="DIR", help="Write a model repository for NVIDIA Triton.")
+@click.option("--hub", type=UserPath(), metavar="DIR", help="Write a folder in the layout of the Hugging Face Hub.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--skip-bad", is_flag=True, help="Check on the readable images only; skip the others.")
 @threads

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from zoo.cli._shared import RUN, as_json, limited
+from zoo.cli._shared import RUN, UserPath, as_json, limited
 
 
 @click.command("predict")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--run", type=RUN, help="Run to use, also hf:OWNER/NAME (default: the latest).")
-@click.option("--onnx", type=click.Path(path_type=Path), help="Exported file to use instead of a run; torch is not needed.")
+@click.option("--onnx", type=UserPath(), help="Exported file to use instead of a run; torch is not needed.")
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Classes per image.")
 @limited("opening a model file, and per image")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, one line per file and class.")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from zoo.cli._shared import RUN, as_json
+from zoo.cli._shared import RUN, UserPath, as_json
 
 MOST = 20
 """Largest number of pairs of runs to print; the page lists all."""
@@ -16,9 +16,7 @@ MOST = 20
 
 @click.command("report")
 @click.argument("runs", nargs=-1, type=RUN)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="HTML file of the comparison of several runs (default: compare.html)."
-)
+@click.option("--out", type=UserPath(), help="HTML file of the comparison of several runs (default: compare.html).")
 @as_json
 def command(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Draw a run, or compare several runs.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli._shared import Name, as_json, echo_line, headline, recipe_names, registered
+from zoo.cli._shared import Name, UserPath, as_json, echo_line, headline, recipe_names, registered
 
 
 @click.command("sweep")
@@ -23,7 +23,7 @@ from zoo.cli._shared import Name, as_json, echo_line, headline, recipe_names, re
     type=click.Choice(["val", "test"]),
     help="Split that selects the setting (default: val); test is marked on the result.",
 )
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the sweep (default: in runs/sweeps).")
+@click.option("--out", type=UserPath(file_okay=False), help="Folder of the sweep (default: in runs/sweeps).")
 @as_json
 def command(
     what: str,

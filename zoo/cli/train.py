@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from zoo.cli._settings import RecipeCommand
-from zoo.cli._shared import Name, echo_line, headline, recipe_names, registered, start, threads
+from zoo.cli._shared import Name, UserPath, echo_line, headline, recipe_names, registered, start, threads
 
 
 class _Train(RecipeCommand):
@@ -29,9 +29,7 @@ class _Train(RecipeCommand):
 @click.command("train", cls=_Train)
 @click.argument("what", required=False, type=Name(registered("models"), recipe_names))
 @click.argument("settings", nargs=-1)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Run folder (default: a new folder in runs, named after the settings)."
-)
+@click.option("--out", type=UserPath(), help="Run folder (default: a new folder in runs, named after the settings).")
 @threads
 @click.option("--resume", is_flag=True, help="Resume the run in --out, or the latest run.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")

@@ -9,6 +9,7 @@ from typing import Any
 from zoo import registry
 from zoo.console import print_line
 from zoo.data._parts import UnreadableImages
+from zoo.files import expanded
 from zoo.spec import DataSet
 
 
@@ -26,7 +27,7 @@ def read(
     spec = registry.find("data", name)
     known = {"layout": layout, "variant": name.partition(":")[2]}
     options: dict[str, Any] = {key: known[key] for key in spec.options}
-    place = Path(folder).expanduser() if folder else None
+    place = expanded(folder) if folder else None
     try:
         data: DataSet = spec.build(place, size=size, val=val, seed=seed, **options)
     except UnreadableImages as error:
