@@ -119,6 +119,23 @@ def test_methods_stand_by_their_means_and_a_seed_trained_twice_is_one(seeds: lis
     assert _methods.names(twice)[0] == "cross entropy (3 seeds)"
 
 
+@pytest.mark.parametrize("other", [{0: 0.83, 1: 0.84}, {2: 0.83, 3: 0.83}], ids=["paired", "Welch"])
+def test_without_variation_there_is_no_test(
+    other: dict[int, float], seeds: list[Path], recwarn: pytest.WarningsRecorder
+) -> None:
+    first = {0: 0.85, 1: 0.86} if 0 in other else {0: 0.85, 1: 0.85}
+    assert _methods.difference(first, other)[1:] == (pytest.approx(2.0), None)
+    low, high, p = _methods.difference({0: 0.85, 1: 0.85}, {2: 0.83, 3: 0.84})[2] or (0, 0, 0)
+    assert low < 1.5 < high
+    assert 0 < p < 1
+    runs = [_read.read(path) for path in seeds]
+    alike = [dataclasses.replace(run, test={**run.test, "accuracy": 0.5 + 0.1 * (at < 3)}) for at, run in enumerate(runs)]
+    methods, tests = (block for block in _methods.over_seeds(alike) if isinstance(block, _blocks.Table))
+    assert [row[3] for row in methods.rows] == ["", ""]
+    assert tests.rows[0][3:] == ("+10.00", "", "", "", "not tested: no variation between seeds")
+    assert not recwarn.list
+
+
 def test_a_method_has_one_colour_in_every_picture(seeds: list[Path]) -> None:
     runs = [_read.read(path) for path in seeds]
     names = _compare.labels(runs)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from statistics import mean
+from statistics import mean, stdev
 
 from zoo import metrics
 from zoo.recipe import NOT_THE_RECIPE, aligned, settings
 from zoo.report._blocks import Block, Heading, Table, Text
 from zoo.report._read import Folder, set_names
-from zoo.report._sweep import interval, spread
+from zoo.report._sweep import ROUNDING, interval, spread
 
 LEVEL = 0.05
 
@@ -75,13 +76,18 @@ def over_seeds(runs: Sequence[Folder]) -> list[Block]:
     blocks: list[Block] = [Heading("Methods, over seeds"), Table(head, rows)]
     pairs = [(a, b) for a, b in combinations(methods, 2) if min(len(a[1]), len(b[1])) > 1]
     tests = [difference(a, b) for (_, a), (_, b) in pairs]
-    corrected = metrics.holm([p for *_, p in tests])
-    cells = [
-        (a, b, over, f"{gap:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{p:.2g}", f"{q:.2g}", _verdict(a, b, gap, q))
-        for ((a, _), (b, _)), (over, gap, low, high, p), q in zip(pairs, tests, corrected)
-    ]
+    corrected = metrics.holm([found[2] for _, _, found in tests if found])
+    left = iter(corrected)
+    cells = []
+    for ((a, _), (b, _)), (over, gap, found) in zip(pairs, tests):
+        last = ("", "", "", "not tested: no variation between seeds")
+        if found:
+            low, high, p = found
+            q = next(left)
+            last = (f"{low:+.2f} to {high:+.2f}", f"{p:.2g}", f"{q:.2g}", _verdict(a, b, gap, q))
+        cells.append((a, b, over, f"{gap:+.2f}", *last))
     if cells:
-        many = f" (p below {LEVEL}, corrected for {len(tests)} tests by Holm 1979)" if len(tests) > 1 else ""
+        many = f" (p below {LEVEL}, corrected for {len(corrected)} tests by Holm 1979)" if len(corrected) > 1 else ""
         columns = ("first", "second", "test over", ">difference, points", "95 % interval", ">p", ">p, Holm", "verdict")
         blocks += [
             Table(columns, cells),
@@ -94,23 +100,23 @@ def _verdict(first: str, second: str, gap: float, p: float) -> str:
     return f"{first if gap > 0 else second} is better" if p < LEVEL else "no difference shown"
 
 
-def difference(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[str, float, float, float, float]:
-    """Name of the test, mean difference first - second in points, its 95 % interval, and p; accuracies by seed.
+def difference(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[str, float, tuple[float, float, float] | None]:
+    """Name of the test, mean difference first - second in points, and ends of its 95 % interval with p; accuracies by seed.
 
-    Student's paired t if both have the same seeds, which then share their training images; otherwise Welch's (1947).
+    Student's paired t if both have the same seeds, which then share their training images; otherwise Welch's (1947). Without
+    variation between seeds there is no test: None.
     """
     from scipy import stats
 
     a, b = ({seed: 100 * value for seed, value in each.items()} for each in (first, second))
-    if set(a) == set(b):
-        seeds = sorted(a)
-        gaps = [a[seed] - b[seed] for seed in seeds]
-        if len(set(gaps)) == 1:
-            return f"{len(seeds)} seeds, paired", gaps[0], gaps[0], gaps[0], 0.0 if gaps[0] else 1.0
-        found = stats.ttest_1samp(gaps, 0.0)
-        over = f"{len(seeds)} seeds, paired"
-    else:
-        found = stats.ttest_ind(list(a.values()), list(b.values()), equal_var=False)
-        over = f"{len(a)} and {len(b)} seeds, Welch"
-    ends = found.confidence_interval()
-    return over, mean(a.values()) - mean(b.values()), float(ends.low), float(ends.high), float(found.pvalue)
+    paired = set(a) == set(b)
+    samples = [[a[seed] - b[seed] for seed in a]] if paired else [list(a.values()), list(b.values())]
+    over = f"{len(a)} seeds, paired" if paired else f"{len(a)} and {len(b)} seeds, Welch"
+    gap = mean(a.values()) - mean(b.values())
+    if max(map(stdev, samples)) <= 100 * ROUNDING:
+        return over, gap, None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy's, if one method alone has no variation
+        found = stats.ttest_1samp(*samples, 0.0) if paired else stats.ttest_ind(*samples, equal_var=False)
+        ends = found.confidence_interval()
+    return over, gap, (float(ends.low), float(ends.high), float(found.pvalue))

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+ROUNDING = 1e-11
+"""Standard deviation up to which shares are equal: accuracies are whole numbers of images."""
+
+
 @dataclass(frozen=True)
 class Point:
     """One setting: its values by key, the selecting accuracy of each run folder, and the error of a diverged one."""
@@ -50,8 +54,8 @@ def spread(values: Sequence[float]) -> str:
 
 
 def interval(values: Sequence[float]) -> str:
-    """95 % interval of the mean over seeds by Student's t, in per cent; nothing for one seed."""
-    if len(values) < 2:
+    """95 % interval of the mean over seeds by Student's t, in per cent; nothing for one seed, or without variation."""
+    if len(values) < 2 or stdev(values) <= ROUNDING:
         return ""
     from scipy import stats
 
