@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import io
 import json
 import re
 import shlex
@@ -16,7 +18,8 @@ import click
 import pytest
 from conftest import zoo_command
 
-from zoo.__main__ import run
+from zoo import tables
+from zoo.__main__ import _outcome, run
 from zoo.cli import cli, commands
 
 COMMANDS = sorted(commands())
@@ -184,6 +187,21 @@ def test_a_pipe_closed_early_is_no_error(tmp_path: Path) -> None:
     ran = subprocess.run(["bash", "-o", "pipefail", "-c", shell], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode in (0, 141)
     assert "Traceback" not in ran.stderr
+
+
+def test_a_table_to_a_closed_pipe_raises_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+        tables.out().print("a line")
+
+
+def test_a_file_over_the_limit_of_the_shell_is_a_disk_error() -> None:
+    message, code = _outcome([], OSError(errno.EFBIG, "File too large"))
+    assert (code, "File too large" in message) == (6, True)
 
 
 def test_the_latest_run_is_taken_and_named(small_run: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_failing_check_keeps_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EFBIG])
 def test_a_full_disk_is_reported_even_when_hidden_in_a_context(tmp_path: Path, number: int) -> None:
     def write(temporary: Path) -> None:
         try:
@@ -93,6 +93,16 @@ def test_kill_9_never_leaves_a_torn_file(tmp_path: Path) -> None:
 def test_a_folder_that_takes_no_new_files() -> None:
     with pytest.raises(DiskError, match=r"cannot write \(/proc/x.onnx, "):
         files.check_writable(Path("/proc/x.onnx"))
+
+
+def test_a_folder_in_which_no_folder_can_be_made() -> None:
+    with pytest.raises(DiskError, match=r"cannot write \(/proc/nope/a/b\.txt, No such file"):
+        files.publish_text(Path("/proc/nope/a/b.txt"), "x")
+
+
+def test_a_missing_input_of_a_writer_is_no_fault_of_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.publish(tmp_path / "a.txt", lambda _: (tmp_path / "gone").read_bytes())
 
 
 def test_what_another_process_is_writing_is_not_swept(tmp_path: Path) -> None:

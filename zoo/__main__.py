@@ -13,7 +13,7 @@ from pathlib import Path
 from zoo.console import plain
 from zoo.errors import DiskError, ZooError
 
-DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG}
 
 PRINTING = {"click", "rich", "json", "tables.py", "__main__.py"}
 """Files and packages that write to stdout; writing to other files is handled where it happens."""

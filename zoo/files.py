@@ -187,7 +187,11 @@ def as_disk_error(path: Path, need: int = 0) -> Iterator[None]:
         if number in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(_existing(path.absolute())).free
             raise DiskError(f"no space left ({path}, {_space(need, free)}); free some space or choose another --out") from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO):
+        if number == errno.EFBIG:
+            raise DiskError(f"file exceeds the size limit ({path}, ulimit -f); raise the limit") from error
+        # a folder in which no other can be made, such as /proc; a missing input of the writer is no fault of this path
+        no_folder = isinstance(error, FileNotFoundError) and Path(error.filename or "") in (path, *path.parents)
+        if number and (no_folder or number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO)):
             raise DiskError(f"cannot write ({path}, {os.strerror(number)}); choose another --out") from error
         raise
 

@@ -131,7 +131,6 @@ def _remembered() -> set[str]:
 
 def _remember(digest: str) -> None:
     if digest not in (known := _remembered()):
-        _record().parent.mkdir(parents=True, exist_ok=True)
         publish_text(_record(), "\n".join([*sorted(known), digest]) + "\n")
 
 

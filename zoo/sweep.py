@@ -24,6 +24,7 @@ from zoo import recipe as recipes
 from zoo import report, run_folders, training
 from zoo.console import print_line
 from zoo.errors import BusyError, DivergedError, UsageError
+from zoo.files import as_disk_error
 from zoo.recipe import Recipe, settings
 from zoo.report import Point
 from zoo.training.signals import Interrupted
@@ -137,7 +138,8 @@ def search(
     for axis in axes:
         for value in axis.values or (axis.low, axis.high):
             recipes.resolve(what, {**fixed, axis.key: int(value) if axis.whole else value})
-    out.mkdir(parents=True, exist_ok=True)
+    with as_disk_error(out):
+        out.mkdir(parents=True, exist_ok=True)
     study = _study(out, storage)
     _same(out, base, axes, seeds, study)
     _again(study)

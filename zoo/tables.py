@@ -30,10 +30,18 @@ UNCUT = 1 << 16
 """Columns of a table that is read by a program or written to a file."""
 
 
+class _Console(Console):
+    """A console that leaves a closed pipe to its caller; rich's own exits with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error that rich has caught."""
+        raise
+
+
 def out() -> Console:
     """A console on stdout that wraps at the width of a terminal only; rich respects NO_COLOR."""
     width = None if sys.stdout.isatty() else UNCUT
-    return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False, markup=False, emoji=False)
+    return _Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False, markup=False, emoji=False)
 
 
 def percent(share: float | None) -> str:
