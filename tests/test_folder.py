@@ -146,6 +146,32 @@ def test_a_leak_from_training_to_test_is_reported(tmp_path: Path) -> None:
     )
 
 
+def test_every_copy_in_another_split_is_counted(tmp_path: Path) -> None:
+    root = tree(tmp_path / "a", splits=("train", "val", "test"))
+    for copy in ("test/dog/0", "test/dog/1", "val/cat/0"):
+        shutil.copy(root / "train" / "cat" / "3.png", root / f"{copy}.png")
+    shutil.copy(root / "val" / "dog" / "1.png", root / "test" / "cat" / "5.png")
+    assert [note.partition(" (")[0] for note in build("folder", root).notes] == [
+        "warning: 2 test images are also training images",
+        "warning: 1 validation images are also training images",
+        "warning: 3 test images are also validation images",
+    ]
+
+
+def test_copies_inside_the_training_images_reach_the_validation_images(tmp_path: Path) -> None:
+    root = tree(tmp_path / "a")
+    for number in (0, 1, 2, 4, 5):
+        shutil.copy(root / "train" / "cat" / "3.png", root / "train" / "cat" / f"{number}.png")
+    assert build("folder", root).notes[0].startswith("warning: 3 validation images are also training images")
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), (".",)])
+def test_names_in_the_manifest_do_not_depend_on_the_place(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    root = tree(tmp_path / "a", splits=splits)
+    before = build("folder", root).manifest
+    assert np.array_equal(build("folder", root.rename(tmp_path / "b")).manifest, before)
+
+
 def test_odd_names_stay_readable(tmp_path: Path) -> None:
     root = tree(tmp_path / "a b ü")
     (root / "train" / "cat" / "0.png").rename(root / "train" / "cat" / "line\nbreak.png")

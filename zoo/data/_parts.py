@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,15 +87,15 @@ def assemble(
     parts = [train, test]
     if isinstance(val, Part):
         parts.append(val)
-        learn, held = (Split(each.images, each.targets, each.files) for each in (train, val))
+        splits = [train, val, test]
     else:
-        learn, held = (_pick(train, where) for where in sampling.carve(train.targets, val, seed))
+        splits = [*(_pick(train, where) for where in sampling.carve(train.targets, val, seed)), test]
     found = hashlib.sha256("\n".join(classes).encode("utf-8", "surrogateescape"))
     for each in parts:
         found.update(np.ascontiguousarray(each.prints).data)
         found.update(each.targets.astype("<i8").data)
-    last = Split(test.images, test.targets, test.files)
-    remarks = (*notes, *_leaks(train, test))
+    learn, held, last = (Split(each.images, each.targets, each.files) for each in splits)
+    remarks = (*notes, *_leaks(*splits))
     named = tuple(shown(c) for c in classes)
     data = DataSet(name, named, learn, held, last, mean, std, found.hexdigest(), remarks, manifest=_manifest(parts))
     if bad := [fault for each in parts for fault in each.bad]:
@@ -108,8 +109,8 @@ def assemble(
 
 
 def _manifest(parts: Sequence[Part]) -> np.ndarray:
-    """(n, 2) uint64: for each sample 8 bytes of blake2b of the end of its path, independent of the location of the set, and 8 of its content."""
-    tails = (_tail(file) for each in parts for file in each.files)
+    """(n, 2) uint64: for each sample 8 bytes of blake2b of its path inside the set, and 8 of its content."""
+    tails = _inside([file for each in parts for file in each.files])
     names = b"".join(hashlib.blake2b(tail.encode("utf-8", "surrogateescape"), digest_size=8).digest() for tail in tails)
     contents = [
         np.ascontiguousarray(each.prints[:, :8]).view(np.uint64)[:, 0] ^ each.targets.astype(np.uint64) for each in parts
@@ -117,22 +118,37 @@ def _manifest(parts: Sequence[Part]) -> np.ndarray:
     return np.stack([np.frombuffer(names, np.uint64), np.concatenate(contents)], axis=1)
 
 
-def _pick(source: Part, where: np.ndarray) -> Split:
+def _pick(source: Part, where: np.ndarray) -> Part:
     images = source.images if len(where) == len(source.targets) else View(source.images, where)
-    return Split(images, source.targets[where], [source.files[i] for i in where])
+    return Part(images, source.targets[where], [source.files[i] for i in where], source.prints[where])
 
 
-def _leaks(train: Part, test: Part) -> list[str]:
-    """A note on test images that are, pixel by pixel, also training images."""
-    first, second = (np.ascontiguousarray(each.prints[:, :8]).view(np.uint64)[:, 0] for each in (train, test))
-    _, where, there = np.intersect1d(first, second, return_indices=True)
-    twice = [(i, j) for i, j in zip(there, where) if (test.prints[i] == train.prints[j]).all()]
-    if not twice:
-        return []
-    listed = ", ".join(f"{_tail(test.files[i])} = {_tail(train.files[j])}" for i, j in twice[:3])
-    return [f"warning: {len(twice)} test images are also training images ({listed})"]
+def _leaks(train: Part, val: Part, test: Part) -> list[str]:
+    """A note for each two splits on images of the second that are, pixel by pixel, also in the first."""
+    notes = []
+    for first, second, names in (
+        (train, test, ("test", "training")),
+        (train, val, ("validation", "training")),
+        (val, test, ("test", "validation")),
+    ):
+        a, b = (np.ascontiguousarray(each.prints[:, :8]).view(np.uint64)[:, 0] for each in (first, second))
+        originals = {first.prints[i].tobytes(): first.files[i] for i in np.flatnonzero(np.isin(a, b)).tolist()}
+        where = [i for i in np.flatnonzero(np.isin(b, a)).tolist() if second.prints[i].tobytes() in originals]
+        if where:
+            pairs = [(second.files[i], originals[second.prints[i].tobytes()]) for i in where[:3]]
+            listed = ", ".join(f"{_tail(copy)} = {_tail(original)}" for copy, original in pairs)
+            notes.append(f"warning: {len(where)} {names[0]} images are also {names[1]} images ({listed})")
+    return notes
 
 
 def _tail(file: str) -> str:
-    """The end of a path: split folder, class folder and file name."""
+    """The end of a path, for a message."""
     return "/".join(file.rsplit("/", 3)[-3:])
+
+
+def _inside(files: Sequence[str]) -> list[str]:
+    """Paths without the folders that all have in common, so that they do not depend on the place of the set."""
+    first, last = min(files, default=""), max(files, default="")  # what these two begin with, all between begin with
+    alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last)))
+    start = first[:alike].rfind("/") + 1
+    return [file[start:] for file in files]
