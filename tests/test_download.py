@@ -158,6 +158,19 @@ def test_58_verify_names_every_bad_file_in_one_run(pets: Path, capsys: pytest.Ca
     assert found["digest"] != fine["digest"]
 
 
+def test_verify_counts_the_validation_images(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pets / "val").mkdir()
+    for name in ("cat", "dog"):
+        (pets / "train" / name / "0.png").rename((pets / "val" / name).with_suffix(".png"))
+        (pets / "val" / name).mkdir()
+        (pets / "val" / f"{name}.png").rename(pets / "val" / name / "0.png")
+    assert zoo(["data", "verify", str(pets), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["train"], found["val"], found["test"]) == (18, 2, 20)
+    assert zoo(["data", "verify", str(pets)]) == 0
+    assert ["val", "2", "2"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
 def test_verify_tells_what_is_no_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert zoo(["data", "verify", "cifar11"]) == 2
     assert "did you mean cifar10" in capsys.readouterr().err

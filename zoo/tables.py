@@ -156,7 +156,8 @@ def _pairs(console: Console, pairs: Sequence[Mapping[str, Any]]) -> None:
 
 def checked(data: DataSet) -> None:
     """The readable images of a data set by split, and its digest."""
-    rows = [(split, f"{len(part):,}", len(data.classes)) for split, part in (("train", data.train), ("test", data.test))]
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    rows = [(split, f"{len(part):,}", len(data.classes)) for split, part in splits.items() if len(part)]
     console = out()
     console.print(make((data.name, ">images read", ">classes"), rows))
     console.print(f"digest {data.digest}")

@@ -86,7 +86,7 @@ def _verify(name: str, data_dir: Path | None, layout: str, as_json: bool) -> Non
         failed, data = error, error.data
     bad = list(failed.bad) if failed else []
     if as_json:
-        counts = {"train": len(data.train), "test": len(data.test)}
+        counts = {split: len(getattr(data, split)) for split in ("train", "val", "test")}
         click.echo(json.dumps({"data": data.name, "digest": data.digest, **counts, "bad": bad, "notes": list(data.notes)}))
     else:
         for note in data.notes:
