@@ -115,3 +115,30 @@ def test_a_list_without_any_readable_image(tmp_path: Path, skip: bool) -> None:
     with pytest.raises(DataError, match=r"none of the 10 images of l\.csv-train can be read: cannot read image .*; correct"):
         read("list", path, size=28, val=0.0, seed=0, skip_bad=skip)
     assert zoo(["data", "verify", str(path)]) == 3
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        ("image_id,species", r"no columns path and label \(.*l\.csv, image_id, species\); name them so"),
+        ("filename,cat,dog,eel", r"no columns path and label \(.*, filename, cat, dog, eel\)"),
+        ("path,label", ""),
+        ("img/0.png,class", ""),
+    ],
+)
+def test_a_header_of_other_names_is_not_an_image(tmp_path: Path, head: str, says: str) -> None:
+    Image.fromarray(noise(0)).save(tree(tmp_path / "img", splits=(".",)) / "0.png")
+    lines = [f"img/{name}/{number}.png,{name}" for name in ("cat", "dog") for number in range(6)]
+    path = tmp_path / "l.csv"
+    path.write_text("\n".join([head, *lines]))
+    if says:
+        with pytest.raises(DataError, match=says):
+            read("list", path, size=28, val=0.0, seed=0)
+    else:
+        assert len(read("list", path, size=28, val=0.0, seed=0).classes) == 2 + head.endswith("class")
+
+
+def test_a_list_of_a_header_alone_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("path,label\n")
+    with pytest.raises(DataError, match="list is empty"):
+        read("list", tmp_path / "l.csv", size=28, val=0.0, seed=0)

@@ -74,14 +74,22 @@ def _csv(path: Path) -> list[dict[str, Any]]:
             rows = [row for row in csv.reader(file, delimiter="\t" if tabs else ",", strict=True) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read the list ({shown(path)}, {shown(str(error))[:60]}); it must be CSV in UTF-8") from error
-    if not rows:
+    head = [name.strip().lower() for name in rows[0]] if rows else []
+    named = set(head) & set(PATHS), set(head) & set(LABELS)
+    if not rows or (all(named) and len(rows) == 1):
         raise DataError(f"list is empty ({shown(path)}); write path,label on each line")
-    head = [name.strip().lower() for name in rows[0]]
-    if not (set(head) & set(PATHS) and set(head) & set(LABELS)):
+    if not all(named):
+        if not _names_file(rows[0], path) and (any(named) or _names_file(rows[1 % len(rows)], path)):
+            raise _unnamed(path, rows[0])
         head, rows = ["path", "label", "split"], [[], *rows]
     if short := next((number for number, row in enumerate(rows[1:], 1) if len(row) < min(len(head), 2)), None):
         raise DataError(f"no label ({shown(path)}, image {short}, {shown(','.join(rows[short]))[:60]}); write path,label")
     return [dict(zip(head, row)) for row in rows[1:]]
+
+
+def _names_file(row: Sequence[str], path: Path) -> bool:
+    """Whether a cell of a row of the list at ``path`` names a file that exists, so that the row is no header."""
+    return any(_folders.state_of(path.absolute().parent / cell.strip())[0] >= 0 for cell in row)
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:
