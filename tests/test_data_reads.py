@@ -107,3 +107,15 @@ def test_the_page_is_as_the_tables_are() -> None:
     module = module_from_spec(spec_from_loader("reads", loader))  # type: ignore[arg-type]
     loader.exec_module(module)
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "update it with: tools/reads"
+
+
+def test_the_range_of_floats_is_one_for_all_arrays_of_a_file(tmp_path: Path) -> None:
+    images = np.linspace(0, 1, 20 * 8 * 8 * 3, dtype=np.float32).reshape(20, 8, 8, 3)
+    over = images.copy()
+    over[-1, 0, 0, 0] = 1.01
+    labels = np.arange(20) % 2
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=over, y_test=labels)
+    data = read("npz", tmp_path / "a.npz", size=7, val=0.0, seed=0)
+    assert "floats of 0 to 1.01: 1 is white, values above it are cut off" in data.notes
+    assert np.array_equal(data.test.images[:19], data.train.images[:19])
+    assert data.test.images[19].max() == 255

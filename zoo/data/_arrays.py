@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -33,10 +33,16 @@ class Scaled(Pixels):
         return scaled
 
 
-def coloured(values: np.ndarray, where: str) -> tuple[np.ndarray, bool]:
+def top_of(arrays: Iterable[np.ndarray]) -> float:
+    """The largest float in the arrays of one set, from which :func:`coloured` finds their range; 0 without floats."""
+    return max((float(each.max(initial=0)) for each in arrays if each.dtype.kind == "f"), default=0.0)
+
+
+def coloured(values: np.ndarray, where: str, top: float) -> tuple[np.ndarray, bool]:
     """Images (n, H, W), (n, H, W, 1), (n, H, W, 3) or (n, 3, H, W) as (n, H, W, 3) uint8, and whether they are grey.
 
-    Floats and integers of 0 to 255 are kept, floats of 0 to 1 scaled.
+    Integers are of 0 to 255. Floats are of 0 to 255 too or, if ``top``, the largest of the set, is at most 2, of 0 to 1 with
+    some tolerance for resampling.
 
     Raises:
         DataError: another shape or type, or values outside of these ranges.
@@ -53,8 +59,8 @@ def coloured(values: np.ndarray, where: str) -> tuple[np.ndarray, bool]:
         low, high = (float(end) for end in (values.min(initial=0), values.max(initial=0)))
         if not (low >= 0 and high <= 255):  # false for nan too
             raise DataError(f"pixels out of range ({where}, {low:g} to {high:g}); give 0 to 255, or floats of 0 to 1")
-        scale = 255 if values.dtype.kind == "f" and high <= 1 else 1
-        values = np.rint(values * scale).astype(np.uint8)
+        scale = 255 if values.dtype.kind == "f" and top <= 2 else 1
+        values = np.rint(values * scale).clip(0, 255).astype(np.uint8)
     grey = values.shape[3] == 1
     return (np.repeat(values, 3, axis=3) if grey else values), grey
 

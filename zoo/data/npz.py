@@ -44,7 +44,10 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
         raise DataError(
             f"no images and labels ({shown(folder)}, {', '.join(arrays)[:60]}); name the arrays x and y, or train_images ..."
         )
-    read = {split: _read(arrays, pair, split, folder) for split, pair in pairs.items()}
+    top = _arrays.top_of(arrays[images] for images, _ in pairs.values())
+    if 1 < top <= 2:
+        notes.append(f"floats of 0 to {top:g}: 1 is white, values above it are cut off")
+    read = {split: _read(arrays, pair, folder, top) for split, pair in pairs.items()}
     if any(grey for *_, grey in read.values()):
         notes.append(_arrays.GREY_NOTE)
     classes = _arrays.numbered([targets for _, targets, _ in read.values()])
@@ -92,8 +95,8 @@ def _pair(arrays: dict[str, np.ndarray], names: tuple[tuple[str, str], ...], spl
     return None
 
 
-def _read(arrays: dict[str, np.ndarray], pair: tuple[str, str], split: str, path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
-    images, grey = _arrays.coloured(arrays[pair[0]], f"{shown(path)}, {pair[0]}")
+def _read(arrays: dict[str, np.ndarray], pair: tuple[str, str], path: Path, top: float) -> tuple[np.ndarray, np.ndarray, bool]:
+    images, grey = _arrays.coloured(arrays[pair[0]], f"{shown(path)}, {pair[0]}", top)
     targets = _arrays.labels(arrays[pair[1]], len(images), f"{shown(path)}, {pair[1]}")
     if not len(images):
         raise DataError(f"no images ({shown(path)}, {pair[0]}); fill the array or remove it")

@@ -105,7 +105,8 @@ def _read(opened: Any, side: int, name: str) -> tuple[np.ndarray, np.ndarray, bo
     """Images (n, s, s, 3) uint8, targets (n,) and whether all are grey."""
     data, targets = getattr(opened, "data", None), getattr(opened, "targets", getattr(opened, "labels", None))
     if data is not None and targets is not None and len(data) == len(targets) and np.ndim(data) >= 3:
-        images, grey = _arrays.coloured(np.asarray(data), name)
+        array = np.asarray(data)
+        images, grey = _arrays.coloured(array, name, _arrays.top_of([array]))
         return images, _arrays.labels(np.asarray(targets), len(images), name), grey
     n = len(opened)
     if n * side**2 * 3 > MAX_BYTES:
