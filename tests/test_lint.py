@@ -48,6 +48,14 @@ FINDINGS = [
     ("freeze=conv", "freeze conv with weights none: every frozen layer is random"),
     ("loss.drw_epoch=40", "drw_epoch 40 changes nothing: class_weights is none"),
     ("beta=0.9", "beta 0.9 changes nothing: class_weights none does not use it"),
+    ("steps=[30]", "steps [30] changes nothing: schedule constant does not use it"),
+    ("schedule=multistep steps=[30] step_size=10", "step_size 10 changes nothing: schedule multistep does not use it"),
+    ("sampler.exponent=3", "exponent 3 changes nothing: sampler none does not use it"),
+    ("optim=adamw momentum=0.5", "momentum 0.5 changes nothing: optim adamw does not use it"),
+    ("optim=adamw nesterov=false", "nesterov False changes nothing: optim adamw does not use it"),
+    ("distil.temperature=2", "distil.temperature 2 changes nothing: distil.teacher is empty"),
+    ("distil.weight=0.5", "distil.weight 0.5 changes nothing: distil.teacher is empty"),
+    ("patience=5 data.val=0", "patience 5 changes nothing: there are no validation images (data.val 0)"),
     ("loss=ce_then_focal loss.switch_epoch=50", "switch_epoch 50 is not reached in 50 epochs: all epochs use cross entropy"),
     ("loss=dynamic_focal loss.rescale_every=50", "rescale_every 50 is not reached in 50 epochs: the scale stays 1"),
 ]
@@ -58,9 +66,20 @@ def test_what_is_found(settings: str, line: str) -> None:
     assert line in lint.check(recipe(*settings.split()), COUNTS)
 
 
+def test_equal_classes_of_a_long_tail_are_named() -> None:
+    thinned = recipe("batch_size=512", "data.imbalance=exp:0.01", "data.per_class=50")
+    line = "per_class 50 makes all classes equal: nothing is left of imbalance exp:0.01"
+    assert lint.check(thinned, np.full(10, 50)) == [line]
+    assert lint.check(thinned, COUNTS.clip(max=100)) == []
+
+
 @pytest.mark.parametrize(
     "settings",
     [
+        "batch_size=512 patience=5 data.val=0 select_on=test",
+        "batch_size=512 patience=5 data.val=0.1",
+        "batch_size=512 schedule=plateau lr_gamma=0.5 plateau_epochs=3",
+        "batch_size=512 sampler=focal sampler.exponent=3",
         "batch_size=512 class_weights=effective beta=0.999",
         "batch_size=512 class_weights=effective beta=0.9999",  # cross entropy divides by the weights of the batch
         "batch_size=512 loss=focal class_weights=effective beta=0.9999 sampler=class_balanced",  # mean weight 1

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from zoo import recipe as recipes
 from zoo import registry, sampling
 from zoo.recipe import Recipe
-from zoo.recipe_tables import Loss, Schedule
+from zoo.recipe_tables import Schedule
 
 FEW_HELD = 250
 """Validation images below which chance decides the epoch: an accuracy of 90 % has a 95 % interval of 4 points either way."""
@@ -16,25 +17,51 @@ SMALL_SHARE = 0.4
 """Share of epochs at 1/100 of the rate or less that triggers a warning; common schedules are below."""
 
 
-def check(recipe: Recipe, counts: np.ndarray | None = None, random_frozen: Sequence[str] = (), *, held: int = 0) -> list[str]:
+USERS = {
+    "schedule.steps": ("schedule.name", ("multistep",)),
+    "schedule.step_size": ("schedule.name", ("step",)),
+    "schedule.plateau_epochs": ("schedule.name", ("plateau",)),
+    "schedule.lr_gamma": ("schedule.name", ("step", "multistep", "plateau")),
+    "sampler.exponent": ("sampler.name", ("focal",)),
+    "optim.momentum": ("optim.name", ("sgd", "muon")),
+    "optim.nesterov": ("optim.name", ("sgd", "muon")),
+    "loss.beta": ("loss.class_weights", ("effective",)),
+}
+"""Settings that only some values of another setting use."""
+
+
+def check(
+    recipe: Recipe, counts: np.ndarray | None = None, random_frozen: Sequence[str] = (), *, held: int | None = None
+) -> list[str]:
     """One line for each finding. ``counts`` (C,) are the training samples of each class; without them, checks that need them are skipped.
 
-    ``random_frozen`` are frozen tensors without loaded weights, ``held`` is the number of validation images.
+    ``random_frozen`` are frozen tensors without loaded weights, ``held`` is the number of validation images, None before the
+    data is read.
     """
-    found = [*_schedule(recipe.schedule, recipe.epochs, recipe.optim.lr), *_loss(recipe)]
+    found = [*_schedule(recipe.schedule, recipe.epochs, recipe.optim.lr), *_loss(recipe), *_unused(recipe)]
+    if held is None and not recipe.data.val and not recipe.data.own:  # only a user's data may have its own validation images
+        held = 0
+    if recipe.patience and held == 0 and recipe.select_on == "val":
+        found.append(
+            f"patience {recipe.patience} changes nothing: there are no validation images (data.val {recipe.data.val:g})"
+        )
     if random_frozen:
         found.append(
             f"freeze {recipe.freeze} keeps {len(random_frozen)} tensors at random values ({random_frozen[0]}, ...): no weights were loaded for them"
         )
     elif recipe.freeze != "none" and recipe.weights == "none":
         found.append(f"freeze {recipe.freeze} with weights none: every frozen layer is random")
-    if 0 < held < FEW_HELD and recipe.epochs > 1 and recipe.select_on == "val":
+    if held and held < FEW_HELD and recipe.epochs > 1 and recipe.select_on == "val":
         points = 100 * 1.96 * (0.9 * 0.1 / held) ** 0.5
         found.append(
             f"{held} validation images select the epoch: an accuracy of 90 % on them is uncertain by {points:.1f} points; data.val=0 keeps the last epoch"
         )
     if counts is not None:
         found += [*_weights(recipe, counts), *_batches(recipe, counts)]
+        if recipe.data.per_class and recipe.data.imbalance != "none" and counts.min() == counts.max():
+            found.append(
+                f"per_class {recipe.data.per_class} makes all classes equal: nothing is left of imbalance {recipe.data.imbalance}"
+            )
     return found
 
 
@@ -72,14 +99,30 @@ def _schedule(schedule: Schedule, epochs: int, lr: float) -> Iterator[str]:
 
 def _loss(recipe: Recipe) -> Iterator[str]:
     loss = recipe.loss
-    if loss.class_weights != "effective" and loss.beta != Loss().beta:
-        yield f"beta {loss.beta:g} changes nothing: class_weights {loss.class_weights} does not use it"
     if loss.drw_epoch and loss.class_weights == "none":
         yield f"drw_epoch {loss.drw_epoch} changes nothing: class_weights is none"
     if loss.name == "ce_then_focal" and (switch := loss.options["switch_epoch"]) >= recipe.epochs:
         yield f"switch_epoch {switch} is not reached in {recipe.epochs} epochs: all epochs use cross entropy"
     if loss.name == "dynamic_focal" and (every := loss.options["rescale_every"]) >= recipe.epochs:
         yield f"rescale_every {every} is not reached in {recipe.epochs} epochs: the scale stays 1"
+
+
+def _unused(recipe: Recipe) -> Iterator[str]:
+    """Settings without effect, except those at their default or as the model sets them."""
+    values = recipes.settings(recipe)
+    suited = registry.table("models").get(recipe.model, {}).get("recipe", {})
+    changed = {key: value for key, value in values.items() if value not in (recipes.options()[key].default, suited.get(key))}
+    for key, (other, users) in USERS.items():
+        if key in changed and values[other] not in users:
+            name = other.removesuffix(".name").removeprefix("loss.")
+            yield f"{key.partition('.')[2]} {_shown(changed[key])} changes nothing: {name} {values[other]} does not use it"
+    for key in ("distil.weight", "distil.temperature"):
+        if key in changed and not recipe.distil.teacher:
+            yield f"{key} {_shown(changed[key])} changes nothing: distil.teacher is empty"
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _weights(recipe: Recipe, counts: np.ndarray) -> Iterator[str]:
