@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo import sampling
-from zoo.data import _augment, _trivial
+from zoo.data import _augment, _ops, _trivial
 from zoo.errors import UsageError
 
 MEAN, STD = (0.49, 0.48, 0.44), (0.25, 0.24, 0.26)
@@ -177,7 +177,7 @@ def test_size_cuts_what_the_ops_left_larger(images: Tensor, draws: Tensor) -> No
 )  # fmt: skip
 def test_a_wrong_op_is_reported_before_training(op: str) -> None:
     with pytest.raises(UsageError, match="no augmentation") as caught:
-        _augment.check(["flip", op])
+        _ops.check(["flip", op])
     assert len(str(caught.value)) <= 200
 
 
@@ -195,7 +195,7 @@ def test_an_op_that_does_not_fit_is_reported(images: Tensor, draws: Tensor, op: 
 
 
 def test_known_ops_pass_the_check() -> None:
-    _augment.check(OPS)
+    _ops.check(OPS)
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.2, 0.0), (0.0, 1.0), (0.4, 1.0), (0.0, 0.0)])

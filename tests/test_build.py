@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from data_cases import tree
 from tests_support import resolve
 
 from zoo import recipe, sampling, training
 from zoo import run as engine
+from zoo.__main__ import run as zoo
 from zoo.data._read import read
-from zoo.errors import UsageError
-from zoo.training import build, losses
+from zoo.errors import DataError, UsageError
+from zoo.spec import DataSet, Split
+from zoo.training import build, checks, lint, losses
 from zoo.training.processes import Team
 
 COUNTS = np.array([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])
@@ -124,3 +128,63 @@ def test_a_builder_with_an_image_size_is_given_the_size(tmp_path: Path) -> None:
 def test_batches_without_gradients_are_limited_in_pixels(side: int, batch: int) -> None:
     data = read("synthetic", "", size=32, val=0.1, seed=0)
     assert build.eval_batches(data.test, data, torch.device("cpu"), side, "fp32").batch_size == batch
+
+
+DRY = [
+    (["--data", "/no/such"], 3, "no data folder (/no/such)"),
+    (["--data", "gone.csv"], 3, "no data file ("),
+    (["--data", "gone.npz"], 3, "no data file ("),
+    (["--data", "cifra10"], 2, "no data set 'cifra10' (did you mean cifar10"),
+    (["data.augment=['cropp']"], 2, "no augmentation 'cropp'"),
+    (["distil.teacher=['nope']"], 2, "no run 'nope'"),
+    (["schedule.name=plateau", "data.val=0"], 2, "schedule = plateau needs validation images"),
+    (["data.size=1"], 2, "does not take images of 1 pixels"),
+    (["--weights", "nope.pth"], 4, "no weights file ("),
+    (["unfreeze=['2:none']"], 2, "unfreeze 2:none"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "says"), DRY, ids=[says for *_, says in DRY])
+def test_a_dry_run_refuses_what_training_refuses(
+    words: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert zoo(["train", "cnn_small", "data=synthetic", *words, "--dry-run"]) == code
+    assert says in capsys.readouterr().err
+
+
+def test_a_dry_run_counts_the_images_of_folders_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree(tmp_path / "pets", n=10)
+    lines = [f"pets/train/{name}/{number}.png,{name}" for name in ("cat", "dog") for number in range(10)]
+    (tmp_path / "l.csv").write_text("path,label\n" + "\n".join(lines))
+    for source, counts in (("pets", "18 train (9, 9)"), ("l.csv", "14 train (7, 7)")):
+        assert zoo(["train", "cnn_small", "--data", str(tmp_path / source), "--dry-run"]) == 0
+        assert f"data     {source} · {counts}" in capsys.readouterr().err
+    made = recipe.resolve("cnn_small", {"data": "list", "data.dir": str(tmp_path / "l.csv")})
+    real = build.dataset(made, 28).train.targets
+    assert lint.expected_counts(made).tolist() == np.bincount(real).tolist()
+
+
+def _images(**changed: Any) -> DataSet:
+    whole = {"images": np.zeros((6, 32, 32, 3), np.uint8), "targets": np.arange(6) % 2, "files": [str(i) for i in range(6)]}
+    train, test = Split(**(whole | changed)), Split(**whole)
+    empty = Split(whole["images"][:0], whole["targets"][:0], [])
+    return DataSet("own", ("a", "b"), train, empty, test, (0.5,) * 3, (0.5,) * 3, "0")
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"images": np.zeros((6, 32, 32, 3), np.float32)}, r"images are not uint8 \(own, train, float32\)"),
+        ({"images": [[0]] * 6}, r"images are not uint8 \(own, train, list\)"),
+        ({"images": np.zeros((6, 3, 32, 32), np.uint8)}, r"not square and in colour \(own, train, shape \(6, 3, 32, 32\)\)"),
+        ({"images": np.zeros((6, 32, 32), np.uint8)}, "not square and in colour"),
+        ({"images": np.zeros((7, 32, 32, 3), np.uint8)}, r"lengths differ \(own, train, 7 images, 6 labels, 6 files\)"),
+        ({"targets": [0, 1, 0, 1, 0, 1]}, r"labels are not whole numbers \(own, train, list\)"),
+        ({"targets": np.zeros(6)}, r"labels are not whole numbers \(own, train, float64\)"),
+        ({"targets": np.arange(6)}, r"label out of range \(2, label 2, 2 classes\)"),
+    ],
+)
+def test_own_data_of_a_wrong_form_is_refused(changed: dict[str, Any], says: str, tmp_path: Path) -> None:
+    checks.check_data(_images())
+    with pytest.raises(DataError, match=says):
+        training.train(recipe.resolve("cnn_small", {"device": "cpu"}), out=tmp_path / "run", data=_images(**changed))

@@ -131,3 +131,12 @@ def test_a_run_with_relative_paths_resumes_from_another_folder(
     monkeypatch.chdir(teachers[0].parent)
     assert recipes.differences(resumed, recipes.located(recipe)) == []
     training.train(small("weights=t1", "distil.teacher=t0", "epochs=3"), out=tmp_path / "run", resume=True)
+
+
+def test_an_unfinished_teacher_is_named(teachers: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = shutil.copytree(teachers[0], tmp_path / "t0")
+    (stopped / "result.json").unlink()
+    for teacher, says in ((teachers[0], False), (stopped, True)):
+        mine = learning([teacher])
+        build.session(mine, Path("unused"), build.place(mine, Team()), Team())
+        assert ("warning  teacher t0 is not finished: its weights are the best so far" in capsys.readouterr().err) == says

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from zoo import recipe, report, run_folders, sweep, training
-from zoo.errors import BusyError, DivergedError, UsageError
+from zoo.errors import BusyError, DivergedError, UsageError, ZooError
 from zoo.recipe import Recipe
 from zoo.training.signals import Interrupted
 
@@ -232,3 +232,21 @@ def test_what_cannot_be_swept(trainer: Trainer, tmp_path: Path) -> None:
 
 def test_every_recipe_key_can_vary() -> None:
     assert {type(value) for value in recipe.settings(recipe.Recipe()).values()} <= {str, int, float, bool, list}
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["loss.name=cross_entropy,nope"], "no loss 'nope'"),
+        (['data.augment=["crop"],["cropp"]'], "no augmentation 'cropp'"),
+        (["weights=none,nope.pth"], "no weights file"),
+        (["schedule.name=cosine,plateau", "select_on=val", "data.val=0.1,0"], "plateau needs validation images"),
+    ],
+)
+def test_every_point_is_checked_before_the_first_is_trained(
+    settings: list[str], says: str, trainer: Trainer, tmp_path: Path
+) -> None:
+    with pytest.raises(ZooError, match=says):
+        search(tmp_path / "s", *settings)
+    assert trainer.calls == []
+    assert not (tmp_path / "s").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 import re
 import socket
@@ -27,6 +28,7 @@ from zoo.errors import BusyError, DivergedError, UsageError
 from zoo.files import as_disk_error
 from zoo.recipe import Recipe, settings
 from zoo.report import Point
+from zoo.training import checks
 from zoo.training.signals import Interrupted
 
 if TYPE_CHECKING:
@@ -135,9 +137,7 @@ def search(
     if base.select_on == "val" and not base.data.val:
         raise UsageError("a sweep selects on validation images, but data.val is 0; set a share, e.g. data.val=0.1")
     grid = all(axis.kind == "list" for axis in axes)
-    for axis in axes:
-        for value in axis.values or (axis.low, axis.high):
-            recipes.resolve(what, {**fixed, axis.key: int(value) if axis.whole else value})
+    _check(what, axes, fixed)
     with as_disk_error(out):
         out.mkdir(parents=True, exist_ok=True)
     study = _study(out, storage)
@@ -171,6 +171,21 @@ def search(
         raise DivergedError(f"every setting diverged ({len(points)}, {out}); lower the learning rate")
     report.sweep(out, points, select_on=base.select_on, what=what or base.model)
     return points
+
+
+def _check(what: str | None, axes: Sequence[Axis], fixed: Mapping[str, Any]) -> None:
+    """Check every point of the grid, of a range its ends, before the first is trained; errors as in training."""
+    ends = [axis.values or [int(end) if axis.whole else end for end in (axis.low, axis.high)] for axis in axes]
+    if (n := math.prod(map(len, ends))) > MOST:
+        raise UsageError(f"the grid has {n:,} settings, over {MOST:,}; give shorter lists, or ranges with --trials")
+    known = set()
+    for values in itertools.product(*ends):
+        point = recipes.resolve(what, {**fixed, **dict(zip((axis.key for axis in axes), values))})
+        checks.check_settings(point)
+        named = repr((point.model, point.weights, point.freeze, point.unfreeze, point.epochs, point.distil, point.data))
+        if named not in known:
+            checks.check_names(point)
+            known.add(named)
 
 
 def _same(out: Path, base: Recipe, axes: Sequence[Axis], seeds: int, study: Study) -> None:
@@ -269,8 +284,6 @@ def _alive(holder: str) -> bool:
 def _enqueue(study: Study, axes: Sequence[Axis]) -> int:
     """Enqueue every point of the grid that is not in the study yet; returns the number of points."""
     points = list(itertools.product(*([json.dumps(value) for value in axis.values] for axis in axes)))
-    if len(points) > MOST:
-        raise UsageError(f"the grid has {len(points):,} settings, over {MOST:,}; give shorter lists, or ranges with --trials")
     known = [_settings(trial) for trial in study.get_trials(deepcopy=False)]
     for point in points:
         settings = {axis.key: value for axis, value in zip(axes, point)}

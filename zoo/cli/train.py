@@ -62,9 +62,8 @@ def command(
     """
     from zoo import recipe as recipes
     from zoo import run_folders, tables
-    from zoo.console import first_ten, leading, print_line, print_lines
+    from zoo.console import leading
     from zoo.files import exists
-    from zoo.training import lint
 
     what = run_folders.named(what)
     if what and "=" in what and not exists(what):  # runs of a sweep have = in their names
@@ -76,16 +75,7 @@ def command(
         what = str(run_folders.stored_recipe(out))
     recipe = recipes.resolve(what, overrides)
     if dry_run:
-        recipes.check(recipe)
-        counts = lint.expected_counts(recipe)
-        if counts is not None:
-            print_line(f"data     {recipe.data.label} · {counts.sum():,} train ({first_ten(counts.tolist())})")
-        for finding in lint.check(recipe, counts):
-            print_line(f"warning  {finding}")
-        if recipe.freeze != "none":
-            from zoo.training import build
-
-            print_lines(build.freeze_lines(recipe))
+        _check(recipe)
         click.echo(recipes.dump(recipe), nl=False)
         return
     headline()
@@ -100,6 +90,21 @@ def command(
     more = "  profile.png" * profile
     echo_line(f"pictures  {folder}/curves.png  confusion.png  per_class.png{more}   report  {folder}/report.html")
     echo_line("next      zoo export --onnx     zoo bench")
+
+
+def _check(recipe: Any) -> None:
+    """Check all that is known before training; print the images per class where they are known, and warnings."""
+    from zoo.console import first_ten, print_line, print_lines
+    from zoo.training import checks, lint
+
+    checks.check_settings(recipe)
+    frozen = checks.check_names(recipe)
+    counts = lint.expected_counts(recipe)
+    if counts is not None:
+        print_line(f"data     {recipe.data.label} · {counts.sum():,} train ({first_ten(counts.tolist())})")
+    for finding in lint.check(recipe, counts):
+        print_line(f"warning  {finding}")
+    print_lines(frozen)
 
 
 def _overrides(settings: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:

@@ -16,27 +16,18 @@ Every op reads its own columns of a sample's uniform draws, so adding an op does
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from zoo.data._ops import parse, transform_of
 from zoo.data._trivial import trivial
-from zoo.errors import UsageError, did_you_mean
+from zoo.errors import UsageError
 
 DRAWS = 17
 """Columns of draws per sample."""
 _COLUMN = {"crop": 0, "rcrop": 0, "flip": 2, "cutout": 3, "mix": 5, "colour": 9, "v2": 12, "trivial": 14}
-_NUMBER = {"crop": 4, "rcrop": 0, "flip": 0, "colour": 40, "cutout": 8, "trivial": 0}
-"""Ops with the default of their number, 0 for none."""
-
-
-def check(ops: Sequence[str]) -> None:
-    """UsageError for an unknown or malformed op; called before training starts."""
-    for text in ops:
-        _parse(text)
 
 
 def normalise(
@@ -63,7 +54,7 @@ def augment(
     Raises:
         UsageError: an op that is unknown, malformed, or does not fit the images.
     """
-    parsed = [_parse(text) for text in ops]
+    parsed = [parse(text) for text in ops]
     where = _Where(images)
     for name, argument in parsed:
         if name in _MOVES:
@@ -82,17 +73,6 @@ def augment(
         if name == "cutout":
             inputs = _cutout(inputs, draws, int(argument))
     return inputs
-
-
-def _parse(text: str) -> tuple[str, str]:
-    name, colon, argument = text.partition(":")
-    if name == "v2" and argument:
-        _transform(argument)
-        return name, argument
-    if name not in _NUMBER or (colon and not (argument.isdecimal() and int(argument) > 0)):
-        known = [*_NUMBER, "v2:NAME"]
-        raise UsageError(f"no augmentation {text[:40]!r}{did_you_mean(name, known)}; use {', '.join(known)}, or crop:4")
-    return name, argument or str(_NUMBER[name])
 
 
 def _scale(values: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
@@ -191,7 +171,7 @@ def _cutout(inputs: Tensor, draws: Tensor, side: int) -> Tensor:
 
 
 def _torchvision(images: Tensor, draws: Tensor, text: str) -> Tensor:
-    transform, at = _transform(text), _COLUMN["v2"]
+    transform, at = transform_of(text), _COLUMN["v2"]
     seeds = (draws[:, at : at + 2].double() * 2**24).long().tolist()
     devices = [images.device] if images.device.type == "cuda" else []
     changed = []
@@ -203,24 +183,6 @@ def _torchvision(images: Tensor, draws: Tensor, text: str) -> Tensor:
     if len(sides) != 1 or changed[0].dtype != torch.uint8 or changed[0].shape[1] != changed[0].shape[2]:
         raise UsageError(f"augmentation v2:{text[:40]} must return square uint8 images of one size; use another transform")
     return torch.stack(changed).permute(0, 2, 3, 1).contiguous()
-
-
-@cache
-def _transform(text: str) -> Callable[[Tensor], Tensor]:
-    """``RandomRotation(degrees=15)`` as a transform; only names and literal keywords, no code is evaluated."""
-    from torchvision.transforms import v2
-
-    try:
-        node = ast.parse(text, mode="eval").body
-        call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-        if not isinstance(call.func, ast.Name) or call.args:
-            raise ValueError("write NAME or NAME(key=value)")
-        kind = getattr(v2, call.func.id, None)
-        if not (isinstance(kind, type) and issubclass(kind, v2.Transform)):
-            raise ValueError("torchvision.transforms.v2 has no such transform")
-        return kind(**{str(word.arg): ast.literal_eval(word.value) for word in call.keywords})
-    except (SyntaxError, TypeError, ValueError) as error:
-        raise UsageError(f"no augmentation 'v2:{text[:40]}' ({str(error)[:80]}); e.g. v2:RandomRotation(degrees=15)") from error
 
 
 def mix(

@@ -31,12 +31,10 @@ def build(folder: Path | None, *, size: int, val: float, seed: int, layout: str 
     Raises:
         DataError: missing, damaged, ambiguous, or with a class in test that is missing in training.
     """
-    if folder is None:
-        raise UsageError("no folder given; pass the folder of class folders with --data FOLDER")
-    _folders.check_folder(folder)
+    listings, classes, notes = listed(folder, layout)
+    assert folder is not None
     name = shown(folder.absolute().name)
     side = _folders.stored_side(size)
-    listings, classes, notes = _listings(folder, layout)
     parts = {split: _cache.load(listing, side, f"{name}-{split}") for split, listing in listings.items()}
     held = parts.get("val", val)
     return _parts.assemble(
@@ -44,7 +42,11 @@ def build(folder: Path | None, *, size: int, val: float, seed: int, layout: str 
     )  # fmt: skip
 
 
-def _listings(folder: Path, layout: str) -> tuple[dict[str, _folders.Listing], list[str], list[str]]:
+def listed(folder: Path | None, layout: str) -> tuple[dict[str, _folders.Listing], list[str], list[str]]:
+    """The image files of each split, the classes, and notes; errors as :func:`build`, which reads the images."""
+    if folder is None:
+        raise UsageError("no folder given; pass the folder of class folders with --data FOLDER")
+    _folders.check_folder(folder)
     folder, notes = _inner(folder)
     found = _splits(folder, layout)
     if not found:

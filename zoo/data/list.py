@@ -46,6 +46,17 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
     Raises:
         DataError: missing, damaged, without these columns, or an image listed twice. UsageError: Parquet without pyarrow.
     """
+    listings, classes, notes = listed(folder)
+    assert folder is not None
+    side, name = _folders.stored_side(size), shown(folder.name)
+    parts = {split: _cache.load(listing, side, f"{name}-{split}") for split, listing in listings.items()}
+    return _parts.assemble(
+        name, classes, parts["train"], parts["test"], mean=MEAN, std=STD, val=parts.get("val", val), seed=seed, notes=notes
+    )  # fmt: skip
+
+
+def listed(folder: Path | None) -> tuple[dict[str, Listing], list[str], list[str]]:
+    """The image files of each split, the classes, and notes; errors as :func:`build`, which reads the images."""
     if folder is None:
         raise UsageError("no list given; pass it with --data FILE.csv")
     if not folder.is_file():
@@ -58,11 +69,7 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
     number = {name: at for at, name in enumerate(classes)}
     whole = _listing(folder.absolute().parent, paths, np.array([number[name] for name in names], np.int64))
     listings, notes = _split(whole, splits, folder)
-    side, name = _folders.stored_side(size), shown(folder.name)
-    parts = {split: _cache.load(listing, side, f"{name}-{split}") for split, listing in listings.items()}
-    return _parts.assemble(
-        name, classes, parts["train"], parts["test"], mean=MEAN, std=STD, val=parts.get("val", val), seed=seed, notes=notes
-    )  # fmt: skip
+    return listings, classes, notes
 
 
 def _csv(path: Path) -> list[dict[str, Any]]:

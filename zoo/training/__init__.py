@@ -9,6 +9,7 @@ freezing     selection by role, the plan of unfreezing, the table, the digest ch
 features     features of frozen layers, computed once; feature_cache stores them, feature_runtimes computes them faster
 losses       the loss of a recipe, or one given in Python;  distil  finished runs as teachers;  model_specs  a model's spec by name and image size
 optim        parameter groups, optimizers, learning rate of a step, moving average
+checks       what can be checked before the first step
 checkpoint   the files of a run: states, rows;  processes, profile, signals, describe, lint
 """
 

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from zoo import console, machine, registry, sampling, weights
-from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _augment
 from zoo.data._read import read
 from zoo.errors import DataError, DiskError, UsageError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec, Split
-from zoo.training import depthwise, distil, freezing, lint, losses, optim, qat
+from zoo.training import checks, depthwise, distil, freezing, lint, losses, optim, qat
 from zoo.training.batches import Batches
 from zoo.training.loop import DTYPES, Step
 from zoo.training.model_specs import sized_spec
@@ -102,8 +101,7 @@ def session(
         UsageError, FileError: settings or weights that do not fit, before the data is read.
         DataError: data that cannot be used for training.
     """
-    recipes.check(recipe)
-    _augment.check(recipe.data.augment)
+    checks.check_settings(recipe, given=data is not None)
     spec = sized_spec(recipe.model, recipe.data.size, folder if resume else None)
     classes = len(data.classes) if data else registry.entry("data", recipe.data.name)["classes"]
     start = _model(recipe, spec, classes or spec.classes)
@@ -219,10 +217,7 @@ def dataset(recipe: Recipe, size: int) -> DataSet:
 
 def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarray]:
     """Positions (n,) of the training images in the training split, and images per class (C,)."""
-    for part in (data.train, data.val, data.test):
-        if len(wrong := np.flatnonzero((part.targets < 0) | (part.targets >= len(data.classes)))):
-            file, label = part.files[wrong[0]], part.targets[wrong[0]]
-            raise DataError(f"label out of range ({file}, label {label}, {len(data.classes)} classes); correct the data set")
+    checks.check_data(data)
     index = sampling.long_tail(data.train.targets, recipe.data.imbalance, recipe.seed)
     index = index[sampling.per_class(data.train.targets[index], recipe.data.per_class, recipe.seed)]
     counts = sampling.class_counts(data.train.targets[index], len(data.classes))
@@ -317,7 +312,7 @@ def _rates(recipe: Recipe, steps: int, *, watched: bool) -> tuple[Callable[[int]
     if recipe.schedule.name != "plateau":
         return fixed, None
     if not watched:
-        raise UsageError("schedule = plateau needs validation images (data.val = 0); set data.val=0.1")
+        raise checks.no_validation()
     plateau = optim.Plateau(recipe.schedule.lr_gamma, recipe.schedule.plateau_epochs)
     return lambda step: fixed(step) * plateau.factor, plateau
 
@@ -371,12 +366,6 @@ def _teachers(recipe: Recipe, data: DataSet, size: int, place: Place) -> distil.
 
 
 def _mix(recipe: Recipe, classes: int, device: torch.device) -> Callable[[Tensor, Tensor, np.ndarray], tuple[Tensor, Tensor]]:
-    if not registry.find("losses", recipe.loss.name).soft:
-        soft = ", ".join(name for name, fields in registry.table("losses").items() if fields.get("soft"))
-        raise UsageError(
-            f"mixup and cutmix need soft targets, which loss {recipe.loss.name!r} does not support; losses that do: {soft}"
-        )
-
     def mix(inputs: Tensor, targets: Tensor, draws: np.ndarray) -> tuple[Tensor, Tensor]:
         uniform = torch.from_numpy(draws).to(device)
         return _augment.mix(inputs, targets, classes, uniform, mixup=recipe.mixup, cutmix=recipe.cutmix)

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from zoo import recipe as recipes
 from zoo import run_folders, tensor_files
 from zoo.console import print_line
-from zoo.errors import FileError, UsageError
+from zoo.errors import UsageError
 from zoo.files import as_utf8
 from zoo.spec import DataSet
+from zoo.training import checks
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,8 @@ def read(
     """
     found = []
     for name in names:
-        folder = run_folders.find(name)
+        folder = checks.teacher(name)
         path = folder / "weights.safetensors"
-        if not path.is_file():
-            raise FileError(f"teacher has no weights ({folder}); finish its training, or choose another run")
         tensors, header = tensor_files.load_weights(path)
         if tuple(map(as_utf8, header.classes)) != tuple(map(as_utf8, data.classes)):
             raise UsageError(
@@ -97,6 +96,10 @@ def read(
         model = model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
         found.append(Teacher(model, factor.to(device), shift.to(device), digest))
         print_line(f"teacher  {header.model} · {folder}")
+        if not run_folders.is_finished(folder):
+            print_line(
+                f"warning  teacher {folder.name} is not finished: its weights are the best so far, of epoch {header.epoch}"
+            )
     return found
 
 

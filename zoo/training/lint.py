@@ -8,6 +8,7 @@ import numpy as np
 
 from zoo import recipe as recipes
 from zoo import registry, sampling
+from zoo.files import expanded
 from zoo.recipe import Recipe
 from zoo.recipe_tables import Schedule
 
@@ -66,13 +67,25 @@ def check(
 
 
 def expected_counts(recipe: Recipe) -> np.ndarray | None:
-    """Training samples of each class (C,) without reading the data; None if they are known only after reading the data."""
+    """Training samples of each class (C,) without reading images; None if they are known only after reading the data.
+
+    Raises:
+        UsageError, DataError: a folder or list that is missing, damaged or ambiguous.
+    """
     entry = registry.table("data").get(recipe.data.name, {})
-    if not entry.get("balanced"):
+    val = recipe.data.val
+    if recipe.data.name in ("folder", "list"):  # names of files tell their classes
+        options = {"layout": recipe.data.layout} if recipe.data.name == "folder" else {}
+        place = expanded(recipe.data.dir) if recipe.data.dir else None
+        listings, names, _ = registry.imported("data", entry).listed(place, **options)
+        targets, classes = listings["train"].targets, len(names)
+        val = 0.0 if "val" in listings else val
+    elif entry.get("balanced"):
+        classes, (n, _) = entry["classes"], entry["counts"]
+        targets = np.repeat(np.arange(classes), n // classes)
+    else:
         return None
-    classes, (n, _) = entry["classes"], entry["counts"]
-    targets = np.repeat(np.arange(classes), n // classes)
-    targets = targets[sampling.carve(targets, recipe.data.val, recipe.seed)[0]]
+    targets = targets[sampling.carve(targets, val, recipe.seed)[0]]
     index = sampling.long_tail(targets, recipe.data.imbalance, recipe.seed)
     index = index[sampling.per_class(targets[index], recipe.data.per_class, recipe.seed)]
     counts = sampling.class_counts(targets[index], classes)

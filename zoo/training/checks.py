@@ -1,0 +1,99 @@
+"""What can be checked before the first step: the settings of a recipe, the files and names in it, data that is passed as an object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from zoo import hub, model_files, registry, run_folders
+from zoo import recipe as recipes
+from zoo.data import _folders, _ops
+from zoo.errors import DataError, FileError, UsageError
+from zoo.files import exists, expanded
+from zoo.recipe import Recipe
+from zoo.spec import DataSet
+
+
+def check_settings(recipe: Recipe, *, given: bool = False) -> None:
+    """UsageError unless the settings are consistent; ``given``: the data is an object, so that its settings do not count."""
+    recipes.check(recipe)
+    _ops.check(recipe.data.augment)
+    if (recipe.mixup or recipe.cutmix) and not registry.find("losses", recipe.loss.name).soft:
+        soft = ", ".join(name for name, fields in registry.table("losses").items() if fields.get("soft"))
+        raise UsageError(
+            f"mixup and cutmix need soft targets, which loss {recipe.loss.name!r} does not support; losses that do: {soft}"
+        )
+    if not given:
+        known = registry.entry("data", recipe.data.name)["classes"]  # a user's data may have its own validation images
+        if recipe.schedule.name == "plateau" and recipe.select_on == "val" and not recipe.data.val and known:
+            raise no_validation()
+
+
+def no_validation() -> UsageError:
+    """The error of a schedule that follows the validation accuracy where there is none."""
+    return UsageError("schedule = plateau needs validation images (data.val = 0); set data.val=0.1")
+
+
+def check_names(recipe: Recipe) -> Sequence[str]:
+    """Check what a recipe names without reading it: model, frozen layers, weights, teachers, data; the table of frozen layers.
+
+    Raises:
+        UsageError, FileError, DataError: as in training.
+    """
+    frozen: Sequence[str] = ()
+    if recipe.freeze != "none" or recipe.unfreeze:
+        from zoo.training import build
+
+        frozen = build.freeze_lines(recipe)
+    elif recipe.data.size or model_files.is_file(recipe.model) or recipe.model.startswith("timm/"):
+        from zoo.training import model_specs
+
+        model_specs.sized_spec(recipe.model, recipe.data.size)
+    published = registry.table("models").get(recipe.model, {}).get("weights", ())
+    # a model of timm knows the names of its weights only once it is imported
+    if not (
+        recipe.weights in ("none", "default", *published) or hub.is_hub(recipe.weights) or recipe.model.startswith("timm/")
+    ):
+        path = expanded(recipe.weights)
+        known = ("a file", "a run folder", *(("default", *published) if published else ()))
+        if not exists(path):
+            raise FileError(f"no weights file ({path.absolute()}); name {', '.join(known)}")
+    for name in recipe.distil.teacher:
+        teacher(name)
+    if recipe.data.dir and recipe.data.name not in ("list", "npz"):
+        _folders.check_folder(expanded(recipe.data.dir))
+    elif recipe.data.dir and not expanded(recipe.data.dir).is_file():
+        raise DataError(f"no data file ({expanded(recipe.data.dir).absolute()}); check --data")
+    return frozen
+
+
+def teacher(name: str) -> Path:
+    """The folder of a run to learn from; FileError if it has no weights yet."""
+    folder = run_folders.find(name)
+    if not (folder / "weights.safetensors").is_file():
+        raise FileError(f"teacher has no weights ({folder}); finish its training, or choose another run")
+    return folder
+
+
+def check_data(data: DataSet) -> None:
+    """DataError unless images and labels of every split have the right types, shapes and ranges."""
+    for name in ("train", "val", "test"):
+        part = getattr(data, name)
+        if name == "val" and not (len(part.images) or len(part.targets)):
+            continue
+        shape, kind = tuple(np.shape(part.images)), getattr(part.images, "dtype", type(part.images).__name__)
+        if kind != np.uint8:
+            raise DataError(f"images are not uint8 ({data.name}, {name}, {kind}); give whole numbers from 0 to 255")
+        if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
+            raise DataError(f"images are not square and in colour ({data.name}, {name}, shape {shape}); give (n, s, s, 3)")
+        if not isinstance(part.targets, np.ndarray) or part.targets.ndim != 1 or part.targets.dtype.kind not in "iu":
+            found = getattr(part.targets, "dtype", type(part.targets).__name__)
+            raise DataError(f"labels are not whole numbers ({data.name}, {name}, {found}); give an array (n,) of int64")
+        if not len(part.targets) == len(part.files) == shape[0]:
+            n = f"{shape[0]} images, {len(part.targets)} labels, {len(part.files)} files"
+            raise DataError(f"lengths differ ({data.name}, {name}, {n}); give one label and one name for each image")
+        if len(wrong := np.flatnonzero((part.targets < 0) | (part.targets >= len(data.classes)))):
+            file, label = part.files[wrong[0]], part.targets[wrong[0]]
+            raise DataError(f"label out of range ({file}, label {label}, {len(data.classes)} classes); correct the data set")
