@@ -44,6 +44,8 @@ def test_10_a_held_folder_names_its_holder_and_a_dead_one_is_taken_over(
         run_folders.check_free(tmp_path)
     assert zoo(["train", "demo", "--out", str(tmp_path)]) == 7
     assert f"pid {child.pid}" in capsys.readouterr().err
+    assert zoo(["train", "--resume", "--out", str(tmp_path)]) == 7, "the other process has not written its recipe yet"
+    assert f"pid {child.pid}" in capsys.readouterr().err
     child.kill()
     child.wait()
     with run_folders.locked(tmp_path):

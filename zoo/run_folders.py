@@ -206,9 +206,10 @@ def _check(folder: Path, *, resume: bool, force: bool) -> None:
 
 
 def stored_recipe(folder: Path) -> Path:
-    """The recipe of the run in a folder; FileError, with the state of the folder, if there is none."""
+    """The recipe of the run in a folder; FileError, with the state of the folder, if there is none, BusyError if one is starting."""
     path = folder / "recipe.toml"
     if not path.is_file():
+        check_free(folder)
         what = "its training was stopped before the first step" if (folder / LOCK).exists() else "not a run folder"
         raise FileError(
             f"no run to resume ({folder.absolute()}, {what}); start it again: zoo train RECIPE --force --out {folder}"
