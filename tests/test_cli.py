@@ -18,9 +18,11 @@ import click
 import pytest
 from conftest import zoo_command
 
+from zoo import run as engine
 from zoo import tables
 from zoo.__main__ import _outcome, run
 from zoo.cli import cli, commands
+from zoo.cli._shared import moved
 
 COMMANDS = sorted(commands())
 ROOT = Path(__file__).resolve().parent.parent
@@ -197,6 +199,23 @@ def test_a_table_to_a_closed_pipe_raises_its_error(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "stdout", Closed())
     with pytest.raises(BrokenPipeError):
         tables.out().print("a line")
+
+
+@pytest.mark.parametrize("command", ["eval", "export", "verify"])
+def test_the_data_of_a_run_may_have_moved(command: str, small_run: Path, tmp_path: Path) -> None:
+    assert "--data-dir" in [option for each in commands()[command].params for option in each.opts]
+    loaded = engine.load(small_run)
+    assert moved(loaded, None) is loaded
+    there = moved(loaded, tmp_path)
+    assert (there.recipe.data.dir, there.recipe.data.name) == (str(tmp_path), "synthetic")
+
+
+def test_eval_reads_the_folder_that_is_given(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(engine.Run, "dataset", lambda self: read.append(self.recipe.data.dir) or 1 / 0)
+    run(["eval", str(small_run), "--data-dir", str(tmp_path)])
+    run(["export", str(small_run), "--onnx", "--out", str(tmp_path / "m.onnx"), "--data-dir", str(tmp_path)])
+    assert read == [str(tmp_path)] * 2
 
 
 def test_a_file_over_the_limit_of_the_shell_is_a_disk_error() -> None:

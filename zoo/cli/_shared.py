@@ -122,6 +122,21 @@ def _keep_threads(_: click.Context, __: click.Parameter, value: int | None) -> N
 threads = click.option("--threads", type=click.IntRange(1, 4096), expose_value=False, callback=_keep_threads,
                        help="CPU threads (default: OMP_NUM_THREADS, SLURM_CPUS_PER_TASK or all cores).")  # fmt: skip
 
+data_dir = click.option("--data-dir", type=UserPath(), help="Folder of the data set (default: the run's).")
+
+
+def moved(run: Any, data_dir: Path | None) -> Any:
+    """The run with its data in another folder, if one is given."""
+    if data_dir is None:
+        return run
+    from dataclasses import replace
+
+    from msgspec import structs
+
+    data = structs.replace(run.recipe.data, dir=str(data_dir))
+    return replace(run, recipe=structs.replace(run.recipe, data=data))
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 

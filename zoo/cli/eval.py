@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from zoo.cli._shared import RUN, UserPath, as_json, threads
+from zoo.cli._shared import RUN, UserPath, as_json, data_dir, moved, threads
 
 
 @click.command("eval")
@@ -23,13 +23,17 @@ from zoo.cli._shared import RUN, UserPath, as_json, threads
 )
 @click.option("--skip-bad", is_flag=True, help="Skip images that cannot be read; the result reports their number.")
 @click.option("--calibrate", is_flag=True, help="Fit a temperature on the validation images, used by predict and export.")
+@data_dir
 @threads
 @click.option(
     "--views", type=click.Choice(["none", "flip", "crops"]), default="none", show_default=True,
     help="Average over each image and its mirror image (flip), or over five crops and their mirror images (crops).",
 )  # fmt: skip
 @as_json
-def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calibrate: bool, views: str, as_json: bool) -> None:
+def command(
+    run: str | None, split: str, out: Path | None, skip_bad: bool, calibrate: bool, data_dir: Path | None, views: str,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Evaluate a run: overall, macro and per-class accuracy.
 
     RUN is a run folder, a name or its unique beginning (default: the latest), or hf:OWNER/NAME. Accuracies have 95 %
@@ -51,7 +55,7 @@ def command(run: str | None, split: str, out: Path | None, skip_bad: bool, calib
     from zoo.training.views import KINDS
 
     machine.use_threads()
-    loaded = engine.load(folder)
+    loaded = moved(engine.load(folder), data_dir)
     skipped: dict[str, int] = {}
     try:
         data = loaded.dataset()

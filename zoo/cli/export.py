@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from zoo.cli._shared import RUN, Finite, Listed, UserPath, as_json, echo_line, echo_receipt, threads
+from zoo.cli._shared import RUN, Finite, Listed, UserPath, as_json, data_dir, echo_line, echo_receipt, moved, threads
 from zoo.errors import UsageError
 
 
@@ -55,9 +55,12 @@ def _precisions() -> list[str]:
 @click.option("--hub", type=UserPath(), metavar="DIR", help="Write a folder in the layout of the Hugging Face Hub.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--skip-bad", is_flag=True, help="Check on the readable images only; skip the others.")
+@data_dir
 @threads
 @as_json
-def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad: bool, **options: Any) -> None:
+def command(
+    run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad: bool, data_dir: Path | None, **options: Any
+) -> None:
     """Export a run to a file verified against PyTorch.
 
     RUN is a run folder, a name or its unique beginning (default: the latest), or hf:OWNER/NAME. If the outputs differ from
@@ -89,7 +92,7 @@ def command(run: str | None, fmt: str, out: Path | None, as_json: bool, skip_bad
     from zoo.run import load
 
     machine.use_threads()
-    loaded = load(folder, skip_bad=skip_bad)
+    loaded = moved(load(folder, skip_bad=skip_bad), data_dir)
     if fastest:
         receipt = _fastest(loaded, options, as_json=as_json)
     elif chosen:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from zoo.cli._shared import RUN, UserPath, as_json, limited
+from zoo.cli._shared import RUN, UserPath, as_json, data_dir, limited
 
 
 @click.command("verify")
 @click.argument("file", type=UserPath())
 @click.option("--run", type=RUN, help="Run to compare with (default: the run folder that contains the file).")
-@click.option("--data-dir", type=UserPath(), help="Folder of the data set (default: the run's).")
+@data_dir
 @click.option("--partial", is_flag=True, help="Accept checks that could not run (otherwise exit 8).")
 @limited("opening and running a model file once")
 @as_json
