@@ -55,6 +55,12 @@ def test_yaml_and_json_read_like_toml(tmp_path: Path, name: str, text: str) -> N
     assert made.loss.options["focal_gamma"] == 1.0
 
 
+@pytest.mark.parametrize(("name", "text"), [("r.toml", TOML), ("r.yaml", YAML), ("r.json", JSON)])
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert recipes.resolve(str(tmp_path / name), {}).model == "resnet20"
+
+
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "+.001", "0.001", "1.0e-3"])
 def test_numbers_of_yaml(tmp_path: Path, text: str) -> None:
     (tmp_path / "r.yaml").write_text(f"optim:\n  lr: {text}\n")

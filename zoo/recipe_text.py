@@ -57,7 +57,7 @@ def read(path: Path) -> Written:
             raise UsageError(f"recipe is not a file ({path}); name a TOML file, or one of: zoo recipes")
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"recipe is too large ({path}, {path.stat().st_size:,} bytes); a recipe is a few lines of text")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors begin a file with a byte order mark
         if kind == "TOML":
             return Written(path, text, flatten(tomllib.loads(text)))
         tree, lines = _json(text) if kind == "JSON" else _yaml(text)
