@@ -59,6 +59,17 @@ def test_what_the_data_option_stands_for(text: str, source: tuple[str, str], lab
         assert run_folders.new_name(recipe.Recipe(data=data)).startswith(f"{label}-cnn_small-")
 
 
+@pytest.mark.parametrize("name", ["x.npy", "list.txt"])
+def test_a_file_of_another_type_is_refused_with_those_that_are_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).touch()
+    source, place = registry.data_source(name)
+    with pytest.raises(DataError, match=r"data folder is a file \(.*; give a folder, or a file that ends in \.csv, \.tsv,"):
+        read(source, place, size=28, val=0.0, seed=0)
+
+
 def test_data_at_a_url_is_refused() -> None:
     with pytest.raises(UsageError, match=r"cannot fetch data from https://a\.org//b; download it"):
         registry.data_source("https://a.org//b")

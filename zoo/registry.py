@@ -21,9 +21,10 @@ from typing import Any
 
 from zoo.console import print_line
 from zoo.errors import UsageError, did_you_mean
+from zoo.files import exists
 from zoo.spec import Option
 
-_READERS = {".csv": "list", ".tsv": "list", ".parquet": "list", ".pq": "list", ".npz": "npz"}
+READERS = {".csv": "list", ".tsv": "list", ".parquet": "list", ".pq": "list", ".npz": "npz"}
 """The data set that reads a file with this ending."""
 _SINGULAR = {"models": "model", "losses": "loss", "data": "data set"}
 _REQUIRED = {
@@ -117,9 +118,9 @@ def data_source(text: str) -> tuple[str, str]:
         return text, ""
     if "://" in text:
         raise UsageError(f"cannot fetch data from {text}; download it and name the folder or file")
-    if reader := _READERS.get(Path(text).suffix.lower()):
+    if reader := READERS.get(Path(text).suffix.lower()):
         return reader, text
-    return ("folder", text) if Path(text).is_dir() or "/" in text else (text, "")
+    return ("folder", text) if exists(text) or "/" in text else (text, "")
 
 
 @cache

@@ -36,6 +36,8 @@ def command(
 
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other; give one of them")
+    if run is not None and onnx is not None:
+        raise click.UsageError("--run and --onnx exclude each other; give one of them")
     with _inputs.gathered(images) as named:
         answers = _answers([path for _, path in named], run, onnx, top, max_memory, timeout)
     answers = [answer | {"file": name} for answer, (name, _) in zip(answers, named)]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo import registry
 from zoo.data._image import is_image, shown, suffixes
 from zoo.errors import DataError
 
@@ -67,7 +68,7 @@ def check_folder(folder: Path) -> None:
     if not folder.exists():
         raise DataError(f"no data folder ({full}); check --data-dir")
     if not folder.is_dir():
-        raise DataError(f"data folder is a file ({full}); pass the folder of images with --data-dir")
+        raise DataError(f"data folder is a file ({full}); give a folder, or a file that ends in {', '.join(registry.READERS)}")
     try:
         empty = not any(folder.iterdir())
     except OSError as error:
