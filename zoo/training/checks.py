@@ -10,6 +10,7 @@ import numpy as np
 from zoo import hub, model_files, registry, run_folders
 from zoo import recipe as recipes
 from zoo.data import _folders, _ops
+from zoo.data._image import shown
 from zoo.errors import DataError, FileError, UsageError
 from zoo.files import exists, expanded
 from zoo.recipe import Recipe
@@ -42,16 +43,17 @@ def check_names(recipe: Recipe) -> Sequence[str]:
     Raises:
         UsageError, FileError, DataError: as in training.
     """
+    own = model_files.is_file(recipe.model)
     frozen: Sequence[str] = ()
     if recipe.freeze != "none" or recipe.unfreeze:
         from zoo.training import build
 
         frozen = build.freeze_lines(recipe)
-    elif recipe.data.size or model_files.is_file(recipe.model) or recipe.model.startswith("timm/"):
+    elif recipe.data.size or own or recipe.model.startswith("timm/"):
         from zoo.training import model_specs
 
         model_specs.sized_spec(recipe.model, recipe.data.size)
-    published = registry.table("models").get(recipe.model, {}).get("weights", ())
+    published = (model_files.entry(recipe.model) if own else registry.table("models").get(recipe.model, {})).get("weights", ())
     # a model of timm knows the names of its weights only once it is imported
     if not (
         recipe.weights in ("none", "default", *published) or hub.is_hub(recipe.weights) or recipe.model.startswith("timm/")
@@ -62,11 +64,18 @@ def check_names(recipe: Recipe) -> Sequence[str]:
             raise FileError(f"no weights file ({path.absolute()}); name {', '.join(known)}")
     for name in recipe.distil.teacher:
         teacher(name)
-    if recipe.data.dir and recipe.data.name not in ("list", "npz"):
-        _folders.check_folder(expanded(recipe.data.dir))
-    elif recipe.data.dir and not expanded(recipe.data.dir).is_file():
-        raise DataError(f"no data file ({expanded(recipe.data.dir).absolute()}); check --data")
+    if recipe.data.dir:
+        _check_place(recipe.data.name, expanded(recipe.data.dir))
     return frozen
+
+
+def _check_place(name: str, place: Path) -> None:
+    """DataError unless the folder or file of a data set exists."""
+    if name in ("list", "npz"):
+        if not place.is_file():
+            raise DataError(f"no data file ({shown(place.absolute())}); check --data")
+    elif name == "folder" or not exists(place):  # a data set of a plug-in may be a file
+        _folders.check_folder(place)
 
 
 def teacher(name: str) -> Path:
