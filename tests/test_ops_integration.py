@@ -220,7 +220,7 @@ def test_training_tells_of_a_wrong_label_on_cuda(monkeypatch: pytest.MonkeyPatch
     batch = Batch(torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64), np.arange(2), np.zeros((2, 1)))
     outcomes = contextlib.nullcontext(), pytest.raises(IndexError, match="target row 3"), contextlib.nullcontext()
     for on_cuda, wanted in zip((False, True, True), outcomes, strict=True):
-        value = SimpleNamespace(item=lambda: float("nan"), is_cuda=on_cuda)
+        value = SimpleNamespace(item=lambda: float("nan"), is_cuda=on_cuda, numel=lambda: 1, requires_grad=True)
         with wanted:
             assert loop._update(net, lambda z, y, value=value: value, step, 0, [batch]) is None
 

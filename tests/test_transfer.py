@@ -20,7 +20,7 @@ from zoo import recipe as recipes
 from zoo import registry, sampling, tensor_files, training
 from zoo.cli.train import command
 from zoo.errors import DisagreeError, UsageError
-from zoo.training import build, checkpoint, feature_runtimes, features
+from zoo.training import build, checkpoint, checks, feature_runtimes, features
 from zoo.training.feature_cache import FeatureCache, digest, image_key
 from zoo.training.views import KINDS, AveragedViews
 
@@ -247,6 +247,6 @@ def test_what_shipped_recipes_freeze(name: str) -> None:
     recipe = recipes.read(recipes.shipped()[name])
     if recipe.freeze != "none" and recipe.weights == "none" and not recipe.allow_random_frozen:
         with pytest.raises(UsageError, match="random tensors"):  # its weights are those of a run given by the user
-            build.freeze_lines(recipe)
+            checks.freeze_lines(recipe)
         return
-    assert bool(build.freeze_lines(recipe)) == (recipe.freeze != "none" or bool(recipe.unfreeze))
+    assert bool(checks.freeze_lines(recipe)) == (recipe.freeze != "none" or bool(recipe.unfreeze))

@@ -58,7 +58,7 @@ class Run:
         """The data set of the run, split as it was.
 
         Raises:
-            DataError: it is missing, it was given as an object (``zoo.train(data=...)``), or it has other images than at the
+            FileError: it has other classes. DataError: it is missing, it was given as an object (``zoo.train(data=...)``), or it has other images than at the
                 time of training: each split could then contain images that were trained on.
         """
         if given := self.env.get("data_given"):
@@ -67,6 +67,7 @@ class Run:
             )
         data = build.dataset(self.recipe, self.input[1])
         if self.env.get("data_digest", data.digest) != data.digest:
+            check_classes(self, data)
             changes = checkpoint.data_changes(self.path, data)
             if changes.added != 0 or changes.removed != 0:
                 raise DataError(

@@ -198,17 +198,6 @@ def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, 
     return _Start(model, tensors, frozen, plan, [name for name in frozen.names if name in set(notes.fresh)], notes)
 
 
-def freeze_lines(recipe: Recipe) -> list[str]:
-    """Frozen layers at the start of a recipe, part by part, without reading weights or data (:func:`zoo.training.freezing.lines`)."""
-    spec = sized_spec(recipe.model, recipe.data.size)
-    with torch.device("meta"):
-        model = spec.build(registry.entry("data", recipe.data.name)["classes"] or spec.classes)
-    plan = freezing.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
-    random = recipe.weights == "none" and not recipe.allow_random_frozen
-    table = freezing.freeze(model, recipe.freeze, spec, fresh=tuple(model.state_dict()) if random else ())
-    return freezing.lines(table, plan)
-
-
 def dataset(recipe: Recipe, size: int) -> DataSet:
     """Read the data set of a recipe at ``size`` pixels and split off its validation images."""
     data = recipe.data

@@ -46,9 +46,7 @@ def check_names(recipe: Recipe) -> Sequence[str]:
     own = model_files.is_file(recipe.model)
     frozen: Sequence[str] = ()
     if recipe.freeze != "none" or recipe.unfreeze:
-        from zoo.training import build
-
-        frozen = build.freeze_lines(recipe)
+        frozen = freeze_lines(recipe)
     elif recipe.data.size or own or recipe.model.startswith("timm/"):
         from zoo.training import model_specs
 
@@ -67,6 +65,22 @@ def check_names(recipe: Recipe) -> Sequence[str]:
     if recipe.data.dir:
         _check_place(recipe.data.name, expanded(recipe.data.dir))
     return frozen
+
+
+def freeze_lines(recipe: Recipe) -> list[str]:
+    """Frozen layers at the start of a recipe, part by part, without reading weights or data (:func:`zoo.training.freezing.lines`)."""
+    import torch
+
+    from zoo.training import freezing
+    from zoo.training.model_specs import sized_spec
+
+    spec = sized_spec(recipe.model, recipe.data.size)
+    with torch.device("meta"):
+        model = spec.build(registry.entry("data", recipe.data.name)["classes"] or spec.classes)
+    plan = freezing.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
+    random = recipe.weights == "none" and not recipe.allow_random_frozen
+    table = freezing.freeze(model, recipe.freeze, spec, fresh=tuple(model.state_dict()) if random else ())
+    return freezing.lines(table, plan)
 
 
 def _check_place(name: str, place: Path) -> None:
