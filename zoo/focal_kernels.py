@@ -52,14 +52,16 @@ def transforms_active() -> bool:
 transforms_active._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _version(tensor: Any) -> int:
+def _version(tensor: Tensor | None) -> int:
     """The number of changes in place; tensors of inference mode have none."""
-    return tensor._version if isinstance(tensor, Tensor) and not tensor.is_inference() else 0
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
 
 
 def versions(call: Any) -> tuple[int, ...]:
-    """Of all tensors of a call besides the logits."""
-    return tuple(_version(each) for each in call[1:] if isinstance(each, Tensor))
+    """Of target, weight, other labels and their share, which are at these places of a call."""
+    if len(call) < 10 and call[2] is None and not call[1].is_inference():  # the fast path, where each call counts
+        return (call[1]._version,)
+    return tuple(_version(call[place]) for place in (1, 2, 8, 9) if place < len(call))
 
 
 def _load(name: str) -> ModuleType | None:

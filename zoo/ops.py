@@ -36,6 +36,7 @@ __all__ = [
     "raise_wrong_label",
 ]
 
+_default_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _library = torch.library.Library("zoo", "DEF")
 _library.define(
     "focal_loss(Tensor logits, Tensor target, Tensor? weight, float gamma, float label_smoothing, float scale,"
@@ -104,7 +105,7 @@ def focal_loss(
             :func:`raise_wrong_label`; ``ZOO_SYNC=1`` raises in place.
         TypeError, ValueError: an argument of wrong type, shape, device or range.
     """
-    logits = widened(logits)
+    logits = widened(logits) if getattr(logits, "dtype", None) is torch.float16 else logits
     if _C is not None and not torch.compiler.is_compiling():
         loss = _direct(logits, target, weight, gamma, ignore_index, label_smoothing, reduction, scale, inplace)
         if loss is not None:
@@ -269,7 +270,7 @@ def _direct(
         return loss
     if inplace:
         torch.autograd.graph.increment_version(logits)
-    call = None, target, gamma, weight, ignore_index, label_smoothing, reduction, scale
+    call = None, target, weight, gamma, ignore_index, label_smoothing, reduction, scale
     return _Focal.apply(logits, (loss, grad), call, inplace)
 
 
@@ -284,8 +285,8 @@ class _Focal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, made: tuple[Tensor, ...], call: Any, inplace: bool) -> Any:
         ctx.set_materialize_grads(False)
-        hooked = not inplace and torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        ctx.save_for_backward(made[1], *([logits] if hooked else []))
+        hooked = not inplace and _default_hooks(True) is not None
+        ctx.save_for_backward(*((made[1], logits) if hooked else made[1:2]))
         known = (-1,) if inplace else (logits._version, *versions(call))
         if hooked and isinstance(call, Call):
             call = call._replace(logits=made[1])  # any tensor that is kept
@@ -300,10 +301,11 @@ class _Focal(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, None, None, None]:
         if grad_loss is None:
             return None, None, None, None
-        grad, *saved = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        grad = saved[0]
         if torch.is_grad_enabled():
             logits, known, call = ctx.again
-            return _derivative(saved[0] if saved else logits, known, call, grad_loss), None, None, None
+            return _derivative(saved[1] if len(saved) > 1 else logits, known, call, grad_loss), None, None, None
         if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
             return _scaled(grad, grad_loss), None, None, None
         ctx.again = None
@@ -328,7 +330,7 @@ def _derivative(logits: Tensor, known: tuple[int, ...], call: Any, grad_loss: Te
             " the gradient that is to be differentiated; clone it first"
         )
     if not isinstance(call, Call):
-        _, target, gamma, weight, *rest = call
+        _, target, weight, gamma, *rest = call
         call = prepare(logits, target, gamma, weight, *rest)
     with torch.enable_grad():
         z = logits.view_as(logits)  # hooks on the logits belong to the pass of the user, not to this one
