@@ -133,6 +133,13 @@ def test_labels_out_of_range_are_named_in_transforms_and_compiled_graphs(served_
         compiled(z[1].requires_grad_(), y[1])
 
 
+def test_shapes_that_do_not_fit_are_named_in_compiled_graphs() -> None:
+    compiled = torch.compile(ops.focal_loss, backend="aot_eager")
+    for target in (torch.zeros(3, dtype=torch.int64), torch.zeros(4, 2), torch.zeros(4, 1, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"target of (labels|shares) must be \(4,"):
+            compiled(torch.zeros(4, 3), target)
+
+
 def test_the_raw_op_has_every_derivative_too(served_quickly: str) -> None:
     z, weight = logits(4, 3), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
     y = torch.tensor([0, 2, 1, 1])

@@ -144,11 +144,15 @@ def _check_tensors(logits: Any, target: Any, other: Any) -> None:
 
 def _same(shape: Sequence[int], wanted: Sequence[int]) -> bool:
     """Whether two shapes are equal; in a compiled graph, sizes that depend on data are compared when it runs."""
-    if torch.compiler.is_compiling() and len(shape) == len(wanted):
-        for size, other in zip(shape, wanted):
-            torch._check_value(size == other)
-        return True
-    return tuple(shape) == tuple(wanted)
+    if not torch.compiler.is_compiling() or len(shape) != len(wanted):
+        return tuple(shape) == tuple(wanted)
+    from torch.fx.experimental.symbolic_shapes import guard_or_true  # slow to import, and imported by then
+
+    if not all(guard_or_true(size == other) for size, other in zip(shape, wanted)):
+        return False
+    for size, other in zip(shape, wanted):
+        torch._check_value(size == other)
+    return True
 
 
 def _weight(weight: Any, logits: Tensor) -> Tensor | None:

@@ -82,9 +82,8 @@ def formula(
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     shape = logits.shape[:1] + logits.shape[2:]
     if any(each.numel() and each.data_ptr() == 0 for each in (logits, target)):
-        raise RuntimeError(
-            "a tensor of the focal loss has elements, but its storage was freed"
-        )  # torch's operators would crash
+        # torch's operators would crash
+        raise RuntimeError("a tensor of the focal loss has elements, but its storage was freed")
     z = flat(logits)  # (M, C), M = N L
     if logits.device.type == "cpu":
         check_labels(target, z.shape[1], ignore_index, other)

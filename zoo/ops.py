@@ -105,7 +105,7 @@ def focal_loss(
             :func:`raise_wrong_label`; ``ZOO_SYNC=1`` raises in place.
         TypeError, ValueError: an argument of wrong type, shape, device or range.
     """
-    logits = widened(logits) if getattr(logits, "dtype", None) is torch.float16 else logits
+    logits = widened(logits)
     if _C is not None and not torch.compiler.is_compiling():
         loss = _direct(logits, target, weight, gamma, ignore_index, label_smoothing, reduction, scale, inplace)
         if loss is not None:

@@ -93,7 +93,7 @@ def result(folder: Path) -> None:
 def profile(folder: Path) -> None:
     """Where the time of a run went: its parts, and the slowest operators of the traced steps (``profile.csv``)."""
     rows = csv_files.read(folder / "profile.csv")
-    for kind, title in {"part": "time of training", "operator": "slowest operators of ten steps"}.items():
+    for kind, title in {"part": "time of training", "operator": "slowest operators of the traced steps"}.items():
         cells = [
             (row["name"], f"{int(row['calls']):,}", amount(row["ms_per_call"]), amount(row["seconds"]), percent(float(row["share"])))
             for row in rows if row["kind"] == kind

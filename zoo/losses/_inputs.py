@@ -15,13 +15,19 @@ def prepared(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Ten
     Raises:
         ValueError: logits or target of another shape.
     """
-    soft = target.is_floating_point()
-    if logits.dim() != 2 or target.shape != (logits.shape if soft else logits.shape[:1]):
+    wanted = logits.shape if target.is_floating_point() else logits.shape[:1]
+    if logits.dim() != 2 or target.shape != wanted:
         raise ValueError(
             f"logits must be (N, C) and target (N,) labels or (N, C) shares, not {tuple(logits.shape)} and {tuple(target.shape)}"
         )
+    return converted(logits, target, weight)
+
+
+def converted(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same types for any shapes that ``F.cross_entropy`` takes."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return wide, target.to(wide.dtype) if soft else target.long(), None if weight is None else weight.to(wide.dtype)
+    target = target.to(wide.dtype) if target.is_floating_point() else target.long()
+    return wide, target, None if weight is None else weight.to(wide.dtype)
 
 
 def one_hot(target: Tensor, classes: int) -> Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo import ops
+from zoo.losses._inputs import converted
 from zoo.spec import LossSpec, Option
 
 
@@ -21,10 +21,7 @@ class CrossEntropy(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        weight = None if self.weight is None else self.weight.to(wide.dtype)
-        target = target.to(wide.dtype) if target.is_floating_point() else target.long()
-        return F.cross_entropy(wide, target, weight, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(*converted(logits, target, self.weight), label_smoothing=self.label_smoothing)
 
     def with_stats(self, logits: Tensor, target: Tensor) -> ops.WithStats:
         """The same loss and p_t of each row from one pass: cross entropy is the focal loss with exponent 0."""

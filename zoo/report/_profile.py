@@ -29,7 +29,7 @@ def picture(run: Folder) -> Figure:
     )[:, 0]
     _bars(axes[0], parts, BLUE, "share of the training time (%)")
     if operators:
-        _bars(axes[1], operators, ORANGE, "share of the operators' own time in ten steps (%)")
+        _bars(axes[1], operators, ORANGE, "share of the operators' own time in the traced steps (%)")
     threads = run.env.get("threads", 0)
     place = (
         f"{run.env.get('cpu')} · {run.env.get('device')} · {threads} thread{'s' * (threads != 1)} · {run.env.get('precision')}"
