@@ -12,7 +12,7 @@ from tests_support import digests, small, stopped
 from torch import nn
 
 from zoo import recipe as recipes
-from zoo import training
+from zoo import create_model, run_folders, training
 from zoo.errors import FileError, UsageError, ZooError
 from zoo.training import build, distil
 from zoo.training.processes import Team
@@ -129,8 +129,23 @@ def test_a_run_with_relative_paths_resumes_from_another_folder(
     resumed = recipes.read(tmp_path / "run" / "recipe.toml")
     training.train(resumed, out=tmp_path / "run", resume=True)
     monkeypatch.chdir(teachers[0].parent)
-    assert recipes.differences(resumed, recipes.located(recipe)) == []
+    assert recipes.differences(resumed, run_folders.located(recipe)) == []
     training.train(small("weights=t1", "distil.teacher=t0", "epochs=3"), out=tmp_path / "run", resume=True)
+
+
+def test_weights_of_a_run_by_its_name(teachers: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--weights NAME`` finds a run in the folder of runs, as ``--help`` says; ``latest`` is the most recent one."""
+    monkeypatch.setenv("ZOO_RUNS", str(teachers[0].parent))
+    monkeypatch.chdir(tmp_path)
+    assert run_folders.located(small("weights=t1")).weights == str(teachers[1])
+    assert run_folders.located(small("weights=latest")).weights in map(str, teachers)
+    assert run_folders.located(small("weights=t9")).weights == "t9"
+    training.train(small("weights=t0", "epochs=1"), out=tmp_path / "run")
+    assert recipes.read(tmp_path / "run" / "recipe.toml").weights == str(teachers[0])
+    named, placed = (create_model("cnn_small", weights=source).state_dict() for source in ("t1", str(teachers[1])))
+    assert all(torch.equal(named[key], placed[key]) for key in named)
+    Path("t1").write_text("a file of that name comes first")
+    assert run_folders.located(small("weights=t1")).weights == str(tmp_path / "t1")
 
 
 def test_an_unfinished_teacher_is_named(teachers: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

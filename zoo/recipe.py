@@ -18,7 +18,7 @@ import tomli_w
 from zoo import hub, model_files, recipe_text, registry
 from zoo.console import note
 from zoo.errors import UsageError, did_you_mean
-from zoo.files import exists, expanded
+from zoo.files import exists
 from zoo.recipe_tables import Data, Distil, Loss, Optim, Reported, Sampler, Schedule, loss_options
 from zoo.recipe_text import Written, flatten
 from zoo.recipe_types import MOST, about, declared, not_allowed, option_type
@@ -195,18 +195,6 @@ def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe with other settings, by dotted key or leaf name; UsageError as :func:`resolve`."""
     values = {full_key(key): value for key, value in overrides.items()}
     return _typed(_of_loss(flatten(_tree(recipe)), values.get("loss.name")) | values)
-
-
-def located(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths of the files and folders that it names, so that its run can be resumed from any folder."""
-
-    def place(name: str) -> str:
-        path = expanded(name)
-        return str(path.absolute()) if name not in ("", "none", "default") and path.exists() else name
-
-    data = msgspec.structs.replace(recipe.data, dir=place(recipe.data.dir))
-    distil = msgspec.structs.replace(recipe.distil, teacher=[place(name) for name in recipe.distil.teacher])
-    return msgspec.structs.replace(recipe, weights=place(recipe.weights), data=data, distil=distil)
 
 
 def check(recipe: Recipe) -> None:

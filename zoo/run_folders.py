@@ -98,6 +98,27 @@ def named(what: str | None) -> str | None:
     return str(root() / what) if exists(root() / what / "recipe.toml") else what
 
 
+def weights_path(name: str) -> Path:
+    """A weights file or a folder with one: a path, or the name of a run (``latest`` too) if no such path exists."""
+    path = expanded(name)
+    if exists(path):
+        return path
+    if name == "latest":
+        return find(None)
+    return root() / name if exists(root() / name / "recipe.toml") else path
+
+
+def located(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths of the files, folders and runs that it names, so that its run can be resumed from any folder."""
+
+    def place(name: str, path: Path) -> str:
+        return str(path.absolute()) if name not in ("", "none", "default") and path.exists() else name
+
+    data = structs.replace(recipe.data, dir=place(recipe.data.dir, expanded(recipe.data.dir)))
+    distil = structs.replace(recipe.distil, teacher=[place(name, expanded(name)) for name in recipe.distil.teacher])
+    return structs.replace(recipe, weights=place(recipe.weights, weights_path(recipe.weights)), data=data, distil=distil)
+
+
 def new_name(recipe: Recipe, when: datetime.date | None = None) -> str:
     """A name that no run has yet: data, model, loss, seed, month and day, and a letter.
 

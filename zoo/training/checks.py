@@ -56,7 +56,7 @@ def check_names(recipe: Recipe) -> Sequence[str]:
     if not (
         recipe.weights in ("none", "default", *published) or hub.is_hub(recipe.weights) or recipe.model.startswith("timm/")
     ):
-        path = expanded(recipe.weights)
+        path = run_folders.weights_path(recipe.weights)
         known = ("a file", "a run folder", *(("default", *published) if published else ()))
         if not exists(path):
             raise FileError(f"no weights file ({path.absolute()}); name {', '.join(known)}")

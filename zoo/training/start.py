@@ -41,7 +41,7 @@ def train_in(
     on_epoch: OnEpoch | None = None, data: DataSet | None = None, loss: nn.Module | None = None, profile: bool = False,
 ) -> Path:  # fmt: skip
     """Train in a folder that this process has locked (None in all processes but the first); see :func:`zoo.training.train`."""
-    recipe = recipes.located(recipe)
+    recipe = run_folders.located(recipe)
     with processes.joined() as team, signals.handled() as stop, build.conditions(recipe):
         folder = team.broadcast(lambda: folder)
         assert folder is not None
@@ -95,7 +95,7 @@ def _check_continued(recipe: Recipe, data: DataSet | None) -> None:
 
 def _resumable(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe that the run was started with; UsageError if the new one differs in a setting that may not change."""
-    old = recipes.located(recipes.read(folder / "recipe.toml"))
+    old = run_folders.located(recipes.read(folder / "recipe.toml"))
     changed = [line for line in recipes.differences(old, recipe) if line.partition(":")[0] not in RESUMABLE]
     if other := [line for line in changed if line.partition(":")[0] in IDENTITY]:
         raise FileError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from zoo import hub
+from zoo import hub, run_folders
 from zoo.console import print_line
 from zoo.errors import FileError, did_you_mean
 from zoo.spec import ModelSpec
@@ -86,7 +86,7 @@ def find(source: str, spec: ModelSpec) -> dict[str, Tensor]:
 
 def _path(source: str) -> Path:
     """A weights file, or a folder with one."""
-    return hub.weights(source) if hub.is_hub(source) else Path(source).expanduser()
+    return hub.weights(source) if hub.is_hub(source) else run_folders.weights_path(source)
 
 
 def fitting(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], spec: ModelSpec, source: str) -> list[str]:
