@@ -215,6 +215,31 @@ def test_mix_blends_neighbours_and_says_how_much(mixup: float, cutmix: float) ->
         assert torch.equal(mixed, values)
 
 
+def test_mix_blends_in_the_partners_that_are_given() -> None:
+    """A partner's image and label enter with the same share; the draws of the other columns keep their meaning."""
+    n = 200
+    draws = torch.from_numpy(sampling.uniforms(2, 0, n, _augment.DRAWS))
+    zeros, ones = torch.zeros(n, 3, 16, 16), torch.ones(n, 3, 16, 16)
+    mixed, soft = _augment.mix(zeros, torch.zeros(n, dtype=torch.int64), 3, draws, (ones, torch.full((n,), 2)), cutmix=1.0)
+    assert torch.allclose(mixed.mean((1, 2, 3)), soft[:, 2], atol=1e-6) and torch.allclose(soft[:, 0], 1 - soft[:, 2])
+    assert 0.2 < soft[:, 2].mean() < 0.8
+    with_itself, _ = _augment.mix(ones, torch.zeros(n, dtype=torch.int64), 3, draws, cutmix=1.0)
+    assert torch.equal(with_itself, ones)
+
+
+def test_partners_are_rare_classes_in_inverse_proportion_to_their_images() -> None:
+    """Classes of 900, 90 and 10 images: the partners' classes are as 1/900 : 1/90 : 1/10, every image of a class equally often."""
+    targets = np.repeat([0, 1, 2], [900, 90, 10])
+    draws = sampling.uniforms(1, 0, 40_000, _augment.DRAWS)
+    found = _augment.partner(draws, sampling.rare_odds(targets))
+    share = np.bincount(targets[found], minlength=3) / len(found)
+    expected = 1 / np.array([900, 90, 10])
+    assert np.allclose(share, expected / expected.sum(), atol=0.01)
+    each = np.bincount(found, minlength=1000)[990:]
+    assert each.min() > 0.9 * each.mean()
+    assert found.max() <= 999 and _augment.partner(np.full((1, _augment.DRAWS), 1 - 2.0**-24), np.ones(3)).item() == 2
+
+
 def test_mixup_weights_are_beta_distributed() -> None:
     from scipy.stats import beta, kstest
 

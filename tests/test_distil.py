@@ -11,8 +11,8 @@ import torch
 from tests_support import digests, small, stopped
 from torch import nn
 
-from zoo import recipe as recipes
 from zoo import create_model, run_folders, training
+from zoo import recipe as recipes
 from zoo.errors import FileError, UsageError, ZooError
 from zoo.training import build, distil
 from zoo.training.processes import Team

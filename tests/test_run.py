@@ -17,7 +17,7 @@ import pytest
 import torch
 from tests_support import digests, resolve
 
-from zoo import metrics, registry, run, run_folders, training
+from zoo import metrics, registry, run, run_folders, sampling, training
 from zoo.errors import BusyError, DataError, DivergedError, FileError, UsageError
 from zoo.training import checkpoint, loop, session
 from zoo.training.batches import Batches
@@ -59,7 +59,7 @@ def test_a_loaded_run_gives_the_recorded_result(small_run: Path) -> None:
     [
         "",
         pytest.param("optim.name=adamw lr=0.001 ema=0.9", marks=pytest.mark.slow),
-        pytest.param("mixup=0.2 cutmix=1.0 data.augment=['crop','flip','cutout:8']", marks=pytest.mark.slow),
+        pytest.param("mixup=0.2 cutmix=1.0 mix_with=rare data.augment=['crop','flip','cutout:8']", marks=pytest.mark.slow),
         "loss=dynamic_focal loss.rescale_every=1 class_weights=effective loss.drw_epoch=1 sampler=focal",
         "optim.name=muon lr=0.01 optim.accumulate=2 batch_size=125",
         pytest.param("optim.name=lion lr=0.001", marks=pytest.mark.slow),
@@ -258,7 +258,16 @@ def test_batches_do_not_depend_on_how_they_are_cut() -> None:
         made = Batches(data.train, index, size, torch.device("cpu"), data.mean, data.std, 32, augment=("crop", "flip"), seed=5)
         return torch.cat([inputs for inputs, *_ in made.epoch(2, skip)])
 
+    def partners(size: int) -> list[torch.Tensor]:
+        made = Batches(
+            data.train, index, size, torch.device("cpu"), data.mean, data.std, 32, augment=("crop", "flip"), seed=5,
+            partner_odds=sampling.rare_odds(data.train.targets[index]),
+        )  # fmt: skip
+        return [torch.cat(part) for part in zip(*(batch.partners for batch in made.epoch(2)), strict=True)]
+
     assert torch.equal(images(100), images(37))
+    assert all(torch.equal(one, other) for one, other in zip(partners(100), partners(37), strict=True))
+    assert not torch.equal(partners(100)[0], images(100))
     assert torch.equal(images(100)[300:], images(100, skip=3))
 
 

@@ -59,6 +59,12 @@ class Recipe(msgspec.Struct, frozen=True):
     ema: Annotated[float, about("decay of the moving average of the weights; 0: no average", ge=0, lt=1)] = 0.0
     mixup: Annotated[float, about("parameter of mixup's Beta distribution; 0: no mixup", ge=0, le=1000)] = 0.0
     cutmix: Annotated[float, about("parameter of cutmix's Beta distribution; 0: no cutmix", ge=0, le=1000)] = 0.0
+    mix_with: Annotated[
+        Literal["any", "rare"],
+        about(
+            "partner of an image in mixup and cutmix: any of the batch, or one of a class drawn in proportion to 1 / its images"
+        ),
+    ] = "any"
     patience: Annotated[int, about("epochs without a better accuracy before the run stops; 0: never", ge=0, le=MOST)] = 0
     select_on: Annotated[
         Literal["val", "test"], about("split that selects the best epoch; test makes the test result optimistic")

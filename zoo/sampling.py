@@ -96,6 +96,15 @@ def chances(
     return (share / np.maximum(counts, 1))[targets]
 
 
+def rare_odds(targets: np.ndarray) -> np.ndarray:
+    """Odds (n,) float64 of each sample, so that its class is drawn in proportion to 1 / samples of the class (Park et al. 2022, r = 1).
+
+    Within a class every sample is equally likely.
+    """
+    counts = np.bincount(targets)
+    return (1.0 / np.maximum(counts, 1).astype(np.float64) ** 2)[targets]
+
+
 @dataclass
 class Sampler:
     """Samples of each epoch, drawn with replacement, and their last p_t.

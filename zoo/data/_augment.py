@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,9 +26,9 @@ from zoo.data._ops import parse, transform_of
 from zoo.data._trivial import trivial
 from zoo.errors import UsageError
 
-DRAWS = 17
+DRAWS = 18
 """Columns of draws per sample."""
-_COLUMN = {"crop": 0, "rcrop": 0, "flip": 2, "cutout": 3, "mix": 5, "colour": 9, "v2": 12, "trivial": 14}
+_COLUMN = {"crop": 0, "rcrop": 0, "flip": 2, "cutout": 3, "mix": 5, "colour": 9, "v2": 12, "trivial": 14, "partner": 17}
 
 
 def normalise(
@@ -186,9 +187,12 @@ def _torchvision(images: Tensor, draws: Tensor, text: str) -> Tensor:
 
 
 def mix(
-    inputs: Tensor, targets: Tensor, classes: int, draws: Tensor, *, mixup: float = 0.0, cutmix: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Blend each sample with its neighbour in the batch: inputs (N, 3, H, W) and soft targets (N, classes) float32.
+    inputs: Tensor, targets: Tensor, classes: int, draws: Tensor, partners: tuple[Tensor, Tensor] | None = None,
+    *, mixup: float = 0.0, cutmix: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Blend each sample with a partner: inputs (N, 3, H, W) and soft targets (N, classes) float32.
+
+    The partners are inputs and targets of the same shapes; without them, each sample's neighbour in the batch.
 
     Mixup (Zhang et al. 2018) weights the two by Beta(mixup, mixup), cutmix (Yun et al. 2019) pastes a rectangle whose share
     of the area is Beta(cutmix, cutmix) before clipping at the border; with both, each applies to half of the samples. Every
@@ -203,11 +207,17 @@ def mix(
     keep = _beta(alpha, share)
     box = _boxes(keep, y, x, inputs.shape[-1]) & cut[:, None, None]
     keep = torch.where(cut, 1 - box.float().mean((1, 2)), keep)
-    other = inputs.roll(1, 0)
+    other, labels = (inputs.roll(1, 0), targets.roll(1, 0)) if partners is None else partners
     blend = torch.where(cut, 1.0, keep).to(inputs.dtype)[:, None, None, None]
     mixed = torch.where(box[:, None], other, torch.lerp(other, inputs, blend))
-    hot = torch.nn.functional.one_hot(targets, classes).float()
-    return mixed.contiguous(memory_format=torch.channels_last), torch.lerp(hot.roll(1, 0), hot, keep[:, None])
+    hot, hot_other = (torch.nn.functional.one_hot(each, classes).float() for each in (targets, labels))
+    return mixed.contiguous(memory_format=torch.channels_last), torch.lerp(hot_other, hot, keep[:, None])
+
+
+def partner(draws: np.ndarray, odds: np.ndarray) -> np.ndarray:
+    """Positions (N,) below len(odds), drawn with probabilities proportional to ``odds`` (n,) by the ``draws`` (N, DRAWS) of a batch."""
+    reach = np.cumsum(odds, dtype=np.float64)
+    return np.searchsorted(reach, draws[:, _COLUMN["partner"]].astype(np.float64) * reach[-1], side="right")
 
 
 def _beta(alpha: Tensor, uniform: Tensor) -> Tensor:

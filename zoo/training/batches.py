@@ -32,6 +32,8 @@ class Batch(NamedTuple):
     """(N,) positions in the split."""
     draws: np.ndarray
     """(N, K) uniform random numbers in [0, 1)."""
+    partners: tuple[Tensor, Tensor] | None = None
+    """Inputs (N, 3, H, W) and targets (N,) that mixup and cutmix blend in; None: the batch's own."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Batches:
     """The rows of a batch of n whose inputs this process computes, if several processes train together."""
     accumulate: int = 1
     """Batches per step, whose gradients are added."""
+    partner_odds: np.ndarray | None = None
+    """(len(index),) odds with which each of ``index`` is drawn as the partner of a sample in mixup and cutmix; None: no partners."""
     views: int = 0
     """Augmented views of each image whose ``features`` may be stored; 0: none, each epoch augments anew."""
     features: Tensor | None = None
@@ -100,7 +104,7 @@ class Batches:
                 inputs = self.features[epoch % len(self.features)][rows]
             else:
                 inputs = self.inputs(chosen[mine], drawn[mine])
-            yield Batch(inputs, targets, chosen, drawn)
+            yield Batch(inputs, targets, chosen, drawn, self._partners(drawn))
 
     def view_draws(self, view: int) -> np.ndarray:
         """The random draws (len(index), K) of the images of an epoch, in the order of ``index``."""
@@ -117,6 +121,14 @@ class Batches:
             return _augment.normalise(images, self.mean, self.std, self.dtype, size=self.size)
         uniform = torch.from_numpy(draws).to(self.device)
         return _augment.augment(images, uniform, self.augment, self.mean, self.std, self.dtype, self.size)
+
+    def _partners(self, draws: np.ndarray) -> tuple[Tensor, Tensor] | None:
+        """Inputs and targets of one partner per row of ``draws`` (N, K), which the low half of its 24 bits augments."""
+        if self.partner_odds is None:
+            return None
+        others = self.index[_augment.partner(draws, self.partner_odds)]
+        where = torch.from_numpy(others).to(self._targets.device)
+        return self.inputs(others, draws * 4096 % 1), self._targets[where].to(self.device, non_blocking=True)
 
     @property
     def _rows(self) -> Tensor:

@@ -21,7 +21,7 @@ from zoo.errors import DataError, DiskError, UsageError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec, Split
 from zoo.training import checks, depthwise, distil, freezing, lint, losses, optim, qat
-from zoo.training.batches import Batches
+from zoo.training.batches import Batch, Batches
 from zoo.training.loop import DTYPES, Step
 from zoo.training.model_specs import sized_spec
 from zoo.training.processes import Team
@@ -239,6 +239,7 @@ def _batches(
     recipe: Recipe, data: DataSet, index: np.ndarray, sampler: sampling.Sampler | None, size: int, place: Place, team: Team
 ) -> tuple[Batches, Batches | None, Batches]:
     """Batches for training, for selecting the epoch (None without such images), and for the test."""
+    mixed = bool(recipe.mixup or recipe.cutmix)
     train = Batches(
         split=data.train,
         index=index,
@@ -253,7 +254,8 @@ def _batches(
         augment=tuple(recipe.data.augment),
         views=recipe.data.views,
         sample=sampler.order if sampler else None,
-        share=team.share if team.size > 1 and not (recipe.mixup or recipe.cutmix) else None,
+        share=team.share if team.size > 1 and not mixed else None,
+        partner_odds=sampling.rare_odds(data.train.targets[index]) if mixed and recipe.mix_with == "rare" else None,
     )
     choosing = data.test if recipe.select_on == "test" else data.val
     val = eval_batches(choosing, data, place.device, size, place.precision) if len(choosing) else None
@@ -354,10 +356,12 @@ def _teachers(recipe: Recipe, data: DataSet, size: int, place: Place) -> distil.
     return distil.Distillation(found, recipe.distil.weight, recipe.distil.temperature)
 
 
-def _mix(recipe: Recipe, classes: int, device: torch.device) -> Callable[[Tensor, Tensor, np.ndarray], tuple[Tensor, Tensor]]:
-    def mix(inputs: Tensor, targets: Tensor, draws: np.ndarray) -> tuple[Tensor, Tensor]:
-        uniform = torch.from_numpy(draws).to(device)
-        return _augment.mix(inputs, targets, classes, uniform, mixup=recipe.mixup, cutmix=recipe.cutmix)
+def _mix(recipe: Recipe, classes: int, device: torch.device) -> Callable[[Batch], tuple[Tensor, Tensor]]:
+    def mix(batch: Batch) -> tuple[Tensor, Tensor]:
+        uniform = torch.from_numpy(batch.draws).to(device)
+        return _augment.mix(
+            batch.inputs, batch.targets, classes, uniform, batch.partners, mixup=recipe.mixup, cutmix=recipe.cutmix
+        )
 
     return mix
 

@@ -63,8 +63,8 @@ class Step:
     seed: int = 0
     after: Callable[[], None] | None = None
     """Called after each update (weight averaging)."""
-    mix: Callable[[Tensor, Tensor, np.ndarray], tuple[Tensor, Tensor]] | None = None
-    """Blends inputs (N, 3, H, W) and targets (N,) to soft targets (N, C) with the batch's draws (mixup, cutmix)."""
+    mix: Callable[[Batch], tuple[Tensor, Tensor]] | None = None
+    """Inputs (N, 3, H, W) and soft targets (N, C) of a batch blended with its partners (mixup, cutmix)."""
     distil: Distillation | None = None
     scaler: Any = None
     see: Callable[[np.ndarray, np.ndarray], None] | None = None
@@ -138,11 +138,11 @@ def _update(model: nn.Module, loss: nn.Module, step: Step, at: int, batches: Seq
 
 def _gradients(model: nn.Module, loss: nn.Module, step: Step, batch: Batch, samples: int) -> tuple[float | None, int]:
     """Add the gradients of a batch, one of a step of ``samples`` samples: its loss, None if not finite, and correct answers."""
-    inputs, targets, chosen, draws = batch
+    inputs, targets, chosen = batch.inputs, batch.targets, batch.chosen
     n, wanted = len(targets), targets
     if step.mix is not None:
         with step.part("mix"):
-            inputs, wanted = step.mix(inputs, targets, draws)
+            inputs, wanted = step.mix(batch)
             inputs = inputs[step.team.share(n)]
     with step.part("forward"), autocast(step.device, step.precision):
         logits = model(inputs)
