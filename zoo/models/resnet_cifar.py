@@ -1,6 +1,6 @@
 """ResNets for 32x32 images: He et al. 2015, "Deep residual learning for image recognition", section 4.2.
 
-Three stages of n blocks with 16, 32, 64 channels (depth 6n + 2); shortcuts of option A have no parameters: every second pixel,
+Three stages of n blocks with 16, 32, 64 channels (depth 6n + 2), or a multiple of them; shortcuts of option A have no parameters: every second pixel,
 missing channels filled with zeros. Parameter names follow the common public implementations (conv1, bn1,
 layer1.0.conv1, ..., linear), so their state dicts load.
 """
@@ -52,14 +52,14 @@ class CosineLinear(nn.Linear):
 class ResNet(nn.Module):
     """(N, 3, 32, 32) to logits (N, classes)."""
 
-    def __init__(self, blocks: int, classes: int, head: Callable[[int, int], nn.Linear] = nn.Linear) -> None:
+    def __init__(self, blocks: int, classes: int, head: Callable[[int, int], nn.Linear] = nn.Linear, width: int = 16) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, blocks, 1)
-        self.layer2 = _stage(16, 32, blocks, 2)
-        self.layer3 = _stage(32, 64, blocks, 2)
-        self.linear = head(64, classes)
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = _stage(width, width, blocks, 1)
+        self.layer2 = _stage(width, 2 * width, blocks, 2)
+        self.layer3 = _stage(2 * width, 4 * width, blocks, 2)
+        self.linear = head(4 * width, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)  # He et al. 2015, "Delving deep into rectifiers"
@@ -75,9 +75,9 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
     return nn.Sequential(Block(inputs, outputs, stride), *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
 
 
-def resnet(depth: int, classes: int = 10) -> ResNet:
-    """The net of ``depth`` = 6n + 2 layers."""
-    return ResNet((depth - 2) // 6, classes)
+def resnet(depth: int, classes: int = 10, width: int = 16) -> ResNet:
+    """The net of ``depth`` = 6n + 2 layers with ``width`` channels in the first stage."""
+    return ResNet((depth - 2) // 6, classes, width=width)
 
 
 def resnet_cosine(depth: int, classes: int = 10) -> ResNet:
@@ -105,6 +105,11 @@ SPECS = {
     ),
     "resnet32_cosine": ModelSpec(
         build=partial(resnet_cosine, 32), input=INPUT, params=464_144, macs=68_862_592, paper=PAPER, head="linear", stages=STAGES,
+        data=SUITS, recipe=RECIPE,
+    ),
+    # four times the channels: the net behind several long-tail results that are reported as ResNet-32 (Du et al. 2023, GLMC, arXiv:2305.08661)
+    "resnet32_w64": ModelSpec(
+        build=partial(resnet, 32, width=64), input=INPUT, params=7_386_186, macs=1_096_485_376, paper=PAPER, head="linear", stages=STAGES,
         data=SUITS, recipe=RECIPE,
     ),
     "resnet44": ModelSpec(
