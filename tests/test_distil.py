@@ -140,6 +140,7 @@ def test_weights_of_a_run_by_its_name(teachers: list[Path], tmp_path: Path, monk
     assert run_folders.located(small("weights=t1")).weights == str(teachers[1])
     assert run_folders.located(small("weights=latest")).weights in map(str, teachers)
     assert run_folders.located(small("weights=t9")).weights == "t9"
+    assert run_folders.located(small("weights=t")).weights == "t", "ambiguous"
     training.train(small("weights=t0", "epochs=1"), out=tmp_path / "run")
     assert recipes.read(tmp_path / "run" / "recipe.toml").weights == str(teachers[0])
     named, placed = (create_model("cnn_small", weights=source).state_dict() for source in ("t1", str(teachers[1])))

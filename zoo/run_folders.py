@@ -99,13 +99,12 @@ def named(what: str | None) -> str | None:
 
 
 def weights_path(name: str) -> Path:
-    """A weights file or a folder with one: a path, or the name of a run (``latest`` too) if no such path exists."""
+    """A weights file or a folder with one: a path, or a run as :func:`find` takes it if no such path exists."""
     path = expanded(name)
-    if exists(path):
-        return path
-    if name == "latest":
-        return find(None)
-    return root() / name if exists(root() / name / "recipe.toml") else path
+    if not exists(path):
+        with contextlib.suppress(FileError, UsageError):
+            return find(name)
+    return path
 
 
 def located(recipe: Recipe) -> Recipe:
