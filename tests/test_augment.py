@@ -91,6 +91,21 @@ def test_flip_mirrors_where_the_draw_says(images: Tensor, draws: Tensor) -> None
         assert np.array_equal(out[i], image[:, ::-1] if mirrored[i] else image)
 
 
+def test_altflip_mirrors_each_image_in_every_second_epoch() -> None:
+    """Which half begins is random; batches of any order and size get the same flips, and other columns are those of ``flip``."""
+    n, order = 400, np.arange(400)[::-1]
+    drawn = [_augment.draws(3, epoch, order, n, ("altflip", "crop:2")) for epoch in range(4)]
+    mirrored = [each[:, 2] < 0.5 for each in drawn]
+    assert np.array_equal(mirrored[0], mirrored[2]) and np.array_equal(mirrored[1], mirrored[3])
+    assert np.array_equal(mirrored[0], ~mirrored[1]) and 150 < mirrored[0].sum() < 250
+    assert np.array_equal(_augment.draws(3, 1, order[37:90], n, ("altflip",)), drawn[1][37:90])
+    plain = _augment.draws(3, 1, order, n, ("flip", "crop:2"))
+    columns = [at for at in range(_augment.DRAWS) if at != 2]
+    assert np.array_equal(plain[:, columns], drawn[1][:, columns])
+    assert not np.array_equal(plain[:, 2] < 0.5, mirrored[1])
+    assert (mirrored[0] != (_augment.draws(4, 0, order, n, ("altflip",))[:, 2] < 0.5)).any(), "the seed decides"
+
+
 def test_moves_compose_in_their_order(images: Tensor, draws: Tensor) -> None:
     crop, flip = draws.clone(), draws.clone()
     first = torch.from_numpy(pixels(images, crop, "crop").astype(np.uint8))

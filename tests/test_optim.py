@@ -119,6 +119,16 @@ def test_everything_decays_by_default() -> None:
     assert {p.dim() for g in spared if not g["weight_decay"] for p in g["params"]} == {1}
 
 
+def test_biases_of_norms_can_learn_faster() -> None:
+    """Their rate is a multiple; their weights still shrink by lr * decay per step, and other biases keep the rate."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2), nn.LayerNorm(2))
+    groups = optim.groups(model, 0.5, norm_bias=64.0, scales={"1.bias": 0.1})
+    found = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert found[id(model[1].bias)] == pytest.approx((6.4, 0.5 / 64)) and found[id(model[4].bias)] == (64.0, 0.5 / 64)
+    others = [p for name, p in model.named_parameters() if name not in ("1.bias", "4.bias")]
+    assert len(others) == 6 and {found[id(p)] for p in others} == {(1.0, 0.5)}
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw", *optim.TIMM])
 def test_make_lowers_the_loss(name: str) -> None:
     model, _ = net()

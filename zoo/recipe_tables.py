@@ -32,9 +32,9 @@ class Data(msgspec.Struct, frozen=True):
     imbalance: Annotated[
         str, about("long tail: none, exp:F or step:F, where F is the share of images that the rarest class keeps")
     ] = "none"
-    augment: Annotated[list[str], about("augmentations in order: crop, flip, rcrop, colour, cutout, trivial, v2:NAME")] = (
-        msgspec.field(default_factory=lambda: ["crop", "flip"])
-    )
+    augment: Annotated[
+        list[str], about("augmentations in order: crop, flip, altflip, rcrop, colour, cutout, trivial, v2:NAME")
+    ] = msgspec.field(default_factory=lambda: ["crop", "flip"])
     per_class: Annotated[int, about("training images per class; 0: all", ge=0, le=MOST)] = 0
     size: Annotated[int, about("side of the model's input in pixels; 0: the model's own", ge=0, le=4096)] = 0
     views: Annotated[
@@ -127,6 +127,9 @@ class Optim(msgspec.Struct, frozen=True):
     clip: Annotated[float, about("largest gradient norm; 0: no limit", ge=0, le=HUGE)] = 0.0
     accumulate: Annotated[int, about("batches per optimizer step, gradients summed", ge=1, le=MOST)] = 1
     lr_head: Annotated[float, about("learning rate of the new head, as a factor on lr", gt=0, le=HUGE)] = 1.0
+    norm_bias_lr: Annotated[
+        float, about("learning rate of the biases of normalisation layers, as a factor on lr", gt=0, le=HUGE)
+    ] = 1.0
     layer_decay: Annotated[float, about("factor on the learning rate per stage below the top", gt=0, le=1)] = 1.0
 
 

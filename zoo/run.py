@@ -148,7 +148,7 @@ def evaluate(
 ) -> tuple[metrics.Result, Tensor, Tensor]:
     """Result, logits (N, C) and targets (N,) of a run's best weights on one split of its data.
 
-    ``views`` averages the probabilities of several views of each image: ``flip`` or ``crops`` (:mod:`zoo.training.views`).
+    ``views`` averages the probabilities of several views of each image: ``flip``, ``shift`` or ``crops`` (:mod:`zoo.training.views`).
     """
     data = data or run.dataset()
     check_classes(run, data)

@@ -26,8 +26,8 @@ from zoo.cli._shared import RUN, UserPath, as_json, data_dir, moved, threads
 @data_dir
 @threads
 @click.option(
-    "--views", type=click.Choice(["none", "flip", "crops"]), default="none", show_default=True,
-    help="Average over each image and its mirror image (flip), or over five crops and their mirror images (crops).",
+    "--views", type=click.Choice(["none", "flip", "shift", "crops"]), default="none", show_default=True,
+    help="Average over each image and its mirror image (flip), also shifted by one pixel (shift), or over five crops and their mirror images (crops).",
 )  # fmt: skip
 @as_json
 def command(

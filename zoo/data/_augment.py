@@ -5,6 +5,7 @@ An op is written ``name`` or ``name:number``:
 - ``crop:4`` pads by reflection and crops at a random position (He et al. 2015, "Deep residual learning", section 4.2);
 - ``rcrop:224`` crops a random square of that side; without a number, 7/8 of the stored side;
 - ``flip`` mirrors half of the images;
+- ``altflip`` mirrors half of the images in the first epoch, the others in the next, and so on (Jordan 2024, section 3.6);
 - ``colour:40`` scales brightness, contrast and saturation by up to 40 % each;
 - ``cutout:8`` sets a random square of that side to the mean (DeVries and Taylor 2017);
 - ``trivial`` is TrivialAugment (:mod:`zoo.data._trivial`): one of fourteen ops of random strength per image;
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo import sampling
 from zoo.data._ops import parse, transform_of
 from zoo.data._trivial import trivial
 from zoo.errors import UsageError
@@ -29,6 +31,18 @@ from zoo.errors import UsageError
 DRAWS = 18
 """Columns of draws per sample."""
 _COLUMN = {"crop": 0, "rcrop": 0, "flip": 2, "cutout": 3, "mix": 5, "colour": 9, "v2": 12, "trivial": 14, "partner": 17}
+
+
+def draws(seed: int, epoch: int, order: np.ndarray, n: int, ops: Sequence[str]) -> np.ndarray:
+    """(len(order), DRAWS) uniform in [0, 1): what :func:`augment` needs for the samples ``order``, all below ``n``, in an epoch.
+
+    With ``altflip``, the column of flips moves by 1/2 from epoch to epoch.
+    """
+    drawn = sampling.slots(seed, epoch, order, n, DRAWS)
+    if any(text.startswith("altflip") for text in ops):
+        at = _COLUMN["flip"]
+        drawn[:, at] = (sampling.uniforms(seed, 0, n, at + 1)[order, at] + epoch % 2 / 2) % 1
+    return drawn
 
 
 def normalise(
@@ -149,7 +163,7 @@ def _flip(where: _Where, draws: Tensor, _: int) -> None:
     where.moved = True
 
 
-_MOVES: dict[str, Callable[[_Where, Tensor, int], None]] = {"crop": _crop, "rcrop": _rcrop, "flip": _flip}
+_MOVES: dict[str, Callable[[_Where, Tensor, int], None]] = {"crop": _crop, "rcrop": _rcrop, "flip": _flip, "altflip": _flip}
 
 
 def _colour(values: Tensor, draws: Tensor, percent: int) -> Tensor:

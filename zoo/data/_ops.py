@@ -9,7 +9,7 @@ from typing import Any
 
 from zoo.errors import UsageError, did_you_mean
 
-NUMBER = {"crop": 4, "rcrop": 0, "flip": 0, "colour": 40, "cutout": 8, "trivial": 0}
+NUMBER = {"crop": 4, "rcrop": 0, "flip": 0, "altflip": 0, "colour": 40, "cutout": 8, "trivial": 0}
 """Ops with the default of their number, 0 for none."""
 
 

@@ -92,7 +92,7 @@ class Batches:
         order, draws = self.index, np.zeros((len(self.index), 0), np.float32)
         if self.augment is not None:
             order = self.sample(epoch) if self.sample else order[sampling.order(self.seed, epoch, len(order))]
-            draws = sampling.slots(self.seed, epoch, order, len(self.split), _augment.DRAWS)
+            draws = _augment.draws(self.seed, epoch, order, len(self.split), self.augment)
         for number in range(skip, len(self)):
             start, end = number * self.batch_size, (number + 1) * self.batch_size if number + 1 < len(self) else len(order)
             chosen, drawn = order[start:end], draws[start:end]
@@ -108,7 +108,7 @@ class Batches:
 
     def view_draws(self, view: int) -> np.ndarray:
         """The random draws (len(index), K) of the images of an epoch, in the order of ``index``."""
-        return sampling.slots(self.seed, view, self.index, len(self.split), _augment.DRAWS)
+        return _augment.draws(self.seed, view, self.index, len(self.split), self.augment or ())
 
     def inputs(self, chosen: np.ndarray, draws: np.ndarray) -> Tensor:
         """Images (N, 3, H, W) at these positions of the split, normalised, and augmented with ``draws`` (N, K) if the batches are augmented."""

@@ -29,6 +29,8 @@ from zoo.training.session import Session, Settings
 
 EVAL_BATCH, EVAL_PIXELS = 256, 64 * 224**2
 """Most images and pixels of a batch without gradients: glibc returns larger activations after each layer, at half the speed."""
+INITIAL = 5000
+"""Training images that a model may be initialised from (as many as in Jordan 2024)."""
 JUMP = 2.0
 """Factor between the learning rates before and after resuming above which a warning is printed."""
 
@@ -115,6 +117,8 @@ def session(
     sampler = build_sampler(recipe, data.train.targets, index)
     built, weight = losses.given(recipe, loss, team) if loss is not None else losses.build(recipe, counts)
     batches, val, test = _batches(recipe, data, index, sampler, spec.input[1], place, team)
+    if start.tensors is None:
+        _initialise(model, batches)
     learned = _teachers(recipe, data, spec.input[1], place)
     ema = optim.Ema(model, recipe.ema) if recipe.ema else None
     make_optimizer = partial(_optimizer, recipe, model, spec, built)
@@ -196,6 +200,13 @@ def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, 
     if recipe.head_init == "zero" and any(freezing.inside(name, freezing.new_head(spec)) for name in frozen.names):
         raise UsageError(f"head_init = zero with a frozen head ({recipe.freeze}) trains nothing; use head_init=default")
     return _Start(model, tensors, frozen, plan, [name for name in frozen.names if name in set(notes.fresh)], notes)
+
+
+def _initialise(model: nn.Module, batches: Batches) -> None:
+    """Call ``model.initialise_from_images``, if there is one, with up to :data:`INITIAL` normalised training images, evenly spaced."""
+    if callable(initialise := getattr(model, "initialise_from_images", None)):
+        chosen = batches.index[np.linspace(0, len(batches.index) - 1, min(INITIAL, len(batches.index))).astype(np.int64)]
+        initialise(replace(batches, augment=None).inputs(chosen, np.zeros((len(chosen), 0), np.float32)))
 
 
 def dataset(recipe: Recipe, size: int) -> DataSet:
@@ -281,7 +292,7 @@ def _optimizer(recipe: Recipe, model: nn.Module, spec: ModelSpec, loss: nn.Modul
     o = recipe.optim
     chosen = optim.Hyperparameters(name=o.name, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay)
     scales = optim.lr_scales(model, spec, head=o.lr_head, layer_decay=o.layer_decay)
-    made = optim.make(model, chosen, scales=scales, head=freezing.new_head(spec))
+    made = optim.make(model, chosen, scales=scales, norm_bias=o.norm_bias_lr, head=freezing.new_head(spec))
     if learned := [each for each in loss.parameters() if each.requires_grad]:
         fallback = {"use_fallback": True, "nesterov": False} if o.name == "muon" else {}
         made.add_param_group({"params": learned, "weight_decay": 0.0} | fallback)

@@ -16,22 +16,31 @@ from zoo.training import freezing
 
 TIMM = ("nadamw", "cadamw", "lion", "muon")
 """Optimizers that timm has and torch lacks."""
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def groups(
-    model: nn.Module, weight_decay: float, *, decay_all: bool = True, scales: Mapping[str, float] | None = None
+    model: nn.Module,
+    weight_decay: float,
+    *,
+    decay_all: bool = True,
+    scales: Mapping[str, float] | None = None,
+    norm_bias: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Parameter groups of what is trained, for a torch optimizer.
 
     By default everything decays, including norms and biases, as in torch and the reported experiments. ``decay_all=False``
     excludes tensors of one dimension (Goyal et al. 2017, section 5.3; timm does the same). ``scales`` gives a factor of the
-    learning rate by parameter name, kept in the group as ``lr_scale``.
+    learning rate by parameter name, kept in the group as ``lr_scale``. ``norm_bias`` multiplies it for the biases of normalisation
+    layers and divides their decay, so that they shrink as before (Page 2018; Jordan 2024, section 3.4).
     """
+    shifts = {module.bias for module in model.modules() if isinstance(module, NORMS) and norm_bias != 1}
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = weight_decay if decay_all or parameter.dim() > 1 else 0.0
-            found.setdefault((decay, (scales or {}).get(name, 1.0)), []).append(parameter)
+            factor = norm_bias if parameter in shifts else 1.0
+            found.setdefault((decay / factor, (scales or {}).get(name, 1.0) * factor), []).append(parameter)
     return [{"params": params, "weight_decay": decay, "lr_scale": scale} for (decay, scale), params in found.items()]
 
 
@@ -68,6 +77,7 @@ def make(
     *,
     decay_all: bool = True,
     scales: Mapping[str, float] | None = None,
+    norm_bias: float = 1.0,
     head: Iterable[str] = (),
 ) -> torch.optim.Optimizer:
     """The optimizer over the parameters that are trained, in the groups of :func:`groups`.
@@ -80,7 +90,7 @@ def make(
     Raises:
         ValueError: no optimizer has that name.
     """
-    trained = groups(model, chosen.weight_decay, decay_all=decay_all, scales=scales)
+    trained = groups(model, chosen.weight_decay, decay_all=decay_all, scales=scales, norm_bias=norm_bias)
     lr, nesterov = chosen.lr, chosen.nesterov and chosen.momentum > 0
     if chosen.name == "sgd":
         return torch.optim.SGD(trained, lr=lr, momentum=chosen.momentum, nesterov=nesterov, fused=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-KINDS = {"none": 1, "flip": 2, "crops": 10}
-"""The number of views: the image and its mirror image; four corners and the centre, and their mirror images."""
+KINDS = {"none": 1, "flip": 2, "shift": 6, "crops": 10}
+"""The number of views: the image and its mirror image; the image and its shifts by one pixel up left and down right, and their mirror
+images (Jordan 2024, section 3.5, there with half of the weight on the unshifted ones); four corners and the centre, and their mirror images."""
 
 
 class AveragedViews(nn.Module):
@@ -17,9 +18,11 @@ class AveragedViews(nn.Module):
         self.model, self.size, self.kind = model, size, kind
 
     def forward(self, images: Tensor) -> Tensor:
-        centre = (images.shape[2] - self.size) // 2
+        if self.kind == "shift":
+            images = nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
         far = images.shape[2] - self.size
-        corners = [(0, 0), (0, far), (far, 0), (far, far)] if self.kind == "crops" else []
+        centre = far // 2
+        corners = {"crops": [(0, 0), (0, far), (far, 0), (far, far)], "shift": [(0, 0), (far, far)]}.get(self.kind, [])
         total = torch.zeros(())
         for top, left in ((centre, centre), *corners):
             part = images[:, :, top : top + self.size, left : left + self.size]
