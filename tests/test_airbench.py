@@ -62,7 +62,7 @@ def test_training_images_initialise_a_model_only_without_weights(tmp_path: Path,
     team = Team()
     session, _ = build.session(recipe, tmp_path, build.place(recipe, team), team)
     (images,) = session.model.given
-    assert len(images) == min(build.INITIAL, len(session.batches.index))
+    assert len(images) == len(session.batches.index)
     first = session.data.train.images[session.batches.index[0]] / 255
     expected = (first - np.array(session.data.mean)) / np.array(session.data.std)
     assert np.allclose(images[0].permute(1, 2, 0).numpy(), expected, atol=1e-5), "normalised, not augmented"

@@ -29,8 +29,8 @@ from zoo.training.session import Session, Settings
 
 EVAL_BATCH, EVAL_PIXELS = 256, 64 * 224**2
 """Most images and pixels of a batch without gradients: glibc returns larger activations after each layer, at half the speed."""
-INITIAL = 5000
-"""Training images that a model may be initialised from (as many as in Jordan 2024)."""
+INITIAL_PIXELS = 5000 * 32**2
+"""Most pixels of the training images that a model is initialised from (5,000 images in Jordan 2024)."""
 JUMP = 2.0
 """Factor between the learning rates before and after resuming above which a warning is printed."""
 
@@ -203,10 +203,13 @@ def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, 
 
 
 def _initialise(model: nn.Module, batches: Batches) -> None:
-    """Call ``model.initialise_from_images``, if there is one, with up to :data:`INITIAL` normalised training images, evenly spaced."""
+    """Call ``model.initialise_from_images``, if there is one, with evenly spaced training images (n, 3, H, W), only normalised."""
     if callable(initialise := getattr(model, "initialise_from_images", None)):
-        chosen = batches.index[np.linspace(0, len(batches.index) - 1, min(INITIAL, len(batches.index))).astype(np.int64)]
-        initialise(replace(batches, augment=None).inputs(chosen, np.zeros((len(chosen), 0), np.float32)))
+        count = min(len(batches.index), max(1, INITIAL_PIXELS // batches.size**2))
+        chosen = batches.index[np.arange(count) * len(batches.index) // count]
+        plain = replace(batches, augment=None, dtype=torch.float32)
+        initialise(plain.inputs(chosen, np.zeros((count, 0), np.float32)))
+        print_line(f"model    {count:,} training images set initial weights")
 
 
 def dataset(recipe: Recipe, size: int) -> DataSet:
