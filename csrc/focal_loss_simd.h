@@ -144,28 +144,37 @@ struct Block {
     for (int i = 0; i < W; ++i) tile.values[tile.rows * C + i] = 0;
   }
 
+  // Puts a row's logits into `row`, in whole vectors, of which the last may extend beyond it; the largest, or NaN if any is NaN.
+  ZOO_INLINE float row_of(int64_t from, float* row) const {
+    constexpr float least = -std::numeric_limits<float>::infinity();
+    F top = all(least);
+    I broken{};
+    for (int64_t c = 0; c < C; c += W) {
+      F z = all(least);
+      if (p.stride_c != 1)
+        for (int64_t k = 0; k < W && c + k < C; ++k) z[k] = one(from + (c + k) * p.stride_c);
+      else z = c + W <= C ? load_as<T>(logits(from + c)) : load_part<T>(logits(from + c), C - c, least);
+      store(row + c, z);
+      top = larger(z, top);
+      broken |= z != z;
+    }
+    return highest(top, broken);
+  }
+
   // exp of each row times 2^-k, k near log2 of its maximum.
   void scaled_exp() {
     for (int64_t r = 0; r < tile.rows; ++r) {
       float* row = tile.values + r * C;
-      const int64_t from = row_start(p, tile.first + r);
-      for (int64_t c = 0; c < C; ++c) row[c] = one(from + c * p.stride_c);
-      float top = row[0];
-      bool broken = false;
-      for (int64_t c = 0; c < C; ++c) {
-        top = row[c] > top ? row[c] : top;
-        broken |= row[c] != row[c];
-      }
-      tile.exact[r] = broken || !(top <= reach && top >= -reach);
+      const float top = row_of(row_start(p, tile.first + r), row);
+      tile.exact[r] = !(top <= reach && top >= -reach);
       tile.any_exact |= tile.exact[r];
       const float label = row[tile.at[r] - r * C];
       const float k = tile.exact[r] ? 0.0f : std::nearbyint(top * 1.44269504f);
       tile.far[r] = float(double(k) * 0.6931471805599453 - double(label));
+      const F floor = all(top - 300.0f);
       for (int64_t c = 0; c < C; c += W) {
-        const F z = load_part<Single>(row + c, C - c, top);
-        const F floor = all(top - 300.0f);
-        const F e = tile.exact[r] ? all(1.0f) : exp_of<true>(pick(z < floor, floor, z), k);
-        store_part<Single>(row + c, e, C - c);
+        const F z = load(row + c);
+        store(row + c, tile.exact[r] ? all(1.0f) : exp_of<true>(pick(z < floor, floor, z), k));
       }
       if (tile.exact[r]) tile.used[r] = tile.weight[r] = 0;
     }
@@ -374,12 +383,7 @@ struct Long {
       top = pick(z > top, z, top);
       broken |= z != z;
     }
-    float most = top[0];
-    for (int i = 0; i < W; ++i) {
-      if (broken[i]) return std::numeric_limits<float>::quiet_NaN();
-      most = top[i] > most ? top[i] : most;
-    }
-    return most;
+    return highest(top, broken);
   }
 
   void row(int64_t r, Sums& sums) const {

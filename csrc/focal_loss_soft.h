@@ -14,7 +14,7 @@ namespace ZOO_ISA {
 constexpr int64_t soft_floats = 4096;  // per buffer; longer rows are processed in parts, in each pass
 constexpr int64_t soft_rows = W < 8 ? W : 8;  // at a time: with 16, rows of 100 classes would not fit an L1 cache of 32 KB
 constexpr int64_t soft_run = 64 * W;   // number of terms summed separately, to limit rounding errors
-constexpr float soft_reach = 2e4f;     // rows with logits further below the maximum are computed by exact_row
+constexpr float soft_reach = 2e4f;     // classes further below the maximum count as p = 0; with an amount, their row is computed by exact_row
 
 // Sums over a row, or a part of one, in each lane.
 struct Mixture {
@@ -104,26 +104,29 @@ struct Soft {
   }
 
   // exp(z - top) of a part, and z - top: the sum of those below the maximum, and 1 for each that is the maximum. `wide`: z -
-  // top may be beyond the guard. Returns false if it is further below the maximum than soft_reach.
+  // top may be beyond the guard. Returns false if one is not above -soft_reach; it is stored as -soft_reach, or NaN.
   template <bool wide>
   ZOO_INLINE static bool exponentials(const float* z, float* apart, float* to, int64_t count, float high, F& below, F& ties, Guard& guard) {
     I within{};
     within = ~within;
-    const auto one = [&](F distance) {
+    const auto one = [&](F& distance) {
       if constexpr (!wide) return guard.exp(distance);
-      within &= distance >= -soft_reach;
+      within &= distance > -soft_reach;
+      distance = pick(distance < -soft_reach, all(-soft_reach), distance);
       return exp_of<true>(pick(distance < -300.0f, all(-300.0f), distance), 0.0f);
     };
     int64_t i = 0;
     for (; i + W <= count; i += W) {
       __builtin_prefetch(z + i + soft_rows * count);  // of the next rows: memory is read during the computation
-      const F distance = load(z + i) - high, value = one(distance);
+      F distance = load(z + i) - high;
+      const F value = one(distance);
       store(apart + i, distance);
       store(to + i, value);
       split(value, 1.0f, value, below, all(1.0f), ties);
     }
     if (i < count) {
-      const F distance = load_end(z + i, count - i, all(high)) - high, value = first_of(one(distance), count - i);
+      F distance = load_end(z + i, count - i, all(high)) - high;
+      const F value = first_of(one(distance), count - i);
       store(apart + i, distance);
       store(to + i, value);
       split(value, 1.0f, value, below, all(1.0f), ties);
@@ -140,6 +143,18 @@ struct Soft {
       below += run;
     }
     return within;
+  }
+
+  // Whether a part has a NaN for z - top, or an amount for a class that counts as p = 0: of a masked class (z = -inf) it is 0.
+  bool beyond(const float* apart, const float* q, const float* weight, int64_t count) const {
+    I found{};
+    for (int64_t i = 0; i < count; i += W) {
+      const bool whole = i + W <= count;
+      const F distance = whole ? load(apart + i) : load_end(apart + i, count - i, F{});
+      const F amount = ((whole ? load(q + i) : load_end(q + i, count - i, F{})) * keep + spread) * load(weight + i);
+      found |= (distance != distance) | ((distance <= -soft_reach) & (amount != 0.0f));
+    }
+    return any(found);
   }
 
   // 1 / total and its logarithm for the current rows.
@@ -273,7 +288,7 @@ struct Soft {
       one[r] = largest(z[r], C);
     }
     store(top, largest_of(one));
-    sums_of_exponentials(z, one, other);
+    sums_of_exponentials(z, q, one, other);
     totals(sums_of(one), sums_of(other));
     const bool each = p.loss_rows != nullptr || p.p_rows != nullptr;
     F losses{}, powers{};
@@ -292,7 +307,7 @@ struct Soft {
     }
   }
 
-  ZOO_INLINE void sums_of_exponentials(const float* const* z, F* below_top, F* ties) {
+  ZOO_INLINE void sums_of_exponentials(const float* const* z, const float* const* q, F* below_top, F* ties) {
     Guard guard;
     for (int64_t r = 0; r < W; ++r) {
       F sum{}, count{};
@@ -305,7 +320,7 @@ struct Soft {
       if (skip[r]) continue;
       float* apart = far + r * width;
       below_top[r] = ties[r] = F{};
-      skip[r] = !exponentials_of<true>(apart, apart, e + r * width, C, 0, below_top[r], ties[r], guard);
+      skip[r] = !exponentials_of<true>(apart, apart, e + r * width, C, 0, below_top[r], ties[r], guard) && beyond(apart, q[r], w, C);
     }
   }
 
@@ -340,7 +355,10 @@ struct Soft {
     double below_top = 0, ties = 0;
     for (int64_t first = 0; first < C; first += soft_floats) {
       F part_below{}, part_ties{};
-      if (!part_exponentials(start, first, part_below, part_ties)) return exact_row(call, r, sums);
+      if (!part_exponentials(start, first, part_below, part_ties)) {
+        weights(first);
+        if (beyond(far, targets(goal, first, shares), w, part(first))) return exact_row(call, r, sums);
+      }
       below_top += double(sum(part_below)), ties += double(sum(part_ties));
     }
     totals(all(float(below_top)), all(float(ties)));

@@ -305,6 +305,14 @@ ZOO_INLINE F larger(F a, F b) {
 #endif
 }
 
+// The largest lane, or NaN if any is broken.
+ZOO_INLINE float highest(F top, I broken) {
+  if (any(broken)) return std::numeric_limits<float>::quiet_NaN();
+  float most = top[0];
+  for (int i = 1; i < W; ++i) most = top[i] > most ? top[i] : most;
+  return most;
+}
+
 // The first `count` lanes, and 0 in the others.
 ZOO_INLINE F first_of(F value, int64_t count) {
 #if ZOO_W == 16
