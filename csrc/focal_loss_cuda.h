@@ -29,9 +29,9 @@ __device__ inline void tile_row(const Frame<A>& frame, int64_t number, A* z, Tot
   const Row<A> row(p, number);
   const int C = int(p.classes);
   const bool soft = is_soft(p);
-  A top = lowest<A>(), below = 0, rest = 0;
+  A top = z[0], below = 0, rest = 0;
   int best = 0;
-  for (int c = 0; c < C; ++c)
+  for (int c = 1; c < C; ++c)
     if (z[c] > top) top = z[c], best = c;
   const A shift = row.label >= 0 ? z[row.label] - top : A(0);
   for (int c = 0; c < C; ++c) {
@@ -48,7 +48,8 @@ __device__ inline void tile_row(const Frame<A>& frame, int64_t number, A* z, Tot
   const A gamma = A(p.gamma), factor = A(frame.factor);
   if (soft) {
     const Goal goal(p, number);
-    Mixed<A> sum;
+    below += top - top;  // NaN for an infinite maximum
+    Mixed<A> sum(A(0) * below);
     for (int c = 0; c < C; ++c) {
       const A q = A(goal.of(p, c)), part = amount(p, q, c);
       if (part != 0 || q != 0) sum.add(part, q, terms_of(z[c] - top, below, c == best, gamma));
@@ -65,7 +66,7 @@ __device__ inline void tile_row(const Frame<A>& frame, int64_t number, A* z, Tot
   const A weight = A(weight_of(p, row.label)), all = weight * mine.slope, slope = all * factor / (rest + own);
   for (int c = 0; c < C; ++c) z[c] *= slope;
   z[row.label] = -all * factor * mine.q;
-  row.write(frame, double(weight == 0 ? A(0) : weight * mine.loss), double(mine.power), double(mine.p), sums);
+  row.write(frame, double(weighted(weight, mine)), double(mine.power), double(mine.p), sums);
 }
 
 template <typename T>
@@ -207,7 +208,7 @@ __global__ void __launch_bounds__(lanes == 8 ? few_threads : wide_lanes, 1) held
       const A weight = A(weight_of(p, row.label));
       mine = terms(shift, own, rest, A(p.gamma));
       all = weight * mine.slope;
-      total = weight == 0 ? A(0) : weight * mine.loss;
+      total = weighted(weight, mine);
     }
     if (!here) continue;
     if (lane == 0) row.write(frame, double(total), double(mine.power), double(mine.p), sums);
@@ -272,16 +273,26 @@ __device__ inline Part<A> joined(const Part<A>& x, const Part<A>& y) {
   return {high.top, high.rest + low.rest * scale, high.below + (low.below + (low.best >= 0 ? A(1) : A(0))) * scale, high.best};
 }
 
+// The sums of a whole row; `below` is NaN if there is no softmax.
+template <typename A>
+__device__ inline Part<A> whole(Part<A> found) {
+  if (found.best >= 0) found.below += found.top - found.top;  // an infinite maximum
+  else if (found.below == 0) found.below = A(NAN);            // -inf in each class
+  else found.below -= 1;                                      // the maximum is `lowest` itself, which no class was above
+  return found;
+}
+
 // Sums over the classes of a row with several shares.
 template <typename T, int threads>
 __device__ inline Mixed<double> mixed_of(const Problem& p, const Goal& goal, int64_t number, const Part<typename T::Real>& found) {
   using A = typename T::Real;
   const auto* logits = static_cast<const typename T::Stored*>(p.logits) + row_start(p, number);
-  Totals first{0, 0}, second{0, 0};
+  const double zero = double(A(0) * found.below);
+  Totals first{zero, zero}, second{zero, zero};
   for (int64_t c = int(threadIdx.x); c < p.classes; c += threads) {
     const A q = A(goal.of(p, c)), part = amount(p, q, c);
     if (part == 0 && q == 0) continue;
-    Mixed<A> one;
+    Mixed<A> one(A(0));
     one.add(part, q, terms_of(A(value_of<T>(logits[c * p.stride_c]) - found.top), found.below, c == found.best, A(p.gamma)));
     first.a += double(one.loss);
     first.b += double(one.g);
@@ -290,7 +301,7 @@ __device__ inline Mixed<double> mixed_of(const Problem& p, const Goal& goal, int
   }
   first = block_sum(first);
   second = block_sum(second);
-  Mixed<double> sum;
+  Mixed<double> sum(0);
   sum.loss = first.a;
   sum.g = first.b;
   sum.power = second.a;
@@ -346,13 +357,13 @@ __global__ void __launch_bounds__(threads, 1) long_row(Problem p, Scratch scratc
       if (me < step) parts[me] = joined(parts[me], parts[me + step]);
       __syncthreads();
     }
-    const Part<A> found = parts[0];
+    const Part<A> found = whole(parts[0]);
     __syncthreads();
     const bool soft = row.plain() && is_soft(p);
     const Goal goal(p, number);
     A all = 0, own = 0;
     Terms<A> mine{};
-    Mixed<double> sum;
+    Mixed<double> sum(0);
     if (soft) {
       sum = mixed_of<T, threads>(p, goal, number, found);
       all = A(sum.g);
@@ -361,7 +372,7 @@ __global__ void __launch_bounds__(threads, 1) long_row(Problem p, Scratch scratc
       own = std::exp(shift);
       mine = terms(shift, own, found.rest, gamma);
       all = weight * mine.slope;
-      sum.loss = double(weight == 0 ? A(0) : weight * mine.loss);
+      sum.loss = double(weighted(weight, mine));
       sum.power = double(mine.power);
       sum.p = double(mine.p);
     }

@@ -181,13 +181,21 @@ __device__ inline A amount(const Problem& p, A q, int64_t c) {
   return A(weight_of(p, c)) * (q * (A(1) - A(p.smoothing)) + A(p.smoothing) / A(p.classes));
 }
 
-// Sums over the classes of a row.
+// Weight times loss: 0 for a weight of 0 even if the loss is infinite, but NaN in a row without a softmax, whose p is NaN.
+template <typename A>
+__device__ inline A weighted(A weight, const Terms<A>& t) {
+  return weight == 0 ? weight * t.p : weight * t.loss;
+}
+
+// Sums over the classes of a row, from `zero`: 0, or NaN for a row without a softmax.
 template <typename A>
 struct Mixed {
-  A loss = 0, g = 0, power = 0, p = 0;
+  A loss, g, power, p;
+
+  __device__ explicit Mixed(A zero) : loss(zero), g(zero), power(zero), p(zero) {}
 
   __device__ void add(A part, A q, const Terms<A>& t) {
-    loss += part == 0 ? A(0) : part * t.loss;
+    loss += weighted(part, t);
     g += part == 0 ? A(0) : part * t.slope;
     power += q * t.power;
     p += q * t.p;

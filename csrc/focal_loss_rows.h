@@ -198,7 +198,8 @@ inline void exact_row(const Call& call, int64_t row, Sums& sums) {
     return terms(shift, e, c == found.top ? found.below : 1.0 - e + found.below, p.gamma);
   };
   const bool soft = is_soft(p);
-  double loss = 0, all = 0, power = 0, prob = 0, mine_q = 0;
+  const double zero = 0 * found.below;  // NaN for a row without a softmax, which no weight or share of 0 hides
+  double loss = zero, all = zero, power = zero, prob = zero, mine_q = zero;
   const auto add = [&](int64_t c) {
     const double a = goal.amount(p, c), q = goal.of(p, c);
     if (a == 0 && q == 0) return;

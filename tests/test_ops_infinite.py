@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from ops_cases import agree
 from torch import Tensor
 
+import zoo.numpy
 from zoo import ops
 
 INF, NAN = float("inf"), float("nan")
@@ -55,3 +58,50 @@ def test_a_masked_class_with_a_weight_of_zero_takes_no_part_in_smoothing(served:
     agree(ops.formula(*args), found, args)
     args[2][7] = 1  # a share of an impossible class
     assert bool((torch.ops.zoo.focal_loss(*args)[0] == INF).all())
+
+
+def nothing(kind: str, rows: int) -> tuple[Any, Tensor, float]:
+    """A target of which no part counts, the weight that makes it so, and label smoothing."""
+    labels, weight = torch.zeros(rows, dtype=torch.int64), torch.zeros(3, dtype=torch.float64)
+    target: Any = {"two labels": (labels, labels, 0.5), "shares": torch.zeros(rows, 3, dtype=torch.float64)}.get(kind, labels)
+    return target, torch.ones(3, dtype=torch.float64) if kind == "shares" else weight, 0.1 if kind == "smoothed" else 0.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("row", BROKEN, ids=str)
+def test_no_weight_or_share_of_zero_hides_a_row_without_softmax(served: str, kind: str, row: list[float]) -> None:
+    """As in ``F.cross_entropy``, in each reduction; other rows and ignored rows are unaffected."""
+    for dtype, gamma, reduction in itertools.product((torch.float32, torch.float64), (0.0, 0.5, 2.0), ops.REDUCTIONS):
+        z = torch.tensor([row, [0.5, 0.0, 1.0], row], dtype=dtype, requires_grad=True)
+        target, weight, smoothing = nothing(kind, 3)
+        weight = weight.to(dtype)
+        target = target.to(dtype) if kind == "shares" else target
+        if kind != "shares":
+            first = target[0] if kind == "two labels" else target
+            first[2] = -100
+        found = ops.focal_loss_with_stats(z, target, gamma, weight, label_smoothing=smoothing, reduction=reduction)
+        assert torch.isnan(found.loss.view(-1)[0]) and torch.isnan(found.p[0]) and torch.isnan(found.factor)
+        if reduction == "none":
+            assert found.loss[1] == 0 and (kind == "shares" or found.loss[2] == 0)
+        for create_graph in (False, True):
+            (grad,) = torch.autograd.grad(found.loss.sum(), z, create_graph=create_graph, retain_graph=True)
+            if reduction in ("none", "sum"):
+                assert bool(torch.isnan(grad[0]).all()) and not grad[1].any()
+                assert kind == "shares" or not grad[2].any()
+        if kind in ("labels", "shares") and reduction in ("none", "sum"):
+            theirs = F.cross_entropy(z, target, weight, reduction=reduction)
+            assert torch.equal(torch.isnan(theirs), torch.isnan(found.loss))
+            # theirs has NaN of an infinite logit too; a row of NaN is the gradient there as well
+            assert bool(torch.isnan(torch.autograd.grad(theirs.sum(), z)[0][0]).all())
+
+
+@pytest.mark.parametrize("kind", ["labels", "shares", "smoothed"])
+def test_numpys_formula_agrees_on_rows_without_softmax(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    target, weight, smoothing = nothing(kind, 4)
+    logits = np.array([*BROKEN, [1.0, -INF, 0.0]])
+    for way in (zoo.numpy._by_formula, zoo.numpy._way()[0]):
+        monkeypatch.setattr(zoo.numpy, "_way", lambda way=way: (way, ""))
+        loss, grad = zoo.numpy.focal_loss_and_grad(
+            logits, target.numpy(), 2.0, weight.numpy(), label_smoothing=smoothing, reduction="none"
+        )
+        assert np.isnan(loss[:3]).all() and np.isnan(grad[:3]).all() and loss[3] == 0 and not grad[3].any()

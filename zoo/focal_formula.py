@@ -93,7 +93,7 @@ def formula(
 
     p, q, log_p = _probabilities(z)
     power = (q**gamma).where(q == q, q)  # NaN ** 0 would be 1
-    term = torch.where(a == 0, 0, -a * power * log_p).sum(1)
+    term = torch.where(a == 0, a * p, -a * power * log_p).sum(1)  # a p is NaN in a row without a softmax
     loss = torch.where(rows.wrong, torch.nan, torch.where(rows.used, term, 0))
     factor = _factor(rows, w, scale, reduction)
     grad = logits.new_empty((0,))
@@ -187,14 +187,16 @@ def differentiable(
     z = flat(logits)
     rows = rows_of(z, target, ignore_index, other, share)
     z = torch.where(rows.right[:, None], z, 0)  # no NaN of an ignored row reaches a derivative
+    z = z * torch.where(z.detach().amax(1, keepdim=True).isfinite(), 1, torch.nan)  # a row without a softmax is NaN as a whole
     w = z.new_ones(z.shape[1]) if weight is None else weight.to(z.dtype)
     a = w * smoothed(rows.q, label_smoothing)
     log_p, log_q = logarithms(z)
     power = torch.ones_like(log_q) if gamma == 0 else (gamma * log_q).exp()
-    nothing = (a == 0) & ~torch.isfinite(log_p)  # 0 times infinity
+    p = log_p.detach().exp()
+    nothing = (a == 0) & torch.isinf(log_p)  # 0 times infinity
     term = -(a * power * torch.where(nothing, 0, log_p)).sum(1)
     loss = torch.where(rows.wrong, torch.nan, torch.where(rows.used, term, 0)) * _factor(rows, w, scale, reduction)
-    p_t, mean_power = _stats(rows, log_p.detach().exp(), power.detach())
+    p_t, mean_power = _stats(rows, p, power.detach())
     reduced = loss.reshape(shape) if reduction == 0 else loss.sum()
     p_rows = p_t.reshape(shape) if want_rows else p_t.new_empty((0,))
     return reduced.to(dtype), p_rows.detach().to(dtype), mean_power.detach().to(dtype)

@@ -256,7 +256,8 @@ def _by_formula(call: Call, want_grad: bool) -> Made:
     with np.errstate(all="ignore"):
         p, q, log_p = _probabilities(z)
         power = q**call.gamma
-        rows = np.where(used, np.where(a == 0, 0, -a * power * log_p).sum(1), 0) * factor
+        term = np.where(a == 0, a * p, -a * power * log_p).sum(1)  # a p is NaN in a row without a softmax
+        rows = np.where(used, term, 0) * factor
         grad = None
         if want_grad:
             single = not call.soft and call.label_smoothing == 0

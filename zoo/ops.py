@@ -79,7 +79,8 @@ def focal_loss(
     acts on rows that are already right, where a single factor (1 - p_t)^gamma would take it away.
 
     Args:
-        logits: (C,), (N, C) or (N, C, d1, ...) float32, float64, bfloat16 or float16, any strides.
+        logits: (C,), (N, C) or (N, C, d1, ...) float32, float64, bfloat16 or float16, any strides. -inf masks a class: p = 0, and
+            its term is 0 if its share or weight is 0. A row with NaN or +inf, or with -inf only, has a loss and gradient of NaN.
         target: (), (N,) or (N, d1, ...) labels of an integer type in [0, C), or ``ignore_index``; or floating-point shares of
             the logits' shape; or (labels, other labels, share of the first), which is mixup without the shares' memory (Zhang
             et al. 2018): the share is one number or a tensor of one or of each row. A row with an ignored label is ignored.

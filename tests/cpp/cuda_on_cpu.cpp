@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <random>
 #include <vector>
@@ -147,6 +148,21 @@ void expect(bool holds, const char* what, int64_t n, int64_t classes, zoo::Type 
   if (!holds && ++failures < 30) std::printf("%s of %ld x %ld, type %d: %.9g, not %.9g\n", what, long(n), long(classes), int(type), got, want);
 }
 
+// Logits with -inf in some classes; and then with NaN or +inf in some rows, or with -inf or the lowest number in all classes.
+void spoil(unsigned char* logits, zoo::Type type, int64_t rows, int64_t classes, int64_t inner, bool whole_rows, std::mt19937& draw) {
+  constexpr double inf = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
+  const double least = type == zoo::Type::f64 ? std::numeric_limits<double>::lowest() : std::numeric_limits<float>::lowest();
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t start = r / inner * classes * inner + r % inner, one = int64_t(draw() % uint32_t(classes));
+    for (int64_t c = 0; c < classes; ++c) {
+      const int64_t at = start + c * inner;
+      if (draw() % 8 == 0) zoo::write(logits, type, at, -inf);
+      if (whole_rows && r % 5 < 2) zoo::write(logits, type, at, r % 5 == 0 ? -inf : least);
+      if (whole_rows && r % 5 < 4 && r % 5 > 1 && c == one) zoo::write(logits, type, at, r % 5 == 2 ? nan : inf);
+    }
+  }
+}
+
 template <typename T>
 void check(int64_t n, int64_t classes, int64_t inner, double gamma, double smoothing, double spread, zoo::Reduction reduction, int64_t blocks, uint32_t seed, bool shifted) {
   ++problems;
@@ -158,11 +174,12 @@ void check(int64_t n, int64_t classes, int64_t inner, double gamma, double smoot
   const auto place = [&](unsigned char* from) { return from + (16 - uintptr_t(from) % 16) % 16 + (shifted ? item : 0); };
   unsigned char *logits = place(room.get()), *grad = place(first.get());
   for (size_t i = 0; i < count; ++i) zoo::write(logits, type, int64_t(i), uniform(draw));
+  if (seed % 5 > 2) spoil(logits, type, n * inner, classes, inner, seed % 5 == 3, draw);
   std::vector<int64_t> target(rows);
   for (auto& label : target) label = draw() % 6 ? int64_t(draw() % uint32_t(classes)) : -100;
   std::vector<float> weight(static_cast<size_t>(classes));
   std::vector<double> wide(static_cast<size_t>(classes));
-  for (size_t c = 0; c < wide.size(); ++c) wide[c] = weight[c] = 0.25f * float(1 + draw() % 7);
+  for (size_t c = 0; c < wide.size(); ++c) wide[c] = weight[c] = 0.25f * float(draw() % 7);
   const size_t real = sizeof(typename T::Real);
   std::vector<unsigned char> loss_rows(rows * real), p_rows(rows * real), loss_too(rows * real), p_too(rows * real);
   zoo::Problem p;
@@ -181,7 +198,7 @@ void check(int64_t n, int64_t classes, int64_t inner, double gamma, double smoot
     wide_share[r] = share[r] = float(draw() % 5) / 4;
   }
   const std::unique_ptr<unsigned char[]> shares(new unsigned char[count * item]);
-  for (size_t i = 0; i < count; ++i) zoo::write(shares.get(), type, int64_t(i), draw() % 4 == 0 ? 0.0 : double(draw() % 64) / 64);
+  for (size_t i = 0; i < count; ++i) zoo::write(shares.get(), type, int64_t(i), draw() % 4 == 0 || seed % 5 == 3 ? 0.0 : double(draw() % 64) / 64);
   if (seed % 3 == 1) {
     p.other = other.data();
     p.share = type == zoo::Type::f64 ? static_cast<const void*>(wide_share.data()) : share.data();

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <random>
 #include <vector>
@@ -169,6 +170,63 @@ void check_mixed(int64_t n, int64_t classes, double gamma, float spread, int kin
   EXPECT(std::memcmp(logits.get(), grad.get(), size_t(n * classes) * 4) == 0, "mixed %d of %ld x %ld: another gradient in place", kind, long(n), long(classes));
 }
 
+// Classes masked by -inf, whose share or weight is 0: the bits of a finite logit whose p rounds to 0, in the vector code too.
+void check_masked(int64_t n, int64_t classes, double gamma, int kind, uint32_t seed) {
+  std::mt19937 draw(seed);
+  std::uniform_real_distribution<float> uniform(-3, 3);
+  const size_t count = size_t(n * classes);
+  std::vector<float> finite(count), masked(count), shares(count), share(size_t(n), 0.25f), weight(size_t(classes), 1.5f);
+  std::vector<int64_t> target(size_t(n), 0), other(size_t(n), classes - 1);
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t c = int64_t(i) % classes;
+    const bool out = c != 0 && c != classes - 1 && (kind == 3 ? c % 5 == 2 : draw() % 8 == 0);
+    finite[i] = out ? -1000.0f : uniform(draw);
+    masked[i] = out ? -std::numeric_limits<float>::infinity() : finite[i];
+    shares[i] = out ? 0 : float(draw() % 64) / 64;
+    if (kind == 3) weight[size_t(c)] = c % 5 == 2 ? 0 : 1.5f;
+  }
+  zoo::Problem problem;
+  problem.n = n; problem.classes = classes; problem.stride_n = problem.grad_n = problem.shares_n = classes; problem.gamma = gamma;
+  problem.target = target.data();
+  if (kind == 0) problem.shares = shares.data();
+  if (kind == 1) problem.other = other.data(), problem.share = share.data();
+  if (kind == 3) problem.weight = weight.data(), problem.smoothing = 0.1;
+  std::vector<float> grads[2], p[2];
+  double losses[2];
+  for (const int i : {0, 1}) {
+    grads[i].resize(count), p[i].resize(size_t(n));
+    problem.logits = i == 0 ? finite.data() : masked.data(), problem.grad = grads[i].data(), problem.p_rows = p[i].data();
+    losses[i] = zoo::focal_loss(problem, nullptr).loss;
+  }
+  EXPECT(losses[0] == losses[1] && std::isfinite(losses[0]), "masked %d of %ld x %ld, gamma %g: loss %.12g, not %.12g", kind, long(n), long(classes), gamma, losses[1], losses[0]);
+  EXPECT(p[0] == p[1], "masked %d of %ld x %ld, gamma %g: another p", kind, long(n), long(classes), gamma);
+  EXPECT(grads[0] == grads[1], "masked %d of %ld x %ld, gamma %g: another gradient", kind, long(n), long(classes), gamma);
+}
+
+// A row without a softmax is NaN whatever its weight and shares; its neighbours are unaffected.
+void check_broken(int64_t classes, double gamma, int kind, bool weighted) {
+  constexpr float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  const size_t C = size_t(classes);
+  std::vector<float> logits(5 * C, 0.5f), grad(5 * C), rows(5), p(5), shares(5 * C, 0), share(5, 1), weight(C, 0);
+  std::fill(logits.begin() + long(C), logits.begin() + 2 * long(C), -inf);
+  logits[2 * C + C / 2] = nan, logits[3 * C + C - 1] = inf;
+  const int64_t target[] = {0, 0, 0, 0, 0};
+  zoo::Problem problem;
+  problem.logits = logits.data(); problem.n = 5; problem.classes = classes; problem.stride_n = problem.grad_n = problem.shares_n = classes;
+  problem.target = target; problem.weight = weighted ? weight.data() : nullptr; problem.gamma = gamma; problem.reduction = zoo::Reduction::none;
+  problem.grad = grad.data(); problem.loss_rows = rows.data(); problem.p_rows = p.data();
+  if (kind == 0) problem.shares = shares.data();
+  if (kind == 1) problem.other = target, problem.share = share.data();
+  if (kind == 3) problem.smoothing = 0.1;
+  zoo::focal_loss(problem, nullptr);
+  for (size_t r = 0; r < 5; ++r) {
+    const bool broken = r == 1 || r == 2 || r == 3;
+    EXPECT(std::isnan(rows[r]) == broken && std::isnan(p[r]) == broken, "kind %d of %ld classes, gamma %g: row %ld has loss %g and p %g", kind, long(classes), gamma, long(r), rows[r], p[r]);
+    for (size_t c = 0; c < C; ++c)
+      EXPECT(std::isnan(grad[r * C + c]) == broken, "kind %d of %ld classes, gamma %g: grad[%ld, %ld] = %g", kind, long(classes), gamma, long(r), long(c), grad[r * C + c]);
+  }
+}
+
 }  // namespace
 
 int main(int count, char** words) {
@@ -189,6 +247,12 @@ int main(int count, char** words) {
       for (const float spread : {3.0f, 60.0f, 3e4f})
         for (const int kind : {0, 1, 2}) check_mixed(5, classes, gamma, spread, kind, seed), ++seed;
   for (const int kind : {0, 1, 2}) check_mixed(1, 5000, 2.0, 3.0f, kind, seed), ++seed;
+  for (const int kind : {0, 1, 2, 3})
+    for (const double gamma : {0.0, 0.5, 2.0})
+      for (const int64_t classes : {2, 3, 10, 16, 17, 100, 1000, 1500, 5000}) {
+        check_masked(9, classes, gamma, kind, seed), ++seed;
+        for (const bool weighted : {false, true}) check_broken(classes, gamma, kind, weighted);
+      }
   std::printf("%s: %u problems, %d failures\n", set, seed, failures);
   return failures != 0;
 }
