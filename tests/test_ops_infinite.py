@@ -105,3 +105,42 @@ def test_numpys_formula_agrees_on_rows_without_softmax(monkeypatch: pytest.Monke
             logits, target.numpy(), 2.0, weight.numpy(), label_smoothing=smoothing, reduction="none"
         )
         assert np.isnan(loss[:3]).all() and np.isnan(grad[:3]).all() and loss[3] == 0 and not grad[3].any()
+
+
+TANGENT = torch.tensor([[0.3, 0.5, -0.2, 1.0]], dtype=torch.float64)
+ROW = [1.0, -INF, 0.0, -INF]
+
+
+def impossible(kind: str) -> tuple[Any, float]:
+    """A target with a share of a class with probability 0, and label smoothing."""
+    label = torch.tensor([1])
+    shares = torch.tensor([[0.25, 0.75, 0.0, 0.0]], dtype=torch.float64)
+    target: Any = {"two labels": (label, label - 1, 0.75), "shares": shares}.get(kind, label)
+    return target, 0.1 if kind == "smoothed" else 0.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_forward_mode_of_an_infinite_loss_is_the_limit(kind: str, gamma: float) -> None:
+    """At p = 0 the modulating factor is the constant 1, and the gradient (p, p - 1 for the label) is that of cross entropy."""
+    target, smoothing = impossible(kind)
+
+    def loss(z: Tensor) -> Tensor:
+        return ops.focal_loss(z, target, gamma, label_smoothing=smoothing)
+
+    z = torch.tensor([ROW], dtype=torch.float64)
+    value, slope = torch.func.jvp(loss, (z,), (TANGENT,))
+    assert value == INF
+    grad = torch.func.grad(loss)(z)
+    torch.testing.assert_close(slope, (grad * TANGENT).sum(), rtol=1e-12, atol=0)
+    near = z.clamp(min=-60.0)  # p = 1e-26
+    torch.testing.assert_close(slope, torch.func.jvp(loss, (near,), (TANGENT,))[1], rtol=1e-9, atol=0)
+    for curve in (
+        torch.func.jacfwd(torch.func.grad(loss)),
+        torch.func.jacrev(torch.func.grad(loss)),
+        torch.func.jacfwd(torch.func.jacfwd(loss)),
+    ):
+        torch.testing.assert_close(curve(z), curve(near), rtol=0, atol=1e-12)
+    if gamma == 0 and kind in ("labels", "smoothed"):
+        theirs = torch.func.jvp(lambda z: F.cross_entropy(z, target, label_smoothing=smoothing), (z,), (TANGENT,))
+        torch.testing.assert_close((value, slope), theirs)

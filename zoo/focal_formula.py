@@ -194,7 +194,9 @@ def differentiable(
     power = torch.ones_like(log_q) if gamma == 0 else (gamma * log_q).exp()
     p = log_p.detach().exp()
     nothing = (a == 0) & torch.isinf(log_p)  # 0 times infinity
-    term = -(a * power * torch.where(nothing, 0, log_p)).sum(1)
+    # at p = 0 the factor is the constant 1, added apart: its derivative times log p would be 0 times infinity
+    product = power * torch.where(p == 0, 0, log_p) + torch.where((p == 0) & ~nothing, log_p, 0)
+    term = -(a * product).sum(1)
     loss = torch.where(rows.wrong, torch.nan, torch.where(rows.used, term, 0)) * _factor(rows, w, scale, reduction)
     p_t, mean_power = _stats(rows, p, power.detach())
     reduced = loss.reshape(shape) if reduction == 0 else loss.sum()
