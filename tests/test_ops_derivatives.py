@@ -122,6 +122,16 @@ def test_other_tensors_of_a_second_derivative_must_not_change_either(served_quic
         torch.autograd.grad(loss, z, create_graph=True)
 
 
+@pytest.mark.parametrize("changed", ["target", "weight"])
+def test_tensors_of_inference_mode_have_no_versions(served_quickly: str, changed: str) -> None:
+    z, named = logits(4, 3), {"target": torch.tensor([0, 1, 2, 1]), "weight": torch.ones(3, dtype=torch.float64)}
+    with torch.inference_mode():
+        named[changed] = named[changed].clone()
+    loss = ops.focal_loss(z, named["target"], weight=named["weight"])
+    (grad,) = torch.autograd.grad(loss, z, create_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, z)[0], grad)
+
+
 def test_labels_out_of_range_are_named_in_transforms_and_compiled_graphs(served_quickly: str) -> None:
     z, y = torch.zeros(2, 4, 3), torch.tensor([[0, 1, 2, 0], [0, 1, 3, 0]])
     with pytest.raises(IndexError, match=r"target\[1, 2\]=3 is out of range for 3 classes"):

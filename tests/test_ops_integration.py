@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -246,3 +247,23 @@ def test_the_environment_chooses_the_instruction_set(name: str) -> None:
     environment = {**os.environ, "ZOO_CPU_CAPABILITY": name}
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert ran.stdout.strip() == f"C++ {name if name in SETS else SETS[-1]}" or ops._C is None, ran.stderr
+
+
+@pytest.mark.parametrize(("weight", "most"), [(None, 28), (torch.ones(10), 29)], ids=["plain", "weighted"])
+def test_a_small_call_makes_few_calls(weight: Tensor | None, most: int) -> None:
+    """At 128 x 10 the calls of Python take longer than the kernel; the limit is the number when it was last reduced."""
+    if ops._C is None:
+        pytest.skip(f"the formula makes many: {ops.kernel()}")
+    z, y = torch.randn(128, 10, requires_grad=True), torch.randint(10, (128,))
+    made: list[str] = []
+
+    def note(frame: FrameType, event: str, what: Any) -> None:
+        if event in ("call", "c_call") and frame.f_code.co_filename.startswith(str(Path(ops.__file__).parent)):
+            made.append(frame.f_code.co_name if event == "call" else what.__name__)
+
+    sys.setprofile(note)
+    try:
+        ops.focal_loss(z, y, weight=weight).backward()
+    finally:
+        sys.setprofile(None)
+    assert "run" in made and len(made) <= most, (len(made), made)

@@ -13,6 +13,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 PLAIN = (Tensor, torch.nn.Parameter)
+SINGLE, DOUBLE = (torch.empty((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64))
+"""Patterns of a loss: ``torch.empty_like`` takes half the time of ``torch.empty`` with a shape and a type."""
+
+# looked up once: a small call spends most of its time in Python
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_tracing_state = torch._C._get_tracing_state
+_interpreter = torch._C._functorch.peek_interpreter_stack
 _gathered: set[torch._ops.OpOverload] = set()
 
 
@@ -35,11 +42,8 @@ def is_memory(tensor: Tensor) -> bool:
 
 def is_watched() -> bool:
     """Whether a mode, tracer or transform must see the op, or forward mode may need its derivative."""
-    return bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
+    return (
+        _dispatch_modes() != 0 or _tracing_state() is not None or _interpreter() is not None or forward_ad._current_level >= 0
     )
 
 
@@ -57,11 +61,15 @@ def _version(tensor: Tensor | None) -> int:
     return 0 if tensor is None or tensor.is_inference() else tensor._version
 
 
-def versions(call: Any) -> tuple[int, ...]:
-    """Of target, weight, other labels and their share, which are at these places of a call."""
-    if len(call) < 10 and call[2] is None and not call[1].is_inference():  # the fast path, where each call counts
-        return (call[1]._version,)
-    return tuple(_version(call[place]) for place in (1, 2, 8, 9) if place < len(call))
+def versions(logits: Tensor, call: Any) -> tuple[int, ...]:
+    """Of logits, target, weight, other labels and their share, the latter at places 1, 2, 8 and 9 of a call."""
+    target, weight = call[1], call[2]
+    if len(call) < 10:
+        try:  # most calls: without a question per tensor
+            return logits._version, target._version, 0 if weight is None else weight._version
+        except RuntimeError:  # a tensor of inference mode
+            return logits._version, _version(target), _version(weight)
+    return logits._version, *(_version(each) for each in (target, weight, call[8], call[9]))
 
 
 def _load(name: str) -> ModuleType | None:

@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 from zoo import focal_kernels
 from zoo.focal_arguments import DTYPES, LABELS, Call, Target, check_inplace, prepare, widened
 from zoo.focal_formula import check_labels, differentiable, formula, formula_in_place, shapes
-from zoo.focal_kernels import PLAIN, is_memory, is_watched, unwrapped, versions
+from zoo.focal_kernels import DOUBLE, PLAIN, SINGLE, is_memory, is_watched, unwrapped, versions
 from zoo.focal_options import REDUCTIONS
 
 __all__ = [
@@ -106,12 +106,11 @@ def focal_loss(
             :func:`raise_wrong_label`; ``ZOO_SYNC=1`` raises in place.
         TypeError, ValueError: an argument of wrong type, shape, device or range.
     """
-    logits = widened(logits)
     if _C is not None and not torch.compiler.is_compiling():
         loss = _direct(logits, target, weight, gamma, ignore_index, label_smoothing, reduction, scale, inplace)
         if loss is not None:
             return loss
-    return _call(logits, target, gamma, weight, ignore_index, label_smoothing, reduction, scale, False, inplace)[0]
+    return _call(widened(logits), target, gamma, weight, ignore_index, label_smoothing, reduction, scale, False, inplace)[0]
 
 
 def focal_loss_with_stats(
@@ -251,12 +250,12 @@ def _direct(
     """
     if type(logits) not in PLAIN or not logits.is_cpu or type(target) is not Tensor or is_watched():
         return None
-    if logits.is_neg() or target.is_neg():
+    if logits.is_neg() or target.is_neg() or (logits.dtype is torch.float16 and widened(logits) is not logits):
         return None
     if weight is not None and (type(weight) not in PLAIN or weight.requires_grad or weight.is_neg()):
         return None
     want_grad = logits.requires_grad and torch.is_grad_enabled()
-    loss = torch.empty((), dtype=torch.float64 if logits.dtype is torch.float64 else torch.float32)
+    loss = torch.empty_like(DOUBLE if logits.dtype is torch.float64 else SINGLE)
     inplace = inplace and want_grad
     if inplace:
         check_inplace(logits)
@@ -288,7 +287,7 @@ class _Focal(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         hooked = not inplace and _default_hooks(True) is not None
         ctx.save_for_backward(*((made[1], logits) if hooked else made[1:2]))
-        known = (-1,) if inplace else (logits._version, *versions(call))
+        known = (-1,) if inplace else versions(logits, call)
         if hooked and isinstance(call, Call):
             call = call._replace(logits=made[1])  # any tensor that is kept
         ctx.again, ctx.inplace = (None if hooked else logits, known, call), inplace
@@ -324,7 +323,7 @@ def _derivative(logits: Tensor, known: tuple[int, ...], call: Any, grad_loss: Te
     """The gradient in the logits as a function of logits and ``grad_loss`` that autograd can differentiate."""
     if known[0] < 0:
         raise RuntimeError("inplace=True has overwritten the logits, so this loss has no second derivative; omit it")
-    now = (logits._version, *versions(call))
+    now = versions(logits, call)
     if now != known:
         raise RuntimeError(
             f"a tensor of a focal loss was changed in place (versions of logits, target, weight: {now}, expected {known}) before"
