@@ -43,7 +43,8 @@ class Receipt:
     """Description of the images."""
     seconds: float
     test: dict[str, Any] | None = None
-    """Accuracy of the file on the run's test set: n, correct, accuracy, low, high; for fp16 and int8 also ``fp32`` and ``drop`` (points)."""
+    """Accuracy of the file on test images: n, correct, accuracy, low, high; ``of``, the size of the test set, if ``n`` is a part of
+    it; for fp16 and int8 also ``fp32`` and ``drop`` (points)."""
     layers: list[dict[str, Any]] | None = None
     """With ``explain``: for each layer its PyTorch module, kind and signal to noise ratios in dB."""
     calibration: dict[str, Any] | None = None
@@ -64,6 +65,7 @@ class Receipt:
             right = f"{100 * self.test['accuracy']:.2f} % [{100 * self.test['low']:.2f}, {100 * self.test['high']:.2f}]"
             if "drop" in self.test:
                 right += f" (fp32 {100 * self.test['fp32']['accuracy']:.2f} %, drop {self.test['drop']:+.2f} points)"
+            right += f" on {self.test['n']:,} of {self.test['of']:,} test images" if "of" in self.test else ""
             right += f" ({self.run})" if self.run else ""
         calibrated = ""
         if self.calibration:
@@ -123,6 +125,7 @@ def program(
     seed: int = 0,
     force: bool = False,
     images: Any = 1000,
+    full_test: bool = False,
     input: Sequence[int] = (),
     targets: Any = None,
     classes: Sequence[str] | None = None,
@@ -143,8 +146,10 @@ def program(
         explain: measure the error of each layer of an ONNX file, and write it to ``NAME.layers.csv`` and ``.png`` next to it.
         seed: of the choice of images for calibrating int8.
         force: replace an existing file.
-        images: for a run, the number of test images to compare with PyTorch (accuracy is measured on all); for a module, the
-            images: (N, \\*input) floats as it takes them, or (N, H, W, 3) uint8 with ``mean`` and ``std``; noise by default.
+        images: for a run, the number of test images of all classes to compare with PyTorch; for a module, the images:
+            (N, \\*input) floats as it takes them, or (N, H, W, 3) uint8 with ``mean`` and ``std``; noise by default.
+        full_test: measure the accuracy of fp32 on all test images of a run, not only on ``images``; that of the other
+            precisions always is.
         input: shape of one input of a module, e.g. (3, 224, 224).
         targets: (N,) class numbers of a module's images, to measure accuracy by.
         classes: names of a module's outputs (default: their numbers).
@@ -166,7 +171,7 @@ def program(
     _pipeline.check_free(out, target.TARGET, force=force)
     subject = _subject(model, images, given)
     mode = preprocess or ("none" if subject.module else "normalize")
-    written |= {"seed": seed, "max_drop": max_drop, "reduce_range": reduce_range, "explain": explain}
+    written |= {"full_test": full_test, "seed": seed, "max_drop": max_drop, "reduce_range": reduce_range, "explain": explain}
     job = _pipeline.job_of(subject, mode, softmax=softmax, **written)
     return _pipeline.export(target, subject, out, job, force=force)
 
@@ -200,6 +205,8 @@ def _subject(model: Any, images: Any, given: dict[str, Any]) -> Subject:
         if given or not isinstance(images, int):
             names = ", ".join(given) or "images"
             raise UsageError(f"a run has its own {names}; omit {'them' if len(given) > 1 else 'it'}, or export run.model")
+        if images < 1:
+            raise UsageError(f"images = {images} is not allowed; compare at least 1 image with PyTorch")
         return _job.of_run(model, images)
     if "input" not in given:
         raise UsageError(f"no input shape for {type(model).__name__}; give the shape of one input, e.g. input=(3, 224, 224)")

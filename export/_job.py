@@ -126,6 +126,8 @@ class Job:
     """Largest loss of accuracy in points of a precision other than fp32."""
     reduce_range: bool = False
     """Whether weights of int8 have 7 bits even if 8 bits are right on this CPU."""
+    full_test: bool = False
+    """Whether the accuracy of float32 is measured on all test images, not only on those compared with PyTorch."""
     external_data: bool = False
     explain: bool = False
     """Whether to measure the error of each layer and write it next to the file."""
@@ -158,7 +160,7 @@ def public(settings: recipes.Recipe) -> recipes.Recipe:
 
 
 def of_run(run: Run, images: int) -> Subject:
-    """A run with up to ``images`` test images spread over the set, or noise if the run's data is not available."""
+    """A run with up to ``images`` test images of all classes, or noise if the run's data is not available."""
     settings = public(run.recipe)
     facts = {
         "recipe": recipes.dump(settings), "data": run.recipe.data.label,
@@ -239,7 +241,8 @@ def of_module(
     stored = pixels.shape[1] if pixels.dtype == np.uint8 else shape[-1]
     return Subject(
         model, type(model).__name__, names, shape, mean, std, stored, pixels, source,
-        train=part, val=part, test=part if targets is not None else None, module=True,
+        at=np.arange(len(pixels)) if targets is not None else None, train=part, val=part,
+        test=part if targets is not None else None, module=True,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from zoo import thread_settings
 from zoo.errors import DisagreeError, FileError, UsageError, ZooError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -37,7 +38,9 @@ def open_session(
     optimise: bool = True,
     entries: Mapping[str, str] | None = None,
 ) -> Any:
-    """An ``InferenceSession`` on ``device`` ("cpu", "cuda" or "cuda:1") without a fallback; ``threads`` 0: all available cores.
+    """An ``InferenceSession`` on ``device`` ("cpu", "cuda" or "cuda:1") without a fallback.
+
+    ``threads`` 0: as many as ``--threads`` or a variable sets (:mod:`zoo.thread_settings`), else all available cores.
 
     TF32 is off on the GPU, so that float32 is float32. ``optimise`` False disables graph optimisations. ``entries`` are
     onnxruntime's session configuration entries, e.g. ``{"session.intra_op.allow_spinning": "0"}``.
@@ -59,7 +62,8 @@ def open_session(
     kind, _, number = device.partition(":")
     level = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads or cores(), 1
+    options.intra_op_num_threads = threads or thread_settings.requested()[0] or cores()
+    options.inter_op_num_threads = 1
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     options.log_severity_level = 4
     for key, value in (entries or {}).items():

@@ -59,6 +59,8 @@ class TestClaim(Claim):
 
     drop: float | None = None
     fp32: Claim | None = None
+    of: int | None = None
+    """Size of the test set, if ``n`` images are a part of it."""
 
 
 CLAIMS: dict[str, Any] = {"parity": ParityClaim, "test": TestClaim | None}
@@ -197,7 +199,8 @@ def _accuracy_checks(
         recorded += f" ({beside})"
     if facts["data_sha256"] and data.digest != facts["data_sha256"]:
         return [Check("data", "differs", facts["data_sha256"][:12], data.digest[:12], 8)]
-    hits = _accuracy.hits(_accuracy.answer_of(path, frame), data.test, path.name)
+    part = _cases.spread(data.test, claim["n"]) if claim and claim.get("of") == len(data.test) else data.test
+    hits = _accuracy.hits(_accuracy.answer_of(path, frame), part, path.name)
     got, room = _accuracy.row(hits), max(1, SLACK * len(hits))
     fits = not claim or (got["n"] == claim["n"] and abs(got["correct"] - claim["correct"]) <= room)
     found = f"{100 * got['accuracy']:.2f} % of {got['n']:,} [{100 * got['low']:.2f}, {100 * got['high']:.2f}]"

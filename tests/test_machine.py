@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo import machine
+from zoo import machine, thread_settings
 from zoo.errors import UsageError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -28,7 +28,7 @@ def test_fp16_needs_a_gpu() -> None:
         machine.precision("fp16", CPU)
 
 
-VARIABLES = machine.THREAD_VARIABLES
+VARIABLES = thread_settings.VARIABLES
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 import zoo
+from zoo import thread_settings
 from zoo.console import print_line
 from zoo.errors import UsageError
 
@@ -24,8 +25,6 @@ from zoo.errors import UsageError
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 CGROUP = Path("/sys/fs/cgroup")
 C = TypeVar("C", bound=Callable[..., Any])
-THREAD_VARIABLES = ("ZOO_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "SLURM_CPUS_PER_TASK")
-"""Variables that set the number of threads; the first that is set wins."""
 
 
 def cores() -> int:
@@ -47,17 +46,9 @@ def _quota() -> tuple[int, int]:
 
 
 def threads(processes: int = 1) -> tuple[int, str]:
-    """Threads of one of ``processes`` on this machine, and what determined it: an option, a variable or the cores.
-
-    ``--threads`` (``ZOO_THREADS``) comes before ``OMP_NUM_THREADS``, ``MKL_NUM_THREADS`` and ``SLURM_CPUS_PER_TASK``. torchrun
-    sets ``OMP_NUM_THREADS=1`` if the user has not set it; that value is ignored.
-    """
-    for name in THREAD_VARIABLES:
-        word = os.environ.get(name, "").partition(",")[0].strip()
-        by_torchrun = name == "OMP_NUM_THREADS" and word == "1" and "TORCHELASTIC_RUN_ID" in os.environ
-        if word.isdecimal() and int(word) > 0 and not by_torchrun:
-            return int(word), "--threads" if name == "ZOO_THREADS" else name
-    return max(1, cores() // processes), "cores"
+    """Threads of one of ``processes`` on this machine, and what determined it: an option, a variable (:mod:`zoo.thread_settings`) or the cores."""
+    number, why = thread_settings.requested()
+    return (number, why) if number else (max(1, cores() // processes), "cores")
 
 
 def use_threads(processes: int = 1) -> int:

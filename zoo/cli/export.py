@@ -48,6 +48,10 @@ def _precisions() -> list[str]:
 @click.option(
     "--fastest", is_flag=True, help="Measure each format and precision on this machine; write the fastest within --max-drop."
 )
+@click.option("--images", type=click.IntRange(1), default=1000, show_default=True, metavar="N",
+              help="Test images of all classes to compare with PyTorch.")  # fmt: skip
+@click.option("--full-test", is_flag=True,
+              help="Measure the accuracy of fp32 on all test images, not only on those compared; int8 and fp16 always do.")  # fmt: skip
 @click.option("--explain", is_flag=True, help="Write a table and a picture of the error of each layer, next to the file.")
 @click.option("--out", type=UserPath(), help="File (default: e.g. model.onnx or model.int8.onnx in the run folder).")
 @click.option("--web", type=UserPath(), metavar="DIR", help="Write a page that classifies images in the browser.")
