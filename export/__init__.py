@@ -180,7 +180,6 @@ def _out(model: Any, path: str | Path | None, suffix: str) -> Path:
     """Where the file is written; UsageError for a module without a path, TypeError for neither a module nor a run."""
     from torch import nn
 
-    from zoo import hub
     from zoo.errors import UsageError
 
     if not isinstance(model, nn.Module) and not hasattr(model, "recipe"):
@@ -189,8 +188,14 @@ def _out(model: Any, path: str | Path | None, suffix: str) -> Path:
         return Path(path)
     if not hasattr(model, "recipe"):
         raise UsageError(f"no path for the file of a {type(model).__name__}; give one, e.g. 'model{suffix}'")
-    folder = Path() if model.path.parent == hub.root() else model.path
-    return Path(folder / f"model{suffix}")
+    return default_folder(model) / f"model{suffix}"
+
+
+def default_folder(run: Run) -> Path:
+    """Where the files of a run are written unless a path is given: in its folder, for one of the hub in the current folder."""
+    from zoo import hub
+
+    return Path() if run.path.parent == hub.root() else run.path
 
 
 def _subject(model: Any, images: Any, given: dict[str, Any]) -> Subject:

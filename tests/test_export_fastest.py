@@ -16,7 +16,7 @@ from test_export import Tiny, run_of
 from zoo import registry
 from zoo.bench import _advice, _fastest
 from zoo.errors import BusyError, DisagreeError, DiskError, FileError, UsageError, ZooError
-from zoo.export import _accuracy, _quantise
+from zoo.export import Receipt, _accuracy, _quantise
 
 pytest.importorskip("onnxruntime")
 
@@ -44,15 +44,55 @@ def test_the_fastest_is_kept(tmp_path: Path) -> None:
     assert (receipt.precision, receipt.path) == ("fp16", tmp_path / "model.fp16.onnx")
     assert [row["precision"] for row in rows if row["chosen"]] == ["fp16"]
     assert [path.name for path in tmp_path.iterdir()] == ["model.fp16.onnx"]
-    with pytest.raises(BusyError, match="file exists"):
-        _fastest._kept(receipt, tmp_path, ("onnx", "fp16"), force=False)
 
 
-def test_an_existing_file_is_found_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def named_file(target: Any, subject: Any, out: Path, job: Any, *, force: bool) -> Receipt:
+    """An export that writes the name of its precision."""
+    spec = target.TARGET
+    out.write_bytes(spec.precision.encode())
+    return Receipt(
+        path=out, bytes=4, files=(out.name,), format=spec.format, precision=spec.precision, opset=20, ir_version=9, preprocess="none",
+        batches=(1,), agree=1, n=1, ties=0, max_abs=0.0, images="", seconds=0.0,
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("paced")
+@pytest.mark.parametrize("name", ["model.onnx", "model.fp16.onnx"])
+def test_only_the_file_of_the_fastest_may_be_in_the_way(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The fastest is model.fp16.onnx; without --force it is written unless it exists, and no other file is changed."""
+    monkeypatch.setattr(_fastest._pipeline, "export", named_file)
+    for key in (key for key in registry.targets() if key[0] == "onnx"):
+        monkeypatch.setattr(registry.find_target(*key), "answer", lambda path: lambda fed: np.zeros(1))
     run = run_of(Tiny(), tmp_path)
-    (tmp_path / "model.int8.onnx").touch()
+    (tmp_path / name).write_bytes(b"old")
+    if name == "model.fp16.onnx":
+        with pytest.raises(BusyError) as caught:
+            _fastest.fastest(run)
+        assert str(caught.value) == (
+            f"file exists ({tmp_path / name}, onnx fp16 is the fastest: onnx fp16 2.0 ms, onnx int8 4.0 ms, onnx fp32 6.0 ms); "
+            "use --force to replace it"
+        )
+        assert (tmp_path / name).read_bytes() == b"old"
+        _fastest.fastest(run, force=True)
+    else:
+        _fastest.fastest(run)
+        assert (tmp_path / name).read_bytes() == b"old"
+    assert f"warning  files exist and are replaced only with --force ({tmp_path}: {name})\n" in capsys.readouterr().err
+    assert (tmp_path / "model.fp16.onnx").read_bytes() == b"fp16"
+    assert {path.name for path in tmp_path.iterdir()} == {name, "model.fp16.onnx"}
+
+
+def test_files_in_the_way_of_every_target_are_found_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(Tiny(), tmp_path)
+    for (fmt, _), fields in registry.targets().items():
+        if fmt not in _fastest.NOT_DEPLOYED:
+            (tmp_path / f"model{fields['suffix']}").touch()
     monkeypatch.setattr(_fastest._job, "of_run", None)
-    with pytest.raises(BusyError, match=r"file exists \(.*model\.int8\.onnx\)"):
+    with pytest.raises(
+        BusyError, match=r"every possible file exists \(.*model\.int8\.onnx.*use --force to replace the fastest"
+    ):
         _fastest.fastest(run)
 
 

@@ -140,7 +140,7 @@ def _fastest(run: Any, options: dict[str, Any], *, as_json: bool) -> Any:
     from zoo import tables
     from zoo.bench import _fastest
 
-    kept = {key: options[key] for key in ("preprocess", "softmax", "max_drop", "force")}
+    kept = {key: options[key] for key in ("preprocess", "softmax", "max_drop", "force", "images", "full_test")}
     receipt, rows = _fastest.fastest(run, **kept)
     if not as_json:
         heads = ("format", "precision", "ms per image", "drop (points)", "chosen")
