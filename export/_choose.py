@@ -71,13 +71,13 @@ def choose(job: _job.Job) -> Chosen:
     tried_on = f"{len(val):,} {held} images"
     print_line(f"int8     calibrating by {', '.join(_quantise.METHODS)} on {', '.join(map(str, counts))} training images")
     tried: list[dict[str, Any]] = []
-    narrow = True if job.reduce_range else None
+    narrow: bool | None = None
     means = _bias.input_means(job.exact, given)
     best: tuple[tuple[float, float], _quantise.Ranges, ModelProto, float, dict[str, Any]] | None = None
     for method in _quantise.METHODS:
         for ranges in calibrated(job.exact, given, method, counts):
             ranges = replace(ranges, means=means)
-            narrow = _quantise.saturate(job.exact, ranges, given) if narrow is None else narrow
+            narrow = _narrow(job, ranges, given) if narrow is None else narrow
             ranges = replace(ranges, narrow=narrow)
             made = _quantise.quantise(job.exact, ranges)
             got = _cases.outputs(_accuracy.answer_of(made, exported), val)
@@ -93,6 +93,18 @@ def choose(job: _job.Job) -> Chosen:
     }  # fmt: skip
     reference = float((exact.argmax(1) == val.targets).mean())
     return Chosen(best[1], best[2], given, val, exact, best[0][0], reference, best[3], facts)
+
+
+def _narrow(job: _job.Job, ranges: _quantise.Ranges, given: np.ndarray) -> bool:
+    """Whether weights have 7 bits: those of the run's quantisation-aware training, unless 8 are wrong on this CPU or not wanted."""
+    trained = job.subject.qat_bits
+    if trained == 7:
+        print_line("int8     weights in 7 bits, for which the run was trained")
+        return True
+    narrow = job.reduce_range or _quantise.saturate(job.exact, ranges, given)
+    if narrow and trained:
+        print_line("warning  the run was trained for weights of 8 bits, this file has 7; train it for them: --qat qat_bits=7")
+    return narrow
 
 
 def difference(got: np.ndarray, exact: np.ndarray, exported: _graph.Exported) -> float:

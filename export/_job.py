@@ -76,6 +76,8 @@ class Subject:
     """sha256 by name of the tensors that were frozen in training."""
     module: bool = False
     """Whether it is a module, not a run."""
+    qat_bits: int = 0
+    """Bits of the weights that quantisation-aware training rounded to; 0 without it, or if they are not recorded."""
     accuracy: str = ""
     """Accuracy of the run in its own precision, in words."""
 
@@ -182,6 +184,7 @@ def of_run(run: Run, images: int) -> Subject:
     return Subject(
         run.model, settings.model, run.classes, run.input, run.mean, run.std, run.stored, seen.pixels, seen.source, seen.at, **known,
         facts=facts, folder=run.path, frozen=frozen, accuracy=_accuracy.of_run(run),
+        qat_bits=int(run.env.get("qat_bits") or run.recipe.qat_bits) if run.recipe.qat else 0,
     )  # fmt: skip
 
 

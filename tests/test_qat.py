@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from tests_support import digests, small, stopped
 from torch import nn
 
+from zoo import files, machine, run_folders, training
 from zoo import recipe as recipes
-from zoo import run_folders, training
 from zoo.cli.train import command
 from zoo.errors import UsageError
 from zoo.training import build, qat
@@ -30,13 +30,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_weights_have_255_levels_per_output_channel() -> None:
+@pytest.mark.parametrize(("bits", "most"), [(8, 127), (7, 64)])
+def test_weights_have_levels_per_output_channel(bits: int, most: int) -> None:
     torch.manual_seed(0)
     weight = torch.randn(4, 300, 3, 3) * torch.tensor([1e-3, 1.0, 10.0, 0.0]).view(4, 1, 1, 1)
-    found = qat.rounded_weight(weight)
-    scale = weight.flatten(1).abs().amax(1).view(4, 1, 1, 1) / 127
+    found = qat.rounded_weight(weight, bits)
+    scale = weight.flatten(1).abs().amax(1).view(4, 1, 1, 1) / most
     torch.testing.assert_close(found, (weight / scale.clamp_min(1e-30)).round() * scale)
-    assert len(found[1].unique()) <= 255
+    assert len(found[1].unique()) <= 2 * most + 1
     assert (found[3] == 0).all()
 
 
@@ -152,14 +153,46 @@ def test_the_defaults_of_a_short_run(finished: Path) -> None:
 
 
 def test_resuming_is_bit_identical(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """On another CPU too: the bits of the weights are those that the run began with."""
     mine = recipes.resolve(str(finished), {"qat": True, "epochs": 2, "ema": 0.9})
+    monkeypatch.setattr(machine, "saturates", lambda: True)
     whole = training.train(mine, out=tmp_path / "whole")
-    assert "layers compute on weights and inputs rounded to 8 bits" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "layers compute on inputs rounded to 8 bits and weights rounded to 7, as this CPU needs them in int8 files" in said
+    assert files.read_facts(whole / "env.json")["qat_bits"] == 7
     stopped(mine, tmp_path / "part", monkeypatch)
+    monkeypatch.setattr(machine, "saturates", lambda: False)
     resumed = training.train(mine, out=tmp_path / "part", resume=True)
     assert digests(resumed) == digests(whole)
+    assert files.read_facts(resumed / "env.json")["qat_bits"] == 7
     plain = training.train(recipes.changed(mine, {"qat": False}), out=tmp_path / "plain")
     assert digests(plain) != digests(whole)
+    assert "qat_bits" not in files.read_facts(plain / "env.json")
+
+
+@pytest.mark.parametrize(
+    ("asked", "recorded", "saturates", "expected"),
+    [(0, None, True, 7), (0, None, False, 8), (8, None, True, 8), (7, None, False, 7), (0, {"precision": "fp32"}, True, 8)],
+)
+def test_bits_of_weights(
+    asked: int, recorded: dict[str, Any] | None, saturates: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As set, as recorded (8 in runs of earlier versions), or as the CPU needs them."""
+    monkeypatch.setattr(machine, "saturates", lambda: saturates)
+    mine = recipes.resolve("resnet20", {"qat": True, "qat_bits": asked, "device": "cpu"})
+    assert build.place(mine, Team(), recorded).qat_bits == expected
+    with pytest.raises(UsageError, match="qat_bits = 6 is not allowed: expected one of 0, 7, 8"):
+        recipes.resolve("resnet20", {"qat_bits": 6})
+
+
+@pytest.mark.parametrize(("flags", "expected"), [("avx2 fma", True), ("avx2 avx_vnni", False), ("avx512_vnni avx2", False)])
+def test_a_cpu_without_vnni_saturates(flags: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(machine, "Path", lambda _: tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
+    assert machine.saturates() is expected
+    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64")
+    assert not machine.saturates()
 
 
 def test_rounding_reaches_the_model_of_a_run(finished: Path) -> None:

@@ -101,6 +101,13 @@ def _cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def saturates() -> bool:
+    """Whether this is an x86 CPU without VNNI: onnxruntime adds two products of 8 bit numbers in 16 bits there, which saturates."""
+    path = Path("/proc/cpuinfo")
+    flags = path.read_text() if path.is_file() else ""
+    return platform.machine().lower() in ("x86_64", "amd64") and "avx2" in flags and "vnni" not in flags
+
+
 def compiled(function: C, **options: Any) -> C:
     """``torch.compile`` for fixed shapes; PyTorch's warning that nvcc is installed without a GPU is suppressed."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

@@ -56,6 +56,10 @@ class Recipe(msgspec.Struct, frozen=True):
     qat: Annotated[
         bool, about("round weights and inputs of layers to 8 bits in training (quantisation-aware), for export as int8")
     ] = False
+    qat_bits: Annotated[
+        Literal[0, 7, 8],
+        about("bits of the weights with qat: 8, or 7 for x86 CPUs without VNNI; 0: those that this CPU needs"),
+    ] = 0
     ema: Annotated[float, about("decay of the moving average of the weights; 0: no average", ge=0, lt=1)] = 0.0
     mixup: Annotated[float, about("parameter of mixup's Beta distribution; 0: no mixup", ge=0, le=1000)] = 0.0
     cutmix: Annotated[float, about("parameter of cutmix's Beta distribution; 0: no cutmix", ge=0, le=1000)] = 0.0

@@ -54,7 +54,8 @@ def _option(kind: Any, default: Any) -> Option:
     base, *metas = typing.get_args(kind)
     choices, item = (), None
     if typing.get_origin(base) is Literal:
-        choices, base = typing.get_args(base), str
+        values: Any = typing.get_args(base)
+        choices, base = values, type(values[0])
     elif typing.get_origin(base) is list:
         (item,) = typing.get_args(base)
         if typing.get_origin(item) is Annotated:

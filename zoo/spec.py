@@ -33,14 +33,14 @@ class Option:
     ge: float | None = None
     lt: float | None = None
     le: float | None = None
-    choices: tuple[str, ...] = ()
-    """All values of a ``str`` that are allowed; empty: any."""
+    choices: tuple[Any, ...] = ()
+    """All values that are allowed, of one type; empty: any."""
 
     @property
     def range(self) -> str:
         """``>= 0 and < 1``, ``one of a, b`` or an empty string."""
         if self.choices:
-            return f"one of {', '.join(self.choices)}"
+            return f"one of {', '.join(map(str, self.choices))}"
         ends = {">": self.gt, ">=": self.ge, "<": self.lt, "<=": self.le}
         return " and ".join(f"{sign} {value:.15g}" for sign, value in ends.items() if value is not None)
 

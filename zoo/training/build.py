@@ -42,6 +42,8 @@ class Place:
     device: torch.device
     precision: str
     allocator: str
+    qat_bits: int = 0
+    """Bits of the weights in quantisation-aware training; 0 without it."""
 
 
 @contextlib.contextmanager
@@ -72,8 +74,10 @@ def conditions(recipe: Recipe) -> Iterator[None]:
         ) from error
 
 
-def place(recipe: Recipe, team: Team) -> Place:
+def place(recipe: Recipe, team: Team, env: Mapping[str, Any] | None = None) -> Place:
     """Choose device and precision, and set this process's threads and memory allocation.
+
+    ``env`` are the recorded choices of a run that is resumed: another CPU must not change the rounding of its weights.
 
     Raises:
         UsageError: a missing device, or a precision that it does not support.
@@ -82,7 +86,11 @@ def place(recipe: Recipe, team: Team) -> Place:
     precision = machine.precision(recipe.precision, device)
     allocator = machine.keep_memory()
     machine.use_threads(team.local_size)
-    return Place(device, precision, allocator)
+    bits = 0
+    if recipe.qat:
+        recorded = env.get("qat_bits", 8) if env else 0  # runs without this fact had 8
+        bits = team.broadcast(lambda: recipe.qat_bits or recorded or (7 if machine.saturates() else 8))
+    return Place(device, precision, allocator, bits)
 
 
 def session(
@@ -153,7 +161,11 @@ def _placed(recipe: Recipe, model: nn.Module, place: Place) -> nn.Module:
     if place.device.type == "cpu" and place.precision == "bf16":
         depthwise.use_float32(model)
     if recipe.qat:
-        print_line(f"qat      {qat.round_layers(model)} layers compute on weights and inputs rounded to 8 bits")
+        chosen = "" if recipe.qat_bits else ", as this CPU needs them in int8 files (qat_bits=8 or 7 sets them)"
+        count = qat.round_layers(model, place.qat_bits)
+        print_line(
+            f"qat      {count} layers compute on inputs rounded to 8 bits and weights rounded to {place.qat_bits}{chosen}"
+        )
     return model.to(place.device).to(memory_format=torch.channels_last)
 
 

@@ -25,6 +25,7 @@ def choices(recipe: Recipe, made: Session, place: build.Place) -> dict[str, Any]
     weighted += f" after {recipe.loss.drw_epoch} epochs" if weighted and recipe.loss.drw_epoch else ""
     return {
         "precision": place.precision,
+        **({"qat_bits": place.qat_bits} if recipe.qat else {}),
         "layout": "channels_last",
         "compiled": recipe.compile,
         "allocator": place.allocator,

@@ -45,7 +45,7 @@ def train_in(
     with processes.joined() as team, signals.handled() as stop, build.conditions(recipe):
         folder = team.broadcast(lambda: folder)
         assert folder is not None
-        place = build.place(recipe, team)
+        place = build.place(recipe, team, files.read_facts(folder / "env.json") if resume else None)
         old = _resumable(recipe, folder) if resume else recipe
         _check_continued(recipe, data)
         stop.saved = resume
