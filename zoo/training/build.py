@@ -22,15 +22,13 @@ from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec, Split
 from zoo.training import checks, depthwise, distil, freezing, lint, losses, optim, qat
 from zoo.training.batches import Batch, Batches
-from zoo.training.loop import DTYPES, Step
+from zoo.training.loop import DTYPES, Step, initialise
 from zoo.training.model_specs import sized_spec
 from zoo.training.processes import Team
 from zoo.training.session import Session, Settings
 
 EVAL_BATCH, EVAL_PIXELS = 256, 64 * 224**2
 """Most images and pixels of a batch without gradients: glibc returns larger activations after each layer, at half the speed."""
-INITIAL_PIXELS = 5000 * 32**2
-"""Most pixels of the training images that a model is initialised from (5,000 images in Jordan 2024)."""
 JUMP = 2.0
 """Factor between the learning rates before and after resuming above which a warning is printed."""
 
@@ -126,7 +124,7 @@ def session(
     built, weight = losses.given(recipe, loss, team) if loss is not None else losses.build(recipe, counts)
     batches, val, test = _batches(recipe, data, index, sampler, spec.input[1], place, team)
     if start.tensors is None:
-        _initialise(model, batches)
+        initialise(model, batches)
     learned = _teachers(recipe, data, spec.input[1], place)
     ema = optim.Ema(model, recipe.ema) if recipe.ema else None
     make_optimizer = partial(_optimizer, recipe, model, spec, built)
@@ -212,16 +210,6 @@ def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, 
     if recipe.head_init == "zero" and any(freezing.inside(name, freezing.new_head(spec)) for name in frozen.names):
         raise UsageError(f"head_init = zero with a frozen head ({recipe.freeze}) trains nothing; use head_init=default")
     return _Start(model, tensors, frozen, plan, [name for name in frozen.names if name in set(notes.fresh)], notes)
-
-
-def _initialise(model: nn.Module, batches: Batches) -> None:
-    """Call ``model.initialise_from_images``, if there is one, with evenly spaced training images (n, 3, H, W), only normalised."""
-    if callable(initialise := getattr(model, "initialise_from_images", None)):
-        count = min(len(batches.index), max(1, INITIAL_PIXELS // batches.size**2))
-        chosen = batches.index[np.arange(count) * len(batches.index) // count]
-        plain = replace(batches, augment=None, dtype=torch.float32)
-        initialise(plain.inputs(chosen, np.zeros((count, 0), np.float32)))
-        print_line(f"model    {count:,} training images set initial weights")
 
 
 def dataset(recipe: Recipe, size: int) -> DataSet:

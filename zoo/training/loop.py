@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from zoo import ops
-from zoo.console import SILENT_SECONDS, counted
+from zoo.console import SILENT_SECONDS, counted, print_line
 from zoo.errors import DivergedError, UsageError
 from zoo.training.batches import Batch, Batches
 from zoo.training.distil import Distillation
 from zoo.training.processes import Team
 from zoo.training.profile import LOAD, Part, unmeasured
 
+INITIAL_PIXELS = 5000 * 32**2
+"""Most pixels of the training images that a model is initialised from (5,000 images in Jordan 2024)."""
 SKIPS = 50
 """Steps in a row without finite gradients after which fp16 training has diverged."""
 
@@ -79,6 +81,16 @@ class Step:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """The autocast context of a precision; fp32 has none."""
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def initialise(model: nn.Module, batches: Batches) -> None:
+    """Call ``model.initialise_from_images``, if there is one, with evenly spaced training images (n, 3, H, W), only normalised."""
+    if callable(initialise := getattr(model, "initialise_from_images", None)):
+        count = min(len(batches.index), max(1, INITIAL_PIXELS // batches.size**2))
+        chosen = batches.index[np.arange(count) * len(batches.index) // count]
+        plain = replace(batches, augment=None, dtype=torch.float32)
+        initialise(plain.inputs(chosen, np.zeros((count, 0), np.float32)))
+        print_line(f"model    {count:,} training images set initial weights")
 
 
 def train_epoch(
