@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from zoo import metrics
+from zoo import metrics, tables
 from zoo.errors import DataError, DivergedError
 
 
@@ -128,6 +128,35 @@ def test_shots_of_a_test_set_that_is_not_balanced() -> None:
     assert (many.accuracy, many.macro) == (0.75, 0.5)
     (empty,) = metrics.shots([metrics.class_row(0, 0)], [3])
     assert (empty.name, empty.accuracy, empty.low, empty.macro) == ("few", None, None, None)
+
+
+def test_the_interval_of_the_mean_over_classes_is_about_that_mean() -> None:
+    rows = [metrics.class_row(10, 8), metrics.class_row(3, 0), metrics.class_row(0, 0)]
+    (few,) = metrics.shots(rows, [18, 7, 7])
+    assert few.macro == pytest.approx(0.4)
+    assert (few.low, few.high) == pytest.approx(wilson(8, 13)), "of all images, whose share is 0.62"
+    (low, high), (first_low, first_high), (_, last_high) = (few.macro_low, few.macro_high), wilson(8, 10), wilson(0, 3)
+    assert low == pytest.approx(0.4 - (0.8 - first_low) / 2)
+    assert high == pytest.approx(0.4 + np.hypot(first_high - 0.8, last_high) / 2)
+    assert metrics.mean_interval([rows[0], rows[2]]) == pytest.approx(wilson(8, 10)), "one class: Wilson's"
+    assert metrics.mean_interval(rows[:1] * 4) == pytest.approx(wilson(32, 40)), "classes of one size: Wilson's"
+
+
+def test_the_table_has_the_interval_of_the_mean_over_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    targets = torch.tensor([0] * 40 + [1] * 10 + [2] * 3)
+    predicted = torch.tensor([0] * 40 + [1] * 8 + [0] * 5)
+    result = metrics.evaluate(torch.eye(3)[predicted], targets)
+    tables.evaluation("test", ("cat", "dog", "eel"), result, [90, 18, 7])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("few"))
+    assert line.split()[-4:] == ["40.0", "24.5", "to", "69.0"]
+
+
+def test_the_interval_of_the_mean_over_classes_covers_it() -> None:
+    chance, n, p = np.random.default_rng(0), (500, 20, 5), (0.9, 0.2, 0.5)
+    drawn = [[metrics.class_row(k, int(chance.binomial(k, share))) for k, share in zip(n, p)] for _ in range(1000)]
+    ends = np.array([metrics.mean_interval(rows) for rows in drawn])
+    covered = ((ends[:, 0] <= np.mean(p)) & (np.mean(p) <= ends[:, 1])).mean()
+    assert 0.92 <= covered <= 0.98, "the interval of all images covers it never"
 
 
 def test_shots_need_a_count_a_class() -> None:

@@ -44,8 +44,11 @@ class Shot(NamedTuple):
     accuracy: float | None
     low: float | None
     high: float | None
+    """Interval of ``accuracy``."""
     macro: float | None
     """Mean of the accuracies of its classes, as reported in papers; equals ``accuracy`` on a balanced test set."""
+    macro_low: float | None
+    macro_high: float | None
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,22 @@ def class_row(n: int, correct: int) -> Row:
     return (n, correct, correct / n, *wilson(correct, n)) if n else (0, 0, None, None, None)
 
 
+def mean_interval(rows: Sequence[Row]) -> tuple[float, float]:
+    """95 % interval of the mean of the classes' accuracies; of classes with equally many images, that of all their images.
+
+    Otherwise the classes' Wilson intervals [l, u] are combined: mean - sqrt(sum (p - l)^2) / C and mean + sqrt(sum (u - p)^2) / C
+    (Zou, Huang and Zhang 2009, "A note on confidence interval estimation for a linear function of binomial proportions").
+    Classes without images are omitted; one must have some.
+    """
+    found = [row for row in rows if row[0]]
+    if len({row[0] for row in found}) == 1:
+        return wilson(sum(row[1] for row in found), sum(row[0] for row in found))
+    share, low, high = np.array([row[2:] for row in found], float).T
+    middle = share.mean()
+    below, above = (float(np.sqrt(((share - end) ** 2).sum())) / len(found) for end in (low, high))
+    return max(float(middle) - below, 0.0), min(float(middle) + above, 1.0)
+
+
 def shots(rows: Sequence[Row], counts: Sequence[int]) -> list[Shot]:
     """Many-, medium- and few-shot accuracy of the classes' rows, given each class's training images; empty splits are omitted."""
     if len(rows) != len(counts):
@@ -141,7 +160,8 @@ def shots(rows: Sequence[Row], counts: Sequence[int]) -> list[Shot]:
         shares = [row[2] for row in members if row[2] is not None]
         if members:
             pooled = class_row(sum(row[0] for row in members), sum(row[1] for row in members))
-            found.append(Shot(name, len(members), *pooled, float(np.mean(shares)) if shares else None))
+            mean = (float(np.mean(shares)), *mean_interval(members)) if shares else (None, None, None)
+            found.append(Shot(name, len(members), *pooled, *mean))
     return found
 
 

@@ -129,17 +129,11 @@ def _evaluation(split: str, found: Mapping[str, Any], rows: Sequence[Sequence[An
 
 
 def _shots(console: Console, shots: Sequence[Mapping[str, Any]]) -> None:
-    cells = [
-        (
-            s["name"],
-            SHOTS[s["name"]],
-            s["classes"],
-            f"{s['n']:,}",
-            percent(s["macro"]),
-            f"{percent(s['low'])} to {percent(s['high'])}",
-        )
-        for s in shots
-    ]
+    cells = []
+    for s in shots:
+        low, high = s.get("macro_low"), s.get("macro_high")  # missing in older runs, None without images
+        ends = "" if low is None else f"{percent(low)} to {percent(high)}"
+        cells.append((s["name"], SHOTS[s["name"]], s["classes"], f"{s['n']:,}", percent(s["macro"]), ends))
     if cells:
         console.print(make(("shots", "training images", ">classes", ">n", ">mean %", "95 % interval"), cells))
 

@@ -199,8 +199,13 @@ def _splits(run: Folder) -> Table:
 def _shots(run: Folder) -> list[Block]:
     if len(run.shots) < 2:
         return []
-    rows = [(s.name, s.classes, f"{s.n:,}", percent(s.macro), percent(s.accuracy), interval(s.low, s.high)) for s in run.shots]
-    head = ("split", ">classes", ">test images", ">mean over classes %", ">over images %", "95 % interval")
+    rows = [
+        (s.name, s.classes, f"{s.n:,}", percent(s.macro), interval(s.macro_low, s.macro_high), percent(s.accuracy), interval(s.low, s.high))
+        for s in run.shots
+    ]  # fmt: skip
+    head = (
+        "split", ">classes", ">test images", ">mean over classes %", "95 % interval", ">over images %", "95 % interval"
+    )  # fmt: skip
     return [Heading("Many, medium and few shots (over 100, 20 to 100, under 20 training images)"), Table(head, rows)]
 
 
