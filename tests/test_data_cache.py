@@ -168,6 +168,22 @@ def test_a_set_that_fits_neither_cache_nor_memory_is_decoded_when_it_is_used(
     assert "decoded on every use" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("most", [_cache.MOST_HELD, 100])
+def test_small_images_are_the_same_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    root = tree(tmp_path / "a", side=20)
+    for path in sorted(root.rglob("*.png"))[::3]:
+        Image.open(path).resize((9, 12)).save(path)
+    Image.fromarray(noise(0, 23)).save(root / "train/cat/large.png")
+    expected = build("folder", root, size=32)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(_cache, "MOST_HELD", most)
+    data = build("folder", root, size=32)
+    assert data.digest == expected.digest
+    for split in ("train", "test"):
+        assert np.array_equal(np.asarray(getattr(data, split).images), np.asarray(getattr(expected, split).images))
+
+
 def test_one_bad_image_does_not_decode_the_others_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tree(tmp_path / "a")
     (root / "train" / "cat" / "0.png").write_bytes(b"x")

@@ -165,6 +165,15 @@ def test_copies_inside_the_training_images_reach_the_validation_images(tmp_path:
     assert build("folder", root).notes[0].startswith("warning: 3 validation images are also training images")
 
 
+def test_a_copy_is_found_if_one_split_has_larger_images(tmp_path: Path) -> None:
+    root = tree(tmp_path / "a", side=16)
+    Image.fromarray(noise(0, 90)).save(root / "train/cat/large.png")
+    shutil.copy(root / "train/cat/3.png", root / "test/dog/0.png")
+    data = build("folder", root)
+    assert data.notes == ("warning: 1 test images are also training images (test/dog/0.png = train/cat/3.png)",)
+    assert build("folder", root).digest == data.digest, "now from the cache"
+
+
 @pytest.mark.parametrize("splits", [("train", "test"), (".",)])
 def test_names_in_the_manifest_do_not_depend_on_the_place(tmp_path: Path, splits: tuple[str, ...]) -> None:
     root = tree(tmp_path / "a", splits=splits)

@@ -13,7 +13,7 @@ import json
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,26 +50,36 @@ class _Prints:
     bad: list[int]
 
 
-def load(listing: Listing, side: int, name: str) -> Part:
-    """The images at (side, side) pixels, from the cache, which is filled first if needed.
+def load(listings: Mapping[str, Listing], side: int, name: str) -> dict[str, Part]:
+    """The images of each split of the set ``name`` at (side, side) pixels, from the cache, which is filled first if needed.
 
     The cache is keyed by the content of all files, so a folder that was moved or copied is not decoded again. Images are
-    stored no larger than the files. Images that cannot be read are skipped and listed in ``bad``. If the cache cannot be
-    written, the images are held in memory or decoded on every use.
+    stored no larger than the files, at one side in all splits: fingerprints are of stored images, and a copy in another split
+    must have the same. Images that cannot be read are skipped and listed in ``bad``. If the cache cannot be written, the
+    images are held in memory or decoded on every use.
 
     Raises:
-        DataError: none of the images can be read.
+        DataError: none of the images of a split can be read.
     """
-    pixels = cache_folder() / "images" / f"{_content(listing)}-{side}.pixels"
+    names = {split: f"{name}-{split}" for split in listings}
+    found = {split: _read(listing, side, names[split]) for split, listing in listings.items()}
+    stored = max(prints.stored for _, prints in found.values())
+    for split, (_, prints) in found.items():
+        if prints.stored < stored:
+            found[split] = _read(listings[split], side, f"{names[split]} at {stored} pixels", stored)
+    return {split: _part(*found[split], listing, names[split]) for split, listing in listings.items()}
+
+
+def _read(listing: Listing, side: int, name: str, least: int = 0) -> tuple[ImageArray, _Prints]:
+    """The images of one split, stored at ``least`` pixels or more."""
+    pixels = cache_folder() / "images" / f"{_content(listing)}-{side}{f'-{least}' if least else ''}.pixels"
     found = _existing(pixels, len(listing.paths))
-    images: ImageArray
     try:
         if found is None:
-            found = _made(pixels, listing.paths, side, name)
-        images = Cached(pixels, listing.paths, found.prints, found.stored, side)
+            found = _made(pixels, listing.paths, side, name, least)
+        return Cached(pixels, listing.paths, found.prints, found.stored, side), found
     except (DiskError, OSError) as error:
-        images, found = _uncached(listing.paths, side, name, str(error))
-    return _part(images, found, listing, name)
+        return _uncached(listing.paths, side, name, least, str(error))
 
 
 def _part(images: ImageArray, found: _Prints, listing: Listing, name: str) -> Part:
@@ -94,7 +104,7 @@ def _fault(path: str) -> str:
     return f"image could not be read when it was cached ({shown(path)})"
 
 
-def _made(pixels: Path, paths: Sequence[str], side: int, name: str) -> _Prints:
+def _made(pixels: Path, paths: Sequence[str], side: int, name: str, least: int) -> _Prints:
     """Decode the files into the cache, or wait for another process that does and use its result."""
     with as_disk_error(pixels):
         pixels.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +112,7 @@ def _made(pixels: Path, paths: Sequence[str], side: int, name: str) -> _Prints:
     with held(_lock(pixels)):
         if (found := _existing(pixels, len(paths))) is not None:
             return found
-        stored = _stored_side(paths, side)
+        stored = least or _stored_side(paths, side)
         prints: list[bytes] = []
         bad: list[int] = []
 
@@ -119,19 +129,20 @@ def _made(pixels: Path, paths: Sequence[str], side: int, name: str) -> _Prints:
         return found
 
 
-def _uncached(paths: Sequence[str], side: int, name: str, why: str) -> tuple[ImageArray, _Prints]:
-    """The images without a cache: in memory, or only their fingerprints if they would not fit."""
+def _uncached(paths: Sequence[str], side: int, name: str, least: int, why: str) -> tuple[ImageArray, _Prints]:
+    """The images without a cache, as with one: in memory, or only their fingerprints if they would not fit."""
     small = len(paths) * side**2 * 3 <= MOST_HELD
     print_line(f"data     not cached: {why}{'' if small else '; images are decoded on every use, which is slow'}")
+    stored = least or _stored_side(paths, side)
     held_images = np.empty((len(paths) if small else 0, side, side, 3), np.uint8)
     prints: list[bytes] = []
     bad: list[int] = []
-    for images, found, faults in _decoded(paths, side, name):
-        if small:
-            held_images[len(prints) : len(prints) + len(images)] = images
+    for images, found, faults in _decoded(paths, stored, name):
+        for at, image in enumerate(images if small else (), len(prints)):
+            held_images[at] = square(image, side)
         bad.extend(len(prints) + at for at in faults)
         prints.extend(found)
-    return held_images if small else Decoded(paths, side), _Prints(side, _rows(prints), bad)
+    return held_images if small else Decoded(paths, stored, side), _Prints(stored, _rows(prints), bad)
 
 
 def _decoded(paths: Sequence[str], side: int, name: str) -> Iterator[tuple[np.ndarray, list[bytes], list[int]]]:

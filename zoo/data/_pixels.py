@@ -79,16 +79,16 @@ class View(Pixels):
 
 
 class Decoded(Pixels):
-    """Image files that are decoded on every access, at ``side`` pixels."""
+    """Image files that are decoded on every access, returned at ``side`` pixels as a cache of ``stored`` pixels returns them."""
 
-    def __init__(self, paths: Sequence[str], side: int) -> None:
+    def __init__(self, paths: Sequence[str], stored: int, side: int) -> None:
         super().__init__(len(paths), side)
-        self.paths = paths
+        self.paths, self.stored = paths, stored
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
         images = np.empty((len(rows), *self.shape[1:]), np.uint8)
         for at, row in enumerate(rows):
-            images[at] = square(read_image(self.paths[row], self.shape[1]), self.shape[1])
+            images[at] = square(square(read_image(self.paths[row], self.stored), self.stored), self.shape[1])
         return images
 
 

@@ -46,9 +46,8 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
         notes.append(
             f"no train.txt and test.txt: {len(listings[1].targets):,} images, drawn with a fixed seed, are the test set"
         )
-    side = _folders.stored_side(size)
-    parts = [_cache.load(each, side, f"caltech101-{split}") for split, each in zip(("train", "test"), listings)]
-    return _parts.assemble("caltech101", classes, *parts, mean=MEAN, std=STD, val=val, seed=seed, notes=notes)
+    parts = _cache.load(dict(zip(("train", "test"), listings)), _folders.stored_side(size), "caltech101")
+    return _parts.assemble("caltech101", classes, *parts.values(), mean=MEAN, std=STD, val=val, seed=seed, notes=notes)
 
 
 def _place(folder: Path | None) -> Path:

@@ -72,11 +72,11 @@ def build(name: str, folder: Path | None, *, size: int, val: float, seed: int) -
 
 def _from_folders(name: str, place: Path, size: int) -> tuple[list[str], list[_parts.Part], list[str]]:
     classes = _checked_classes(name, place)
-    parts, notes = [], []
+    listings, notes = {}, []
     for split in ("train", "test"):
-        listing, more = _folders.scan(place / split, classes)
-        parts.append(_cache.load(listing, size, f"{name}-{split}"))
+        listings[split], more = _folders.scan(place / split, classes)
         notes += more
+    parts = list(_cache.load(listings, size, name).values())
     for split, loaded, expected in zip(("training", "test"), parts, SPECS[name].counts):
         if len(loaded.targets) != expected:
             notes.append(f"{len(loaded.targets):,} {split} images, where {name} has {expected:,}")

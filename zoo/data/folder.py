@@ -34,8 +34,7 @@ def build(folder: Path | None, *, size: int, val: float, seed: int, layout: str 
     listings, classes, notes = listed(folder, layout)
     assert folder is not None
     name = shown(folder.absolute().name)
-    side = _folders.stored_side(size)
-    parts = {split: _cache.load(listing, side, f"{name}-{split}") for split, listing in listings.items()}
+    parts = _cache.load(listings, _folders.stored_side(size), name)
     held = parts.get("val", val)
     return _parts.assemble(
         name, classes, parts["train"], parts["test"], mean=MEAN, std=STD, val=held, seed=seed, notes=notes

@@ -48,8 +48,8 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
     """
     listings, classes, notes = listed(folder)
     assert folder is not None
-    side, name = _folders.stored_side(size), shown(folder.name)
-    parts = {split: _cache.load(listing, side, f"{name}-{split}") for split, listing in listings.items()}
+    name = shown(folder.name)
+    parts = _cache.load(listings, _folders.stored_side(size), name)
     return _parts.assemble(
         name, classes, parts["train"], parts["test"], mean=MEAN, std=STD, val=parts.get("val", val), seed=seed, notes=notes
     )  # fmt: skip
