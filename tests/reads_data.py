@@ -155,6 +155,7 @@ SETS = [
     Case("folder", "training/ testing/", "training/ is train", layout("training", "testing")),
     Case("folder", "train/ alone", "no test folder", layout("train")),
     Case("folder", "class folders", "no test folder", layout(".")),
+    Case("folder", "class folders with subfolders", "in subfolders of class folders", layout("cat", "dog", classes=("patient 1", "patient 2"))),
     Case("folder", "class folders, one called train", "no test folder", images_in("bus", "car", "train")),
     Case("folder", "archive/ with train/ test/ in it", "has only archive/", layout("archive/train", "archive/test")),
     Case("folder", "train/ test/ and holdout/ with folders", PLACED + "holdout/ is ignored",

@@ -174,6 +174,38 @@ def test_a_copy_is_found_if_one_split_has_larger_images(tmp_path: Path) -> None:
     assert build("folder", root).digest == data.digest, "now from the cache"
 
 
+def test_an_image_in_two_classes_is_reported(tmp_path: Path) -> None:
+    root = tree(tmp_path / "a", splits=("train", "val", "test"))
+    shutil.copy(root / "train/cat/3.png", root / "train/dog/0.png")
+    shutil.copy(root / "train/cat/3.png", root / "train/cat/4.png")
+    for number in (1, 2):
+        shutil.copy(root / f"test/cat/{number}.png", root / f"test/dog/{number}.png")
+    assert build("folder", root).notes == (
+        "warning: 1 training images are also in another class (train/dog/0.png = train/cat/4.png)",
+        "warning: 2 test images are also in another class (test/dog/1.png = test/cat/1.png, test/dog/2.png = test/cat/2.png)",
+    )
+
+
+def test_images_in_subfolders_of_a_class_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tree(tmp_path / "a", side=8)
+    for patient in ("p1", "p2/left"):
+        shutil.copytree(root / "train/dog", root / "train/cat" / patient)
+    for strange in (".ipynb_checkpoints", "__MACOSX"):
+        shutil.copytree(root / "train/dog", root / "train/cat" / strange)
+    (root / "train/cat/p1/notes.txt").write_text("x")
+    (root / "train/cat/p1/up").symlink_to("..")
+    monkeypatch.chdir(root / "train")
+    for place in (root / "train", Path()):
+        listing, notes = _folders.scan(place, ["cat", "dog"])
+        assert np.bincount(listing.targets).tolist() == [18, 6]
+        assert [path.split("train/")[-1] for path in listing.paths[6:13]] == [
+            *(f"cat/p1/{n}.png" for n in range(6)), "cat/p2/left/0.png",
+        ]  # fmt: skip
+        assert "4 entries of" in notes[0]
+        assert "12 images of" in notes[1]
+        assert notes[1].endswith("are in subfolders of class folders (e.g. cat/p1): read too")
+
+
 @pytest.mark.parametrize("splits", [("train", "test"), (".",)])
 def test_names_in_the_manifest_do_not_depend_on_the_place(tmp_path: Path, splits: tuple[str, ...]) -> None:
     root = tree(tmp_path / "a", splits=splits)
@@ -214,7 +246,7 @@ def test_an_empty_class(tmp_path: Path) -> None:
     (root / "train" / "emu").mkdir()
     data = build("folder", root)
     assert data.classes == ("cat", "dog", "emu")
-    assert f"1 classes have no image in {root / 'train'} (emu)" in data.notes
+    assert f"1 class has no image in {root / 'train'} (emu)" in data.notes
     for name in ("cat", "dog"):
         shutil.rmtree(root / "test" / name)
         (root / "test" / name).mkdir()
@@ -230,7 +262,7 @@ def test_a_class_in_test_that_training_lacks(tmp_path: Path) -> None:
 def test_a_class_that_test_lacks_is_noted(tmp_path: Path) -> None:
     root = tree(tmp_path / "a")
     shutil.rmtree(root / "test" / "dog")
-    assert f"1 classes have no image in {root / 'test'} (dog)" in build("folder", root).notes
+    assert f"1 class has no image in {root / 'test'} (dog)" in build("folder", root).notes
 
 
 def test_bad_images_are_counted_and_named(tmp_path: Path) -> None:

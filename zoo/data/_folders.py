@@ -90,7 +90,7 @@ def holds_images(folder: Path) -> bool:
 
 
 def scan(folder: Path, classes: Sequence[str]) -> tuple[Listing, list[str]]:
-    """Image files of each class, sorted by class and name; notes on other files and empty classes.
+    """Image files of each class, sorted by class and name; notes on other files, subfolders and empty classes.
 
     Raises:
         DataError: no images.
@@ -98,30 +98,47 @@ def scan(folder: Path, classes: Sequence[str]) -> tuple[Listing, list[str]]:
     paths: list[str] = []
     labels: list[int] = []
     states: list[State] = []
+    deep: list[str] = []
     other = [entry.name for entry in os.scandir(folder) if not entry.is_dir() or entry.name.startswith((".", "__"))]
     for number, name in enumerate(classes):
         found, strange = _images(folder / name)
         other += [f"{name}/{file}" for file in strange]
         paths += [path for path, _ in found]
+        inside = len(str(folder / name)) - len(name)
+        deep += [path[inside:] for path, _ in found if os.sep in path[inside + len(name) + 1 :]]
         states += [state for _, state in found]
         labels += [number] * len(found)
     if not paths:
         raise DataError(f"no images in the class folders ({shown(folder.absolute())}); add some or remove the folder")
     notes = _note(folder, other)
+    if deep:
+        place = shown(Path(deep[0]).parent)
+        notes.append(f"{len(deep):,} images of {shown(folder)} are in subfolders of class folders (e.g. {place}): read too")
     if empty := [name for name, n in zip(classes, np.bincount(labels, minlength=len(classes))) if not n]:
-        notes.append(f"{len(empty)} classes have no image in {shown(folder)} ({', '.join(map(shown, empty[:3]))})")
+        has = "class has" if len(empty) == 1 else "classes have"
+        notes.append(f"{len(empty)} {has} no image in {shown(folder)} ({', '.join(map(shown, empty[:3]))})")
     return Listing(paths, np.array(labels, np.int64), states), notes
 
 
 def _images(folder: Path) -> tuple[list[tuple[str, State]], list[str]]:
-    """Files with the ending of an image or, whatever their ending, the content of one; the names of the others."""
-    found, other = [], []
+    """Files with the ending of an image or, whatever their ending, the content of one; the names of the others.
+
+    Subfolders are read too, as patients or scenes often have one each; not hidden ones, nor links to folders, which can form a
+    loop.
+    """
+    found: list[tuple[str, State]] = []
+    other: list[str] = []
     if not folder.is_dir():
         return [], []
     with os.scandir(folder) as entries:
         for entry in entries:
+            hidden = entry.name.startswith((".", "__"))
             if not entry.name.startswith(".") and (entry.name.lower().endswith(suffixes()) or is_image(entry.path)):
                 found.append((entry.path, state_of(entry)))
+            elif entry.is_dir(follow_symlinks=False) and not hidden:
+                below, strange = _images(Path(entry.path))
+                found += below
+                other += [f"{entry.name}/{name}" for name in strange]
             else:
                 other.append(entry.name)
     return sorted(found), sorted(other)

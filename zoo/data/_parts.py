@@ -95,7 +95,7 @@ def assemble(
         found.update(np.ascontiguousarray(each.prints).data)
         found.update(each.targets.astype("<i8").data)
     learn, held, last = (Split(each.images, each.targets, each.files) for each in splits)
-    remarks = (*notes, *_leaks(*splits))
+    remarks = (*notes, *_leaks(*splits), *_contradictions(*splits))
     named = tuple(shown(c) for c in classes)
     data = DataSet(name, named, learn, held, last, mean, std, found.hexdigest(), remarks, manifest=_manifest(parts))
     if bad := [fault for each in parts for fault in each.bad]:
@@ -138,6 +138,21 @@ def _leaks(train: Part, val: Part, test: Part) -> list[str]:
             pairs = [(second.files[i], originals[second.prints[i].tobytes()]) for i in where[:3]]
             listed = ", ".join(f"{_tail(copy)} = {_tail(original)}" for copy, original in pairs)
             notes.append(f"warning: {len(where)} {names[0]} images are also {names[1]} images ({listed})")
+    return notes
+
+
+def _contradictions(train: Part, val: Part, test: Part) -> list[str]:
+    """A note for each split on images that are, pixel by pixel, also in another class of it."""
+    notes = []
+    for name, each in (("training", train), ("validation", val), ("test", test)):
+        keys = np.ascontiguousarray(each.prints).view(np.uint64).reshape(-1, 2)
+        order = np.lexsort((each.targets, keys[:, 1], keys[:, 0]))
+        first, second = order[:-1], order[1:]
+        found = (keys[first] == keys[second]).all(1) & (each.targets[first] != each.targets[second])
+        pairs = sorted(zip(second[found].tolist(), first[found].tolist()))
+        if pairs:
+            listed = ", ".join(f"{_tail(each.files[copy])} = {_tail(each.files[original])}" for copy, original in pairs[:3])
+            notes.append(f"warning: {len(pairs)} {name} images are also in another class ({listed})")
     return notes
 
 
