@@ -32,6 +32,24 @@ def test_dump_reads_back_the_same(tmp_path: Path) -> None:
     assert recipes.resolve(str(tmp_path / "r.toml"), {}) == recipe
 
 
+@pytest.mark.parametrize(("name", "reader"), [("pets", "folder"), ("pets.csv", "list"), ("pets.npz", "npz")])
+def test_a_folder_or_file_as_data_is_read_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, reader: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    (tmp_path / "r.toml").write_text(f'model = "cnn_small"\n[data]\nname = "{name}"\n')
+    given, written = recipes.resolve("cnn_small", {"data": name}), recipes.resolve("r.toml", {})
+    for found in (given, written, recipes.changed(recipes.resolve("demo", {}), {"data.name": name})):
+        assert (found.data.name, found.data.dir) == (reader, name)
+    assert given.data.augment == ["rcrop", "flip"], "those of the reader, not of the model's own data"
+
+
+def test_a_data_set_that_is_no_text_is_an_error() -> None:
+    with pytest.raises(UsageError, match="data.name = 5 is not allowed: expected str"):
+        recipes.resolve("cnn_small", {"data.name": 5})
+
+
 @given(lr=st.floats(1e-6, 10), epochs=st.integers(1, 10**6), imbalance=st.text(max_size=20), steps=st.lists(st.integers(1, 99)))
 def test_any_values_survive_the_file(lr: float, epochs: int, imbalance: str, steps: list[int]) -> None:
     import tomllib

@@ -347,7 +347,7 @@ def _suited(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
     timm, file = model.startswith("timm/"), model_files.is_file(model)
     entry: dict[str, Any] = {} if timm else model_files.entry(model) if file else registry.entry("models", model)
     suits = entry.get("data") or ("caltech101" if timm else "cifar10",)
-    name = values.get("data.name", suits[0])
+    name = registry.data_source(str(values.get("data.name", suits[0])))[0]
     name = name if name.partition(":")[0] in registry.table("data") else "folder"
     return registry.entry("data", name).get("recipe", {}) | entry.get("recipe", {}) | {"data.name": suits[0], "model": model}
 
@@ -357,7 +357,7 @@ def _typed(
 ) -> Recipe:
     """A recipe of dotted keys; an error names the line of the file unless its key is ``changed`` outside of it."""
     tree: dict[str, Any] = {"loss": {"options": {}}}
-    for key, value in flat.items():
+    for key, value in registry.placed(flat).items():
         place = written.place(key) if written and key not in changed else ""
         if any(isinstance(each, float) and not math.isfinite(each) for each in (value if isinstance(value, list) else [value])):
             raise UsageError(f"{key} = {value}{place} is not a finite number")

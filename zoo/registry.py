@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -121,6 +121,12 @@ def data_source(text: str) -> tuple[str, str]:
     if reader := READERS.get(Path(text).suffix.lower()):
         return reader, text
     return ("folder", text) if exists(text) or "/" in text else (text, "")
+
+
+def placed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the folder or file that ``data.name`` may name moved to ``data.dir``; UsageError for a URL."""
+    name, place = data_source(str(settings.get("data.name", "")))
+    return {**settings, "data.name": name, "data.dir": place} if place else dict(settings)
 
 
 @cache

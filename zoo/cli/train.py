@@ -109,11 +109,6 @@ def _check(recipe: Any) -> None:
 
 def _overrides(settings: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
     from zoo import recipe as recipes
-    from zoo import registry
 
     found = dict(recipes.parse_override(text) for text in settings)
-    found |= {name.replace("__", "."): value for name, value in flags.items() if value is not None}
-    if isinstance(data := found.get("data.name"), str):
-        name, place = registry.data_source(data)
-        found |= {"data.name": name} | ({"data.dir": place} if place else {})
-    return found
+    return found | {name.replace("__", "."): value for name, value in flags.items() if value is not None}
