@@ -141,6 +141,7 @@ DRY = [
     (["data.size=1"], 2, "does not take images of 1 pixels"),
     (["--weights", "nope.pth"], 4, "no weights file ("),
     (["unfreeze=['2:none']"], 2, "unfreeze 2:none"),
+    (["imbalance=exp:0.001"], 3, "1 class has no training image (synthetic); lower the imbalance"),
 ]
 
 

@@ -104,7 +104,7 @@ ROWS = [
     (8, "train demo --out afile", 6, "output is a file|/afile|--out"),
     (9, "train demo --out full", 7, "not empty|--resume|--force"),
     (12, "train demo --data folder --data-dir one", 3, "/one"),
-    (12, "train resnet20 --data holed", 3, "1 classes have no training image|holed, c|--allow-empty-class"),
+    (12, "train resnet20 --data holed", 3, "1 class has no training image|holed, c|--allow-empty-class"),
     (20, "train demo --device cuda:7", 2, "cuda:7|CUDA devices found"),
     (20, "train demo --device gpu", 2, "'gpu'|cpu"),
     (20, "train demo --device cpu --precision fp16", 2, "fp16|bf16"),

@@ -102,6 +102,7 @@ def _check(recipe: Any) -> None:
     counts = lint.expected_counts(recipe)
     if counts is not None:
         print_line(f"data     {recipe.data.label} · {counts.sum():,} train ({first_ten(counts.tolist())})")
+        checks.check_counts(recipe, counts, [recipe.data.label])
     for finding in lint.check(recipe, counts):
         print_line(f"warning  {finding}")
     print_lines(frozen)

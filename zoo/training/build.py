@@ -17,7 +17,7 @@ from zoo import console, machine, registry, sampling, weights
 from zoo.console import print_line
 from zoo.data import _augment
 from zoo.data._read import read
-from zoo.errors import DataError, DiskError, UsageError
+from zoo.errors import DiskError, UsageError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec, Split
 from zoo.training import checks, depthwise, distil, freezing, lint, losses, optim, qat
@@ -224,14 +224,7 @@ def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarra
     index = sampling.long_tail(data.train.targets, recipe.data.imbalance, recipe.seed)
     index = index[sampling.per_class(data.train.targets[index], recipe.data.per_class, recipe.seed)]
     counts = sampling.class_counts(data.train.targets[index], len(data.classes))
-    empty = [data.classes[i] for i in np.flatnonzero(counts == 0)]
-    if empty and not recipe.allow_empty_class:
-        raise DataError(
-            f"{len(empty)} classes have no training image ({data.name}, {', '.join(empty[:3])}); "
-            "lower the imbalance, remove them, or use --allow-empty-class"
-        )
-    if empty:
-        print_line(f"warning  {len(empty)} classes have no training image and cannot be learned ({', '.join(empty[:3])})")
+    checks.check_counts(recipe, counts, [data.name, *(data.classes[i] for i in np.flatnonzero(counts == 0)[:3])])
     return index, counts
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from zoo import hub, model_files, registry, run_folders
 from zoo import recipe as recipes
+from zoo.console import print_line
 from zoo.data import _folders, _ops
 from zoo.data._image import shown
 from zoo.errors import DataError, FileError, UsageError
@@ -120,3 +121,13 @@ def check_data(data: DataSet) -> None:
         if len(wrong := np.flatnonzero((part.targets < 0) | (part.targets >= len(data.classes)))):
             file, label = part.files[wrong[0]], part.targets[wrong[0]]
             raise DataError(f"label out of range ({file}, label {label}, {len(data.classes)} classes); correct the data set")
+
+
+def check_counts(recipe: Recipe, counts: np.ndarray, names: Sequence[str]) -> None:
+    """DataError if a class has no training image in ``counts`` (C,), or a warning if the recipe allows it; ``names`` are shown."""
+    if not (empty := int((counts == 0).sum())):
+        return
+    what = f"{empty} {'class has' if empty == 1 else 'classes have'} no training image"
+    if not recipe.allow_empty_class:
+        raise DataError(f"{what} ({', '.join(names)}); lower the imbalance, remove them, or use --allow-empty-class")
+    print_line(f"warning  {what} and cannot be learned ({', '.join(names)})")

@@ -88,8 +88,7 @@ def expected_counts(recipe: Recipe) -> np.ndarray | None:
     targets = targets[sampling.carve(targets, val, recipe.seed)[0]]
     index = sampling.long_tail(targets, recipe.data.imbalance, recipe.seed)
     index = index[sampling.per_class(targets[index], recipe.data.per_class, recipe.seed)]
-    counts = sampling.class_counts(targets[index], classes)
-    return counts if counts.all() else None
+    return sampling.class_counts(targets[index], classes)
 
 
 def _schedule(schedule: Schedule, epochs: int, lr: float) -> Iterator[str]:
