@@ -231,6 +231,11 @@ def test_the_command_prints_what_the_page_begins_with(
     assert "ce-s0" in result and "focal is better" in result and "3 seeds, paired" in result
     found = json.loads(CliRunner().invoke(cli, [*line, "--json"]).stdout)
     assert [row["run"] for row in found["runs"]] == [path.name for path in seeds]
+    (stored,) = (row for row in map(json.loads, (seeds[0] / "metrics.jsonl").open()) if row["split"] == "test")
+    first = found["runs"][0]
+    assert (first["test images"], first["accuracy %"]) == (stored["n"], round(100 * stored["accuracy"], 1)), "numbers"
+    assert first["95 % interval"] == [round(100 * stored[end], 1) for end in ("low", "high")]
+    assert 0 <= found["pairs"][0]["p"] <= 1
     assert [row["seeds"] for row in found["methods"]] == ["0, 1, 2"] * 2
     assert [row["verdict"] for row in found["tests"]] == ["focal is better"]
     assert len(found["pairs"]) == 3

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from zoo import recipe, report, run_folders, sweep, training
+from zoo import recipe, report, run_folders, sweep, tables, training
+from zoo.cli import cli
 from zoo.errors import BusyError, DivergedError, UsageError, ZooError
 from zoo.recipe import Recipe
 from zoo.training.signals import Interrupted
@@ -215,6 +217,15 @@ def test_a_choice_on_the_test_images_is_stamped(trainer: Trainer, tmp_path: Path
     for name in ("README.md", "report.html"):
         assert "SELECTED ON THE TEST IMAGES" in (tmp_path / "s" / name).read_text()
     assert "test_accuracy" in (tmp_path / "s" / "sweep.csv").read_text()
+
+
+def test_the_command_prints_numbers_as_numbers(trainer: Trainer, tmp_path: Path) -> None:
+    line = ["sweep", "demo", "loss.beta=0,0.9", "--seeds", "1", "--out", str(tmp_path / "s"), "--json"]
+    rows = json.loads(CliRunner().invoke(cli, line).stdout)
+    assert [row["loss.beta"] for row in rows] == [0, 0.9]
+    assert all(isinstance(row["val_accuracy"], float) and row["diverged"] is None for row in rows)
+    cells = ("1,000", "-0.5", "+9.4", "1e-9", "nan", "inf", "", "0,1,2")
+    assert [tables.value(cell) for cell in cells] == [1000, -0.5, 9.4, 1e-9, "nan", "inf", None, "0,1,2"], "JSON has no NaN"
 
 
 def test_what_cannot_be_swept(trainer: Trainer, tmp_path: Path) -> None:

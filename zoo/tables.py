@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -65,6 +67,35 @@ def make(columns: Iterable[str], rows: Iterable[Sequence[Any]], title: str = "")
     for row in rows:
         table.add_row(*(plain(str(cell)) for cell in row))
     return table
+
+
+def records(columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    """The rows of a table for JSON: cells as :func:`value`, an interval as its two ends.
+
+    >>> records(["run", ">n", "95 % interval", ">macro %"], [["a", "1,000", "59.9 to 80.7", ""]])
+    [{'run': 'a', 'n': 1000, '95 % interval': [59.9, 80.7], 'macro %': None}]
+    """
+    found = []
+    for row in rows:
+        cells: dict[str, Any] = {}
+        for column, cell in zip(columns, map(str, row)):
+            ends = cell.split(" to ") if "interval" in column else []
+            kept = [value(end) for end in ends] if len(ends) == 2 else value(cell) if column.startswith(">") else cell or None
+            cells[column.lstrip(">")] = kept
+        found.append(cells)
+    return found
+
+
+def value(text: str) -> int | float | str | None:
+    """A cell for JSON: a number where it is one, None where it is empty."""
+    for kind in (int, float):
+        try:
+            number = kind(re.sub(r"(?<=\d),(?=\d{3}\b)", "", text))
+        except ValueError:
+            continue
+        if math.isfinite(number):
+            return number
+    return text or None
 
 
 def evaluation(

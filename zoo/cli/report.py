@@ -54,9 +54,7 @@ def _compared(parts: dict[str, Any], as_json: bool) -> None:
 
     if as_json:
         rows = {
-            name if at == 0 else "tests": [
-                dict(zip((c.lstrip(">") for c in table.columns), map(str, row))) for row in table.rows
-            ]
+            name if at == 0 else "tests": tables.records(table.columns, table.rows)
             for name, part in parts.items()
             for at, table in enumerate(part)  # the second table of the methods has the tests between them
         }

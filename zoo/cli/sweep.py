@@ -55,7 +55,8 @@ def command(
         what, axes, fixed, seeds=seeds, trials=trials, out=out, storage=storage, command=shlex.join(["zoo", *sys.argv[1:]])
     )
     if as_json:
-        click.echo(json.dumps(csv_files.read(out / "sweep.csv")))
+        rows = csv_files.read(out / "sweep.csv")
+        click.echo(json.dumps([{key: tables.value(cell) for key, cell in row.items()} for row in rows]))
         return
     chosen_on = recipe.resolve(what, fixed).select_on
     table = report.sweep_table(points, chosen_on)
