@@ -58,6 +58,8 @@ FINDINGS = [
     ("distil.weight=0.5", "distil.weight 0.5 changes nothing: distil.teacher is empty"),
     ("patience=5 data.val=0", "patience 5 changes nothing: there are no validation images (data.val 0)"),
     ("loss=ce_then_focal loss.switch_epoch=50", "switch_epoch 50 is not reached in 50 epochs: all epochs use cross entropy"),
+    ("loss=ldam", "ldam has its margins in cosines, which cnn_small does not return; models that do: resnet32_cosine"),
+    ("loss=dbm", "dbm has its margins in cosines, which cnn_small does not return; models that do: resnet32_cosine"),
     ("loss=dynamic_focal loss.rescale_every=50", "rescale_every 50 is not reached in 50 epochs: the scale stays 1"),
 ]
 

@@ -82,6 +82,8 @@ class ModelSpec:
     layers: tuple[tuple[str, ...], ...] = ()
     """The same in smaller steps, for ``layer_decay`` (default: ``stages``); parameters in none have the classifier's rate."""
     classes: int = 10
+    cosine: bool = False
+    """Whether the logits are scaled cosines, which some losses need."""
     weights: tuple[str, ...] = ()
     """Names of downloadable weights; the first is the default."""
     download: Callable[[str], Download] | None = None
@@ -119,6 +121,8 @@ class LossSpec:
     """Whether it runs on the fused op."""
     weighted_mean: bool = False
     """Whether it divides by the sum of the class weights of the batch, so that their scale cancels, or by its rows."""
+    cosine: bool = False
+    """Whether the logits must be scaled cosines."""
 
 
 class ImageArray(Protocol):

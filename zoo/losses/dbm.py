@@ -107,5 +107,6 @@ SPECS = {
         counts=True,
         soft=True,
         weighted_mean=True,
+        cosine=True,
     ),
 }

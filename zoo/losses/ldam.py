@@ -84,5 +84,6 @@ SPECS = {
         counts=True,
         soft=True,
         weighted_mean=True,
+        cosine=True,
     ),
 }

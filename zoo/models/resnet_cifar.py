@@ -105,7 +105,7 @@ SPECS = {
     ),
     "resnet32_cosine": ModelSpec(
         build=partial(resnet_cosine, 32), input=INPUT, params=464_144, macs=68_862_592, paper=PAPER, head="linear", stages=STAGES,
-        data=SUITS, recipe=RECIPE,
+        data=SUITS, recipe=RECIPE, cosine=True,
     ),
     # four times the channels: the net behind several long-tail results that are reported as ResNet-32 (Du et al. 2023, GLMC, arXiv:2305.08661)
     "resnet32_w64": ModelSpec(

@@ -113,6 +113,11 @@ def _loss(recipe: Recipe) -> Iterator[str]:
     loss = recipe.loss
     if loss.drw_epoch and loss.class_weights == "none":
         yield f"drw_epoch {loss.drw_epoch} changes nothing: class_weights is none"
+    models = registry.table("models")
+    plain = not models[recipe.model].get("cosine") if recipe.model in models else recipe.model.startswith("timm/")
+    if plain and registry.entry("losses", loss.name).get("cosine"):
+        known = ", ".join(name for name, fields in models.items() if fields.get("cosine"))
+        yield f"{loss.name} has its margins in cosines, which {recipe.model} does not return; models that do: {known}"
     if loss.name == "ce_then_focal" and (switch := loss.options["switch_epoch"]) >= recipe.epochs:
         yield f"switch_epoch {switch} is not reached in {recipe.epochs} epochs: all epochs use cross entropy"
     if loss.name == "dynamic_focal" and (every := loss.options["rescale_every"]) >= recipe.epochs:
