@@ -125,6 +125,8 @@ def test_without_variation_there_is_no_test(
 ) -> None:
     first = {0: 0.85, 1: 0.86} if 0 in other else {0: 0.85, 1: 0.85}
     assert _methods.difference(first, other)[1:] == (pytest.approx(2.0), None)
+    low, high, _ = _methods.difference({0: 0.95, 1: 0.75}, {0: 0.75, 1: 0.75})[2] or (0, 0, 0)
+    assert (low, high) == (-100, 100), "t from two seeds reaches further than accuracies can differ"
     low, high, p = _methods.difference({0: 0.85, 1: 0.85}, {2: 0.83, 3: 0.84})[2] or (0, 0, 0)
     assert low < 1.5 < high
     assert 0 < p < 1

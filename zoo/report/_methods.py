@@ -119,4 +119,4 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> tuple
         warnings.simplefilter("ignore", RuntimeWarning)  # scipy's, if one method alone has no variation
         found = stats.ttest_1samp(*samples, 0.0) if paired else stats.ttest_ind(*samples, equal_var=False)
         ends = found.confidence_interval()
-    return over, gap, (float(ends.low), float(ends.high), float(found.pvalue))
+    return over, gap, (max(float(ends.low), -100.0), min(float(ends.high), 100.0), float(found.pvalue))
