@@ -240,3 +240,16 @@ def test_a_tilde_that_the_shell_left_is_the_home_folder(tmp_path: Path, monkeypa
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.toml").touch()
     assert run_folders.find("~/run") == tmp_path / "run"
+
+
+def test_a_run_is_found_by_its_beginning_next_to_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "runs" / "pets-cnn_small-s0"
+    run.mkdir(parents=True)
+    (run / "recipe.toml").touch()
+    (tmp_path / "pets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_RUNS", str(tmp_path / "runs"))
+    assert run_folders.find("pets").resolve() == run, "not the folder of images"
+    for name in ("./pets", ""):
+        with pytest.raises(FileError, match="not a run folder"):
+            run_folders.find(name)

@@ -61,10 +61,8 @@ def find(name: str | Path | None) -> Path:
         return hub.local_run(path)
     if (path / "recipe.toml").is_file():
         return path
-    if path.is_dir():
-        raise FileError(f"not a run folder ({path.absolute()}, no recipe.toml in it); make one with: zoo train")
     exact = [run for run in known if run.name == str(name)]
-    begin = exact or [run for run in known if run.name.startswith(str(name))]
+    begin = exact or [run for run in known if str(name) and run.name.startswith(str(name))]
     if len(begin) == 1:
         return begin[0]
     names = [run.name for run in known]
@@ -72,6 +70,8 @@ def find(name: str | Path | None) -> Path:
         raise UsageError(
             f"{len(begin)} runs begin with {str(name)!r} ({', '.join(run.name for run in begin[:3])}); give a longer prefix"
         )
+    if path.is_dir():
+        raise FileError(f"not a run folder ({path.absolute()}, no recipe.toml in it); make one with: zoo train")
     if advice := _not_a_run(str(name)):
         raise UsageError(advice)
     raise UsageError(f"no run {str(name)!r}{did_you_mean(str(name), names)}; list them with: ls {root()}")
