@@ -73,7 +73,7 @@ def test_a_set(case: Case, tmp_path: Path) -> None:
     data = read(name, place, size=7, val=0.2, seed=0)
     check(data)
     assert data.train.images.shape[1:] == (8, 8, 3)
-    assert len(data.classes) == (3 if "called train" in case.input else 2)
+    assert len(data.classes) == (3 if "called train" in case.input else 4 if "only in case" in case.input else 2)
     assert re.search(case.does, " | ".join(data.notes)), data.notes
     assert bool(data.notes) == bool(case.does), data.notes
 

@@ -1,11 +1,13 @@
 """A list of image files: a CSV or Parquet file with the columns ``path`` and ``label``, and perhaps ``split``.
 
-Paths are relative to the list's folder. Without a header the first two columns are path and label.
+The columns of a CSV file are separated by commas, tabs or semicolons. Paths are relative to the list's folder. Without a
+header the first two columns are path and label.
 """
 
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,16 +71,19 @@ def listed(folder: Path | None) -> tuple[dict[str, Listing], list[str], list[str
     number = {name: at for at, name in enumerate(classes)}
     whole = _listing(folder.absolute().parent, paths, np.array([number[name] for name in names], np.int64))
     listings, notes = _split(whole, splits, folder)
+    folded = Counter(name.casefold() for name in classes)
+    if twins := [name for name in classes if folded[name.casefold()] > 1]:
+        notes.append(f"warning: {len(twins)} classes differ only in case ({', '.join(map(shown, twins[:4]))}): not merged")
     return listings, classes, notes
 
 
 def _csv(path: Path) -> list[dict[str, Any]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            start = file.read(4096)
+            start = file.read(4096).partition("\n")[0]
             file.seek(0)
-            tabs = "\t" in start.partition("\n")[0] and "," not in start.partition("\n")[0]
-            rows = [row for row in csv.reader(file, delimiter="\t" if tabs else ",", strict=True) if row]
+            mark = next((mark for mark in (",", "\t", ";") if mark in start), ",")
+            rows = [row for row in csv.reader(file, delimiter=mark, strict=True) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read the list ({shown(path)}, {shown(str(error))[:60]}); it must be CSV in UTF-8") from error
     head = [name.strip().lower() for name in rows[0]] if rows else []
