@@ -45,15 +45,6 @@ class WhiteningConv(nn.Conv2d):
         self.weight.copy_(torch.cat([filters, -filters]))
 
 
-class ShiftedNorm(nn.BatchNorm2d):
-    """Batch normalisation with a trained shift and no scale."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-12, momentum=0.4)
-        del self.weight
-        self.register_buffer("weight", torch.ones(channels))
-
-
 class AirNet(nn.Module):
     """(N, 3, 32, 32) to logits (N, classes)."""
 
@@ -77,9 +68,17 @@ class AirNet(nn.Module):
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
-        _conv(inputs, outputs), nn.MaxPool2d(2), ShiftedNorm(outputs), nn.GELU(),
-        _conv(outputs, outputs), ShiftedNorm(outputs), nn.GELU(),
+        _conv(inputs, outputs), nn.MaxPool2d(2), _norm(outputs), nn.GELU(),
+        _conv(outputs, outputs), _norm(outputs), nn.GELU(),
     )  # fmt: skip
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    """Batch normalisation with a trained shift; its scale is a buffer that stays 1. The type is torch's own, which several processes synchronise."""
+    norm = nn.BatchNorm2d(channels, eps=1e-12, momentum=0.4)
+    del norm.weight
+    norm.register_buffer("weight", torch.ones(channels))
+    return norm
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
