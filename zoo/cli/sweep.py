@@ -44,6 +44,7 @@ def command(
     \b
     zoo sweep demo loss.beta=0,0.9,0.99,0.999 --seeds 3
     zoo sweep demo lr=log:1e-3:1e-1 epochs=10 --trials 12
+    zoo sweep cnn_small data=my_images/ loss=focal,balanced_softmax
     """
     headline()
     from zoo import csv_files, recipe, report, run_folders, sweep, tables
