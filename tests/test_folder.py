@@ -174,6 +174,12 @@ def test_a_copy_is_found_if_one_split_has_larger_images(tmp_path: Path) -> None:
     assert build("folder", root).digest == data.digest, "now from the cache"
 
 
+def test_classes_whose_escaped_names_are_equal_are_an_error(tmp_path: Path) -> None:
+    root = tree(tmp_path / "a", classes=("a\nb", "a\\nb", "c"))
+    with pytest.raises(DataError, match=r"two classes have one name \(a, a\\nb, .*rename one"):
+        build("folder", root)
+
+
 def test_an_image_in_two_classes_is_reported(tmp_path: Path) -> None:
     root = tree(tmp_path / "a", splits=("train", "val", "test"))
     shutil.copy(root / "train/cat/3.png", root / "train/dog/0.png")

@@ -82,6 +82,7 @@ def assemble(
     The digest covers the pixels, targets and class names of all images in file order, so it is the same for every split.
 
     Raises:
+        DataError: two classes have one name where line breaks and the like are escaped.
         UnreadableImages: a part has unreadable images; the set of the others is the error's ``data``.
     """
     parts = [train, test]
@@ -97,6 +98,9 @@ def assemble(
     learn, held, last = (Split(each.images, each.targets, each.files) for each in splits)
     remarks = (*notes, *_leaks(*splits), *_contradictions(*splits))
     named = tuple(shown(c) for c in classes)
+    if len(set(named)) < len(named):
+        twice = next(each for each in named if named.count(each) > 1)
+        raise DataError(f"two classes have one name ({name}, {twice}, as line breaks are written as \\n); rename one")
     data = DataSet(name, named, learn, held, last, mean, std, found.hexdigest(), remarks, manifest=_manifest(parts))
     if bad := [fault for each in parts for fault in each.bad]:
         n = len(bad) + sum(len(each.targets) for each in parts)
