@@ -19,7 +19,7 @@ from zoo import model_files, sampling, tensor_files
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.errors import DataError, DisagreeError, FileError, UsageError
-from zoo.export import _accuracy, _cases, _graph
+from zoo.export import _accuracy, _cases, _feed, _graph
 from zoo.spec import Split
 from zoo.training import freezing
 
@@ -232,7 +232,7 @@ def of_module(
         raise UsageError(f"classes differ (names {len(names)}, model {outputs}); give one name per output of the model")
     if repeated := next((name for name in names if names.count(name) > 1), ""):
         raise UsageError(f"class names are not distinct ({repeated!r} is given {names.count(repeated)} times); give each once")
-    pixels, source = _pixels(images, shape)
+    pixels, source = _pixels(images, shape, stored=mean is not None and std is not None)
     part = _labelled(pixels, targets, outputs) if images is not None else None
     if (mean is None) != (std is None) or (pixels.dtype == np.uint8 and mean is None):
         raise UsageError("uint8 images need mean and std; give both, e.g. mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)")
@@ -270,10 +270,12 @@ def _outputs(model: nn.Module, shape: tuple[int, ...]) -> int:
     return given.shape[1]
 
 
-def _pixels(images: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
-    """Images as an array, and their description; UsageError for another shape or type."""
+def _pixels(images: Any, shape: tuple[int, ...], *, stored: bool) -> tuple[np.ndarray, str]:
+    """Images as an array, and their description; UsageError for another shape or type. Noise is of pixels if they are ``stored``."""
     if images is None:
-        return np.random.default_rng(0).standard_normal((NOISE, *shape), np.float32), "noise (no images were given)"
+        pictures = stored and len(shape) == 3 and shape[0] == 3 and shape[1] == shape[2]
+        made = _feed.noise(NOISE, (*shape[1:], 3), "uint8") if pictures else _feed.noise(NOISE, shape, "float32")
+        return made, "noise (no images were given)"
     array = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
     if array.dtype.kind == "f" and array.shape[1:] == shape and len(array):
         return np.ascontiguousarray(array, np.float32), "the given images"

@@ -101,6 +101,24 @@ class Finite(click.FloatRange):
         return number
 
 
+class Numbers(click.ParamType):
+    """Finite numbers separated by commas, as a tuple."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """The numbers; a click error (exit 2) for anything else."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(part) for part in value.split(",") if part.strip())
+        except ValueError:
+            numbers = (math.nan,)
+        if not all(map(math.isfinite, numbers)):
+            self.fail(f"{value!r} is not a list of numbers such as 0.5,0.5,0.5.", param, ctx)
+        return numbers
+
+
 def limited(until: str) -> Callable[[Any], Any]:
     """The options ``--max-memory`` and ``--timeout`` of a command that runs a model file in a child process."""
 

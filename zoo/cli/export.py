@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from zoo.cli._shared import RUN, Finite, Listed, UserPath, as_json, data_dir, echo_line, echo_receipt, moved, threads
+from zoo.cli._shared import RUN, Finite, Listed, Numbers, UserPath, as_json, data_dir, echo_line, echo_receipt, moved, threads
 from zoo.errors import UsageError
 
 
@@ -26,6 +26,28 @@ def _precisions() -> list[str]:
 
 @click.command("export")
 @click.argument("run", required=False, type=RUN)
+@click.option(
+    "--weights",
+    metavar="FILE",
+    help="Export the model RUN (zoo models, timm/NAME or FILE.py:NAME) with these weights, without a run.",
+)
+@click.option(
+    "--data", metavar="NAME", help="Data set whose test images are compared and whose classes are named (with --weights)."
+)
+@click.option(
+    "--classes",
+    type=UserPath(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Text file with a class name per line (with --weights).",
+)
+@click.option(
+    "--mean",
+    type=Numbers(),
+    default="",
+    metavar="R,G,B",
+    help="Channel means of the images that the weights expect (with --weights).",
+)
+@click.option("--std", type=Numbers(), default="", metavar="R,G,B", help="Channel standard deviations (with --weights).")
 @click.option("--onnx", "fmt", flag_value="onnx", default="onnx", help="Write ONNX (default).")
 @click.option("--format", "fmt", type=Listed(_formats), help="File format (default: onnx).")
 @click.option("--precision", type=Listed(_precisions), default="fp32", show_default=True,
@@ -67,12 +89,13 @@ def command(
 ) -> None:
     """Export a run to a file verified against PyTorch.
 
-    RUN is a run folder, a name or its unique beginning (default: the latest), or hf:OWNER/NAME. If the outputs differ from
-    PyTorch's, no file is written (exit 8).
+    RUN is a run folder, a name or its unique beginning (default: the latest), or hf:OWNER/NAME; with --weights, a model. If the
+    outputs differ from PyTorch's, no file is written (exit 8).
 
     \b
     zoo export --onnx
     zoo export cifar10-resnet32 --precision int8 --max-drop 0.3
+    zoo export my_net.py:Net --weights net.pth --data photos
     """
     from zoo import console, run_folders
 
@@ -88,15 +111,23 @@ def command(
         raise UsageError(f"--opset, --target-ort and --external-data apply to ONNX only (format {fmt}); omit them")
     if fastest:
         _check_fastest(fmt, chosen or out, options, only_onnx)
-    folder = run_folders.find(run)
-    console.print_line(f"run      {folder}")
+    described = {key: options.pop(key) for key in ("weights", "data", "classes", "mean", "std")}
+    _check_described(run, described, "fastest" if fastest else place)
+    if not described["weights"]:
+        folder = run_folders.find(run)
+        console.print_line(f"run      {folder}")
     import zoo.export
     from zoo import machine
     from zoo.export import _tensorrt
     from zoo.run import load
 
     machine.use_threads()
-    loaded = moved(load(folder, skip_bad=skip_bad), data_dir)
+    if described["weights"]:
+        loaded, side = _with_weights(str(run), described, options, data_dir, skip_bad=skip_bad)
+        out = out or _default(str(run), fmt, options["precision"])
+    else:
+        loaded = moved(load(folder, skip_bad=skip_bad), data_dir)
+        side = loaded.input[1]
     if fastest:
         receipt = _fastest(loaded, options, as_json=as_json)
     elif chosen:
@@ -111,12 +142,53 @@ def command(
         columns = ("layer", "kind", "sqnr", "sqnr_alone")
         heads = ("layer", "kind", "SQNR of output, dB", "SQNR of logits, this layer alone, dB")
         tables.out().print(tables.make(heads, [[str(row[key]) for key in columns] for row in receipt.layers]))
-    if line := _tensorrt.command(receipt, loaded.input[1]):
+    if line := _tensorrt.command(receipt, side):
         console.print_line(f"tensorrt {line}")
     if as_json:
         echo_line(json.dumps(receipt.as_dict()))
     else:
         echo_receipt(receipt)
+
+
+def _check_described(run: str | None, described: dict[str, Any], other: str) -> None:
+    """UsageError for options that describe a model without a run, if they are incomplete or do not go with an option ``other``."""
+    named = [key for key, value in described.items() if value]
+    if named and not described["weights"]:
+        raise UsageError(f"--{named[0]} describes a model without a run; give its --weights too, or omit it")
+    if named and run is None:
+        raise UsageError("--weights needs a model, e.g. zoo export resnet32 --weights FILE, or FILE.py:NAME for your own")
+    if named and other:
+        raise UsageError(
+            f"--{other} needs a run, and --weights exports a model without one; train or fine-tune it first, or omit --{other}"
+        )
+
+
+def _with_weights(
+    name: str, described: dict[str, Any], options: dict[str, Any], data_dir: Path | None, *, skip_bad: bool
+) -> tuple[Any, int]:
+    """The model ``name`` with weights, and the side of its images; adds what describes it to the options of the export."""
+    from zoo.export import _foreign
+
+    known = {
+        "data": described["data"] or "",
+        "labels": described["classes"],
+        "mean": described["mean"],
+        "std": described["std"],
+    }
+    place = str(data_dir) if data_dir else ""
+    made, given = _foreign.model(
+        name, described["weights"], data_dir=place, images=options["images"], skip_bad=skip_bad, **known
+    )
+    options |= given
+    return made, given["input"][1]
+
+
+def _default(name: str, fmt: str, precision: str) -> Path:
+    """The file of a model without a run: its name, in the current folder."""
+    from zoo import registry
+
+    stem = name.rpartition("/")[2].removesuffix(".py").rpartition(":")[2]
+    return Path(stem + registry.targets()[fmt, precision]["suffix"])
 
 
 def _placed(place: str, run: Any, folder: Path, options: dict[str, Any]) -> Any:

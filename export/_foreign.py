@@ -1,0 +1,113 @@
+"""A model with weights from anywhere, without a run: what ``zoo export MODEL --weights FILE`` exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from zoo import model_files, recipe, registry, weights
+from zoo.console import print_line
+from zoo.data._read import read
+from zoo.errors import DataError, FileError, UsageError
+from zoo.export import _cases
+from zoo.files import as_disk_error
+from zoo.spec import DataSet, ModelSpec
+from zoo.training.model_specs import model_spec
+from zoo.weights._names import in_head, renamed
+
+
+def model(
+    name: str,
+    source: str,
+    *,
+    data: str = "",
+    data_dir: str = "",
+    labels: Path | None = None,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    images: int = 1000,
+    skip_bad: bool = False,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A model with its weights, and the arguments of :func:`zoo.export.program` that describe it.
+
+    ``name`` is a model of the registry, ``timm/NAME`` or ``FILE.py:NAME``; ``data`` names a data set, whose test images are compared
+    and whose classes name the outputs; ``labels`` is a text file with a class per line instead.
+
+    Raises:
+        UsageError: no such model or data set, or another number of channels than ``mean`` and ``std`` have.
+        FileError: weights that do not fit, also a last layer of another size than the classes. DataError: data that cannot be read.
+    """
+    if not (model_files.is_file(name) or name.startswith("timm/") or name in registry.names("models")):
+        raise UsageError(f"no model {name!r}; --weights needs a model (zoo models), timm/NAME or FILE.py:NAME before it")
+    spec = model_spec(model_files.named(name) if model_files.is_file(name) else name)
+    found = _data(data, data_dir, spec.input[1], skip_bad=skip_bad) if data else None
+    classes = _labels(labels) if labels else tuple(found.classes) if found else None
+    made = _built(spec, source, classes)
+    given: dict[str, Any] = {"input": spec.input, "classes": classes}
+    given["mean"], given["std"] = _normalisation(spec, source, mean, std)
+    if found:
+        chosen = _cases.places(found.test, images)
+        given |= {"images": np.asarray(found.test.images[chosen]), "targets": found.test.targets[chosen]}
+    return made, given
+
+
+def _data(name: str, folder: str, size: int, *, skip_bad: bool) -> DataSet:
+    """The data set, with test images."""
+    settings = recipe.resolve("demo", {"data.name": name, **({"data.dir": folder} if folder else {})}).data
+    found = read(settings.name, settings.dir, size=size, val=0.0, seed=0, layout=settings.layout, skip_bad=skip_bad)
+    if not len(found.test):
+        raise DataError(f"no test images ({found.name}); name a data set with a test split")
+    return found
+
+
+def _labels(path: Path) -> tuple[str, ...]:
+    """The lines of a text file."""
+    with as_disk_error(path):
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise FileError(f"not a text file ({path}); give one class name per line") from error
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _built(spec: ModelSpec, source: str, classes: tuple[str, ...] | None) -> nn.Module:
+    """The model with the weights and as many outputs as there are classes, or as the weights have."""
+    count = len(classes) if classes else _outputs(spec, source)
+    made = spec.build(count)
+    notes = weights.load_weights(made, source, spec)
+    for note in notes:
+        print_line(f"weights  {note}")
+    if notes.fresh:
+        there = _outputs(spec, source)
+        raise FileError(
+            f"the last layer of the weights does not fit ({source}: {there} classes, expected {count}); "
+            "name the classes that it was trained on by --classes FILE or --data"
+        )
+    return made.eval()
+
+
+def _outputs(spec: ModelSpec, source: str) -> int:
+    """Classes of the weights: the rows of their last layer; the model's own number if they have none."""
+    named, _ = renamed(spec.build(spec.classes).state_dict(), weights.find(source, spec), spec)
+    heads = [value for key, value in named.items() if in_head(key, spec) and value.ndim]
+    return len(heads[0]) if heads else spec.classes
+
+
+def _normalisation(spec: ModelSpec, source: str, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Any, Any]:
+    """Mean and standard deviation per channel of the images that the weights expect."""
+    if bool(mean) != bool(std):
+        raise UsageError("--mean and --std belong together; give both or neither")
+    if mean:
+        return mean, std
+    known = weights.statistics(source, spec)
+    if known is None:
+        raise UsageError(
+            f"the normalisation that the weights expect is not known ({source}); give it: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
+        )
+    print_line(
+        f"images   normalised with mean {known[0]}, std {known[1]}, those of the model's weights (override: --mean, --std)"
+    )
+    return known

@@ -1,0 +1,110 @@
+"""``zoo export MODEL --weights FILE``: a stranger's network with its weights, images and class names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from zoo.cli import cli
+from zoo.errors import BusyError, FileError, UsageError
+from zoo.export import _foreign
+
+NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(8, classes)
+
+    def forward(self, x):
+        return self.fc(self.body(x))
+"""
+SCALE = ["--mean", "0.5,0.4,0.3", "--std", "0.2,0.2,0.2"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a network, its weights for three classes, and photos of them; the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    Path("my_net.py").write_text(NET)
+    names: dict[str, Any] = {}
+    exec(NET, names)
+    torch.manual_seed(3)
+    torch.save(names["Net"](3).state_dict(), "net.pth")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog", "fox"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / "photos" / name / f"{number}.png")
+    return tmp_path
+
+
+def test_weights_and_photos_make_a_file_that_answers_like_the_network(place: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    ran = CliRunner().invoke(cli, ["export", "my_net.py:Net", "--weights", "net.pth", "--data", "photos", *SCALE])
+    assert ran.exit_code == 0, ran.output
+    session = onnxruntime.InferenceSession(place / "Net.onnx")
+    written = session.get_modelmeta().custom_metadata_map
+    assert '"fox"' in written["classes"] and written["preprocess"] == "normalize"
+    names: dict[str, Any] = {}
+    exec(NET, names)
+    net = names["Net"](3)
+    net.load_state_dict(torch.load("net.pth"))
+    images = torch.rand(2, 3, 32, 32)
+    expected = net.eval()((images - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / 0.2)
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    np.testing.assert_allclose(logits, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+    again = CliRunner().invoke(cli, ["export", "my_net.py:Net", "--weights", "net.pth", *SCALE])
+    assert isinstance(again.exception, BusyError) and "--force" in str(again.exception)
+
+
+def test_without_images_names_come_from_a_file_and_noise_is_compared(place: Path) -> None:
+    Path("names.txt").write_text("\ufeffeins\nzwei\n\ndrei\n", encoding="utf-8")
+    ran = CliRunner().invoke(
+        cli, ["export", "my_net.py", "--weights", "net.pth", "--classes", "names.txt", *SCALE, "--preprocess", "full", "--out", "x.onnx"]
+    )  # fmt: skip
+    assert ran.exit_code == 0, ran.output
+    assert "noise" in ran.output and "test " not in ran.output
+    module, given = _foreign.model("my_net.py", "net.pth", mean=(0.5,) * 3, std=(0.2,) * 3)
+    assert (given["classes"], given["input"], module.fc.out_features) == (None, (3, 32, 32), 3), "as many as the weights have"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["my_net.py", "--weights", "net.pth"], 2, "normalisation .* not known .*--mean"),
+        (["my_net.py", "--weights", "net.pth", "--mean", "1,2,3"], 2, "--mean and --std belong together"),
+        (["my_net.py", "--weights", "net.pth", "--mean", "a"], 2, "not a list of numbers"),
+        (["my_net.py", "--weights", "net.pth", "--classes", "two.txt", *SCALE], 4, "3 classes, expected 2.*--classes FILE or --data"),
+        (["my_net.py", "--weights", "gone.pth", *SCALE], 4, "no weights file"),
+        (["my_net.py", "--weights", "net.pth", "--data", "nowhere", *SCALE], 2, "no data set 'nowhere'"),
+        (["my_net.py", "--weights", "net.pth", "--web", "x"], 2, "--web needs a run"),
+        (["my_net.py", "--weights", "net.pth", "--fastest"], 2, "--fastest needs a run"),
+        (["nope", "--weights", "net.pth"], 2, "no model 'nope'"),
+        (["--weights", "net.pth"], 2, "--weights needs a model"),
+        (["my_net.py", "--data", "photos"], 2, "--data describes a model without a run"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_or_does_not_fit_is_one_line(place: Path, arguments: list[str], code: int, says: str) -> None:
+    Path("two.txt").write_text("a\nb\n")
+    with pytest.raises(Exception, match=says) as caught:
+        CliRunner().invoke(cli, ["export", *arguments], catch_exceptions=False, standalone_mode=False)
+    assert getattr(caught.value, "code", getattr(caught.value, "exit_code", None)) == code
+    assert not list(place.glob("*.onnx"))
+
+
+def test_files_that_are_not_text_or_not_weights(place: Path) -> None:
+    Path("names.bin").write_bytes(b"\xff\xfe\xfa\x00")
+    with pytest.raises(FileError, match=r"not a text file .*names\.bin"):
+        _foreign.model("my_net.py", "net.pth", labels=Path("names.bin"), mean=(0.5,) * 3, std=(0.2,) * 3)
+    with pytest.raises(UsageError, match="no model 'resnet'"):
+        _foreign.model("resnet", "net.pth")
