@@ -1,4 +1,4 @@
-"""``zoo export MODEL --weights FILE``: a stranger's network with its weights, images and class names."""
+"""``zoo export MODEL --weights FILE``: any network with its weights, images and class names."""
 
 from __future__ import annotations
 
