@@ -101,7 +101,7 @@ def named(what: str | None) -> str | None:
 def weights_path(name: str) -> Path:
     """A weights file or a folder with one: a path, or a run as :func:`find` takes it if no such path exists."""
     path = expanded(name)
-    if not exists(path):
+    if not exists(path) and not hub.is_hub(name):
         with contextlib.suppress(FileError, UsageError):
             return find(name)
     return path
