@@ -15,7 +15,6 @@ from onnx import ModelProto
 
 from zoo import files
 from zoo.console import print_line
-from zoo.data import _folders
 from zoo.errors import DiskError
 from zoo.export import _accuracy, _bias, _cases, _external, _graph, _job, _parity, _quantise, _session
 from zoo.spec import Split
@@ -115,7 +114,7 @@ def difference(got: np.ndarray, exact: np.ndarray, exported: _graph.Exported) ->
 
 def calibrated(graph: ModelProto, images: np.ndarray, method: str, counts: Sequence[int]) -> Iterator[_quantise.Ranges]:
     """:func:`zoo.export._quantise.calibrate`, from the cache if available."""
-    path = _folders.cache_folder() / "calibration" / f"{_digest(graph, images, method, counts)}.json"
+    path = files.cache_folder() / "calibration" / f"{_digest(graph, images, method, counts)}.json"
     if kept := _read(path, counts):
         print_line(f"int8     {method}: ranges from {path}")
         for count in counts:

@@ -14,7 +14,6 @@ from typing import Any
 
 from zoo import files
 from zoo.console import print_line
-from zoo.data import _folders
 from zoo.errors import BusyError, FileError, UsageError
 from zoo.export import Receipt, onnx
 
@@ -72,7 +71,7 @@ def _facts(path: Path) -> dict[str, Any]:
 
 def _archive() -> Path:
     """The npm package's archive from the cache, downloaded by npm on first use."""
-    path = _folders.cache_folder() / "web" / f"onnxruntime-web-{VERSION}.tgz"
+    path = files.cache_folder() / "web" / f"onnxruntime-web-{VERSION}.tgz"
     if not path.is_file():
         with files.as_disk_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)

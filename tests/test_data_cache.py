@@ -15,10 +15,10 @@ from conftest import ROOT
 from data_cases import build, noise, tree
 from PIL import Image
 
-from zoo.data import _cache, _folders
+from zoo.data import _cache
 from zoo.data._pixels import View
 from zoo.errors import DataError
-from zoo.files import TEMPORARY, held
+from zoo.files import TEMPORARY, cache_folder, held
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def files(suffix: str) -> list[Path]:
-    return sorted((_folders.cache_folder() / "images").glob(f"*{suffix}"))
+    return sorted((cache_folder() / "images").glob(f"*{suffix}"))
 
 
 def test_two_projects_with_equal_names_sizes_and_times_keep_their_own_pixels(
@@ -120,7 +120,7 @@ def test_images_are_stored_no_larger_than_the_files_need(tmp_path: Path) -> None
 
 
 def test_what_killed_processes_left_is_removed_but_not_what_another_writes(tmp_path: Path) -> None:
-    folder = _folders.cache_folder() / "images"
+    folder = cache_folder() / "images"
     folder.mkdir(parents=True)
     dead, live = (folder / f".{key}-32.12345678{TEMPORARY}.pixels" for key in ("dead", "live"))
     dead.touch(), live.touch()

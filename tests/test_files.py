@@ -253,3 +253,17 @@ def test_a_run_is_found_by_its_beginning_next_to_its_data(tmp_path: Path, monkey
     for name in ("./pets", ""):
         with pytest.raises(FileError, match="not a run folder"):
             run_folders.find(name)
+
+
+def test_a_user_without_a_home_folder_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ZOO_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def missing() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", missing)
+    with pytest.raises(DiskError, match="no home folder for the cache; set ZOO_CACHE"):
+        files.cache_folder()
+    monkeypatch.setenv("ZOO_CACHE", "/tmp/zoo")
+    assert files.cache_folder() == Path("/tmp/zoo")

@@ -12,7 +12,8 @@ import pytest
 from data_cases import build, check, noise, refused, tree
 from PIL import Image
 
-from zoo.data import _cache, _folders, _parts, _pixels
+from zoo import files
+from zoo.data import _cache, _parts, _pixels
 from zoo.data._image import read_image
 from zoo.errors import DataError, UsageError
 
@@ -96,7 +97,7 @@ def test_a_full_disk_is_no_fault_of_the_data(
     monkeypatch.setattr(os, "posix_fallocate", full)
     check(build("folder", root))
     assert "no space left" in capsys.readouterr().err
-    assert not list(_folders.cache_folder().glob("images/.*tmp*"))
+    assert not list(files.cache_folder().glob("images/.*tmp*"))
 
 
 def test_without_a_test_folder_a_fifth_is_carved_whatever_the_seed(tmp_path: Path) -> None:
@@ -287,7 +288,7 @@ def test_bad_images_are_counted_and_named(tmp_path: Path) -> None:
     assert len(caught.value.bad) == 4
     assert (len(rest.train) + len(rest.val), len(rest.test)) == (8, 12)
     assert not {f"{number}.png" for number in (0, 2, 3, 5)} & {Path(f).name for f in rest.train.files if "dog" in f}
-    assert not list((_folders.cache_folder() / "images").glob(".*tmp*"))
+    assert not list((files.cache_folder() / "images").glob(".*tmp*"))
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder", "device"])

@@ -38,6 +38,18 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
+def cache_folder() -> Path:
+    """``$ZOO_CACHE``, else ``$XDG_CACHE_HOME/zoo``, else ``~/.cache/zoo``; DiskError for a user without a home folder."""
+    if found := os.environ.get("ZOO_CACHE"):
+        return expanded(found)
+    if found := os.environ.get("XDG_CACHE_HOME"):
+        return Path(found) / "zoo"
+    try:
+        return Path.home() / ".cache" / "zoo"
+    except RuntimeError as error:  # in a container with a user id that has no entry
+        raise DiskError("this user has no home folder for the cache; set ZOO_CACHE to a folder") from error
+
+
 def publish(
     path: Path, write: Callable[[Path], object], verify: Callable[[Path], object] | None = None, *, size: int = 0
 ) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -100,8 +99,7 @@ def _copied(name: str, source: Path, copy: str) -> Path:
 
 def root() -> Path:
     """The folder of the run folders that are copies of repositories."""
-    cache = os.environ.get("ZOO_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo"
-    return Path(cache) / "hub"
+    return files.cache_folder() / "hub"
 
 
 def fetch(name: str) -> Path:

@@ -23,12 +23,12 @@ import numpy as np
 from PIL import Image
 
 from zoo.console import counted, print_line
-from zoo.data._folders import Listing, cache_folder
+from zoo.data._folders import Listing
 from zoo.data._image import decode, shorter_side, shown
 from zoo.data._parts import Part, listed
 from zoo.data._pixels import PRINT_BYTES, Cached, Decoded, View, fingerprint, square
 from zoo.errors import DataError, DiskError
-from zoo.files import TEMPORARY, as_disk_error, held, publish, publish_text
+from zoo.files import TEMPORARY, as_disk_error, cache_folder, held, publish, publish_text
 from zoo.spec import ImageArray
 
 FORMAT = 2

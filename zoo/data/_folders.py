@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo import registry
+from zoo import files, registry
 from zoo.data._image import is_image, shown, suffixes
 from zoo.errors import DataError
 
@@ -37,13 +37,6 @@ class Listing:
         return Listing([self.paths[i] for i in where], self.targets[where], [self.states[i] for i in where])
 
 
-def cache_folder() -> Path:
-    """``$ZOO_CACHE``, else ``$XDG_CACHE_HOME/zoo``, else ``~/.cache/zoo``."""
-    if found := os.environ.get("ZOO_CACHE"):
-        return Path(found).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo"
-
-
 def places(folder: Path | None, name: str) -> list[Path]:
     """Folders where a data set may be: the user's (or its child of that name), else ``$ZOO_DATA_DIR`` and the cache.
 
@@ -59,7 +52,7 @@ def places(folder: Path | None, name: str) -> list[Path]:
 
 def download_folder(name: str) -> Path:
     """Where a data set is downloaded to."""
-    return cache_folder() / "data" / name
+    return files.cache_folder() / "data" / name
 
 
 def check_folder(folder: Path) -> None:

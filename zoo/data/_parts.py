@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from zoo import sampling
-from zoo.data._folders import cache_folder
 from zoo.data._image import shown
 from zoo.data._pixels import PRINT_BYTES, View, fingerprint
 from zoo.errors import DataError, DiskError
-from zoo.files import publish_text
+from zoo.files import cache_folder, publish_text
 from zoo.spec import DataSet, ImageArray, Split
 
 LISTED = 10

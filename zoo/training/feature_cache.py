@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo import tensor_files
+from zoo import files, tensor_files
 from zoo.console import print_line
-from zoo.data._folders import cache_folder
 from zoo.errors import DiskError, FileError
 
 LARGEST = 2 << 30
@@ -53,7 +52,7 @@ class FeatureCache:
     @property
     def path(self) -> Path:
         """Its file in zoo's cache folder."""
-        return cache_folder() / "features" / f"{self.part}.safetensors"
+        return files.cache_folder() / "features" / f"{self.part}.safetensors"
 
     @classmethod
     def read(cls, part: str) -> FeatureCache:
