@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import py_compile
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +107,35 @@ def test_a_run_uses_its_copy_and_says_what_became_of_the_file(net: Path, capsys:
         model_specs.model_spec(name, net.parent)
 
 
+def test_bytecode_of_another_text_is_not_run(net: Path) -> None:
+    """A run folder from an unknown source may have the text of a trusted file and bytecode that is not checked against it."""
+    name, run = model_files.named(str(net)), net.parent / "run"
+    run.mkdir()
+    model_files.keep(name, run)
+    hostile = net.with_name("hostile.py")
+    hostile.write_text(f"open({str(net.parent / 'hacked')!r}, 'w')\n" + net.read_text())
+    cached = importlib.util.cache_from_source(str(run / "model.py"))
+    py_compile.compile(str(hostile), cfile=cached, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    net.unlink()
+    assert model_specs.model_spec(name, run).head == "fc"
+    assert not (net.parent / "hacked").exists()
+
+
+def test_a_model_file_leaves_no_bytecode(net: Path) -> None:
+    model_specs.model_spec(model_files.named(str(net)))
+    assert (net.parent / "mark").exists()
+    assert not (net.parent / "__pycache__").exists()
+
+
+def test_a_file_is_trusted_where_the_record_cannot_be_written(
+    net: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(model_files, "_NAMED", set())
+    monkeypatch.setenv("ZOO_CACHE", "/proc/no_such_folder")
+    assert model_specs.model_spec(model_files.named(str(net))).head == "fc"
+    assert "trusted in this process only (cannot write (/proc/no_such_folder" in capsys.readouterr().err
+
+
 FAULTS = [
     ("x = 1", "no model in "),
     ("class A(nn.Module): pass\nclass B(nn.Module): pass", "several models in .* \\(A, B\\); name one"),
@@ -135,6 +166,7 @@ def test_names_that_are_not_there(net: Path) -> None:
         ("    def __init__", "    input = (1, 32, 32)\n    def __init__", r"Net has input = \(1, 32, 32\); .*\(3, S, S\)"),
         ("    def __init__", "    input = (3, 48, 64)\n    def __init__", r"Net has input = \(3, 48, 64\)"),
         ("class Net", "SPECS = {'Net': type('', (), {'input': (1, 8, 8)})}\nclass Net", r"Net has input = \(1, 8, 8\)"),
+        ("import torch\n", "import sys\nsys.exit('no')\nimport torch\n", r"cannot be imported \(.*, SystemExit: no\)"),
         ("nn.Linear(4, classes)", "nn.LazyLinear(classes)", r"lazy layer \(fc\); give its number of inputs"),
     ],
 )
@@ -143,3 +175,24 @@ def test_models_with_another_signature(net: Path, old: str, new: str, says: str)
     with pytest.raises(UsageError, match=says) as caught:
         model_specs.model_spec(model_files.named(str(net)))
     assert "\n" not in str(caught.value)
+
+
+SPEC = """
+from zoo.spec import ModelSpec
+SPECS = {"mine": ModelSpec(build=Net, input=(3, 32, 32), params=1, macs=1, paper="", head="fc", data=())}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("return self.fc(self.body(x))", "return self.fc(self.body(x))[:, :3]", r"returns \(2, 3\) for 2 images"),
+        ("return self.fc(self.body(x))", "return (self.fc(self.body(x)),)", "returns tuple for 2 images"),
+        ("super().__init__()", "raise KeyError('weights')", r"fails on images \(3, 32, 32\) \(KeyError: 'weights'\)"),
+        ('head="fc"', 'head="top"', "has no module 'top'; correct its head, e.g. 'fc'"),
+    ],
+)
+def test_a_spec_in_a_file_is_tried(net: Path, old: str, new: str, says: str) -> None:
+    net.write_text((net.read_text() + SPEC).replace(old, new))
+    with pytest.raises(UsageError, match=f"model my_net.py:mine {says}"):
+        model_specs.model_spec(model_files.named(str(net)))

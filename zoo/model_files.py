@@ -4,7 +4,8 @@
 number of classes; its ``input``, (3, 32, 32) unless the class has the attribute, is the size of its images.
 
 A file runs only if the user named it, once, on the command line or in a call: its sha256 is then kept in the cache folder.
-Any other file, such as the copy in the folder of someone else's run, needs ``--trust`` (``ZOO_TRUST=1``).
+Any other file, such as the copy in the folder of someone else's run, needs ``--trust`` (``ZOO_TRUST=1``). What runs is the text with
+that sha256: bytecode in ``__pycache__``, which may be that of another text, is neither read nor written.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
-import importlib.util
 import os
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from zoo import registry
 from zoo.console import print_line
-from zoo.errors import FileError, UsageError, did_you_mean
-from zoo.files import expanded, publish_text
+from zoo.errors import DiskError, FileError, UsageError, did_you_mean
+from zoo.files import cache_folder, expanded, publish_text
 
 if TYPE_CHECKING:
     from zoo.spec import ModelSpec
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 COPY = "model.py"
 """The copy of the file in a run folder."""
 _LOADED: dict[str, Any] = {}
+_NAMED: set[str] = set()
+"""Digests of the files that this process was given."""
 
 
 def is_file(name: str) -> bool:
@@ -79,10 +82,11 @@ def spec(name: str, stored: Path | None = None) -> ModelSpec:
         file = copy
     if not file.is_file():
         raise FileError(f"model file is missing ({file}); restore it, or use a run that has a copy, {COPY}")
-    digest = _digest(file)
-    if digest not in _remembered() and os.environ.get("ZOO_TRUST", "0") != "1":
+    text = file.read_text(encoding="utf-8")
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if digest not in _NAMED | _remembered() and os.environ.get("ZOO_TRUST", "0") != "1":
         raise UsageError(f"untrusted model code is not run ({file}, sha256 {digest[:12]}); read it, then repeat with --trust")
-    found = _imported(file, digest)
+    found = _imported(file, text, digest)
     if model in getattr(found, "SPECS", {}):
         made: ModelSpec = found.SPECS[model]
         _checked(made.input, name)
@@ -121,32 +125,39 @@ def _digest(file: Path) -> str:
 
 
 def _record() -> Path:
-    cache = os.environ.get("ZOO_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo"
-    return Path(cache) / "trusted_code.txt"
+    return cache_folder() / "trusted_code.txt"
 
 
 def _remembered() -> set[str]:
-    return set(_record().read_text(encoding="utf-8").split()) if _record().is_file() else set()
+    try:
+        return set(_record().read_text(encoding="utf-8").split())
+    except (OSError, DiskError):
+        return set()
 
 
 def _remember(digest: str) -> None:
-    if digest not in (known := _remembered()):
+    """Trust a file from now on; only in this process if the record cannot be written, as in a container with a read-only home."""
+    _NAMED.add(digest)
+    if digest in (known := _remembered()):
+        return
+    try:
         publish_text(_record(), "\n".join([*sorted(known), digest]) + "\n")
+    except DiskError as error:
+        print_line(f"code     trusted in this process only ({str(error).partition(';')[0]}); to keep a record, set ZOO_CACHE")
 
 
-def _imported(file: Path, digest: str) -> Any:
+def _imported(file: Path, text: str, digest: str) -> Any:
+    """The module made from ``text``, which has this digest; a loader would run bytecode next to the file instead."""
     if digest in _LOADED:
         return _LOADED[digest]
     print_line(f"code     runs {file} (sha256 {digest[:12]})")
-    name = f"zoo_model_{digest[:12]}"
-    loader = importlib.util.spec_from_file_location(name, file)
-    assert loader is not None and loader.loader is not None
-    module = importlib.util.module_from_spec(loader)
-    sys.modules[name] = module
+    module = ModuleType(f"zoo_model_{digest[:12]}")
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module
     try:
-        loader.loader.exec_module(module)
-    except Exception as error:  # a user's file may raise anything
-        del sys.modules[name]
+        exec(compile(text, str(file), "exec", dont_inherit=True), module.__dict__)
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
+        del sys.modules[module.__name__]
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
         raise UsageError(
             f"model file cannot be imported ({file}, {reason}); it must be importable on its own, with the installed packages"

@@ -24,14 +24,37 @@ def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
     """The spec of a registered model, of any timm model as ``timm/<name>``, or of one in a file as ``FILE.py:NAME``.
 
     ``stored`` is the folder of the model's run.
+
+    Raises:
+        UsageError: an unknown name; a file or plug-in whose model cannot be used. FileError: a file that is missing.
     """
     if model_files.is_file(name):
-        return model_files.spec(name, stored)
+        return _tried(name.rpartition("/")[2], model_files.spec(name, stored))
     if name.startswith("timm/"):
         from zoo.models import timm_nets
 
         return timm_nets.timm_spec(name)
-    return registry.find("models", name)
+    found: ModelSpec = registry.find("models", name)
+    return _tried(name, found) if "plugin" in registry.entry("models", name) else found
+
+
+def _tried(name: str, spec: ModelSpec) -> ModelSpec:
+    """The spec of code that is not zoo's; UsageError unless its model gives logits (N, classes), tried without memory."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = spec.build(spec.classes).eval()
+            modules, logits = dict(model.named_modules()), model(torch.zeros(2, *spec.input))
+    except NotImplementedError:  # what needs values cannot run without memory
+        return spec
+    except Exception as error:  # a user's code may raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:90]
+        raise UsageError(f"model {name} fails on images {spec.input} ({reason}); correct its build or input") from error
+    if tuple(getattr(logits, "shape", ())) != (2, spec.classes):
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UsageError(f"model {name} returns {found} for 2 images; return logits (N, classes): (2, {spec.classes})")
+    if missing := [each for each in spec.head.split() if each not in modules]:
+        raise UsageError(f"model {name} has no module {missing[0]!r}; correct its head, e.g. {next(reversed(modules))!r}")
+    return spec
 
 
 def _resized(name: str, spec: ModelSpec, size: int) -> ModelSpec:
