@@ -13,7 +13,7 @@ from data_cases import build, check, noise, refused, tree
 from PIL import Image
 
 from zoo import files
-from zoo.data import _cache, _parts, _pixels
+from zoo.data import _cache, _folders, _parts, _pixels
 from zoo.data._image import read_image
 from zoo.errors import DataError, UsageError
 
