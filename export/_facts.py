@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from zoo.errors import FileError
+from zoo.recipe_types import converted
 
 Side = Annotated[int, msgspec.Meta(gt=0, le=1 << 16)]
 Triple = tuple[float, float, float]
@@ -42,7 +43,7 @@ def read(written: Mapping[str, str], path: Path) -> Facts:
         FileError: one is missing, or has a wrong type or value.
     """
     try:
-        facts = msgspec.convert({name: json.loads(written[name]) for name in Facts.__struct_fields__}, Facts)
+        facts = converted({name: json.loads(written[name]) for name in Facts.__struct_fields__}, Facts)
         _check(facts)
     except KeyError as error:
         raise FileError(f"no zoo metadata in the model ({path}, {error}); export it with: zoo export --onnx") from error

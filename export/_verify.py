@@ -19,6 +19,7 @@ from zoo import registry
 from zoo import run as engine
 from zoo.errors import DataError, FileError, UsageError
 from zoo.export import _accuracy, _cases, _facts, _graph, _guard, _parity, _wire
+from zoo.recipe_types import converted
 from zoo.run import Run
 from zoo.spec import Split
 from zoo.training import freezing
@@ -96,7 +97,7 @@ def verify(
         steps = known.preprocessing
         claims = {key: json.loads(facts[key]) for key in CLAIMS}
         for key, kind in CLAIMS.items():
-            msgspec.convert(claims[key], kind)
+            converted(claims[key], kind)
         frame = _graph.Exported(
             nn.Identity(), own.mean, own.std, size=steps.size, stored=steps.resize, preprocess=steps.mode, softmax=known.softmax
         )

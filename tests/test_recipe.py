@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -197,3 +201,37 @@ def test_every_setting_is_listed_with_type_default_and_help() -> None:
     for key, option in listed.items():
         assert option.help and option.help[0] == option.help[0].strip() and not option.help.endswith("."), key
         assert option.type in {"float", "int", "bool", "str"} or option.type.startswith("list["), key
+
+
+THREADS = """
+import sys, threading
+import msgspec
+from zoo.recipe_types import converted
+sys.setswitchinterval(1e-6)
+start = threading.Barrier(4)
+for number in range(100):
+    inner = msgspec.defstruct("Inner", [(f"b{i}", "float", 0.0) for i in range(20)])
+    kind = msgspec.defstruct("Outer", [(f"a{i}", "int", 0) for i in range(20)] + [("inner", inner, msgspec.field(default_factory=inner))])
+    def convert():
+        start.wait()
+        converted({"a1": 1, "inner": {"b1": 1.0}}, kind)
+    threads = [threading.Thread(target=convert) for _ in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+"""
+
+
+def test_threads_may_convert_to_a_new_struct_at_once() -> None:
+    """In msgspec 0.22 that is a segmentation fault: two threads that load their first run crash the process."""
+    ran = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_values_are_converted_in_one_place() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("zoo", "export", "bench")
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(r"msgspec\.convert\(|decode\(.*type=", path.read_text(encoding="utf-8"))
+    }
+    assert {path.replace("zoo/export", "export") for path in found} == {"zoo/recipe_types.py"}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zoo.console import print_line
 from zoo.errors import FileError
 from zoo.files import publish_text
+from zoo.recipe_types import converted
 
 FILE = "calibration.json"
 LEAST, MOST = 0.05, 20.0
@@ -72,7 +73,7 @@ def read(folder: Path, weights: str) -> Calibration | None:
     if not path.is_file():
         return None
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=Calibration)
+        found = converted(msgspec.json.decode(path.read_bytes()), Calibration)
         if not LEAST <= found.temperature <= MOST:
             raise ValueError(f"temperature {found.temperature:g} is not in [{LEAST:g}, {MOST:g}]")
     except (OSError, ValueError, msgspec.MsgspecError) as error:

@@ -21,7 +21,7 @@ from zoo.errors import UsageError, did_you_mean
 from zoo.files import exists
 from zoo.recipe_tables import Data, Distil, Loss, Optim, Reported, Sampler, Schedule, loss_options
 from zoo.recipe_text import Written, flatten
-from zoo.recipe_types import MOST, about, declared, not_allowed, option_type
+from zoo.recipe_types import MOST, about, converted, declared, not_allowed, option_type
 from zoo.spec import Option
 
 NOT_THE_RECIPE = {"seed", "data.dir", "device", "precision", "compile"}
@@ -367,7 +367,7 @@ def _typed(
         else:
             (tree.setdefault(table, {}) if table else tree)[leaf] = value
     try:
-        return msgspec.convert(tree, Recipe)
+        return converted(tree, Recipe)
     except msgspec.ValidationError as error:
         key = str(error).partition(" - at ")[2].strip("`$.").partition("[")[0]
         place = written.place(key) if written and key not in changed else ""
@@ -392,6 +392,6 @@ def _loss_option(flat: Mapping[str, Any], name: str, value: Any, place: str, *, 
         )
     option = loss_options(loss)[name]
     try:
-        return {name: msgspec.convert(value, option_type(option))}
+        return {name: converted(value, option_type(option))}
     except msgspec.ValidationError as error:
         raise not_allowed(f"loss.{name}", value, place, error, option) from error

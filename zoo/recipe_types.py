@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -16,6 +17,18 @@ MOST = 1_000_000
 HUGE = 1e6
 """Upper bound of factors."""
 BOUNDS = ("gt", "ge", "lt", "le")
+T = TypeVar("T")
+_LOCK = threading.Lock()
+
+
+def converted(value: Any, kind: type[T]) -> T:
+    """``msgspec.convert``, by one thread at a time: the first two conversions to a struct, if concurrent, crash the process.
+
+    Raises:
+        msgspec.ValidationError: a value of another type or out of range.
+    """
+    with _LOCK:
+        return msgspec.convert(value, kind)
 
 
 def about(text: str, **bounds: Any) -> msgspec.Meta:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import zoo
 from zoo.errors import FileError
 from zoo.files import publish
+from zoo.recipe_types import converted
 
 FORMAT = 2
 """Format 1, which zoo still reads, has no digest of the header."""
@@ -120,7 +121,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def typed(meta: Any, kind: type[H], path: Path) -> H:
     """The header ``meta`` of ``path`` as a record; FileError naming the first field that is missing or invalid."""
     try:
-        header = msgspec.convert(meta, kind)
+        header = converted(meta, kind)
         header.check()
     except ValueError as error:  # msgspec.ValidationError is one
         raise FileError(f"header cannot be used ({path}, {error}); use a file written by zoo train") from error

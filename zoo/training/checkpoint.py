@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from zoo import tensor_files
 from zoo.errors import DataError, DivergedError, FileError
 from zoo.files import as_disk_error, check_own, own_folder, publish_text
+from zoo.recipe_types import converted
 from zoo.spec import DataSet
 
 CHOOSING = {"val": "val", "test": "test each epoch"}
@@ -256,7 +257,7 @@ def _row(line: bytes, crc: int, *, legacy: bool) -> tuple[dict[str, Any], int]:
         row = json.loads(line)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    msgspec.convert(row, Row)
+    converted(row, Row)
     if not found and any(isinstance(value, str) for key, value in row.items() if key != "split"):
         raise ValueError("text instead of a number")
     return row, crc
