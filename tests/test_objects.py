@@ -144,3 +144,19 @@ def test_images_that_were_added_since_training(tmp_path: Path, capsys: pytest.Ca
         with pytest.raises(DataError, match=r"data changed since the run was trained \(set, 4 added, 0 removed, 2 changed\)"):
             use(run)
     assert dataclasses.replace(run, env={}).dataset(), "a run that recorded no digest"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"test": split(0, 0)}, r"the test split is empty \(mine\)"),
+        ({"classes": ("a", "b", "a")}, r"class names are not distinct \(mine"),
+        ({"std": (0.25, 0, 0.25)}, "std .* cannot be used .*std above 0"),
+        ({"mean": (0.5, float("nan"), 0.5)}, "mean .* cannot be used"),
+        ({"std": (0.25,)}, "give three numbers each"),
+    ],
+)
+def test_data_that_would_fail_after_training_is_named_before(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        zoo.train("cnn_small", data=dataclasses.replace(given(), **change), out=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

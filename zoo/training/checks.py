@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,7 +104,17 @@ def teacher(name: str) -> Path:
 
 
 def check_data(data: DataSet) -> None:
-    """DataError unless images and labels of every split have the right types, shapes and ranges."""
+    """DataError unless images and labels of every split have the right types, shapes and ranges, before hours of training."""
+    if isinstance(data.classes, str) or any(count > 1 for count in Counter(data.classes).values()):
+        raise DataError(f"class names are not distinct ({data.name}, {shown(str(data.classes))[:80]}); give one name per class")
+    if not (
+        len(data.mean) == len(data.std) == 3 and all(map(math.isfinite, data.mean)) and all(0 < s < math.inf for s in data.std)
+    ):
+        raise DataError(
+            f"mean {data.mean} or std {data.std} cannot be used ({data.name}); give three numbers each, std above 0"
+        )
+    if not len(data.test):
+        raise DataError(f"the test split is empty ({data.name}); a run ends with its test: give some images")
     for name in ("train", "val", "test"):
         part = getattr(data, name)
         if name == "val" and not (len(part.images) or len(part.targets)):
