@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo import runtimes
 from zoo.bench._contenders import Call, Contender, Ready, loaded
 from zoo.errors import UsageError
 from zoo.export import _guard, _session
@@ -85,8 +86,7 @@ def open_session(path: Path, provider: str, device: torch.device, threads: int, 
     Raises:
         UsageError: the provider is missing or did not start.
     """
-    import onnxruntime
-
+    onnxruntime = runtimes.onnxruntime()
     live = onnxruntime.get_available_providers()
     if provider not in live:
         raise UsageError(f"onnxruntime has no {provider} (available: {', '.join(live)}); use --devices cpu")
@@ -105,14 +105,11 @@ def open_session(path: Path, provider: str, device: torch.device, threads: int, 
 
 def _opened(path: Path, options: Any, providers: list[Any]) -> Any:
     """A session whose failure is raised: by default onnxruntime prints it to stdout and falls back to the CPU."""
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    return runtimes.onnxruntime().InferenceSession(str(path), options, providers=providers, enable_fallback=0)
 
 
 def _options(threads: int, profile: Path | None, *, locked: bool) -> Any:
-    import onnxruntime
-
+    onnxruntime = runtimes.onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL

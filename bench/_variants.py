@@ -9,7 +9,7 @@ import numpy as np
 from onnx import ModelProto
 from rich.table import Table
 
-from zoo import machine, tables
+from zoo import machine, runtimes, tables
 from zoo.bench import _runtimes, _show, _timing
 from zoo.bench._contenders import Call
 from zoo.errors import DisagreeError
@@ -42,8 +42,7 @@ def rows(model: str, batch: int, calls: Mapping[str, Call], base: str, seconds: 
 
 def session(graph: ModelProto, images: np.ndarray, change: Callable[[Any], None] = lambda options: None) -> Call:
     """A call that returns the outputs of onnxruntime on the CPU; ``change`` is applied to the session's options."""
-    import onnxruntime
-
+    onnxruntime = runtimes.onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = machine.cores(), 1, 4
     change(options)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from onnx import ModelProto
 
-from zoo import machine
+from zoo import machine, runtimes
 from zoo import run as engine
 from zoo.bench import _runtimes, _timing, _variants
 from zoo.bench._contenders import Call
@@ -46,8 +46,7 @@ def main(
 
 def _calls(name: str, batch: int) -> dict[str, Call]:
     """The variants by name, each a call that returns the logits of the same images."""
-    import onnxruntime
-
+    onnxruntime = runtimes.onnxruntime()
     torch.manual_seed(0)
     model, size = engine.create_model(name), model_specs.model_spec(name).input[1]
     images = np.random.default_rng(0).standard_normal((max(batch, 32), 3, size, size), np.float32)

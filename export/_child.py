@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from zoo import runtimes
 from zoo.errors import FileError, ZooError
 
 LONGEST = 1 << 20
@@ -122,7 +123,7 @@ def serve(answers: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]) -> None
     os.dup2(2, 1)  # prints of libraries are not answers
     try:
         with contextlib.suppress(ImportError):  # reported where it is used
-            import onnxruntime  # noqa: F401 - takes seconds on a busy machine, which must not count for the model
+            runtimes.onnxruntime()  # takes seconds on a busy machine, which must not count for the model
         print(json.dumps({"started": True}), file=out, flush=True)
         for answer in answers(request):
             print(json.dumps(answer), file=out, flush=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from zoo import files
+from zoo import files, runtimes
 from zoo.console import print_line
 from zoo.errors import DiskError
 from zoo.export import _accuracy, _bias, _cases, _external, _graph, _job, _parity, _quantise, _session
@@ -132,9 +132,8 @@ def calibrated(graph: ModelProto, images: np.ndarray, method: str, counts: Seque
 
 def _digest(graph: ModelProto, images: np.ndarray, method: str, counts: Sequence[int]) -> str:
     """sha256 of everything that ranges depend on."""
-    import onnxruntime
-
-    found = hashlib.sha256(f"{onnxruntime.__version__} {method} {list(counts)} {images.dtype} {images.shape}\n".encode())
+    version = runtimes.onnxruntime().__version__
+    found = hashlib.sha256(f"{version} {method} {list(counts)} {images.dtype} {images.shape}\n".encode())
     found.update(images.tobytes())
     for tensor in graph.graph.initializer:
         found.update(tensor.raw_data)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from zoo import model_files, sampling, tensor_files
+from zoo import model_files, runtimes, sampling, tensor_files
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.errors import DataError, DisagreeError, FileError, UsageError
@@ -321,7 +321,6 @@ def need_training_images(subject: Subject, precision: str) -> Split:
 def facts(subject: Subject, exported: _graph.Exported, *, opset: int, frozen: dict[str, str]) -> dict[str, str]:
     """Metadata for readers of the file, as ONNX's metadata_props, without paths of this machine."""
     import onnx
-    import onnxruntime
 
     import zoo
 
@@ -339,7 +338,7 @@ def facts(subject: Subject, exported: _graph.Exported, *, opset: int, frozen: di
         "frozen_sha256": json.dumps(frozen),
         "torch": torch.__version__,
         "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": runtimes.onnxruntime().__version__,
         "opset": opset,
     }
     if exported.mean and exported.shape == (3, exported.size, exported.size):

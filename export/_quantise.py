@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
+from zoo import runtimes
 from zoo.console import print_line
 from zoo.export import _bias, _external, _graph, _onnx
 
@@ -55,8 +56,8 @@ def calibrate(graph: ModelProto, images: np.ndarray, *, method: str, counts: Seq
 
     The entropy method ends early if the activations of later images are far larger than those of the first ones.
     """
-    from onnxruntime.quantization import CalibrationMethod, create_calibrator
-
+    quantization = runtimes.onnxruntime(".quantization")
+    CalibrationMethod, create_calibrator = quantization.CalibrationMethod, quantization.create_calibrator
     kinds = {
         "minmax": CalibrationMethod.MinMax,
         "percentile": CalibrationMethod.Percentile,
@@ -100,11 +101,9 @@ def limits(ranges: Ranges) -> dict[str, list[float]]:
 
 def from_limits(method: str, count: int, found: Mapping[str, Sequence[float]]) -> Ranges:
     """Ranges of these lowest and highest values."""
-    from onnxruntime.quantization import CalibrationMethod
-    from onnxruntime.quantization.calibrate import TensorsData
-
+    calibrate = runtimes.onnxruntime(".quantization.calibrate")
     pairs = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
-    return Ranges(method, count, TensorsData(CalibrationMethod.MinMax, pairs))
+    return Ranges(method, count, calibrate.TensorsData(calibrate.CalibrationMethod.MinMax, pairs))
 
 
 def calibrated(graph: ModelProto, images: np.ndarray, *, method: str = "minmax") -> ModelProto:
@@ -145,9 +144,8 @@ def quantise(
     Preprocessing stays in float32. ``signed`` is for weights and activations; `zoo bench int8_graph` compares the types.
     """
     names = _graph.model_nodes(graph) if nodes is None else list(nodes)
-    from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-
+    QuantType = runtimes.onnxruntime(".quantization").QuantType
+    QDQQuantizer = runtimes.onnxruntime(".quantization.qdq_quantizer").QDQQuantizer
     weights, activations = (QuantType.QInt8 if each else QuantType.QUInt8 for each in signed)
     with _quiet():
         quantiser = QDQQuantizer(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo import thread_settings
+from zoo import runtimes, thread_settings
 from zoo.errors import DisagreeError, FileError, UsageError, ZooError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -50,7 +50,7 @@ def open_session(
         FileError: the file is missing or not a model that it can run.
     """
     try:
-        import onnxruntime
+        onnxruntime = runtimes.onnxruntime()
     except ImportError as error:
         if error.name == "onnxruntime" and isinstance(error, ModuleNotFoundError):
             raise UsageError(

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     "errors spec files csv_files",
-    "recipe recipe_tables recipe_text recipe_types registry sampling console tables machine thread_settings run_folders hub model_files recipes _build focal_options focal_formula focal_arguments focal_kernels",
+    "recipe recipe_tables recipe_text recipe_types registry sampling console tables machine runtimes thread_settings run_folders hub model_files recipes _build focal_options focal_formula focal_arguments focal_kernels",
     "ops numpy metrics tensor_files calibration weights doctor",
     "models losses data",
     "training.model_specs training.freezing training.checkpoint training.processes training.signals training.lint training.profile",

@@ -30,10 +30,12 @@ def run(argv: list[str]) -> int:
     """The exit code of a command line. ``--debug``, at any position, adds the traceback of an error."""
     import click
 
+    from zoo import runtimes
     from zoo.cli import cli
     from zoo.training import signals
 
     _open_streams()
+    runtimes.disable_telemetry()  # also for what packages import
     debug = "--debug" in argv
     if "--trust" in argv:
         os.environ["ZOO_TRUST"] = "1"  # child processes inherit it

@@ -13,6 +13,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from zoo import runtimes
+
 Row = tuple[str, str, str]
 """Part, state ("ok", "absent" or "broken"), detail or remedy."""
 
@@ -65,7 +67,7 @@ def _onnxruntime() -> Row:
             f"both wheels are installed and the one installed last silently replaces the other: {fix}",
         )
     try:
-        importlib.import_module("onnxruntime")
+        runtimes.onnxruntime()
     except Exception as error:
         return "onnxruntime", "broken", f"it does not import ({_first(error)}); pip install --force-reinstall {found[0]}"
     return "onnxruntime", "ok", f"{found[0]} {_version(found[0])}"
@@ -119,9 +121,9 @@ def _gpu() -> list[Row]:
 def _run_on_gpu() -> None:
     """Run one node with onnxruntime's CUDA provider, the silent fallback to the CPU disabled; errors are raised."""
     import numpy as np
-    import onnxruntime
     from onnx import TensorProto, helper
 
+    onnxruntime = runtimes.onnxruntime()
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 4]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "probe", ends[:1], ends[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

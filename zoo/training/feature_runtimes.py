@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from zoo import runtimes
 from zoo.errors import DisagreeError, UsageError
 
 TOLERANCE = 1e-3
@@ -80,8 +81,7 @@ def _graph(model: nn.Module, head: str, example: Tensor) -> bytes:
 
 
 def _onnxruntime(graph: bytes) -> Compute:
-    import onnxruntime
-
+    onnxruntime = runtimes.onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
