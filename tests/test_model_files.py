@@ -138,6 +138,7 @@ def test_a_file_is_trusted_where_the_record_cannot_be_written(
 
 FAULTS = [
     ("x = 1", "no model in "),
+    ("SPECS = {'a': ModelSpec(data='synthetic')}", r"cannot use SPECS .*'a' has data = 'synthetic': expected array, got str"),
     ("class A(nn.Module): pass\nclass B(nn.Module): pass", "several models in .* \\(A, B\\); name one"),
     ("def", "cannot read the model file"),
 ]

@@ -76,6 +76,9 @@ FAULTS = [
     ("name taken", "zoo.models", "SPECS = {'resnet20': ModelSpec(input=(3, 32, 32), params=1, macs=1, paper='', head='fc', data=())}", "'resnet20' is already defined in resnet_cifar"),
     ("not literal", "zoo.models", "SPECS = {'mine': ModelSpec(input=size(), params=1, macs=1, paper='', head='fc', data=())}", "'mine' must give input as literals"),
     ("not counted", "zoo.models", "SPECS = {'mine': ModelSpec(input=(3, 32, 32), params=1, paper='', head='fc')}", "'mine' must give macs, data as literals"),
+    ("type", "zoo.models", "SPECS = {'mine': ModelSpec(input=(3, 32, 32), params='many', macs=1, paper='', head='fc', data=())}", "'mine' has params = 'many': expected int, got str"),
+    ("a size", "zoo.data", "SPECS = {'mine': DataSpec(classes=2, shape=(3, 32), mean=(), std=(), counts=(1, 1), source='')}", "'mine' has shape = '(3, 32)': expected array of length 3"),
+    ("no name", "zoo.models", "SPECS = {'timm/mine': ModelSpec(input=(3, 32, 32), params=1, macs=1, paper='', head='fc', data=())}", "'timm/mine' is not a name"),
     ("options", "zoo.losses", "SPECS = {'mine': LossSpec(paper='', options=made())}", "must give its options as literals"),
     ("bytes", "zoo.data", "\x00", "null bytes"),
 ]  # fmt: skip
@@ -92,9 +95,12 @@ def test_a_broken_plug_in_is_one_warning_with_its_name(tmp_path: Path, group: st
     assert "\n" + {"models": "resnet20", "losses": "focal", "data": "cifar10"}[kind] in ran.stdout
 
 
-def test_a_plug_in_that_fails_when_imported_is_a_line(tmp_path: Path) -> None:
-    text = "SPECS = {'mine': ModelSpec(input=(3, 32, 32), params=1, macs=1, paper='', head='fc', data=())}\nraise OSError('no licence')\n"
+@pytest.mark.parametrize(
+    ("fault", "says"), [("raise OSError('no licence')", "OSError: no licence"), ("raise SystemExit(3)", "SystemExit: 3")]
+)
+def test_a_plug_in_that_fails_when_imported_is_a_line(tmp_path: Path, fault: str, says: str) -> None:
+    text = "SPECS = {'mine': ModelSpec(input=(3, 32, 32), params=1, macs=1, paper='', head='fc', data=())}\n" + fault
     broken(tmp_path / "site", "brokenpkg", "zoo.models", "broken_file", text.replace("SPECS", "ModelSpec = dict\nSPECS", 1))
     ran = zoo_command("train", "mine", "data=synthetic", cwd=tmp_path, PYTHONPATH=path(tmp_path / "site"))
     assert ran.returncode == 2
-    assert "plug-in cannot be imported (brokenpkg 1.0, mine, module broken_file, OSError: no licence)" in ran.stderr
+    assert f"plug-in cannot be imported (brokenpkg 1.0, mine, module broken_file, {says})" in ran.stderr

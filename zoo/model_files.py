@@ -114,6 +114,11 @@ def _models(file: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, SyntaxError, RecursionError) as error:
         raise UsageError(f"cannot read the model file ({file}, {str(error)[:80]}); it must be Python text") from error
     if specs := registry.specs_in(tree):
+        try:
+            for name, fields in specs.items():
+                registry.check_types("models", name, fields)
+        except ValueError as error:
+            raise UsageError(f"cannot use SPECS of the model file ({file}, {error}); correct them") from error
         return specs
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     own = [node for node in classes if any(ast.unparse(base).rpartition(".")[2] == "Module" for base in node.bases)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,7 @@ from typing import Any
 from zoo.console import print_line
 from zoo.errors import UsageError, did_you_mean
 from zoo.files import exists
+from zoo.recipe_types import converted
 from zoo.spec import Option
 
 READERS = {".csv": "list", ".tsv": "list", ".parquet": "list", ".pq": "list", ".npz": "npz"}
@@ -33,6 +35,16 @@ _REQUIRED = {
     "data": ("classes", "shape", "mean", "std", "counts", "source"),
 }
 """Fields that must be literals, as listings and recipes are made from them."""
+_MODEL = {
+    "input": tuple[int, int, int], "params": int, "macs": int, "paper": str, "head": str, "data": tuple[str, ...], "new_head": str,
+    "classes": int, "weights": tuple[str, ...], "mean": tuple[float, ...], "std": tuple[float, ...], "recipe": dict[str, Any],
+}  # fmt: skip
+_DATA = {
+    "classes": int, "shape": tuple[int, int, int], "mean": tuple[float, ...], "std": tuple[float, ...], "counts": tuple[int, int],
+    "source": str, "balanced": bool, "options": tuple[str, ...], "margin": bool, "recipe": dict[str, Any],
+}  # fmt: skip
+_TYPES: dict[str, dict[str, Any]] = {"models": _MODEL, "losses": {"paper": str, "counts": bool, "soft": bool}, "data": _DATA}
+"""Types of the literal fields, as declared in :mod:`zoo.spec`."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,7 @@ def imported(kind: str, fields: dict[str, Any]) -> Any:
         return importlib.import_module(f"zoo.{kind}.{fields['module']}")
     try:
         return importlib.import_module(fields["module"])
-    except Exception as error:  # a plug-in's module may raise anything
+    except (Exception, SystemExit) as error:  # a plug-in's module may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UsageError(
             f"plug-in cannot be imported ({fields['plugin']}, module {fields['module']}, {reason}); update or uninstall it"
@@ -223,10 +235,23 @@ def _check(kind: str, specs: dict[str, dict[str, Any]], found: dict[str, dict[st
             raise ValueError(f"{name!r} is already defined in {found[name]['module']}")
         if missing := [field for field in _REQUIRED[kind] if field not in fields]:
             raise ValueError(f"{name!r} must give {', '.join(missing)} as literals")
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+            raise ValueError(f"{name!r} is not a name; use letters, digits, '_', '-' and '.'")
+        check_types(kind, name, fields)
         if kind == "losses":
             options = fields.setdefault("options", {})
             if not isinstance(options, dict) or not all(isinstance(each, Option) for each in options.values()):
                 raise ValueError(f"{name!r} must give its options as literals, {{'name': Option(...)}}")
+
+
+def check_types(kind: str, name: str, fields: Mapping[str, Any]) -> None:
+    """ValueError for a literal field of another type, which listings and recipes could not use."""
+    for field in [each for each in _TYPES[kind] if each in fields]:
+        try:
+            converted(fields[field], _TYPES[kind][field])
+        except ValueError as error:  # msgspec.ValidationError is one
+            reason = str(error).replace("`", "").replace("Expected", "expected")
+            raise ValueError(f"{name!r} has {field} = {str(fields[field])[:40]!r}: {reason}") from error
 
 
 def specs_in(tree: ast.Module) -> dict[str, dict[str, Any]]:
