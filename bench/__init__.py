@@ -42,6 +42,13 @@ class Request:
     rate: float = 0.0
     """Queries per second of scenario ``server``."""
     latency_ms: float = 0.0
+    data: str = ""
+    """Data set on whose images the accuracy of a file or run is measured; the next five fields are as in :class:`zoo.bench._own.Given`."""
+    data_dir: str = ""
+    split: str = "test"
+    classes: Path | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     out: Path | None = None
     max_memory: int = 0
     timeout: float = _guard.TIMEOUT
@@ -56,7 +63,14 @@ class Request:
     def of_a_model(self) -> bool:
         """Whether an option is set that benchmarks of zoo's own parts do not have."""
         limited = self.max_memory or self.timeout != _guard.TIMEOUT
-        return bool(self.batches or self.devices or self.threads or self.seconds or self.kind != "inference" or limited)
+        return bool(
+            self.batches or self.devices or self.threads or self.seconds or self.kind != "inference" or limited or self.images
+        )
+
+    @property
+    def images(self) -> bool:
+        """Whether an option describes images."""
+        return bool(self.data or self.data_dir or self.classes or self.mean or self.std or self.split != "test")
 
 
 def command(what: str | Path | Sequence[str] | None = None, request: Request = Request()) -> Path:
@@ -115,6 +129,7 @@ def _options(request: Request, budget: Budget) -> dict[str, Any]:
     }
     if (request.rate or request.latency_ms) and request.scenario != "server":
         raise UsageError("--qps and --latency-ms apply to --scenario server only; omit them")
+    options |= _given(request)
     if request.kind == "inference":
         options |= {"devices": places, "allow_cpu_fallback": request.allow_cpu_fallback}
     elif request.allow_cpu_fallback or places not in ((), ("cpu",)):
@@ -125,6 +140,24 @@ def _options(request: Request, budget: Budget) -> dict[str, Any]:
         raise UsageError("a scenario has its own batch size; omit --batches")
     options |= {"latency_ms": request.latency_ms} if request.latency_ms else {}
     return options | {"seconds": request.seconds, "scenario": request.scenario, "rate": request.rate}
+
+
+def _given(request: Request) -> dict[str, Any]:
+    """The images of the request, as an argument of the module's ``main``; UsageError for options that do not go together."""
+    if not request.images:
+        return {}
+    if request.kind not in ("inference", "_scenario"):
+        raise UsageError(
+            "--serve and --self-check do not measure accuracy; omit --data and the options that describe its images"
+        )
+    if not request.data:
+        raise UsageError("--data-dir, --split, --classes, --mean and --std describe the images of --data; name it")
+    if bool(request.mean) != bool(request.std):
+        raise UsageError("--mean and --std belong together; give both or neither")
+    from zoo.bench._own import Given
+
+    kept = {"data": request.data, "folder": request.data_dir, "split": request.split}
+    return {"given": Given(**kept, labels=request.classes, mean=request.mean, std=request.std)}
 
 
 def _check_out(out: Path) -> None:

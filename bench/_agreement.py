@@ -90,6 +90,6 @@ def correct(call: Call, inputs: Tensor, images: Tensor, targets: Tensor) -> tupl
     for start in range(0, len(images), len(inputs)):
         part = images[start : start + len(inputs)]
         inputs[: len(part)] = part
-        answer = np.asarray(torch.as_tensor(call()).float().cpu())[: len(part)].argmax(1)
+        answer = np.asarray(torch.as_tensor(call()).float().cpu())[: len(part)].reshape(len(part), -1).argmax(1)
         right += int((answer == targets[start : start + len(part)].numpy()).sum())
     return right, len(images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from zoo import registry
 from zoo import run as engine
+from zoo.bench import _own
 from zoo.console import print_line
 from zoo.data import _augment
 from zoo.errors import DataError, FileError, UsageError, did_you_mean
@@ -45,13 +47,17 @@ class Subject:
     """The only accepted batch size; 0: any."""
     seconds: float = 0.0
     """Seconds per image in the trial, if there was one."""
+    own: _own.Images | None = None
+    """Images of the user's choice for the accuracy, instead of the run's."""
 
     def noise(self, batch: int) -> Tensor:
         """The same (N, *shape) images for every contender and every run: :func:`zoo.export._feed.noise`."""
         return torch.from_numpy(_feed.noise(batch, self.shape, self.dtype))
 
     def images(self, split: str = "test", most: int = IMAGES) -> tuple[Tensor, Tensor] | None:
-        """Images of the run's data as model inputs, evenly spread over the split, with targets; None without data."""
+        """Images as model inputs, evenly spread over the split, with targets: those chosen (:attr:`own`) or of the run's data, else None."""
+        if self.own is not None and split == "test":
+            return self.own.take(most)
         if self.run is None:
             return None
         try:
@@ -76,9 +82,12 @@ class Subject:
 
 @contextlib.contextmanager
 def opened(
-    target: str | Path | engine.Run | None, precisions: tuple[str, ...], *, max_memory: int = 0, timeout: float = _guard.TIMEOUT
-) -> Iterator[Subject]:
+    target: str | Path | engine.Run | None, precisions: tuple[str, ...], *, max_memory: int = 0, timeout: float = _guard.TIMEOUT,
+    given: _own.Given | None = None,
+) -> Iterator[Subject]:  # fmt: skip
     """A run (None: the latest), a ``FILE.onnx`` or a model's name, with a file for each of ``precisions``.
+
+    ``given`` are labelled images for the accuracy of a file or a run, instead of the run's own.
 
     Existing files are tried in a child process first (:func:`zoo.export._guard.trial`, by its ``max_memory`` MB and
     ``timeout`` s), also those of a run, which may be from an unknown source. Missing ones are created temporarily.
@@ -88,13 +97,17 @@ def opened(
     """
     tried = partial(_guard.trial, max_memory=max_memory, timeout=timeout)
     if isinstance(target, str | Path) and str(target).endswith(".onnx"):
-        yield _of_file(Path(target), tried(Path(target)))
+        yield _of_file(Path(target), tried(Path(target)), given)
         return
+    if given and _is_model(target):
+        raise UsageError(
+            f"{target} has random weights, so that its accuracy means nothing; omit --data, or name a run or a file"
+        )
     with tempfile.TemporaryDirectory() as name:
         with torch.inference_mode(False):  # the exporter traces, which takes it two attempts with weights made in that mode
             subject, exported = _of_model(target) if _is_model(target) else _of_run(target, precisions, tried)
             files = _files(subject, exported, Path(name), precisions)
-        yield replace(subject, files=files)
+        yield replace(subject, files=files, own=_own_of_run(subject, given) if given else None)
 
 
 def _is_model(target: object) -> bool:
@@ -149,7 +162,35 @@ def _mb(model: nn.Module) -> float:
     return sum(value.nbytes for value in model.state_dict().values()) / 1e6
 
 
-def _of_file(path: Path, trial: _guard.Trial) -> Subject:
+def _own_of_run(subject: Subject, given: _own.Given) -> _own.Images:
+    run = subject.run
+    assert run is not None
+    plain = subject.preprocess == "none"
+    return _own.images(given, _own.Input(
+        label=subject.name, shape=subject.shape, dtype=subject.dtype, outputs=len(run.classes), side=run.input[1],
+        mean=run.mean if plain else (0.0,) * 3, std=run.std if plain else (1.0,) * 3, classes=run.classes,
+    ))  # fmt: skip
+
+
+def _own_of_file(path: Path, session: Any, feed: _feed.Feed, found: Subject, given: _own.Given) -> _own.Images:
+    written = session.get_modelmeta().custom_metadata_map
+    scores = session.run([feed.output], {feed.name: feed.noise(found.fixed or 1)})[0]
+    outputs = math.prod(scores.shape[1:])
+    if max((*scores.shape[1:], 0)) != outputs:
+        sizes = " x ".join(map(str, scores.shape[1:])) or "none"
+        raise FileError(f"output is not one score per class ({path}, {feed.output}: {sizes}); omit --data")
+    model = _own.Input(label=path.name, shape=found.shape, dtype=feed.dtype, outputs=outputs, side=found.shape[-1])
+    if "preprocessing" in written:
+        facts = _facts.read(written, path)
+        steps = facts.preprocessing
+        mean, std = (steps.mean, steps.std) if steps.mode == "none" else ((0.0,) * 3, (1.0,) * 3)
+        model = replace(model, side=steps.size, mean=mean, std=std, classes=facts.classes, whole=steps.mode == "full")
+    elif model.channel == 2:
+        model = replace(model, side=found.shape[0])
+    return _own.images(given, model)
+
+
+def _of_file(path: Path, trial: _guard.Trial, given: _own.Given | None = None) -> Subject:
     """A file; with its run in the same folder, PyTorch is included too."""
     _guard.check_receipt(path)
     session = _session.open_session(path)
@@ -164,6 +205,8 @@ def _of_file(path: Path, trial: _guard.Trial) -> Subject:
         fixed=trial.batch, seconds=trial.seconds,
     )  # fmt: skip
     _say(path, session, feed, found)
+    if given:
+        found = replace(found, own=_own_of_file(path, session, feed, found, given))
     if not (path.parent / "recipe.toml").is_file() or "weights_sha256" not in written:
         return found
     run = engine.load(path.parent)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo import machine, metrics
-from zoo.bench import _agreement, _budget, _contenders, _gpu, _memory, _roofline, _runtimes, _subjects, _timing
+from zoo.bench import _agreement, _budget, _contenders, _gpu, _memory, _own, _roofline, _runtimes, _subjects, _timing
 from zoo.bench._agreement import Found
 from zoo.bench._budget import Budget
 from zoo.bench._contenders import BASE, Call, Contender
@@ -53,11 +53,12 @@ def main(
     allow_cpu_fallback: bool = False,
     max_memory: int = 0,
     timeout: float = _guard.TIMEOUT,
+    given: _own.Given | None = None,
 ) -> Path:
     """Benchmark runs (None: the latest), models by name and ONNX files; returns the CSV, with pictures next to it.
 
     ``threads`` 0: all available cores; ``seconds``: time per batch size, overridden by a ``budget`` for the command. Empty
-    ``devices``: the CPU and, if there is one, the GPU.
+    ``devices``: the CPU and, if there is one, the GPU. ``given`` are images for the accuracy, instead of those of the run.
 
     Raises:
         UsageError: a missing device or runtime, or too short a budget. FileError: a model that does not run.
@@ -74,11 +75,11 @@ def main(
     budget.places = len(targets) * len(places)
     with _settings(checked_threads(threads), places) as used:
         for target in targets:
-            with _subjects.opened(target, _precisions(places), max_memory=max_memory, timeout=timeout) as subject:
+            with _subjects.opened(target, _precisions(places), max_memory=max_memory, timeout=timeout, given=given) as subject:
                 names.append(subject.name)
                 folders.append(subject.folder)
                 sizes = fitting(subject, batches, asked)
-                if subject.run is not None and (accuracy := _accuracy.of_run(subject.run)):
+                if subject.run is not None and not given and (accuracy := _accuracy.of_run(subject.run)):
                     print_line(f"accuracy {accuracy}; the table has the accuracy of each contender in its own precision")
                 for place in places:
                     with _session.boundary(next(iter(subject.files.values())).name):

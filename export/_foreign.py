@@ -43,8 +43,8 @@ def model(
     if not (model_files.is_file(name) or name.startswith("timm/") or name in registry.names("models")):
         raise UsageError(f"no model {name!r}; --weights needs a model (zoo models), timm/NAME or FILE.py:NAME before it")
     spec = model_spec(model_files.named(name) if model_files.is_file(name) else name)
-    found = _data(data, data_dir, spec.input[1], skip_bad=skip_bad) if data else None
-    classes = _labels(labels) if labels else tuple(found.classes) if found else None
+    found = data_set(data, data_dir, spec.input[1], skip_bad=skip_bad) if data else None
+    classes = class_names(labels) if labels else tuple(found.classes) if found else None
     made = _built(spec, source, classes)
     given: dict[str, Any] = {"input": spec.input, "classes": classes}
     given["mean"], given["std"] = _normalisation(spec, source, mean, std)
@@ -54,17 +54,17 @@ def model(
     return made, given
 
 
-def _data(name: str, folder: str, size: int, *, skip_bad: bool) -> DataSet:
-    """The data set, with test images."""
+def data_set(name: str, folder: str, size: int, *, skip_bad: bool = False, tested: bool = True) -> DataSet:
+    """A data set by name or folder, for a network that reads ``size`` pixels; DataError if it is ``tested`` but has no test images."""
     settings = recipe.resolve("demo", {"data.name": name, **({"data.dir": folder} if folder else {})}).data
     found = read(settings.name, settings.dir, size=size, val=0.0, seed=0, layout=settings.layout, skip_bad=skip_bad)
-    if not len(found.test):
+    if tested and not len(found.test):
         raise DataError(f"no test images ({found.name}); name a data set with a test split")
     return found
 
 
-def _labels(path: Path) -> tuple[str, ...]:
-    """The lines of a text file."""
+def class_names(path: Path) -> tuple[str, ...]:
+    """The lines of a text file; FileError if it is none."""
     with as_disk_error(path):
         try:
             text = path.read_text(encoding="utf-8-sig")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli._shared import Finite, Name, UserPath, as_json, limited, registered, run_names
+from zoo.cli._shared import Finite, Name, Numbers, UserPath, as_json, limited, registered, run_names
 
 
 @click.command("bench")
@@ -38,6 +38,19 @@ from zoo.cli._shared import Finite, Name, UserPath, as_json, limited, registered
 @click.option(
     "--latency-ms", type=Finite(min=0, min_open=True), help="Latency bound of --scenario server, in ms (default: 15)."
 )
+@click.option("--data", default="", metavar="NAME",
+              help="Measure the accuracy of a file or run on this data set or folder (default: the run's own).")  # fmt: skip
+@click.option("--data-dir", type=UserPath(), help="Folder of --data.")
+@click.option("--split", type=click.Choice(["test", "all"]), default="test", show_default=True, help="Images of --data to use.")
+@click.option(
+    "--classes",
+    type=UserPath(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Text file with the class of each output, one per line, for a file without class names.",
+)
+@click.option("--mean", type=Numbers(), default="", metavar="R,G,B",
+              help="Channel means that a file without metadata subtracts from images scaled to 0..1.")  # fmt: skip
+@click.option("--std", type=Numbers(), default="", metavar="R,G,B", help="Standard deviations, likewise.")
 @click.option("--self-check", is_flag=True, help="Measure the overhead of zoo's timing against a bare loop.")
 @click.option("--compare", is_flag=True, help="Compare two CSV files of earlier benchmarks.")
 @click.option(
@@ -59,6 +72,12 @@ def command(
     scenario: str | None,
     qps: float | None,
     latency_ms: float | None,
+    data: str,
+    data_dir: Path | None,
+    split: str,
+    classes: Path | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     self_check: bool,
     compare: bool,
     out: Path | None,
@@ -76,6 +95,7 @@ def command(
     zoo bench resnet32 alexnet --devices cpu --seconds 120
     zoo bench --serve
     zoo bench --scenario single
+    zoo bench model.onnx --data photos --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
     zoo bench --compare before.csv after.csv
     zoo bench focal_loss --quick
     """
@@ -91,7 +111,8 @@ def command(
     request = zoo.bench.Request(
         quick=quick, batches=batches, devices=devices, threads=threads or 0, seconds=seconds or 0.0,
         allow_cpu_fallback=allow_cpu_fallback, serve=serve, self_check=self_check, scenario=scenario or "",
-        rate=qps or 0.0, latency_ms=latency_ms or 0.0, out=out, max_memory=max_memory,
+        rate=qps or 0.0, latency_ms=latency_ms or 0.0, data=data, data_dir=str(data_dir or ""),
+        split=split, classes=classes, mean=mean, std=std, out=out, max_memory=max_memory,
         timeout=timeout, as_json=as_json,
     )  # fmt: skip
     zoo.bench.command(what, request)
