@@ -293,10 +293,11 @@ def show(rows: list[dict[str, object]]) -> None:
     print(len(rows))
 
 
-loss = FocalLoss(gamma=2.0, weight=zoo.effective_weights(np.array([500, 50, 5]), beta=0.999))
+loss = FocalLoss(gamma=2.0, weight=zoo.effective_weights([500, 50, 5], beta=0.999))
+counts: np.ndarray = zoo.class_counts([0, 1, 1], 2)
 value: torch.Tensor = loss(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]))
 model: torch.nn.Module = zoo.create_model("resnet20", classes=3)
-made = zoo.train("cnn_small", loss=loss, on_epoch=show, out=Path("run"), epochs=1)
+made: zoo.run.Run = zoo.train(Path("recipe.toml"), loss=loss, on_epoch=show, out=Path("run"), epochs=1)
 receipt = zoo.export.onnx(made)
 print(receipt.path, float(value), zoo.load("run").model(torch.zeros(1, 3, 32, 32)).argmax(1))
 """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,10 @@ def test_create_model_checks_the_number_of_classes(classes: Any, kind: type[Exce
         (lambda: zoo.effective_weights([1, float("inf")], beta=0.9), ValueError, "class 1 has inf samples"),
         (lambda: zoo.effective_weights("abc", beta=0.9), TypeError, "counts must be numbers"),
         (lambda: zoo.effective_weights([1, 2], beta="x"), TypeError, "beta must be a number, not str"),
+        (lambda: zoo.train("demo", model=torch.nn.Linear(2, 2)), TypeError, "model is the first argument"),
+        (lambda: zoo.run.predict_files(None, "x.png"), TypeError, "paths is str; give a list"),
+        (lambda: zoo.predictor.predict("m.onnx", Path("x.png")), TypeError, "give a list of paths"),
+        (lambda: zoo.run.evaluate("latest"), TypeError, "run is str"),
         (lambda: zoo.train("demo", epoch=3), UsageError, r"no setting 'epoch' \(did you mean epochs, drw_epoch"),
     ],
 )
@@ -88,6 +93,13 @@ def test_train_checks_what_it_is_given() -> None:
             zoo.train(**arguments)
 
 
+def test_each_public_name_is_there_without_another_import() -> None:
+    for name in zoo.__all__:
+        assert zoo.__getattr__(name), "what an earlier import has set does not count"
+    pages = re.findall(r"^::: zoo\.(\w+)\.", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.M)
+    assert {*pages} - {"training", "recipe", "sampling"} <= {*zoo.__all__}
+
+
 class Half(torch.nn.Module):
     """A user's loss without the additional methods of zoo's losses."""
 
@@ -104,6 +116,41 @@ def test_train_gives_a_run_and_each_epoch(tmp_path: Path) -> None:
     assert isinstance(made, run.Run)
     assert made.path == tmp_path / "run"
     assert rows[0][0]["split"] == "train"
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [lambda: default_dtype(torch.float64), lambda: torch.device("meta"), torch.inference_mode],
+    ids=["float64", "meta", "inference"],
+)
+def test_what_a_program_set_for_torch_changes_no_run(tmp_path: Path, state: Callable[[], Any]) -> None:
+    small = {
+        "data__name": "synthetic",
+        "data__imbalance": "exp:0.05",
+        "batch_size": np.int64(250),
+        "device": torch.device("cpu"),
+    }
+    plain = zoo.train("cnn_small", out=tmp_path / "plain", epochs=1, **small)
+    with state():
+        made = zoo.train("cnn_small", out=tmp_path / "run", epochs=1, **small)
+        again = zoo.load(tmp_path / "run")
+        result, _, _ = run.evaluate(again)
+        assert torch.empty(0).dtype == torch.get_default_dtype()
+    assert {parameter.dtype for parameter in again.model.parameters()} == {torch.float32}
+    assert made.metrics[-1]["accuracy"] == plain.metrics[-1]["accuracy"] == result.accuracy
+    for wrong in ({"split": "tests"}, {"views": "flips"}):
+        with pytest.raises(ValueError, match="is unknown; give one of"):
+            run.evaluate(made, **wrong)
+    assert len(repr(made)) < 1000 and len({made, again}) == 2
 
 
 def blocks() -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from zoo import bench, export, losses, numpy
+    from zoo import bench, errors, export, losses, metrics, numpy, ops, predictor, run, spec
     from zoo.api import train
     from zoo.recipe import Recipe
     from zoo.run import create_model, load
@@ -26,7 +26,7 @@ _ATTRIBUTES = {
     "effective_weights": "zoo.sampling",
     "long_tail": "zoo.sampling",
 }
-_MODULES = ("bench", "export", "losses", "numpy")
+_MODULES = ("bench", "errors", "export", "losses", "metrics", "numpy", "ops", "predictor", "run", "spec")
 
 __all__ = [
     "Recipe",
@@ -34,11 +34,17 @@ __all__ = [
     "class_counts",
     "create_model",
     "effective_weights",
+    "errors",
     "export",
     "load",
     "long_tail",
     "losses",
+    "metrics",
     "numpy",
+    "ops",
+    "predictor",
+    "run",
+    "spec",
     "train",
 ]
 

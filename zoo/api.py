@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from zoo import recipe as recipes
@@ -30,8 +32,15 @@ class _Function(nn.Module):
         return getattr(self.function, "__name__", type(self.function).__name__)
 
 
+def _plain(value: Any) -> Any:
+    """A number of NumPy, a path or a device as the type that a recipe has."""
+    if isinstance(value, (Path, torch.device)):
+        return str(value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def train(
-    what: Recipe | str,
+    what: Recipe | str | Path,
     *,
     on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
     data: DataSet | None = None,
@@ -59,7 +68,11 @@ def train(
         raise TypeError(f"data is {type(data).__name__}; give a zoo.spec.DataSet")
     if loss is not None and not callable(loss):
         raise TypeError(f"loss is {type(loss).__name__}; give a module or function that maps logits and targets to a scalar")
-    changes = {key.replace("__", "."): value for key, value in overrides.items()}
+    if "model" in overrides and not isinstance(what, Recipe):
+        raise TypeError(
+            "model is the first argument: zoo.train('resnet32'), or a file with the class: zoo.train('my_net.py:Net')"
+        )
+    changes = {key.replace("__", "."): _plain(value) for key, value in overrides.items()}
     recipe = (
         recipes.changed(what, changes) if isinstance(what, Recipe) else recipes.resolve(run_folders.named(str(what)), changes)
     )

@@ -143,6 +143,20 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+@contextlib.contextmanager
+def torch_defaults() -> Iterator[None]:
+    """torch's initial float type, device and gradient mode, which a notebook or program that calls zoo may have changed."""
+    dtype, moved = torch.get_default_dtype(), torch.get_default_device().type != "cpu"
+    # a default device intercepts every operation, so it is set only where it differs
+    place = torch.device("cpu") if moved else contextlib.nullcontext()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with place, torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
 def cpu_name() -> str:
     """Name of the processor."""
     path = Path("/proc/cpuinfo")

@@ -56,13 +56,14 @@ class Predictor:
         return np.ascontiguousarray(values.transpose(2, 0, 1)[None], np.float32)
 
 
-def load(path: Path, *, device: str = "cpu", threads: int = 0) -> Predictor:
+def load(path: str | Path, *, device: str = "cpu", threads: int = 0) -> Predictor:
     """Open a file that zoo exported.
 
     Raises:
         FileError: missing, damaged, not exported by zoo, or its numbers of class names and outputs differ.
     """
-    session = _session.open_session(Path(path), device, threads=threads)
+    path = Path(path)
+    session = _session.open_session(path, device, threads=threads)
     facts = _facts.read(session.get_modelmeta().custom_metadata_map, path)
     steps = facts.preprocessing
     found = Predictor(
@@ -79,7 +80,7 @@ def load(path: Path, *, device: str = "cpu", threads: int = 0) -> Predictor:
 
 
 def predict(
-    model: Path, images: Sequence[Path], *, top: int = 3, max_memory: int = 0, timeout: float = 60.0
+    model: str | Path, images: Sequence[str | Path], *, top: int = 3, max_memory: int = 0, timeout: float = 60.0
 ) -> list[dict[str, Any]]:
     """For each image file ``{"file", "top": [(class, probability), ...]}``, or ``{"file", "error"}`` if it cannot be read.
 
@@ -87,8 +88,10 @@ def predict(
     opening it and for each image.
 
     Raises:
-        FileError: the model file cannot be used, or not within these limits.
+        FileError: the model file cannot be used, or not within these limits. TypeError: one path in place of several.
     """
+    if isinstance(images, (str, bytes, Path)):
+        raise TypeError(f"images is {type(images).__name__}; give a list of paths")
     model = Path(model)
     budget = _guard.memory(_guard.check(model), max_memory)
     _guard.check_receipt(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -25,24 +25,26 @@ from zoo.recipe import Recipe
 from zoo.spec import DataSet, Split
 from zoo.training import build, checkpoint, freezing, model_specs
 from zoo.training.loop import predict
-from zoo.training.views import AveragedViews
+from zoo.training.views import KINDS, AveragedViews
 from zoo.weights import load_and_report
 
+SPLITS = ("train", "val", "test")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Run:
     """A finished or stopped run, loaded: ``model`` is in eval mode, float32, on the CPU."""
 
     path: Path
-    model: nn.Module
-    recipe: Recipe
+    model: nn.Module = field(repr=False)
+    recipe: Recipe = field(repr=False)
     classes: tuple[str, ...]
     input: tuple[int, int, int]
     """Channels, height and width of the model's input."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    metrics: list[dict[str, Any]]
-    env: dict[str, Any]
+    metrics: list[dict[str, Any]] = field(repr=False)
+    env: dict[str, Any] = field(repr=False)
     temperature: float = 1.0
     """Divisor of the model's logits (:func:`calibrate`); 1: not calibrated."""
     weights: str = ""
@@ -111,6 +113,7 @@ def create_model(
     return model
 
 
+@machine.torch_defaults()
 def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
     """A run by folder, name, unique prefix, or the latest, with its best weights; ``skip_bad`` as in :class:`zoo.recipe_tables.Data`.
 
@@ -143,13 +146,26 @@ def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
     )
 
 
+@machine.torch_defaults()
 def evaluate(
     run: Run, split: str = "test", data: DataSet | None = None, *, views: str = "none"
 ) -> tuple[metrics.Result, Tensor, Tensor]:
     """Result, logits (N, C) and targets (N,) of a run's best weights on one split of its data.
 
     ``views`` averages the probabilities of several views of each image: ``flip``, ``shift`` or ``crops`` (:mod:`zoo.training.views`).
+
+    Raises:
+        FileError: the data has other classes. DataError: as :meth:`Run.dataset`, or the split is empty.
+        TypeError, ValueError: an argument of another type, or an unknown split or kind of views.
     """
+    if not isinstance(run, Run) or not isinstance(data, (DataSet, type(None))):
+        raise TypeError(
+            f"run is {type(run).__name__}, data {type(data).__name__}; give zoo.load(...), and a zoo.spec.DataSet or None"
+        )
+    if split not in SPLITS or views not in KINDS:
+        raise ValueError(
+            f"split {split!r} or views {views!r} is unknown; give one of {', '.join(SPLITS)} and of {', '.join(KINDS)}"
+        )
     data = data or run.dataset()
     check_classes(run, data)
     part: Split = getattr(data, split)
@@ -192,6 +208,7 @@ def _difference(of_model: Sequence[str], of_data: Sequence[str]) -> str:
     return f"class {at}: model {named[0]}, data {named[1]}; {len(of_model)} and {len(of_data)} classes"
 
 
+@machine.torch_defaults()
 def read_input(run: Run, path: Path) -> tuple[np.ndarray, Tensor]:
     """An image file as stored by the run's data set, (H, W, 3) uint8, and as its model's input, (3, h, w) normalised.
 
@@ -202,12 +219,19 @@ def read_input(run: Run, path: Path) -> tuple[np.ndarray, Tensor]:
     return image, _augment.normalise(torch.tensor(image)[None], run.mean, run.std, torch.float32, size=run.input[1])[0]
 
 
-def predict_files(run: Run, paths: Sequence[Path], *, top: int = 3) -> list[dict[str, Any]]:
-    """For each image file ``{"file", "top": [(class, probability), ...]}``, or ``{"file", "error"}`` if it can't be read."""
+@machine.torch_defaults()
+def predict_files(run: Run, paths: Sequence[str | Path], *, top: int = 3) -> list[dict[str, Any]]:
+    """For each image file ``{"file", "top": [(class, probability), ...]}``, or ``{"file", "error"}`` if it can't be read.
+
+    Raises:
+        TypeError: one path in place of several.
+    """
+    if isinstance(paths, (str, bytes, Path)):
+        raise TypeError(f"paths is {type(paths).__name__}; give a list of paths")
     answers: list[dict[str, Any]] = []
     for path in paths:
         try:
-            _, image = read_input(run, path)
+            _, image = read_input(run, Path(path))
         except DataError as error:
             answers.append({"file": str(path), "error": str(error)})
             continue

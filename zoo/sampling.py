@@ -10,10 +10,14 @@ from __future__ import annotations
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from zoo.errors import UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 DRAWS, ORDER, CARVE, TAIL, PICK = range(5)
 """Purposes, so that no two uses of one seed share a stream."""
@@ -150,21 +154,21 @@ class Sampler:
         return {"easy": easy / max(n, 1), "hard": hard / max(n, 1)}
 
 
-def class_counts(targets: np.ndarray, classes: int) -> np.ndarray:
+def class_counts(targets: ArrayLike, classes: int) -> np.ndarray:
     """Samples of each class, (classes,) int64, of labels (N,).
 
     Raises:
         TypeError: labels that are not integers.
         ValueError: not (N,), or a label outside of 0 to ``classes`` - 1.
     """
-    targets = np.asarray(targets)
-    if not np.issubdtype(targets.dtype, np.integer) and targets.size:
-        raise TypeError(f"targets must be integers, not {targets.dtype}; number the classes from 0")
-    if targets.ndim != 1:
-        raise ValueError(f"targets must be (N,), not {targets.shape}")
-    if len(bad := np.flatnonzero((targets < 0) | (targets >= classes))):
-        raise ValueError(f"targets[{bad[0]}] = {targets[bad[0]]} is out of range for {classes} classes")
-    return np.bincount(targets.astype(np.int64), minlength=classes)
+    labels = np.asarray(targets)
+    if not np.issubdtype(labels.dtype, np.integer) and labels.size:
+        raise TypeError(f"targets must be integers, not {labels.dtype}; number the classes from 0")
+    if labels.ndim != 1:
+        raise ValueError(f"targets must be (N,), not {labels.shape}")
+    if len(bad := np.flatnonzero((labels < 0) | (labels >= classes))):
+        raise ValueError(f"targets[{bad[0]}] = {labels[bad[0]]} is out of range for {classes} classes")
+    return np.bincount(labels.astype(np.int64), minlength=classes)
 
 
 def carve(targets: np.ndarray, val: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +192,7 @@ def carve(targets: np.ndarray, val: float, seed: int) -> tuple[np.ndarray, np.nd
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def long_tail(targets: np.ndarray, imbalance: str, seed: int) -> np.ndarray:
+def long_tail(targets: ArrayLike, imbalance: str, seed: int) -> np.ndarray:
     """Positions of a long-tailed subset, sorted.
 
     ``exp:f`` keeps int(n_max f^(i/(C-1))) samples of class i, ``step:f`` n_max of the first half of the classes and
@@ -198,15 +202,15 @@ def long_tail(targets: np.ndarray, imbalance: str, seed: int) -> np.ndarray:
     Raises:
         UsageError: another form, or f outside (0, 1].
     """
-    targets = np.asarray(targets, np.int64)
-    if imbalance == "none" or not len(targets):
-        return np.arange(len(targets))
+    labels = np.asarray(targets, np.int64)
+    if imbalance == "none" or not len(labels):
+        return np.arange(len(labels))
     kind, factor = parse_imbalance(imbalance)
-    classes = int(targets.max()) + 1
+    classes = int(labels.max()) + 1
     ranks = np.arange(classes)
     shares = factor ** (ranks / max(classes - 1, 1)) if kind == "exp" else np.where(ranks < classes // 2, 1.0, factor)
-    keep = (len(targets) / classes * shares).astype(np.int64)
-    return np.flatnonzero(_rank(targets, words(seed, 0, len(targets), TAIL)) < keep[targets])
+    keep = (len(labels) / classes * shares).astype(np.int64)
+    return np.flatnonzero(_rank(labels, words(seed, 0, len(labels), TAIL)) < keep[labels])
 
 
 def per_class(targets: np.ndarray, n: int, seed: int) -> np.ndarray:
@@ -246,7 +250,7 @@ def _rank(targets: np.ndarray, keys: np.ndarray) -> np.ndarray:
     return rank
 
 
-def effective_weights(counts: np.ndarray, beta: float) -> np.ndarray:
+def effective_weights(counts: ArrayLike, beta: float) -> np.ndarray:
     """(1 - beta) / (1 - beta^n_c), scaled to sum to the number of classes, (C,) float64 (Cui et al. 2019, eq. 2 and 4).
 
     Raises:
@@ -257,12 +261,12 @@ def effective_weights(counts: np.ndarray, beta: float) -> np.ndarray:
         raise TypeError(f"beta must be a number, not {type(beta).__name__}")
     if not 0 <= beta < 1:
         raise ValueError(f"beta = {beta} is not in [0, 1)")
-    counts = _populated(counts)
+    n = _populated(counts)
     # expm1 keeps 1 - beta^n exact for beta near 1, where beta^n rounds to 1
-    return _scaled(1 / -np.expm1(counts * np.log(beta)) if beta else np.ones(len(counts)))
+    return _scaled(1 / -np.expm1(n * np.log(beta)) if beta else np.ones(len(n)))
 
 
-def inverse_weights(counts: np.ndarray, power: float = 1.0) -> np.ndarray:
+def inverse_weights(counts: ArrayLike, power: float = 1.0) -> np.ndarray:
     """n_c^-power, scaled to sum to the number of classes, (C,) float64; ValueError for a class without samples."""
     return _scaled(_populated(counts) ** -power)
 
@@ -291,7 +295,7 @@ def class_weights(counts: np.ndarray, kind: str, *, beta: float = 0.0, given: Se
     return weights
 
 
-def _populated(counts: np.ndarray) -> np.ndarray:
+def _populated(counts: ArrayLike) -> np.ndarray:
     counts = np.asarray(counts)
     if counts.dtype.kind not in "iuf":
         raise TypeError(f"counts must be numbers, not {counts.dtype}; give the samples of each class")

@@ -53,7 +53,7 @@ def conditions(recipe: Recipe) -> Iterator[None]:
         UsageError: a model that torch cannot compile.
     """
     try:
-        with machine.deterministic(recipe.deterministic):
+        with machine.torch_defaults(), machine.deterministic(recipe.deterministic):
             yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
