@@ -108,8 +108,11 @@ def command(what: str | Path | Sequence[str] | None = None, request: Request = R
         options = _options(request, budget)
         module = importlib.import_module(f"zoo.bench.{request.kind}")
         budget.imports = budget.elapsed()
+        from zoo import machine
+
         try:
-            path = module.main(request.quick, _known(targets), **options)
+            with machine.torch_defaults():
+                path = module.main(request.quick, _known(targets), **options)
         except _child.TooLongError as error:
             if request.seconds and request.seconds < request.timeout:
                 raise UsageError(f"--seconds {request.seconds:g} is too short to run {error.model} once; give more") from error

@@ -162,18 +162,19 @@ def program(
         DisagreeError: the file and PyTorch differ, accuracy drops too far, or frozen weights have changed.
         DiskError: the file cannot be written. In each case nothing is published and an existing file is unchanged.
     """
-    from zoo import registry
+    from zoo import machine, registry
     from zoo.export import _pipeline
 
     target = registry.find_target(fmt, precision)
     given = {"input": input or None, "targets": targets, "classes": classes, "mean": mean, "std": std}
     out = _out(model, path, target.TARGET.suffix)
     _pipeline.check_free(out, target.TARGET, force=force)
-    subject = _subject(model, images, given)
-    mode = preprocess or ("none" if subject.module else "normalize")
     written |= {"full_test": full_test, "seed": seed, "max_drop": max_drop, "reduce_range": reduce_range, "explain": explain}
-    job = _pipeline.job_of(subject, mode, softmax=softmax, **written)
-    return _pipeline.export(target, subject, out, job, force=force)
+    with machine.torch_defaults():
+        subject = _subject(model, images, given)
+        mode = preprocess or ("none" if subject.module else "normalize")
+        job = _pipeline.job_of(subject, mode, softmax=softmax, **written)
+        return _pipeline.export(target, subject, out, job, force=force)
 
 
 def _out(model: Any, path: str | Path | None, suffix: str) -> Path:

@@ -144,6 +144,7 @@ def test_what_a_program_set_for_torch_changes_no_run(tmp_path: Path, state: Call
         made = zoo.train("cnn_small", out=tmp_path / "run", epochs=1, **small)
         again = zoo.load(tmp_path / "run")
         result, _, _ = run.evaluate(again)
+        assert zoo.export.onnx(again, images=20).agree == 20
         assert torch.empty(0).dtype == torch.get_default_dtype()
     assert {parameter.dtype for parameter in again.model.parameters()} == {torch.float32}
     assert made.metrics[-1]["accuracy"] == plain.metrics[-1]["accuracy"] == result.accuracy
