@@ -297,6 +297,20 @@ def test_a_choice_on_the_test_images_is_stamped(tmp_path: Path, capsys: pytest.C
     assert "selected on the test images" in report.page(stamped).read_text()
 
 
+def test_the_epoch_may_be_selected_by_the_mean_over_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    validated = session.Session._validated
+
+    def given(*arguments: Any) -> dict[str, Any]:
+        row = validated(*arguments)
+        return row | {"accuracy": 0.1 * row["epoch"], "macro": (0.2, 0.5, 0.3)[row["epoch"] - 1]}
+
+    monkeypatch.setattr(session.Session, "_validated", given)
+    for measure, epoch, score in (("macro", 2, 0.5), ("accuracy", 3, 0.1 * 3)):
+        folder = training.train(resolve("cnn_small", f"select_by={measure}", "epochs=3"), out=tmp_path / measure)
+        result = json.loads((folder / "result.json").read_text())
+        assert (checkpoint.read_rows(folder)[-1]["epoch"], result["chosen_accuracy"]) == (epoch, score)
+
+
 def test_a_result_holds_shots_pairs_and_how_it_was_chosen(small_run: Path) -> None:
     result = json.loads((small_run / "result.json").read_text())
     best = max(row["accuracy"] for row in checkpoint.read_rows(small_run) if row["split"] == "val")

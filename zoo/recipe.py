@@ -73,6 +73,9 @@ class Recipe(msgspec.Struct, frozen=True):
     select_on: Annotated[
         Literal["val", "test"], about("split that selects the best epoch; test makes the test result optimistic")
     ] = "val"
+    select_by: Annotated[
+        Literal["accuracy", "macro"], about("accuracy that selects it: of all images, or the mean over classes")
+    ] = "accuracy"
     allow_empty_class: Annotated[bool, about("train even if a class has no images")] = False
     deterministic: Annotated[bool, about("use only operations with bit-identical results")] = False
     compile: Annotated[bool, about("train with torch.compile: about a minute at the start, then faster steps")] = False

@@ -100,6 +100,11 @@ def parse(settings: Sequence[str]) -> tuple[list[Axis], dict[str, Any]]:
     return axes, fixed
 
 
+def measure(recipe: Recipe) -> str:
+    """The accuracy by which settings are selected, in words: ``val``, ``test`` or e.g. ``val macro``."""
+    return f"{recipe.select_on} macro" if recipe.select_by == "macro" else recipe.select_on
+
+
 def _range(name: str, text: str) -> Axis:
     kind, *ends = text.split(":")
     try:
@@ -144,7 +149,7 @@ def search(
     _same(out, base, axes, seeds, study)
     _again(study)
     wanted = _enqueue(study, axes) if grid else trials or TRIALS
-    print_line(f"sweep    {out} · {wanted} settings x {seeds} seeds · selected on {base.select_on} accuracy")
+    print_line(f"sweep    {out} · {wanted} settings x {seeds} seeds · selected on {measure(base)} accuracy")
 
     from optuna.samplers import TPESampler
 
@@ -169,7 +174,7 @@ def search(
         raise BusyError(f"no finished run ({out}, {elsewhere} settings: training in other processes); try again later")
     if not any(point.scores for point in points):
         raise DivergedError(f"every setting diverged ({len(points)}, {out}); lower the learning rate")
-    report.sweep(out, points, select_on=base.select_on, what=what or base.model)
+    report.sweep(out, points, select_on=measure(base), what=what or base.model)
     return points
 
 

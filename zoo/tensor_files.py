@@ -51,6 +51,7 @@ class WeightsHeader(Header):
     epoch: int = 0
     chosen_on: str = ""
     chosen_accuracy: float | None = None
+    """Accuracy on ``chosen_on`` that selected the epoch; the mean over classes if the recipe selects by macro accuracy."""
     frozen: dict[str, str] = {}
 
     def check(self) -> None:

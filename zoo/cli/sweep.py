@@ -59,7 +59,7 @@ def command(
         rows = csv_files.read(out / "sweep.csv")
         click.echo(json.dumps([{key: tables.value(cell) for key, cell in row.items()} for row in rows]))
         return
-    chosen_on = recipe.resolve(what, fixed).select_on
+    chosen_on = sweep.measure(recipe.resolve(what, fixed))
     table = report.sweep_table(points, chosen_on)
     tables.out().print(tables.make(table.columns, table.rows))
     echo_line(report.sweep_choice(points, chosen_on))

@@ -92,7 +92,7 @@ def chosen(points: Sequence[Point], select_on: str) -> str:
     """The line of the selected setting, with its test accuracy, which is not shown for other settings."""
     best = max(points, key=lambda point: point.mean)
     named = " ".join(f"{key}={_value(value)}" for key, value in best.values.items())
-    warning = "; SELECTED ON THE TEST IMAGES: optimistic" if select_on == "test" else ""
+    warning = "; SELECTED ON THE TEST IMAGES: optimistic" if select_on.startswith("test") else ""
     return f"selected by {select_on} accuracy: {named}: test {spread(best.tested)} %{warning}"
 
 
@@ -106,7 +106,9 @@ def write(out: Path, points: Sequence[Point], *, select_on: str, what: str) -> N
         for point in points
         for name, score in point.scores.items() or [("", "")]
     )
-    csv_files.write(out / "sweep.csv", [*keys, "run", f"{select_on}_accuracy", "chosen", "diverged", "lint"], rows)
+    csv_files.write(
+        out / "sweep.csv", [*keys, "run", f"{select_on.replace(' ', '_')}_accuracy", "chosen", "diverged", "lint"], rows
+    )
     _draw.save(_picture(points, keys, select_on, what), out / "sweep.png")
     blocks: list[Block] = [Text(chosen(points, select_on) + ".", strong=True), table(points, select_on)]
     blocks += [Text(f"Linter, for every setting: {line}.") for line in common(points)]

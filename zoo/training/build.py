@@ -378,6 +378,7 @@ def _settings(recipe: Recipe) -> Settings:
         epochs=recipe.epochs,
         patience=recipe.patience,
         select_on=recipe.select_on,
+        select_by=recipe.select_by,
         save_every=recipe.save_every,
         keep_on_full=recipe.on_full == "keep-training",
         drw_epoch=recipe.loss.drw_epoch,

@@ -35,6 +35,8 @@ class Settings:
     """Epochs without a better score before the run stops; 0: never."""
     select_on: str = "val"
     """Split of ``Session.val``: ``val`` or ``test``."""
+    select_by: str = "accuracy"
+    """Key of a validation row whose highest value selects the epoch: ``accuracy`` or ``macro``."""
     save_every: int = 0
     """Steps between saved states; 0: one per epoch."""
     keep_on_full: bool = False
@@ -215,7 +217,7 @@ class Session:
         rows: list[dict[str, Any]] = [train]
         if self.val:
             rows.append(self._validated(averaged, self.val, number, stop))
-            score = rows[-1]["accuracy"]
+            score = rows[-1][self.settings.select_by]
         if self.plateau:
             self.plateau.update(score)
         train |= self._end_epoch()  # after validation: an interruption during it saves the loss and the sampler unchanged
