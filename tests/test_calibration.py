@@ -28,6 +28,26 @@ def test_logits_that_separate_the_classes_stay_within_bounds() -> None:
     assert calibration.LEAST <= calibration.fit(9.0 * F.one_hot(targets), targets) <= calibration.MOST
 
 
+@pytest.mark.parametrize(("wanted", "n"), [(0.5, 200), (3.0, 1000)])
+def test_the_interval_holds_the_temperature_in_95_per_cent_of_draws(wanted: float, n: int) -> None:
+    draw = torch.Generator().manual_seed(1)
+    inside = 0
+    for _ in range(200):
+        logits = 3 * torch.randn(n, 5, generator=draw)
+        targets = torch.multinomial((logits / wanted).softmax(1), 1, generator=draw).squeeze(1)
+        low, high = calibration.interval(logits, targets, calibration.fit(logits, targets))
+        inside += low <= wanted <= high
+    assert 0.90 <= inside / 200 <= 0.99
+
+
+def test_few_images_have_a_wide_interval_and_separated_ones_the_bounds() -> None:
+    targets = torch.arange(4).repeat(5)
+    assert calibration.interval(torch.zeros(20, 4), targets, 1.0) == (calibration.LEAST, calibration.MOST)
+    draw = torch.Generator().manual_seed(0)
+    low, high = calibration.interval(torch.randn(10, 4, generator=draw), targets[:10], 1.0)
+    assert high / low > 2
+
+
 def test_a_run_is_calibrated_once_and_everywhere(small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = shutil.copytree(small_run, tmp_path / "run")
     plain, x = run.load(folder), torch.randn(3, 3, 32, 32)
@@ -35,7 +55,8 @@ def test_a_run_is_calibrated_once_and_everywhere(small_run: Path, tmp_path: Path
     out, err = capsys.readouterr()
     found = json.loads((folder / "calibration.json").read_text())
     assert found["loss_after"] <= found["loss_before"]
-    assert f"temperature {found['temperature']:.3f} from {found['n']:,} validation images" in err
+    ends = f"[{found['low']:.3f}, {found['high']:.3f}]"
+    assert f"temperature {found['temperature']:.3f} {ends} from {found['n']:,} validation images" in err
     assert json.loads(out)["temperature"] == found["temperature"]
     scaled = run.load(folder)
     with torch.inference_mode():

@@ -33,6 +33,9 @@ class Calibration(msgspec.Struct, frozen=True):
     loss_after: float
     weights: str
     """Digest of the weights that were calibrated."""
+    low: float = LEAST
+    high: float = MOST
+    """95 % interval of the temperature; the bounds if the file has none."""
 
 
 def fit(logits: Tensor, targets: Tensor) -> float:
@@ -51,11 +54,30 @@ def fit(logits: Tensor, targets: Tensor) -> float:
     return float(1 / found.x)
 
 
+def interval(logits: Tensor, targets: Tensor, temperature: float) -> tuple[float, float]:
+    """95 % interval of a fitted temperature, within its bounds.
+
+    From the normal approximation for 1 / T with the sandwich variance sum(g^2) / sum(h)^2 of the samples' derivatives g and h
+    (White 1982, "Maximum likelihood estimation of misspecified models"), as real logits are never exactly calibrated.
+    """
+    wide = logits.double()
+    p = (wide / temperature).softmax(1)
+    mean = (p * wide).sum(1)
+    gradient = mean - wide.gather(1, targets.long()[:, None]).squeeze(1)
+    curvature = ((p * wide.square()).sum(1) - mean.square()).sum().item()
+    if not curvature > 0:
+        return LEAST, MOST
+    half = 1.96 * gradient.square().sum().sqrt().item() / curvature
+    low, high = 1 / temperature - half, 1 / temperature + half
+    return max(LEAST, 1 / high), MOST if low <= 1 / MOST else 1 / low
+
+
 def of(logits: Tensor, targets: Tensor, *, split: str, weights: str) -> Calibration:
     """The calibration of uncalibrated logits (N, C) of one split; ``weights`` is the digest of the weights that computed them."""
     temperature = fit(logits, targets)
     before, after = (F.cross_entropy(logits.double() / t, targets.long()).item() for t in (1.0, temperature))
-    return Calibration(temperature, split, len(targets), before, after, weights)
+    low, high = interval(logits, targets, temperature)
+    return Calibration(temperature, split, len(targets), before, after, weights, low, high)
 
 
 def save(folder: Path, calibration: Calibration) -> None:

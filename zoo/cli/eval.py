@@ -96,7 +96,7 @@ def _calibrated(loaded: Any, split: str, data: Any) -> Any:
     loaded, found = engine.calibrate(loaded, data)
     after, _, _ = engine.evaluate(loaded, split, data)
     print_line(
-        f"calibrate temperature {found.temperature:.3f} from {found.n:,} validation images · {split}: "
+        f"calibrate temperature {found.temperature:.3f} [{found.low:.3f}, {found.high:.3f}] from {found.n:,} validation images · {split}: "
         f"loss {before.loss:.4f} -> {after.loss:.4f}, calibration error {before.ece:.4f} -> {after.ece:.4f}"
     )
     return loaded
