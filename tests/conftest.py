@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +44,22 @@ def quiet_places(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["ZOO_RUNS"] = str(tmp_path_factory.mktemp("runs"))
     os.environ.setdefault("NO_COLOR", "1")
     os.environ["COLUMNS"] = "100"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def painted_once() -> Iterator[None]:
+    """Paint the built-in images once per process, for the hundreds of runs that train on them."""
+    from zoo.data import synthetic
+
+    paint = functools.cache(synthetic.make)
+
+    def copied(n: int, stream: int, side: int = synthetic.SIDE) -> tuple[np.ndarray, np.ndarray]:
+        images, targets = paint(n, stream, side)
+        return images.copy(), targets.copy()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "make", copied)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -66,14 +66,13 @@ WEAKEST = 20
 
 
 def figures(run_dir: Path) -> list[Path]:
-    """Draw curves.png (and .svg), confusion.png, per_class.png and the profile, if any; no test results for an unfinished run.
+    """Draw curves.png, confusion.png, per_class.png and the profile, if any, each also as SVG; no test results for an unfinished run.
 
     Raises:
         FileError: not a run folder, or a damaged file. DataError: no epoch is finished yet.
     """
     run = read(run_dir)
-    drawn = _draw.curves(run)
-    made = [_draw.save(drawn, run.path / "curves.png"), _draw.save(drawn, run.path / "curves.svg")]
+    made = [_draw.save(_draw.curves(run), run.path / "curves.png")]
     if run.test and run.confusion is not None:
         made.append(_draw.save(_draw.confusion(run), run.path / "confusion.png"))
         made.append(_draw.save(_draw.per_class(run), run.path / "per_class.png"))

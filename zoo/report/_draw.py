@@ -43,11 +43,14 @@ def save(figure: Figure, path: Path) -> Path:
     """Publish a figure in the format of the path's suffix, for PNG also as SVG; equal numbers give equal bytes."""
     import matplotlib as mpl
 
-    if path.suffix == ".png":
-        save(figure, path.with_suffix(".svg"))
     empty = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": "zoo"}):
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # characters that the font lacks are drawn as boxes
+        if engine := figure.get_layout_engine():  # lay out once, not before each file
+            engine.execute(figure)
+            figure.set_layout_engine(None)
+        if path.suffix == ".png":
+            save(figure, path.with_suffix(".svg"))
         publish(path, lambda temporary: figure.savefig(temporary, metadata=empty))
     return path
 
