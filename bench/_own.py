@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,7 +86,7 @@ def images(given: Given, model: Input) -> Images:
     model = _normalised(given, model)
     data = _foreign.data_set(given.data, given.folder, model.side, tested=given.split == "test")
     parts = [data.test] if given.split == "test" else [part for part in (data.train, data.val, data.test) if len(part)]
-    numbers = np.array(_numbers(_names(given, model), data, model), np.int64)
+    numbers = np.array(_numbers(given, data, model), np.int64)
     targets = np.concatenate([part.targets for part in parts])
     whole = parts[0].images if len(parts) == 1 else np.concatenate([np.asarray(part.images[:]) for part in parts])
     kind = "test images" if given.split == "test" else "images (all splits)"
@@ -131,14 +130,12 @@ def _names(given: Given, model: Input) -> tuple[str, ...]:
         raise FileError(
             f"{len(names)} class names for {model.outputs} outputs ({given.labels or model.label}); give one line per output"
         )
-    if len(set(names)) < len(names):
-        twice = next(each for each in names if names.count(each) > 1)
-        raise FileError(f"two outputs have one name ({given.labels}, {twice!r}); rename one")
     return names
 
 
-def _numbers(names: Sequence[str], data: DataSet, model: Input) -> list[int]:
+def _numbers(given: Given, data: DataSet, model: Input) -> list[int]:
     """The output of each class of the data, by name; by position if the outputs have no names and are as many."""
+    names = _names(given, model)
     if not names and len(data.classes) == model.outputs:
         first = ", ".join(data.classes[:3])
         print_line(
@@ -155,6 +152,8 @@ def _numbers(names: Sequence[str], data: DataSet, model: Input) -> list[int]:
             f"class of the data is not one of the model's ({data.name}, {missing[0]!r}; {model.label}: {', '.join(names[:3])}, ...); "
             "name the model's outputs as the data does, by --classes FILE"
         )
+    if twice := [each for each in data.classes if names.count(each) > 1]:  # ImageNet's lists have such names, e.g. crane
+        raise FileError(f"two outputs have the name of a class ({given.labels or model.label}, {twice[0]!r}); rename one")
     return [names.index(each) for each in data.classes]
 
 

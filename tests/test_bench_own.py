@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_a_scenario_measures_the_accuracy_on_the_images_too(place: Path) -> None
         (["--data", "photos", "--mean", "0.5,0.5", "--std", "0.5"], UsageError, "--mean has 2 numbers for 3 channels"),
         (["--data", "photos", "--mean", "0.5", "--std", "0"], UsageError, "--std must be above 0"),
         (["--data", "photos", "--classes", "two.txt", *HALVES], FileError, "2 class names for 3 outputs (two.txt)"),
-        (["--data", "photos", "--classes", "same.txt", *HALVES], FileError, "two outputs have one name (same.txt, 'red')"),
+        (["--data", "pair", "--classes", "same.txt", *HALVES], FileError, "two outputs have the name of a class (same.txt, 'red')"),
         (["--data", "photos", "--classes", "other.txt", *HALVES], DataError, "class of the data is not one of the model's (photos, 'blue'"),
         (["--data", "more", *HALVES], DataError, "4 classes of more for 3 outputs (net.onnx)"),
         (["--data", "nowhere", *HALVES], UsageError, "nowhere"),
@@ -120,8 +121,10 @@ def test_a_scenario_measures_the_accuracy_on_the_images_too(place: Path) -> None
 def test_one_line_per_fault(place: Path, words: list[str], kind: type[Exception], says: str) -> None:
     onnx.save(colours(("n", 3, 32, 32)), "net.onnx")
     Path("two.txt").write_text("red\ngreen\n")
-    Path("same.txt").write_text("red\ngreen\nred\n")
+    Path("same.txt").write_text("red\nblue\nred\n")
     Path("other.txt").write_text("red\ngreen\nsky\n")
+    for name in ("red", "blue"):
+        shutil.copytree(place / "photos" / name, place / "pair" / name)
     for name in ("a", "b", "c", "d"):
         Path("more", name).mkdir(parents=True)
         for number in range(5):
