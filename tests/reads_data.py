@@ -66,8 +66,8 @@ def bomb(path: Path) -> None:
 
 ORIENTATION = (0x0112, 3, 1, 6)
 IMAGES = [
-    *(Case("image", f"{form} of any name", READ, picture(form)) for form in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "ICO")),
-    *(Case("image", f"{form} of any name, if Pillow supports it", READ, picture(form)) for form in ("AVIF", "JPEG2000")),
+    *(Case("image", f"{form} with any file name", READ, picture(form)) for form in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "ICO")),
+    *(Case("image", f"{form} with any file name, if Pillow supports it", READ, picture(form)) for form in ("AVIF", "JPEG2000")),
     *(Case("image", f"PNG in Pillow's mode {mode}", READ, picture("PNG", mode)) for mode in ("1", "L", "LA", "P", "RGBA", "I;16")),
     Case("image", "CMYK JPEG", READ, picture("JPEG", "CMYK")),
     Case("image", "int32 TIFF of 0 to 255", READ, values(np.int32, 255)),
@@ -78,10 +78,10 @@ IMAGES = [
     Case("image", "EXIF with orientation 6", "turned upright", exif(tags(ORIENTATION))),
     Case("image", "EXIF with a tag of an unknown type", READ, exif(tags((0x010F, 77, 9, 1)))),
     Case("image", "EXIF with a tag of an unknown type and orientation 6", "turned upright", exif(tags((0x010F, 77, 9, 1), ORIENTATION))),
-    Case("image", "EXIF whose tag points outside of it", READ, exif(tags((0x010F, 2, 4000, 90_000)))),
-    Case("image", "EXIF whose orientation is a text", READ, exif(tags((0x0112, 2, 4, 0x36363636)))),
-    Case("image", "EXIF that is cut off", READ, exif(tags(ORIENTATION)[:11])),
-    Case("image", "EXIF that is not EXIF", READ, exif(b"nonsense" * 9)),
+    Case("image", "EXIF with a tag that points outside of the block", READ, exif(tags((0x010F, 2, 4000, 90_000)))),
+    Case("image", "EXIF with text as orientation", READ, exif(tags((0x0112, 2, 4, 0x36363636)))),
+    Case("image", "EXIF that is truncated", READ, exif(tags(ORIENTATION)[:11])),
+    Case("image", "EXIF block with other data", READ, exif(b"nonsense" * 9)),
     Case("image", "empty file", "empty file", content(b""), 3),
     Case("image", "web page", "not an image .*a web page", content(b"<!DOCTYPE html><html>"), 3),
     Case("image", "SVG", "not an image .*a web page", content(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 3),
@@ -89,7 +89,7 @@ IMAGES = [
     Case("image", "JPEG without its second half", "truncated image", cut("JPEG", 0.5), 3),
     Case("image", "PNG without its second half", "truncated image", cut("PNG", 0.5), 3),
     Case("image", "PNG of 30,000 x 30,000 pixels", "image too large", bomb, 3),
-    Case("image", "folder of that name", "not a regular file .*a folder", lambda path: path.mkdir(), 3),
+    Case("image", "folder with the name of an image", "not a regular file .*a folder", lambda path: path.mkdir(), 3),
 ]  # fmt: skip
 
 
@@ -167,7 +167,7 @@ SETS = [
     Case("folder", "val/ test/ without train/", "splits or classes.*data.layout=", layout("val", "test"), 3),
     Case("list", "CSV with the header path,label", "no split column", listing("l.csv", "path,label", *LINES)),
     Case("list", "CSV without a header", "no split column", listing("l.csv", *LINES)),
-    Case("list", "CSV with other names and more columns", "no split column",
+    Case("list", "CSV with other column names and more columns", "no split column",
          listing("l.csv", "id,Filename,Class", *(f"7,{line}" for line in LINES))),
     Case("list", "TSV", "no split column", listing("l.tsv", *(line.replace(",", "\t") for line in ["path,label", *LINES]))),
     Case("list", "CSV with semicolons", "no split column",
