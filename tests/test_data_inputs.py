@@ -102,7 +102,7 @@ def test_the_command(small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "http://a.org//b.png" in capsys.readouterr().err
     assert zoo(["predict", str(root), "--csv", "--json"]) == 2
     assert zoo(["predict", str(root), "--run", str(small_run), "--onnx", "m.onnx"]) == 2
-    assert "--run and --onnx exclude each other" in capsys.readouterr().err
+    assert "--run and --onnx are mutually exclusive" in capsys.readouterr().err
 
 
 def test_no_cell_of_the_csv_is_a_formula(capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,7 +135,7 @@ def test_hub_of_a_run_without_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--web", "a", "--hub", "b"], "--out, --web, --triton and --hub exclude each other"),
+        (["--web", "a", "--hub", "b"], "--out, --web, --triton and --hub are mutually exclusive"),
         (["--format", "pt2", "--triton", "a"], "--triton needs an ONNX file .format pt2."),
         (["--format", "pt2", "--opset", "20"], "--opset, --target-ort and --external-data apply to ONNX"),
         (["--fastest", "--precision", "int8"], "--fastest chooses format, precision and file name"),

@@ -42,42 +42,40 @@ class Recipe(msgspec.Struct, frozen=True):
         Literal["default", "zero"], about("initial values of a head without pretrained weights: the model's, or zero")
     ] = "default"
     freeze: Annotated[
-        str, about("frozen layers: none, conv, fc, fc:all, backbone, bn, stage<=N or a glob of parameter names; + joins them")
+        str, about("frozen layers: none, conv, fc, fc:all, backbone, bn, stage<=N or a glob of parameter names; + combines")
     ] = "none"
     unfreeze: Annotated[list[str], about("frozen layers from epoch N on, as N:SELECTION")] = msgspec.field(default_factory=list)
     allow_random_frozen: Annotated[bool, about("allow freezing randomly initialised layers")] = False
     epochs: Annotated[int, about("passes over the training images", ge=1, le=MOST)] = 10
-    batch_size: Annotated[int, about("images per step", ge=1, le=MOST)] = 128
-    seed: Annotated[int, about("seed of all random numbers", ge=0, lt=2**31)] = 0
-    device: Annotated[str, about("auto, cpu, cuda, cuda:N or another device of torch")] = "auto"
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], about("number type of the forward and backward pass")] = (
-        "auto"
-    )
+    batch_size: Annotated[int, about("images per batch, over all processes", ge=1, le=MOST)] = 128
+    seed: Annotated[int, about("seed of all random number generators", ge=0, lt=2**31)] = 0
+    device: Annotated[str, about("auto, cpu, cuda, cuda:N or another torch device")] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], about("data type of the forward and backward pass")] = "auto"
     qat: Annotated[
-        bool, about("round weights and inputs of layers to 8 bits in training (quantisation-aware), for export as int8")
+        bool, about("quantisation-aware training: round the weights and inputs of layers to 8 bits, for export as int8")
     ] = False
     qat_bits: Annotated[
         Literal[0, 7, 8],
-        about("bits of the weights with qat: 8, or 7 for x86 CPUs without VNNI; 0: those that this CPU needs"),
+        about("bits of the weights with qat: 8, or 7 for x86 CPUs without VNNI; 0: as this CPU requires"),
     ] = 0
-    ema: Annotated[float, about("decay of the moving average of the weights; 0: no average", ge=0, lt=1)] = 0.0
+    ema: Annotated[float, about("decay of the exponential moving average of the weights; 0: none", ge=0, lt=1)] = 0.0
     mixup: Annotated[float, about("parameter of mixup's Beta distribution; 0: no mixup", ge=0, le=1000)] = 0.0
     cutmix: Annotated[float, about("parameter of cutmix's Beta distribution; 0: no cutmix", ge=0, le=1000)] = 0.0
     mix_with: Annotated[
         Literal["any", "rare"],
         about(
-            "partner of an image in mixup and cutmix: any of the batch, or one of a class drawn in proportion to 1 / its images"
+            "partner image in mixup and cutmix: any of the batch, or one with its class drawn in proportion to 1 / class size"
         ),
     ] = "any"
-    patience: Annotated[int, about("epochs without a better accuracy before the run stops; 0: never", ge=0, le=MOST)] = 0
+    patience: Annotated[int, about("epochs without a better accuracy before training stops; 0: never", ge=0, le=MOST)] = 0
     select_on: Annotated[
         Literal["val", "test"], about("split that selects the best epoch; test makes the test result optimistic")
     ] = "val"
     select_by: Annotated[
-        Literal["accuracy", "macro"], about("accuracy that selects it: of all images, or the mean over classes")
+        Literal["accuracy", "macro"], about("accuracy that selects the best epoch: overall, or macro (the mean over classes)")
     ] = "accuracy"
     allow_empty_class: Annotated[bool, about("train even if a class has no images")] = False
-    deterministic: Annotated[bool, about("use only operations with bit-identical results")] = False
+    deterministic: Annotated[bool, about("use only deterministic operations, with bit-identical results")] = False
     compile: Annotated[bool, about("train with torch.compile: about a minute at the start, then faster steps")] = False
     features_with: Annotated[
         Literal["torch", "onnxruntime", "openvino"],

@@ -23,7 +23,7 @@ class Data(msgspec.Struct, frozen=True):
     name: Annotated[
         str, about("data set (zoo data), torchvision:NAME, a folder of class folders, a CSV or Parquet list or an .npz file")
     ] = "synthetic"
-    dir: Annotated[str, about("folder of the data set; empty: the cache, else a download")] = ""
+    dir: Annotated[str, about("folder of the data set; empty: the cache, or a download")] = ""
     layout: Annotated[
         Literal["auto", "splits", "classes"], about("meaning of the subfolders of data.dir if it is ambiguous")
     ] = "auto"
@@ -40,7 +40,7 @@ class Data(msgspec.Struct, frozen=True):
     views: Annotated[
         int,
         about(
-            "augmented views per image to compute features of, if all layers but the head are frozen; 0: no views",
+            "augmented views per image for which features are computed if all layers but the head are frozen; 0: none",
             ge=0,
             le=1000,
         ),
@@ -96,8 +96,8 @@ class Distil(msgspec.Struct, frozen=True):
     """``[distil]``: finished runs whose outputs the model learns in addition to the labels (:mod:`zoo.training.distil`)."""
 
     teacher: Annotated[list[str], about("finished runs to learn from, by name or folder")] = msgspec.field(default_factory=list)
-    weight: Annotated[float, about("weight of the distance to the teachers; the loss has 1 - weight", ge=0, le=1)] = 0.9
-    temperature: Annotated[float, about("temperature of the softmax of model and teachers", gt=0, le=1000)] = 4.0
+    weight: Annotated[float, about("weight of the distance to the teachers; that of the loss is 1 - weight", ge=0, le=1)] = 0.9
+    temperature: Annotated[float, about("softmax temperature of the model and the teachers", gt=0, le=1000)] = 4.0
 
 
 class Sampler(msgspec.Struct, frozen=True):
@@ -122,15 +122,15 @@ class Optim(msgspec.Struct, frozen=True):
     name: Annotated[Literal["sgd", "adamw", "nadamw", "cadamw", "lion", "muon"], about("optimizer")] = "sgd"
     lr: Annotated[float, about("peak learning rate", gt=0, le=HUGE)] = 0.1
     momentum: Annotated[float, about("momentum of sgd and muon", ge=0, lt=1)] = 0.9
-    nesterov: Annotated[bool, about("Nesterov's momentum in sgd and muon")] = True
+    nesterov: Annotated[bool, about("Nesterov momentum in sgd and muon")] = True
     weight_decay: Annotated[float, about("weight decay", ge=0, le=HUGE)] = 5e-4
-    clip: Annotated[float, about("largest gradient norm; 0: no limit", ge=0, le=HUGE)] = 0.0
-    accumulate: Annotated[int, about("batches per optimizer step, gradients summed", ge=1, le=MOST)] = 1
-    lr_head: Annotated[float, about("learning rate of the new head, as a factor on lr", gt=0, le=HUGE)] = 1.0
+    clip: Annotated[float, about("largest gradient norm (clipping); 0: no limit", ge=0, le=HUGE)] = 0.0
+    accumulate: Annotated[int, about("batches per optimizer step (gradient accumulation)", ge=1, le=MOST)] = 1
+    lr_head: Annotated[float, about("learning rate of the new head, as a multiple of lr", gt=0, le=HUGE)] = 1.0
     norm_bias_lr: Annotated[
-        float, about("learning rate of the biases of normalisation layers, as a factor on lr", gt=0, le=HUGE)
+        float, about("learning rate of the biases of normalisation layers, as a multiple of lr", gt=0, le=HUGE)
     ] = 1.0
-    layer_decay: Annotated[float, about("factor on the learning rate per stage below the top", gt=0, le=1)] = 1.0
+    layer_decay: Annotated[float, about("learning-rate factor for each stage below the top", gt=0, le=1)] = 1.0
 
 
 class Schedule(msgspec.Struct, frozen=True):
@@ -143,8 +143,8 @@ class Schedule(msgspec.Struct, frozen=True):
     steps: Annotated[
         list[Annotated[int, msgspec.Meta(ge=1, le=MOST)]], about("epochs at which multistep lowers the learning rate")
     ] = msgspec.field(default_factory=list)
-    step_size: Annotated[int, about("epochs between two steps of schedule step", ge=1, le=MOST)] = 30
-    lr_gamma: Annotated[float, about("factor on the learning rate in step, multistep and plateau", gt=0, le=1)] = 0.1
+    step_size: Annotated[int, about("epochs between two steps of the step schedule", ge=1, le=MOST)] = 30
+    lr_gamma: Annotated[float, about("learning-rate factor in step, multistep and plateau", gt=0, le=1)] = 0.1
     plateau_epochs: Annotated[
         int, about("epochs without a better validation accuracy before plateau lowers the learning rate", ge=0, le=MOST)
     ] = 5

@@ -214,7 +214,9 @@ def causes(*, images: int = 1_000, epochs: int = 5) -> list[Epoch]:
 @click.option(
     "--images", type=click.IntRange(2), default=1_000, show_default=True, help="Number of images to test the units on."
 )
-@click.option("--epochs", type=click.IntRange(1), default=5, show_default=True, help="Epochs of the small nets (without RUN).")
+@click.option(
+    "--epochs", type=click.IntRange(1), default=5, show_default=True, help="Epochs of the small networks (without RUN)."
+)
 @click.option(
     "--out",
     type=UserPath(dir_okay=False),
@@ -226,7 +228,8 @@ def causes(*, images: int = 1_000, epochs: int = 5) -> list[Epoch]:
 def command(run: str | None, images: int, epochs: int, out: Path, as_json: bool) -> None:
     """Count the dead ReLU units of a run.
 
-    A unit is dead if it is 0 on every image, or clipped (ReLU6). Without RUN, small nets are trained that show the causes.
+    A unit is dead if its output is 0 on every image or, with ReLU6, at one of the bounds on every image. Without RUN, the command
+    trains small networks that show the causes.
 
     \b
     zoo analyze dead-relu

@@ -173,7 +173,7 @@ def worked_example() -> nn.Module:
 
 @click.command("local-affine")
 @click.argument("run", required=False, type=RUN)
-@click.option("--image", type=UserPath(), help="Image at which the net of RUN is analysed.")
+@click.option("--image", type=UserPath(), help="Image at which the network of RUN is analysed.")
 @click.option(
     "--out",
     type=UserPath(dir_okay=False),
@@ -183,10 +183,10 @@ def worked_example() -> nn.Module:
 )
 @as_json
 def command(run: str | None, image: Path | None, out: Path, as_json: bool) -> None:
-    """Show the affine function of a ReLU net around an input.
+    """Show the affine function of a ReLU network around an input.
 
-    It is W x + b, valid up to the nearest kink, whose distance is printed. Without RUN and --image, the exercise 1 -> 2 -> 2 -> 1
-    of the reported experiments (S2-Q2) is solved.
+    The function W x + b is valid up to the nearest kink; the distance to the kink is printed. Without RUN and --image, the command
+    solves the exercise 1 -> 2 -> 2 -> 1 of the reported experiments (S2-Q2).
 
     \b
     zoo analyze local-affine

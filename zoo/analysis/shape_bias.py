@@ -272,8 +272,8 @@ def of_run(run: Run, *, images: int = 2_000, seed: int = 0) -> tuple[list[Score]
 def command(run: str | None, images: int, seed: int, out: Path | None, as_json: bool) -> None:
     """Test whether a run relies on shape or texture.
 
-    The images lack colour, contrast, fine or coarse detail, or are edges, silhouettes or shuffled patches, or combine
-    the shape of one class with the texture of another.
+    The test images are modified: they lack colour, contrast, fine or coarse detail; show only edges or silhouettes; have shuffled
+    patches; or combine the shape of one class with the texture of another.
 
     \b
     zoo analyze shape-bias

@@ -124,7 +124,7 @@ def limited(until: str) -> Callable[[Any], Any]:
 
     def add(command: Any) -> Any:
         memory = click.option("--max-memory", default=0, metavar="MB", type=click.IntRange(0),
-                              help="Memory limit for a model file, in MB (0: set from its size).")  # fmt: skip
+                              help="Memory limit for running a model file, in MB (0: based on its size).")  # fmt: skip
         seconds = click.option("--timeout", default=60.0, show_default=True, metavar="S", type=Finite(0, min_open=True),
                                help=f"Time limit for {until}, in seconds.")  # fmt: skip
         return memory(seconds(command))

@@ -14,9 +14,9 @@ from zoo.cli._shared import Finite, Name, Numbers, UserPath, as_json, limited, r
 @click.option(
     "--quick", is_flag=True, help="Finish in seconds: fewer rounds, no torch.compile, no batch size that takes over 30 s."
 )
-@click.option("--batches", help="Batch sizes (default: 1,8,64,256; with --quick 1,8,64).")
+@click.option("--batches", help="Batch sizes, separated by commas (default: 1,8,64,256; with --quick 1,8,64).")
 @click.option(
-    "--devices", "--device", help="Devices, e.g. cpu,cuda (default: all that are available); a missing device is an error."
+    "--devices", "--device", help="Devices, such as cpu,cuda (default: all available devices); a missing device is an error."
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of each contender (default: the available cores).")
 @click.option(
@@ -27,36 +27,36 @@ from zoo.cli._shared import Finite, Name, Numbers, UserPath, as_json, limited, r
 @click.option(
     "--allow-cpu-fallback", is_flag=True, help="Fall back to the CPU if a GPU cannot run the model; the rows are marked."
 )
-@click.option("--serve", is_flag=True, help="Measure throughput and latency under load, by numbers of workers and threads.")
+@click.option("--serve", is_flag=True, help="Measure throughput and latency under load, by number of workers and threads.")
 @click.option("--scenario", type=click.Choice(["single", "multi", "server", "offline"]),
-              help="Run a load pattern of MLPerf inference: 10 minutes by its rules, or --seconds (marked as not valid).")  # fmt: skip
+              help="Run a scenario of MLPerf Inference: for 10 minutes, as its rules require, or for --seconds (marked as not valid).")  # fmt: skip
 @click.option(
     "--qps",
     type=Finite(min=0, min_open=True),
-    help="Queries per second of --scenario server (default: the highest rate within the bound).",
+    help="Queries per second of --scenario server (default: the highest rate within the latency bound).",
 )
 @click.option(
     "--latency-ms", type=Finite(min=0, min_open=True), help="Latency bound of --scenario server, in ms (default: 15)."
 )
 @click.option("--data", default="", metavar="NAME",
-              help="Measure the accuracy of a file or run on this data set or folder (default: the run's own).")  # fmt: skip
-@click.option("--data-dir", type=UserPath(), help="Folder of --data.")
+              help="Data set or folder to measure the accuracy of a file or run on (default: the run's data set).")  # fmt: skip
+@click.option("--data-dir", type=UserPath(), help="Folder of the data set in --data.")
 @click.option("--split", type=click.Choice(["test", "all"]), default="test", show_default=True, help="Images of --data to use.")
 @click.option(
     "--classes",
     type=UserPath(exists=True, dir_okay=False),
     metavar="FILE",
-    help="Text file with the class of each output, one per line, for a file without class names.",
+    help="Text file with the class of each output, one per line, for a model file without class names.",
 )
 @click.option("--mean", type=Numbers(), default="", metavar="R,G,B",
-              help="Channel means that a file without metadata subtracts from images scaled to 0..1.")  # fmt: skip
-@click.option("--std", type=Numbers(), default="", metavar="R,G,B", help="Standard deviations, likewise.")
-@click.option("--self-check", is_flag=True, help="Measure the overhead of zoo's timing against a bare loop.")
+              help="Channel means to subtract from images scaled to 0..1, for a model file without metadata.")  # fmt: skip
+@click.option("--std", type=Numbers(), default="", metavar="R,G,B", help="Channel standard deviations to divide by.")
+@click.option("--self-check", is_flag=True, help="Measure the overhead of zoo's timing relative to a bare loop.")
 @click.option("--compare", is_flag=True, help="Compare two CSV files of earlier benchmarks.")
 @click.option(
     "--out",
     type=UserPath(),
-    help="CSV file (default: bench.csv or serve.csv in the run folder or runs/bench; of a part in a checkout, bench/results/PART.csv).",
+    help="CSV file (default: bench.csv or serve.csv in the run folder or runs/bench; for a part in a checkout, bench/results/PART.csv).",
 )
 @limited("opening and running a model file once")
 @as_json
@@ -87,7 +87,7 @@ def command(
 ) -> None:
     """Benchmark runs, models, ONNX files or parts of zoo.
 
-    The parts are depthwise, focal_loss, image_files, int8_graph, int8_repair (of runs), loadgen, onnx_graph, recipes, startup
+    The parts are depthwise, focal_loss, image_files, int8_graph, int8_repair (takes runs), loadgen, onnx_graph, recipes, startup
     and training. Without an argument, the latest run is measured in PyTorch and every installed runtime.
 
     \b
@@ -103,11 +103,11 @@ def command(
 
     if compare:
         if len(what) != 2:
-            raise click.UsageError(f"--compare takes two CSV files, not {len(what)}; e.g. zoo bench --compare a.csv b.csv")
+            raise click.UsageError(f"--compare takes two CSV files, not {len(what)}: zoo bench --compare a.csv b.csv")
         zoo.bench.compare(Path(what[0]), Path(what[1]), as_json=as_json)
         return
     if sum(map(bool, (serve, self_check, scenario))) > 1:
-        raise click.UsageError("--serve, --scenario and --self-check exclude each other; give one of them")
+        raise click.UsageError("--serve, --scenario and --self-check are mutually exclusive; give one of them")
     request = zoo.bench.Request(
         quick=quick, batches=batches, devices=devices, threads=threads or 0, seconds=seconds or 0.0,
         allow_cpu_fallback=allow_cpu_fallback, serve=serve, self_check=self_check, scenario=scenario or "",

@@ -53,14 +53,14 @@ def _list(pattern: str, as_json: bool) -> None:
     type=click.Choice(["auto", "splits", "classes"]),
     default="auto",
     show_default=True,
-    help="Meaning of the subfolders of a folder.",
+    help="Meaning of the subfolders: splits or classes.",
 )
 @as_json
 def _verify(name: str, data_dir: Path | None, layout: str, as_json: bool) -> None:
-    """Read every file of a data set and report bad ones.
+    """Read every file of a data set and report bad files.
 
-    NAME is a data set, a folder, a CSV or Parquet list or an .npz file. Every unreadable file is listed with the reason; the exit code is
-    then 3. Classes, lists, checksums and images in both train and test are checked as well.
+    NAME is a data set, a folder, a CSV or Parquet list or an .npz file. Each unreadable file is listed with the reason, and the exit
+    code is 3. The command also checks classes, lists and checksums, and finds images that are in both train and test.
 
     \b
     zoo data verify cifar10 --data-dir FOLDER
@@ -76,7 +76,7 @@ def _verify(name: str, data_dir: Path | None, layout: str, as_json: bool) -> Non
     if name.partition(":")[0] not in registry.table("data") or (place and not expanded(place).exists()):
         wanted = place or name
         raise click.UsageError(
-            f"no data set or folder {wanted!r}{did_you_mean(wanted, registry.names('data'))}; list: zoo data"
+            f"no data set or folder {wanted!r}{did_you_mean(wanted, registry.names('data'))}; list them with: zoo data"
         )
     failed = None
     try:

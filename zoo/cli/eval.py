@@ -22,12 +22,12 @@ from zoo.cli._shared import RUN, UserPath, as_json, data_dir, moved, threads
     help="Folder for result.json and the tables as CSV (default: not written).",
 )
 @click.option("--skip-bad", is_flag=True, help="Skip images that cannot be read; the result reports their number.")
-@click.option("--calibrate", is_flag=True, help="Fit a temperature on the validation images, used by predict and export.")
+@click.option("--calibrate", is_flag=True, help="Fit a temperature on the validation images for predict and export.")
 @data_dir
 @threads
 @click.option(
     "--views", type=click.Choice(["none", "flip", "shift", "crops"]), default="none", show_default=True,
-    help="Average over each image and its mirror image (flip), also shifted by one pixel (shift), or over five crops and their mirror images (crops).",
+    help="Average the predictions for each image and its mirror image (flip), also shifted by one pixel (shift), or for five crops and their mirror images (crops).",
 )  # fmt: skip
 @as_json
 def command(
@@ -36,8 +36,8 @@ def command(
 ) -> None:  # fmt: skip
     """Evaluate a run: overall, macro and per-class accuracy.
 
-    RUN is a run folder, a name or its unique beginning (default: the latest), or hf:OWNER/NAME. Accuracies have 95 %
-    intervals; the table also lists classes by number of training images, confused pairs and the calibration error.
+    RUN is a run folder, a run's name or a unique prefix of it (default: the latest run), or hf:OWNER/NAME. Accuracies have 95 %
+    intervals. The output also has the accuracy by number of training images, the most confused pairs and the calibration error.
 
     \b
     zoo eval

@@ -31,56 +31,54 @@ def _precisions() -> list[str]:
     metavar="FILE",
     help="Export the model RUN (zoo models, timm/NAME or FILE.py:NAME) with these weights, without a run.",
 )
-@click.option(
-    "--data", metavar="NAME", help="Data set whose test images are compared and whose classes are named (with --weights)."
-)
+@click.option("--data", metavar="NAME", help="Data set with the test images to compare and the class names (with --weights).")
 @click.option(
     "--classes",
     type=UserPath(exists=True, dir_okay=False),
     metavar="FILE",
-    help="Text file with a class name per line (with --weights).",
+    help="Text file with one class name per line (with --weights).",
 )
 @click.option(
     "--mean",
     type=Numbers(),
     default="",
     metavar="R,G,B",
-    help="Channel means of the images that the weights expect (with --weights).",
+    help="Channel means of the input normalisation that the weights expect (with --weights).",
 )
 @click.option("--std", type=Numbers(), default="", metavar="R,G,B", help="Channel standard deviations (with --weights).")
 @click.option("--onnx", "fmt", flag_value="onnx", default="onnx", help="Write ONNX (default).")
 @click.option("--format", "fmt", type=Listed(_formats), help="File format (default: onnx).")
 @click.option("--precision", type=Listed(_precisions), default="fp32", show_default=True,
-              help="Number type; int8 is calibrated on the run's training images.")  # fmt: skip
+              help="Data type; int8 is calibrated on the run's training images.")  # fmt: skip
 @click.option("--preprocess", type=click.Choice(["none", "normalize", "full"]), default="normalize", show_default=True,
               help="Preprocessing in the file: none, normalisation, or everything (uint8 images of any size).")  # fmt: skip
 @click.option("--softmax", is_flag=True, help="Output probabilities instead of logits.")
 @click.option("--external-data", is_flag=True, help="Write the weights to a second file (automatic above 2 GB).")
 @click.option("--opset", type=int, help="ONNX operator set (default: chosen by the exporter).")
 @click.option(
-    "--target-ort", metavar="VERSION", help="Choose an operator set that this version of onnxruntime reads, e.g. 1.17."
+    "--target-ort", metavar="VERSION", help="Use the newest operator set that this onnxruntime reads, for example 1.17."
 )
 @click.option("--max-drop", type=Finite(0), default=0.5, show_default=True,
-              help="Largest loss of test accuracy with fp16 or int8, in points; int8 keeps sensitive layers in float32 to meet it.")  # fmt: skip
+              help="Largest drop in test accuracy with fp16 or int8, in points; int8 keeps sensitive layers in float32 to stay within it.")  # fmt: skip
 @click.option(
     "--reduce-range",
     is_flag=True,
-    help="Write int8 weights in 7 bits, for x86 CPUs without VNNI (AMD before Zen 4, Intel before about 2020).",
+    help="Store int8 weights with 7 bits, for x86 CPUs without VNNI (AMD before Zen 4, Intel before about 2020).",
 )
 @click.option(
     "--fastest", is_flag=True, help="Measure each format and precision on this machine; write the fastest within --max-drop."
 )
 @click.option("--images", type=click.IntRange(1), default=1000, show_default=True, metavar="N",
-              help="Test images of all classes to compare with PyTorch.")  # fmt: skip
+              help="Number of test images, from all classes, to compare with PyTorch.")  # fmt: skip
 @click.option("--full-test", is_flag=True,
-              help="Measure the accuracy of fp32 on all test images, not only on those compared; int8 and fp16 always do.")  # fmt: skip
-@click.option("--explain", is_flag=True, help="Write a table and a picture of the error of each layer, next to the file.")
-@click.option("--out", type=UserPath(), help="File (default: e.g. model.onnx or model.int8.onnx in the run folder).")
+              help="Measure the accuracy of an fp32 file on all test images, as is always done for int8 and fp16.")  # fmt: skip
+@click.option("--explain", is_flag=True, help="Write a table and a figure of each layer's error next to the file.")
+@click.option("--out", type=UserPath(), help="Output file (default: in the run folder, such as model.onnx or model.int8.onnx).")
 @click.option("--web", type=UserPath(), metavar="DIR", help="Write a page that classifies images in the browser.")
 @click.option("--triton", type=UserPath(), metavar="DIR", help="Write a model repository for NVIDIA Triton.")
 @click.option("--hub", type=UserPath(), metavar="DIR", help="Write a folder in the layout of the Hugging Face Hub.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
-@click.option("--skip-bad", is_flag=True, help="Check on the readable images only; skip the others.")
+@click.option("--skip-bad", is_flag=True, help="Skip images that cannot be read; compare on the others.")
 @data_dir
 @threads
 @as_json
@@ -89,8 +87,8 @@ def command(
 ) -> None:
     """Export a run to a file verified against PyTorch.
 
-    RUN is a run folder, a name or its unique beginning (default: the latest), or hf:OWNER/NAME; with --weights, a model. If the
-    outputs differ from PyTorch's, no file is written (exit 8).
+    RUN is a run folder, a run's name or a unique prefix of it (default: the latest run), or hf:OWNER/NAME; with --weights, it is a
+    model. If the outputs differ from PyTorch's, no file is written (exit 8).
 
     \b
     zoo export --onnx
@@ -103,7 +101,7 @@ def command(
     folders = {name: options.pop(name) for name in ("web", "triton", "hub")}
     place, chosen = next(((name, folder) for name, folder in folders.items() if folder), ("", None))
     if sum(map(bool, (*folders.values(), out))) > 1:
-        raise UsageError("--out, --web, --triton and --hub exclude each other; give one of them")
+        raise UsageError("--out, --web, --triton and --hub are mutually exclusive; give one of them")
     only_onnx = {key: options.pop(key) for key in ("opset", "target_ort", "external_data")}
     if fmt != "onnx" and chosen:
         raise UsageError(f"--{place} needs an ONNX file (format {fmt}); omit --format")

@@ -12,9 +12,9 @@ from zoo.cli._shared import RUN, UserPath, as_json, limited
 
 @click.command("predict")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--run", type=RUN, help="Run to use, also hf:OWNER/NAME (default: the latest).")
+@click.option("--run", type=RUN, help="Run to use, or hf:OWNER/NAME (default: the latest run).")
 @click.option("--onnx", type=UserPath(), help="Exported file to use instead of a run; torch is not needed.")
-@click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Classes per image.")
+@click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Number of classes to print per image.")
 @limited("opening a model file, and per image")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, one line per file and class.")
 @as_json
@@ -24,8 +24,8 @@ def command(
 ) -> None:  # fmt: skip
     """Classify images.
 
-    IMAGES are files, folders, patterns such as "photos/*.jpg", or - for standard input. A file that cannot be read gets an error
-    line and the exit code is 3; the other files are classified.
+    IMAGES are files, folders, patterns such as "photos/*.jpg", or - for standard input. If a file cannot be read, an error line is
+    printed for it, the other files are classified, and the exit code is 3.
 
     \b
     zoo predict cat.jpg photos/
@@ -35,9 +35,9 @@ def command(
     from zoo.data import _inputs
 
     if as_csv and as_json:
-        raise click.UsageError("--csv and --json exclude each other; give one of them")
+        raise click.UsageError("--csv and --json are mutually exclusive; give one of them")
     if run is not None and onnx is not None:
-        raise click.UsageError("--run and --onnx exclude each other; give one of them")
+        raise click.UsageError("--run and --onnx are mutually exclusive; give one of them")
     with _inputs.gathered(images) as named:
         answers = _answers([path for _, path in named], run, onnx, top, max_memory, timeout)
     answers = [answer | {"file": name} for answer, (name, _) in zip(answers, named)]

@@ -1,4 +1,4 @@
-"""Draw and compare runs."""
+"""Plot and compare runs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MOST = 20
 @click.option("--out", type=UserPath(), help="HTML file of the comparison of several runs (default: compare.html).")
 @as_json
 def command(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
-    """Draw a run, or compare several runs.
+    """Plot a run, or compare several runs.
 
-    For one run (default: the latest), draw its pictures and report page again. Several runs get one page with results, means over
-    seeds and paired tests.
+    For one run (default: the latest), write its figures and report page again. For several runs, write one page with the results,
+    means over seeds and paired tests.
 
     \b
     zoo report

@@ -15,15 +15,15 @@ from zoo.cli._shared import Name, as_json, echo_line, headline, recipe_names
 @click.command("reproduce")
 @click.argument("experiments", nargs=-1, type=Name(recipe_names))
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs per experiment.")
-@click.option("--data-dir", help="Folder of the data set (default: the cache, else a download).")
+@click.option("--data-dir", help="Folder of the data set (default: the cache, or a download).")
 @click.option("--device", help="auto, cpu, cuda or cuda:N (default: auto).")
 @click.option("--compile", is_flag=True, default=None, help="Train with torch.compile: slower start, faster steps.")
 @as_json
 def command(experiments: tuple[str, ...], seeds: int, as_json: bool, **place: Any) -> None:
     """Repeat reported experiments and compare the results.
 
-    EXPERIMENTS are names or patterns of recipes; without any, the experiments are listed. Finished runs are kept, interrupted
-    runs are resumed, and several processes can share the work.
+    EXPERIMENTS are names or patterns of recipes; without an argument, the experiments are listed. Finished runs are kept,
+    interrupted runs are resumed, and several processes can share the work.
 
     \b
     zoo reproduce

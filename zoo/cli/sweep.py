@@ -21,7 +21,7 @@ from zoo.cli._shared import Name, UserPath, as_json, echo_line, headline, recipe
 @click.option(
     "--select-on",
     type=click.Choice(["val", "test"]),
-    help="Split that selects the setting (default: val); test is marked on the result.",
+    help="Split that selects the setting (default: val); the result is marked if it is test.",
 )
 @click.option("--out", type=UserPath(file_okay=False), help="Folder of the sweep (default: in runs/sweeps).")
 @as_json
@@ -37,8 +37,8 @@ def command(
 ) -> None:
     """Train one recipe with several settings and seeds.
 
-    WHAT is a model or a recipe. SETTINGS are key=a,b,c (every value), key=log:LOW:HIGH or key=lin:LOW:HIGH (searched), or key=a
-    (fixed). The setting with the highest validation accuracy, averaged over seeds, is selected. Running the same command again
+    WHAT is a model or a recipe. SETTINGS are key=a,b,c (every value), key=log:LOW:HIGH or key=lin:LOW:HIGH (range to search), or
+    key=a (fixed). The setting with the highest validation accuracy, averaged over seeds, is selected. Running the same command again
     resumes the sweep: finished runs are kept, interrupted runs are resumed.
 
     \b

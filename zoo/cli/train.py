@@ -33,8 +33,8 @@ class _Train(RecipeCommand):
 @threads
 @click.option("--resume", is_flag=True, help="Resume the run in --out, or the latest run.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
-@click.option("--profile", is_flag=True, help="Measure where the time goes: parts of a step, operators, a trace.")
-@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its warnings; train nothing.")
+@click.option("--profile", is_flag=True, help="Profile the run: time per part of a step, time per operator, and a trace.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its warnings; do not train.")
 def command(
     what: str | None,
     settings: tuple[str, ...],
@@ -48,10 +48,10 @@ def command(
     """Train a model and evaluate it on the test images.
 
     WHAT is a model (zoo models), a recipe (zoo recipes), a recipe file (TOML, YAML, JSON), FILE.py:NAME, hf:OWNER/NAME (the
-    model of a repository on the Hugging Face hub, with its weights), or a run, whose recipe is trained on from its weights.
-    Without WHAT, the recipe demo is trained. SETTINGS are key=value and override the recipe, as options do. The defaults
-    below apply if neither the recipe nor the model sets the key (resnet32 sets cifar10 and 60 epochs): see the result with
-    --dry-run. List all settings with: zoo recipes --keys
+    model and weights of a repository on the Hugging Face Hub), or a run (its recipe, starting from its weights). The default
+    is the recipe demo. SETTINGS are key=value pairs that override the recipe, as options do. The defaults below apply if
+    neither the recipe nor the model sets the key (resnet32 sets cifar10 and 60 epochs); --dry-run prints the resolved values.
+    List all settings with: zoo recipes --keys
 
     \b
     zoo train resnet32 --data cifar10 --epochs 20
@@ -93,7 +93,7 @@ def command(
 
 
 def _check(recipe: Any) -> None:
-    """Check all that is known before training; print the images per class where they are known, and warnings."""
+    """Check everything that is known before training; print the images per class, if known, and the warnings."""
     from zoo.console import first_ten, print_line, print_lines
     from zoo.training import checks, lint
 

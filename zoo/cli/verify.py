@@ -52,7 +52,7 @@ def command(
             )
         if check.code:
             raise DisagreeError(
-                f"result differs from the recorded one ({file}, {check.name}: recorded {check.claimed}, found {check.found}); export it again: zoo export --onnx --force"
+                f"result differs from the recorded result ({file}, {check.name}: recorded {check.claimed}, found {check.found}); export it again: zoo export --onnx --force"
             )
     if not partial and (left := [check for check in checks if check.state == "not run"]):
         raise DisagreeError(
