@@ -1,4 +1,4 @@
-"""What the losses written in PyTorch take: any floating-point logits, labels of any integer type, class weights of any precision."""
+"""Inputs of the losses written in PyTorch: any floating-point logits, labels of any integer type, class weights of any precision."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 IGNORED = -100
-"""Label of a row that does not count, as in ``F.cross_entropy``."""
+"""Label of an ignored row, as in ``F.cross_entropy``."""
 
 
 def prepared(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits (N, C) in float32 or float64; labels (N,) in int64, or shares (N, C) in the logits' type; the weight (C,) in it too.
+    """Logits (N, C) in float32 or float64; labels (N,) in int64, or class shares (N, C) in the logits' type; weight (C,) in that type.
 
     Raises:
-        ValueError: logits or target of another shape.
+        ValueError: logits or target have another shape.
     """
     wanted = logits.shape if target.is_floating_point() else logits.shape[:1]
     if logits.dim() != 2 or target.shape != wanted:
@@ -24,12 +24,12 @@ def prepared(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Ten
 
 
 def converted(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same types for any shapes that ``F.cross_entropy`` takes."""
+    """Conversion to the same types, for any shapes that ``F.cross_entropy`` takes."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     target = target.to(wide.dtype) if target.is_floating_point() else target.long()
     return wide, target, None if weight is None else weight.to(wide.dtype)
 
 
 def one_hot(target: Tensor, classes: int) -> Tensor:
-    """(N, C) whether each class is the label (N,): of an ignored row, none."""
+    """(N, C) bool, whether each class is the row's label (N,); all False for an ignored row."""
     return target[:, None] == torch.arange(classes, device=target.device)

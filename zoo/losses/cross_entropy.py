@@ -11,7 +11,10 @@ from zoo.spec import LossSpec, Option
 
 
 class CrossEntropy(nn.Module):
-    """Logits (N, C[, ...]) and labels or shares to a scalar, divided as in ``F.cross_entropy``: by the weights of the labels, or by the rows for shares."""
+    """Cross entropy of logits (N, C[, ...]) and labels or class shares, a scalar.
+
+    It is divided as in ``F.cross_entropy``: by the sum of the labels' weights, or by the number of rows if the target is shares.
+    """
 
     weight: Tensor | None
 
@@ -24,7 +27,7 @@ class CrossEntropy(nn.Module):
         return F.cross_entropy(*converted(logits, target, self.weight), label_smoothing=self.label_smoothing)
 
     def with_stats(self, logits: Tensor, target: Tensor) -> ops.WithStats:
-        """The same loss and p_t of each row from one pass: cross entropy is the focal loss with exponent 0."""
+        """The same loss and p_t of each row, from one pass: cross entropy is the focal loss with exponent 0."""
         return ops.focal_loss_with_stats(
             logits, target, 0.0, self.weight, label_smoothing=self.label_smoothing, reduction="weighted_mean"
         )

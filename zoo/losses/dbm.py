@@ -1,4 +1,4 @@
-"""Difficulty-aware balancing margin (Son et al. 2025, arXiv:2412.15477): angular margins for rare classes and for wrong answers."""
+"""Difficulty-aware balancing margin (Son et al. 2025, arXiv:2412.15477): angular margins for rare classes and misclassified samples."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from zoo.losses._inputs import one_hot, prepared
 from zoo.spec import LossSpec, Option
 
 SMALLEST = 1e-12
-"""Bound of sin^2, whose root has no finite gradient at 0."""
+"""Lower bound of sin^2: the gradient of its square root is not finite at 0."""
 
 
 class Dbm(nn.Module):
     """Cross entropy after the label's angle is enlarged: s cos(theta_y) becomes s cos(theta_y + m_C + m_I).
 
-    m_C = angle n_min / n_y is the margin of the class, n = ``counts`` (C,); m_I = m_C (1 - cos theta_y) / 2 that of a sample
-    whose largest logit is not the label's, 0 for the others. The logits (N, C) are s cos, as returned by the ``_cosine`` models, s =
-    ``margin_scale``; a logit beyond s is shifted as one at s. ``tau`` log n_c is added to the logits as in balanced
-    softmax (Ren et al. 2020), with which the paper combines the margin; 0 leaves it out.
+    m_C = angle n_min / n_y is the margin of the class, with n = ``counts`` (C,). m_I = m_C (1 - cos theta_y) / 2 is the additional
+    margin of a sample if its largest logit is not the label's, and 0 otherwise. The logits (N, C) are s cos(theta), as returned by
+    the ``_cosine`` models, with s = ``margin_scale``; a logit outside of [-s, s] is shifted like the nearest bound. The paper combines
+    the margin with balanced softmax (Ren et al. 2020): ``tau`` log n_c is added to the logits; ``tau`` 0 omits this term.
 
-    A target of shares q (N, C) gives sum_c q_c l_c, l_c being the loss of label c with its own margin, as in
-    :class:`zoo.losses.ldam.Ldam`. Weights divide by sum_c q_c w_c.
+    For a target of class shares q (N, C), the loss is sum_c q_c l_c, where l_c is the loss of label c with its own margin, as in
+    :class:`zoo.losses.ldam.Ldam`. With class weights, it is divided by sum_c q_c w_c.
     """
 
     weight: Tensor | None
@@ -79,7 +79,7 @@ def reference(
     tau: float = 1.0,
     margin_scale: float = 30.0,
 ) -> Tensor:
-    """Row by row with angles, divided by the weights of the batch."""
+    """Row by row with angles, divided by the sum of the batch's weights."""
     total, weights = logits.new_zeros(()), logits.new_zeros(())
     for row, y in zip(logits, target.tolist()):
         theta = (row[y] / margin_scale).clamp(-1, 1).acos()
@@ -101,7 +101,7 @@ SPECS = {
         paper="Son et al. 2025, arXiv:2412.15477",
         options={
             "angle": Option("float", 0.1, "angular margin of the rarest class, in radians", ge=0, le=1.5),
-            "tau": Option("float", 1.0, "factor on the log class frequencies", ge=0, le=100),
+            "tau": Option("float", 1.0, "factor of the log class frequencies", ge=0, le=100),
             "margin_scale": Option("float", 30.0, "scale of the logits and margins", gt=0, le=1e4),
         },
         counts=True,

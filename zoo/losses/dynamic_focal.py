@@ -1,4 +1,4 @@
-"""Dynamic focal loss: a focal loss whose scale keeps the mean modulating factor at one (a reported experiment, no paper)."""
+"""Dynamic focal loss: a focal loss with a scale that keeps the mean modulating factor at one (a reported experiment, no paper)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ SUMS = ("total", "rows", "scale")
 
 
 class DynamicFocal(nn.Module):
-    """l = -s w_y (1 - p_t)^gamma log p_t; s = 1 / E[(1 - p_t)^gamma], from the last epoch, every ``rescale_every`` epochs.
+    """l = -s w_y (1 - p_t)^gamma log p_t; every ``every`` epochs, s becomes 1 / E[(1 - p_t)^gamma] of the epoch that has just ended.
 
-    Without s the focal loss, and so its gradient, shrinks as the model learns. E is the mean over the rows of the ended
-    epoch that are not ignored, each from the pass that computed its loss in training mode. ``max_scale`` caps s; 0: no cap.
+    Without s, the focal loss and therefore its gradient shrink as the model learns. E is the mean over the rows of that epoch that
+    are not ignored; the value of each row is from the pass that computed its loss in training mode. ``cap`` limits s; 0: no limit.
 
-    A target of shares q, from mixup or cutmix, gives the focal loss of a distribution (see :func:`zoo.ops.focal_loss`), and E the
-    mean of sum_c q_c (1 - p_c)^gamma: the factor of a blend is the blend of the factors of its labels.
+    For a target of class shares q, from mixup or cutmix, the loss is the focal loss of a distribution (see
+    :func:`zoo.ops.focal_loss`), and E is the mean of sum_c q_c (1 - p_c)^gamma: the factor of a mixed sample is the mixture of the
+    factors of its labels.
     """
 
     weight: Tensor | None
@@ -53,7 +54,7 @@ class DynamicFocal(nn.Module):
         return stats
 
     def _apply(self, fn: Any, recurse: bool = True) -> DynamicFocal:
-        """Move the sums with the module, in float64: half precision cannot count the rows of an epoch."""
+        """Move the sums with the module, but keep them in float64: half precision cannot count the rows of an epoch."""
         kept = {name: getattr(self, name) for name in SUMS}
         super()._apply(fn, recurse)
         for name, value in kept.items():
@@ -61,7 +62,7 @@ class DynamicFocal(nn.Module):
         return self
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """Rescale if due (``epoch`` counts from 0); returns the mean factor of this epoch and the scale from now on."""
+        """Update the scale if due (``epoch`` counts from 0); return the mean factor of this epoch and the new scale."""
         mean = float(self.total / self.rows.clamp(min=1))
         if (epoch + 1) % self.every == 0 and mean > 0:
             scale = 1 / mean

@@ -1,4 +1,4 @@
-"""Class-balanced softmax focal loss: the module around :func:`zoo.ops.focal_loss`, and its plain formula."""
+"""Class-balanced softmax focal loss: a module that calls :func:`zoo.ops.focal_loss`, and its plain formula."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from zoo.spec import LossSpec, Option
 class FocalLoss(nn.Module):
     """l = -w_y (1 - p_t)^gamma log p_t over logits (N, C) or (N, C, d1, ...); see :func:`zoo.ops.focal_loss`.
 
-    ``weight`` (C,) is a tensor, an array or a list of numbers, e.g. :func:`zoo.effective_weights` of the class counts.
+    ``weight`` (C,) is a tensor, an array or a list of numbers, for example :func:`zoo.effective_weights` of the class counts.
 
-    With a target of class shares q, as in mixup and cutmix, l = -sum_c w_c q_c (1 - p_c)^gamma log p_c (Mukhoti
-    et al. 2020): it is linear in q, so that the loss of a blend of two samples is the blend of the losses of its labels
-    (Zhang et al. 2018, the loss of mixup).
+    For a target of class shares q, as in mixup and cutmix, l = -sum_c w_c q_c (1 - p_c)^gamma log p_c (Mukhoti et al. 2020). This
+    loss is linear in q, so the loss of a mixture of two samples is the mixture of the losses of their labels (Zhang et al. 2018,
+    the loss of mixup).
 
     Example:
         >>> loss = FocalLoss(gamma=2.0)
@@ -71,7 +71,7 @@ def build(weight: Tensor | None = None, focal_gamma: float = 2.0, label_smoothin
 def reference(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, focal_gamma: float = 2.0, label_smoothing: float = 0.0
 ) -> Tensor:
-    """The mean over rows by autograd, from moderate logits (N, C) (Lin et al. 2017; Mukhoti et al. 2020)."""
+    """The mean over rows in plain PyTorch, for moderate logits (N, C) (Lin et al. 2017; Mukhoti et al. 2020)."""
     classes = logits.shape[1]
     log_p = logits.log_softmax(1)
     smoothed = (1 - label_smoothing) * nn.functional.one_hot(target, classes) + label_smoothing / classes  # (N, C)

@@ -12,10 +12,10 @@ from zoo.spec import LossSpec, Option
 
 
 class Hybrid(nn.Module):
-    """alpha CE + (1 - alpha) focal over logits (N, C): both with the reduction of the losses of these names.
+    """alpha CE + (1 - alpha) focal over logits (N, C), each reduced as in the loss of that name.
 
-    With ``switch_epoch``, alpha is 1 for that number of epochs. A target may be shares (N, C), from mixup or cutmix: both
-    parts are linear in the shares, and so is their sum. Cross entropy of shares is divided by the rows.
+    With ``switch_epoch``, alpha is 1 for that number of epochs. The target can be class shares (N, C), from mixup or cutmix: both
+    terms are linear in the shares, and so is their sum. The cross entropy of shares is divided by the number of rows.
     """
 
     weight: Tensor | None
@@ -27,7 +27,7 @@ class Hybrid(nn.Module):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the share of cross entropy for an epoch, counted from 0."""
+        """Set the weight of cross entropy for an epoch, counted from 0."""
         self.alpha = self.final if epoch >= self.switch_epoch else 1.0
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ SPECS = {
         paper=PAPER,
         options={
             "focal_gamma": GAMMA,
-            "alpha": Option("float", 0.5, "weight of cross entropy; the focal loss has 1 - alpha", ge=0, le=1),
+            "alpha": Option("float", 0.5, "weight of cross entropy; that of the focal loss is 1 - alpha", ge=0, le=1),
         },
         soft=True,
         fused=True,

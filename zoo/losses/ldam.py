@@ -14,14 +14,15 @@ from zoo.spec import LossSpec, Option
 
 
 class Ldam(nn.Module):
-    """Cross entropy after s m_y is taken from the label's logit, m_c = max_margin (n_min / n_c)^(1/4), n = ``counts`` (C,).
+    """Cross entropy after s m_y is subtracted from the label's logit: m_c = max_margin (n_min / n_c)^(1/4), n = ``counts`` (C,).
 
     The paper writes CE(s (cos - m)) with s = 30 and a head that returns cosines. Here the logits (N, C) are already s cos, as
-    returned by the ``_cosine`` models, so that their softmax is the model's probability.
+    returned by the ``_cosine`` models, so their softmax is the model's probability.
 
-    A target of shares q (N, C), from mixup or cutmix, gives sum_c q_c l_c, l_c being the loss of label c with its own margin: the
-    blend of the labels' losses (Zhang et al. 2018). A single softmax minus sum_c q_c m_c would differ: each margin separates
-    one class from the rest. Weights then divide by sum_c q_c w_c, which is w_y for one label.
+    For a target of class shares q (N, C), from mixup or cutmix, the loss is sum_c q_c l_c, where l_c is the loss of label c with its
+    own margin: the mixture of the labels' losses (Zhang et al. 2018). A single softmax with the margin sum_c q_c m_c would differ,
+    because each margin separates one class from the rest. With class weights, the loss is divided by sum_c q_c w_c, which is w_y for
+    a single label.
     """
 
     weight: Tensor | None
@@ -60,7 +61,7 @@ def reference(
     max_margin: float = 0.5,
     margin_scale: float = 30.0,
 ) -> Tensor:
-    """Row by row: -log(e^(z_y - s m_y) / (e^(z_y - s m_y) + sum of the others' e^z)), divided by the weights of the batch."""
+    """Row by row: -log(e^(z_y - s m_y) / (e^(z_y - s m_y) + sum of the others' e^z)), as a weighted mean over the batch."""
     raw = torch.tensor([n**-0.25 for n in counts], dtype=logits.dtype)
     margins = margin_scale * max_margin * raw / raw.max()
     total, weights = logits.new_zeros(()), logits.new_zeros(())

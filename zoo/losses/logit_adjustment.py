@@ -1,7 +1,7 @@
 """Logit-adjusted cross entropy: tau log pi_c is added to each logit in training (Menon et al. 2021, eq. 10).
 
-Balanced softmax, which weights each class of the softmax by its samples (Ren et al. 2020, eq. 3 and 4), is the same with tau
-= 1.
+Balanced softmax, which weights each class in the softmax by its number of samples (Ren et al. 2020, eq. 3 and 4), is the same
+loss with tau = 1.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from zoo.spec import LossSpec, Option
 
 
 class LogitAdjustment(nn.Module):
-    """CE(z + tau log pi, y), where pi are the shares of ``counts`` (C,), the training samples per class; logits (N, C), target (N,) or shares (N, C).
+    """CE(z + tau log pi, y) of logits z (N, C) and a target y: labels (N,) or class shares (N, C).
 
-    A class without samples counts as the rarest of the others. Cross entropy of shares is divided by the rows. Evaluation uses the model's logits without this term: they rank classes as if the training set were balanced.
+    pi is the class distribution of ``counts`` (C,), the training samples per class. A class without samples is treated like the
+    rarest of the others. If the target is shares, the loss is divided by the number of rows. Evaluation uses the model's logits
+    without this term: they rank classes as if the training set were balanced.
     """
 
     weight: Tensor | None
@@ -40,7 +42,7 @@ class LogitAdjustment(nn.Module):
 def reference(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, counts: Sequence[int] = (), tau: float = 1.0
 ) -> Tensor:
-    """log(1 + sum over other classes (pi_c / pi_y)^tau e^(z_c - z_y)), the paper's second form, over the weights of the batch."""
+    """The paper's second form, log(1 + sum over other classes (pi_c / pi_y)^tau e^(z_c - z_y)), as a weighted mean over the batch."""
     pi = torch.tensor(counts, dtype=logits.dtype) / sum(counts)
     own = logits.gather(1, target[:, None])
     terms = (pi / pi[target][:, None]) ** tau * (logits - own).exp()  # (N, C), 1 at the label
@@ -49,14 +51,14 @@ def reference(
 
 
 def balanced_softmax(counts: Sequence[int], weight: Tensor | None = None) -> LogitAdjustment:
-    """Logit adjustment with tau = 1, to which it is equal; ``counts`` (C,) training samples, ``weight`` (C,)."""
+    """Balanced softmax, which equals logit adjustment with tau = 1; ``counts`` (C,) training samples, ``weight`` (C,)."""
     return LogitAdjustment(counts, 1.0, weight)
 
 
 def balanced_softmax_reference(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, counts: Sequence[int] = ()
 ) -> Tensor:
-    """-log(n_y e^(z_y) / sum_c n_c e^(z_c)), divided by the weights of the batch."""
+    """-log(n_y e^(z_y) / sum_c n_c e^(z_c)), as a weighted mean over the batch."""
     mass = torch.tensor(counts, dtype=logits.dtype) * logits.exp()  # (N, C)
     rows = -(mass.gather(1, target[:, None]).squeeze(1) / mass.sum(1)).log()
     w = logits.new_ones(logits.shape[1]) if weight is None else weight
@@ -76,7 +78,7 @@ SPECS = {
         build=LogitAdjustment,
         reference=reference,
         paper="Menon et al. 2021, arXiv:2007.07314",
-        options={"tau": Option("float", 1.0, "factor on the log class frequencies", ge=0, le=100)},
+        options={"tau": Option("float", 1.0, "factor of the log class frequencies", ge=0, le=100)},
         counts=True,
         soft=True,
         weighted_mean=True,
