@@ -18,11 +18,11 @@ from zoo.errors import UsageError
 from zoo.export import _child, _guard
 
 BUSY = 0.25
-"""Cores in use by other processes above which a benchmark warns: synchronised threads then wait for the scheduler."""
+"""Number of cores in use by other processes above which a benchmark warns: synchronised threads then wait for the scheduler."""
 
 
 def names() -> list[str]:
-    """The benchmarks of zoo's own parts; runs and models use ``inference``."""
+    """Names of the benchmarks of zoo's own parts; runs and models use ``inference``."""
     return sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem != "inference")
 
 
@@ -43,7 +43,7 @@ class Request:
     """Queries per second of scenario ``server``."""
     latency_ms: float = 0.0
     data: str = ""
-    """Data set on whose images the accuracy of a file or run is measured; the next five fields are as in :class:`zoo.bench._own.Given`."""
+    """Data set to measure the accuracy of a file or run on; the next five fields are as in :class:`zoo.bench._own.Given`."""
     data_dir: str = ""
     split: str = "test"
     classes: Path | None = None
@@ -74,10 +74,10 @@ class Request:
 
 
 def command(what: str | Path | Sequence[str] | None = None, request: Request = Request()) -> Path:
-    """``zoo bench``: measure runs (default: the latest), models, files, or a part of zoo; print the table and the paths of the files.
+    """``zoo bench``: measure runs (default: the latest run), models, files, or a part of zoo; print the table and the paths of the files.
 
     Raises:
-        UsageError: contradictory settings.
+        UsageError: the settings contradict each other.
     """
     from zoo.console import print_line
 

@@ -23,34 +23,34 @@ class Receipt:
     bytes: int
     """Total size of all files."""
     files: tuple[str, ...]
-    """Their names: ``path`` first, then the files next to it."""
+    """Names of all files: that of ``path`` first, then the files next to it."""
     format: str
     precision: str
     opset: int
-    """ONNX operator set; 0 for other formats, as is ``ir_version``."""
+    """ONNX operator set; like ``ir_version``, 0 for other formats."""
     ir_version: int
     preprocess: str
     batches: tuple[int, ...]
     """Batch sizes of the check."""
     agree: int
-    """Of ``n`` images, those with the same class in the file and in PyTorch."""
+    """Number of the ``n`` images that have the same class in the file and in PyTorch."""
     n: int
     ties: int
-    """Images with another class within the tolerance: ties in PyTorch, or the precision permits it."""
+    """Number of images with another class within the tolerance: ties in PyTorch, or differences that the precision permits."""
     max_abs: float
     """Largest |difference| from PyTorch: of logits in standard deviations of PyTorch's logits, or of probabilities."""
     images: str
     """Description of the images."""
     seconds: float
     test: dict[str, Any] | None = None
-    """Accuracy of the file on test images: n, correct, accuracy, low, high; ``of``, the size of the test set, if ``n`` is a part of
-    it; for fp16 and int8 also ``fp32`` and ``drop`` (points)."""
+    """Accuracy of the file on test images: n, correct, accuracy, low, high; also ``of``, the size of the test set, if ``n`` is smaller;
+    for fp16 and int8 also ``fp32`` and ``drop`` (points)."""
     layers: list[dict[str, Any]] | None = None
-    """With ``explain``: for each layer its PyTorch module, kind and signal to noise ratios in dB."""
+    """With ``explain``: for each layer, its PyTorch module, kind and signal-to-noise ratios in dB."""
     calibration: dict[str, Any] | None = None
-    """For int8: method, number of images, seed, and the accuracy of all that were tried."""
+    """For int8: method, number of images, seed, and the accuracy of every method that was tried."""
     run: str = ""
-    """The accuracy of the run, in its own precision."""
+    """Accuracy of the run in its own precision, as text."""
 
     def line(self) -> str:
         """The receipt in one line."""
@@ -94,16 +94,16 @@ def onnx(
     target_ort: str | None = None,
     **options: Any,
 ) -> Receipt:
-    """Write a model as one ONNX file (of a run by default ``model.onnx``, ``model.fp16.onnx`` or ``model.int8.onnx`` in its folder).
+    """Write a model as one ONNX file (default for a run: ``model.onnx``, ``model.fp16.onnx`` or ``model.int8.onnx`` in its folder).
 
     Args:
-        external_data: write the weights to a second file, ``model.3f2a90c1.onnx.data`` with the first digits of its sha1;
+        external_data: write the weights to a second file, such as ``model.3f2a90c1.onnx.data`` with the first digits of its SHA-1;
             automatic above 2 GB.
-        opset: operator set; ``target_ort``, e.g. "1.17", selects the newest that this onnxruntime reads.
+        opset: operator set; ``target_ort``, such as "1.17", selects the newest operator set that this onnxruntime version reads.
         options: those of :func:`program`.
 
     Raises:
-        As :func:`program`; UsageError also for an opset that cannot be written.
+        As in :func:`program`; also UsageError for an operator set that cannot be written.
     """
     from zoo.export import _onnx
 
@@ -133,25 +133,25 @@ def program(
     std: Sequence[float] | None = None,
     **written: Any,
 ) -> Receipt:
-    """Write a model by one of the export targets: ``fmt`` "onnx", "pt2" (PyTorch), "openvino" or another with a file in this folder.
+    """Write a model with an export target: ``fmt`` "onnx", "pt2" (PyTorch), "openvino" or another format with a file in this folder.
 
     Args:
         model: a run, or any module that maps float32 (N, \\*input) to logits (N, classes); the module is not changed.
-        path: the file (default: in the run's folder, for one of the hub the current folder; needed for a module).
+        path: the file (default: in the run's folder, or in the current folder for a run of the hub; required for a module).
         preprocess: preprocessing in the file: "none", "normalize" (default for a run) or "full".
         softmax: return probabilities instead of logits.
         max_drop: points of test accuracy that a precision other than fp32 may lose against float32; int8 restores its most
-            sensitive layers to float32 until the loss on validation images is at most half of it.
-        reduce_range: int8 weights of 7 bits, for x86 CPUs without VNNI; otherwise only if 8 bits give wrong outputs on this CPU.
+            sensitive layers to float32 until the loss of accuracy on validation images is at most half of it.
+        reduce_range: store int8 weights with 7 bits, for x86 CPUs without VNNI; by default only if 8 bits give wrong outputs on this CPU.
         explain: measure the error of each layer of an ONNX file, and write it to ``NAME.layers.csv`` and ``.png`` next to it.
-        seed: of the choice of images for calibrating int8.
+        seed: seed of the choice of calibration images for int8.
         force: replace an existing file.
-        images: for a run, the number of test images of all classes to compare with PyTorch; for a module, the images:
-            (N, \\*input) floats as it takes them, or (N, H, W, 3) uint8 with ``mean`` and ``std``; noise by default.
-        full_test: measure the accuracy of fp32 on all test images of a run, not only on ``images``; that of the other
-            precisions always is.
-        input: shape of one input of a module, e.g. (3, 224, 224).
-        targets: (N,) class numbers of a module's images, to measure accuracy by.
+        images: for a run, the number of test images, from all classes, to compare with PyTorch; for a module, the images:
+            (N, \\*input) floats in the form that the module takes, or (N, H, W, 3) uint8 with ``mean`` and ``std``; noise by default.
+        full_test: measure the accuracy of an fp32 file on all test images of a run, not only on ``images``; for the other
+            precisions, this is always done.
+        input: shape of one input of a module, such as (3, 224, 224).
+        targets: (N,) class numbers of a module's images, to measure the accuracy.
         classes: names of a module's outputs (default: their numbers).
 
     Raises:
@@ -159,8 +159,8 @@ def program(
         UsageError: an unknown format, precision or preprocess, a module that does not accept ``input``, or a missing package.
         FileError: a weight is not finite, or the model cannot be traced.
         DataError: int8 without images.
-        DisagreeError: the file and PyTorch differ, accuracy drops too far, or frozen weights have changed.
-        DiskError: the file cannot be written. In each case nothing is published and an existing file is unchanged.
+        DisagreeError: the file and PyTorch differ, the accuracy drops too far, or frozen weights have changed.
+        DiskError: the file cannot be written. In each case, nothing is published and an existing file is unchanged.
     """
     from zoo import machine, registry
     from zoo.export import _pipeline
@@ -193,7 +193,7 @@ def _out(model: Any, path: str | Path | None, suffix: str) -> Path:
 
 
 def default_folder(run: Run) -> Path:
-    """Where the files of a run are written unless a path is given: in its folder, for one of the hub in the current folder."""
+    """Where the files of a run are written unless a path is given: its folder, or the current folder for a run of the hub."""
     from zoo import hub
 
     return Path() if run.path.parent == hub.root() else run.path

@@ -1,4 +1,4 @@
-"""Training from Python: ``zoo.train`` is ``zoo train`` with objects as arguments and a run as result."""
+"""Training from Python: ``zoo.train`` is ``zoo train`` with objects as arguments and a run as the result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Function(nn.Module):
 
 
 def _plain(value: Any) -> Any:
-    """A number of NumPy, a path or a device as the type that a recipe has."""
+    """A NumPy number, a path or a device, converted to the type that a recipe uses."""
     if isinstance(value, (Path, torch.device)):
         return str(value)
     return value.item() if isinstance(value, np.generic) else value
@@ -53,14 +53,14 @@ def train(
 ) -> Run:
     """Train as ``zoo train`` does and return the finished run. In a notebook, an interrupt saves the state.
 
-    ``what`` is a :class:`zoo.Recipe` or an argument of ``zoo train``: a model, a recipe, a recipe file, a run. ``overrides`` are
-    settings by name (``lr=0.05``), dots written as two underscores (``data__val=0.2``). ``on_epoch`` receives the rows of
-    each epoch. ``loss`` is called with logits (N, C) and targets (N,); it and ``data`` replace those of the recipe and are
+    ``what`` is a :class:`zoo.Recipe` or an argument of ``zoo train``: a model, a recipe, a recipe file or a run. ``overrides`` are
+    settings by name (``lr=0.05``), with dots written as two underscores (``data__val=0.2``). ``on_epoch`` receives the rows of
+    each epoch. ``loss`` is called with logits (N, C) and targets (N,). ``loss`` and ``data`` replace those of the recipe and are
     not stored in it: pass them again to resume. ``profile`` is ``zoo train --profile``.
 
     Raises:
-        UsageError, DataError, FileError, DivergedError, DiskError, BusyError: as :func:`zoo.training.train`.
-        TypeError: an argument of another type.
+        UsageError, DataError, FileError, DivergedError, DiskError, BusyError: as in :func:`zoo.training.train`.
+        TypeError: an argument has the wrong type.
     """
     if not isinstance(what, (Recipe, str, Path)):
         raise TypeError(f"what is {type(what).__name__}; give a Recipe, or the name of a model or recipe")

@@ -1,4 +1,4 @@
-"""User errors as exceptions, each with the exit code of the command that raises it."""
+"""User errors as exceptions, each with the exit code of the command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class ZooError(Exception):
-    """A fault that the user can correct; ``code`` is the exit code of the command."""
+    """An error that the user can correct; ``code`` is the exit code of the command."""
 
     code = 1
 
@@ -30,7 +30,7 @@ class FileError(ZooError):
 
 
 class DivergedError(ZooError):
-    """Training met a non-finite loss."""
+    """The loss became non-finite in training."""
 
     code = 5
 
@@ -54,7 +54,7 @@ class DisagreeError(ZooError):
 
 
 def did_you_mean(word: str, known: Iterable[str], n: int = 3) -> str:
-    """`` (did you mean a, b?)`` with up to ``n`` near names, or an empty string.
+    """`` (did you mean a, b?)`` with up to ``n`` similar names, or an empty string.
 
     >>> did_you_mean("resnet23", ["resnet32", "alexnet"])
     ' (did you mean resnet32?)'

@@ -1,8 +1,8 @@
-"""The focal loss of numpy arrays and its gradient, without torch: for users of numpy, JAX and scikit-learn.
+"""The focal loss of NumPy arrays and its gradient, without torch: for users of NumPy, JAX and scikit-learn.
 
-The arguments are those of :func:`zoo.ops.focal_loss`. Three ways lead to the same loss: ``zoo._native``, the C++ kernel with no
-torch, which is built for one version of Python; the same kernel in ``zoo._C`` through torch, for every other version; and the
-formula in numpy, where nothing is built. :func:`kernel` names the one in use.
+The arguments are those of :func:`zoo.ops.focal_loss`. There are three implementations of the same loss: ``zoo._native``, the C++
+kernel without torch, which is built for one Python version; the same kernel in ``zoo._C`` through torch, for every other version;
+and the formula in NumPy, if nothing is built. :func:`kernel` names the implementation in use.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ def focal_loss(
 ) -> Loss:
     """Focal loss of each row, l = -w_y (1 - p_t)^gamma log p_t, reduced (Lin et al. 2017, eq. 4); gamma 0 is cross entropy.
 
-    A target of shares q of the classes gives l = -sum_c w_c q_c (1 - p_c)^gamma log p_c (Mukhoti et al. 2020). Label smoothing s
-    makes q = (1 - s) q + s / C.
+    For a target of class shares q, l = -sum_c w_c q_c (1 - p_c)^gamma log p_c (Mukhoti et al. 2020). Label smoothing s replaces q by
+    (1 - s) q + s / C.
 
     Args:
-        logits: (N, C) float32, float64 or float16, any strides; whatever ``numpy.asarray`` makes one of, as of JAX's arrays.
-        target: (N,) labels of an integer type in [0, C), or ``ignore_index``; or (N, C) floating-point shares of the classes.
-        weight: (C,) floating-point weight of each class, e.g. :func:`zoo.effective_weights` of the class counts.
+        logits: (N, C) float32, float64 or float16, any strides; or anything that ``numpy.asarray`` converts, such as a JAX array.
+        target: (N,) labels of an integer type in [0, C), or ``ignore_index``; or (N, C) floating-point class shares.
+        weight: (C,) floating-point weight of each class, for example :func:`zoo.effective_weights` of the class counts.
         reduction: "none"; "mean" over the rows that are not ignored; "sum"; "weighted_mean": divided by the sum of the labels'
-            weights, or by the rows where the target is shares. No rows, or all ignored: 0.
-        scale: factor on loss and gradient.
+            weights, or by the number of rows if the target is shares. Without rows, or if all are ignored, the loss is 0.
+        scale: factor of the loss and gradient.
 
     Returns:
         The loss in float32 (float64 for float64 logits): a scalar, or (N,) for "none".
 
     Raises:
-        IndexError: a label out of range, with its place.
+        IndexError: a label out of range, with its position.
         TypeError, ValueError: an argument of wrong type, shape or range.
 
     Example:
@@ -75,9 +75,9 @@ def focal_loss_and_grad(
     reduction: str = "mean",
     scale: float = 1.0,
 ) -> tuple[Loss, NDArray[np.floating[Any]]]:
-    """:func:`focal_loss` and its gradient in the logits, (N, C) of their type, from one pass over them.
+    """:func:`focal_loss` and its gradient with respect to the logits, (N, C) in their type, from one pass over them.
 
-    With "none" row n of the gradient is that of the loss of row n. The gradient of an ignored row is 0.
+    With "none", row n of the gradient is the gradient of the loss of row n. The gradient of an ignored row is 0.
 
     Example:
         >>> focal_loss_and_grad(np.zeros((1, 2)), [0], gamma=0)[1]
@@ -98,7 +98,7 @@ class Call(NamedTuple):
 
     logits: NDArray[Any]
     target: NDArray[Any]
-    """(N,) int64 labels, or shares (N, C) of the type of the loss."""
+    """(N,) int64 labels, or class shares (N, C) in the type of the loss."""
     weight: NDArray[Any] | None
     gamma: float
     label_smoothing: float
@@ -116,7 +116,7 @@ class Call(NamedTuple):
 
 
 def _accurate(logits: NDArray[Any]) -> np.dtype[Any]:
-    """The type of the loss, of weights and of shares."""
+    """The type of the loss, the weights and the shares."""
     return np.dtype(np.float64 if logits.dtype == np.float64 else np.float32)
 
 

@@ -1,12 +1,12 @@
-"""The focal loss op: schema, PyTorch formula, autograd, and which kernel serves it.
+"""The focal loss op: schema, PyTorch formula, autograd, and choice of the kernel.
 
-``torch.ops.zoo.focal_loss`` takes logits (N, C) or (N, C, L) and writes the gradient during the forward pass. Its formula
+``torch.ops.zoo.focal_loss`` takes logits (N, C) or (N, C, L) and computes the gradient during the forward pass. Its formula
 (``zoo/focal_formula.py``) runs on every device; ``zoo._C`` (C++) and ``zoo._C_cuda``, if built, replace it with kernels that
 return the same values. Use :func:`focal_loss`, which checks its arguments (``zoo/focal_arguments.py``).
 
-There are three paths. Plain CPU tensors without an active mode or tracer are passed to the kernel by address, without the
-dispatcher. Other calls that need the value and the first derivative in the logits use the op. Every other derivative,
-transform or trace uses the formula in PyTorch's operators (``differentiable``).
+There are three paths. Plain CPU tensors without an active mode or tracer are passed to the kernel by address, bypassing the
+dispatcher. Other calls that need the value and the first derivative with respect to the logits use the op. Every other
+derivative, transform or trace uses the formula in PyTorch's operators (``differentiable``).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class WithStats(NamedTuple):
 
     loss: Tensor
     p: Tensor
-    """p_t of each row, the sum of q_c p_c for shares q; 1 for ignored rows."""
+    """p_t of each row, or the sum of q_c p_c for class shares q; 1 for ignored rows."""
     factor: Tensor
     """Mean of (1 - p_t)^gamma, or of sum_c q_c (1 - p_c)^gamma, over the rows that are not ignored; 0 if there are none."""
 
@@ -73,37 +73,38 @@ def focal_loss(
 ) -> Tensor:
     """Focal loss of each row, l = -w_y (1 - p_t)^gamma log p_t, reduced (Lin et al. 2017, eq. 4; weights: Cui et al. 2019).
 
-    p_t is the softmax probability of the label from the unweighted logits; gamma 0 is cross entropy. A target of shares q of
-    the classes gives l = -sum_c w_c q_c (1 - p_c)^gamma log p_c, each class with its own modulating factor (Mukhoti et al. 2020,
-    the focal loss of a distribution q). Label smoothing s makes q = (1 - s) q + s / C, as in ``F.cross_entropy``: it then still
-    acts on rows that are already right, where a single factor (1 - p_t)^gamma would take it away.
+    p_t is the softmax probability of the label from the unweighted logits; gamma 0 is cross entropy. For a target of class shares
+    q, l = -sum_c w_c q_c (1 - p_c)^gamma log p_c, where each class has its own modulating factor (Mukhoti et al. 2020, the focal
+    loss of a distribution q). Label smoothing s replaces q by (1 - s) q + s / C, as in ``F.cross_entropy``. It then still acts on
+    rows that are already classified correctly, where a single factor (1 - p_t)^gamma would suppress it.
 
     Args:
         logits: (C,), (N, C) or (N, C, d1, ...) float32, float64, bfloat16 or float16, any strides. -inf masks a class: p = 0, and
             its term is 0 if its share or weight is 0. A row with NaN or +inf, or with -inf only, has a loss and gradient of NaN.
-        target: (), (N,) or (N, d1, ...) labels of an integer type in [0, C), or ``ignore_index``; or floating-point shares of
-            the logits' shape; or (labels, other labels, share of the first), which is mixup without the shares' memory (Zhang
-            et al. 2018): the share is one number or a tensor of one or of each row. A row with an ignored label is ignored.
-        weight: (C,) floating-point weight of each class, a tensor or a numpy array.
-        reduction: "none"; "mean" over the rows that are not ignored; "sum"; "weighted_mean": divided as ``F.cross_entropy``
-            does, by the sum of the labels' weights, or by the rows where the target is shares or two labels. No rows, or all
-            ignored: 0 with zero gradient.
-        scale: factor on loss and gradient, applied before a half-precision gradient is rounded. float16 logits under autocast are
-            converted to float32 first, as autocast does for ``F.cross_entropy``, so that a gradient scaler's factor comes in time.
+        target: (), (N,) or (N, d1, ...) labels of an integer type in [0, C), or ``ignore_index``; or floating-point class shares
+            of the logits' shape; or (labels, other labels, share of the first), mixup without the memory of shares (Zhang et al.
+            2018): the share is a number, or a tensor with one value or one per row. A row with an ignored label is ignored.
+        weight: (C,) floating-point weight of each class, a tensor or a NumPy array.
+        reduction: "none"; "mean" over the rows that are not ignored; "sum"; "weighted_mean": divided as in ``F.cross_entropy``,
+            by the sum of the labels' weights, or by the number of rows if the target is shares or two labels. Without rows, or if
+            all are ignored, the loss is 0 with zero gradient.
+        scale: factor of the loss and gradient, applied before a half-precision gradient is rounded. Under autocast, float16 logits
+            are first converted to float32, as for ``F.cross_entropy``, so that a gradient scaler's factor applies before rounding.
         inplace: write the gradient over the logits, if they require one, so that no second tensor of their size is allocated.
-            Their values are lost, so the logits must not be a leaf or a view, and whatever else has saved them for its backward
-            pass (an activation before the loss) raises PyTorch's error about a change in place. Eager mode and the first
-            derivative only.
+            Their values are lost: the logits must not be a leaf or a view, and if another operation (such as an activation before
+            the loss) has saved them for its backward pass, that pass raises PyTorch's error about a change in place. Supports only
+            eager mode and the first derivative.
 
     Returns:
-        The loss in float32 (float64 for float64 logits; a float16 sum would overflow); one per row for "none". The first
-        derivative in the logits comes from the kernel. Every other (of any order, in the weight or in shares, in forward mode,
-        under ``torch.func``) comes from the formula in PyTorch; for the second, the logits stay alive until the backward pass.
+        The loss in float32 (float64 for float64 logits; a float16 sum would overflow); one value per row for "none". The kernel
+        computes the first derivative with respect to the logits. The formula in PyTorch computes all other derivatives (higher
+        orders, with respect to the weight or shares, in forward mode, under ``torch.func``); for the second derivative, the logits
+        stay alive until the backward pass.
 
     Raises:
-        IndexError: a label out of range. On the CPU before anything is written; under ``torch.jit.trace`` that row's loss is
-            NaN instead. On CUDA that row's loss is NaN and its gradient 0, and the error comes later, see
-            :func:`raise_wrong_label`; ``ZOO_SYNC=1`` raises in place.
+        IndexError: a label out of range. On the CPU, it is raised before anything is written; under ``torch.jit.trace``, that
+            row's loss is NaN instead. On CUDA, that row's loss is NaN and its gradient 0, and the error is raised later, see
+            :func:`raise_wrong_label`; with ``ZOO_SYNC=1``, the call itself raises it.
         TypeError, ValueError: an argument of wrong type, shape, device or range.
     """
     if _C is not None and not torch.compiler.is_compiling():
@@ -131,14 +132,14 @@ def focal_loss_with_stats(
 
 
 def raise_wrong_label() -> None:
-    """Raise for a label out of range that a kernel on CUDA has met since the last call; otherwise it costs one memory read.
+    """Raise if a CUDA kernel has found a label out of range since the last call; otherwise, the cost is one memory read.
 
-    It does not synchronise: an error of a kernel is visible once its stream was synchronised, for instance by
-    ``loss.item()``. Eager calls of :func:`focal_loss` on CUDA call it first, and ``zoo train`` calls it if a loss is not
+    The function does not synchronise: the error of a kernel is visible once its stream has been synchronised, for example by
+    ``loss.item()``. Eager calls of :func:`focal_loss` on CUDA call this function first, and ``zoo train`` calls it if a loss is not
     finite; after compiled steps or the replay of a CUDA graph, call it yourself. The PyTorch formula returns NaN.
 
     Raises:
-        IndexError: naming one such row, which is then cleared; the device remains usable.
+        IndexError: with the number of one such row, which is then cleared; the device remains usable.
     """
     if _C_cuda is not None and (row := _C_cuda.take_wrong_row()) >= 0:
         raise IndexError(
@@ -148,7 +149,7 @@ def raise_wrong_label() -> None:
 
 
 def kernel() -> str:
-    """One line that names the active kernels of the loss: "C++ avx512, CUDA", "PyTorch (no compiler found)", or a load error."""
+    """The active kernels of the loss in one line: "C++ avx512, CUDA", "PyTorch (no compiler found)", or a load error."""
     if _broken:
         return _broken
     served = []
@@ -275,11 +276,11 @@ def _direct(
 
 
 class _Focal(torch.autograd.Function):
-    """Connects a loss to its gradient in eager mode: cheaper than ``register_autograd``, without multiplying by 1.
+    """Connects a loss to its gradient in eager mode: cheaper than ``register_autograd``, and without multiplying by 1.
 
-    ``call`` repeats the loss by the formula, for a derivative of the gradient. The logits are not among autograd's saved tensors,
-    unless hooks move these (``torch.utils.checkpoint``, ``save_on_cpu``): autograd would reject them after a change in place even
-    if only the first derivative is requested, which does not need them. With ``inplace`` the gradient has overwritten the logits.
+    ``call`` repeats the loss by the formula, for a derivative of the gradient. Unless hooks move autograd's saved tensors
+    (``torch.utils.checkpoint``, ``save_on_cpu``), these do not include the logits: after a change in place, autograd would reject
+    them even for the first derivative, which does not need them. With ``inplace``, the gradient has overwritten the logits.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""A run loaded as an object: its model, data and predictions; models created by name."""
+"""Runs as objects, with model, data and predictions, and models created by name."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ class Run:
     temperature: float = 1.0
     """Divisor of the model's logits (:func:`calibrate`); 1: not calibrated."""
     weights: str = ""
-    """Digest of the weights."""
+    """Digest of the model's weights."""
 
     @property
     def stored(self) -> int:
-        """Side in pixels of the stored images of the run's data set: that of the model's input, or larger and centre-cropped."""
+        """Side length in pixels of the data set's stored images: that of the model's input, or larger (then centre-cropped)."""
         size = self.input[1]
         return stored_side(size) if registry.entry("data", self.recipe.data.name).get("margin") else size
 
     def dataset(self) -> DataSet:
-        """The data set of the run, split as it was.
+        """The data set of the run, with the splits of the training.
 
         Raises:
-            FileError: it has other classes. DataError: it is missing, it was given as an object (``zoo.train(data=...)``), or it has other images than at the
-                time of training: each split could then contain images that were trained on.
+            FileError: the data set has other classes. DataError: it is missing, it was passed as an object
+                (``zoo.train(data=...)``), or its images have changed since training: each split could then contain training images.
         """
         if given := self.env.get("data_given"):
             raise DataError(
@@ -86,14 +86,14 @@ def create_model(
     """Build a registered model.
 
     Args:
-        classes: number of outputs, any integer type; None for the model's own.
-        weights: ``default`` (the published ones), a file or a run; None or ``none`` starts at random.
+        classes: number of outputs, any integer type; None for the model's own number.
+        weights: ``default`` (the published weights), a file or a run; None or ``none`` for random initialisation.
         freeze: a role (:func:`zoo.training.freezing.freeze`); None or ``none`` trains all layers.
 
     Raises:
         UsageError: unknown name or role.
-        FileError: weights that cannot be found or do not fit.
-        TypeError, ValueError: an argument of another type, or ``classes`` below 1.
+        FileError: the weights cannot be found or do not fit.
+        TypeError, ValueError: an argument has the wrong type, or ``classes`` is below 1.
     """
     if not isinstance(name, str):
         raise TypeError(f"name is {type(name).__name__}; give the name of a model, e.g. 'resnet32'")
@@ -115,12 +115,14 @@ def create_model(
 
 @machine.torch_defaults()
 def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
-    """A run by folder, name, unique prefix, or the latest, with its best weights; ``skip_bad`` as in :class:`zoo.recipe_tables.Data`.
+    """Load a run by folder, name or unique prefix (default: the latest run), with its best weights.
+
+    ``skip_bad`` is as in :class:`zoo.recipe_tables.Data`.
 
     Raises:
         UsageError: no such run.
-        FileError: no run yet, or weights that are missing or damaged.
-        TypeError: ``name`` of another type.
+        FileError: there is no run yet, or the weights are missing or damaged.
+        TypeError: ``name`` has the wrong type.
     """
     if not isinstance(name, (str, Path, type(None))):
         raise TypeError(f"name is {type(name).__name__}; give a run's folder or name, or None for the latest run")
@@ -155,8 +157,8 @@ def evaluate(
     ``views`` averages the probabilities of several views of each image: ``flip``, ``shift`` or ``crops`` (:mod:`zoo.training.views`).
 
     Raises:
-        FileError: the data has other classes. DataError: as :meth:`Run.dataset`, or the split is empty.
-        TypeError, ValueError: an argument of another type, or an unknown split or kind of views.
+        FileError: the data has other classes. DataError: as in :meth:`Run.dataset`, or the split is empty.
+        TypeError, ValueError: an argument has the wrong type, or the split or kind of views is unknown.
     """
     if not isinstance(run, Run) or not isinstance(data, (DataSet, type(None))):
         raise TypeError(
@@ -183,14 +185,14 @@ def evaluate(
 
 
 def check_classes(run: Run, data: DataSet) -> None:
-    """FileError with the first difference unless a data set has the classes of a run; independent of the locale."""
+    """Raise FileError with the first difference unless a data set has the classes of a run; independent of the locale."""
     of_model, of_data = (tuple(map(files.as_utf8, names)) for names in (run.classes, data.classes))
     if of_model != of_data:
         raise FileError(f"classes differ ({_difference(of_model, of_data)}); use the data the run was trained on")
 
 
 def calibrate(run: Run, data: DataSet | None = None) -> tuple[Run, calibration.Calibration]:
-    """Fit a temperature on the run's validation images, store it in the run folder; the calibrated run and the result.
+    """Fit a temperature on the run's validation images and store it in the run folder; return the calibrated run and the result.
 
     Raises:
         DataError: the run has no validation images.
@@ -210,10 +212,10 @@ def _difference(of_model: Sequence[str], of_data: Sequence[str]) -> str:
 
 @machine.torch_defaults()
 def read_input(run: Run, path: Path) -> tuple[np.ndarray, Tensor]:
-    """An image file as stored by the run's data set, (H, W, 3) uint8, and as its model's input, (3, h, w) normalised.
+    """Read an image file: as the run's data set stores it, (H, W, 3) uint8, and as the model's input, (3, h, w) normalised.
 
     Raises:
-        DataError: a file that is not an image.
+        DataError: the file is not an image.
     """
     image = square(read_image(path, run.stored), run.stored)
     return image, _augment.normalise(torch.tensor(image)[None], run.mean, run.std, torch.float32, size=run.input[1])[0]
@@ -221,10 +223,10 @@ def read_input(run: Run, path: Path) -> tuple[np.ndarray, Tensor]:
 
 @machine.torch_defaults()
 def predict_files(run: Run, paths: Sequence[str | Path], *, top: int = 3) -> list[dict[str, Any]]:
-    """For each image file ``{"file", "top": [(class, probability), ...]}``, or ``{"file", "error"}`` if it can't be read.
+    """Classify image files: ``{"file", "top": [(class, probability), ...]}`` for each, or ``{"file", "error"}`` if it cannot be read.
 
     Raises:
-        TypeError: one path in place of several.
+        TypeError: ``paths`` is one path instead of a list.
     """
     if isinstance(paths, (str, bytes, Path)):
         raise TypeError(f"paths is {type(paths).__name__}; give a list of paths")

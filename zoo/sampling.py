@@ -1,8 +1,8 @@
-"""Which samples, in which order, with which weights: pure functions on arrays (numpy only).
+"""Choice, order and weights of samples: pure functions on arrays (NumPy only).
 
 Random numbers come from Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), keyed by seed and epoch,
-so they never depend on workers, batch size or earlier calls. They are derived from the generator's raw 64-bit words, whose
-values numpy keeps stable, unlike those of its ``permutation`` or ``normal``.
+so they never depend on workers, batch size or earlier calls. They are derived from the generator's raw 64-bit words, which NumPy
+keeps stable between versions, unlike the values of ``permutation`` or ``normal``.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 DRAWS, ORDER, CARVE, TAIL, PICK = range(5)
-"""Purposes, so that no two uses of one seed share a stream."""
+"""Purposes of random numbers, so that no two uses of a seed share a stream."""
 
 EASY, HARD = 0.8, 0.2
-"""p_t from which a sample counts as easy, and below which as hard (no source gives thresholds)."""
+"""A sample counts as easy from the first p_t on and as hard below the second (no source gives thresholds)."""
 
 FLOOR = 1e-3
-"""Smallest 1 - p_t in the focal sampler: confident samples are drawn now and then, so that a confident mistake can be corrected."""
+"""Smallest 1 - p_t in the focal sampler: confident samples are still drawn occasionally, so that a confident error can be corrected."""
 
 
 def words(seed: int, epoch: int, n: int, purpose: int = DRAWS, column: int = 0) -> np.ndarray:
-    """(n,) uint64; word i depends on the key and i only, not on n.
+    """Random words, (n,) uint64; word i depends only on the key and i, not on n.
 
     Raises:
-        ValueError: a key out of range (seed < 2^64, epoch < 2^48, column < 2^12).
+        ValueError: the key is out of range (seed < 2^64, epoch < 2^48, column < 2^12).
     """
     if not (0 <= seed < 2**64 and 0 <= epoch < 2**48 and 0 <= column < 2**12):
         raise ValueError(f"random key out of range (seed {seed}, epoch {epoch}, column {column})")
@@ -42,7 +42,7 @@ def words(seed: int, epoch: int, n: int, purpose: int = DRAWS, column: int = 0) 
 
 
 def uniforms(seed: int, epoch: int, n: int, k: int) -> np.ndarray:
-    """(n, k) float32 in [0, 1); element (i, j) depends on (seed, epoch, i, j) only, not on n or k."""
+    """Random numbers (n, k), float32 in [0, 1); element (i, j) depends only on (seed, epoch, i, j), not on n or k."""
     drawn = np.empty((n, k), np.float32)
     for column in range(k):
         drawn[:, column] = (words(seed, epoch, n, DRAWS, column) >> np.uint64(40)).astype(np.float32)
@@ -56,10 +56,10 @@ def order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def slots(seed: int, epoch: int, order: np.ndarray, n: int, k: int) -> np.ndarray:
-    """(len(order), k) float32 in [0, 1): the draws of each place of ``order``, whose entries are samples below ``n``.
+    """Random numbers (len(order), k), float32 in [0, 1), for each position in ``order``, which lists samples below ``n``.
 
-    They depend on (seed, epoch, sample, how often the sample came before), so a sample that is drawn twice is augmented
-    differently each time; the first draw equals :func:`uniforms`.
+    They depend on (seed, epoch, sample, number of earlier occurrences of the sample), so a sample that is drawn twice is augmented
+    differently each time; the numbers of the first occurrence equal :func:`uniforms`.
     """
     again = _rank(order, np.arange(len(order)))
     drawn = np.empty((len(order), k), np.float32)
@@ -71,7 +71,7 @@ def slots(seed: int, epoch: int, order: np.ndarray, n: int, k: int) -> np.ndarra
 
 
 def pick(seed: int, epoch: int, chances: np.ndarray) -> np.ndarray:
-    """As many positions as there are ``chances`` (n,), drawn independently with these probabilities, (n,) int64."""
+    """Positions (n,) int64, drawn independently with the probabilities ``chances`` (n,)."""
     reach = np.cumsum(chances, dtype=np.float64)
     at = (words(seed, epoch, len(chances), PICK) >> np.uint64(11)).astype(np.float64) * 2.0**-53 * reach[-1]
     return np.minimum(np.searchsorted(reach, at, side="right"), np.flatnonzero(chances)[-1])
@@ -80,11 +80,12 @@ def pick(seed: int, epoch: int, chances: np.ndarray) -> np.ndarray:
 def chances(
     name: str, targets: np.ndarray, *, epoch: int = 0, epochs: int = 1, p: np.ndarray | None = None, exponent: float = 2.0
 ) -> np.ndarray:
-    """Probability of each sample (n,) float64 under a sampler; they sum to 1.
+    """Probability of each sample under a sampler, (n,) float64; the probabilities sum to 1.
 
-    ``class_balanced`` gives every class the same, ``square_root`` n_c^(1/2), ``progressive`` goes from n_c to the same for
-    every class over the ``epochs`` (Kang et al. 2020, "Decoupling", eq. 1 and 2; t/T with ``epoch`` counted from 0). ``focal`` is
-    proportional to (1 - p_t)^exponent, where ``p`` (n,) is the last p_t of each sample, 0 for a sample not seen yet.
+    ``class_balanced`` draws every class equally often; ``square_root`` draws class c in proportion to n_c^(1/2); ``progressive``
+    changes from n_c to equal probabilities over the ``epochs`` (Kang et al. 2020, "Decoupling", eq. 1 and 2; t/T with ``epoch``
+    counted from 0). ``focal`` is proportional to (1 - p_t)^exponent, where ``p`` (n,) is the last p_t of each sample, or 0 if the
+    sample has not been seen yet.
     """
     if name == "focal":
         assert p is not None
@@ -101,9 +102,9 @@ def chances(
 
 
 def rare_odds(targets: np.ndarray) -> np.ndarray:
-    """Odds (n,) float64 of each sample, so that its class is drawn in proportion to 1 / samples of the class (Park et al. 2022, r = 1).
+    """Odds of each sample, (n,) float64, that draw a class in proportion to 1 / samples of the class (Park et al. 2022, r = 1).
 
-    Within a class every sample is equally likely.
+    Within a class, every sample is equally likely.
     """
     counts = np.bincount(targets)
     return (1.0 / np.maximum(counts, 1).astype(np.float64) ** 2)[targets]
@@ -113,7 +114,7 @@ def rare_odds(targets: np.ndarray) -> np.ndarray:
 class Sampler:
     """Samples of each epoch, drawn with replacement, and their last p_t.
 
-    ``index`` (n,) are positions in a split of ``size`` samples, ``targets`` (n,) their classes. All of its state is in
+    ``index`` (n,) has positions in a split of ``size`` samples, and ``targets`` (n,) has their classes. The whole state is in
     ``p``, ``next_p`` (size,) float32 and ``seen`` (3,) int64.
     """
 
@@ -129,7 +130,7 @@ class Sampler:
     next_p: np.ndarray = field(init=False)
     """The same, updated with this epoch's samples."""
     seen: np.ndarray = field(init=False)
-    """Easy, hard and all samples drawn in this epoch so far."""
+    """Numbers of easy, hard and all samples drawn so far in this epoch."""
 
     def __post_init__(self) -> None:
         self.p, self.next_p = np.zeros(self.size, np.float32), np.zeros(self.size, np.float32)
@@ -155,11 +156,11 @@ class Sampler:
 
 
 def class_counts(targets: ArrayLike, classes: int) -> np.ndarray:
-    """Samples of each class, (classes,) int64, of labels (N,).
+    """Number of samples of each class, (classes,) int64, from labels (N,).
 
     Raises:
-        TypeError: labels that are not integers.
-        ValueError: not (N,), or a label outside of 0 to ``classes`` - 1.
+        TypeError: the labels are not integers.
+        ValueError: the labels are not (N,), or a label is outside of 0 to ``classes`` - 1.
     """
     labels = np.asarray(targets)
     if not np.issubdtype(labels.dtype, np.integer) and labels.size:
@@ -172,13 +173,13 @@ def class_counts(targets: ArrayLike, classes: int) -> np.ndarray:
 
 
 def carve(targets: np.ndarray, val: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions for training and for validation, disjoint and sorted; the second are round(val n), stratified by class.
+    """Positions for training and for validation, disjoint and sorted; round(val n) are for validation, stratified by class.
 
-    Each class gives the whole part of its share; the classes with the largest remainders give one more until the total is
-    met. Every class keeps a training sample, and where that forbids it the total falls short.
+    Each class contributes the integer part of its share; the classes with the largest remainders contribute one more sample each
+    until the total is reached. Every class keeps at least one training sample, even if the total is then not reached.
 
     Raises:
-        ValueError: ``val`` outside [0, 1).
+        ValueError: ``val`` is outside of [0, 1).
     """
     if not 0 <= val < 1:
         raise ValueError(f"val = {val} is not in [0, 1)")
@@ -195,12 +196,13 @@ def carve(targets: np.ndarray, val: float, seed: int) -> tuple[np.ndarray, np.nd
 def long_tail(targets: ArrayLike, imbalance: str, seed: int) -> np.ndarray:
     """Positions of a long-tailed subset, sorted.
 
-    ``exp:f`` keeps int(n_max f^(i/(C-1))) samples of class i, ``step:f`` n_max of the first half of the classes and
-    int(n_max f) of the rest (Cui et al. 2019, "Class-balanced loss", section 5.1; Cao et al. 2019, "LDAM", section 4); n_max
-    is the mean number of samples per class. ``none`` keeps all samples. A larger f keeps all samples of a smaller one.
+    ``exp:f`` keeps int(n_max f^(i/(C-1))) samples of class i; ``step:f`` keeps n_max samples of each class in the first half of the
+    classes and int(n_max f) of each other class (Cui et al. 2019, "Class-balanced loss", section 5.1; Cao et al. 2019, "LDAM",
+    section 4). n_max is the mean number of samples per class. ``none`` keeps all samples. The subset of a larger f contains the
+    subset of a smaller f.
 
     Raises:
-        UsageError: another form, or f outside (0, 1].
+        UsageError: ``imbalance`` has another form, or f is outside of (0, 1].
     """
     labels = np.asarray(targets, np.int64)
     if imbalance == "none" or not len(labels):
@@ -214,9 +216,9 @@ def long_tail(targets: ArrayLike, imbalance: str, seed: int) -> np.ndarray:
 
 
 def per_class(targets: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Positions of ``n`` samples per class (all of a smaller class), drawn by ``seed``, sorted; 0 keeps all.
+    """Positions of ``n`` samples per class (all samples of a smaller class), drawn with ``seed``, sorted; 0 keeps all samples.
 
-    A larger n keeps all samples of a smaller one.
+    The subset of a larger n contains the subset of a smaller n.
     """
     targets = np.asarray(targets, np.int64)
     if not n or not len(targets):
@@ -241,7 +243,7 @@ def parse_imbalance(text: str) -> tuple[str, float]:
 
 
 def _rank(targets: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """(n,) int64: the place of each sample within its class when sorted by ``keys``."""
+    """(n,) int64: the rank of each sample within its class when sorted by ``keys``."""
     by_class = np.lexsort((keys, targets))
     counts = np.bincount(targets)
     first = np.repeat(np.cumsum(counts) - counts, counts)
@@ -254,7 +256,7 @@ def effective_weights(counts: ArrayLike, beta: float) -> np.ndarray:
     """(1 - beta) / (1 - beta^n_c), scaled to sum to the number of classes, (C,) float64 (Cui et al. 2019, eq. 2 and 4).
 
     Raises:
-        ValueError: beta outside [0, 1), or a class without samples.
+        ValueError: beta is outside of [0, 1), or a class has no samples.
         TypeError: counts or beta are not numbers.
     """
     if not isinstance(beta, numbers.Real):
@@ -272,13 +274,13 @@ def inverse_weights(counts: ArrayLike, power: float = 1.0) -> np.ndarray:
 
 
 def class_weights(counts: np.ndarray, kind: str, *, beta: float = 0.0, given: Sequence[float] = ()) -> np.ndarray | None:
-    """Weights (C,) float64 of a kind: ``effective``, ``inverse``, ``sqrt_inverse``, ``given``, or None for ``none``.
+    """Class weights (C,) float64 of a kind: ``effective``, ``inverse``, ``sqrt_inverse`` or ``given``; None for ``none``.
 
-    A class without samples has no such weight; it gets 0, and the others' sum to their number.
+    The weight of a class without samples is undefined; it is set to 0, and the other weights sum to the number of the other classes.
 
     Raises:
-        UsageError: ``given`` has another length.
-        ValueError: beta outside [0, 1).
+        UsageError: ``given`` has the wrong length.
+        ValueError: beta is outside of [0, 1).
     """
     if kind == "given":
         if len(given) != len(counts):

@@ -1,7 +1,7 @@
 """Records of the registry: models, losses, data sets, export targets, and the options that they declare (imports no torch).
 
-Every file below ``models``, ``losses``, ``data`` and ``export`` ends in a table of these records; see
-:mod:`zoo.registry` for how they are read without importing the file.
+Every file in ``models``, ``losses``, ``data`` and ``export`` ends with a table of these records; :mod:`zoo.registry` reads them
+without importing the file.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Option:
     """One setting of a recipe: its type, default, range and one line of help.
 
-    A loss declares its own in ``LossSpec.options``, all fields literals, so that the registry reads them from the source text.
-    The recipe's ``[loss]`` table, ``zoo losses``, ``zoo train --help`` and ``zoo recipes --keys`` are made from them.
+    A loss declares its options in ``LossSpec.options``; all fields are literals, so that the registry can read them from the source
+    text. The recipe's ``[loss]`` table, ``zoo losses``, ``zoo train --help`` and ``zoo recipes --keys`` are made from them.
     """
 
     type: str
@@ -29,12 +29,12 @@ class Option:
     default: Any
     help: str
     gt: float | None = None
-    """Bounds of a number, or of each in a list: greater than, at least, less than, at most."""
+    """Bounds of a number, or of each number in a list: greater than, at least, less than, at most."""
     ge: float | None = None
     lt: float | None = None
     le: float | None = None
     choices: tuple[Any, ...] = ()
-    """All values that are allowed, of one type; empty: any."""
+    """All allowed values, of one type; empty: any value."""
 
     @property
     def range(self) -> str:
@@ -51,9 +51,9 @@ class Download:
 
     url: str
     file: str
-    """Its name in torch hub's ``checkpoints`` folder."""
+    """File name in torch hub's ``checkpoints`` folder."""
     read: Callable[[Path], dict[str, Any]] | None = None
-    """Turns the file into a state dict of the model (default: the file holds one)."""
+    """Converts the file to a state dict of the model (default: the file contains a state dict)."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ class ModelSpec:
     """Multiply-accumulates of one sample; 0: not counted."""
     paper: str
     head: str
-    """Name of the module that holds the classifier layers, by ``named_modules`` (two heads: both, with a space between)."""
+    """Name in ``named_modules`` of the module with the classifier layers (for two heads, both names separated by a space)."""
     data: tuple[str, ...]
     """Suitable data sets; the first is the default of ``zoo train MODEL`` (empty: none)."""
     new_head: str = ""
     """Name of the last linear layer, replaced for another number of classes (default: ``head``)."""
     stages: tuple[tuple[str, ...], ...] = ()
-    """Modules and parameters of each stage from the input on, the stem being stage 0; for ``freeze=stage<=N``."""
+    """Modules and parameters of each stage, from the input (the stem is stage 0); for ``freeze=stage<=N``."""
     layers: tuple[tuple[str, ...], ...] = ()
-    """The same in smaller steps, for ``layer_decay`` (default: ``stages``); parameters in none have the classifier's rate."""
+    """The same in smaller groups, for ``layer_decay`` (default: ``stages``); other parameters have the classifier's rate."""
     classes: int = 10
     cosine: bool = False
     """Whether the logits are scaled cosines, which some losses need."""
@@ -89,44 +89,43 @@ class ModelSpec:
     download: Callable[[str], Download] | None = None
     """Source of each name in ``weights``."""
     mean: tuple[float, ...] = ()
-    """Channel means of images scaled to [0, 1] with which the downloadable weights were trained (default: the data set's)."""
+    """Channel means, for images scaled to [0, 1], that the downloadable weights were trained with (default: the data set's)."""
     std: tuple[float, ...] = ()
     """Channel standard deviations that belong to ``mean``."""
     recipe: dict[str, Any] = field(default_factory=dict)
-    """Recipe values of ``zoo train MODEL``, by dotted key, e.g. ``{"optim.lr": 0.1}``."""
+    """Recipe values of ``zoo train MODEL``, by dotted key, such as ``{"optim.lr": 0.1}``."""
 
 
 @dataclass(frozen=True)
 class LossSpec:
     """One loss; ``build(**options)`` returns a module mapping (logits (N, C), target (N,)) to a scalar.
 
-    The module has a buffer ``weight``, (C,) or None, which deferred re-weighting sets, and may have three methods more:
-    ``with_stats(logits, target)``, which gives ``loss`` and ``p`` (N,), the softmax probability of each label, from one pass;
-    ``set_epoch(epoch)``, called before the first step of an epoch and on resuming; ``end_epoch(epoch)``, called after the last,
-    which returns numbers for the epoch's row. State that is kept from one epoch to the next is in buffers, so that a run
-    resumes.
+    The module has a buffer ``weight``, (C,) or None, which deferred re-weighting sets, and may have three more methods:
+    ``with_stats(logits, target)`` returns ``loss`` and ``p`` (N,), the softmax probability of each label, from one pass;
+    ``set_epoch(epoch)`` is called before the first step of an epoch and on resuming; ``end_epoch(epoch)`` is called after the last
+    step and returns numbers for the epoch's row. State that is kept between epochs must be in buffers, so that a run can resume.
     """
 
     build: Callable[..., Any]
     reference: Callable[..., Any]
-    """The plain formula, same arguments as the module's call plus its options, used by the tests in float64."""
+    """The plain formula, with the arguments of the module's call and its options; the tests use it in float64."""
     paper: str
     options: Mapping[str, Option] = field(default_factory=dict)
     """Keyword arguments of ``build`` that the recipe's ``[loss]`` table sets; ``weight`` is passed in addition."""
     counts: bool = False
     """Whether ``build`` and ``reference`` take ``counts``, the training samples of each class."""
     soft: bool = False
-    """Whether the target may be shares (N, C), as in mixup and cutmix."""
+    """Whether the target may be class shares (N, C), as in mixup and cutmix."""
     fused: bool = False
-    """Whether it runs on the fused op."""
+    """Whether the loss uses the fused op."""
     weighted_mean: bool = False
-    """Whether it divides by the sum of the class weights of the batch, so that their scale cancels, or by its rows."""
+    """Whether the loss is divided by the sum of the batch's class weights, so that their scale cancels, instead of by the rows."""
     cosine: bool = False
     """Whether the logits must be scaled cosines."""
 
 
 class ImageArray(Protocol):
-    """(N, H, W, 3) uint8 in memory, or read from a file when it is indexed: a numpy array, or what is indexed like one."""
+    """Images (N, H, W, 3) uint8, in memory or read from a file when indexed: a NumPy array, or an object that is indexed like one."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -145,7 +144,7 @@ class Split:
     images: ImageArray
     targets: np.ndarray
     files: Sequence[str]
-    """One name per sample, for messages: a path or ``train[17]``."""
+    """One name per sample, for messages: a path, or a text such as ``train[17]``."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -164,31 +163,31 @@ class DataSet:
     """Channel means of images scaled to [0, 1]."""
     std: tuple[float, float, float]
     digest: str
-    """sha256 over images and targets of all splits, in order."""
+    """SHA-256 digest of the images and targets of all splits, in order."""
     notes: tuple[str, ...] = ()
     """Decisions made while loading, one line each."""
     skipped: tuple[str, ...] = ()
-    """Errors of the images that were skipped on request (``data.skip_bad``), one line each."""
+    """Errors of the images that were skipped because of ``data.skip_bad``, one line each."""
     manifest: np.ndarray | None = None
-    """(n, 2) uint64 over the samples of all splits: digests of its name and of its pixels and target, to name what changed."""
+    """(n, 2) uint64, for the samples of all splits: a digest of the name, and one of pixels and target, to report what changed."""
 
 
 @dataclass(frozen=True)
 class DataSpec:
     """One data set; ``build(folder, *, size, val, seed)`` returns a :class:`DataSet`.
 
-    ``folder`` is the user's ``--data-dir`` or None, ``size`` the wanted height and width in pixels, ``val`` the share
-    of the training images held out for validation in [0, 1).
+    ``folder`` is the user's ``--data-dir`` or None, ``size`` is the requested height and width in pixels, and ``val`` is the share
+    of the training images held out for validation, in [0, 1).
     """
 
     build: Callable[..., DataSet]
     classes: int
-    """Number of classes; 0: known once read."""
+    """Number of classes; 0: known only after reading."""
     shape: tuple[int, int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     counts: tuple[int, int]
-    """Training (before ``val`` is split off) and test samples; (0, 0): known once read."""
+    """Training (before ``val`` is split off) and test samples; (0, 0): known only after reading."""
     source: str
     balanced: bool = False
     """Whether every class has the same number of training samples."""
@@ -216,4 +215,4 @@ class TargetSpec:
     beside: tuple[str, ...] = ()
     """Suffixes of the files that are written next to the first."""
     calibrated: bool = False
-    """Whether its ranges are calibrated on training images, so that saturated and constant images are out of range."""
+    """Whether activation ranges are calibrated on training images, so that saturated and constant images are out of range."""
