@@ -36,8 +36,9 @@ def command(
 ) -> None:  # fmt: skip
     """Evaluate a run: overall, macro and per-class accuracy.
 
-    RUN is a run folder, a run's name or a unique prefix of it (default: the latest run), or hf:OWNER/NAME. Accuracies have 95 %
-    intervals. The output also has the accuracy by number of training images, the most confused pairs and the calibration error.
+    RUN is a run folder, a run's name or a unique prefix of it (default: the latest run), or hf:OWNER/NAME. Overall and per-class
+    accuracy have 95 % intervals. The output also has the accuracy by number of training images, the most confused pairs and the
+    calibration error.
 
     \b
     zoo eval
