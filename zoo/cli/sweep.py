@@ -17,7 +17,7 @@ from zoo.cli._shared import Name, UserPath, as_json, echo_line, headline, recipe
 @click.argument("settings", nargs=-1)
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs per setting.")
 @click.option("--trials", type=click.IntRange(1), help="Number of settings to try when a range is searched (default: 20).")
-@click.option("--storage", default="", help="SQLAlchemy URL for several machines (default: study.db in the sweep's folder).")
+@click.option("--storage", default="", help="SQLAlchemy URL of a shared database (default: study.db in the sweep's folder).")
 @click.option(
     "--select-on",
     type=click.Choice(["val", "test"]),
