@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import pickle
+import resource
+import threading
 from pathlib import Path
 
 import pytest
@@ -319,3 +321,32 @@ def test_force_does_not_empty_the_folder_that_a_link_leads_to(tmp_path: Path) ->
     run_folders.clear(folder)
     assert (theirs / "notes").exists()
     assert not list(folder.iterdir())
+
+
+EVENTS = [{"epoch": 3, "split": "train", "loss": 0.5, "lr": 0.1}, {"epoch": 3, "split": "val", "accuracy": 0.75}]
+
+
+def test_tensorboard_reads_the_events_and_a_repeated_epoch_replaces_its_own(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    checkpoint.write_tensorboard(tmp_path, [{"epoch": 2, "split": "train", "loss": 1.5}])
+    for _ in range(2):  # the second time after a resume
+        checkpoint.write_tensorboard(tmp_path, EVENTS)
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    read = {name: [(each.step, round(each.value, 6)) for each in found.Scalars(name)] for name in found.Tags()["scalars"]}
+    assert read == {"train/loss": [(2, 1.5), (3, 0.5)], "train/lr": [(3, 0.1)], "val/accuracy": [(3, 0.75)]}
+
+
+def test_a_full_disk_under_tensorboard_leaves_no_partial_file_and_no_traceback_of_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashed: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", crashed.append)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limit[1]))
+    try:
+        with pytest.raises(DiskError):
+            checkpoint.write_tensorboard(tmp_path, EVENTS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not crashed and not list((tmp_path / "tensorboard").iterdir())

@@ -127,13 +127,12 @@ def test_a_folder_without_a_recipe_says_what_happened(tmp_path: Path, capsys: py
 def test_a_full_disk_under_tensorboard_loses_no_row_and_doubles_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from torch.utils import tensorboard
+    from tensorboard.summary.writer import record_writer
 
-    class Full(tensorboard.SummaryWriter):
-        def add_scalar(self, *arguments: Any, **options: Any) -> None:
-            raise OSError(28, "No space left on device")
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensorboard, "SummaryWriter", Full)
+    monkeypatch.setattr(record_writer.RecordWriter, "write", full)
     folder = training.train(small("epochs=2", "on_full=keep-training"), out=tmp_path / "run")
     assert capsys.readouterr().err.count("warning  not saved, training continues: no space left") == 2
     found = [(row["epoch"], row["split"]) for row in checkpoint.read_rows(folder)]

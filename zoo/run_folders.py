@@ -289,7 +289,7 @@ def locked(folder: Path) -> Iterator[None]:
             print_line(f"notice   the last process of the run ended without finishing it ({before}); the lock is taken over")
         (folder / HOLDER).write_text(f"pid {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         try:
-            for place in (folder, folder / "last"):
+            for place in (folder, *(folder / name for name in INSIDE)):
                 remove_stale(place)
             yield
         finally:

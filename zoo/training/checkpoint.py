@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from zoo import tensor_files
 from zoo.errors import DataError, DivergedError, FileError
-from zoo.files import as_disk_error, check_own, own_folder, publish_text
+from zoo.files import as_disk_error, check_own, own_folder, publish, publish_text
 from zoo.recipe_types import converted
 from zoo.spec import DataSet
 
@@ -264,15 +265,29 @@ def _row(line: bytes, crc: int, *, legacy: bool) -> tuple[dict[str, Any], int]:
 
 
 def write_tensorboard(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add the rows of an epoch to the events in ``tensorboard/``; DiskError on a full disk."""
-    from torch.utils.tensorboard import SummaryWriter
+    """Publish the rows of an epoch as one file of events in ``tensorboard/``, or replace that of the epoch; DiskError on a full disk.
 
-    place = own_folder(folder / "tensorboard")
-    with as_disk_error(place), SummaryWriter(str(place)) as writer:
-        for row in rows:
-            for key in ("loss", "accuracy", "lr", "images_per_s"):
-                if key in row:
-                    writer.add_scalar(f"{row['split']}/{key}", row[key], row["epoch"])
+    Not by torch's SummaryWriter: it writes in a thread, which prints a traceback on a full disk, and leaves a partial file.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+    from torch.utils.tensorboard.summary import scalar
+
+    now = time.time()
+    events = [Event(wall_time=now, file_version="brain.Event:2")]
+    for row in rows:
+        for key in ("loss", "accuracy", "lr", "images_per_s"):
+            if key in row:
+                summary = scalar(f"{row['split']}/{key}", row[key])
+                events.append(Event(wall_time=now, step=row["epoch"], summary=summary))
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            writer = RecordWriter(file)
+            for event in events:
+                writer.write(event.SerializeToString())
+
+    publish(own_folder(folder / "tensorboard") / f"events.out.tfevents.{rows[-1]['epoch']:010d}.zoo", write)
 
 
 class Changes(NamedTuple):
