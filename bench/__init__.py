@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
+import math
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zoo import files
 from zoo.bench._budget import Budget
-from zoo.errors import UsageError
+from zoo.errors import UsageError, ZooError
 from zoo.export import _child, _guard
 
 BUSY = 0.25
@@ -112,7 +115,7 @@ def command(what: str | Path | Sequence[str] | None = None, request: Request = R
 
         try:
             with machine.torch_defaults():
-                path = module.main(request.quick, _known(targets), **options)
+                path = module.main(request.quick, _known(targets, request.out), **options)
         except _child.TooLongError as error:
             if request.seconds and request.seconds < request.timeout:
                 raise UsageError(f"--seconds {request.seconds:g} is too short to run {error.model} once; give more") from error
@@ -172,14 +175,20 @@ def _check_out(out: Path) -> None:
     files.check_writable(out)
 
 
-def _known(targets: Sequence[str | Path]) -> list[str]:
-    """The targets, by default the latest run; prints the folders of runs."""
-    from zoo import run_folders
+def _known(targets: Sequence[str | Path], out: Path | None) -> list[str]:
+    """The targets, by default the latest run; prints the folders of runs. DiskError if the default ``out`` cannot be created."""
+    from zoo import hub, run_folders
     from zoo.console import print_line
 
     found = [str(target) for target in targets] or [str(run_folders.find(None))]
     if not targets:
         print_line(f"run      {found[0]}")
+    if out is None:  # checked before measuring, as an --out
+        folder = run_folders.root() / "bench"
+        if len(found) == 1 and not hub.is_hub(found[0]):
+            with contextlib.suppress(ZooError):  # a model or a file
+                folder = run_folders.find(found[0])
+        files.check_writable(folder / "bench.csv")
     return found
 
 
@@ -194,7 +203,7 @@ def _print_result(module: Any, path: Path, began: float, *, as_json: bool) -> No
         report.page(path.parent)
     rows = _timing.read_csv(path)
     if as_json:
-        json.dump(rows, sys.stdout, indent=1)
+        json.dump(_typed(rows), sys.stdout, indent=1)
         print()
         return
     tables.out().print(module.table(rows))
@@ -205,6 +214,25 @@ def _print_result(module: Any, path: Path, began: float, *, as_json: bool) -> No
             print_line(line)
     drawn = sorted(each for each in path.parent.glob(f"{path.stem}*.png") if each.stat().st_mtime >= began)
     print_line("  ".join([f"bench    {path}", *(picture.name for picture in drawn)]))
+
+
+def _typed(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str | float | None]]:
+    """Rows of a CSV for JSON: columns that have only numbers as numbers, with None for empty cells."""
+    from zoo.bench import _timing
+
+    columns: dict[str, Sequence[str | float | None]] = {name: [row[name] for row in rows] for name in rows[0]}
+    for name in columns.keys() - {"model", *_timing.ENVIRONMENT} | {"cores"} & columns.keys():
+        with contextlib.suppress(ValueError):  # a column of texts; a model or a commit may look like a number
+            columns[name] = [_parsed(row[name]) for row in rows]
+    return [dict(zip(columns, cells)) for cells in zip(*columns.values())]
+
+
+def _parsed(cell: str) -> float | None:
+    """The number in a cell, None if it is empty or not finite; ValueError for text."""
+    value = float(cell or "nan")
+    if not math.isfinite(value):
+        return None
+    return int(value) if re.fullmatch(r"-?\d+", cell) else value
 
 
 def compare(first: Path, second: Path, *, as_json: bool = False) -> None:

@@ -256,6 +256,8 @@ class _Bench:
             with _memory.enough_for(batch):
                 rows += self._batch(batch, seconds, accuracy=batch == at)
             self.budget.pace = max(self.budget.pace, (time.monotonic() - began) / max(seconds, 1e-9))
+        if self.tested and not self.accuracy:
+            print_line(f"skipped  accuracy (no time for it within --seconds {self.budget.total:g})")
         environment = _timing.environment(self.device)
         return [row | self._accuracy(row["contender"]) | environment for row in rows]
 
@@ -291,7 +293,7 @@ class _Bench:
         return rows
 
     def _count_right(self, found: Mapping[str, Found], inputs: Tensor, seconds: float) -> float:
-        """Take each contender's accuracy, on fewer images if all would take more than ``seconds``; returns the time."""
+        """Take each contender's accuracy, on fewer images or none if all would take more than ``seconds``; returns the time."""
         if not self.tested:
             return 0.0
         start = time.perf_counter()
@@ -300,7 +302,13 @@ class _Bench:
             for each in found.values():
                 each.ready.call()
             per_image = (time.perf_counter() - start) / len(inputs)
-            images, targets = _spread(images, targets, max(1, int(seconds / max(per_image, 1e-9))))
+            if (count := int(seconds / max(per_image, 1e-9))) < 1:
+                return time.perf_counter() - start
+            if count < len(images):
+                print_line(
+                    f"accuracy on {count:,} of {len(images):,} images (no time for more within --seconds {self.budget.total:g})"
+                )
+            images, targets = _spread(images, targets, count)
         self.accuracy = {name: _agreement.correct(each.ready.call, inputs, images, targets) for name, each in found.items()}
         return time.perf_counter() - start
 

@@ -394,7 +394,15 @@ def test_peak_memory_counts_blocks() -> None:
 def test_command_prints_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = zoo.bench.command("cnn_small", zoo.bench.Request(quick=True, batches="1,2", out=tmp_path / "x.csv", as_json=True))
     printed = json.loads(capsys.readouterr().out)
-    assert printed == _timing.read_csv(path)
+    read = _timing.read_csv(path)
+    assert [list(row) for row in printed] == [list(row) for row in read]
+    for name in ("batch", "cores", "median_ms", "images_per_s", "max_diff"):
+        assert [row[name] for row in printed] == [float(row[name]) for row in read], (
+            "a number as text is no number for a program"
+        )
+    assert {row["accuracy"] for row in printed} == {None}
+    for name in ("model", "contender", "python", "commit", "noisy"):
+        assert [row[name] for row in printed] == [row[name] for row in read]
     with pytest.raises(UsageError, match="--batches"):
         zoo.bench.command("cnn_small", zoo.bench.Request(batches="1,x"))
     for what, says in (

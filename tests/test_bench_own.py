@@ -13,13 +13,16 @@ from click.testing import CliRunner, Result
 from onnx import helper
 from PIL import Image
 
-from zoo.bench import _agreement, _own, _runtimes, _subjects, _timing
+import zoo.bench
+from zoo.bench import _agreement, _own, _runtimes, _subjects, _timing, inference
+from zoo.bench._budget import Budget
 from zoo.cli import cli
-from zoo.errors import DataError, FileError, UsageError
+from zoo.errors import DataError, DiskError, FileError, UsageError
 from zoo.export import _session
 
 COLOURS = {"blue": (20, 30, 220), "green": (30, 210, 40), "red": (230, 30, 20)}
 HALVES = ["--mean", "0.5", "--std", "0.5"]
+WORDS = ["net.onnx", "--data", "photos", "--classes", "rgb.txt", *HALVES]
 
 
 def colours(
@@ -178,3 +181,36 @@ def test_a_file_of_zoo_knows_its_classes_and_preprocessing(place: Path) -> None:
     with _subjects.opened("run", ("fp32",), given=_own.Given(data="photos", split="all")) as subject:
         found = subject.images()
         assert found is not None and len(found[1]) == 30
+
+
+def test_an_accuracy_on_few_images_or_none_for_lack_of_time_is_reported(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(colours(("n", 3, 32, 32)), "net.onnx")
+    given = _own.Given(data="photos", labels=Path("rgb.txt"), mean=(0.5,), std=(0.5,))
+    with _subjects.opened("net.onnx", ("fp32",), given=given) as subject:
+        where = inference._Place(torch.device("cpu"))
+        measure = inference._Bench(subject, where, 1, True, True, False, Budget(total=60))
+        inputs = measure._inputs(2)
+        found = _agreement.agreeing(measure.contenders, inputs, None, {}, measure.device)
+        measure._count_right(found, inputs, -1.0)
+        assert not measure.accuracy, "one image of 6 is no accuracy"
+        ticks = iter([0.0, 2.0, 9.0])  # 2 s per call of 2 images
+        with monkeypatch.context() as patch:
+            patch.setattr(inference.time, "perf_counter", lambda: next(ticks))
+            measure._count_right(found, inputs, 4.0)
+        assert measure.accuracy["onnxruntime cpu"][1] == 4
+    assert (
+        f"accuracy on 4 of {len(subject.images()[0])} images (no time for more within --seconds 60)" in capsys.readouterr().err
+    )
+    monkeypatch.setattr(inference._Bench, "_count_right", lambda *arguments: 0.0)
+    assert "skipped  accuracy (no time for it within --seconds" in bench(*WORDS, "--seconds", "60").stderr
+
+
+def test_a_result_that_cannot_be_written_is_an_error_before_measuring(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx.save(colours(("n", 3, 32, 32)), "net.onnx")
+    Path("file").write_text("")
+    monkeypatch.setenv("ZOO_RUNS", "file")
+    monkeypatch.setattr(inference, "main", lambda *arguments, **options: pytest.fail("measured"))
+    with pytest.raises(DiskError, match="file/bench"):
+        zoo.bench.command("net.onnx")
