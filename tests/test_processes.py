@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from zoo.errors import UsageError, ZooError
 from zoo.training import checkpoint
-from zoo.training.processes import Team, _batch_norm
+from zoo.training.processes import Team, _batch_norm, joined
 from zoo.training.signals import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,3 +107,25 @@ def test_an_interruption_of_the_first_process_is_broadcast(monkeypatch: pytest.M
     with pytest.raises(Interrupted):
         Team(rank=0, size=2).broadcast(stopped)
     assert isinstance(sent[0][1], Interrupted)
+
+
+@pytest.mark.parametrize(("size", "why"), [("x", "invalid literal"), ("2", "MASTER_ADDR")])
+def test_an_environment_without_a_team_is_one_line(size: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(UsageError, match=rf"WORLD_SIZE={size}, .*unset WORLD_SIZE"), joined():
+        pass
+
+
+def test_a_killed_process_is_one_line_in_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(dist, name, lambda *arguments: None)
+    text = "[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:13978: Connection reset by peer"  # torch 2.15
+    with pytest.raises(ZooError, match="lost another of the 2 processes; .* --resume"), joined():
+        raise RuntimeError(text)
+    with pytest.raises(RuntimeError, match="own fault"), joined():
+        raise RuntimeError("own fault")

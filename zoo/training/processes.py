@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from zoo.errors import UsageError, ZooError
 from zoo.training.signals import Interrupted
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -126,15 +127,32 @@ class Team:
 
 @contextmanager
 def joined() -> Iterator[Team]:
-    """The team that torchrun's environment describes, or a team of one."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or dist.is_initialized():
+    """The team that torchrun's environment describes, or a team of one.
+
+    Raises:
+        UsageError: an environment that does not describe a team. ZooError: another process ended or cannot be reached any more.
+    """
+    given = os.environ.get("WORLD_SIZE", "1")
+    if given == "1" or dist.is_initialized():
         yield Team()
         return
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        size, local = int(given), int(os.environ.get("LOCAL_RANK", "0"))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"cannot join the other processes (WORLD_SIZE={given}, {str(error).splitlines()[0][:80]}); start them by torchrun, "
+            "or unset WORLD_SIZE for a single process"
+        ) from error
     try:
         yield Team(dist.get_rank(), dist.get_world_size(), local, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise ZooError(
+            f"lost another of the {size} processes; its message or signal is in their log (killed: likely out of memory); "
+            "start them again with --resume"
+        ) from error
     finally:
         dist.destroy_process_group()
 
