@@ -1,8 +1,9 @@
-"""Hook of mkdocs: generates the pages of models and recipes from the registry and adds the pictures of ``bench/results``."""
+"""Hook of mkdocs: generates the pages of models, recipes and settings from the registry and adds the pictures of ``bench/results``."""
 
 from __future__ import annotations
 
 import csv
+import json
 import re
 import statistics
 from pathlib import Path
@@ -23,6 +24,7 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, f"results/{picture.name}", abs_src_path=str(picture)))
     files.append(File.generated(config, "models.md", content=models()))
     files.append(File.generated(config, "recipes.md", content=recipe_cards()))
+    files.append(File.generated(config, "settings.md", content=settings()))
     return files
 
 
@@ -103,3 +105,20 @@ def recipe_cards() -> str:
             f"```\nzoo train {name}\n```", "",
         ]  # fmt: skip
     return "\n".join(lines)
+
+
+def settings() -> str:
+    """The page of all settings of a recipe, a table per section."""
+    lines = [
+        "# Settings of a recipe", "",
+        "Generated from `zoo recipes --keys`. Set them on the command line (`zoo train RECIPE optim.lr=0.05`), in a recipe file, or from Python "
+        "(`zoo.train(..., optim__lr=0.05)`). A setting without a section has no prefix.",
+    ]  # fmt: skip
+    section = None
+    for key, option in recipes.options().items():
+        if (found := key.rpartition(".")[0]) != section:
+            section = found
+            lines += ["", f"## {section or 'General'}", "", "| setting | default | range | description |", "|---|---|---|---|"]
+        cells = (f"`{key}`", f"`{json.dumps(option.default)}`", option.range or option.type, option.help)
+        lines.append(f"| {' | '.join(cell.replace('|', '&#124;').replace('<', '&lt;') for cell in cells)} |")
+    return "\n".join([*lines, ""])

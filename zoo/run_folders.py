@@ -229,6 +229,10 @@ def stored_recipe(folder: Path) -> Path:
     """The recipe of the run in a folder; FileError, with the state of the folder, if there is none, BusyError if one is starting."""
     path = folder / "recipe.toml"
     if not path.is_file():
+        if not folder.exists():
+            raise FileError(
+                f"no run to resume ({folder.absolute()}, no such folder); check the name, or start it: zoo train RECIPE"
+            )
         check_free(folder)
         what = "its training was stopped before the first step" if (folder / LOCK).exists() else "not a run folder"
         raise FileError(
