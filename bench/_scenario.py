@@ -299,14 +299,14 @@ def _queries(rules: Rules, seconds: float) -> int:
 
 
 def _row(
-    model: str, contender: str, rules: Rules, outcome: Outcome, right: float, threads: int, latency_ms: float
+    model: str, contender: str, rules: Rules, outcome: Outcome, right: tuple[int, int], threads: int, latency_ms: float
 ) -> dict[str, Any]:
     """The row of one contender in the CSV."""
     name, value = headline(outcome, rules)
     row = {
         "model": model, "contender": contender, "scenario": rules.name, "threads": threads, "measure": name, "value": value,
         "p50_ms": float(np.quantile(outcome.latencies, 0.5)) / 1e6, "p99_ms": float(np.quantile(outcome.latencies, 0.99)) / 1e6,
-        "queries": len(outcome.latencies), "seconds": outcome.seconds, "accuracy": right,
+        "queries": len(outcome.latencies), "seconds": outcome.seconds, "accuracy": right[0] / right[1] if right[1] else math.nan, "images": right[1],
         "valid": "yes" if all(met(outcome, rules, latency_ms).values()) else "no",
     }  # fmt: skip
     return {key: _timing.rounded(entry) for key, entry in row.items()} | _timing.environment()
@@ -320,10 +320,10 @@ def _run(
     seconds: float,
     rate: float,
     latency_ms: float,
-) -> tuple[Outcome, float]:
-    """The outcome of one contender, and its accuracy on the test images by the same call."""
+) -> tuple[Outcome, tuple[int, int]]:
+    """The outcome of one contender, and how many test images the same call classifies correctly, of how many."""
     inputs, call, query = prepared(each, images, rules.samples)
-    right, n = _agreement.correct(call, inputs, *tested) if tested else (0, 0)
+    right = _agreement.correct(call, inputs, *tested) if tested else (0, 0)
     queries = _queries(rules, seconds)
     if rules.name == "Server":
         rate = rate or _highest(query, rules, len(images), seconds / 4, latency_ms)
@@ -332,7 +332,7 @@ def _run(
         outcome = closed_loop(query, rules, len(images), seconds, OFFLINE_SAMPLES // rules.samples if queries == 1 else 2)
     else:
         outcome = closed_loop(query, rules, len(images), seconds, queries)
-    return outcome, right / n if n else math.nan
+    return outcome, right
 
 
 def prepared(each: Contender, images: Tensor, samples: int) -> tuple[Tensor, Call, Callable[[np.ndarray], object]]:
@@ -365,6 +365,18 @@ def _highest(query: Callable[[np.ndarray], object], rules: Rules, pool: int, sec
 
 def table(rows: Sequence[Mapping[str, str]]) -> RenderableType:
     """The rows as a table for a terminal."""
-    heads = ("model", "contender", "threads", rows[0]["measure"], "p50 ms", "p99 ms", "queries", "s", "accuracy", "valid")
-    keys = ("model", "contender", "threads", "value", "p50_ms", "p99_ms", "queries", "seconds", "accuracy", "valid")
+    heads = (
+        "model",
+        "contender",
+        "threads",
+        rows[0]["measure"],
+        "p50 ms",
+        "p99 ms",
+        "queries",
+        "s",
+        "accuracy",
+        "images",
+        "valid",
+    )
+    keys = ("model", "contender", "threads", "value", "p50_ms", "p99_ms", "queries", "seconds", "accuracy", "images", "valid")
     return tables.make(heads, [[row[key] for key in keys] for row in rows], title=rows[0]["scenario"])

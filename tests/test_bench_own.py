@@ -102,7 +102,7 @@ def test_a_scenario_measures_the_accuracy_on_the_images_too(place: Path) -> None
         cli, ["bench", "net.onnx", "--data", "photos", "--classes", "rgb.txt", *HALVES, "--scenario", "single", "--quick", "--seconds", "1", "--out", "x.csv"]
     )  # fmt: skip
     assert ran.exit_code == 0, (ran.output, ran.exception)
-    assert {row["accuracy"] for row in _timing.read_csv(Path("x.csv"))} == {"1.0"}
+    assert {(row["accuracy"], row["images"]) for row in _timing.read_csv(Path("x.csv"))} == {("1.0", "6")}
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_each_model_has_its_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(_subjects, "opened", lambda target, *_, **__: nullcontext(subject("timm/net")))
     monkeypatch.setattr(_scenario._runtimes, "of_onnxruntime", lambda *_: [contender])
     monkeypatch.setattr(_scenario._runtimes, "of_openvino", lambda *_, **__: [])
-    monkeypatch.setattr(_scenario, "_run", lambda *_: (Outcome(np.ones(4), 1.0, 4), 0.5))
+    monkeypatch.setattr(_scenario, "_run", lambda *_: (Outcome(np.ones(4), 1.0, 4), (2, 4)))
     _scenario.main(True, ["a", "b"], scenario="single", out=tmp_path / "x.csv")
     found = {path.name.removesuffix(".mlperf_log_summary.txt") for path in tmp_path.glob("*.txt")}
     assert found == {"x.1-timm-net.onnxruntime-cpu", "x.2-timm-net.onnxruntime-cpu"}
