@@ -39,7 +39,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 MARKS: dict[str, Any] = {
-    "image_files": pytest.mark.slow,  # starts six commands
+    **dict.fromkeys(("image_files", "int8_graph", "int8_repair", "onnx_graph"), pytest.mark.slow),
     "loadgen": pytest.mark.skipif(importlib.util.find_spec("mlperf_loadgen") is None, reason="needs mlcommons-loadgen"),
 }
 EACH = [pytest.param(name, marks=MARKS[name]) if name in MARKS else name for name in FILES]

@@ -58,7 +58,8 @@ def test_listings_have_the_entries_and_import_neither_the_package_nor_torch(inst
 
 
 def test_a_run_with_a_plug_in_s_model_and_loss(installed: Path, tmp_path: Path) -> None:
-    words = ("train", "tiny", "loss=tempered", "--temperature", "2", "epochs=1", "batch_size=500", "device=cpu", "--out", "run")
+    settings = ("epochs=1", "batch_size=500", "data.imbalance=exp:0.01", "device=cpu")
+    words = ("train", "tiny", "loss=tempered", "--temperature", "2", *settings, "--out", "run")
     ran = zoo_command(*words, cwd=tmp_path, PYTHONPATH=path(installed))
     assert ran.returncode == 0, ran.stderr
     assert "temperature = 2.0" in (tmp_path / "run" / "recipe.toml").read_text()
