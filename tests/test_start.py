@@ -120,8 +120,11 @@ def test_a_folder_without_a_recipe_says_what_happened(tmp_path: Path, capsys: py
     (tmp_path / ".lock").touch()
     assert zoo(["train", "--resume", "--out", str(tmp_path)]) == 4
     assert "its training was stopped before the first step); start it again: zoo train RECIPE" in capsys.readouterr().err
-    with pytest.raises(FileError, match="not a run folder"):
+    with pytest.raises(FileError, match=r"elsewhere, no such folder\); check the name"):
         run_folders.stored_recipe(tmp_path / "elsewhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileError, match="not a run folder"):
+        run_folders.stored_recipe(tmp_path / "empty")
 
 
 def test_a_full_disk_under_tensorboard_loses_no_row_and_doubles_none(
