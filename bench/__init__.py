@@ -6,8 +6,6 @@ import contextlib
 import importlib
 import inspect
 import json
-import math
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +28,22 @@ def names() -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Images:
+    """Labelled images for the accuracy of a file or run, instead of the run's own: a data set, and what the file does not tell."""
+
+    data: str = ""
+    """Name of a data set, or a folder or file that ``--data`` accepts."""
+    folder: str = ""
+    split: str = "test"
+    """``test``, or ``all`` for the images of all splits."""
+    labels: Path | None = None
+    """A text file with the class of each output per line."""
+    mean: tuple[float, ...] = ()
+    """Channel means and standard deviations of images scaled to [0, 1]."""
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """Options of ``zoo bench`` by name; 0 and "" mean the default."""
 
@@ -45,13 +59,7 @@ class Request:
     rate: float = 0.0
     """Queries per second of scenario ``server``."""
     latency_ms: float = 0.0
-    data: str = ""
-    """Data set to measure the accuracy of a file or run on; the next five fields are as in :class:`zoo.bench._own.Given`."""
-    data_dir: str = ""
-    split: str = "test"
-    classes: Path | None = None
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    images: Images = Images()
     out: Path | None = None
     max_memory: int = 0
     timeout: float = _guard.TIMEOUT
@@ -67,13 +75,14 @@ class Request:
         """Whether an option is set that benchmarks of zoo's own parts do not have."""
         limited = self.max_memory or self.timeout != _guard.TIMEOUT
         return bool(
-            self.batches or self.devices or self.threads or self.seconds or self.kind != "inference" or limited or self.images
+            self.batches
+            or self.devices
+            or self.threads
+            or self.seconds
+            or self.kind != "inference"
+            or limited
+            or self.images != Images()
         )
-
-    @property
-    def images(self) -> bool:
-        """Whether an option describes images."""
-        return bool(self.data or self.data_dir or self.classes or self.mean or self.std or self.split != "test")
 
 
 def command(what: str | Path | Sequence[str] | None = None, request: Request = Request()) -> Path:
@@ -150,20 +159,15 @@ def _options(request: Request, budget: Budget) -> dict[str, Any]:
 
 def _given(request: Request) -> dict[str, Any]:
     """The images of the request, as an argument of the module's ``main``; UsageError for options that do not go together."""
-    if not request.images:
+    if request.images == Images():
         return {}
     if request.kind not in ("inference", "_scenario"):
         raise UsageError(
             "--serve and --self-check do not measure accuracy; omit --data and the options that describe its images"
         )
-    if not request.data:
+    if not request.images.data:
         raise UsageError("--data-dir, --split, --classes, --mean and --std describe the images of --data; name it")
-    if bool(request.mean) != bool(request.std):
-        raise UsageError("--mean and --std belong together; give both or neither")
-    from zoo.bench._own import Given
-
-    kept = {"data": request.data, "folder": request.data_dir, "split": request.split}
-    return {"given": Given(**kept, labels=request.classes, mean=request.mean, std=request.std)}
+    return {"given": request.images}
 
 
 def _check_out(out: Path) -> None:
@@ -216,23 +220,13 @@ def _print_result(module: Any, path: Path, began: float, *, as_json: bool) -> No
     print_line("  ".join([f"bench    {path}", *(picture.name for picture in drawn)]))
 
 
-def _typed(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str | float | None]]:
-    """Rows of a CSV for JSON: columns that have only numbers as numbers, with None for empty cells."""
+def _typed(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Rows of a CSV for JSON, with numbers where they are numbers; a model or a version may look like one and stays text."""
+    from zoo import tables
     from zoo.bench import _timing
 
-    columns: dict[str, Sequence[str | float | None]] = {name: [row[name] for row in rows] for name in rows[0]}
-    for name in columns.keys() - {"model", *_timing.ENVIRONMENT} | {"cores"} & columns.keys():
-        with contextlib.suppress(ValueError):  # a column of texts; a model or a commit may look like a number
-            columns[name] = [_parsed(row[name]) for row in rows]
-    return [dict(zip(columns, cells)) for cells in zip(*columns.values())]
-
-
-def _parsed(cell: str) -> float | None:
-    """The number in a cell, None if it is empty or not finite; ValueError for text."""
-    value = float(cell or "nan")
-    if not math.isfinite(value):
-        return None
-    return int(value) if re.fullmatch(r"-?\d+", cell) else value
+    texts = {"model", *_timing.ENVIRONMENT} - {"cores"}
+    return [{name: cell if name in texts else tables.value(cell) for name, cell in row.items()} for row in rows]
 
 
 def compare(first: Path, second: Path, *, as_json: bool = False) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.console import print_line
+from zoo.bench import Images
+from zoo.console import note, print_line
 from zoo.data import _augment
 from zoo.errors import DataError, FileError, UsageError
 from zoo.export import _foreign
@@ -17,20 +17,6 @@ from zoo.spec import DataSet, ImageArray
 
 GREY = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey pixel (ITU-R BT.601, as Pillow's mode L)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Given:
-    """Options that describe the images: a data set, its folder, and for a file without metadata the names of its outputs and its normalisation."""
-
-    data: str
-    folder: str = ""
-    split: str = "test"
-    """``test``, or ``all`` for the images of all splits."""
-    labels: Path | None = None
-    """A text file with the class of each output per line."""
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +28,8 @@ class Input:
     """Of one image, channels first or last."""
     dtype: str
     outputs: int
-    side: int
-    """Pixels of the network's input, to which the images are cut."""
+    side: int = 0
+    """Pixels of the network's input, to which the images are cut; 0: the height in ``shape``."""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     classes: tuple[str, ...] = ()
@@ -62,7 +48,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Images:
+class Labelled:
     """Images (N, S, S, 3) uint8 with the numbers of the outputs that are right (N,), for one model."""
 
     pixels: ImageArray
@@ -76,7 +62,7 @@ class Images:
         return _inputs(pixels, self.input), torch.from_numpy(self.targets[chosen])
 
 
-def images(given: Given, model: Input) -> Images:
+def images(given: Images, model: Input) -> Labelled:
     """The images, matched to the outputs of the model by the names of their classes.
 
     Raises:
@@ -84,34 +70,32 @@ def images(given: Given, model: Input) -> Images:
         that the file has itself. FileError: a model that does not classify images, or another number of names than outputs.
     """
     model = _normalised(given, model)
+    model = replace(model, side=model.side or model.shape[1])
     data = _foreign.data_set(given.data, given.folder, model.side, tested=given.split == "test")
     parts = [data.test] if given.split == "test" else [part for part in (data.train, data.val, data.test) if len(part)]
     numbers = np.array(_numbers(given, data, model), np.int64)
     targets = np.concatenate([part.targets for part in parts])
     whole = parts[0].images if len(parts) == 1 else np.concatenate([np.asarray(part.images[:]) for part in parts])
-    kind = "test images" if given.split == "test" else "images (all splits)"
-    print_line(f"images   {len(targets):,} {kind} of {data.name} for the accuracy of {model.label}")
-    for note in data.notes if given.split == "test" else ():
-        if note.startswith("no test"):
-            print_line(f"images   {note} (all of them: --split all)")
-    return Images(whole, numbers[targets], model)
+    kind, hint = ("test images", " (all splits: --split all)") if given.split == "test" else ("images (all splits)", "")
+    for text in data.notes:
+        note("data", text)
+    print_line(f"images   {len(targets):,} {kind} of {data.name} for the accuracy of {model.label}{hint}")
+    return Labelled(whole, numbers[targets], model)
 
 
-def _normalised(given: Given, model: Input) -> Input:
+def _normalised(given: Images, model: Input) -> Input:
     """The model's input with its normalisation."""
-    known = model.whole or bool(model.mean) or (model.channel >= 0 and model.dtype == "uint8")
-    if known and (given.mean or given.std):
+    _foreign.check_pair(given.mean, given.std)
+    channels = 3 if model.whole else model.shape[model.channel]
+    known = model.whole or bool(model.mean) or model.dtype == "uint8"
+    if known and given.mean:
         raise UsageError(f"--mean and --std are known from the model ({model.label}); omit them")
     if known:
         return model
     if not model.dtype.startswith("float"):
         raise FileError(f"input is neither of bytes nor of floats ({model.label}, {model.dtype}); omit --data")
-    if not (given.mean and given.std):
-        raise UsageError(
-            f"the normalisation that the model expects is not known ({model.label}); give it for values from 0 to 1: "
-            "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
-        )
-    channels = model.shape[model.channel]
+    if not given.mean:
+        raise _foreign.unknown_normalisation("the model expects is", model.label)
     for option, values in (("--mean", given.mean), ("--std", given.std)):
         if len(values) not in (1, channels):
             raise UsageError(
@@ -123,7 +107,7 @@ def _normalised(given: Given, model: Input) -> Input:
     return replace(model, mean=mean, std=std)
 
 
-def _names(given: Given, model: Input) -> tuple[str, ...]:
+def _names(given: Images, model: Input) -> tuple[str, ...]:
     """The class of each output, if known."""
     names = _foreign.class_names(given.labels) if given.labels else model.classes
     if names and len(names) != model.outputs:
@@ -133,7 +117,7 @@ def _names(given: Given, model: Input) -> tuple[str, ...]:
     return names
 
 
-def _numbers(given: Given, data: DataSet, model: Input) -> list[int]:
+def _numbers(given: Images, data: DataSet, model: Input) -> list[int]:
     """The output of each class of the data, by name; by position if the outputs have no names and are as many."""
     names = _names(given, model)
     if not names and len(data.classes) == model.outputs:

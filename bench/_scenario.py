@@ -21,7 +21,7 @@ from rich.console import RenderableType
 from torch import Tensor
 
 from zoo import tables
-from zoo.bench import _agreement, _own, _runtimes, _subjects, _timing, inference
+from zoo.bench import Images, _agreement, _runtimes, _subjects, _timing, inference
 from zoo.bench._contenders import Call, Contender
 from zoo.console import SILENT_SECONDS, clock, print_line
 from zoo.errors import FileError, UsageError
@@ -227,7 +227,7 @@ def main(
     latency_ms: float = LATENCY_MS,
     max_memory: int = 0,
     timeout: float = _guard.TIMEOUT,
-    given: _own.Given | None = None,
+    given: Images | None = None,
 ) -> Path:
     """Run one scenario for onnxruntime and OpenVINO in fp32 and int8; returns the CSV, with a LoadGen summary per row next to it.
 

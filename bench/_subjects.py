@@ -18,15 +18,16 @@ from torch import Tensor, nn
 
 from zoo import registry
 from zoo import run as engine
-from zoo.bench import _own
+from zoo.bench import Images, _own
 from zoo.console import print_line
-from zoo.data import _augment
 from zoo.errors import DataError, FileError, UsageError, did_you_mean
 from zoo.export import _facts, _feed, _graph, _guard, _onnx, _quantise, _session, onnx_fp16
 from zoo.training.model_specs import model_spec
 
 IMAGES = 10_000
 """Largest number of test images for a contender's accuracy."""
+SCALED = (0.0,) * 3, (1.0,) * 3
+"""Mean and standard deviation of images that are scaled to [0, 1], and normalised in the graph."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Subject:
     """The only accepted batch size; 0: any."""
     seconds: float = 0.0
     """Seconds per image in the trial, if there was one."""
-    own: _own.Images | None = None
+    own: _own.Labelled | None = None
     """Images of the user's choice for the accuracy, instead of the run's."""
 
     def noise(self, batch: int) -> Tensor:
@@ -56,8 +57,10 @@ class Subject:
 
     def images(self, split: str = "test", most: int = IMAGES) -> tuple[Tensor, Tensor] | None:
         """Images as model inputs, evenly spread over the split, with targets: those chosen (:attr:`own`) or of the run's data, else None."""
-        if self.own is not None and split == "test":
-            return self.own.take(most)
+        found = self.own if self.own and split == "test" else self._of_run(split)
+        return found.take(most) if found else None
+
+    def _of_run(self, split: str) -> _own.Labelled | None:
         if self.run is None:
             return None
         try:
@@ -66,24 +69,21 @@ class Subject:
         except (DataError, FileError, UsageError):
             return None
         part = getattr(data, split)
-        if not len(part):
-            return None
-        chosen = np.unique(np.linspace(0, len(part) - 1, min(most, len(part))).astype(np.int64))
-        return self._taken(torch.from_numpy(np.ascontiguousarray(part.images[chosen]))), torch.from_numpy(part.targets[chosen])
+        return _own.Labelled(part.images, part.targets, self.input(self.run)) if len(part) else None
 
-    def _taken(self, pixels: Tensor) -> Tensor:
-        assert self.run is not None
-        if self.preprocess == "full":
-            return pixels
-        size = self.shape[-1]
-        mean, std = (self.run.mean, self.run.std) if self.preprocess == "none" else ((0.0,) * 3, (1.0,) * 3)
-        return _augment.normalise(pixels, mean, std, size=size).contiguous()
+    def input(self, run: engine.Run) -> _own.Input:
+        """What the model reads and answers, as its run tells."""
+        mean, std = (run.mean, run.std) if self.preprocess == "none" else SCALED
+        return _own.Input(
+            label=self.name, shape=self.shape, dtype=self.dtype, outputs=len(run.classes), side=run.input[1], mean=mean, std=std,
+            classes=run.classes, whole=self.preprocess == "full",
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
 def opened(
     target: str | Path | engine.Run | None, precisions: tuple[str, ...], *, max_memory: int = 0, timeout: float = _guard.TIMEOUT,
-    given: _own.Given | None = None,
+    given: Images | None = None,
 ) -> Iterator[Subject]:  # fmt: skip
     """A run (None: the latest), a ``FILE.onnx`` or a model's name, with a file for each of ``precisions``.
 
@@ -107,7 +107,9 @@ def opened(
         with torch.inference_mode(False):  # the exporter traces, which takes it two attempts with weights made in that mode
             subject, exported = _of_model(target) if _is_model(target) else _of_run(target, precisions, tried)
             files = _files(subject, exported, Path(name), precisions)
-        yield replace(subject, files=files, own=_own_of_run(subject, given) if given else None)
+        yield replace(
+            subject, files=files, own=_own.images(given, subject.input(subject.run)) if given and subject.run else None
+        )
 
 
 def _is_model(target: object) -> bool:
@@ -162,51 +164,39 @@ def _mb(model: nn.Module) -> float:
     return sum(value.nbytes for value in model.state_dict().values()) / 1e6
 
 
-def _own_of_run(subject: Subject, given: _own.Given) -> _own.Images:
-    run = subject.run
-    assert run is not None
-    plain = subject.preprocess == "none"
-    return _own.images(given, _own.Input(
-        label=subject.name, shape=subject.shape, dtype=subject.dtype, outputs=len(run.classes), side=run.input[1],
-        mean=run.mean if plain else (0.0,) * 3, std=run.std if plain else (1.0,) * 3, classes=run.classes,
-    ))  # fmt: skip
-
-
-def _own_of_file(path: Path, session: Any, feed: _feed.Feed, found: Subject, given: _own.Given) -> _own.Images:
-    written = session.get_modelmeta().custom_metadata_map
+def _own_of_file(
+    path: Path, session: Any, feed: _feed.Feed, found: Subject, facts: _facts.Facts | None, given: Images
+) -> _own.Labelled:
+    """Labelled images for a file; its scores are computed once, as their declared shape may be open."""
     scores = session.run([feed.output], {feed.name: feed.noise(found.fixed or 1)})[0]
     outputs = math.prod(scores.shape[1:])
     if max((*scores.shape[1:], 0)) != outputs:
         sizes = " x ".join(map(str, scores.shape[1:])) or "none"
         raise FileError(f"output is not one score per class ({path}, {feed.output}: {sizes}); omit --data")
-    model = _own.Input(label=path.name, shape=found.shape, dtype=feed.dtype, outputs=outputs, side=found.shape[-1])
-    if "preprocessing" in written:
-        facts = _facts.read(written, path)
+    model = _own.Input(label=path.name, shape=found.shape, dtype=feed.dtype, outputs=outputs)
+    if facts:
         steps = facts.preprocessing
-        mean, std = (steps.mean, steps.std) if steps.mode == "none" else ((0.0,) * 3, (1.0,) * 3)
+        mean, std = (steps.mean, steps.std) if steps.mode == "none" else SCALED
         model = replace(model, side=steps.size, mean=mean, std=std, classes=facts.classes, whole=steps.mode == "full")
-    elif model.channel == 2:
-        model = replace(model, side=found.shape[0])
     return _own.images(given, model)
 
 
-def _of_file(path: Path, trial: _guard.Trial, given: _own.Given | None = None) -> Subject:
+def _of_file(path: Path, trial: _guard.Trial, given: Images | None = None) -> Subject:
     """A file; with its run in the same folder, PyTorch is included too."""
     _guard.check_receipt(path)
     session = _session.open_session(path)
     feed, written = _feed.of(session, path), session.get_modelmeta().custom_metadata_map
-    mode = _facts.read(written, path).preprocessing.mode if "preprocessing" in written else "none"
-    shape = feed.shape
-    if mode == "full":
-        side = _facts.read(written, path).preprocessing.resize
-        shape = (side, side, 3)
+    facts = _facts.read(written, path) if "preprocessing" in written else None
+    mode, shape = (facts.preprocessing.mode if facts else "none"), feed.shape
+    if facts and mode == "full":
+        shape = (facts.preprocessing.resize, facts.preprocessing.resize, 3)
     found = Subject(
         path.stem, shape, None, {precision(path): path}, _guard.check(path) / 1e6, preprocess=mode, dtype=feed.dtype,
         fixed=trial.batch, seconds=trial.seconds,
     )  # fmt: skip
     _say(path, session, feed, found)
     if given:
-        found = replace(found, own=_own_of_file(path, session, feed, found, given))
+        found = replace(found, own=_own_of_file(path, session, feed, found, facts, given))
     if not (path.parent / "recipe.toml").is_file() or "weights_sha256" not in written:
         return found
     run = engine.load(path.parent)

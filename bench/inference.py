@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo import machine, metrics
-from zoo.bench import _agreement, _budget, _contenders, _gpu, _memory, _own, _roofline, _runtimes, _subjects, _timing
+from zoo.bench import Images, _agreement, _budget, _contenders, _gpu, _memory, _roofline, _runtimes, _subjects, _timing
 from zoo.bench._agreement import Found
 from zoo.bench._budget import Budget
 from zoo.bench._contenders import BASE, Call, Contender
@@ -53,7 +53,7 @@ def main(
     allow_cpu_fallback: bool = False,
     max_memory: int = 0,
     timeout: float = _guard.TIMEOUT,
-    given: _own.Given | None = None,
+    given: Images | None = None,
 ) -> Path:
     """Benchmark runs (None: the latest), models by name and ONNX files; returns the CSV, with pictures next to it.
 

@@ -148,8 +148,7 @@ def program(
         force: replace an existing file.
         images: for a run, the number of test images, from all classes, to compare with PyTorch; for a module, the images:
             (N, \\*input) floats in the form that the module takes, or (N, H, W, 3) uint8 with ``mean`` and ``std``; noise by default.
-        full_test: measure the accuracy of an fp32 file on all test images of a run, not only on ``images``; for the other
-            precisions, this is always done.
+        full_test: measure the accuracy of fp32 on all test images of a run, not only on ``images``, as the other precisions do.
         input: shape of one input of a module, such as (3, 224, 224).
         targets: (N,) class numbers of a module's images, to measure the accuracy.
         classes: names of a module's outputs (default: their numbers).
@@ -157,12 +156,11 @@ def program(
     Raises:
         BusyError: the file exists and ``force`` is not set.
         UsageError: an unknown format, precision or preprocess, a module that does not accept ``input``, or a missing package.
-        FileError: a weight is not finite, or the model cannot be traced.
-        DataError: int8 without images.
+        FileError: a weight is not finite, or the model cannot be traced. DataError: int8 without images.
         DisagreeError: the file and PyTorch differ, the accuracy drops too far, or frozen weights have changed.
         DiskError: the file cannot be written. In each case, nothing is published and an existing file is unchanged.
     """
-    from zoo import machine, registry
+    from zoo import registry
     from zoo.export import _pipeline
 
     target = registry.find_target(fmt, precision)
@@ -170,11 +168,9 @@ def program(
     out = _out(model, path, target.TARGET.suffix)
     _pipeline.check_free(out, target.TARGET, force=force)
     written |= {"full_test": full_test, "seed": seed, "max_drop": max_drop, "reduce_range": reduce_range, "explain": explain}
-    with machine.torch_defaults():
-        subject = _subject(model, images, given)
-        mode = preprocess or ("none" if subject.module else "normalize")
-        job = _pipeline.job_of(subject, mode, softmax=softmax, **written)
-        return _pipeline.export(target, subject, out, job, force=force)
+    subject = _subject(model, images, given)
+    job = _pipeline.job_of(subject, preprocess, softmax=softmax, **written)
+    return _pipeline.export(target, subject, out, job, force=force)
 
 
 def _out(model: Any, path: str | Path | None, suffix: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,17 +97,28 @@ def _outputs(spec: ModelSpec, source: str) -> int:
     return len(heads[0]) if heads else spec.classes
 
 
-def _normalisation(spec: ModelSpec, source: str, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Any, Any]:
-    """Mean and standard deviation per channel of the images that the weights expect."""
+def check_pair(mean: Sequence[float], std: Sequence[float]) -> None:
+    """UsageError unless both or neither are given."""
     if bool(mean) != bool(std):
         raise UsageError("--mean and --std belong together; give both or neither")
+
+
+def unknown_normalisation(what: str, place: str) -> UsageError:
+    """The error where nothing tells how images are normalised for ``what``, read from ``place``."""
+    return UsageError(
+        f"the normalisation that {what} not known ({place}); give it, for values from 0 to 1: "
+        "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
+    )
+
+
+def _normalisation(spec: ModelSpec, source: str, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Any, Any]:
+    """Mean and standard deviation per channel of the images that the weights expect."""
+    check_pair(mean, std)
     if mean:
         return mean, std
     known = weights.statistics(source, spec)
     if known is None:
-        raise UsageError(
-            f"the normalisation that the weights expect is not known ({source}); give it: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
-        )
+        raise unknown_normalisation("the weights expect is", source)
     print_line(
         f"images   normalised with mean {known[0]}, std {known[1]}, those of the model's weights (override: --mean, --std)"
     )

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from zoo import model_files, runtimes, sampling, tensor_files
+from zoo import machine, model_files, runtimes, sampling, tensor_files
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.errors import DataError, DisagreeError, FileError, UsageError
@@ -212,6 +212,7 @@ def _shape(shape: Any) -> tuple[int, ...]:
     return sizes
 
 
+@machine.torch_defaults()
 def of_module(
     model: nn.Module, *, shape: Sequence[int], images: Any = None, targets: Any = None, classes: Sequence[str] | None = None,
     mean: Sequence[float] | None = None, std: Sequence[float] | None = None,

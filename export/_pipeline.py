@@ -26,6 +26,7 @@ SLOWER = 1.05
 """Time of a lossy precision relative to float32 from which it is reported as slower."""
 
 
+@machine.torch_defaults()
 def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -> Receipt:
     """Write ``job`` by ``target``, a module of this folder with ``TARGET``, ``make``, ``write`` and ``answer``.
 
@@ -178,10 +179,16 @@ def _published(target: Any, made: Any, out: Path, facts: dict[str, str], force: 
     return [out, *(out.with_suffix(part.suffix) for part in parts[1:])]
 
 
-def job_of(subject: Subject, preprocess: str, *, softmax: bool, opset: int = _onnx.OPSET, **options: Any) -> Job:
-    """A job; UsageError for an unknown kind of preprocessing, or one that needs other images."""
+@machine.torch_defaults()
+def job_of(subject: Subject, preprocess: str | None, *, softmax: bool, opset: int = _onnx.OPSET, **options: Any) -> Job:
+    """A job, by default with normalisation for a run and none for a module.
+
+    Raises:
+        UsageError: an unknown kind of preprocessing, or one that needs other images.
+    """
     from zoo.errors import did_you_mean
 
+    preprocess = preprocess or ("none" if subject.module else "normalize")
     known: Sequence[str] = tuple(_graph.PREPROCESS)
     if preprocess not in known:
         raise UsageError(f"no preprocess {preprocess!r}{did_you_mean(preprocess, known)}; use one of {', '.join(known)}")

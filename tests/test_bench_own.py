@@ -14,7 +14,7 @@ from onnx import helper
 from PIL import Image
 
 import zoo.bench
-from zoo.bench import _agreement, _own, _runtimes, _subjects, _timing, inference
+from zoo.bench import Images, _agreement, _own, _runtimes, _subjects, _timing, inference
 from zoo.bench._budget import Budget
 from zoo.cli import cli
 from zoo.errors import DataError, DiskError, FileError, UsageError
@@ -77,7 +77,7 @@ def test_every_form_of_input_gives_the_accuracy(
     place: Path, shape: tuple[object, ...], kind: int, last: bool, tail: bool, scale: tuple[float, ...]
 ) -> None:
     onnx.save(colours(shape, kind, last, tail), "net.onnx")
-    given = _own.Given(data="photos", labels=Path("rgb.txt"), mean=scale, std=scale)
+    given = Images(data="photos", labels=Path("rgb.txt"), mean=scale, std=scale)
     with _subjects.opened("net.onnx", ("fp32",), given=given) as subject:
         found = subject.images()
         assert found is not None
@@ -151,7 +151,7 @@ def test_models_that_do_not_classify_images_are_refused(place: Path) -> None:
 
 
 def test_a_grey_input_gets_the_brightness_of_a_pixel(place: Path) -> None:
-    given = _own.Given(data="photos", mean=(0.5,), std=(0.25,))
+    given = Images(data="photos", mean=(0.5,), std=(0.25,))
     model = _own.Input(label="x", shape=(1, 32, 32), dtype="float32", outputs=3, side=32)
     found, targets = _own.images(given, model).take(100)
     assert found.shape == (6, 1, 32, 32) and targets.tolist() == [0, 0, 1, 1, 2, 2]
@@ -169,7 +169,7 @@ def test_a_file_of_zoo_knows_its_classes_and_preprocessing(place: Path) -> None:
     for mode in ("none", "normalize", "full"):
         ran = CliRunner().invoke(cli, ["export", "run", "--preprocess", mode, "--out", f"{mode}.onnx"])
         assert ran.exit_code == 0, (ran.output, ran.exception)
-        with _subjects.opened(f"{mode}.onnx", ("fp32",), given=_own.Given(data="photos")) as subject:
+        with _subjects.opened(f"{mode}.onnx", ("fp32",), given=Images(data="photos")) as subject:
             found = subject.images()
             assert found is not None
             session = _session.open_session(subject.files["fp32"])
@@ -178,7 +178,7 @@ def test_a_file_of_zoo_knows_its_classes_and_preprocessing(place: Path) -> None:
             assert torch.equal(found[1], torch.as_tensor(right[2]))
         refused = bench(f"{mode}.onnx", "--data", "photos", *HALVES)
         assert isinstance(refused.exception, UsageError) and "known from the model" in str(refused.exception)
-    with _subjects.opened("run", ("fp32",), given=_own.Given(data="photos", split="all")) as subject:
+    with _subjects.opened("run", ("fp32",), given=Images(data="photos", split="all")) as subject:
         found = subject.images()
         assert found is not None and len(found[1]) == 30
 
@@ -187,7 +187,7 @@ def test_an_accuracy_on_few_images_or_none_for_lack_of_time_is_reported(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     onnx.save(colours(("n", 3, 32, 32)), "net.onnx")
-    given = _own.Given(data="photos", labels=Path("rgb.txt"), mean=(0.5,), std=(0.5,))
+    given = Images(data="photos", labels=Path("rgb.txt"), mean=(0.5,), std=(0.5,))
     with _subjects.opened("net.onnx", ("fp32",), given=given) as subject:
         where = inference._Place(torch.device("cpu"))
         measure = inference._Bench(subject, where, 1, True, True, False, Budget(total=60))

@@ -255,7 +255,7 @@ def test_a_run_is_found_by_its_beginning_next_to_its_data(tmp_path: Path, monkey
             run_folders.find(name)
 
 
-def test_a_user_without_a_home_folder_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_folder_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ZOO_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
 
@@ -265,5 +265,5 @@ def test_a_user_without_a_home_folder_is_a_line(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Path, "home", missing)
     with pytest.raises(DiskError, match="no home folder for the cache; set ZOO_CACHE"):
         files.cache_folder()
-    monkeypatch.setenv("ZOO_CACHE", "/tmp/zoo")
-    assert files.cache_folder() == Path("/tmp/zoo")
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    assert files.cache_folder() == tmp_path

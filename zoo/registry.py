@@ -18,13 +18,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from zoo.console import print_line
 from zoo.errors import UsageError, did_you_mean
 from zoo.files import exists
 from zoo.recipe_types import converted
-from zoo.spec import Option
+from zoo.spec import DataSpec, LossSpec, ModelSpec, Option
 
 READERS = {".csv": "list", ".tsv": "list", ".parquet": "list", ".pq": "list", ".npz": "npz"}
 """The data set that reads a file with this ending."""
@@ -35,16 +35,7 @@ _REQUIRED = {
     "data": ("classes", "shape", "mean", "std", "counts", "source"),
 }
 """Fields that must be literals, as listings and recipes are made from them."""
-_MODEL = {
-    "input": tuple[int, int, int], "params": int, "macs": int, "paper": str, "head": str, "data": tuple[str, ...], "new_head": str,
-    "classes": int, "weights": tuple[str, ...], "mean": tuple[float, ...], "std": tuple[float, ...], "recipe": dict[str, Any],
-}  # fmt: skip
-_DATA = {
-    "classes": int, "shape": tuple[int, int, int], "mean": tuple[float, ...], "std": tuple[float, ...], "counts": tuple[int, int],
-    "source": str, "balanced": bool, "options": tuple[str, ...], "margin": bool, "recipe": dict[str, Any],
-}  # fmt: skip
-_TYPES: dict[str, dict[str, Any]] = {"models": _MODEL, "losses": {"paper": str, "counts": bool, "soft": bool}, "data": _DATA}
-"""Types of the literal fields, as declared in :mod:`zoo.spec`."""
+_SPECS = {"models": ModelSpec, "losses": LossSpec, "data": DataSpec}
 
 
 @dataclass(frozen=True)
@@ -244,11 +235,19 @@ def _check(kind: str, specs: dict[str, dict[str, Any]], found: dict[str, dict[st
                 raise ValueError(f"{name!r} must give its options as literals, {{'name': Option(...)}}")
 
 
+@cache
+def _types(kind: str) -> dict[str, Any]:
+    """The declared type of each field that may be a literal."""
+    return {name: hint for name, hint in get_type_hints(_SPECS[kind]).items() if get_origin(hint) in (None, tuple, dict)}
+
+
 def check_types(kind: str, name: str, fields: Mapping[str, Any]) -> None:
-    """ValueError for a literal field of another type, which listings and recipes could not use."""
-    for field in [each for each in _TYPES[kind] if each in fields]:
+    """ValueError for a literal field of another type than its declaration in :mod:`zoo.spec`."""
+    for field, hint in _types(kind).items():
+        if field not in fields:
+            continue
         try:
-            converted(fields[field], _TYPES[kind][field])
+            converted(fields[field], hint)
         except ValueError as error:  # msgspec.ValidationError is one
             reason = str(error).replace("`", "").replace("Expected", "expected")
             raise ValueError(f"{name!r} has {field} = {str(fields[field])[:40]!r}: {reason}") from error

@@ -108,11 +108,11 @@ def command(
         return
     if sum(map(bool, (serve, self_check, scenario))) > 1:
         raise click.UsageError("--serve, --scenario and --self-check are mutually exclusive; give one of them")
+    images = zoo.bench.Images(data=data, folder=str(data_dir or ""), split=split, labels=classes, mean=mean, std=std)
     request = zoo.bench.Request(
         quick=quick, batches=batches, devices=devices, threads=threads or 0, seconds=seconds or 0.0,
         allow_cpu_fallback=allow_cpu_fallback, serve=serve, self_check=self_check, scenario=scenario or "",
-        rate=qps or 0.0, latency_ms=latency_ms or 0.0, data=data, data_dir=str(data_dir or ""),
-        split=split, classes=classes, mean=mean, std=std, out=out, max_memory=max_memory,
+        rate=qps or 0.0, latency_ms=latency_ms or 0.0, images=images, out=out, max_memory=max_memory,
         timeout=timeout, as_json=as_json,
     )  # fmt: skip
     zoo.bench.command(what, request)

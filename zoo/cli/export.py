@@ -116,7 +116,6 @@ def command(
         console.print_line(f"run      {folder}")
     import zoo.export
     from zoo import machine
-    from zoo.export import _tensorrt
     from zoo.run import load
 
     machine.use_threads()
@@ -134,9 +133,15 @@ def command(
         receipt = zoo.export.onnx(loaded, out, **only_onnx, **options)
     else:
         receipt = zoo.export.program(loaded, out, fmt=fmt, **options)
-    if receipt.layers and not as_json:
-        from zoo import tables
+    _show(receipt, side, as_json=as_json)
 
+
+def _show(receipt: Any, side: int, *, as_json: bool) -> None:
+    """Print the receipt, the table of layers and TensorRT's command, if any."""
+    from zoo import console, tables
+    from zoo.export import _tensorrt
+
+    if receipt.layers and not as_json:
         columns = ("layer", "kind", "sqnr", "sqnr_alone")
         heads = ("layer", "kind", "SQNR of output, dB", "SQNR of logits, this layer alone, dB")
         tables.out().print(tables.make(heads, [[str(row[key]) for key in columns] for row in receipt.layers]))

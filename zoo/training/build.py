@@ -112,11 +112,7 @@ def session(
     checks.check_settings(recipe, given=data is not None)
     spec = sized_spec(recipe.model, recipe.data.size, folder if resume else None)
     classes = len(data.classes) if data else registry.entry("data", recipe.data.name)["classes"]
-    start = _model(recipe, spec, classes or spec.classes)
-    data = data or dataset(recipe, spec.input[1])
-    if len(data.classes) != (classes or spec.classes):
-        start = _model(recipe, spec, len(data.classes), start.tensors)
-    _print_notes(start, data)
+    start, data = _started(recipe, spec, classes or spec.classes, data)
     index, counts = _training_part(recipe, data)
     data = _normalised(recipe, spec, data)
     model = _placed(recipe, start.model, place)
@@ -171,6 +167,16 @@ def _identity(recipe: Recipe, data: DataSet, learned: distil.Distillation | None
     """What the saved states of a run must match."""
     teachers = {"teachers": [teacher.digest for teacher in learned.teachers]} if learned else {}
     return {"model": recipe.model, "classes": len(data.classes), "optimizer": recipe.optim.name, **teachers}
+
+
+def _started(recipe: Recipe, spec: ModelSpec, classes: int, data: DataSet | None) -> tuple[_Start, DataSet]:
+    """The model and the data, which is read after the weights; the model again if the data has other than the expected classes."""
+    start = _model(recipe, spec, classes)
+    data = data or dataset(recipe, spec.input[1])
+    if len(data.classes) != classes:
+        start = _model(recipe, spec, len(data.classes), start.tensors)
+    _print_notes(start, data)
+    return start, data
 
 
 def _print_notes(start: _Start, data: DataSet) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,7 +104,7 @@ def teacher(name: str) -> Path:
 
 def check_data(data: DataSet) -> None:
     """DataError unless images and labels of every split have the right types, shapes and ranges, before hours of training."""
-    if isinstance(data.classes, str) or any(count > 1 for count in Counter(data.classes).values()):
+    if isinstance(data.classes, str) or len(set(data.classes)) < len(data.classes):
         raise DataError(f"class names are not distinct ({data.name}, {shown(str(data.classes))[:80]}); give one name per class")
     if not (
         len(data.mean) == len(data.std) == 3 and all(map(math.isfinite, data.mean)) and all(0 < s < math.inf for s in data.std)
