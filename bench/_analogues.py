@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from zoo import recipe as recipes
+from zoo.bench import _timing
 from zoo.report import _draw
 
 Row = Mapping[str, Any]
@@ -67,7 +68,8 @@ def picture(common: str, ours: Mapping[str, Sequence[Row]]) -> Figure:
     axes.set_title(
         f"{row['data']}, {int(row['n']):,} test images, n = {runs} seeds{f' ({common})' if common else ''}", fontsize=10
     )
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    note = _timing.trained_on(each for group in ours.values() for each in group)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False, title=note, title_fontsize=8)
     _draw.tidy(axes)
     return figure
 

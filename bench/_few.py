@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from zoo.bench import _timing
 from zoo.report import _draw
 
 Row = Mapping[str, Any]
@@ -51,6 +52,7 @@ def picture(name: str, by: Mapping[int, Sequence[Row]]) -> Figure:
     seeds = sorted({len(group) for group in by.values()})
     runs = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     axes.set_title(f"{name.split()[0]} on {first['data']}, {int(first['n']):,} test images, n = {runs} seeds", fontsize=10)
+    figure.supxlabel(_timing.trained_on(row for group in by.values() for row in group), fontsize=8)
     axes.legend(
         fontsize=8, frameon=False, loc="lower right", title="dashed: all training images" if 0 in by else None, title_fontsize=8
     )

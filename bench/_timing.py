@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -223,6 +223,12 @@ def environment(device: torch.device | None = None) -> dict[str, str]:
         "command": _command(),
     }
     return {name: str(facts[name]) for name in ENVIRONMENT}
+
+
+def trained_on(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The processors or GPUs of rows of training runs, each once, for a picture."""
+    named = (row["cpu"] if row["device"] == "cpu" else row["device"] for row in rows)
+    return f"trained on {', '.join(dict.fromkeys(named))}"
 
 
 def _command() -> str:

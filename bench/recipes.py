@@ -284,7 +284,7 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_title(f"{title}: {int(panel[0][1][0]['n']):,} test images", fontsize=10)
         _draw.tidy(axes, "x")
     every[-1].set_xlabel("test accuracy (%)", fontsize=9)
-    note = "interval: 95 %, Student's t over n seeds, or Wilson over the test images if n = 1"
+    note = "interval: 95 %, Student's t over n seeds, or Wilson over the test images if n = 1\n" + _timing.trained_on(rows)
     handles, labels = _legend(
         seeds=any(len(group) > 1 for panel in titled.values() for _, group in panel),
         reported=any(_published(group[0]) for panel in titled.values() for _, group in panel),

@@ -11,6 +11,8 @@ from zoo import recipe as recipes
 from zoo.bench import _analogues, _few, _headers, _tables, _timing
 from zoo.bench import recipes as recipes_bench
 
+CPU = {"device": "cpu", "cpu": "A CPU"}
+
 
 def test_rows_of_other_runs_stay(tmp_path: Path) -> None:
     rows = [
@@ -42,7 +44,7 @@ def test_runs_of_sweeps_have_rows_too(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "recipe.toml").touch()
     fixed = {"data": "d", "imbalance": "none", "model": "m", "seed": 0, "digest": "", "n": 100}
-    fixed |= {"accuracy": 0.5, "low": 0.4, "high": 0.6}
+    fixed |= {"accuracy": 0.5, "low": 0.4, "high": 0.6} | CPU
     monkeypatch.setattr(
         recipes_bench, "_row", lambda folder: None if folder.name == "begun" else fixed | {"recipe": folder.name}
     )
@@ -72,7 +74,7 @@ def test_recipes_are_grouped_over_seeds_in_table_and_picture() -> None:
             "macro": accuracy,
             "select_on": select_on,
         }
-        return {key: str(value) for key, value in (values | {"images_per_s": 800.0, "minutes": 9.5}).items()}
+        return {key: str(value) for key, value in (values | {"images_per_s": 800.0, "minutes": 9.5}).items()} | CPU
 
     rows = [
         row("ce", 0, 0.70) | {"reported": "0.704"},
@@ -91,13 +93,15 @@ def test_recipes_are_grouped_over_seeds_in_table_and_picture() -> None:
     assert left < 58.3 and right > 83.7, "the interval of two seeds is inside the axis"
     assert recipes_bench.picture(rows[-1:]).axes[0].get_yticklabels()[0].get_text() == "peeked (SELECTED ON TEST)  n=1"
     assert "10,000 test images" in axes.get_title()
+    rows[0]["device"], rows[1]["cpu"] = "A GPU", "Another CPU"
+    assert recipes_bench.picture(rows).legends[0].get_title().get_text().endswith("\ntrained on A GPU, Another CPU, A CPU")
     theirs = [line for line in axes.lines if line.get_marker() == "s"]
     assert [(float(line.get_xdata()[0]), int(line.get_ydata()[0])) for line in theirs] == [(pytest.approx(70.4), 1)]
 
 
 def test_accuracy_is_drawn_against_the_images_per_class() -> None:
     def row(recipe: str, accuracy: float) -> dict[str, str]:
-        return {"recipe": recipe, "accuracy": str(accuracy), "macro": str(accuracy - 0.1), "data": "birds", "n": "50"}
+        return {"recipe": recipe, "accuracy": str(accuracy), "macro": str(accuracy - 0.1), "data": "birds", "n": "50"} | CPU
 
     name = "frozen data.val=0.02"
     rows = [row(f"{name} data.per_class={number}", 0.5 + number / 100) for number in (10, 5, 5, 1)] + [row(name, 0.9)]
@@ -165,7 +169,7 @@ def test_reported_experiments_beside_their_analogues() -> None:
     """The settings that most recipes share are compared; other weights and views are no difference."""
 
     def row(recipe: str, accuracy: float) -> dict[str, str]:
-        return {"recipe": recipe, "accuracy": str(accuracy), "data": "caltech101", "n": "50"}
+        return {"recipe": recipe, "accuracy": str(accuracy), "data": "caltech101", "n": "50"} | CPU
 
     rows = [row(f"caltech101_lite0_t weights=a.pt data.size=96 {more}".strip(), 0.8) for more in ("", "", "data.views=2")]
     rows += [row("caltech101_lite0_f2 data.size=96", 0.4), row("caltech101_lite0_t epochs=2", 0.1), row("s4_t2", 0.9)]
