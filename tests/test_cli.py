@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -23,6 +24,7 @@ from zoo import tables
 from zoo.__main__ import _outcome, run
 from zoo.cli import cli, commands
 from zoo.cli._shared import moved
+from zoo.errors import ZooError
 
 COMMANDS = sorted(commands())
 ROOT = Path(__file__).resolve().parent.parent
@@ -231,6 +233,28 @@ def test_the_latest_run_is_taken_and_named(small_run: Path, tmp_path: Path) -> N
     assert ran.returncode == 0, ran.stderr
     assert "mine" in ran.stderr
     assert "report.html" in ran.stdout
+
+
+@pytest.mark.parametrize("words", [("--resume", "runs/half"), ("half", "--resume")])
+def test_a_run_is_resumed_by_its_name(tmp_path: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo import training
+    from zoo.cli import train as command
+
+    folder = tmp_path / "runs" / "half"
+    folder.mkdir(parents=True)
+    (folder / "recipe.toml").write_text('model = "s1_cnn"\nepochs = 3\n[data]\nname = "synthetic"\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_RUNS", "runs")
+    asked: list[tuple[int, Path, bool]] = []
+
+    def train(recipe: Any, *, out: Path, resume: bool, **_: object) -> Path:
+        asked.append((recipe.epochs, out, resume))
+        raise ZooError("stopped here")
+
+    monkeypatch.setattr(training, "train", train)
+    with pytest.raises(ZooError, match="stopped here"):
+        command.command.main(list(words), standalone_mode=False)
+    assert asked == [(3, Path("runs/half"), True)]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])

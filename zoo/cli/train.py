@@ -31,7 +31,7 @@ class _Train(RecipeCommand):
 @click.argument("settings", nargs=-1)
 @click.option("--out", type=UserPath(), help="Run folder (default: a new folder in runs, named after the settings).")
 @threads
-@click.option("--resume", is_flag=True, help="Resume the run in --out, or the latest run.")
+@click.option("--resume", is_flag=True, help="Resume RUN, the run in --out, or the latest run.")
 @click.option("--force", is_flag=True, help="Replace the run in --out.")
 @click.option("--profile", is_flag=True, help="Profile the run: time per part of a step, time per operator, and a trace.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its warnings; do not train.")
@@ -56,7 +56,7 @@ def command(
     \b
     zoo train resnet32 --data cifar10 --epochs 20
     zoo train cifar10lt_resnet32_focal optim.lr=0.05 seed=1
-    zoo train --resume
+    zoo train --resume RUN
     zoo train RUN --qat
     torchrun --nproc-per-node 2 -m zoo train resnet32
     """
@@ -69,8 +69,8 @@ def command(
     if what and "=" in what and not exists(what):  # runs of a sweep have = in their names
         settings, what = (what, *settings), None
     overrides = _overrides(settings, flags)
-    if resume and what is None and out is None:
-        out = run_folders.find(None)
+    if resume and out is None and (what is None or Path(what).is_dir()):
+        out, what = (Path(what) if what else run_folders.find(None)), None
     if resume and what is None and out is not None:
         what = str(run_folders.stored_recipe(out))
     recipe = recipes.resolve(what, overrides)
