@@ -16,7 +16,8 @@ import pytest
 
 from zoo import files, run_folders
 from zoo.cli._shared import UserPath
-from zoo.errors import DiskError, FileError
+from zoo.errors import DiskError, FileError, ZooError
+from zoo.files import as_disk_error
 
 
 def test_publish_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -90,6 +91,27 @@ def test_kill_9_never_leaves_a_torn_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc")
+def test_another_place_for_the_cache_is_not_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    for path, advice in (
+        (tmp_path / "cache" / "data" / "a.bin", "set ZOO_CACHE to another folder"),
+        (tmp_path / "a", "another --out"),
+    ):
+        with pytest.raises(DiskError, match=advice), as_disk_error(path):
+            raise OSError(errno.EACCES, "no")
+
+
+def test_a_run_folder_that_takes_no_lock_is_not_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import filelock
+
+    (tmp_path / run_folders.LOCK).touch()
+    for number, message in ((errno.EROFS, "cannot write .*Read-only"), (errno.ENOLCK, "cannot lock the run folder")):
+        fails = OSError(number, os.strerror(number))
+        monkeypatch.setattr(filelock.FileLock, "acquire", lambda *_, fails=fails, **__: (_ for _ in ()).throw(fails))
+        with pytest.raises(ZooError, match=message):
+            run_folders.check_free(tmp_path)
+
+
 def test_a_folder_that_takes_no_new_files() -> None:
     with pytest.raises(DiskError, match=r"cannot write \(/proc/x.onnx, "):
         files.check_writable(Path("/proc/x.onnx"))

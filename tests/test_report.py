@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli_w
+from matplotlib import font_manager
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 from PIL import Image
 from report_cases import CIFAR, Reader, fake_run, overlaps, write_csv
 
@@ -177,6 +179,17 @@ def test_names_cannot_break_out(tmp_path: Path) -> None:
     assert lengths[0] == 8
     assert len(set(lengths[:9])) == 1, "every class is one row of as many cells"
     report.compare([path, fake_run(tmp_path / "$2", classes=EVIL, counts=None, epochs=2)], tmp_path / "c.html")
+
+
+def test_names_that_the_default_font_lacks_are_drawn_in_another(tmp_path: Path) -> None:
+    path = fake_run(tmp_path / "run", classes=("cat", "⌚ watch"), counts=(30, 5), epochs=2)
+    figure = _draw.per_class(_read.read(path))
+    _draw.save(figure, tmp_path / "a.png")
+    fonts = {text.get_text(): text.get_fontfamily() for text in figure.findobj(Text)}
+    watch, cat = (next(family for text, family in fonts.items() if name in text) for name in ("⌚", "cat"))
+    found = [font_manager.get_font(font_manager.findfont(font_manager.FontProperties([name]))) for name in watch]
+    assert any(font.get_char_index(ord("⌚")) for font in found), watch
+    assert cat == ["sans-serif"]
 
 
 def test_an_unfinished_run_has_curves(tmp_path: Path) -> None:

@@ -198,13 +198,13 @@ def as_disk_error(path: Path, need: int = 0) -> Iterator[None]:
         number = _errno(error)
         if number in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(_existing(path.absolute())).free
-            raise DiskError(f"no space left ({path}, {_space(need, free)}); free some space or choose another --out") from error
+            raise DiskError(f"no space left ({path}, {_space(need, free)}); free some space or {_elsewhere(path)}") from error
         if number == errno.EFBIG:
             raise DiskError(f"file exceeds the size limit ({path}, ulimit -f); raise the limit") from error
         # a folder in which no other can be made, such as /proc; a missing input of the writer is no fault of this path
         no_folder = isinstance(error, FileNotFoundError) and Path(error.filename or "") in (path, *path.parents)
         if number and (no_folder or number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO)):
-            raise DiskError(f"cannot write ({path}, {os.strerror(number)}); choose another --out") from error
+            raise DiskError(f"cannot write ({path}, {os.strerror(number)}); {_elsewhere(path)}") from error
         raise
 
 
@@ -216,6 +216,14 @@ def _errno(error: BaseException | None) -> int | None:
             return int(native[1])
         error = error.__cause__ or error.__context__
     return None
+
+
+def _elsewhere(path: Path) -> str:
+    """How to choose another place for this file."""
+    with contextlib.suppress(DiskError):
+        if cache_folder().absolute() in path.absolute().parents:
+            return "set ZOO_CACHE to another folder"
+    return "choose another --out"
 
 
 def _space(need: int, free: int) -> str:

@@ -314,7 +314,8 @@ def _taken(folder: Path) -> Iterator[None]:
 
     lock = FileLock(folder / LOCK, timeout=0)
     try:
-        lock.acquire()
+        with as_disk_error(folder):
+            lock.acquire()
     except Timeout as error:
         holder = _holder(folder) or "another process"
         raise BusyError(f"run folder is in use ({folder}, held by {holder}); wait, or choose another --out") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,8 @@ def save(figure: Figure, path: Path) -> Path:
 
     empty = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": "zoo"}):
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # characters that the font lacks are drawn as boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # what no installed font has is drawn as boxes
+        _choose_fonts(figure)
         if engine := figure.get_layout_engine():  # lay out once, not before each file
             engine.execute(figure)
             figure.set_layout_engine(None)
@@ -53,6 +55,26 @@ def save(figure: Figure, path: Path) -> Path:
             save(figure, path.with_suffix(".svg"))
         publish(path, lambda temporary: figure.savefig(temporary, metadata=empty))
     return path
+
+
+def _choose_fonts(figure: Figure) -> None:
+    """Give the texts whose characters the default font lacks, such as Chinese class names, installed fonts that have them."""
+    from matplotlib import font_manager
+    from matplotlib.text import Text
+
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text) and not text.get_text().isascii()]
+    default = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    lacking = {
+        char for text in texts for char in text.get_text() if char.isprintable() and not default.get_char_index(ord(char))
+    }
+    chosen: list[str] = []
+    for font in sorted(font_manager.fontManager.ttflist, key=lambda font: font.name) if lacking else []:
+        with contextlib.suppress(OSError, RuntimeError):  # removed since matplotlib listed the fonts, or not readable
+            if has := {char for char in lacking if font_manager.get_font(font.fname).get_char_index(ord(char))}:
+                chosen.append(font.name)
+                lacking -= has
+    for text in texts if chosen else []:
+        text.set_fontfamily([*text.get_fontfamily(), *chosen])
 
 
 def tidy(axes: Axes, grid: str = "y") -> None:
