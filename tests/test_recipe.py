@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -49,6 +50,24 @@ def test_a_folder_or_file_as_data_is_read_from_there(
     assert given.data.augment == ["rcrop", "flip"], "those of the reader, not of the model's own data"
 
 
+def test_a_value_of_any_type_is_an_error_of_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "odd.toml"
+    for key in recipes.options():
+        table, _, leaf = key.rpartition(".")
+        for value in ("5", "true", "[1]", "[{a = 1}]", "{a = 1}", "2020-01-01", "''"):
+            path.write_text(f"[{table}]\n{leaf} = {value}" if table else f"{leaf} = {value}")
+            with contextlib.suppress(UsageError):
+                recipes.resolve(str(path), {})
+            with contextlib.suppress(UsageError):
+                recipes.resolve("demo", dict([recipes.parse_override(f"{key}={value}")]))
+    for each in ({"model": 5}, {"loss.name": [1]}):
+        with pytest.raises(UsageError):
+            recipes.resolve("demo", each)
+    capsys.readouterr()
+    recipes.resolve("demo", {"loss.name": "focl"})  # which training refuses, after it has loaded the user's own losses
+    assert "has no effect" not in capsys.readouterr().err
+
+
 def test_a_data_set_that_is_no_text_is_an_error() -> None:
     with pytest.raises(UsageError, match="data.name = 5 is not allowed: expected str"):
         recipes.resolve("cnn_small", {"data.name": 5})
@@ -80,6 +99,8 @@ def test_the_order_of_authority() -> None:
         ("data=cifar10", "data.name", "cifar10"),
         ("steps=[3,5]", "schedule.steps", [3, 5]),
         ("model=a b", "model", "a b"),
+        ("data.dir=2024", "data.dir", "2024"),
+        ("weights=[1]", "weights", "[1]"),
     ],
 )
 def test_overrides(text: str, key: str, value: object) -> None:

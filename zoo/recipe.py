@@ -158,13 +158,13 @@ def _resolved(what: str | None, values: dict[str, Any]) -> Recipe:
     if model_files.is_file(str(values.get("model", ""))):
         values["model"] = model_files.named(values["model"])
     if what is None:
-        what = values.get("model", "demo")
+        what = str(values.get("model", "demo"))
     path = Path(what)
     if what in shipped():
         path = shipped()[what]
     if path.suffix in recipe_text.SUFFIXES or what in shipped():
         written = _known(recipe_text.read(path))
-        base = _suited(values.get("model", written.values.get("model", Recipe().model)), written.values | values)
+        base = _suited(str(values.get("model", written.values.get("model", Recipe().model))), written.values | values)
         kept = _of_loss(base | written.values, values.get("loss.name"), path.name)
         return _typed(kept | values, written, values)
     if model_files.is_file(what):
@@ -263,6 +263,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise UsageError(f"cannot read {text!r}; write settings as key=value, e.g. optim.lr=0.1")
     name, found = full_key(key.strip()), recipe_text.value(value)
     kind = options()[name].type
+    if kind == "str" and not isinstance(found, str):
+        found = value.strip()  # a folder named 2024
     if kind.startswith("list") and not isinstance(found, list):
         found = [part if kind == "list[str]" else recipe_text.value(part) for part in recipe_text.listed(value)]
     return name, found
@@ -321,7 +323,7 @@ def _of_loss(values: dict[str, Any], loss: str | None, file: str = "") -> dict[s
         return values
     kept = {key: value for key, value in values.items() if is_field(key) or key.partition(".")[2] in loss_options(loss)}
     for key, value in values.items():
-        if file and key not in kept and value != options()[key].default:
+        if file and loss in registry.names("losses") and key not in kept and value != options()[key].default:
             note("loss", f"{key} = {value} ({file}) has no effect: {loss} has no such option")
     return kept
 

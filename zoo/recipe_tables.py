@@ -14,7 +14,7 @@ from zoo.spec import Option
 
 def loss_options(name: str) -> dict[str, Option]:
     """The options that a loss declares."""
-    return registry.table("losses").get(name, {}).get("options", {})
+    return registry.table("losses").get(str(name), {}).get("options", {})  # a recipe file can give another type
 
 
 class Data(msgspec.Struct, frozen=True):
