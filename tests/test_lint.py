@@ -69,6 +69,11 @@ def test_what_is_found(settings: str, line: str) -> None:
     assert line in lint.check(recipe(*settings.split()), COUNTS)
 
 
+def test_the_rarest_class_is_named_once_its_name_is_known() -> None:
+    names = [f"name {number}" for number in range(10)]
+    assert "batch 128 sees class 9 (name 9) in 40 % of steps" in lint.check(recipe(), COUNTS, classes=names)
+
+
 def test_equal_classes_of_a_long_tail_are_named() -> None:
     thinned = recipe("batch_size=512", "data.imbalance=exp:0.01", "data.per_class=50")
     line = "per_class 50 makes all classes equal: nothing is left of imbalance exp:0.01"

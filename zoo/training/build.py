@@ -147,7 +147,7 @@ def session(
         sampler=sampler,
         team=team,
     )
-    return made, lint.check(recipe, counts, start.random, held=len(data.val))
+    return made, lint.check(recipe, counts, start.random, held=len(data.val), classes=data.classes)
 
 
 def _placed(recipe: Recipe, model: nn.Module, place: Place) -> nn.Module:

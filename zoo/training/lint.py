@@ -32,12 +32,17 @@ USERS = {
 
 
 def check(
-    recipe: Recipe, counts: np.ndarray | None = None, random_frozen: Sequence[str] = (), *, held: int | None = None
+    recipe: Recipe,
+    counts: np.ndarray | None = None,
+    random_frozen: Sequence[str] = (),
+    *,
+    held: int | None = None,
+    classes: Sequence[str] = (),
 ) -> list[str]:
     """One line for each finding. ``counts`` (C,) are the training samples of each class; without them, checks that need them are skipped.
 
-    ``random_frozen`` are frozen tensors without loaded weights, ``held`` is the number of validation images, None before the
-    data is read.
+    ``random_frozen`` are frozen tensors without loaded weights. ``held``, the number of validation images, and ``classes``, the
+    names of the classes, are None and empty before the data is read.
     """
     found = [*_schedule(recipe.schedule, recipe.epochs, recipe.optim.lr), *_loss(recipe), *_unused(recipe)]
     if held is None and not recipe.data.val and not recipe.data.own:  # only a user's data may have its own validation images
@@ -58,7 +63,7 @@ def check(
             f"{held} validation images select the epoch: an accuracy of 90 % on them is uncertain by {points:.1f} points; data.val=0 keeps the last epoch"
         )
     if counts is not None:
-        found += [*_weights(recipe, counts), *_batches(recipe, counts)]
+        found += [*_weights(recipe, counts), *_batches(recipe, counts, classes)]
         if recipe.data.per_class and recipe.data.imbalance != "none" and counts.min() == counts.max():
             found.append(
                 f"per_class {recipe.data.per_class} makes all classes equal: nothing is left of imbalance {recipe.data.imbalance}"
@@ -166,12 +171,13 @@ def _weights(recipe: Recipe, counts: np.ndarray) -> Iterator[str]:
         yield f"the mean weight{whose} is {mean:.2g}{f' from epoch {start + 1} on' if start else ''}: the same as {how}"
 
 
-def _batches(recipe: Recipe, counts: np.ndarray) -> Iterator[str]:
+def _batches(recipe: Recipe, counts: np.ndarray, classes: Sequence[str]) -> Iterator[str]:
     shares = _shares(recipe, counts)
     rarest = int(np.where(counts > 0, shares, np.inf).argmin())
     met = 1 - (1 - shares[rarest]) ** recipe.batch_size
     if met < 0.5:
-        yield f"batch {recipe.batch_size} sees class {rarest} in {100 * met:.0f} % of steps"
+        name = f"{rarest} ({classes[rarest]})" if classes else rarest
+        yield f"batch {recipe.batch_size} sees class {name} in {100 * met:.0f} % of steps"
 
 
 def _shares(recipe: Recipe, counts: np.ndarray) -> np.ndarray:
