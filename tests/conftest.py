@@ -11,6 +11,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,6 +60,31 @@ def painted_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic, "make", copied)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn_once() -> Iterator[None]:
+    """Draw the pictures of the first run that ends in a process; later runs get copies of them, unless they were profiled.
+
+    Pictures take half of the time of a short run. The tests of reports, and runs in other processes, draw every picture.
+    """
+    from zoo import files, report
+    from zoo.training import start
+
+    first: dict[str, bytes] = {}
+
+    def figures(folder: Path) -> list[Path]:
+        if not first or (folder / "profile.csv").is_file():
+            made = report.figures(folder)
+            first.update({path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".png", ".svg")})
+            return made
+        for name, content in first.items():
+            files.publish(folder / name, lambda temporary, content=content: temporary.write_bytes(content))
+        return [folder / name for name in first if name.endswith(".png")]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "report", SimpleNamespace(**vars(report) | {"figures": figures}))
         yield
 
 

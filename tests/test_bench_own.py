@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -197,14 +198,14 @@ def test_an_accuracy_on_few_images_or_none_for_lack_of_time_is_reported(
         assert not measure.accuracy, "one image of 6 is no accuracy"
         ticks = iter([0.0, 2.0, 9.0])  # 2 s per call of 2 images
         with monkeypatch.context() as patch:
-            patch.setattr(inference.time, "perf_counter", lambda: next(ticks))
+            patch.setattr(inference, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
             measure._count_right(found, inputs, 4.0)
         assert measure.accuracy["onnxruntime cpu"][1] == 4
     assert (
         f"accuracy on 4 of {len(subject.images()[0])} images (no time for more within --seconds 60)" in capsys.readouterr().err
     )
     monkeypatch.setattr(inference._Bench, "_count_right", lambda *arguments: 0.0)
-    assert "skipped  accuracy (no time for it within --seconds" in bench(*WORDS, "--seconds", "60").stderr
+    assert "skipped  accuracy (no time for it within --seconds" in bench(*WORDS, "--seconds", "10").stderr
 
 
 def test_a_result_that_cannot_be_written_is_an_error_before_measuring(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from zoo.errors import ZooError
 
 COMMANDS = sorted(commands())
 ROOT = Path(__file__).resolve().parent.parent
-FAST = ("cnn_small", "epochs=1", "data=synthetic", "device=cpu", "batch_size=500")
+FAST = ("cnn_small", "epochs=1", "data=synthetic", "data.per_class=45", "device=cpu", "batch_size=50")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -145,8 +145,9 @@ def _of_test(text: str) -> str:
 
 @pytest.mark.parametrize("texts", [prose, code_prose])
 def test_words_that_are_not_used(texts: Callable[[], dict[str, str]]) -> None:
-    assert len(texts()) > 40 and (texts is prose or "tests/conftest.py" in texts())
-    wrong = [f"{name}: {found[0]}" for name, text in texts().items() for found in OFFENDERS.finditer(text)]
+    found = texts()
+    assert len(found) > 40 and (texts is prose or "tests/conftest.py" in found)
+    wrong = [f"{name}: {word[0]}" for name, text in found.items() for word in OFFENDERS.finditer(text)]
     assert wrong == []
 
 

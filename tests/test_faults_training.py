@@ -230,7 +230,7 @@ def test_20_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(session, "train_epoch", burst)
-    with pytest.raises(DiskError, match=r"out of memory \(batch_size 250\).*--batch-size 125"):
+    with pytest.raises(DiskError, match=r"out of memory \(batch_size 50\).*--batch-size 25"):
         training.train(small(), out=tmp_path / "run")
     assert checkpoint.load_state(tmp_path / "run")[1].epoch == 0
 

@@ -58,7 +58,7 @@ def test_listings_have_the_entries_and_import_neither_the_package_nor_torch(inst
 
 
 def test_a_run_with_a_plug_in_s_model_and_loss(installed: Path, tmp_path: Path) -> None:
-    settings = ("epochs=1", "batch_size=500", "data.imbalance=exp:0.01", "device=cpu")
+    settings = ("epochs=1", "batch_size=50", "data.per_class=20", "device=cpu")
     words = ("train", "tiny", "loss=tempered", "--temperature", "2", *settings, "--out", "run")
     ran = zoo_command(*words, cwd=tmp_path, PYTHONPATH=path(installed))
     assert ran.returncode == 0, ran.stderr

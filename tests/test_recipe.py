@@ -64,7 +64,7 @@ def test_a_value_of_any_type_is_an_error_of_use(tmp_path: Path, capsys: pytest.C
         with pytest.raises(UsageError):
             recipes.resolve("demo", each)
     capsys.readouterr()
-    recipes.resolve("demo", {"loss.name": "focl"})  # which training refuses, after it has loaded the user's own losses
+    recipes.resolve("demo", {"loss.name": "focl"})  # an error only in training, which loads the user's own losses
     assert "has no effect" not in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests_support import digests, resolve
+from tests_support import TINY, digests, resolve
 
 from zoo import metrics, registry, run, run_folders, sampling, training
 from zoo.errors import BusyError, DataError, DivergedError, FileError, UsageError
@@ -61,7 +61,7 @@ def test_a_loaded_run_gives_the_recorded_result(small_run: Path) -> None:
         pytest.param("optim.name=adamw lr=0.001 ema=0.9", marks=pytest.mark.slow),
         pytest.param("mixup=0.2 cutmix=1.0 mix_with=rare data.augment=['crop','flip','cutout:8']", marks=pytest.mark.slow),
         "loss=dynamic_focal loss.rescale_every=1 class_weights=effective loss.drw_epoch=1 sampler=focal",
-        "optim.name=muon lr=0.01 optim.accumulate=2 batch_size=125",
+        "optim.name=muon lr=0.01 optim.accumulate=2 batch_size=25",
         pytest.param("optim.name=lion lr=0.001", marks=pytest.mark.slow),
         pytest.param("optim.name=nadamw lr=0.001", marks=pytest.mark.slow),
         pytest.param("optim.name=cadamw lr=0.001", marks=pytest.mark.slow),
@@ -140,7 +140,7 @@ def test_a_model_that_cannot_be_compiled_is_a_usage_error(tmp_path: Path, monkey
 
 
 def test_kill_9_then_resume_ends_on_the_same_bits(tmp_path: Path) -> None:
-    settings = ["cnn_small", "epochs=3", "batch_size=250", "data=synthetic", "data.imbalance=exp:0.05", "device=cpu"]
+    settings = ["cnn_small", *TINY, "epochs=3"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
@@ -176,7 +176,7 @@ def test_refusals_touch_nothing(small_run: Path, tmp_path: Path) -> None:
     with pytest.raises(BusyError, match="--resume"):
         training.train(mine, out=small_run)
     with pytest.raises(UsageError, match=r"optim\.lr: .* -> 0\.5"):
-        training.train(resolve("cnn_small", "epochs=2", "lr=0.5"), out=small_run, resume=True)
+        training.train(recipe.changed(mine, {"optim.lr": 0.5}), out=small_run, resume=True)
     with pytest.raises(FileError, match="no run to resume"):
         training.train(mine, out=tmp_path / "nothing", resume=True)
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -203,7 +203,7 @@ def test_a_non_finite_loss_stops_with_the_step_and_keeps_the_good_state(tmp_path
     with pytest.raises(DivergedError, match=r"epoch 1, step \d+, lr"):
         training.train(resolve("cnn_small", "lr=1e6", "schedule=constant"), out=tmp_path / "bad")
     report = json.loads((tmp_path / "bad" / "bad_batch.json").read_text())
-    assert len(report["files"]) == 250
+    assert len(report["files"]) == 50
     tensors, header, _ = checkpoint.load_state(tmp_path / "bad")
     assert header.epoch == 0
     assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point())

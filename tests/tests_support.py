@@ -14,7 +14,7 @@ from zoo.recipe import Recipe
 from zoo.training import checkpoint, session
 from zoo.training.signals import Interrupted
 
-TINY = ("epochs=1", "batch_size=250", "data=synthetic", "data.imbalance=exp:0.05", "device=cpu")
+TINY = ("epochs=1", "batch_size=50", "data=synthetic", "data.per_class=45", "device=cpu")
 
 
 def resolve(model: str, *settings: str) -> Recipe:

@@ -47,8 +47,8 @@ def save(figure: Figure, path: Path) -> Path:
     empty = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": "zoo"}):
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # what no installed font has is drawn as boxes
-        _choose_fonts(figure)
         if engine := figure.get_layout_engine():  # lay out once, not before each file
+            _choose_fonts(figure)
             engine.execute(figure)
             figure.set_layout_engine(None)
         if path.suffix == ".png":
