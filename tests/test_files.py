@@ -91,6 +91,13 @@ def test_kill_9_never_leaves_a_torn_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc")
+def test_a_file_in_place_of_a_folder_and_a_name_that_is_too_long(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "a.csv", tmp_path / ("a" * 300)):
+        with pytest.raises(DiskError, match="cannot write"):
+            publish(path, lambda temporary: temporary.write_text(""))
+
+
 def test_another_place_for_the_cache_is_not_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     for path, advice in (

@@ -189,6 +189,12 @@ def check_room(folder: Path, need: int) -> None:
         raise DiskError(f"no space left ({folder.absolute()}, {_space(need, free)}); free some space or choose another --out")
 
 
+UNWRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),  # EEXIST: a file where a folder is to be made
+)
+
+
 @contextlib.contextmanager
 def as_disk_error(path: Path, need: int = 0) -> Iterator[None]:
     """Convert an error of the operating system, also in the context of another error, to a :class:`DiskError`."""
@@ -203,7 +209,7 @@ def as_disk_error(path: Path, need: int = 0) -> Iterator[None]:
             raise DiskError(f"file exceeds the size limit ({path}, ulimit -f); raise the limit") from error
         # a folder in which no other can be made, such as /proc; a missing input of the writer is no fault of this path
         no_folder = isinstance(error, FileNotFoundError) and Path(error.filename or "") in (path, *path.parents)
-        if number and (no_folder or number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO)):
+        if number and (no_folder or number in UNWRITABLE):
             raise DiskError(f"cannot write ({path}, {os.strerror(number)}); {_elsewhere(path)}") from error
         raise
 
