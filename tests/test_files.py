@@ -95,7 +95,7 @@ def test_a_file_in_place_of_a_folder_and_a_name_that_is_too_long(tmp_path: Path)
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "a.csv", tmp_path / ("a" * 300)):
         with pytest.raises(DiskError, match="cannot write"):
-            publish(path, lambda temporary: temporary.write_text(""))
+            files.publish(path, lambda temporary: temporary.write_text(""))
 
 
 def test_another_place_for_the_cache_is_not_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

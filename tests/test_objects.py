@@ -52,6 +52,38 @@ def test_data_given_in_python_is_named_and_never_replaced(tmp_path: Path) -> Non
     assert zoo.train(str(run.path), data=given(), out=tmp_path / "on", epochs=1).env["data_given"] == "mine"
 
 
+def test_given_images_of_another_size_are_resized_in_training_as_in_prediction(tmp_path: Path, capsys: Any) -> None:
+    large = []
+    for seed, n in ((0, 30), (1, 6), (2, 9)):
+        small = split(n, seed)
+        images = np.full((n, 48, 48, 3), 200, np.uint8)
+        images[:, 8:40, 8:40] = small.images  # what a crop of the centre would leave
+        large.append(dataclasses.replace(small, images=images))
+    data = DataSet("mine", ("a", "b", "c"), *large, np.full(3, 0.5), np.full(3, 0.25, np.float32), digest="0")  # type: ignore[arg-type]
+    run = zoo.train("cnn_small", data=data, out=tmp_path / "run", **SMALL)
+    assert "images of 48 pixels are resized to 32" in capsys.readouterr().err
+    _, logits, _ = engine.evaluate(run, data=data)
+    for at in range(3):
+        Image.fromarray(large[2].images[at]).save(tmp_path / f"{at}.png")
+    answers = engine.predict_files(run, [tmp_path / f"{at}.png" for at in range(3)], top=3)
+    for found, of_data in zip(answers, logits.float().softmax(1).tolist()):
+        assert dict(found["top"]) == pytest.approx(dict(zip("abc", of_data)), abs=2e-3)
+
+
+def test_what_evaluation_is_given_is_checked(tmp_path: Path, capsys: Any) -> None:
+    run = zoo.train("cnn_small", data=given(), out=tmp_path / "run", **SMALL)
+    test = given().test
+    with pytest.raises(DataError, match=r"images are not uint8 \(mine, test, float32\)"):
+        engine.evaluate(
+            run, data=dataclasses.replace(given(), test=dataclasses.replace(test, images=test.images / np.float32(255)))
+        )
+    tensors = Split(torch.tensor(test.images), torch.tensor(test.targets), test.files)  # type: ignore[arg-type]
+    assert engine.evaluate(run, data=dataclasses.replace(given(), test=tensors))[0].n == 9
+    copied = dataclasses.replace(given(), test=given().train)
+    zoo.train("cnn_small", data=copied, out=tmp_path / "leak", **SMALL)
+    assert "warning  30 test images are also training images" in capsys.readouterr().err
+
+
 def test_runs_on_two_given_sets_are_not_paired(tmp_path: Path) -> None:
     folders = [zoo.train("cnn_small", data=given(seed), out=tmp_path / str(seed), **SMALL).path for seed in (0, 3)]
     again = zoo.train("cnn_small", data=given(3), out=tmp_path / "again", seed=1, **SMALL).path
@@ -151,7 +183,11 @@ def test_images_that_were_added_since_training(tmp_path: Path, capsys: pytest.Ca
     [
         ({"test": split(0, 0)}, r"the test split is empty \(mine\)"),
         ({"classes": ("a", "b", "a")}, r"class names are not distinct \(mine"),
-        ({"std": (0.25, 0, 0.25)}, "std .* cannot be used .*std above 0"),
+        ({"classes": (0, 1, 2)}, r"class names are not text \(mine, 0 is int\)"),
+        ({"classes": ("a",)}, r"too few classes \(mine, 1\)"),
+        ({"name": None}, "name is None"),
+        ({"mean": (123, 117, 104)}, r"mean \(123, 117, 104\) .*scaled to \[0, 1\]"),
+        ({"std": (0.25, 0, 0.25)}, "std .* cannot be used"),
         ({"mean": (0.5, float("nan"), 0.5)}, "mean .* cannot be used"),
         ({"std": (0.25,)}, "give three numbers each"),
     ],

@@ -191,7 +191,13 @@ def check_room(folder: Path, need: int) -> None:
 
 UNWRITABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
-    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),  # EEXIST: a file where a folder is to be made
+    *(
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+    ),  # EEXIST: a file where a folder is to be made
 )
 
 

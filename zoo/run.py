@@ -13,17 +13,17 @@ import torch
 from msgspec import structs
 from torch import Tensor, nn
 
-from zoo import calibration, files, machine, metrics, model_files, registry, run_folders, tensor_files
+from zoo import calibration, files, machine, metrics, model_files, run_folders, tensor_files
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _augment
-from zoo.data._folders import stored_side
 from zoo.data._image import read_image, shown
 from zoo.data._pixels import square
+from zoo.data._read import stored
 from zoo.errors import DataError, FileError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, Split
-from zoo.training import build, checkpoint, freezing, model_specs
+from zoo.training import build, checkpoint, checks, freezing, model_specs
 from zoo.training.loop import predict
 from zoo.training.views import KINDS, AveragedViews
 from zoo.weights import load_and_report
@@ -53,8 +53,7 @@ class Run:
     @property
     def stored(self) -> int:
         """Side length in pixels of the data set's stored images: that of the model's input, or larger (then centre-cropped)."""
-        size = self.input[1]
-        return stored_side(size) if registry.entry("data", self.recipe.data.name).get("margin") else size
+        return stored(self.recipe.data.name, self.input[1])
 
     def dataset(self) -> DataSet:
         """The data set of the run, with the splits of the training.
@@ -157,7 +156,7 @@ def evaluate(
     ``views`` averages the probabilities of several views of each image: ``flip``, ``shift`` or ``crops`` (:mod:`zoo.training.views`).
 
     Raises:
-        FileError: the data has other classes. DataError: as in :meth:`Run.dataset`, or the split is empty.
+        FileError: the data has other classes. DataError: as in :meth:`Run.dataset`, or ``data`` cannot be used, or the split is empty.
         TypeError, ValueError: an argument has the wrong type, or the split or kind of views is unknown.
     """
     if not isinstance(run, Run) or not isinstance(data, (DataSet, type(None))):
@@ -168,7 +167,7 @@ def evaluate(
         raise ValueError(
             f"split {split!r} or views {views!r} is unknown; give one of {', '.join(SPLITS)} and of {', '.join(KINDS)}"
         )
-    data = data or run.dataset()
+    data = run.dataset() if data is None else checks.given_data(data, run.stored)
     check_classes(run, data)
     part: Split = getattr(data, split)
     if not len(part):

@@ -17,19 +17,20 @@ GREY_NOTE = "grey images: repeated to 3 channels"
 
 
 class Scaled(Pixels):
-    """Images (n, H, W, 3) uint8 in memory that are resized to ``side`` when they are indexed."""
+    """Images (n, H, W, 3) uint8 that are resized to ``side`` when they are indexed."""
 
-    def __init__(self, images: np.ndarray, side: int) -> None:
-        super().__init__(len(images), side)
+    def __init__(self, images: ImageArray, side: int) -> None:
+        super().__init__(images.shape[0], side)
         self.images = images
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
         side = self.shape[1]
-        if self.images.shape[1:3] == (side, side):
-            return self.images[rows]
+        read = np.asarray(self.images[rows])
+        if read.shape[1:3] == (side, side):
+            return read
         scaled = np.empty((len(rows), side, side, 3), np.uint8)
-        for at, row in enumerate(rows):
-            scaled[at] = square(self.images[row], side)
+        for at, image in enumerate(read):
+            scaled[at] = square(image, side)
         return scaled
 
 

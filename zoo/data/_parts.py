@@ -95,7 +95,7 @@ def assemble(
         found.update(np.ascontiguousarray(each.prints).data)
         found.update(each.targets.astype("<i8").data)
     learn, held, last = (Split(each.images, each.targets, each.files) for each in splits)
-    remarks = (*notes, *_leaks(*splits), *_contradictions(*splits))
+    remarks = (*notes, *leaks(*splits), *_contradictions(*splits))
     named = tuple(shown(c) for c in classes)
     if len(set(named)) < len(named):
         twice = next(each for each in named if named.count(each) > 1)
@@ -126,7 +126,7 @@ def _pick(source: Part, where: np.ndarray) -> Part:
     return Part(images, source.targets[where], [source.files[i] for i in where], source.prints[where])
 
 
-def _leaks(train: Part, val: Part, test: Part) -> list[str]:
+def leaks(train: Part, val: Part, test: Part) -> list[str]:
     """A note for each two splits on images of the second that are, pixel by pixel, also in the first."""
     notes = []
     for first, second, names in (

@@ -8,9 +8,15 @@ from typing import Any
 
 from zoo import registry
 from zoo.console import print_line
+from zoo.data._folders import stored_side
 from zoo.data._parts import UnreadableImages
 from zoo.files import expanded
 from zoo.spec import DataSet
+
+
+def stored(name: str, size: int) -> int:
+    """Side in pixels at which the images of a data set are stored, for an input of ``size``: that, or larger (then centre-cropped)."""
+    return stored_side(size) if registry.entry("data", name).get("margin") else size
 
 
 def read(

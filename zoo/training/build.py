@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo import console, machine, registry, sampling, weights
 from zoo.console import print_line
 from zoo.data import _augment
-from zoo.data._read import read
+from zoo.data._read import read, stored
 from zoo.errors import DiskError, UsageError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, ModelSpec, Split
@@ -172,7 +172,8 @@ def _identity(recipe: Recipe, data: DataSet, learned: distil.Distillation | None
 def _started(recipe: Recipe, spec: ModelSpec, classes: int, data: DataSet | None) -> tuple[_Start, DataSet]:
     """The model and the data, which is read after the weights; the model again if the data has other than the expected classes."""
     start = _model(recipe, spec, classes)
-    data = data or dataset(recipe, spec.input[1])
+    size = spec.input[1]
+    data = dataset(recipe, size) if data is None else checks.given_data(data, stored(recipe.data.name, size))
     if len(data.classes) != classes:
         start = _model(recipe, spec, len(data.classes), start.tensors)
     _print_notes(start, data)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from zoo import hub, model_files, registry, run_folders
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _folders, _ops
+from zoo.data._arrays import Scaled
 from zoo.data._image import shown
+from zoo.data._parts import leaks, part
 from zoo.errors import DataError, FileError, UsageError
 from zoo.files import exists, expanded
 from zoo.recipe import Recipe
@@ -65,6 +68,10 @@ def check_names(recipe: Recipe) -> Sequence[str]:
     for name in recipe.distil.teacher:
         teacher(name)
     if recipe.data.dir:
+        if recipe.data.name == "synthetic":
+            raise UsageError(
+                f"synthetic images are generated, not read from data.dir ({recipe.data.dir}); did you mean --data?"
+            )
         _check_place(recipe.data.name, expanded(recipe.data.dir))
     return frozen
 
@@ -104,13 +111,18 @@ def teacher(name: str) -> Path:
 
 def check_data(data: DataSet) -> None:
     """DataError unless images and labels of every split have the right types, shapes and ranges, before hours of training."""
+    if not isinstance(data.name, str) or not data.name:
+        raise DataError(f"name is {data.name!r}; give the data set a name")
     if isinstance(data.classes, str) or len(set(data.classes)) < len(data.classes):
         raise DataError(f"class names are not distinct ({data.name}, {shown(str(data.classes))[:80]}); give one name per class")
-    if not (
-        len(data.mean) == len(data.std) == 3 and all(map(math.isfinite, data.mean)) and all(0 < s < math.inf for s in data.std)
-    ):
+    if other := [each for each in data.classes if not isinstance(each, str)]:
+        raise DataError(f"class names are not text ({data.name}, {other[0]!r} is {type(other[0]).__name__}); give str(name)")
+    if len(data.classes) < 2:
+        raise DataError(f"too few classes ({data.name}, {len(data.classes)}); a classifier needs at least 2")
+    means, stds = (np.asarray(values, np.float64) for values in (data.mean, data.std))
+    if not (means.shape == stds.shape == (3,) and ((means >= 0) & (means <= 1)).all() and ((stds > 0) & (stds <= 1)).all()):
         raise DataError(
-            f"mean {data.mean} or std {data.std} cannot be used ({data.name}); give three numbers each, std above 0"
+            f"mean {data.mean} or std {data.std} cannot be used ({data.name}); give three numbers each, of images scaled to [0, 1]"
         )
     if not len(data.test):
         raise DataError(f"the test split is empty ({data.name}); a run ends with its test: give some images")
@@ -132,6 +144,39 @@ def check_data(data: DataSet) -> None:
         if len(wrong := np.flatnonzero((part.targets < 0) | (part.targets >= len(data.classes)))):
             file, label = part.files[wrong[0]], part.targets[wrong[0]]
             raise DataError(f"label out of range ({file}, label {label}, {len(data.classes)} classes); correct the data set")
+
+
+def given_data(data: DataSet, side: int) -> DataSet:
+    """A data set that was passed as an object, checked, with numbers as plain floats and images of ``side`` pixels.
+
+    Images of another size are resized when they are read, as those of files are. Arrays in memory are searched for images that
+    are in two splits.
+
+    Raises:
+        DataError: as :func:`check_data`.
+    """
+    splits = [
+        replace(each, images=_numpy(each.images), targets=_numpy(each.targets)) for each in (data.train, data.val, data.test)
+    ]
+    train, val, test = splits
+    data = replace(data, train=train, val=val, test=test)
+    check_data(data)
+    (a, b, c), (d, e, f) = map(float, data.mean), map(float, data.std)
+    notes = list(data.notes)
+    if all(isinstance(each.images, np.ndarray) for each in splits):
+        notes += [
+            note for note in leaks(*(part(np.asarray(s.images), s.targets, s.files) for s in splits)) if note not in notes
+        ]
+    if sizes := sorted({each.images.shape[1] for each in splits if len(each)} - {side}):
+        notes.append(f"images of {', '.join(map(str, sizes))} pixels are resized to {side}")
+        splits = [replace(each, images=Scaled(each.images, side)) if len(each) else each for each in splits]
+    train, val, test = splits
+    return replace(data, train=train, val=val, test=test, mean=(a, b, c), std=(d, e, f), notes=tuple(notes))
+
+
+def _numpy(values: Any) -> Any:
+    """A tensor as an array; anything else unchanged."""
+    return values.numpy(force=True) if hasattr(values, "numpy") else values
 
 
 def check_counts(recipe: Recipe, counts: np.ndarray, names: Sequence[str]) -> None:
