@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +17,11 @@ STD = (0.229, 0.224, 0.225)
 TEST_SHARE = 0.2
 SPLITS = {
     "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
+    "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
     "test": ("test", "testing"),
 }
-"""Names of the folders of each split, in any case."""
+"""Names of the folders of each split, in any case, also with an ending such as ``_set`` or ``_images``."""
+ENDINGS = re.compile(r"[ _-]?(set|data|images|imgs|split)$")
 
 
 def build(folder: Path | None, *, size: int, val: float, seed: int, layout: str = "auto") -> DataSet:
@@ -95,6 +97,8 @@ def _splits(folder: Path, layout: str) -> dict[str, Path]:
             raise DataError(
                 f"no folder is named as a split ({shown(folder.absolute())}); name it train, or use data.layout=classes"
             )
+        if layout == "auto":
+            _check_classes(folder, names)
         return {}
     deep = {name: bool(_folders.class_names(folder / name)) for name in called}
     if layout == "auto":
@@ -116,8 +120,20 @@ def _splits(folder: Path, layout: str) -> dict[str, Path]:
     return found
 
 
+def _check_classes(folder: Path, names: Sequence[str]) -> None:
+    """DataError if folders of classes have splits in them."""
+    for name in names:
+        below = _folders.class_names(folder / name)
+        if {"train", "test"} <= {_split_of(each) for each in below}:
+            raise DataError(
+                f"splits inside of a class ({shown((folder / name).absolute())}, {', '.join(map(shown, below))}); "
+                f"arrange the folders as {below[0]}/{shown(name)}, or use data.layout=classes to join them"
+            )
+
+
 def _split_of(name: str) -> str | None:
-    return next((split for split, names in SPLITS.items() if name.casefold() in names), None)
+    stem = ENDINGS.sub("", name.casefold())
+    return next((split for split, names in SPLITS.items() if stem in names), None)
 
 
 def _mixed(folder: Path, names: Sequence[str], called: dict[str, str]) -> bool:
