@@ -27,8 +27,8 @@ COUNTS = np.array([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])
     ("settings", "says"),
     [
         ("loss.drw_epoch=1", r"drw_epoch = 1 is past the end \(1 epochs\).*less than 1"),
-        ("class_weights=given", "given_weights needs"),
-        ("loss.given_weights=[1,2]", "given_weights needs"),
+        ("class_weights=given", "loss.given_weights=.* need each other"),
+        ("loss.given_weights=[1,2]", "loss.given_weights=.* need each other"),
         ("class_weights=given loss.given_weights=[0,0]", "given_weights are all 0"),
         ("loss=focl", "no loss 'focl' .*did you mean focal"),
     ],

@@ -19,6 +19,11 @@ def test_round_trip_without_formulas(tmp_path: Path) -> None:
     assert not [cell for cell in cells if cell[:1] in (b"=", b"+", b"-", b"@", b"\t")]
 
 
+def test_numbers_are_no_formulas(tmp_path: Path) -> None:
+    csv_files.write(tmp_path / "x.csv", ["class"], [["-1"], ["+1.5"], ["-1+2"], ["-"]])
+    assert (tmp_path / "x.csv").read_text().split() == ["class", "-1", "+1.5", "'-1+2", "'-"]
+
+
 @pytest.mark.parametrize("text", ["a,b\n1\n", "a,b\n1,2,3\n", 'a\n"x'])
 def test_a_damaged_table_is_refused(text: str) -> None:
     with pytest.raises(ValueError):

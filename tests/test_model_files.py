@@ -57,6 +57,24 @@ def test_the_class_becomes_a_spec(net: Path, capsys: pytest.CaptureFixture[str])
     assert f"code     runs {net} (sha256 " in capsys.readouterr().err
 
 
+def test_classes_with_an_indirect_base_are_found(tmp_path: Path) -> None:
+    """Derived from another class of the file; one with an imported base is used if it is named or the only one."""
+    net = tmp_path / "net.py"
+    net.write_text(
+        "class A(nn.Module): pass\nclass B(A): pass\nclass C(data.Dataset): pass\nclass D(Exception): pass\nclass E: pass\n"
+    )
+    for name in "ABC":
+        assert model_files.named(f"{net}:{name}") == f"{net}:{name}"
+    with pytest.raises(UsageError, match=r"several models in .*\(A, B\)"):
+        model_files.named(str(net))
+    for name in "DE":
+        with pytest.raises(UsageError, match=rf"no model '{name}'"):
+            model_files.named(f"{net}:{name}")
+    net.write_text("class Mine(torchvision.models.ResNet): pass\n")
+    assert model_files.named(str(net)) == f"{net}:Mine"
+    assert model_files.entry(f"{net}:Mine") == {}
+
+
 @pytest.mark.slow
 def test_a_user_s_net_goes_the_whole_way(net: Path) -> None:
     """Trained, resumed with more epochs, evaluated, exported, benchmarked, reported, frozen by a glob, like a registered model."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tests_support import resolve
 from torch import Tensor, nn
 
 import zoo
+from zoo import __main__ as cli
 from zoo import report, training
 from zoo import run as engine
 from zoo.errors import DataError, UsageError
@@ -38,7 +41,7 @@ def given(seed: int = 0) -> DataSet:
     return DataSet("mine", ("a", "b", "c"), *parts, (0.5,) * 3, (0.25,) * 3, digest=f"{seed:064x}")
 
 
-def test_data_given_in_python_is_named_and_never_replaced(tmp_path: Path) -> None:
+def test_data_given_in_python_is_named_and_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = zoo.train("cnn_small", data=given(), out=tmp_path / "run", **SMALL)
     assert "mine" in (run.path / "recipe.toml").read_text().splitlines()[0]
     assert "on mine" in (run.path / "README.md").read_text()
@@ -49,6 +52,12 @@ def test_data_given_in_python_is_named_and_never_replaced(tmp_path: Path) -> Non
     assert result.n == 9
     with pytest.raises(UsageError, match="name the data"):
         zoo.train(str(run.path), out=tmp_path / "on")
+    again = f"zoo.train({str(run.path / 'recipe.toml')!r}, data=...)"
+    assert again in (run.path / "README.md").read_text()
+    for words in ((str(run.path / "recipe.toml"),), ("--resume", "--out", str(run.path))):
+        assert cli.run(["train", *words]) == 2
+        assert f"objects given in Python (data mine), which no file has; pass them: {again}" in capsys.readouterr().err
+    assert cli.run(["train", str(run.path / "recipe.toml"), "--data", "synthetic", "--val", "0.2", "--dry-run"]) == 0
     assert zoo.train(str(run.path), data=given(), out=tmp_path / "on", epochs=1).env["data_given"] == "mine"
 
 
@@ -82,6 +91,33 @@ def test_what_evaluation_is_given_is_checked(tmp_path: Path, capsys: Any) -> Non
     copied = dataclasses.replace(given(), test=given().train)
     zoo.train("cnn_small", data=copied, out=tmp_path / "leak", **SMALL)
     assert "warning  30 test images are also training images" in capsys.readouterr().err
+
+
+def test_names_and_wrong_objects_as_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def train(recipe: Any, **options: Any) -> Path:
+        asked.append((recipe.data.name, recipe.data.dir, recipe.loss.name, options["data"], options["loss"]))
+        raise UsageError("stopped here")
+
+    monkeypatch.setattr(training, "train", train)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UsageError, match="stopped here"):
+        zoo.train("cnn_small", data=tmp_path / "photos", loss="focal")
+    assert asked == [("folder", str(tmp_path / "photos"), "focal", None, None)]
+    with pytest.raises(TypeError, match=r"the class CrossEntropyLoss; give an instance: CrossEntropyLoss\(\)"):
+        zoo.train("cnn_small", loss=nn.CrossEntropyLoss)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="on_epoch is int; give a function"):
+        zoo.train("cnn_small", on_epoch=3)  # type: ignore[arg-type]
+
+
+def test_an_interrupt_is_that_of_python_and_names_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(rows: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=r"the state is saved; resume .*out='.*run', resume=True"):
+        zoo.train("cnn_small", data=given(), out=tmp_path / "run", on_epoch=interrupted, **SMALL | {"epochs": 2})
+    assert zoo.train("cnn_small", data=given(), out=tmp_path / "run", resume=True, **SMALL | {"epochs": 2}).metrics
 
 
 def test_runs_on_two_given_sets_are_not_paired(tmp_path: Path) -> None:
@@ -132,6 +168,7 @@ def test_a_given_loss_is_named_and_class_weights_are_not_for_it(tmp_path: Path) 
     [
         (nn.CrossEntropyLoss(reduction="none"), r"the loss has shape \(250,\)"),
         (lambda logits, target: F.cross_entropy(logits.detach(), target), "the loss has no gradient"),
+        (lambda logits, target: F.cross_entropy(logits, target).item(), "the loss has the type float"),
     ],
 )
 def test_losses_that_cannot_be_trained_on(tmp_path: Path, loss: Any, says: str) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -119,6 +120,21 @@ def test_a_strange_file_is_reported(
     with pytest.raises(FileError, match=message) as caught:
         predictor.predict(change(exported[0], tmp_path / "x.onnx", key, value), [])
     assert len(str(caught.value).replace(str(tmp_path), "")) <= 200
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [
+        (np.zeros((9, 9, 3)), r"float64 \(9, 9, 3\)"),
+        (np.zeros((9, 9, 3), np.uint16), "uint16"),
+        (np.zeros((3, 9, 9), np.uint8), r"uint8 \(3, 9, 9\)"),
+        (np.zeros((9, 9), np.uint8), r"uint8 \(9, 9\)"),
+        (Image.new("RGB", (9, 9)), "Image"),
+    ],
+)
+def test_only_images_of_bytes_are_classified(exported: tuple[Path, torch.nn.Module], image: Any, kind: str) -> None:
+    with pytest.raises(TypeError, match=rf"image is {kind}.*; give an array \(H, W, 3\) of uint8"):
+        predictor.load(exported[0]).probabilities(image)
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ def test_create_model_checks_the_number_of_classes(classes: Any, kind: type[Exce
         (lambda: zoo.train("demo", model=torch.nn.Linear(2, 2)), TypeError, "model is the first argument"),
         (lambda: zoo.run.predict_files(None, "x.png"), TypeError, "paths is str; give a list"),
         (lambda: zoo.predictor.predict("m.onnx", Path("x.png")), TypeError, "give a list of paths"),
+        (lambda: zoo.predictor.predict("m.onnx", [np.zeros((2, 2, 3))]), TypeError, "images has a ndarray; give paths"),
+        (lambda: zoo.predictor.predict("m.onnx", ["x.png"], top=-1), ValueError, "top = -1 is not allowed"),
+        (lambda: zoo.run.predict_files("latest", ["x.png"]), TypeError, "run is str; give zoo.load"),
         (lambda: zoo.run.evaluate("latest"), TypeError, "run is str"),
         (lambda: zoo.train("demo", epoch=3), UsageError, r"no setting 'epoch' \(did you mean epochs, drw_epoch"),
     ],
@@ -120,12 +123,15 @@ def test_train_gives_a_run_and_each_epoch(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def other_defaults() -> Iterator[None]:
+    threads = torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(3)
     try:
         with torch.device("meta"), torch.inference_mode():
             yield
     finally:
         torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(threads)
 
 
 def test_what_a_program_set_for_torch_changes_no_run(tmp_path: Path) -> None:
@@ -137,7 +143,10 @@ def test_what_a_program_set_for_torch_changes_no_run(tmp_path: Path) -> None:
     }
     plain = zoo.train("cnn_small", out=tmp_path / "plain", epochs=1, **small)
     with other_defaults():
+        torch.manual_seed(3)
         made = zoo.train("cnn_small", out=tmp_path / "run", epochs=1, **small)
+        assert torch.initial_seed() == 3
+        assert torch.get_num_threads() == 3
         again = zoo.load(tmp_path / "run")
         result, _, _ = run.evaluate(again)
         assert zoo.export.onnx(again, images=20).agree == 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from zoo.files import expanded
 from zoo.recipe import Recipe
 from zoo.run import Run, load
 from zoo.spec import DataSet
+from zoo.training.signals import Interrupted
 
 
 class _Function(nn.Module):
@@ -43,8 +45,8 @@ def train(
     what: Recipe | str | Path,
     *,
     on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
-    data: DataSet | None = None,
-    loss: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
+    data: DataSet | str | Path | None = None,
+    loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
@@ -55,17 +57,25 @@ def train(
 
     ``what`` is a :class:`zoo.Recipe` or an argument of ``zoo train``: a model, a recipe, a recipe file or a run. ``overrides`` are
     settings by name (``lr=0.05``), with dots written as two underscores (``data__val=0.2``). ``on_epoch`` receives the rows of
-    each epoch. ``loss`` is called with logits (N, C) and targets (N,). ``loss`` and ``data`` replace those of the recipe and are
-    not stored in it: pass them again to resume. ``profile`` is ``zoo train --profile``.
+    each epoch. ``data`` and ``loss`` are names, as on the command line, or objects: a data set, and a module or function that is
+    called with logits (N, C) and targets (N,). Objects are not stored in the recipe: pass them again to resume. ``profile`` is ``zoo train --profile``.
 
     Raises:
         UsageError, DataError, FileError, DivergedError, DiskError, BusyError: as in :func:`zoo.training.train`.
-        TypeError: an argument has the wrong type.
+        TypeError: an argument has the wrong type. KeyboardInterrupt: after an interrupt, with the state saved.
     """
     if not isinstance(what, (Recipe, str, Path)):
         raise TypeError(f"what is {type(what).__name__}; give a Recipe, or the name of a model or recipe")
+    if isinstance(data, (str, Path)):
+        data, overrides = None, {"data__name": str(data), **overrides}
+    if isinstance(loss, str):
+        loss, overrides = None, {"loss__name": loss, **overrides}
     if data is not None and not isinstance(data, DataSet):
         raise TypeError(f"data is {type(data).__name__}; give a zoo.spec.DataSet")
+    if isinstance(loss, type):
+        raise TypeError(f"loss is the class {loss.__name__}; give an instance: {loss.__name__}()")
+    if on_epoch is not None and not callable(on_epoch):
+        raise TypeError(f"on_epoch is {type(on_epoch).__name__}; give a function of the rows of an epoch")
     if loss is not None and not callable(loss):
         raise TypeError(f"loss is {type(loss).__name__}; give a module or function that maps logits and targets to a scalar")
     if "model" in overrides and not isinstance(what, Recipe):
@@ -80,4 +90,11 @@ def train(
     if loss is not None and not isinstance(loss, nn.Module):
         loss = _Function(loss)
     more: dict[str, Any] = {"on_epoch": on_epoch, "data": data, "loss": loss, "profile": profile}
-    return load(training.train(recipe, out=place, resume=resume, force=force, **more))
+    try:
+        return load(training.train(recipe, out=place, resume=resume, force=force, **more))
+    except Interrupted as error:
+        if error.number != signal.SIGINT or not error.saved:
+            raise
+        folder = str(getattr(error, "run", out))
+        stopped = KeyboardInterrupt(f"the state is saved; resume with the same arguments and out={folder!r}, resume=True")
+        raise stopped from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from zoo.files import publish
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
-"""A text with such a first character is prefixed with an apostrophe, so that spreadsheets show it as text; reading removes it."""
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+"""A text with such a first character that is not a number is prefixed with an apostrophe, so that spreadsheets show it as text; reading removes it."""
 
 
 def write(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
@@ -53,4 +55,4 @@ def lines(text: str) -> list[list[str]]:
 
 def quoted(cell: Any) -> Any:
     """A cell as written: a text that looks like a formula is prefixed with an apostrophe."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) and not NUMBER.fullmatch(cell) else cell

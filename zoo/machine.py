@@ -145,16 +145,21 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_defaults() -> Iterator[None]:
-    """torch's initial float type, device and gradient mode, which a notebook or program that calls zoo may have changed."""
-    dtype, moved = torch.get_default_dtype(), torch.get_default_device().type != "cpu"
+    """torch's initial float type, device and gradient mode, which a notebook or program that calls zoo may have changed.
+
+    Afterwards the program has its own again, and its random state and number of threads.
+    """
+    dtype, moved, threads = torch.get_default_dtype(), torch.get_default_device().type != "cpu", torch.get_num_threads()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     # a default device intercepts every operation, so it is set only where it differs
     place = torch.device("cpu") if moved else contextlib.nullcontext()
     torch.set_default_dtype(torch.float32)
     try:
-        with place, torch.inference_mode(False), torch.enable_grad():
+        with place, torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
             yield
     finally:
         torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
 
 
 def cpu_name() -> str:

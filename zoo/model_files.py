@@ -11,6 +11,7 @@ that sha256: bytecode in ``__pycache__``, which may be that of another text, is 
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import hashlib
 import os
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 COPY = "model.py"
 """The copy of the file in a run folder."""
+UNSURE = {"derived": "from an imported class"}
+"""Stands for the fields of a class that may be no module."""
 _LOADED: dict[str, Any] = {}
 _NAMED: set[str] = set()
 """Digests of the files that this process was given."""
@@ -48,7 +51,11 @@ def named(what: str) -> str:
     """
     path, _, wanted = what.partition(".py:") if ".py:" in what else (what.removesuffix(".py"), "", "")
     file = expanded(f"{path}.py").absolute()
-    names = list(_models(file))
+    models = _models(file)
+    # a class with an imported base may be a module: it is taken if it is named, or if the file has nothing else
+    names = [name for name, fields in models.items() if fields is not UNSURE] or list(models)
+    if wanted in models:
+        names = [wanted]
     if not names:
         raise UsageError(f"no model in {file}; write a class derived from nn.Module, or SPECS = {{'name': ModelSpec(...)}}")
     if wanted and wanted not in names:
@@ -63,7 +70,8 @@ def entry(name: str) -> dict[str, Any]:
     """The literal fields of a model in the file; empty for a class, or if a run's file is missing or has changed."""
     file, model = _split(name)
     with contextlib.suppress(UsageError):
-        return _models(file).get(model, {})
+        fields = _models(file).get(model, {})
+        return {} if fields is UNSURE else fields
     return {}
 
 
@@ -106,7 +114,7 @@ def _split(name: str) -> tuple[Path, str]:
 
 
 def _models(file: Path) -> dict[str, dict[str, Any]]:
-    """What a file defines, by name: its SPECS, else its classes with a base that ends in ``Module``."""
+    """What a file defines, by name: its SPECS, else its classes derived from ``Module``, and those with another imported base."""
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -121,8 +129,15 @@ def _models(file: Path) -> dict[str, dict[str, Any]]:
             raise UsageError(f"cannot use SPECS of the model file ({file}, {error}); correct them") from error
         return specs
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    own = [node for node in classes if any(ast.unparse(base).rpartition(".")[2] == "Module" for base in node.bases)]
-    return {node.name: {} for node in own}
+    here = {node.name for node in classes}
+    found: dict[str, dict[str, Any]] = {}
+    for node in classes:  # a base stands above what is derived from it
+        bases = [ast.unparse(base) for base in node.bases]
+        if any(base.rpartition(".")[2] == "Module" or found.get(base) == {} for base in bases):
+            found[node.name] = {}
+        elif any(base not in here and not hasattr(builtins, base) for base in bases):
+            found[node.name] = UNSURE
+    return found
 
 
 def _digest(file: Path) -> str:

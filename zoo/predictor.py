@@ -32,7 +32,14 @@ class Predictor:
     """Whether the outputs are probabilities."""
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """(classes,) float64 of one image (H, W, 3) uint8 RGB of any size; FileError if the outputs are not finite, or only one."""
+        """(classes,) float64 of one image (H, W, 3) uint8 RGB of any size.
+
+        Raises:
+            TypeError: another type or shape. FileError: the outputs are not finite, or only one.
+        """
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise TypeError(f"image is {kind}; give an array (H, W, 3) of uint8, red first")
         name = self.session.get_inputs()[0].name
         outputs = np.asarray(self.session.run(None, {name: self.fed(image)})[0][0], np.float64)
         if not np.isfinite(outputs).all():
@@ -88,10 +95,14 @@ def predict(
     opening it and for each image.
 
     Raises:
-        FileError: the model file cannot be used, or not within these limits. TypeError: one path in place of several.
+        FileError: the model file cannot be used, or not within these limits. TypeError: one path in place of several, or no path. ValueError: ``top`` is below 1.
     """
     if isinstance(images, (str, bytes, Path)):
         raise TypeError(f"images is {type(images).__name__}; give a list of paths")
+    if other := [each for each in images if not isinstance(each, (str, Path))]:
+        raise TypeError(f"images has a {type(other[0]).__name__}; give paths, or arrays to load(model).probabilities")
+    if top < 1:
+        raise ValueError(f"top = {top} is not allowed; give at least 1")
     model = Path(model)
     budget = _guard.memory(_guard.check(model), max_memory)
     _guard.check_receipt(model)

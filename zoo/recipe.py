@@ -226,7 +226,7 @@ def check(recipe: Recipe) -> None:
             f"use less than {recipe.epochs}"
         )
     if (loss.class_weights == "given") != bool(loss.given_weights):
-        raise UsageError("loss.given_weights needs loss.class_weights = 'given'; set both, or neither")
+        raise UsageError("class_weights = 'given' and loss.given_weights=[...], a weight per class, need each other; set both")
     if loss.given_weights and not any(loss.given_weights):
         raise UsageError("loss.given_weights are all 0, so nothing would be learned; set at least one above 0")
 

@@ -225,10 +225,16 @@ def predict_files(run: Run, paths: Sequence[str | Path], *, top: int = 3) -> lis
     """Classify image files: ``{"file", "top": [(class, probability), ...]}`` for each, or ``{"file", "error"}`` if it cannot be read.
 
     Raises:
-        TypeError: ``paths`` is one path instead of a list.
+        TypeError: ``run`` is not a run, or ``paths`` is one path or has anything but paths. ValueError: ``top`` is below 1.
     """
     if isinstance(paths, (str, bytes, Path)):
         raise TypeError(f"paths is {type(paths).__name__}; give a list of paths")
+    if not isinstance(run, Run):
+        raise TypeError(f"run is {type(run).__name__}; give zoo.load(...)")
+    if other := [each for each in paths if not isinstance(each, (str, Path))]:
+        raise TypeError(f"paths has a {type(other[0]).__name__}; give paths of image files")
+    if top < 1:
+        raise ValueError(f"top = {top} is not allowed; give at least 1")
     answers: list[dict[str, Any]] = []
     for path in paths:
         try:

@@ -18,7 +18,7 @@ from msgspec import structs
 from zoo import hub, model_files, registry
 from zoo.console import print_line
 from zoo.errors import BusyError, DiskError, FileError, UsageError, did_you_mean
-from zoo.files import as_disk_error, check_own, exists, expanded, remove_stale
+from zoo.files import as_disk_error, check_own, exists, expanded, read_facts, remove_stale
 from zoo.recipe import Recipe, of_hub, read, same, shipped
 
 LOCK, HOLDER = ".lock", ".holder"
@@ -239,6 +239,19 @@ def stored_recipe(folder: Path) -> Path:
             f"no run to resume ({folder.absolute()}, {what}); start it again: zoo train RECIPE --force --out {folder}"
         )
     return path
+
+
+def check_objects(what: str | None, recipe: Recipe) -> None:
+    """UsageError for the recipe of a run that was trained with objects from Python, which ``recipe`` does not replace by names."""
+    path = Path(what or "")
+    if path.name != "recipe.toml":
+        return
+    facts, stored = read_facts(path.parent / "env.json"), read(path)
+    kept = {"data": stored.data == recipe.data, "loss": stored.loss == recipe.loss}
+    if given := [name for name in kept if kept[name] and facts.get(f"{name}_given")]:
+        objects = ", ".join(f"{name} {facts[f'{name}_given']}" for name in given)
+        call = f"zoo.train({str(path)!r}, {', '.join(f'{name}=...' for name in given)})"
+        raise UsageError(f"the run was trained with objects given in Python ({objects}), which no file has; pass them: {call}")
 
 
 WRITTEN = (

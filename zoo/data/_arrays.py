@@ -84,8 +84,10 @@ def as_part(images: np.ndarray, targets: np.ndarray, size: int, split: str) -> P
     return Part(given, targets, files, held.prints)
 
 
-def numbered(targets: Sequence[np.ndarray]) -> list[str]:
-    """Names of numbered classes: ``0``, ``1``, ..., padded so that they sort by number."""
+def numbered(targets: Sequence[np.ndarray], where: str = "") -> list[str]:
+    """Names of numbered classes: ``0``, ``1``, ..., padded so that they sort by number; with ``where``, 0 must be one of them."""
+    if where and (low := min((int(each.min()) for each in targets if len(each)), default=0)) > 0:
+        raise DataError(f"labels begin at {low} ({where}); labels are numbers from 0 on: subtract {low}")
     top = max((int(each.max(initial=-1)) for each in targets), default=-1) + 1
     if top < 2:
         raise DataError(f"too few classes in the labels ({max(top, 0)}); a classifier needs at least 2")

@@ -21,10 +21,20 @@ STD = (0.229, 0.224, 0.225)
 TEST_SHARE = 0.2
 MAX_BYTES = 64 << 30
 """Largest size of all arrays after unpacking."""
-KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "Y_{}"), ("{}_x", "{}_y"))
+KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "Y_{}"), ("X_{}", "y_{}"), ("{}_x", "{}_y"))
 """Names of the images and labels of a split."""
-WHOLE = (("x", "y"), ("X", "Y"), ("images", "labels"), ("data", "labels"))
+WHOLE = (
+    ("x", "y"),
+    ("X", "Y"),
+    ("X", "y"),
+    ("images", "labels"),
+    ("images", "targets"),
+    ("data", "labels"),
+    ("data", "target"),
+)
 """Their names in a file without splits."""
+NAMES = ("class_names", "classes", "label_names")
+"""Names of an array with the name of each class."""
 
 
 def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
@@ -51,7 +61,7 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
     read = {split: _read(arrays, pair, folder, top) for split, pair in pairs.items()}
     if any(grey for *_, grey in read.values()):
         notes.append(_arrays.GREY_NOTE)
-    classes = _arrays.numbered([targets for _, targets, _ in read.values()])
+    classes = _named(arrays, _arrays.numbered([targets for _, targets, _ in read.values()], shown(folder)), folder)
     if "test" not in read and "val" in read:
         read["test"] = read.pop("val")
         notes.append("no test arrays: the val arrays are the test set, and validation is split from training")
@@ -67,6 +77,18 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
         shown(folder.name), classes, parts["train"], parts["test"], mean=MEAN, std=STD, val=parts.get("val", val), seed=seed,
         notes=notes,
     )  # fmt: skip
+
+
+def _named(arrays: dict[str, np.ndarray], numbers: list[str], path: Path) -> list[str]:
+    """The names that the file gives the classes, else their numbers; DataError if it gives another number of names."""
+    found = next((arrays[key] for key in NAMES if key in arrays and arrays[key].dtype.kind == "U"), None)
+    if found is None:
+        return numbers
+    if found.ndim != 1 or len(found) < len(numbers):
+        raise DataError(
+            f"class names do not fit ({shown(path)}, {found.shape} names, {len(numbers)} classes); give one per class"
+        )
+    return [str(name) for name in found]
 
 
 def _checked_ranges(path: Path, images: dict[str, np.ndarray]) -> list[str]:

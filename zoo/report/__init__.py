@@ -133,12 +133,19 @@ def _story(run: Folder, classes: int) -> list[Block]:
     parts += _classes(run, classes)
     parts += [
         Heading("Once more"),
-        Code(plain(f"zoo train {shlex.quote(str(_near(run.path) / 'recipe.toml'))}")),
+        Code(plain(_again(run))),
         Heading("Environment"),
     ]
     facts = [(key, run.env[key]) for key in ENVIRONMENT if run.env.get(key) not in (None, "")]
     facts += [("training time", _time(run.seconds)), ("data digest", str(run.env.get("data_digest", ""))[:16])]
     return [*parts, Table(("what", "value"), [*facts, ("command", run.env.get("command", ""))])]
+
+
+def _again(run: Folder) -> str:
+    """The command, or the call if the run was trained with objects from Python."""
+    path = str(_near(run.path) / "recipe.toml")
+    objects = [f"{name}=..." for name in ("data", "loss") if run.env.get(f"{name}_given")]
+    return f"zoo.train({path!r}, {', '.join(objects)})" if objects else f"zoo train {shlex.quote(path)}"
 
 
 def _near(path: Path) -> Path:

@@ -118,6 +118,11 @@ def _loss(recipe: Recipe) -> Iterator[str]:
     loss = recipe.loss
     if loss.drw_epoch and loss.class_weights == "none":
         yield f"drw_epoch {loss.drw_epoch} changes nothing: class_weights is none"
+    balanced = [f"sampler {recipe.sampler.name}"] if recipe.sampler.name in ("class_balanced", "progressive") else []
+    balanced += [f"class_weights {loss.class_weights}"] if loss.class_weights != "none" and not loss.drw_epoch else []
+    balanced += [f"loss {loss.name}"] if loss.name in ("balanced_softmax", "logit_adjustment") else []
+    if len(balanced) > 1:
+        yield f"{' and '.join(balanced)} each balance the classes: together they favour the rare ones"
     models = registry.table("models")
     plain = not models[recipe.model].get("cosine") if recipe.model in models else recipe.model.startswith("timm/")
     if plain and registry.entry("losses", loss.name).get("cosine"):
