@@ -24,7 +24,7 @@ from zoo import report, training
 from zoo import run as engine
 from zoo.errors import DataError, UsageError
 from zoo.spec import DataSet, Split
-from zoo.training import build, losses
+from zoo.training import build, checks, losses
 from zoo.training.processes import Team
 
 SMALL = {"epochs": 1, "batch_size": 16, "data__augment": [], "device": "cpu"}
@@ -118,6 +118,43 @@ def test_an_interrupt_is_that_of_python_and_names_the_run(tmp_path: Path, monkey
     with pytest.raises(KeyboardInterrupt, match=r"the state is saved; resume .*out='.*run', resume=True"):
         zoo.train("cnn_small", data=given(), out=tmp_path / "run", on_epoch=interrupted, **SMALL | {"epochs": 2})
     assert zoo.train("cnn_small", data=given(), out=tmp_path / "run", resume=True, **SMALL | {"epochs": 2}).metrics
+
+
+@pytest.mark.parametrize("form", ["tensors", "grey", "floats", "one-hot", "wide"])
+def test_arrays_become_a_data_set(form: str) -> None:
+    x, y = split(40, 0).images, np.arange(40) % 3
+    given_x: Any = x
+    given_y: Any = y
+    if form == "tensors":
+        given_x, given_y = torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(y)
+    elif form == "grey":
+        given_x = x[..., 0]
+    elif form == "floats":
+        given_x = x / np.float32(255)
+    elif form == "one-hot":
+        given_y = np.eye(3)[y]
+    elif form == "wide":
+        given_x = np.pad(x, ((0, 0), (0, 0), (4, 4), (0, 0)))
+    made = zoo.data_set((given_x, given_y), test=(given_x[:9], given_y[:9]), val=0.25, classes=("a", "b", "c"))
+    checks.check_data(made)
+    assert (len(made.train), len(made.val), len(made.test), made.classes) == (30, 10, 9, ("a", "b", "c"))
+    assert any("test images are also training images" in note for note in made.notes)
+    at = int(made.train.files[0].removeprefix("train[").rstrip("]"))
+    expected = np.repeat(x[at][..., :1], 3, axis=-1) if form == "grey" else x[at]
+    assert np.array_equal(made.train.images[np.array([0])][0], expected)
+    assert np.array_equal(made.test.targets, y[:9])
+
+
+def test_arrays_of_another_form_are_named() -> None:
+    pair = split(9, 0).images, np.arange(9) % 3
+    with pytest.raises(ValueError, match=r"val = 1.5 is not allowed"):
+        zoo.data_set(pair, pair, 1.5)
+    with pytest.raises(DataError, match=r"not labels \(arrays, test"):
+        zoo.data_set(pair, (pair[0], [0.5] * 9))
+    with pytest.raises(DataError, match=r"labels begin at 1 \(arrays\)"):
+        zoo.data_set((pair[0], pair[1] + 1), (pair[0], pair[1] + 1))
+    made = zoo.data_set(pair, (255 - pair[0], pair[1]), (pair[0][:3] // 2, pair[1][:3]), name="mine")
+    assert (made.name, len(made.val), made.classes) == ("mine", 3, ("0", "1", "2"))
 
 
 def test_runs_on_two_given_sets_are_not_paired(tmp_path: Path) -> None:

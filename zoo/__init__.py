@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from zoo import bench, errors, export, losses, metrics, numpy, ops, predictor, run, spec
-    from zoo.api import train
+    from zoo.api import data_set, train
     from zoo.recipe import Recipe
     from zoo.run import create_model, load
     from zoo.sampling import class_counts, effective_weights, long_tail
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _ATTRIBUTES = {
     "create_model": "zoo.run",
     "load": "zoo.run",
+    "data_set": "zoo.api",
     "train": "zoo.api",
     "Recipe": "zoo.recipe",
     "class_counts": "zoo.sampling",
@@ -33,6 +34,7 @@ __all__ = [
     "bench",
     "class_counts",
     "create_model",
+    "data_set",
     "effective_weights",
     "errors",
     "export",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo import recipe as recipes
 from zoo import run_folders, training
+from zoo.data import _arrays
 from zoo.files import expanded
 from zoo.recipe import Recipe
 from zoo.run import Run, load
@@ -39,6 +40,33 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (Path, torch.device)):
         return str(value)
     return value.item() if isinstance(value, np.generic) else value
+
+
+def data_set(
+    train: tuple[Any, Any],
+    test: tuple[Any, Any],
+    val: tuple[Any, Any] | float = 0.1,
+    *,
+    classes: Sequence[str] | None = None,
+    name: str = "arrays",
+    seed: int = 0,
+) -> DataSet:
+    """A data set of arrays, tensors or lists for ``zoo.train(..., data=...)``.
+
+    ``train``, ``test`` and ``val`` are pairs of images and labels; a number for ``val`` is the share of the training images that is
+    held out, chosen by ``seed``. Images are (N, H, W), (N, H, W, 1), (N, H, W, 3) or (N, 3, H, W), of bytes, or of floats of 0 to 1
+    or 0 to 255; images that are not square are cropped to the centre. Labels are numbers (N,) from 0 on, or one-hot (N, C).
+    ``classes`` are their names.
+
+    Raises:
+        DataError: images or labels of another form or range. ValueError: ``val`` is not in [0, 1).
+    """
+    pairs = {"train": train, "test": test}
+    if isinstance(val, tuple):
+        pairs["val"] = val
+    elif not 0 <= val < 1:
+        raise ValueError(f"val = {val} is not allowed; give a share in [0, 1), or a pair of images and labels")
+    return _arrays.data_set(pairs, classes, name, 0.0 if isinstance(val, tuple) else val, seed)
 
 
 def train(

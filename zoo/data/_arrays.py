@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from zoo.data._folders import stored_side
 from zoo.data._image import shown
-from zoo.data._parts import Part, part
+from zoo.data._parts import Part, assemble, part
 from zoo.data._pixels import Pixels, square
 from zoo.errors import DataError
-from zoo.spec import ImageArray
+from zoo.spec import DataSet, ImageArray
 
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 GREY_NOTE = "grey images: repeated to 3 channels"
 
 
@@ -94,3 +97,25 @@ def numbered(targets: Sequence[np.ndarray], where: str = "") -> list[str]:
     if top > 100_000:
         raise DataError(f"{top:,} classes in the labels; labels are numbers from 0 on without large gaps")
     return [f"{number:0{len(str(top - 1))}}" for number in range(top)]
+
+
+def data_set(pairs: Mapping[str, tuple[Any, Any]], classes: Sequence[str] | None, name: str, val: float, seed: int) -> DataSet:
+    """The data set of the pairs of images and labels named ``train``, ``test`` and perhaps ``val``; errors as :func:`coloured`."""
+    given = {split: (_as_numpy(images), _as_numpy(targets)) for split, (images, targets) in pairs.items()}
+    top = top_of(images for images, _ in given.values())
+    parts = {}
+    for split, (values, numbers) in given.items():
+        images, _ = coloured(values, f"{name}, {split}", top)
+        targets = labels(numbers, len(images), f"{name}, {split}")
+        read = part(images, targets, [f"{split}[{i}]" for i in range(len(targets))])
+        side = min(images.shape[1:3])
+        square_images: ImageArray = images if images.shape[1] == images.shape[2] else Scaled(images, side)
+        parts[split] = Part(square_images, targets, read.files, read.prints)
+    found = list(classes) if classes is not None else numbered([each.targets for each in parts.values()], name)
+    held = parts.get("val", val)
+    return assemble(name, found, parts["train"], parts["test"], mean=MEAN, std=STD, val=held, seed=seed)
+
+
+def _as_numpy(values: Any) -> np.ndarray:
+    """A tensor or a list as an array."""
+    return values.numpy(force=True) if hasattr(values, "numpy") else np.asarray(values)

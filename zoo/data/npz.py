@@ -16,8 +16,6 @@ from zoo.data._image import shown
 from zoo.errors import DataError, UsageError
 from zoo.spec import DataSet, DataSpec
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 TEST_SHARE = 0.2
 MAX_BYTES = 64 << 30
 """Largest size of all arrays after unpacking."""
@@ -74,7 +72,7 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
         notes.append(f"no test arrays: {len(held):,} images, a fixed fifth of each class, are the test set")
     parts = {split: _arrays.as_part(images, targets, size, split) for split, (images, targets, _) in read.items()}
     return _parts.assemble(
-        shown(folder.name), classes, parts["train"], parts["test"], mean=MEAN, std=STD, val=parts.get("val", val), seed=seed,
+        shown(folder.name), classes, parts["train"], parts["test"], mean=_arrays.MEAN, std=_arrays.STD, val=parts.get("val", val), seed=seed,
         notes=notes,
     )  # fmt: skip
 
@@ -143,8 +141,8 @@ SPECS = {
         build=build,
         classes=0,
         shape=(3, 224, 224),
-        mean=MEAN,
-        std=STD,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
         counts=(0, 0),
         margin=True,
         source="an .npz file of arrays",
