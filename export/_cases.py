@@ -48,7 +48,9 @@ def pictures(run: Run, count: int) -> Pictures:
         noise = np.random.default_rng(0).integers(0, 256, (min(count, 64), run.stored, run.stored, 3), np.uint8)
         return Pictures(noise, "images: synthetic noise (the run's data was not found)", None)
     at = places(data.test, count)
-    return Pictures(np.asarray(data.test.images[at]), f"test images of {run.recipe.data.label}", data, at)
+    return Pictures(
+        np.asarray(data.test.images[at]), f"test images of {run.given.name if run.given else run.recipe.data.label}", data, at
+    )
 
 
 def spread(part: Split, count: int) -> Split:

@@ -22,7 +22,7 @@ import zoo
 from zoo import __main__ as cli
 from zoo import report, training
 from zoo import run as engine
-from zoo.errors import DataError, UsageError
+from zoo.errors import DataError, FileError, UsageError
 from zoo.spec import DataSet, Split
 from zoo.training import build, checks, losses
 from zoo.training.processes import Team
@@ -45,11 +45,16 @@ def test_data_given_in_python_is_named_and_never_replaced(tmp_path: Path, capsys
     run = zoo.train("cnn_small", data=given(), out=tmp_path / "run", **SMALL)
     assert "mine" in (run.path / "recipe.toml").read_text().splitlines()[0]
     assert "on mine" in (run.path / "README.md").read_text()
-    for use in (run.dataset, lambda: engine.evaluate(run), lambda: engine.calibrate(run)):
-        with pytest.raises(DataError, match=r"trained on a DataSet given in Python \(mine\); pass it to zoo.run.evaluate"):
+    loaded = zoo.load(run.path)
+    for use in (loaded.dataset, lambda: engine.evaluate(loaded), lambda: engine.calibrate(loaded)):
+        with pytest.raises(DataError, match=r"trained on a DataSet given in Python \(mine\); pass it: zoo.load"):
             use()
-    result, _, _ = engine.evaluate(run, data=given())
-    assert result.n == 9
+    for each in (run, zoo.load(run.path, data=given())):
+        assert engine.evaluate(each)[0].n == 9
+        receipt = zoo.export.onnx(each, precision="int8", force=True, max_drop=100)
+        assert (receipt.n, receipt.images) == (9, "test images of mine")
+    with pytest.raises(FileError, match="classes differ"):
+        zoo.load(run.path, data=dataclasses.replace(given(), classes=("a", "b", "d")))
     with pytest.raises(UsageError, match="name the data"):
         zoo.train(str(run.path), out=tmp_path / "on")
     again = f"zoo.train({str(run.path / 'recipe.toml')!r}, data=...)"

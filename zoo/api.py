@@ -119,7 +119,7 @@ def train(
         loss = _Function(loss)
     more: dict[str, Any] = {"on_epoch": on_epoch, "data": data, "loss": loss, "profile": profile}
     try:
-        return load(training.train(recipe, out=place, resume=resume, force=force, **more))
+        return load(training.train(recipe, out=place, resume=resume, force=force, **more), data=data)
     except Interrupted as error:
         if error.number != signal.SIGINT or not error.saved:
             raise

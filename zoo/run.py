@@ -49,6 +49,8 @@ class Run:
     """Divisor of the model's logits (:func:`calibrate`); 1: not calibrated."""
     weights: str = ""
     """Digest of the model's weights."""
+    given: DataSet | None = field(default=None, repr=False, compare=False)
+    """Its data set if that is an object from Python, which no file has."""
 
     @property
     def stored(self) -> int:
@@ -60,12 +62,12 @@ class Run:
 
         Raises:
             FileError: the data set has other classes. DataError: it is missing, it was passed as an object
-                (``zoo.train(data=...)``), or its images have changed since training: each split could then contain training images.
+                (``zoo.train(data=...)``) and is not in memory any more, or its images have changed since training: each split could then contain training images.
         """
+        if self.given is not None:
+            return self.given
         if given := self.env.get("data_given"):
-            raise DataError(
-                f"the run was trained on a DataSet given in Python ({given}); pass it to zoo.run.evaluate(run, data=...)"
-            )
+            raise DataError(f"the run was trained on a DataSet given in Python ({given}); pass it: zoo.load(RUN, data=...)")
         data = build.dataset(self.recipe, self.input[1])
         if self.env.get("data_digest", data.digest) != data.digest:
             check_classes(self, data)
@@ -113,18 +115,21 @@ def create_model(
 
 
 @machine.torch_defaults()
-def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
+def load(name: str | Path | None = None, *, skip_bad: bool = False, data: DataSet | None = None) -> Run:
     """Load a run by folder, name or unique prefix (default: the latest run), with its best weights.
 
-    ``skip_bad`` is as in :class:`zoo.recipe_tables.Data`.
+    ``skip_bad`` is as in :class:`zoo.recipe_tables.Data`. ``data`` is the data set of a run that was trained on one from Python.
 
     Raises:
         UsageError: no such run.
-        FileError: there is no run yet, or the weights are missing or damaged.
-        TypeError: ``name`` has the wrong type.
+        FileError: there is no run yet, or the weights are missing or damaged, or ``data`` has other classes.
+        DataError: ``data`` cannot be used.
+        TypeError: an argument has the wrong type.
     """
-    if not isinstance(name, (str, Path, type(None))):
-        raise TypeError(f"name is {type(name).__name__}; give a run's folder or name, or None for the latest run")
+    if not isinstance(name, (str, Path, type(None))) or not isinstance(data, (DataSet, type(None))):
+        raise TypeError(
+            f"name is {type(name).__name__}, data {type(data).__name__}; give a run's folder or name (None: the latest), and a DataSet"
+        )
     path = run_folders.find(name)
     recipe = recipes.read(path / "recipe.toml")
     if skip_bad:
@@ -142,9 +147,11 @@ def load(name: str | Path | None = None, *, skip_bad: bool = False) -> Run:
     if found := calibration.read(path, digest):
         calibration.apply(model, found.temperature)
     temperature = found.temperature if found else 1.0
-    return Run(
-        path, model.eval(), recipe, header.classes, header.input, header.mean, header.std, rows, env, temperature, digest
-    )
+    run = Run(path, model.eval(), recipe, header.classes, header.input, header.mean, header.std, rows, env, temperature, digest)
+    if data is None:
+        return run
+    check_classes(run, data)
+    return replace(run, given=checks.given_data(data, run.stored))
 
 
 @machine.torch_defaults()
@@ -199,7 +206,7 @@ def calibrate(run: Run, data: DataSet | None = None) -> tuple[Run, calibration.C
     _, logits, targets = evaluate(run, "val", data)
     found = calibration.of(logits * run.temperature, targets, split="val", weights=run.weights)
     calibration.save(run.path, found)
-    return load(run.path), found
+    return load(run.path, data=run.given), found
 
 
 def _difference(of_model: Sequence[str], of_data: Sequence[str]) -> str:
