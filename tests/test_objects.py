@@ -196,8 +196,14 @@ def test_the_parameters_of_a_given_loss_are_trained(tmp_path: Path, optimizer: s
     assert not torch.equal(loss.scale, torch.ones(10))
 
 
-def test_a_given_loss_is_named_and_class_weights_are_not_for_it(tmp_path: Path) -> None:
-    run = zoo.train(small(), out=tmp_path / "run", loss=doubled)
+def test_a_given_loss_is_named_and_class_weights_are_not_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_RUNS", str(tmp_path))
+    run = zoo.train(
+        small("data.imbalance=none", "data.per_class=0"),
+        data=dataclasses.replace(given(), name="my set", classes=tuple("abc")),
+        loss=doubled,
+    )
+    assert run.path.name.startswith("my-set-cnn_small-doubled-s")
     env = json.loads((run.path / "env.json").read_text())
     assert (env["loss"], env["loss_given"]) == ("doubled", "doubled")
     assert "doubled" in (run.path / "README.md").read_text()

@@ -41,6 +41,8 @@ def train(
         UsageError, DataError, FileError, DivergedError, DiskError, BusyError: see their exit codes; once the run has a folder,
             it is their attribute ``run``. zoo.training.signals.Interrupted: after a signal, with the state saved.
     """
+    from msgspec import structs
+
     from zoo import run_folders
     from zoo.console import leading
 
@@ -49,7 +51,12 @@ def train(
         from zoo.training import start
 
         return start.train_in(None, recipe, data=data, loss=loss, **more)
-    with run_folders.taken(recipe, out, resume=resume, force=force) as folder:
+    named = recipe  # for the name of the folder
+    if data is not None:
+        named = structs.replace(named, data=structs.replace(named.data, name=str(data.name)))
+    if loss is not None:
+        named = structs.replace(named, loss=structs.replace(named.loss, name=loss._get_name()))
+    with run_folders.taken(named, out, resume=resume, force=force) as folder:
         from zoo.training import start  # torch is imported after the folder is locked
 
         try:
