@@ -93,13 +93,15 @@ def train(
         TypeError: an argument has the wrong type. KeyboardInterrupt: after an interrupt, with the state saved.
     """
     if not isinstance(what, (Recipe, str, Path)):
-        raise TypeError(f"what is {type(what).__name__}; give a Recipe, or the name of a model or recipe")
+        raise TypeError(
+            f"what is {type(what).__name__}; give a Recipe, the name of a model or recipe, or the file of your model: 'my_net.py:Net'"
+        )
     if isinstance(data, (str, Path)):
         data, overrides = None, {"data__name": str(data), **overrides}
     if isinstance(loss, str):
         loss, overrides = None, {"loss__name": loss, **overrides}
     if data is not None and not isinstance(data, DataSet):
-        raise TypeError(f"data is {type(data).__name__}; give a zoo.spec.DataSet")
+        raise TypeError(f"data is {type(data).__name__}; give a name, a folder or a file, or zoo.data_set(...) of arrays")
     if isinstance(loss, type):
         raise TypeError(f"loss is the class {loss.__name__}; give an instance: {loss.__name__}()")
     if on_epoch is not None and not callable(on_epoch):
