@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import __main__ as cli
-from zoo import report, training
+from zoo import ops, report, training
 from zoo import run as engine
 from zoo.errors import DataError, FileError, UsageError
 from zoo.spec import DataSet, Split
-from zoo.training import build, checks, losses
+from zoo.training import build, checks, describe, losses
 from zoo.training.processes import Team
 
 SMALL = {"epochs": 1, "batch_size": 16, "data__augment": [], "device": "cpu"}
@@ -207,6 +207,8 @@ def test_a_given_loss_is_named_and_class_weights_are_not_for_it(tmp_path: Path, 
     env = json.loads((run.path / "env.json").read_text())
     assert (env["loss"], env["loss_given"]) == ("doubled", "doubled")
     assert "doubled" in (run.path / "README.md").read_text()
+    assert describe.objects(None, zoo.losses.FocalLoss())["kernel"] == ops.kernel()
+    assert env["kernel"] == "PyTorch"
     with pytest.raises(UsageError, match="class_weights = effective has no effect on a loss given in Python"):
         losses.given(small("class_weights=effective"), Learned(), Team())
 

@@ -12,6 +12,7 @@ from torch import nn
 from zoo import machine, ops, registry, sampling
 from zoo.console import first_ten, print_line, print_lines
 from zoo.files import publish_text
+from zoo.losses.focal_loss import FocalLoss
 from zoo.recipe import Recipe
 from zoo.spec import DataSet
 from zoo.training import build, freezing
@@ -43,7 +44,8 @@ def choices(recipe: Recipe, made: Session, place: build.Place) -> dict[str, Any]
 def objects(data: DataSet | None, loss: nn.Module | None) -> dict[str, str]:
     """Facts of ``env.json`` about objects given in Python instead of those that the recipe names."""
     name = "" if loss is None else loss._get_name()
-    of_loss = {"loss": name, "loss_given": name, "kernel": "PyTorch"} if name else {}
+    kernel = ops.kernel() if isinstance(loss, FocalLoss) else "PyTorch"
+    of_loss = {"loss": name, "loss_given": name, "kernel": kernel} if name else {}
     return ({} if data is None else {"data_given": data.name, "data_dir": ""}) | of_loss
 
 

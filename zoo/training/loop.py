@@ -163,9 +163,9 @@ def _gradients(model: nn.Module, loss: nn.Module, step: Step, batch: Batch, samp
         value, p = _loss(loss, logits, wanted, targets) if step.see else (loss(logits, wanted), None)
         if step.distil is not None:
             value = step.distil.blend(value, logits, _taught(step.distil, step, inputs, n))
-        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        if not hasattr(value, "numel") or value.numel() != 1 or not value.requires_grad:
             what = f"the type {type(value).__name__}"
-            if isinstance(value, Tensor):
+            if hasattr(value, "numel"):
                 what = "no gradient" if value.numel() == 1 else f"shape {tuple(value.shape)}"
             raise UsageError(
                 f"the loss has {what}; return the mean over the batch, computed from the logits by differentiable operations"
