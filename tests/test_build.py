@@ -138,6 +138,7 @@ DRY = [
     (["data.augment=['cropp']"], 2, "no augmentation 'cropp'"),
     (["distil.teacher=['nope']"], 2, "no run 'nope'"),
     (["schedule.name=plateau", "data.val=0"], 2, "schedule = plateau needs validation images"),
+    (["--data-dir", "photos"], 2, "synthetic images are generated, not read from data.dir (photos); did you mean --data?"),
     (["data.size=1"], 2, "does not take images of 1 pixels"),
     (["--weights", "nope.pth"], 4, "no weights file ("),
     (["unfreeze=['2:none']"], 2, "unfreeze 2:none"),
