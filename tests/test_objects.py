@@ -156,6 +156,8 @@ def test_arrays_of_another_form_are_named() -> None:
         zoo.data_set(pair, pair, 1.5)
     with pytest.raises(DataError, match=r"not labels \(arrays, test"):
         zoo.data_set(pair, (pair[0], [0.5] * 9))
+    with pytest.raises(DataError, match=r"arrays have different ranges \(arrays, train up to 1, test up to 255\)"):
+        zoo.data_set((pair[0] / 255, pair[1]), (pair[0] * 1.0, pair[1]))
     with pytest.raises(DataError, match=r"labels begin at 1 \(arrays\)"):
         zoo.data_set((pair[0], pair[1] + 1), (pair[0], pair[1] + 1))
     made = zoo.data_set(pair, (255 - pair[0], pair[1]), (pair[0][:3] // 2, pair[1][:3]), name="mine")

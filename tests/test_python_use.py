@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 import zoo
 from zoo import run
@@ -81,6 +82,11 @@ def test_public_functions_name_what_is_wrong(call: Callable[[], object], kind: t
     with pytest.raises(kind, match=says) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_paths_may_come_from_a_generator(small_run: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    assert len(run.predict_files(zoo.load(small_run), (tmp_path / "a.png" for _ in range(2)))) == 2
 
 
 def test_create_model_takes_what_other_libraries_take() -> None:

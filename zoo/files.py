@@ -189,16 +189,9 @@ def check_room(folder: Path, need: int) -> None:
         raise DiskError(f"no space left ({folder.absolute()}, {_space(need, free)}); free some space or choose another --out")
 
 
-UNWRITABLE = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
-    *(
-        errno.ENOTDIR,
-        errno.EEXIST,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-    ),  # EEXIST: a file where a folder is to be made
-)
+# EEXIST: a file stands where a folder is to be made
+_PERMISSION, _NAME = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}, {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+UNWRITABLE = _PERMISSION | _NAME | {errno.ENOTDIR, errno.EEXIST}
 
 
 @contextlib.contextmanager

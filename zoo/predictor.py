@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.data._image import read_image
+from zoo.data._image import image_paths, read_image
 from zoo.data._pixels import square
 from zoo.errors import DataError, FileError
 from zoo.export import _child, _facts, _guard, _session
@@ -95,14 +95,10 @@ def predict(
     opening it and for each image.
 
     Raises:
-        FileError: the model file cannot be used, or not within these limits. TypeError: one path in place of several, or no path. ValueError: ``top`` is below 1.
+        FileError: the model file cannot be used, or not within these limits. TypeError: one path in place of several, or no
+            path (for arrays: :meth:`Predictor.probabilities`). ValueError: ``top`` is below 1.
     """
-    if isinstance(images, (str, bytes, Path)):
-        raise TypeError(f"images is {type(images).__name__}; give a list of paths")
-    if other := [each for each in images if not isinstance(each, (str, Path))]:
-        raise TypeError(f"images has a {type(other[0]).__name__}; give paths, or arrays to load(model).probabilities")
-    if top < 1:
-        raise ValueError(f"top = {top} is not allowed; give at least 1")
+    images = image_paths("images", images, top)
     model = Path(model)
     budget = _guard.memory(_guard.check(model), max_memory)
     _guard.check_receipt(model)

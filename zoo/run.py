@@ -17,7 +17,7 @@ from zoo import calibration, files, machine, metrics, model_files, run_folders, 
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _augment
-from zoo.data._image import read_image, shown
+from zoo.data._image import image_paths, read_image, shown
 from zoo.data._pixels import square
 from zoo.data._read import stored
 from zoo.errors import DataError, FileError
@@ -234,14 +234,9 @@ def predict_files(run: Run, paths: Sequence[str | Path], *, top: int = 3) -> lis
     Raises:
         TypeError: ``run`` is not a run, or ``paths`` is one path or has anything but paths. ValueError: ``top`` is below 1.
     """
-    if isinstance(paths, (str, bytes, Path)):
-        raise TypeError(f"paths is {type(paths).__name__}; give a list of paths")
+    paths = image_paths("paths", paths, top)
     if not isinstance(run, Run):
         raise TypeError(f"run is {type(run).__name__}; give zoo.load(...)")
-    if other := [each for each in paths if not isinstance(each, (str, Path))]:
-        raise TypeError(f"paths has a {type(other[0]).__name__}; give paths of image files")
-    if top < 1:
-        raise ValueError(f"top = {top} is not allowed; give at least 1")
     answers: list[dict[str, Any]] = []
     for path in paths:
         try:

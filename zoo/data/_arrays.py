@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from zoo.data._folders import stored_side
 from zoo.data._image import shown
 from zoo.data._parts import Part, assemble, part
 from zoo.data._pixels import Pixels, square
@@ -40,6 +39,18 @@ class Scaled(Pixels):
 def top_of(arrays: Iterable[np.ndarray]) -> float:
     """The largest float in the arrays of one set, from which :func:`coloured` finds their range; 0 without floats."""
     return max((float(each.max(initial=0)) for each in arrays if each.dtype.kind == "f"), default=0.0)
+
+
+def checked_ranges(where: str, images: Mapping[str, np.ndarray]) -> list[str]:
+    """A warning for integers that are all 0 or 1; DataError if some arrays have floats of 0 to 1 and others of 0 to 255."""
+    tops = {name: float(each.max(initial=0)) for name, each in images.items() if each.size and each.dtype.kind in "uif"}
+    floats = [name for name in tops if images[name].dtype.kind == "f"]
+    low, high = ([name for name in floats if (tops[name] > 2) == above] for above in (False, True))
+    if low and high:
+        ends = ", ".join(f"{name} up to {tops[name]:g}" for name in (low[0], high[0]))
+        raise DataError(f"arrays have different ranges ({where}, {ends}); scale all of them to 0 to 255, or to 0 to 1")
+    dark = [name for name in tops if name not in floats and tops[name] <= 1]
+    return [f"warning: {name} has integers up to {tops[name]:g}, almost black; integers are of 0 to 255" for name in dark]
 
 
 def coloured(values: np.ndarray, where: str, top: float) -> tuple[np.ndarray, bool]:
@@ -79,11 +90,11 @@ def labels(values: np.ndarray, n: int, where: str) -> np.ndarray:
     return flat.astype(np.int64)
 
 
-def as_part(images: np.ndarray, targets: np.ndarray, size: int, split: str) -> Part:
-    """A part of images (n, H, W, 3) uint8, resized to the stored side of ``size``; fingerprints are of the original images."""
+def as_part(images: np.ndarray, targets: np.ndarray, side: int, split: str) -> Part:
+    """A part of images (n, H, W, 3) uint8, resized to ``side`` pixels; fingerprints are of the original images."""
     files = [shown(f"{split}[{i}]") for i in range(len(targets))]
     held = part(images, targets, files)
-    given: ImageArray = Scaled(images, stored_side(size))
+    given: ImageArray = Scaled(images, side)
     return Part(given, targets, files, held.prints)
 
 
@@ -101,21 +112,19 @@ def numbered(targets: Sequence[np.ndarray], where: str = "") -> list[str]:
 
 def data_set(pairs: Mapping[str, tuple[Any, Any]], classes: Sequence[str] | None, name: str, val: float, seed: int) -> DataSet:
     """The data set of the pairs of images and labels named ``train``, ``test`` and perhaps ``val``; errors as :func:`coloured`."""
-    given = {split: (_as_numpy(images), _as_numpy(targets)) for split, (images, targets) in pairs.items()}
-    top = top_of(images for images, _ in given.values())
-    parts = {}
+    given = {split: tuple(np.asarray(untensored(each)) for each in pair) for split, pair in pairs.items()}
+    images = {split: pair[0] for split, pair in given.items()}
+    notes, top, parts = checked_ranges(name, images), top_of(images.values()), {}
     for split, (values, numbers) in given.items():
-        images, _ = coloured(values, f"{name}, {split}", top)
-        targets = labels(numbers, len(images), f"{name}, {split}")
-        read = part(images, targets, [f"{split}[{i}]" for i in range(len(targets))])
-        side = min(images.shape[1:3])
-        square_images: ImageArray = images if images.shape[1] == images.shape[2] else Scaled(images, side)
-        parts[split] = Part(square_images, targets, read.files, read.prints)
+        pixels, grey = coloured(values, f"{name}, {split}", top)
+        notes += [GREY_NOTE] if grey and GREY_NOTE not in notes else []
+        targets = labels(numbers, len(pixels), f"{name}, {split}")
+        parts[split] = as_part(pixels, targets, min(pixels.shape[1:3]), split)
     found = list(classes) if classes is not None else numbered([each.targets for each in parts.values()], name)
     held = parts.get("val", val)
-    return assemble(name, found, parts["train"], parts["test"], mean=MEAN, std=STD, val=held, seed=seed)
+    return assemble(name, found, parts["train"], parts["test"], mean=MEAN, std=STD, val=held, seed=seed, notes=notes)
 
 
-def _as_numpy(values: Any) -> np.ndarray:
-    """A tensor or a list as an array."""
-    return values.numpy(force=True) if hasattr(values, "numpy") else np.asarray(values)
+def untensored(values: Any) -> Any:
+    """A tensor as an array; anything else unchanged."""
+    return values.numpy(force=True) if hasattr(values, "numpy") else values

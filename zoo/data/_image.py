@@ -6,6 +6,7 @@ import contextlib
 import os
 import stat
 import warnings
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -217,3 +218,15 @@ def _eight_bits(values: np.ndarray, path: str | Path) -> np.ndarray:
     else:
         scale = 1.0 if top <= 255 else 1 / 257
     return np.rint(wide * scale).clip(0, 255).astype(np.uint8)
+
+
+def image_paths(name: str, paths: Iterable[str | Path], top: int) -> list[str | Path]:
+    """The argument ``name`` as a list; TypeError unless it has paths of images, ValueError for ``top`` answers below 1."""
+    if isinstance(paths, (str, bytes, Path)):
+        raise TypeError(f"{name} is {type(paths).__name__}; give a list of paths")
+    listed = list(paths)
+    if other := [each for each in listed if not isinstance(each, (str, Path))]:
+        raise TypeError(f"{name} has a {type(other[0]).__name__}; give paths of image files")
+    if top < 1:
+        raise ValueError(f"top = {top} is not allowed; give at least 1")
+    return listed

@@ -12,6 +12,7 @@ import numpy as np
 
 from zoo import sampling
 from zoo.data import _arrays, _parts
+from zoo.data._folders import stored_side
 from zoo.data._image import shown
 from zoo.errors import DataError, UsageError
 from zoo.spec import DataSet, DataSpec
@@ -52,7 +53,7 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
         raise DataError(
             f"no images and labels ({shown(folder)}, {', '.join(arrays)[:60]}); name the arrays x and y, or train_images ..."
         )
-    notes += _checked_ranges(folder, {images: arrays[images] for images, _ in pairs.values()})
+    notes += _arrays.checked_ranges(shown(folder), {images: arrays[images] for images, _ in pairs.values()})
     top = _arrays.top_of(arrays[images] for images, _ in pairs.values())
     if 1 < top <= 2:
         notes.append(f"floats of 0 to {top:g}: 1 is white, values above it are cut off")
@@ -70,7 +71,7 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
             raise DataError(f"too few images for a test set ({shown(folder)}, {len(targets)}); add some")
         read = {"train": (images[kept], targets[kept], grey), "test": (images[held], targets[held], grey)}
         notes.append(f"no test arrays: {len(held):,} images, a fixed fifth of each class, are the test set")
-    parts = {split: _arrays.as_part(images, targets, size, split) for split, (images, targets, _) in read.items()}
+    parts = {split: _arrays.as_part(images, targets, stored_side(size), split) for split, (images, targets, _) in read.items()}
     return _parts.assemble(
         shown(folder.name), classes, parts["train"], parts["test"], mean=_arrays.MEAN, std=_arrays.STD, val=parts.get("val", val), seed=seed,
         notes=notes,
@@ -87,18 +88,6 @@ def _named(arrays: dict[str, np.ndarray], numbers: list[str], path: Path) -> lis
             f"class names do not fit ({shown(path)}, {found.shape} names, {len(numbers)} classes); give one per class"
         )
     return [str(name) for name in found]
-
-
-def _checked_ranges(path: Path, images: dict[str, np.ndarray]) -> list[str]:
-    """A warning for integers that are all 0 or 1; DataError if some arrays have floats of 0 to 1 and others of 0 to 255."""
-    tops = {name: float(each.max(initial=0)) for name, each in images.items() if each.size and each.dtype.kind in "uif"}
-    floats = [name for name in tops if images[name].dtype.kind == "f"]
-    low, high = ([name for name in floats if (tops[name] > 2) == above] for above in (False, True))
-    if low and high:
-        ends = ", ".join(f"{name} up to {tops[name]:g}" for name in (low[0], high[0]))
-        raise DataError(f"arrays have different ranges ({shown(path)}, {ends}); scale all of them to 0 to 255, or to 0 to 1")
-    dark = [name for name in tops if name not in floats and tops[name] <= 1]
-    return [f"warning: {name} has integers up to {tops[name]:g}, almost black; integers are of 0 to 255" for name in dark]
 
 
 def _arrays_of(path: Path) -> dict[str, np.ndarray]:

@@ -47,7 +47,7 @@ def build(folder: Path | None, *, size: int, val: float, seed: int, variant: str
         parts = {"train": (images[kept], targets[kept]), "test": (images[held], targets[held])}
         notes.append(f"no test split: {len(held):,} images, a fixed fifth of each class, are the test set")
     classes = _classes(sets["train"], [targets for _, targets in parts.values()])
-    made = [_arrays.as_part(*parts[split], size, split) for split in ("train", "test")]
+    made = [_arrays.as_part(*parts[split], side, split) for split in ("train", "test")]
     return _parts.assemble(variant, classes, *made, mean=MEAN, std=STD, val=val, seed=seed, notes=notes)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from zoo import hub, model_files, registry, run_folders
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _folders, _ops
-from zoo.data._arrays import Scaled
+from zoo.data._arrays import Scaled, untensored
 from zoo.data._image import shown
 from zoo.data._parts import leaks, part
 from zoo.errors import DataError, FileError, UsageError
@@ -156,7 +155,8 @@ def given_data(data: DataSet, side: int) -> DataSet:
         DataError: as :func:`check_data`.
     """
     splits = [
-        replace(each, images=_numpy(each.images), targets=_numpy(each.targets)) for each in (data.train, data.val, data.test)
+        replace(each, images=untensored(each.images), targets=untensored(each.targets))
+        for each in (data.train, data.val, data.test)
     ]
     train, val, test = splits
     data = replace(data, train=train, val=val, test=test)
@@ -172,11 +172,6 @@ def given_data(data: DataSet, side: int) -> DataSet:
         splits = [replace(each, images=Scaled(each.images, side)) if len(each) else each for each in splits]
     train, val, test = splits
     return replace(data, train=train, val=val, test=test, mean=(a, b, c), std=(d, e, f), notes=tuple(notes))
-
-
-def _numpy(values: Any) -> Any:
-    """A tensor as an array; anything else unchanged."""
-    return values.numpy(force=True) if hasattr(values, "numpy") else values
 
 
 def check_counts(recipe: Recipe, counts: np.ndarray, names: Sequence[str]) -> None:
