@@ -150,7 +150,7 @@ def _of_run(target: Any, precisions: tuple[str, ...], tried: Callable[[Path], _g
     files = {each: path for each, path in there.items() if own_preprocessing(path) == (mode, softmax)}
 
     def build() -> _graph.Exported:
-        return _graph.of_run(engine.load(run.path) if run.path else run, stored=run.stored, preprocess=mode, softmax=softmax)
+        return _graph.of_run(run.reloaded() if run.path else run, stored=run.stored, preprocess=mode, softmax=softmax)
 
     weights = run.path / "weights.safetensors"
     found = Subject(

@@ -49,7 +49,10 @@ def pictures(run: Run, count: int) -> Pictures:
         return Pictures(noise, "images: synthetic noise (the run's data was not found)", None)
     at = places(data.test, count)
     return Pictures(
-        np.asarray(data.test.images[at]), f"test images of {run.given.name if run.given else run.recipe.data.label}", data, at
+        np.asarray(data.test.images[at]),
+        f"test images of {run.given.data.name if run.given.data else run.recipe.data.label}",
+        data,
+        at,
     )
 
 

@@ -23,7 +23,7 @@ from zoo import __main__ as cli
 from zoo import ops, report, training
 from zoo import run as engine
 from zoo.errors import DataError, FileError, UsageError
-from zoo.spec import DataSet, Split
+from zoo.spec import DataSet, Given, Split
 from zoo.training import build, checks, describe, losses
 from zoo.training.processes import Team
 
@@ -79,7 +79,7 @@ def test_given_images_of_another_size_are_resized_in_training_as_in_prediction(t
     _, logits, _ = engine.evaluate(run, data=data)
     for at in range(3):
         Image.fromarray(large[2].images[at]).save(tmp_path / f"{at}.png")
-    answers = engine.predict_files(run, [tmp_path / f"{at}.png" for at in range(3)], top=3)
+    answers = run.predict([tmp_path / f"{at}.png" for at in range(3)], top=3)
     for found, of_data in zip(answers, logits.float().softmax(1).tolist()):
         assert dict(found["top"]) == pytest.approx(dict(zip("abc", of_data)), abs=2e-3)
 
@@ -102,14 +102,14 @@ def test_names_and_wrong_objects_as_arguments(tmp_path: Path, monkeypatch: pytes
     asked: list[Any] = []
 
     def train(recipe: Any, **options: Any) -> Path:
-        asked.append((recipe.data.name, recipe.data.dir, recipe.loss.name, options["data"], options["loss"]))
+        asked.append((recipe.data.name, recipe.data.dir, recipe.loss.name, options["given"]))
         raise UsageError("stopped here")
 
     monkeypatch.setattr(training, "train", train)
     (tmp_path / "photos").mkdir()
     with pytest.raises(UsageError, match="stopped here"):
         zoo.train("cnn_small", data=tmp_path / "photos", loss="focal")
-    assert asked == [("folder", str(tmp_path / "photos"), "focal", None, None)]
+    assert asked == [("folder", str(tmp_path / "photos"), "focal", Given())]
     with pytest.raises(TypeError, match=r"the class CrossEntropyLoss; give an instance: CrossEntropyLoss\(\)"):
         zoo.train("cnn_small", loss=nn.CrossEntropyLoss)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="on_epoch is int; give a function"):
@@ -194,7 +194,7 @@ def small(*more: str) -> Any:
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_the_parameters_of_a_given_loss_are_trained(tmp_path: Path, optimizer: str) -> None:
     loss = Learned()
-    training.train(small(f"optim.name={optimizer}"), out=tmp_path / "run", loss=loss)
+    training.train(small(f"optim.name={optimizer}"), out=tmp_path / "run", given=Given(loss=loss))
     assert not torch.equal(loss.scale, torch.ones(10))
 
 
@@ -209,7 +209,7 @@ def test_a_given_loss_is_named_and_class_weights_are_not_for_it(tmp_path: Path, 
     env = json.loads((run.path / "env.json").read_text())
     assert (env["loss"], env["loss_given"]) == ("doubled", "doubled")
     assert "doubled" in (run.path / "README.md").read_text()
-    assert describe.objects(None, zoo.losses.FocalLoss())["kernel"] == ops.kernel()
+    assert describe.objects(Given(loss=zoo.losses.FocalLoss()))["kernel"] == ops.kernel()
     assert env["kernel"] == "PyTorch"
     with pytest.raises(UsageError, match="class_weights = effective has no effect on a loss given in Python"):
         losses.given(small("class_weights=effective"), Learned(), Team())

@@ -68,12 +68,11 @@ def test_create_model_checks_the_number_of_classes(classes: Any, kind: type[Exce
         (lambda: zoo.effective_weights([1, float("inf")], beta=0.9), ValueError, "class 1 has inf samples"),
         (lambda: zoo.effective_weights("abc", beta=0.9), TypeError, "counts must be numbers"),
         (lambda: zoo.effective_weights([1, 2], beta="x"), TypeError, "beta must be a number, not str"),
-        (lambda: zoo.train("demo", model=torch.nn.Linear(2, 2)), TypeError, "model is the first argument"),
-        (lambda: zoo.run.predict_files(None, "x.png"), TypeError, "paths is str; give a list"),
+        (lambda: zoo.train("demo", model="resnet20"), TypeError, "the name of a model is the first argument"),
+        (lambda: zoo.run.Run.predict(None, "x.png"), TypeError, "images is str; give a list"),
         (lambda: zoo.predictor.predict("m.onnx", Path("x.png")), TypeError, "give a list of paths"),
         (lambda: zoo.predictor.predict("m.onnx", [np.zeros((2, 2, 3))]), TypeError, "images has a ndarray; give paths"),
         (lambda: zoo.predictor.predict("m.onnx", ["x.png"], top=-1), ValueError, "top = -1 is not allowed"),
-        (lambda: zoo.run.predict_files("latest", ["x.png"]), TypeError, "run is str; give zoo.load"),
         (lambda: zoo.run.evaluate("latest"), TypeError, "run is str"),
         (lambda: zoo.train("demo", epoch=3), UsageError, r"no setting 'epoch' \(did you mean epochs, drw_epoch"),
     ],
@@ -86,7 +85,7 @@ def test_public_functions_name_what_is_wrong(call: Callable[[], object], kind: t
 
 def test_paths_may_come_from_a_generator(small_run: Path, tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
-    assert len(run.predict_files(zoo.load(small_run), (tmp_path / "a.png" for _ in range(2)))) == 2
+    assert len(zoo.load(small_run).predict(tmp_path / "a.png" for _ in range(2))) == 2
 
 
 def test_create_model_takes_what_other_libraries_take() -> None:

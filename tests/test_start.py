@@ -17,6 +17,7 @@ from tests_support import small
 from zoo import recipe, run_folders, training
 from zoo.__main__ import run as zoo
 from zoo.errors import BusyError, DiskError, FileError
+from zoo.spec import Given
 from zoo.training import build, checkpoint, session, signals
 from zoo.training.signals import Interrupted
 
@@ -172,7 +173,7 @@ def test_epochs_are_handed_out_as_they_end_and_objects_replace_what_the_recipe_n
         def forward(self, logits: Any, target: Any) -> Any:
             return 0.5 * build.nn.functional.cross_entropy(logits, target)
 
-    folder = training.train(recipe, out=tmp_path / "run", on_epoch=seen.append, data=data, loss=Scaled())
+    folder = training.train(recipe, out=tmp_path / "run", on_epoch=seen.append, given=Given(data=data, loss=Scaled()))
     assert [[row["split"] for row in rows] for rows in seen] == [["train", "val"]] * 2
     assert seen[0][0]["loss"] < 1.5, "half of log 10 and less"
     assert run_folders.is_finished(folder)

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from zoo.recipe import Recipe
     from zoo.run import create_model, load
     from zoo.sampling import class_counts, effective_weights, long_tail
+    from zoo.training.losses import create_loss
 
 _ATTRIBUTES = {
+    "create_loss": "zoo.training.losses",
     "create_model": "zoo.run",
     "load": "zoo.run",
     "data_set": "zoo.api",
@@ -33,6 +35,7 @@ __all__ = [
     "Recipe",
     "bench",
     "class_counts",
+    "create_loss",
     "create_model",
     "data_set",
     "effective_weights",

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo import model_files, run_folders, training
 from zoo import recipe as recipes
-from zoo import run_folders, training
 from zoo.data import _arrays
 from zoo.files import expanded
 from zoo.recipe import Recipe
-from zoo.run import Run, load
-from zoo.spec import DataSet
+from zoo.run import ModelLike, Run, load
+from zoo.spec import DataSet, Given
 from zoo.training.signals import Interrupted
 
 
@@ -69,10 +69,39 @@ def data_set(
     return _arrays.data_set(pairs, classes, name, 0.0 if isinstance(val, tuple) else val, seed)
 
 
+def _objects(what: Any, model: Any, data: Any, loss: Any) -> tuple[Recipe | str, Given, dict[str, str]]:
+    """The recipe, the objects and the names among the arguments of :func:`train`; TypeError for anything else."""
+    if not isinstance(what, (Recipe, str, Path)):
+        if model is not None or not callable(what):
+            raise TypeError(
+                f"what is {type(what).__name__}; give a Recipe, the name of a model or recipe, or your model: a module"
+            )
+        what, model = model_files.object_name(what), what
+    if isinstance(model, str) and not isinstance(what, Recipe):
+        raise TypeError(f"the name of a model is the first argument: zoo.train({model!r}, ...)")
+    if not (model is None or isinstance(model, str) or callable(model)):
+        raise TypeError(f"model is {type(model).__name__}; give a module, or a class or function of the number of classes")
+    if not isinstance(data, (str, Path, DataSet, type(None))):
+        raise TypeError(f"data is {type(data).__name__}; give a name, a folder or a file, or zoo.data_set(...) of arrays")
+    if isinstance(loss, type):
+        raise TypeError(f"loss is the class {loss.__name__}; give an instance: {loss.__name__}()")
+    if not (loss is None or isinstance(loss, str) or callable(loss)):
+        raise TypeError(f"loss is {type(loss).__name__}; give a module or function that maps logits and targets to a scalar")
+    named = {"model": model, "data.name": data, "loss.name": loss}
+    names = {key: str(value) for key, value in named.items() if isinstance(value, (str, Path))}
+    model, data, loss = (None if isinstance(value, (str, Path)) else value for value in named.values())
+    if model is not None:
+        names["model"] = model_files.object_name(model)
+    if loss is not None and not isinstance(loss, nn.Module):
+        loss = _Function(loss)
+    return what if isinstance(what, Recipe) else str(what), Given(model, data, loss), names
+
+
 def train(
-    what: Recipe | str | Path,
+    what: Recipe | str | Path | ModelLike,
     *,
     on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
+    model: str | ModelLike | None = None,
     data: DataSet | str | Path | None = None,
     loss: str | nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
     out: str | Path | None = None,
@@ -83,45 +112,26 @@ def train(
 ) -> Run:
     """Train as ``zoo train`` does and return the finished run. In a notebook, an interrupt saves the state.
 
-    ``what`` is a :class:`zoo.Recipe` or an argument of ``zoo train``: a model, a recipe, a recipe file or a run. ``overrides`` are
+    ``what`` is a :class:`zoo.Recipe` or an argument of ``zoo train``: a model, a recipe, a recipe file or a run; or your own
+    model. ``model``, ``data`` and ``loss`` are names, as on the command line, or objects: a module, whose copy is trained from the
+    module's weights, or a class or function that is called with the number of classes; a data set; and a module or function that is
+    called with logits (N, C) and targets (N,). Objects are not stored in the recipe: pass them again to resume. ``overrides`` are
     settings by name (``lr=0.05``), with dots written as two underscores (``data__val=0.2``). ``on_epoch`` receives the rows of
-    each epoch. ``data`` and ``loss`` are names, as on the command line, or objects: a data set, and a module or function that is
-    called with logits (N, C) and targets (N,). Objects are not stored in the recipe: pass them again to resume. ``profile`` is ``zoo train --profile``.
+    each epoch. ``profile`` is ``zoo train --profile``.
 
     Raises:
         UsageError, DataError, FileError, DivergedError, DiskError, BusyError: as in :func:`zoo.training.train`.
         TypeError: an argument has the wrong type. KeyboardInterrupt: after an interrupt, with the state saved.
     """
-    if not isinstance(what, (Recipe, str, Path)):
-        raise TypeError(
-            f"what is {type(what).__name__}; give a Recipe, the name of a model or recipe, or the file of your model: 'my_net.py:Net'"
-        )
-    if isinstance(data, (str, Path)):
-        data, overrides = None, {"data__name": str(data), **overrides}
-    if isinstance(loss, str):
-        loss, overrides = None, {"loss__name": loss, **overrides}
-    if data is not None and not isinstance(data, DataSet):
-        raise TypeError(f"data is {type(data).__name__}; give a name, a folder or a file, or zoo.data_set(...) of arrays")
-    if isinstance(loss, type):
-        raise TypeError(f"loss is the class {loss.__name__}; give an instance: {loss.__name__}()")
+    what, given, names = _objects(what, model, data, loss)
     if on_epoch is not None and not callable(on_epoch):
         raise TypeError(f"on_epoch is {type(on_epoch).__name__}; give a function of the rows of an epoch")
-    if loss is not None and not callable(loss):
-        raise TypeError(f"loss is {type(loss).__name__}; give a module or function that maps logits and targets to a scalar")
-    if "model" in overrides and not isinstance(what, Recipe):
-        raise TypeError(
-            "model is the first argument: zoo.train('resnet32'), or a file with the class: zoo.train('my_net.py:Net')"
-        )
-    changes = {key.replace("__", "."): _plain(value) for key, value in overrides.items()}
-    recipe = (
-        recipes.changed(what, changes) if isinstance(what, Recipe) else recipes.resolve(run_folders.named(str(what)), changes)
-    )
+    changes = names | {key.replace("__", "."): _plain(value) for key, value in overrides.items()}
+    recipe = recipes.changed(what, changes) if isinstance(what, Recipe) else recipes.resolve(run_folders.named(what), changes)
     place = expanded(out) if out is not None else None
-    if loss is not None and not isinstance(loss, nn.Module):
-        loss = _Function(loss)
-    more: dict[str, Any] = {"on_epoch": on_epoch, "data": data, "loss": loss, "profile": profile}
+    more: dict[str, Any] = {"on_epoch": on_epoch, "given": given, "profile": profile}
     try:
-        return load(training.train(recipe, out=place, resume=resume, force=force, **more), data=data)
+        return load(training.train(recipe, out=place, resume=resume, force=force, **more), data=given.data, model=given.model)
     except Interrupted as error:
         if error.number != signal.SIGINT or not error.saved:
             raise

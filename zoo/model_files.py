@@ -1,4 +1,6 @@
-"""A model in a user's Python file, given as ``FILE.py:NAME``: found without running the file, imported only if it is trusted.
+"""A user's model: one in a Python file, given as ``FILE.py:NAME``, or an object in Python, which recipes name ``object:NAME``.
+
+A file is searched without running it, and imported only if it is trusted.
 
 ``NAME`` is a key of the file's ``SPECS`` (as in ``zoo/models``), or a class derived from ``nn.Module`` whose constructor takes the
 number of classes; its ``input``, (3, 32, 32) unless the class has the attribute, is the size of its images.
@@ -13,10 +15,12 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import copy
 import hashlib
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 
 COPY = "model.py"
 """The copy of the file in a run folder."""
+OBJECT = "object:"
+"""Begins the name of a model that was passed to :func:`zoo.train` as an object, which no file has."""
 UNSURE = {"derived": "from an imported class"}
 """Stands for the fields of a class that may be no module."""
 _LOADED: dict[str, Any] = {}
@@ -66,8 +72,15 @@ def named(what: str) -> str:
     return f"{file}:{wanted or names[0]}"
 
 
+def is_own(name: str) -> bool:
+    """Whether a model's name is that of a user's file or object."""
+    return name.startswith(OBJECT) or is_file(name)
+
+
 def entry(name: str) -> dict[str, Any]:
-    """The literal fields of a model in the file; empty for a class, or if a run's file is missing or has changed."""
+    """The literal fields of a model in the file; empty for a class or object, or if a run's file is missing or has changed."""
+    if name.startswith(OBJECT):
+        return {}
     file, model = _split(name)
     with contextlib.suppress(UsageError):
         fields = _models(file).get(model, {})
@@ -194,36 +207,73 @@ def _checked(size: Any, name: str) -> tuple[int, int, int]:
 
 
 def _of_class(made: Any, name: str) -> ModelSpec:
-    """The spec of a class: parameters are counted, the head is its last linear layer, one trial checks the outputs."""
+    """The spec of a class or function whose argument is the number of classes."""
+    advice = "its constructor takes the number of classes, its attribute input is (3, S, S)"
+    return _tried(made, name.rpartition("/")[2], _checked(getattr(made, "input", (3, 32, 32)), name), advice, classes=10)
+
+
+def object_name(model: Any) -> str:
+    """``object:Net`` of a module ``Net(...)``, a class ``Net``, or a function ``Net``."""
+    return OBJECT + str(getattr(model, "__name__", type(model).__name__))
+
+
+def object_spec(model: Any, size: int = 0) -> ModelSpec:
+    """The spec of a module, or of a class or function as in :func:`_of_class`, on images of ``size`` pixels (0: its ``input``).
+
+    Raises:
+        UsageError: it does not return logits (N, classes) for such images. A copy of a module is trained, so that one with another
+            number of outputs than the data has classes is an error too, when it is built.
+    """
+    from torch import nn
+
+    name = object_name(model).removeprefix(OBJECT)
+    shape = (3, size, size) if size else _checked(getattr(model, "input", (3, 32, 32)), name)
+    if not isinstance(model, nn.Module):
+        return _tried(model, name, shape, "it takes the number of classes; its attribute input is (3, S, S)", classes=10)
+    found = _tried(
+        lambda _: copy.deepcopy(model).cpu(), name, shape, "its attribute input, or data.size, is the size of its images"
+    )
+
+    def build(classes: int) -> nn.Module:
+        if classes != found.classes:
+            raise UsageError(
+                f"{name} returns {found.classes} logits, but the data has {classes} classes; pass a module with {classes} outputs"
+            )
+        made: nn.Module = found.build(classes)
+        return made
+
+    return replace(found, build=build)
+
+
+def _tried(made: Any, name: str, size: tuple[int, int, int], advice: str, classes: int = 0) -> ModelSpec:
+    """The spec of ``made(classes)``: parameters are counted, the head is its last linear layer, one trial checks the outputs.
+
+    ``classes`` 0 takes what the trial returns.
+    """
     import torch
     from torch import nn
 
     from zoo.spec import ModelSpec
 
-    size = _checked(getattr(made, "input", (3, 32, 32)), name)
+    call = f"{name}({classes})" if classes else name
     try:
-        model = made(10).eval()
+        model = made(classes).eval()
         lazy = [path for path, module in model.named_modules() if hasattr(module, "has_uninitialized_params")]
         with torch.inference_mode():
             shape = tuple(model(torch.zeros(2, *size)).shape)
     except Exception as error:  # a user's class may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:90]
-        raise UsageError(
-            f"{name.rpartition('/')[2]}(10) fails on images {size} ({reason}); its constructor takes the number of "
-            "classes, its attribute input is (3, S, S)"
-        ) from error
-    if shape != (2, 10):
-        raise UsageError(f"{name.rpartition('/')[2]}(10) returns {shape} for 2 images; expected logits (N, classes): (2, 10)")
+        raise UsageError(f"{call} fails on images {size} ({reason}); {advice}") from error
+    if len(shape) != 2 or shape != (2, classes or shape[1]):
+        wanted = f"(2, {classes or 'classes'})"
+        raise UsageError(f"{call} returns {shape} for 2 images; expected logits (N, classes): {wanted}")
     if lazy:
-        raise UsageError(
-            f"{name.rpartition('/')[2]} has a lazy layer ({lazy[0]}); give its number of inputs, e.g. nn.Linear(64, classes)"
-        )
+        raise UsageError(f"{name} has a lazy layer ({lazy[0]}); give its number of inputs, e.g. nn.Linear(64, classes)")
     layers = {path: module for path, module in model.named_modules() if path and not list(module.children())}
     linear = [path for path, module in layers.items() if isinstance(module, nn.Linear)] or [
         path for path, module in layers.items() if list(module.parameters())
     ]
     if not linear:
-        raise UsageError(f"{name.rpartition('/')[2]} has no parameters, so there is nothing to train")
+        raise UsageError(f"{name} has no parameters, so there is nothing to train")
     params = sum(parameter.numel() for parameter in model.parameters())
-    paper = name.rpartition("/")[2]
-    return ModelSpec(build=made, input=size, params=params, macs=0, paper=paper, head=linear[-1], data=())
+    return ModelSpec(build=made, input=size, params=params, macs=0, paper=name, head=linear[-1], data=(), classes=shape[1])

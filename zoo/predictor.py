@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.data._image import image_paths, read_image
+from zoo.data._image import listed, read_image
 from zoo.data._pixels import square
 from zoo.errors import DataError, FileError
 from zoo.export import _child, _facts, _guard, _session
@@ -98,7 +98,7 @@ def predict(
         FileError: the model file cannot be used, or not within these limits. TypeError: one path in place of several, or no
             path (for arrays: :meth:`Predictor.probabilities`). ValueError: ``top`` is below 1.
     """
-    images = image_paths("images", images, top)
+    images = listed(images, top)
     model = Path(model)
     budget = _guard.memory(_guard.check(model), max_memory)
     _guard.check_receipt(model)

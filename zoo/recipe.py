@@ -169,7 +169,7 @@ def _resolved(what: str | None, values: dict[str, Any]) -> Recipe:
         return _typed(kept | values, written, values)
     if model_files.is_file(what):
         what = model_files.named(what)
-    elif not what.startswith("timm/") and what not in registry.names("models"):
+    elif not what.startswith(("timm/", model_files.OBJECT)) and what not in registry.names("models"):
         if exists(path / "recipe.toml"):
             return _continued(path, values)
         names = [*registry.names("models"), *shipped()]
@@ -347,8 +347,8 @@ def _known(written: Written, *, stored: bool = False) -> Written:
 
 def _suited(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that the model and its data set set; ``values`` override them."""
-    timm, file = model.startswith("timm/"), model_files.is_file(model)
-    entry: dict[str, Any] = {} if timm else model_files.entry(model) if file else registry.entry("models", model)
+    timm, own = model.startswith("timm/"), model_files.is_own(model)
+    entry: dict[str, Any] = {} if timm else model_files.entry(model) if own else registry.entry("models", model)
     suits = entry.get("data") or ("caltech101" if timm else "cifar10",)
     name = registry.data_source(str(values.get("data.name", suits[0])))[0]
     name = name if name.partition(":")[0] in registry.table("data") else "folder"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -11,24 +11,29 @@ from typing import Any, SupportsIndex
 import numpy as np
 import torch
 from msgspec import structs
+from PIL import Image
 from torch import Tensor, nn
 
 from zoo import calibration, files, machine, metrics, model_files, run_folders, tensor_files
 from zoo import recipe as recipes
 from zoo.console import print_line
 from zoo.data import _augment
-from zoo.data._image import image_paths, read_image, shown
+from zoo.data._arrays import checked_ranges, coloured, top_of, untensored
+from zoo.data._image import listed, read_image, shown
 from zoo.data._pixels import square
 from zoo.data._read import stored
 from zoo.errors import DataError, FileError
 from zoo.recipe import Recipe
-from zoo.spec import DataSet, Split
+from zoo.spec import DataSet, Given, Split
 from zoo.training import build, checkpoint, checks, freezing, model_specs
 from zoo.training.loop import predict
 from zoo.training.views import KINDS, AveragedViews
 from zoo.weights import load_and_report
 
 SPLITS = ("train", "val", "test")
+
+ModelLike = nn.Module | Callable[[int], nn.Module]
+"""A module, or a class or function of the number of classes that returns one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +54,8 @@ class Run:
     """Divisor of the model's logits (:func:`calibrate`); 1: not calibrated."""
     weights: str = ""
     """Digest of the model's weights."""
-    given: DataSet | None = field(default=None, repr=False, compare=False)
-    """Its data set if that is an object from Python, which no file has."""
+    given: Given = field(default=Given(), repr=False)
+    """Its model and data set if they are objects from Python, which no file has."""
 
     @property
     def stored(self) -> int:
@@ -64,8 +69,8 @@ class Run:
             FileError: the data set has other classes. DataError: it is missing, it was passed as an object
                 (``zoo.train(data=...)``) and is not in memory any more, or its images have changed since training: each split could then contain training images.
         """
-        if self.given is not None:
-            return self.given
+        if self.given.data is not None:
+            return self.given.data
         if given := self.env.get("data_given"):
             raise DataError(f"the run was trained on a DataSet given in Python ({given}); pass it: zoo.load(RUN, data=...)")
         data = build.dataset(self.recipe, self.input[1])
@@ -79,6 +84,55 @@ class Run:
                 )
             print_line(f"warning  the contents of images changed since the run was trained ({data.name}, {changes})")
         return data
+
+    @machine.torch_defaults()
+    def predict(
+        self, images: Iterable[str | Path | Image.Image | np.ndarray | Tensor], *, top: int = 3
+    ) -> list[dict[str, Any]]:
+        """Classify images: ``{"file", "top": [(class, probability), ...]}`` for each, or ``{"file", "error"}`` if it cannot be read.
+
+        An image is a path, a Pillow image, or an array or tensor (H, W), (H, W, 3) or (3, H, W) of bytes, or of floats of 0 to 1 or
+        0 to 255, red first, of any size, not normalised. The name ``file`` of an image without a path is ``images[2]``.
+
+        Raises:
+            TypeError: ``images`` is one image or has anything else. DataError: arrays of another form or range. ValueError: ``top`` is below 1.
+        """
+        given = listed(images, top, (str, Path, Image.Image, np.ndarray, Tensor))
+        arrays = {
+            f"images[{at}]": np.asarray(each) for at, each in enumerate(map(untensored, given)) if isinstance(each, np.ndarray)
+        }
+        checked_ranges("images", arrays)
+        highest = top_of(arrays.values())
+        answers: list[dict[str, Any]] = []
+        for at, image in enumerate(given):
+            name = str(image) if isinstance(image, (str, Path)) else f"images[{at}]"
+            try:
+                pixels = (
+                    coloured(arrays[name][None], name, highest)[0][0]
+                    if name in arrays
+                    else read_image(image, self.stored, name)
+                )
+            except DataError as error:
+                if name in arrays:
+                    raise
+                answers.append({"file": name, "error": str(error)})
+                continue
+            with torch.inference_mode():
+                shares = self.model(self._input(square(pixels, self.stored))[None]).float().softmax(1)[0]
+            best = shares.topk(min(top, len(self.classes)))
+            found = [(self.classes[i], round(p, 6)) for p, i in zip(best.values.tolist(), best.indices.tolist())]
+            answers.append({"file": name, "top": found})
+        return answers
+
+    def _input(self, image: np.ndarray) -> Tensor:
+        """The model's input (3, h, w) of an image as the data set stores it, (H, W, 3) uint8."""
+        return _augment.normalise(
+            torch.tensor(np.ascontiguousarray(image))[None], self.mean, self.std, torch.float32, size=self.input[1]
+        )[0]
+
+    def reloaded(self) -> Run:
+        """The same run, read again from its folder, with another copy of the model."""
+        return load(self.path, data=self.given.data, model=self.given.model)
 
 
 def create_model(
@@ -115,13 +169,16 @@ def create_model(
 
 
 @machine.torch_defaults()
-def load(name: str | Path | None = None, *, skip_bad: bool = False, data: DataSet | None = None) -> Run:
+def load(
+    name: str | Path | None = None, *, skip_bad: bool = False, data: DataSet | None = None, model: ModelLike | None = None
+) -> Run:
     """Load a run by folder, name or unique prefix (default: the latest run), with its best weights.
 
-    ``skip_bad`` is as in :class:`zoo.recipe_tables.Data`. ``data`` is the data set of a run that was trained on one from Python.
+    ``skip_bad`` is as in :class:`zoo.recipe_tables.Data`. ``data`` and ``model`` are the data set and the model of a run that
+    was trained on objects from Python; ``model`` gets the weights of the run in a copy, or is called with the number of classes.
 
     Raises:
-        UsageError: no such run.
+        UsageError: no such run, or ``model`` is missing or cannot be used.
         FileError: there is no run yet, or the weights are missing or damaged, or ``data`` has other classes.
         DataError: ``data`` cannot be used.
         TypeError: an argument has the wrong type.
@@ -139,19 +196,23 @@ def load(name: str | Path | None = None, *, skip_bad: bool = False, data: DataSe
         raise FileError(
             f"weights are for {header.model}, the recipe names {recipe.model} ({path}); restore the run's own weights"
         )
-    model = model_specs.sized_spec(recipe.model, header.input[1], path).build(len(header.classes))
-    tensor_files.load_into(model, tensors, path)
+    if model is not None and not recipe.model.startswith(model_files.OBJECT):
+        raise TypeError(f"model is not used, as the run has a model that zoo finds ({recipe.model}); omit it")
+    net = model_specs.sized_spec(recipe.model, header.input[1], path, model).build(len(header.classes))
+    tensor_files.load_into(net, tensors, path)
     env = files.read_facts(path / "env.json")
     rows = checkpoint.read_rows(path)
     digest = calibration.digest_of(header.digests)
     if found := calibration.read(path, digest):
-        calibration.apply(model, found.temperature)
+        calibration.apply(net, found.temperature)
     temperature = found.temperature if found else 1.0
-    run = Run(path, model.eval(), recipe, header.classes, header.input, header.mean, header.std, rows, env, temperature, digest)
+    run = Run(
+        path, net.eval(), recipe, header.classes, header.input, header.mean, header.std, rows, env, temperature, digest, Given(model)
+    )  # fmt: skip
     if data is None:
         return run
     check_classes(run, data)
-    return replace(run, given=checks.given_data(data, run.stored))
+    return replace(run, given=Given(model, checks.given_data(data, run.stored)))
 
 
 @machine.torch_defaults()
@@ -206,7 +267,7 @@ def calibrate(run: Run, data: DataSet | None = None) -> tuple[Run, calibration.C
     _, logits, targets = evaluate(run, "val", data)
     found = calibration.of(logits * run.temperature, targets, split="val", weights=run.weights)
     calibration.save(run.path, found)
-    return load(run.path, data=run.given), found
+    return run.reloaded(), found
 
 
 def _difference(of_model: Sequence[str], of_data: Sequence[str]) -> str:
@@ -224,33 +285,4 @@ def read_input(run: Run, path: Path) -> tuple[np.ndarray, Tensor]:
         DataError: the file is not an image.
     """
     image = square(read_image(path, run.stored), run.stored)
-    return image, _augment.normalise(torch.tensor(image)[None], run.mean, run.std, torch.float32, size=run.input[1])[0]
-
-
-@machine.torch_defaults()
-def predict_files(run: Run, paths: Sequence[str | Path], *, top: int = 3) -> list[dict[str, Any]]:
-    """Classify image files: ``{"file", "top": [(class, probability), ...]}`` for each, or ``{"file", "error"}`` if it cannot be read.
-
-    Raises:
-        TypeError: ``run`` is not a run, or ``paths`` is one path or has anything but paths. ValueError: ``top`` is below 1.
-    """
-    paths = image_paths("paths", paths, top)
-    if not isinstance(run, Run):
-        raise TypeError(f"run is {type(run).__name__}; give zoo.load(...)")
-    answers: list[dict[str, Any]] = []
-    for path in paths:
-        try:
-            _, image = read_input(run, Path(path))
-        except DataError as error:
-            answers.append({"file": str(path), "error": str(error)})
-            continue
-        with torch.inference_mode():
-            shares = run.model(image[None]).float().softmax(1)[0]
-        best = shares.topk(min(top, len(run.classes)))
-        answers.append(
-            {
-                "file": str(path),
-                "top": [(run.classes[i], round(p, 6)) for p, i in zip(best.values.tolist(), best.indices.tolist())],
-            }
-        )
-    return answers
+    return image, run._input(image)

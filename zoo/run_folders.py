@@ -125,7 +125,7 @@ def new_name(recipe: Recipe, when: datetime.date | None = None) -> str:
     'synthetic-cnn_small-cross_entropy-s0-1123a'
     """
     when = when or datetime.date.today()
-    model = Path(recipe.model).name if ".py:" in recipe.model else recipe.model
+    model = Path(recipe.model).name if ".py:" in recipe.model else recipe.model.removeprefix(model_files.OBJECT)
     stem = f"{recipe.data.label}-{model}-{recipe.loss.name}-s{recipe.seed}-{when:%m%d}"
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
     return next(stem + letter for letter in _letters() if not (root() / (stem + letter)).exists())
@@ -247,7 +247,7 @@ def check_objects(what: str | None, recipe: Recipe) -> None:
     if path.name != "recipe.toml":
         return
     facts, stored = read_facts(path.parent / "env.json"), read(path)
-    kept = {"data": stored.data == recipe.data, "loss": stored.loss == recipe.loss}
+    kept = {key: getattr(stored, key) == getattr(recipe, key) for key in ("model", "data", "loss")}
     if given := [name for name in kept if kept[name] and facts.get(f"{name}_given")]:
         objects = ", ".join(f"{name} {facts[f'{name}_given']}" for name in given)
         call = f"zoo.train({str(path)!r}, {', '.join(f'{name}=...' for name in given)})"

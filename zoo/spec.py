@@ -97,6 +97,17 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class Given:
+    """Objects passed from Python that replace what a recipe names; no file stores them."""
+
+    model: Any = None
+    """A module, or a class or function of the number of classes that returns one."""
+    data: DataSet | None = None
+    loss: Any = None
+    """A module that maps logits (N, C) and targets to a scalar."""
+
+
+@dataclass(frozen=True)
 class LossSpec:
     """One loss; ``build(**options)`` returns a module mapping (logits (N, C), target (N,)) to a scalar.
 

@@ -56,4 +56,4 @@ def _answers(
 
     folder = run_folders.find(run)
     console.print_line(f"run      {folder}")
-    return engine.predict_files(engine.load(folder), images, top=top)
+    return engine.load(folder).predict(images, top=top)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -85,8 +86,8 @@ def shown(path: str | Path) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
-def read_image(path: str | Path, need: int = 0) -> np.ndarray:
-    """The image as (H, W, 3) uint8 RGB.
+def read_image(source: str | Path | Image.Image, need: int = 0, name: str = "") -> np.ndarray:
+    """The image of a file, or a Pillow image with a ``name`` for errors, as (H, W, 3) uint8 RGB.
 
     Turned upright by its EXIF tag; transparent parts over black; of an animation the first frame; grey, palette and CMYK
     converted; more than 8 bits and floats scaled to 8. Metadata that cannot be read is ignored. With ``need``, an image over
@@ -98,7 +99,14 @@ def read_image(path: str | Path, need: int = 0) -> np.ndarray:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's warnings on large and odd files; large ones are rejected below
-        return decode(path, need)
+        if not isinstance(source, Image.Image):
+            return decode(source, need)
+        try:
+            return upright(source, name, need)
+        except DataError:
+            raise
+        except Exception as error:  # a file that Pillow reads only now
+            raise DataError(f"damaged image ({name}, {shown(str(error) or type(error).__name__)[:60]})") from error
 
 
 def decode(path: str | Path, need: int = 0) -> np.ndarray:
@@ -113,14 +121,19 @@ def decode(path: str | Path, need: int = 0) -> np.ndarray:
     try:
         with _opened(path) as image:
             _scale_while_reading(image, path, need)
-            image.load()
-            turn = _TURNS.get(_orientation(image))
-            reduced = _reduced(image, need)
-            return _rgb(reduced if turn is None else reduced.transpose(turn), path)
+            return upright(image, path, need)
     except DataError:
         raise
     except Exception as error:  # Pillow raises many types for damaged files
         raise DataError(_reason(path, state.st_size, error)) from error
+
+
+def upright(image: Image.Image, name: str | Path, need: int = 0) -> np.ndarray:
+    """An opened image as :func:`read_image` returns it; ``name`` is for errors, which can be of any type of Pillow's."""
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    reduced = _reduced(image, need)
+    return _rgb(reduced if turn is None else reduced.transpose(turn), name)
 
 
 def shorter_side(path: str | Path) -> int:
@@ -220,13 +233,16 @@ def _eight_bits(values: np.ndarray, path: str | Path) -> np.ndarray:
     return np.rint(wide * scale).clip(0, 255).astype(np.uint8)
 
 
-def image_paths(name: str, paths: Iterable[str | Path], top: int) -> list[str | Path]:
-    """The argument ``name`` as a list; TypeError unless it has paths of images, ValueError for ``top`` answers below 1."""
-    if isinstance(paths, (str, bytes, Path)):
-        raise TypeError(f"{name} is {type(paths).__name__}; give a list of paths")
-    listed = list(paths)
-    if other := [each for each in listed if not isinstance(each, (str, Path))]:
-        raise TypeError(f"{name} has a {type(other[0]).__name__}; give paths of image files")
+def listed(images: Iterable[Any], top: int, kinds: tuple[type, ...] = (str, Path)) -> list[Any]:
+    """The argument ``images`` as a list; TypeError unless all are of ``kinds``, ValueError for ``top`` answers below 1."""
+    what = "paths of image files" if len(kinds) == 2 else "paths, Pillow images, arrays or tensors"
+    if isinstance(images, (str, bytes, Path, Image.Image)) or not isinstance(images, Iterable):
+        raise TypeError(f"images is {type(images).__name__}; give a list of {what}")
+    if getattr(images, "ndim", 4) != 4:
+        raise TypeError(f"images has the shape {tuple(getattr(images, 'shape', ()))}; give a list of images, or (n, H, W, 3)")
+    found = list(images)
+    if other := [each for each in found if not isinstance(each, kinds)]:
+        raise TypeError(f"images has a {type(other[0]).__name__}; give {what}")
     if top < 1:
         raise ValueError(f"top = {top} is not allowed; give at least 1")
-    return listed
+    return found

@@ -7,7 +7,7 @@ loop         train_epoch and predict: from model, loss, batches and optimizer to
 batches      samples, order and augmentation as a function of (seed, epoch, sample)
 freezing     selection by role, the plan of unfreezing, the table, the digest check
 features     features of frozen layers, computed once; feature_cache stores them, feature_runtimes computes them faster
-losses       the loss of a recipe, or one given in Python;  distil  finished runs as teachers;  model_specs  a model's spec by name and image size
+losses       the loss of a recipe, by name, or given in Python;  distil  finished runs as teachers;  model_specs  a model's spec by name and image size
 optim        parameter groups, optimizers, learning rate of a step, moving average
 checks       what can be checked before the first step
 checkpoint   the files of a run: states, rows;  processes, profile, signals, describe, lint
@@ -20,22 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from zoo.recipe import Recipe
-    from zoo.spec import DataSet
+    from zoo.spec import Given
 
 
 def train(
     recipe: Recipe, *, out: Path | None = None, resume: bool = False, force: bool = False, command: str = "",
-    on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
-    data: DataSet | None = None, loss: nn.Module | None = None, profile: bool = False,
+    on_epoch: Callable[[list[dict[str, Any]]], None] | None = None, given: Given | None = None, profile: bool = False,
 ) -> Path:  # fmt: skip
     """Train a recipe and return the run folder: ``out``, or a new one in the runs folder.
 
     ``resume`` continues from the newest state in ``out``; ``force`` replaces an existing run. ``on_epoch`` receives the
-    rows of ``metrics.jsonl`` of each epoch. ``data`` and ``loss`` replace those that the recipe names. ``profile`` also
-    writes ``profile.csv``, ``profile.png`` and ``profile_trace.json`` (:class:`zoo.training.profile.Profile`).
+    rows of ``metrics.jsonl`` of each epoch. ``given`` replaces what the recipe names. ``profile`` also writes ``profile.csv``,
+    ``profile.png`` and ``profile_trace.json`` (:class:`zoo.training.profile.Profile`).
 
     Raises:
         UsageError, DataError, FileError, DivergedError, DiskError, BusyError: see their exit codes; once the run has a folder,
@@ -43,24 +40,28 @@ def train(
     """
     from msgspec import structs
 
-    from zoo import run_folders
+    from zoo import model_files, run_folders
     from zoo.console import leading
+    from zoo.spec import Given
 
+    given = given or Given()
     more: dict[str, Any] = {"resume": resume, "force": force, "command": command, "on_epoch": on_epoch, "profile": profile}
+    if given.model is not None:
+        recipe = structs.replace(recipe, model=model_files.object_name(given.model))
     if not leading():  # the first process takes the folder and broadcasts it
         from zoo.training import start
 
-        return start.train_in(None, recipe, data=data, loss=loss, **more)
+        return start.train_in(None, recipe, given=given, **more)
     named = recipe  # for the name of the folder
-    if data is not None:
-        named = structs.replace(named, data=structs.replace(named.data, name=str(data.name)))
-    if loss is not None:
-        named = structs.replace(named, loss=structs.replace(named.loss, name=loss._get_name()))
+    if given.data is not None:
+        named = structs.replace(named, data=structs.replace(named.data, name=str(given.data.name)))
+    if given.loss is not None:
+        named = structs.replace(named, loss=structs.replace(named.loss, name=given.loss._get_name()))
     with run_folders.taken(named, out, resume=resume, force=force) as folder:
         from zoo.training import start  # torch is imported after the folder is locked
 
         try:
-            return start.train_in(folder, recipe, data=data, loss=loss, **more)
+            return start.train_in(folder, recipe, given=given, **more)
         except BaseException as error:  # also a signal's
             error.run = folder  # type: ignore[attr-defined]
             raise

@@ -19,7 +19,7 @@ from zoo.data import _augment
 from zoo.data._read import read, stored
 from zoo.errors import DiskError, UsageError
 from zoo.recipe import Recipe
-from zoo.spec import DataSet, ModelSpec, Split
+from zoo.spec import DataSet, Given, ModelSpec, Split
 from zoo.training import checks, depthwise, distil, freezing, lint, losses, optim, qat
 from zoo.training.batches import Batch, Batches
 from zoo.training.loop import DTYPES, Step, initialise
@@ -97,27 +97,26 @@ def session(
     place: Place,
     team: Team,
     *,
-    data: DataSet | None = None,
-    loss: nn.Module | None = None,
+    given: Given | None = None,
     resume: bool = False,
 ) -> tuple[Session, list[str]]:
     """The session of a recipe, and one line per finding of the linter.
 
-    ``data`` and ``loss`` replace those that the recipe names.
+    ``given`` replaces what the recipe names.
 
     Raises:
         UsageError, FileError: settings or weights that do not fit, before the data is read.
         DataError: data that cannot be used for training.
     """
-    checks.check_settings(recipe, given=data is not None)
-    spec = sized_spec(recipe.model, recipe.data.size, folder if resume else None)
-    classes = len(data.classes) if data else registry.entry("data", recipe.data.name)["classes"]
-    start, data = _started(recipe, spec, classes or spec.classes, data)
+    given = given or Given()
+    checks.check_settings(recipe, given=given.data is not None)
+    spec = sized_spec(recipe.model, recipe.data.size, folder if resume else None, given.model)
+    start, data = _started(recipe, spec, given)
     index, counts = _training_part(recipe, data)
     data = _normalised(recipe, spec, data)
     model = _placed(recipe, start.model, place)
     sampler = build_sampler(recipe, data.train.targets, index)
-    built, weight = losses.given(recipe, loss, team) if loss is not None else losses.build(recipe, counts)
+    built, weight = losses.given(recipe, given.loss, team) if given.loss is not None else losses.build(recipe, counts)
     batches, val, test = _batches(recipe, data, index, sampler, spec.input[1], place, team)
     if start.tensors is None:
         initialise(model, batches)
@@ -169,10 +168,11 @@ def _identity(recipe: Recipe, data: DataSet, learned: distil.Distillation | None
     return {"model": recipe.model, "classes": len(data.classes), "optimizer": recipe.optim.name, **teachers}
 
 
-def _started(recipe: Recipe, spec: ModelSpec, classes: int, data: DataSet | None) -> tuple[_Start, DataSet]:
+def _started(recipe: Recipe, spec: ModelSpec, given: Given) -> tuple[_Start, DataSet]:
     """The model and the data, which is read after the weights; the model again if the data has other than the expected classes."""
-    start = _model(recipe, spec, classes)
-    size = spec.input[1]
+    data, size = given.data, spec.input[1]
+    classes = len(data.classes) if data else registry.entry("data", recipe.data.name)["classes"] or spec.classes
+    start = _model(recipe, spec, classes, {} if isinstance(given.model, nn.Module) else None)
     data = dataset(recipe, size) if data is None else checks.given_data(data, stored(recipe.data.name, size))
     if len(data.classes) != classes:
         start = _model(recipe, spec, len(data.classes), start.tensors)
@@ -192,7 +192,7 @@ class _Start:
 
     model: nn.Module
     tensors: Mapping[str, Tensor] | None
-    """The weights that were loaded; None: random initialisation."""
+    """The weights that were loaded (none: those of a given module); None: random initialisation."""
     frozen: freezing.FreezeTable
     plan: Sequence[tuple[int, str]]
     random: list[str]
@@ -201,15 +201,15 @@ class _Start:
 
 
 def _model(recipe: Recipe, spec: ModelSpec, classes: int, tensors: Mapping[str, Tensor] | None = None) -> _Start:
-    """The model with loaded weights and frozen layers; ``tensors`` are the weights if they have already been read."""
+    """The model with loaded weights and frozen layers; ``tensors`` are the weights if they have been read, or {} if the model has them."""
     torch.manual_seed(recipe.seed)
     model = spec.build(classes)
     plan = freezing.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
     notes = weights.Notes()
-    notes.fresh = tuple(model.state_dict())
+    notes.fresh = tuple(model.state_dict()) if tensors is None else ()
     if recipe.weights != "none":
         freezing.freeze(model, recipe.freeze, spec)  # report a wrong selector before weights are read
-        tensors = weights.find(recipe.weights, spec) if tensors is None else tensors
+        tensors = tensors or weights.find(recipe.weights, spec)
         notes = weights.load_weights(model, recipe.weights, spec, tensors)
         if recipe.head_init == "zero":
             freezing.zero_head(model, spec, notes.fresh)

@@ -47,7 +47,7 @@ def check_names(recipe: Recipe) -> Sequence[str]:
     Raises:
         UsageError, FileError, DataError: as in training.
     """
-    own = model_files.is_file(recipe.model)
+    own = model_files.is_own(recipe.model)
     frozen: Sequence[str] = ()
     if recipe.freeze != "none" or recipe.unfreeze:
         frozen = freeze_lines(recipe)

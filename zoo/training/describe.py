@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from zoo import machine, ops, registry, sampling
+from zoo import machine, model_files, ops, registry, sampling
 from zoo.console import first_ten, print_line, print_lines
 from zoo.files import publish_text
 from zoo.losses.focal_loss import FocalLoss
 from zoo.recipe import Recipe
-from zoo.spec import DataSet
+from zoo.spec import Given
 from zoo.training import build, freezing
 from zoo.training.session import Session
 
@@ -41,12 +39,13 @@ def choices(recipe: Recipe, made: Session, place: build.Place) -> dict[str, Any]
     }
 
 
-def objects(data: DataSet | None, loss: nn.Module | None) -> dict[str, str]:
+def objects(given: Given) -> dict[str, str]:
     """Facts of ``env.json`` about objects given in Python instead of those that the recipe names."""
-    name = "" if loss is None else loss._get_name()
-    kernel = ops.kernel() if isinstance(loss, FocalLoss) else "PyTorch"
+    name = "" if given.loss is None else given.loss._get_name()
+    kernel = ops.kernel() if isinstance(given.loss, FocalLoss) else "PyTorch"
+    of_model = {} if given.model is None else {"model_given": model_files.object_name(given.model)}
     of_loss = {"loss": name, "loss_given": name, "kernel": kernel} if name else {}
-    return ({} if data is None else {"data_given": data.name, "data_dir": ""}) | of_loss
+    return of_model | ({} if given.data is None else {"data_given": given.data.name, "data_dir": ""}) | of_loss
 
 
 def announce(session: Session, choices: Mapping[str, Any], findings: Sequence[str], command: str) -> None:

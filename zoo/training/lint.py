@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from zoo import model_files, registry, sampling
 from zoo import recipe as recipes
-from zoo import registry, sampling
 from zoo.files import expanded
 from zoo.recipe import Recipe
 from zoo.recipe_tables import Schedule
@@ -55,7 +55,7 @@ def check(
         found.append(
             f"freeze {recipe.freeze} keeps {len(random_frozen)} tensors at random values ({random_frozen[0]}, ...): no weights were loaded for them"
         )
-    elif recipe.freeze != "none" and recipe.weights == "none":
+    elif recipe.freeze != "none" and recipe.weights == "none" and not recipe.model.startswith(model_files.OBJECT):
         found.append(f"freeze {recipe.freeze} with weights none: every frozen layer is random")
     if held and held < FEW_HELD and recipe.epochs > 1 and recipe.select_on == "val":
         points = 100 * 1.96 * (0.9 * 0.1 / held) ** 0.5

@@ -1,11 +1,14 @@
-"""The loss of a recipe, or one given in Python."""
+"""The loss of a recipe, one created by name for another training loop, or one given in Python."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo import recipe as recipes
 from zoo import registry, sampling
 from zoo.errors import UsageError
 from zoo.recipe import Recipe
@@ -22,6 +25,62 @@ def build(recipe: Recipe, counts: np.ndarray) -> tuple[nn.Module, Tensor | None]
     if spec.counts:
         options["counts"] = counts.tolist()
     return spec.build(weight=tensor, **options), tensor
+
+
+def create_loss(name: str, counts: Any = None, weight: Any = None, **options: Any) -> nn.Module:
+    """Build a registered loss, a module that maps logits (N, C) and a target, labels (N,) or class shares (N, C), to a scalar.
+
+    Args:
+        counts: training samples per class (C,), for a loss or class weights that depend on them: :func:`zoo.class_counts` of the labels.
+        weight: a weight per class (C,), in a tensor, array or list; None: as ``class_weights`` states.
+        options: settings of the recipe's table ``[loss]``, such as ``focal_gamma=2.0``, ``class_weights="effective"`` or ``beta=0.999``.
+
+    A loss that changes with the epoch (``dynamic_focal``, ``ce_then_focal``) has methods ``set_epoch(epoch)`` or ``end_epoch(epoch)``:
+    call them before and after each epoch, counted from 0. The options and papers of all losses: ``zoo losses``.
+
+    Example:
+        >>> loss = create_loss("ldam", counts=[5000, 500, 50], max_margin=0.4)
+        >>> loss(torch.zeros(2, 3), torch.tensor([0, 2])).shape
+        torch.Size([])
+
+    Raises:
+        UsageError: unknown name or option, or a value out of its range.
+        TypeError, ValueError: ``counts`` or ``weight`` is not a number per class, or ``counts`` is needed, or an argument excludes another.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name is {type(name).__name__}; give the name of a loss, e.g. 'ldam'")
+    if weight is not None:
+        if "class_weights" in options:
+            raise ValueError("weight and class_weights exclude each other; give one of them")
+        options |= {"class_weights": "given", "given_weights": _numbers("weight", weight).tolist()}
+    if options.get("drw_epoch"):
+        raise ValueError("drw_epoch is for zoo's own training; in another loop, set the loss's attribute weight at that epoch")
+    recipe = recipes.changed(Recipe(), {"loss.name": name} | {f"loss.{key}": value for key, value in options.items()})
+    recipes.check(recipe)
+    if unused := [key for key in options if not recipes.is_field(f"loss.{key}") and key not in recipe.loss.options]:
+        takes = f"options: {', '.join(recipe.loss.options)}" if recipe.loss.options else "it has none"
+        raise UsageError(f"{unused[0]} is not an option of {name}; {takes}")
+    if counts is None:
+        if registry.entry("losses", name).get("counts") or recipe.loss.class_weights not in ("none", "given"):
+            raise ValueError(
+                f"loss {name!r} with class_weights {recipe.loss.class_weights!r} needs counts, the samples per class"
+            )
+        return build(recipe, np.ones(len(recipe.loss.given_weights), np.int64))[0]
+    numbers = _numbers("counts", counts)
+    if not (numbers.size and (numbers >= 0).all() and numbers.any() and (numbers == numbers.round()).all()):
+        raise ValueError(f"counts = {numbers.tolist()[:10]} are not numbers of samples; give integers of at least 0, not all 0")
+    return build(recipe, numbers.astype(np.int64))[0]
+
+
+def _numbers(name: str, values: Any) -> np.ndarray:
+    """Values (C,) in float64; ValueError for anything else."""
+    try:
+        found = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is not a number per class ({type(values).__name__}); give a list, array or tensor") from error
+    if found.ndim != 1 or not np.isfinite(found).all():
+        raise ValueError(f"{name} must be finite numbers of shape (C,), not {found.shape}")
+    return found
 
 
 def given(recipe: Recipe, loss: nn.Module, team: Team) -> tuple[nn.Module, None]:

@@ -6,6 +6,7 @@ import inspect
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,8 +15,13 @@ from zoo.errors import UsageError
 from zoo.spec import ModelSpec
 
 
-def sized_spec(name: str, size: int, stored: Path | None = None) -> ModelSpec:
-    """:func:`model_spec` with an input of ``size`` x ``size`` pixels, 0 for its own; UsageError if the model cannot run on it."""
+def sized_spec(name: str, size: int, stored: Path | None = None, model: Any = None) -> ModelSpec:
+    """:func:`model_spec` with an input of ``size`` x ``size`` pixels, 0 for its own; UsageError if the model cannot run on it.
+
+    ``model`` is the object if ``name`` stands for one (:func:`zoo.model_files.object_spec`).
+    """
+    if model is not None:
+        return model_files.object_spec(model, size)
     spec = model_spec(name, stored)
     return spec if size in (0, spec.input[1]) else _resized(name, spec, size)
 
@@ -28,6 +34,11 @@ def model_spec(name: str, stored: Path | None = None) -> ModelSpec:
     Raises:
         UsageError: an unknown name; a file or plug-in whose model cannot be used. FileError: a file that is missing.
     """
+    if name.startswith(model_files.OBJECT):
+        raise UsageError(
+            f"the model is an object from Python ({name}), which no file has; pass it there: zoo.load(RUN, model=...) or "
+            "zoo.train(..., model=...)"
+        )
     if model_files.is_file(name):
         return _tried(name.rpartition("/")[2], model_files.spec(name, stored))
     if name.startswith("timm/"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo import files, metrics, model_files, report, run_folders, tensor_files
 from zoo import recipe as recipes
@@ -21,7 +21,7 @@ from zoo.console import plain, print_line, print_lines
 from zoo.errors import FileError, UsageError
 from zoo.files import publish, publish_text
 from zoo.recipe import Recipe
-from zoo.spec import DataSet
+from zoo.spec import DataSet, Given
 from zoo.training import build, checkpoint, describe, processes, signals
 from zoo.training.loop import DTYPES, autocast
 from zoo.training.profile import Profile
@@ -38,7 +38,7 @@ OnEpoch = Callable[[list[dict[str, Any]]], None]
 
 def train_in(
     folder: Path | None, recipe: Recipe, *, resume: bool = False, force: bool = False, command: str = "",
-    on_epoch: OnEpoch | None = None, data: DataSet | None = None, loss: nn.Module | None = None, profile: bool = False,
+    on_epoch: OnEpoch | None = None, given: Given, profile: bool = False,
 ) -> Path:  # fmt: skip
     """Train in a folder that this process has locked (None in all processes but the first); see :func:`zoo.training.train`."""
     recipe = run_folders.located(recipe)
@@ -47,10 +47,10 @@ def train_in(
         assert folder is not None
         place = build.place(recipe, team, files.read_facts(folder / "env.json") if resume else None)
         old = _resumable(recipe, folder) if resume else recipe
-        _check_continued(recipe, data)
+        _check_continued(recipe, given.data)
         stop.saved = resume
         with team.leader_first():
-            session, findings = build.session(recipe, folder, place, team, data=data, loss=loss, resume=resume)
+            session, findings = build.session(recipe, folder, place, team, given=given, resume=resume)
         if session.settings.deterministic:
             _check_deterministic(session)
         session.wrap()
@@ -58,7 +58,7 @@ def train_in(
         if resume and _restored(session):
             return folder
         print_lines(build.resumed_schedule(old, recipe, session))
-        objects = describe.objects(data, loss)
+        objects = describe.objects(given)
         team.broadcast(lambda: _write_recipe(session, recipe, objects))
         choices = describe.choices(recipe, session, place) | objects
         team.broadcast(lambda: describe.announce(session, choices, findings, command))
@@ -148,7 +148,7 @@ def _write_recipe(session: Session, recipe: Recipe, objects: Mapping[str, str]) 
         checkpoint.keep_rows(folder, session.at.epoch)
     note = f"repeat with: zoo train {plain(str(folder / 'recipe.toml'))}"
     if objects:
-        given = ", ".join(objects[key] for key in ("data_given", "loss_given") if key in objects)
+        given = ", ".join(objects[key] for key in ("model_given", "data_given", "loss_given") if key in objects)
         note = f"trained from Python with objects that this recipe does not name: {plain(given)}"
     publish_text(folder / "recipe.toml", f"# {note}\n" + recipes.dump(recipe))
     model_files.keep(recipe.model, folder)
