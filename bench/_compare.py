@@ -24,7 +24,7 @@ def compared(first: Path, second: Path) -> list[dict[str, Any]]:
     """A row for each common row: both figures with their 95 % intervals, the ratio and the verdict.
 
     The ratio's interval is the widest compatible with both; if the intervals of the figures overlap, the verdict is ``not a
-    difference``.
+    difference``. Figures of fewer than six rounds have no 95 % interval: the verdict is ``too few rounds``.
 
     Raises:
         FileError: a file that is missing or none of these benchmarks', or two of different ones or without a row in common.
@@ -76,6 +76,8 @@ def _pair(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, Any]:
     a, a_low, a_high = (float(old[key]) for key in FIGURES)
     b, b_low, b_high = (float(new[key]) for key in FIGURES)
     verdict = "faster" if b_low > a_high else "slower" if b_high < a_low else "not a difference"
+    if _timing.few(old) or _timing.few(new):
+        verdict = "too few rounds"
     noisy = "yes" in (old.get("noisy"), new.get("noisy"))
     row = {
         "first": a, "first_low": a_low, "first_high": a_high, "second": b, "second_low": b_low, "second_high": b_high, "ratio": b / a,
@@ -88,7 +90,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The table for a terminal; differences within the 95 % intervals are marked as none."""
     found = tables.make(("contender", ">batch", ">first", ">second img/s", ">ratio", ">95 %", "verdict"), [])
     if any(row["noisy"] == "yes" for row in rows):
-        found.caption, found.caption_justify = "* noisy: rounds of one or both differ much", "left"
+        found.caption, found.caption_justify = "* noisy: rounds of one or both are few or differ much", "left"
     several = len({row.get("model") for row in rows}) > 1
     for row in rows:
         name = f"{row['model']} {row['contender']}" if several else row["contender"]
@@ -97,5 +99,5 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             name + ("*" if row["noisy"] == "yes" else ""), row.get("batch", ""), _show.short(row["first"]), _show.short(row["second"]),
             f"{row['ratio']:.2f}", f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}", row["verdict"],
         )  # fmt: skip
-        found.add_row(*map(str, cells), style=None if row["verdict"] == "not a difference" else "bold")
+        found.add_row(*map(str, cells), style="bold" if row["verdict"] in ("faster", "slower") else None)
     return found

@@ -90,9 +90,11 @@ def _loop(call: Call, count: int) -> float:
 
 def _row(model: str, batch: int, threads: int, own: np.ndarray, bare: np.ndarray) -> dict[str, Any]:
     ratios = bare / own  # of images per second
-    low, high = _timing.bootstrap(ratios)
+    low, high = _timing.median_interval(ratios)
     difference = float(np.median(ratios)) - 1
-    if low - 1 > ALLOWED or high - 1 < -ALLOWED:
+    if len(ratios) < _timing.FEWEST:
+        verdict = "undecided"
+    elif low - 1 > ALLOWED or high - 1 < -ALLOWED:
         verdict = "no"
     else:
         verdict = "yes" if low - 1 >= -ALLOWED and high - 1 <= ALLOWED else "undecided"
@@ -105,7 +107,7 @@ def _row(model: str, batch: int, threads: int, own: np.ndarray, bare: np.ndarray
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The table for a terminal; ``undecided`` means that the machine is too noisy to resolve 1 %."""
+    """The table for a terminal; ``undecided`` means that the machine is too noisy, or the rounds too few, to resolve 1 %."""
     columns = ("model", ">batch", ">zoo img/s", ">bare loop img/s", ">difference %", ">95 %", "within 1 %")
     return tables.make(columns, map(_cells, rows))
 

@@ -149,13 +149,14 @@ def _rows(model: str, batch: int, found: Mapping[Setup, list[list[np.ndarray]]])
         # rate of each worker over its own time, as their last calls do not end together
         speeds = np.array([sum(len(times) / times.sum() for times in workers) * batch * 1e9 for workers in rounds])
         times = np.concatenate([part for workers in rounds for part in workers]) / 1e6
-        low, high = _timing.bootstrap(speeds)
+        low, high = _timing.median_interval(speeds)
         quarter, three = np.quantile(speeds, [0.25, 0.75])
         row = {
             "model": model, "contender": "onnxruntime cpu", "mode": setup.mode, "workers": setup.workers, "threads": setup.threads,
             "batch": batch, "precision": "fp32", "images_per_s": float(np.median(speeds)), "low": low, "high": high,
             "median_ms": float(np.median(times)), "p95_ms": float(np.quantile(times, 0.95)), "p99_ms": float(np.quantile(times, 0.99)),
-            "noisy": "yes" if (three - quarter) / np.median(speeds) > _timing.SPREAD else "no", "rounds": len(speeds),
+            "noisy": "yes" if len(speeds) < _timing.FEWEST or (three - quarter) / np.median(speeds) > _timing.SPREAD else "no",
+            "rounds": len(speeds),
         }  # fmt: skip
         rows.append({key: _timing.rounded(value) for key, value in row.items()})
     best = front(rows)

@@ -86,7 +86,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         f"ratio: to {', '.join(bases)}, per round. peak: share of the lower limit of a matrix product and a copy, measured here."
     ]
     if any(row["noisy"] == "yes" for row in rows):
-        notes.append("* noisy: rounds differ too much; do not rely on the figure.")
+        notes.append("* noisy: rounds are too few or differ too much; do not rely on the figure.")
     chosen = {f"{row['contender']}: {row['settings']}" for row in rows if row["settings"]}
     return [*notes, f"chosen by measurement: {'; '.join(sorted(chosen))}"] if chosen else notes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import shlex
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zoo import csv_files, machine, run_folders
+from zoo import csv_files, files, machine, run_folders
 
 TURN_NS = 5_000_000
 """A turn repeats its contender for about this long (one call at least)."""
@@ -31,11 +32,10 @@ LONG_NS = 20 * SETTLE_NS
 """If the first call of a turn takes longer than this, it is the turn: warm-up effects of 2 ms do not matter."""
 SHORTEST_NS = 50_000
 """Calls shorter than this are timed in groups, since timing one adds about 150 ns."""
-RESAMPLES = 1000
 SPREAD, DRIFT = 0.15, 0.10
 """Above this interquartile range, or change from the first to the second half, over the median, a sample is noisy."""
-FEWEST, MOST = 3, 2000
-"""Rounds when a time budget is given."""
+FEWEST, MOST = 6, 2000
+"""Rounds when a time budget is given. With fewer than 6, no two of them have the median between them with a probability of 95 %."""
 
 ENVIRONMENT = ("device", "cpu", "cores", "zoo", "python", "torch", "onnxruntime", "commit", "date", "command")
 
@@ -76,28 +76,35 @@ class Sample:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """95 % bootstrap interval of :attr:`median`, in ns; rounds are resampled, as calls of one turn are not independent."""
-        return bootstrap(self.medians)
+        """95 % interval of :attr:`median`, in ns, over rounds, as calls of one turn are not independent."""
+        return median_interval(self.medians)
 
     @property
     def noisy(self) -> bool:
-        """Whether the rounds spread or drift so much, in median or rate, that the figures are unreliable."""
-        return _unsteady(self.medians) or _unsteady(self.rates)
+        """Whether the figures are unreliable: too few rounds for an interval, or they spread or drift much, in median or rate."""
+        return self.rounds < FEWEST or _unsteady(self.medians) or _unsteady(self.rates)
 
 
 def _unsteady(values: np.ndarray) -> bool:
-    if len(values) == 1:
-        return False
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
     first, second = (np.median(half) for half in np.array_split(values, 2))
     return bool((high - low) / median > SPREAD or abs(second / first - 1) > DRIFT)
 
 
-def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the median of ``values`` (n,) (Efron 1979); the same seed gives the same."""
-    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.quantile(np.median(values[draws], axis=1), [0.025, 0.975])
-    return float(low), float(high)
+def median_interval(values: np.ndarray) -> tuple[float, float]:
+    """Interval that has the median with a probability of at least 95 %, whatever the distribution of ``values`` (n,).
+
+    Its ends are the k-th smallest and the k-th largest value: the true median is outside if fewer than k values are on one side of
+    it, and their number is binomial (Conover 1999, "Practical nonparametric statistics", section 3.2). For fewer than
+    :data:`FEWEST` values, it is their range, which has a lower probability: 75 % for three.
+    """
+    n, ordered = len(values), np.sort(values)
+    below, k = 1 / 2**n, 0  # the probability of at most k values on one side
+    while below <= 0.025:
+        k += 1
+        below += math.comb(n, k) / 2**n
+    at = max(k, 1) - 1
+    return float(ordered[at]), float(ordered[n - 1 - at])
 
 
 def ratio(base: Sample, other: Sample) -> float:
@@ -259,7 +266,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         if list(row) != columns:
             raise ValueError(f"columns differ: {columns} and {list(row)}")
 
-    csv_files.write(path, columns, (row.values() for row in rows))
+    with files.alone(path):  # :func:`zoo.files.check_writable` of another process removes what no process is writing
+        csv_files.write(path, columns, (row.values() for row in rows))
     return path
 
 
@@ -270,5 +278,14 @@ def merged(path: Path, rows: Sequence[Mapping[str, Any]], keep: Callable[[Mappin
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV written by :func:`write_csv`, as text."""
-    return csv_files.read(path)
+    """The rows of a CSV written by :func:`write_csv`, as text; those of fewer than :data:`FEWEST` rounds are noisy.
+
+    Earlier versions of zoo did not mark them.
+    """
+    rows = csv_files.read(path)
+    return [row | {"noisy": "yes"} if "noisy" in row and few(row) else row for row in rows]
+
+
+def few(row: Mapping[str, str]) -> bool:
+    """Whether a row was measured in too few rounds for a 95 % interval."""
+    return row.get("rounds", "").isdecimal() and int(row["rounds"]) < FEWEST

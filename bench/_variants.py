@@ -30,7 +30,7 @@ def rows(model: str, batch: int, calls: Mapping[str, Call], base: str, seconds: 
     """A row of results per call, with its speed relative to ``base`` and a 95 % interval; ``seconds`` for all of them."""
     samples, found = _timing.interleave(calls, seconds=seconds), []
     for name, sample in samples.items():
-        low, high = _timing.bootstrap(samples[base].medians / sample.medians)
+        low, high = _timing.median_interval(samples[base].medians / sample.medians)
         row = {
             "model": model, "contender": name, "batch": batch, "threads": machine.cores(), "median_ms": sample.median / 1e6,
             "images_per_s": batch / sample.median * 1e9, "ratio": _timing.ratio(samples[base], sample), "ratio_low": low,

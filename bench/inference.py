@@ -336,7 +336,7 @@ class _Bench:
 
     def _row(self, each: Found, batch: int, samples: dict[str, _timing.Sample], base: str) -> dict[str, Any]:
         contender, sample = each.contender, samples[each.contender.name]
-        slow, fast = (batch * rate for rate in _timing.bootstrap(sample.rates))
+        slow, fast = (batch * rate for rate in _timing.median_interval(sample.rates))
         row = {
             "model": self.subject.name, "contender": contender.name, "batch": batch, "threads": self.threads,
             "precision": contender.precision, "median_ms": sample.median / 1e6, "p95_ms": sample.quantile(0.95) / 1e6,
@@ -346,7 +346,7 @@ class _Bench:
         stays = samples.get(f"{contender.name} resident")
         row["resident_per_s"] = batch * stays.rate if stays else ""
         row["resident_low"], row["resident_high"] = (
-            (batch * rate for rate in _timing.bootstrap(stays.rates)) if stays else ("", "")
+            (batch * rate for rate in _timing.median_interval(stays.rates)) if stays else ("", "")
         )
         return row
 

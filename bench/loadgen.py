@@ -148,7 +148,7 @@ def row(scenario: str, pairs: Sequence[Sequence[float]]) -> dict[str, Any]:
     """The CSV row of rounds of (zoo, LoadGen) values in ns or samples per second."""
     values = np.array(pairs, float) / (1.0 if scenario == "offline" else 1e6)
     ratios = values[:, 0] / values[:, 1]
-    low, high = _timing.bootstrap(ratios)
+    low, high = _timing.median_interval(ratios)
     figures = {
         "scenario": RULES[scenario].name, "measure": MEASURES[scenario], "measured": float(np.median(values[:, 0])),
         "loadgen": float(np.median(values[:, 1])), "ratio": float(np.median(ratios)), "ratio_low": low, "ratio_high": high,

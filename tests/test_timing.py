@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from zoo import files
 from zoo.bench import _timing
 from zoo.bench._timing import Sample
 
@@ -112,8 +114,8 @@ def test_sync_is_called_before_the_clock_is_read(clock: Clock) -> None:
 
 
 def test_seconds_end_the_rounds(clock: Clock) -> None:
-    found = _timing.interleave({"a": lambda: clock.sleep(0.05)}, seconds=0.3)
-    assert found["a"].rounds == 5  # a pause of 20 ms and one call of 50
+    found = _timing.interleave({"a": lambda: clock.sleep(0.05)}, seconds=0.5)
+    assert found["a"].rounds == 8  # a pause of 20 ms and one call of 50
     assert _timing.interleave({"a": lambda: clock.sleep(9)}, seconds=0.3)["a"].rounds == _timing.FEWEST
 
 
@@ -125,16 +127,29 @@ def test_one_limit_is_needed(limits: dict[str, float]) -> None:
 
 def test_interval_covers_the_true_median() -> None:
     draw = np.random.default_rng(1)
-    hits = 0
-    for _ in range(100):
-        low, high = _timing.bootstrap(draw.lognormal(size=60))
-        hits += low <= 1.0 <= high
-    assert 88 <= hits <= 100
+    for n in (6, 7, 10, 15, 30, 60):
+        hits = 0
+        for _ in range(1000):
+            low, high = _timing.median_interval(draw.lognormal(size=n))
+            hits += low <= 1.0 <= high
+        assert 940 <= hits <= 995, n
 
 
-def test_bootstrap_is_seeded() -> None:
-    values = np.random.default_rng(0).normal(size=30)
-    assert _timing.bootstrap(values) == _timing.bootstrap(values) != _timing.bootstrap(values, seed=1)
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (3, 1), (6, 1), (8, 1), (9, 2), (10, 2), (15, 4), (20, 6), (30, 10), (50, 18)])
+def test_interval_is_that_of_the_sign_test(n: int, k: int) -> None:
+    """Ranks of the tables of the sign test for 95 % (Conover 1999, table A3)."""
+    values = np.random.default_rng(0).permutation(np.arange(1.0, n + 1))
+    assert _timing.median_interval(values) == (k, n + 1 - k)
+    if n >= 6:
+        scipy = pytest.importorskip("scipy.stats")
+        assert scipy.binom.cdf(k - 1, n, 0.5) <= 0.025 < scipy.binom.cdf(k, n, 0.5)
+
+
+def test_rows_of_few_rounds_are_noisy(tmp_path: Path) -> None:
+    assert sample(*[100.0] * 5).noisy
+    rows = [{"noisy": "no", "rounds": rounds} for rounds in (3, 5, 6, 30)]
+    found = _timing.read_csv(_timing.write_csv(tmp_path / "a.csv", rows))
+    assert [row["noisy"] for row in found] == ["yes", "yes", "no", "no"]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +160,8 @@ def test_bootstrap_is_seeded() -> None:
         ([100, 100, 100, 100, 140, 140, 140, 140], True),
         ([100, 160, 100, 160, 100, 160, 100, 160], True),
         ([100, 100, 100, 101, 112, 113, 112, 112], True),
-        ([100.0], False),
+        ([100.0] * 6, False),
+        ([100.0] * 5, True),
     ],
 )
 def test_noise_is_marked(medians: list[float], noisy: bool) -> None:
@@ -203,3 +219,24 @@ def test_busy_sees_another_process() -> None:
         finally:
             other.kill()
     assert found > 0.4
+
+
+def test_a_second_benchmark_leaves_the_file_alone_that_a_first_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, started, second = (
+        tmp_path / "bench.csv",
+        [],
+        threading.Thread(target=files.check_writable, args=(tmp_path / "bench.csv",)),
+    )
+    original = files._sync
+
+    def sync(written: Path) -> None:
+        original(written)
+        if not started:
+            started.append(written)
+            second.start()
+            second.join(0.3)  # it waits for the lock
+
+    monkeypatch.setattr(files, "_sync", sync)
+    _timing.write_csv(path, [{"a": 1}])
+    second.join()
+    assert _timing.read_csv(path) == [{"a": "1"}]
