@@ -18,6 +18,7 @@ from torch import nn
 from zoo import machine, model_files, runtimes, sampling, tensor_files
 from zoo import recipe as recipes
 from zoo.console import print_line
+from zoo.data._pixels import View
 from zoo.errors import DataError, DisagreeError, FileError, UsageError
 from zoo.export import _accuracy, _cases, _feed, _graph
 from zoo.spec import Split
@@ -176,9 +177,10 @@ def of_run(run: Run, images: int) -> Subject:
     known: dict[str, Any] = {}
     if seen.data is not None:
         data = seen.data
-        chosen = sampling.long_tail(data.train.targets, run.recipe.data.imbalance, run.recipe.seed)
+        own = run.recipe.data
+        chosen = sampling.training_index(data.train.targets, own.imbalance, own.per_class, run.recipe.seed)
         # only drawn images are copied: a large set is memory-mapped
-        known["train"] = Split(_Chosen(data.train.images, chosen), data.train.targets[chosen], [])  # type: ignore[arg-type]
+        known["train"] = Split(View(data.train.images, chosen), data.train.targets[chosen], [])
         known["val"] = data.val if len(data.val) else known["train"]
         known["test"] = data.test if len(data.test) else None
     return Subject(
@@ -186,19 +188,6 @@ def of_run(run: Run, images: int) -> Subject:
         facts=facts, folder=run.path, frozen=frozen, accuracy=_accuracy.of_run(run),
         qat_bits=int(run.env.get("qat_bits") or run.recipe.qat_bits) if run.recipe.qat else 0,
     )  # fmt: skip
-
-
-class _Chosen:
-    """Rows of an array, read on access."""
-
-    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
-        self.array, self.rows = array, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, at: Any) -> np.ndarray:
-        return np.asarray(self.array[self.rows[at]])
 
 
 def _shape(shape: Any) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from onnx import ModelProto, numpy_helper
 from test_export import Tiny, run_of
 
@@ -79,6 +80,12 @@ def test_bits_of_the_file(
 def test_bits_that_a_run_was_trained_for(env: dict[str, Any], settings: dict[str, Any], expected: int, tmp_path: Path) -> None:
     run = changed(run_of(Tiny(), tmp_path, env=env), settings)
     assert _job.of_run(run, 8).qat_bits == expected
+
+
+def test_the_images_of_a_run_are_those_that_it_was_trained_on(small_run: Path) -> None:
+    run = zoo.load(small_run)
+    run = dataclasses.replace(run, recipe=structs.replace(run.recipe, data=structs.replace(run.recipe.data, per_class=7)))
+    assert len(_job.of_run(run, 8).train) == 70
 
 
 def changed(run: Run, settings: dict[str, Any]) -> Run:

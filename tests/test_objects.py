@@ -183,6 +183,18 @@ class Learned(nn.Module):
         return F.cross_entropy(logits * self.scale, target)
 
 
+class Weight(Learned):
+    """The same with another name of the parameter, that of the class weights of zoo's losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = self.scale
+        del self.scale
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits * self.weight, target)
+
+
 def doubled(logits: Tensor, target: Tensor) -> Tensor:
     return 2 * F.cross_entropy(logits, target)
 
@@ -196,6 +208,20 @@ def test_the_parameters_of_a_given_loss_are_trained(tmp_path: Path, optimizer: s
     loss = Learned()
     training.train(small(f"optim.name={optimizer}"), out=tmp_path / "run", given=Given(loss=loss))
     assert not torch.equal(loss.scale, torch.ones(10))
+
+
+@pytest.mark.parametrize("kind", [Learned, Weight])
+def test_the_parameters_of_a_given_loss_are_saved(tmp_path: Path, kind: type[nn.Module]) -> None:
+    def run(loss: nn.Module, name: str, **more: Any) -> Any:
+        return zoo.train(small(), out=tmp_path / name, loss=loss, **{"epochs": 2} | more)
+
+    whole, stopped, resumed = kind(), kind(), kind()
+    expected = run(whole, "whole").model.state_dict()
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, "parts", on_epoch=lambda rows: os.kill(os.getpid(), signal.SIGINT))
+    found = run(resumed, "parts", resume=True).model.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert torch.equal(next(resumed.parameters()), next(whole.parameters()))
 
 
 def test_a_given_loss_is_named_and_class_weights_are_not_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

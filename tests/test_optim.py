@@ -291,3 +291,8 @@ def test_digest_sees_one_bit() -> None:
         value = model.features[0].weight.view(-1)
         value[0] += 1e-6
     assert freezing.frozen_digest(model, ["features.0.weight"]) != before
+
+
+def test_a_warm_up_longer_than_the_run_is_continued_by_a_longer_run() -> None:
+    short, long = (optim.Schedule(lr=1.0, epochs=epochs, steps_per_epoch=10, warmup=2.0) for epochs in (1, 4))
+    assert [short.lr_at(step) for step in range(10)] == [long.lr_at(step) for step in range(10)]

@@ -19,7 +19,7 @@ from tests_support import TINY, digests, resolve
 
 from zoo import metrics, registry, run, run_folders, sampling, training
 from zoo.errors import BusyError, DataError, DivergedError, FileError, UsageError
-from zoo.training import checkpoint, loop, session
+from zoo.training import checkpoint, loop, losses, session
 from zoo.training.batches import Batches
 from zoo.training.signals import Interrupted
 
@@ -226,8 +226,12 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Pat
     assert a != c
 
 
-def test_accumulated_batches_make_the_step_of_a_large_batch() -> None:
+@pytest.mark.parametrize("name", [None, "cross_entropy", "ldam", "dbm", "logit_adjustment", "focal", "sigmoid_focal"])
+def test_accumulated_batches_make_the_step_of_a_large_batch(name: str | None) -> None:
     from zoo.training import loop
+
+    weighted = {"counts": np.arange(1, 11) * 9, "class_weights": "inverse"}
+    loss = losses.create_loss(name, **weighted) if name else torch.nn.CrossEntropyLoss()
 
     data = registry.find("data", "synthetic").build(None, size=32, val=0.1, seed=0)
 
@@ -239,7 +243,7 @@ def test_accumulated_batches_make_the_step_of_a_large_batch() -> None:
             accumulate=accumulate,
         )  # fmt: skip
         step = loop.Step(torch.optim.SGD(net.parameters(), lr=0.1), lambda at: 0.1 / (at + 1), torch.device("cpu"))
-        totals = loop.train_epoch(net, torch.nn.CrossEntropyLoss(), made, step, epoch=0)
+        totals = loop.train_epoch(net, loss, made, step, epoch=0)
         return net[1].weight.detach(), totals, made.steps
 
     (one, large, steps), (other, small, same_steps) = trained(100, 1), trained(20, 5)  # the last step has 50 samples

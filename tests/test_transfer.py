@@ -190,12 +190,46 @@ def test_features_of_another_runtime(
     capsys.readouterr()
     given = features.replace(made.batches, index=made.batches.index[:50])
     head, stored, _ = features.stored(
-        made.model, ("", made.spec.head), made.frozen.names, given, None, precision="fp32", runtime="onnxruntime"
+        made.model,
+        ("", made.spec.head),
+        made.frozen.names,
+        given,
+        None,
+        precision="fp32",
+        name="cnn_small",
+        runtime="onnxruntime",
     )
     assert "onnxruntime agrees with PyTorch on 50 images of the run: largest relative difference " in capsys.readouterr().err
     assert head == made.spec.head
     assert stored.features is not None
     assert stored.features.shape[:2] == (1, 50)
+
+
+def test_stored_features_are_not_those_of_changed_code(
+    donor: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, _ = session_of(frozen(donor, "precision=fp32"))
+    given = features.replace(made.batches, index=made.batches.index[:50])
+
+    def stored(name: str = "cnn_small") -> Tensor:
+        capsys.readouterr()
+        _, found, _ = features.stored(
+            made.model, (made.spec.head,), made.frozen.names, given, None, precision="fp32", name=name
+        )
+        assert found.features is not None
+        return found.features
+
+    first = stored()
+    assert torch.equal(stored(), first)
+    assert "(0 computed, the others stored)" in capsys.readouterr().err
+    original = type(made.model).forward
+    monkeypatch.setattr(type(made.model), "forward", lambda self, images: original(self, 1.01 * images))
+    assert not torch.allclose(stored(), first, rtol=1e-3)
+    printed = capsys.readouterr().err
+    assert "the stored features are of another version of the network" in printed
+    assert "others stored" not in printed
+    stored("another")
+    assert "stored features are" not in capsys.readouterr().err
 
 
 def test_another_runtime_must_agree() -> None:

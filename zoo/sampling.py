@@ -226,6 +226,12 @@ def per_class(targets: np.ndarray, n: int, seed: int) -> np.ndarray:
     return np.flatnonzero(_rank(targets, words(seed, 0, len(targets), TAIL)) < n)
 
 
+def training_index(targets: np.ndarray, imbalance: str, n: int, seed: int) -> np.ndarray:
+    """Positions of the training samples of a recipe: those of :func:`long_tail`, at most ``n`` per class (:func:`per_class`)."""
+    index = long_tail(targets, imbalance, seed)
+    return index[per_class(np.asarray(targets)[index], n, seed)]
+
+
 def parse_imbalance(text: str) -> tuple[str, float]:
     """``exp:0.01`` as kind and factor, ``none`` as ``("none", 1.0)``; UsageError for anything else."""
     if text == "none":

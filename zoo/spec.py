@@ -111,10 +111,11 @@ class Given:
 class LossSpec:
     """One loss; ``build(**options)`` returns a module mapping (logits (N, C), target (N,)) to a scalar.
 
-    The module has a buffer ``weight``, (C,) or None, which deferred re-weighting sets, and may have three more methods:
+    The module has a buffer ``weight``, (C,) or None, which deferred re-weighting sets, and may have four more methods:
     ``with_stats(logits, target)`` returns ``loss`` and ``p`` (N,), the softmax probability of each label, from one pass;
     ``set_epoch(epoch)`` is called before the first step of an epoch and on resuming; ``end_epoch(epoch)`` is called after the last
-    step and returns numbers for the epoch's row. State that is kept between epochs must be in buffers, so that a run can resume.
+    step and returns numbers for the epoch's row; ``divisor(target)`` returns the sum of weights by which a batch is divided, if that is
+    not the number of rows, so that accumulated batches make the step of a large batch. State that is kept between epochs must be in buffers, so that a run can resume.
     """
 
     build: Callable[..., Any]

@@ -30,6 +30,18 @@ def converted(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Te
     return wide, target, None if weight is None else weight.to(wide.dtype)
 
 
+def divisor(target: Tensor, weight: Tensor | None, *, shares: bool) -> float:
+    """What a weighted mean over a batch is divided by: the sum of the labels' weights, or the rows without weights.
+
+    ``shares``: whether a target of class shares is divided by the sum of their weights too, instead of by the rows.
+    """
+    if weight is None or (target.is_floating_point() and not shares):
+        return float(len(target))
+    if target.is_floating_point():
+        return float((target * weight.to(target.dtype)).sum())
+    return float(weight[target[target != IGNORED].long()].double().sum())
+
+
 def one_hot(target: Tensor, classes: int) -> Tensor:
     """(N, C) bool, whether each class is the row's label (N,); all False for an ignored row."""
     return target[:, None] == torch.arange(classes, device=target.device)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo import ops
-from zoo.losses._inputs import converted
+from zoo.losses._inputs import converted, divisor
 from zoo.spec import LossSpec, Option
 
 
@@ -25,6 +25,10 @@ class CrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(*converted(logits, target, self.weight), label_smoothing=self.label_smoothing)
+
+    def divisor(self, target: Tensor) -> float:
+        """The sum of weights by which the batch of ``target`` is divided."""
+        return divisor(target, self.weight, shares=False)
 
     def with_stats(self, logits: Tensor, target: Tensor) -> ops.WithStats:
         """The same loss and p_t of each row, from one pass: cross entropy is the focal loss with exponent 0."""

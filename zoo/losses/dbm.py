@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.focal_formula import logarithms
-from zoo.losses._inputs import one_hot, prepared
+from zoo.losses._inputs import divisor, one_hot, prepared
 from zoo.spec import LossSpec, Option
 
 SMALLEST = 1e-12
@@ -60,6 +60,10 @@ class Dbm(nn.Module):
         rows = torch.logaddexp(own, log_rest) - own
         amount = target if weight is None else target * weight
         return (amount * rows).sum() / amount.sum()
+
+    def divisor(self, target: Tensor) -> float:
+        """The sum of weights by which the batch of ``target`` is divided."""
+        return divisor(target, self.weight, shares=True)
 
     def _lowered(self, logits: Tensor) -> Tensor:
         """s cos(theta) - s cos(theta + m) of each class (N, C) as the label."""

@@ -16,6 +16,7 @@ class Hybrid(nn.Module):
 
     With ``switch_epoch``, alpha is 1 for that number of epochs. The target can be class shares (N, C), from mixup or cutmix: both
     terms are linear in the shares, and so is their sum. The cross entropy of shares is divided by the number of rows.
+    If gradients are accumulated, each batch divides its own cross entropy, so that the step differs from that of a large batch.
     """
 
     weight: Tensor | None

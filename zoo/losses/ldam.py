@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.focal_formula import logarithms
-from zoo.losses._inputs import one_hot, prepared
+from zoo.losses._inputs import divisor, one_hot, prepared
 from zoo.spec import LossSpec, Option
 
 
@@ -43,6 +43,10 @@ class Ldam(nn.Module):
             return self._blended(wide, target, weight)
         taken = one_hot(target, logits.shape[1]) * self.margin.to(wide.dtype)  # (N, C)
         return F.cross_entropy(wide - taken, target, weight)
+
+    def divisor(self, target: Tensor) -> float:
+        """The sum of weights by which the batch of ``target`` is divided."""
+        return divisor(target, self.weight, shares=True)
 
     def _blended(self, logits: Tensor, shares: Tensor, weight: Tensor | None) -> Tensor:
         """The loss of ``shares`` (N, C): -log of e^(z_c - s m_c) over itself and the others' e^z, for each class c."""

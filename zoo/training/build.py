@@ -228,8 +228,7 @@ def dataset(recipe: Recipe, size: int) -> DataSet:
 def _training_part(recipe: Recipe, data: DataSet) -> tuple[np.ndarray, np.ndarray]:
     """Positions (n,) of the training images in the training split, and images per class (C,)."""
     checks.check_data(data)
-    index = sampling.long_tail(data.train.targets, recipe.data.imbalance, recipe.seed)
-    index = index[sampling.per_class(data.train.targets[index], recipe.data.per_class, recipe.seed)]
+    index = sampling.training_index(data.train.targets, recipe.data.imbalance, recipe.data.per_class, recipe.seed)
     counts = sampling.class_counts(data.train.targets[index], len(data.classes))
     checks.check_counts(recipe, counts, [data.name, *(data.classes[i] for i in np.flatnonzero(counts == 0)[:3])])
     return index, counts

@@ -22,7 +22,7 @@ LARGEST = 2 << 30
 
 
 def digest(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
-    """16 hex digits over the values of the frozen layers and everything else that the features depend on."""
+    """16 hex digits over the values of the frozen layers and the settings that the features depend on."""
     found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in tensors.items():
         found.update(name.encode())
@@ -48,6 +48,9 @@ class FeatureCache:
     """Index of each image's features by its key."""
     values: list[Tensor] = field(default_factory=list)
     added: int = 0
+    """Features that are not written yet."""
+    computed: int = 0
+    """Features that were added to those read."""
 
     @property
     def path(self) -> Path:
@@ -81,6 +84,11 @@ class FeatureCache:
             self.rows[key] = len(self.values)
             self.values.append(value.clone())
         self.added += len(keys)
+        self.computed += len(keys)
+
+    def clear(self) -> None:
+        """Forget all features; the next :meth:`write` replaces the file."""
+        self.rows, self.values, self.added, self.computed = {}, [], 0, 0
 
     def get(self, keys: Sequence[int]) -> Tensor:
         """The features (n, ...) of images that are all stored."""

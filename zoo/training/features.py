@@ -22,19 +22,21 @@ MAX_BYTES = 2 << 30
 """Largest size of features in memory."""
 CHUNK_BATCHES = 16
 """Batches between two writes of features, so that an interrupted run keeps them."""
+TRIED = 8
+"""Stored features that are compared with the network's."""
 CHANGING = "each epoch changes the images (data.augment, mixup, cutmix); data.views=4 stores four views of each image"
 """Why features are not stored."""
 
 
 def stored(
     model: nn.Module, heads: Sequence[str], frozen: Sequence[str], batches: Batches, val: Batches | None,
-    *, precision: str, obstacle: str = "", runtime: str = "torch",
+    *, precision: str, name: str, obstacle: str = "", runtime: str = "torch",
 ) -> tuple[str, Batches, Batches | None]:  # fmt: skip
     """The head that can be trained on stored features, and the training and validation batches with these features.
 
     Without such a head its name is empty and the batches hold images: the frozen layers run in every step. Autograd records
     nothing for them, as neither their inputs nor their parameters need a gradient; torch.no_grad made no step faster.
-    ``obstacle`` is a reason known beforehand. ``runtime`` computes the features. The decision is printed.
+    ``name`` is the model's. ``obstacle`` is a reason known beforehand. ``runtime`` computes the features. The decision is printed.
 
     Raises:
         UsageError: the runtime is not installed. DisagreeError: its features differ from PyTorch's.
@@ -56,13 +58,11 @@ def stored(
         + (f", {views} augmented views of each training image" if views > 1 else "")
     )
     run = _runner(runtime, model, head, batches, precision)
-    cache = FeatureCache.read(_part(model, head, batches, precision, runtime))
-    kept = len(cache.rows)
+    cache = FeatureCache.read(_part(model, name, head, batches, precision, runtime))
     batches = replace(batches, features=compute(run, batches, cache, views))
     val = replace(val, features=compute(run, val, cache)) if val else None
     size = sum(part.features.nbytes for part in (batches, val) if part and part.features is not None) / 1e6
-    computed = len(cache.rows) - kept
-    known = f" ({computed:,} computed, the others stored)" if kept else ""
+    known = f" ({cache.computed:,} computed, the others stored)" if cache.computed < len(cache.rows) else ""
     print_line(
         f"freeze   frozen layers ran once: features of {images:,} images{known}, {size:,.1f} MB, "
         f"{time.monotonic() - began:.1f} s, train {head}"
@@ -87,11 +87,11 @@ def _runner(runtime: str, model: nn.Module, head: str, batches: Batches, precisi
     return other
 
 
-def _part(model: nn.Module, head: str, batches: Batches, precision: str, runtime: str) -> str:
-    """The digest of everything that features depend on except the images."""
+def _part(model: nn.Module, name: str, head: str, batches: Batches, precision: str, runtime: str) -> str:
+    """The digest of what features depend on, except the images and the code of the model, which :func:`compute` tests."""
     tensors = {name: value for name, value in model.state_dict().items() if not name.startswith(f"{head}.")}
     settings = {
-        "head": head, "model": type(model).__qualname__, "mean": batches.mean, "std": batches.std, "size": batches.size,
+        "head": head, "model": name, "mean": batches.mean, "std": batches.std, "size": batches.size,
         "precision": precision, "device": batches.device.type, "torch": torch.__version__, "threads": torch.get_num_threads(), "runtime": runtime,
     }  # fmt: skip
     return digest(tensors, settings)
@@ -119,13 +119,17 @@ def trainable_head(
 def compute(run: Callable[[Tensor], Tensor], batches: Batches, cache: FeatureCache, views: int = 1) -> Tensor:
     """Output of ``run`` for each view of each image of ``batches.index``, in that order, on the device: (views, n, ...).
 
-    Stored features are read from ``cache``; the others are added to it. Progress is printed.
+    Stored features are read from ``cache``; the others are added to it. If some stored ones differ from those computed now (the code
+    of the network has changed, but not its weights), all are computed again. Progress is printed.
     """
     ops = tuple(batches.augment or ())
     per_view = []
     for view in range(views):
         draws = batches.view_draws(view) if ops else np.zeros((len(batches.index), 0), np.float32)
         keys = _keys(batches, draws, ops)
+        if view == 0 and not _reproduced(run, batches, cache, keys, draws):
+            print_line("freeze   the stored features are of another version of the network: they are computed again")
+            cache.clear()
         rows = cache.missing(keys)
         chunks = [rows[start : start + batches.batch_size] for start in range(0, len(rows), batches.batch_size)]
         words = "freeze   features of" + (f" view {view + 1} of {views}," if views > 1 else "")
@@ -136,6 +140,18 @@ def compute(run: Callable[[Tensor], Tensor], batches: Batches, cache: FeatureCac
         cache.write()
         per_view.append(cache.get(keys))
     return torch.stack(per_view).to(batches.device)
+
+
+def _reproduced(
+    run: Callable[[Tensor], Tensor], batches: Batches, cache: FeatureCache, keys: Sequence[int], draws: np.ndarray
+) -> bool:
+    """Whether the first stored features of images with these ``keys`` are those of ``run``, up to rounding."""
+    rows = [row for row, key in enumerate(keys) if key in cache.rows][:TRIED]
+    if not rows:
+        return True
+    found, known = run(batches.inputs(batches.index[rows], draws[rows])).cpu(), cache.get([keys[row] for row in rows])
+    allowed = feature_runtimes.TOLERANCE * (1 if batches.dtype == torch.float32 else 10)
+    return found.shape == known.shape and bool((found - known).abs().max() <= allowed * known.abs().max())
 
 
 def _keys(batches: Batches, draws: np.ndarray, ops: Sequence[str]) -> list[int]:

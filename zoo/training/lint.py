@@ -91,8 +91,7 @@ def expected_counts(recipe: Recipe) -> np.ndarray | None:
     else:
         return None
     targets = targets[sampling.carve(targets, val, recipe.seed)[0]]
-    index = sampling.long_tail(targets, recipe.data.imbalance, recipe.seed)
-    index = index[sampling.per_class(targets[index], recipe.data.per_class, recipe.seed)]
+    index = sampling.training_index(targets, recipe.data.imbalance, recipe.data.per_class, recipe.seed)
     return sampling.class_counts(targets[index], classes)
 
 

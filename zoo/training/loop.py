@@ -135,12 +135,18 @@ def _update(model: nn.Module, loss: nn.Module, step: Step, at: int, batches: Seq
     # dropout depends on the step only
     torch.manual_seed(step.seed * 1_000_003 + at + (step.team.rank << 48))
     step.optimizer.zero_grad(set_to_none=True)
-    found, samples = Totals(), sum(len(batch.targets) for batch in batches)
+    found, samples, total = Totals(), sum(len(batch.targets) for batch in batches), 0.0
     for batch in batches:
-        value, correct = _gradients(model, loss, step, batch, samples)
+        value, correct, amount = _gradients(model, loss, step, batch, samples)
         if value is None:
             return None
-        found.add(value * len(batch.targets), correct, len(batch.targets))
+        found.add(value * amount, correct, len(batch.targets))
+        total += amount
+    if total != samples:  # each batch was divided by its own sum of weights
+        found.loss *= samples / total
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(samples / total)
     with step.part("update"):
         _apply(model, step)
         if step.after is not None:
@@ -148,8 +154,12 @@ def _update(model: nn.Module, loss: nn.Module, step: Step, at: int, batches: Seq
     return found
 
 
-def _gradients(model: nn.Module, loss: nn.Module, step: Step, batch: Batch, samples: int) -> tuple[float | None, int]:
-    """Add the gradients of a batch, one of a step of ``samples`` samples: its loss, None if not finite, and correct answers."""
+def _gradients(model: nn.Module, loss: nn.Module, step: Step, batch: Batch, samples: int) -> tuple[float | None, int, float]:
+    """Add the gradients of a batch, one of a step of ``samples`` samples, times amount / ``samples``.
+
+    Returns its loss, None if not finite, the number of correct answers, and its amount: the divisor of the loss if there are several
+    batches, else the number of samples.
+    """
     inputs, targets, chosen = batch.inputs, batch.targets, batch.chosen
     n, wanted = len(targets), targets
     if step.mix is not None:
@@ -174,14 +184,16 @@ def _gradients(model: nn.Module, loss: nn.Module, step: Step, batch: Batch, samp
     if not np.isfinite(number):
         if value.is_cuda:
             ops.raise_wrong_label()
-        return None, 0
+        return None, 0, 0.0
+    divisor: Any = getattr(loss, "divisor", None)
+    amount = divisor(wanted) if n < samples and callable(divisor) else float(n)
     with step.part("backward"):
-        value = step.team.scaled(value if n == samples else value * (n / samples), n)
+        value = step.team.scaled(value if n == samples else value * (amount / samples), n)
         (value if step.scaler is None else step.scaler.scale(value)).backward()
     with step.part("metrics"):
         if step.see is not None and p is not None:
             step.see(chosen, p.cpu().numpy())
-        return number, int((logits.detach().argmax(1) == targets).sum())
+        return number, int((logits.detach().argmax(1) == targets).sum()), amount
 
 
 def _taught(distil: Distillation, step: Step, inputs: Tensor, n: int) -> Tensor:

@@ -161,7 +161,7 @@ class Schedule:
         """Learning rate of a global step, counted from 0; ValueError if no schedule has that name."""
         total, at = self.steps_per_epoch * self.epochs, step / self.steps_per_epoch
         warmup = 0.3 * self.epochs if self.name == "onecycle" and self.warmup == 0 else self.warmup
-        ramp = min(warmup * self.steps_per_epoch, total)
+        ramp = warmup * self.steps_per_epoch  # longer than the run: it ends below the peak, as a resumed run continues it
         if step < ramp:
             return self.lr * (step + 1) / (ramp + 1)
         done = (step - ramp) / max(total - ramp, 1)

@@ -138,8 +138,9 @@ class Session:
                     on_epoch(rows)
                 self._halt(stop, save=False)
         if self.at.epoch < self.settings.epochs:
+            what = ("macro " if self.settings.select_by == "macro" else "") + ("test" if chosen_on == "test" else "validation")
             print_line(
-                f"stop     no better validation accuracy for {self.settings.patience} epochs (best: epoch {self.at.best_epoch})"
+                f"stop     no better {what} accuracy for {self.settings.patience} epochs (best: epoch {self.at.best_epoch})"
             )
 
     def _halt(self, stop: Stop, *, save: bool = True) -> None:
@@ -299,8 +300,10 @@ class Session:
         tensors |= {f"optim.{name}": value for name, value in packed.items()}
         if self.ema:
             tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
-        # the class weights come from the recipe and the epoch
-        tensors |= {f"loss.{name}": value for name, value in self.loss.state_dict().items() if name != "weight"}
+        # class weights come from the recipe and the epoch; a loss given in Python may have anything in "weight"
+        tensors |= {
+            f"loss.{key}": each for key, each in self.loss.state_dict().items() if key != "weight" or self.weight is None
+        }
         if self.sampler:
             tensors |= {f"sampler.{name}": torch.from_numpy(getattr(self.sampler, name)) for name in SAMPLER_STATE}
         totals = self.totals or Totals()
@@ -395,5 +398,5 @@ class Session:
             obstacle = features.CHANGING
         self.tail, self.batches, self.val = features.stored(
             self.model, (self.spec.new_head, self.spec.head), self.frozen.names, self.batches, self.val,
-            precision=self.step.precision, obstacle=obstacle, runtime=self.settings.features_with,
+            precision=self.step.precision, name=self.identity["model"], obstacle=obstacle, runtime=self.settings.features_with,
         )  # fmt: skip
