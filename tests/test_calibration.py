@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -98,3 +99,23 @@ def test_an_exported_file_is_calibrated_too(small_run: Path, tmp_path: Path) -> 
         torch.testing.assert_close(torch.tensor(answers), plain.model(x) / 2, atol=1e-4, rtol=1e-4)
     facts = {each.key: each.value for each in onnx.load(tmp_path / "model.onnx").metadata_props}
     assert facts["temperature"] == "2"
+
+
+def test_half_precision_does_not_change_the_predicted_classes() -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 10, generator=draw).bfloat16()
+    model = torch.nn.Identity()
+    calibration.apply(model, 2.7)
+    assert torch.equal(model(logits).argmax(1), logits.argmax(1))
+    copied = pickle.loads(pickle.dumps(model))
+    assert torch.equal(copied(logits), model(logits))
+
+
+def test_weights_that_were_changed_are_not_calibrated(small_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_run, tmp_path / "run")
+    loaded = run.load(folder)
+    with torch.no_grad():
+        next(loaded.model.parameters()).mul_(1.3)
+    with pytest.raises(ValueError, match=r"run.model has other weights than the run"):
+        run.calibrate(loaded)
+    assert not (folder / "calibration.json").exists()

@@ -8,7 +8,26 @@ import pytest
 
 from zoo import csv_files
 
-NAMES = ["=1+1", "+a", "-a", "@a", "\ta", "'a", "''=a", "a", "", "a,b", 'a"b', "a\nb", "\udcff", "ü"]
+NAMES = [
+    "=1+1",
+    "+a",
+    "-a",
+    "@a",
+    "\ta",
+    "'a",
+    "''=a",
+    "a",
+    "",
+    "a,b",
+    'a"b',
+    "a\nb",
+    "\udcff",
+    "ü",
+    "a\u2028b",
+    "a\x0cb",
+    "a\x85b",
+    "a\x1cb",
+]
 
 
 def test_round_trip_without_formulas(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from conftest import ROOT
 from data_cases import build, noise, tree
 from PIL import Image
 
+import zoo.files
 from zoo.data import _cache
 from zoo.data._pixels import View
 from zoo.errors import DataError
@@ -128,6 +129,25 @@ def test_what_killed_processes_left_is_removed_but_not_what_another_writes(tmp_p
         build("folder", tree(tmp_path / "a"))
         assert not dead.exists()
         assert live.exists()
+
+
+@pytest.mark.parametrize("suffix", [".content", ".pixels", ".prints"])
+def test_another_process_that_cleans_the_cache_removes_no_file_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    synchronised: list[Path] = []
+    original = zoo.files._sync
+
+    def sync(path: Path) -> None:
+        original(path)
+        if path.suffix == suffix and TEMPORARY in path.name:
+            synchronised.append(path)
+            code = f"from pathlib import Path; from zoo.data import _cache; _cache._remove_stale(Path({str(path.parent)!r}))"
+            subprocess.run([sys.executable, "-c", code], check=True)
+
+    monkeypatch.setattr(zoo.files, "_sync", sync)
+    build("folder", tree(tmp_path / "a"))
+    assert len(synchronised) == 2, "of the training and of the test images"
 
 
 def test_a_view_reads_what_it_is_asked_for() -> None:

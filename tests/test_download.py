@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +23,10 @@ from zoo.errors import DataError, UsageError
 
 BODY = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
+
+
+started, resumed = threading.Event(), threading.Event()
+"""A slow download has begun, and may go on."""
 
 
 class Server(BaseHTTPRequestHandler):
@@ -51,6 +56,11 @@ class Server(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(BODY) - start))
         self.end_headers()
         body = BODY[start:] if what != "wrong" else bytes(len(BODY))
+        if what == "slow":
+            self.wfile.write(body[:1000])
+            started.set()
+            resumed.wait(10)
+            body = body[1000:]
         self.wfile.write(body[:100_000] if what == "cut" else body)
 
     def log_message(self, format: str, *args: object) -> None:
@@ -109,6 +119,28 @@ def test_57_a_redirect_leaves_neither_the_site_nor_the_web(server: str, tmp_path
     with pytest.raises(UsageError, match="redirected to another site"):
         _download.fetch(f"{server}/{name}", tmp_path / "a.tar", SHA256)
     assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_that_need_a_file_download_it_once(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, lines = tmp_path / "x.zip", []
+    first = threading.Thread(target=_download.fetch, args=(f"{server}/slow", path, SHA256))
+    first.start()
+    assert started.wait(10)
+    second = threading.Thread(target=_download.fetch, args=(f"{server}/whole", path, SHA256))
+    second.start()
+    deadline = time.monotonic() + 10
+    while "another process downloads" not in "".join(lines) and time.monotonic() < deadline:
+        lines.append(capsys.readouterr().err)
+        time.sleep(0.01)
+    resumed.set()
+    first.join()
+    second.join()
+    assert f"another process downloads {path}: waiting for it" in "".join(lines)
+    assert path.read_bytes() == BODY
+    assert [what for what, _ in Server.asked] == ["slow"]
+    assert [each.name for each in tmp_path.iterdir()] == ["x.zip"]
 
 
 def test_sites() -> None:

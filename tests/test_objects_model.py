@@ -180,3 +180,16 @@ def test_images_in_memory_are_classified_like_files(small_run: Path, tmp_path: P
     ):
         with pytest.raises(kind, match=says):
             run.predict(wrong)
+
+
+def test_evaluation_and_prediction_leave_the_model_as_it_was(small_run: Path) -> None:
+    run = zoo.load(small_run)
+    images = np.asarray(run.dataset().test.images[np.arange(2)])
+    wanted, before = run.predict(images), {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.model.train()
+    next(run.model.children()).eval()
+    modes = [module.training for module in run.model.modules()]
+    assert run.predict(images) == wanted
+    assert engine.evaluate(run, "val")[0].accuracy == engine.evaluate(zoo.load(small_run), "val")[0].accuracy
+    assert [module.training for module in run.model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())

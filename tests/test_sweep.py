@@ -233,6 +233,8 @@ def test_what_cannot_be_swept(trainer: Trainer, tmp_path: Path) -> None:
         search(tmp_path / "s", "loss.beta=0,1.5")
     with pytest.raises(UsageError, match=r"data.val is 0"):
         search(tmp_path / "s", "loss.beta=0,0.5", "data.val=0")
+    with pytest.raises(UsageError, match=r"data.val is 0"):
+        search(tmp_path / "s", "data.val=0.2,0")
     assert not (tmp_path / "s").exists()
     search(tmp_path / "s", "loss.beta=0,0.5", seeds=1)
     with pytest.raises(UsageError, match=r"the folder has another sweep \(.*, different axes\)"):
@@ -251,7 +253,7 @@ def test_every_recipe_key_can_vary() -> None:
         (["loss.name=cross_entropy,nope"], "no loss 'nope'"),
         (['data.augment=["crop"],["cropp"]'], "no augmentation 'cropp'"),
         (["weights=none,nope.pth"], "no weights file"),
-        (["schedule.name=cosine,plateau", "select_on=val", "data.val=0.1,0"], "plateau needs validation images"),
+        (["schedule.name=cosine,plateau", "select_on=val", "data.val=0.1,0"], "a sweep selects on validation images"),
     ],
 )
 def test_every_point_is_checked_before_the_first_is_trained(

@@ -106,14 +106,22 @@ def read(folder: Path, weights: str) -> Calibration | None:
     return found
 
 
+class _Divided:
+    """A forward hook, of a class so that the model can be pickled."""
+
+    def __init__(self, temperature: float) -> None:
+        self.inverse = 1 / temperature
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        return logits.float() * self.inverse
+
+
 def apply(model: nn.Module, temperature: float) -> None:
-    """Divide every output of the model by ``temperature``, with a hook, so that tensor names stay the same."""
-    inverse = 1 / temperature
+    """Divide every output of the model by ``temperature``, with a hook, so that tensor names stay the same; the result is float32.
 
-    def scale(module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-        return logits * inverse
-
-    model.register_forward_hook(scale)
+    In half precision, the division would round different logits to the same number, and change predicted classes.
+    """
+    model.register_forward_hook(_Divided(temperature))
 
 
 def digest_of(digests: dict[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def records(text: str) -> list[dict[str, str]]:
 def lines(text: str) -> list[list[str]]:
     """The cells of a CSV text, without the apostrophes of :func:`write`; ValueError if it is not CSV."""
     try:
-        rows = list(csv.reader(text.splitlines(keepends=True), strict=True))
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
         raise ValueError(str(error)) from error
     return [[cell.removeprefix("'") for cell in row] for row in rows if row]

@@ -163,20 +163,26 @@ def alone(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(lock: Path, *, wait: bool = True) -> Iterator[None]:
+def held(lock: Path, *, wait: bool = True, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold a lock file, created if missing; the lock ends with this process. Nothing is locked on a file system without locks.
+
+    ``on_wait`` is called before waiting for another process.
 
     Raises:
         TimeoutError: another process holds it, and ``wait`` is not set.
     """
     from filelock import FileLock
 
-    taken = FileLock(lock, timeout=-1 if wait else 0)
+    taken = FileLock(lock, timeout=0)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(taken)
         except TimeoutError:
-            raise
+            if not wait:
+                raise
+            on_wait()
+            taken.timeout = -1
+            stack.enter_context(taken)
         except (OSError, NotImplementedError):  # NotImplementedError: the file system has no locks
             stack.pop_all()
         yield

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -99,30 +100,31 @@ class Run:
         """
         given = listed(images, top, (str, Path, Image.Image, np.ndarray, Tensor))
         arrays = {
-            f"images[{at}]": np.asarray(each) for at, each in enumerate(map(untensored, given)) if isinstance(each, np.ndarray)
+            f"images[{at}]": np.asarray(
+                untensored(each.float() if isinstance(each, Tensor) and each.is_floating_point() else each)
+            )
+            for at, each in enumerate(given)
+            if isinstance(each, (np.ndarray, Tensor))
         }
         checked_ranges("images", arrays)
         highest = top_of(arrays.values())
-        answers: list[dict[str, Any]] = []
-        for at, image in enumerate(given):
-            name = str(image) if isinstance(image, (str, Path)) else f"images[{at}]"
+        with torch.inference_mode(), _eval_mode(self.model):
+            return [self._answer(image, f"images[{at}]", arrays, highest, top) for at, image in enumerate(given)]
+
+    def _answer(self, image: Any, name: str, arrays: dict[str, np.ndarray], highest: float, top: int) -> dict[str, Any]:
+        """The answer of :meth:`predict` for one image, which is in ``arrays`` under its ``name`` or a path or a Pillow image."""
+        if name in arrays:
+            pixels = coloured(arrays[name][None], name, highest)[0][0]
+        else:
+            name = str(image) if isinstance(image, (str, Path)) else name
             try:
-                pixels = (
-                    coloured(arrays[name][None], name, highest)[0][0]
-                    if name in arrays
-                    else read_image(image, self.stored, name)
-                )
+                pixels = read_image(image, self.stored, name)
             except DataError as error:
-                if name in arrays:
-                    raise
-                answers.append({"file": name, "error": str(error)})
-                continue
-            with torch.inference_mode():
-                shares = self.model(self._input(square(pixels, self.stored))[None]).float().softmax(1)[0]
-            best = shares.topk(min(top, len(self.classes)))
-            found = [(self.classes[i], round(p, 6)) for p, i in zip(best.values.tolist(), best.indices.tolist())]
-            answers.append({"file": name, "top": found})
-        return answers
+                return {"file": name, "error": str(error)}
+        inputs = self._input(square(pixels, self.stored))[None].to(next(self.model.parameters()).device)
+        best = self.model(inputs).float().softmax(1)[0].topk(min(top, len(self.classes)))
+        found = [(self.classes[i], round(p, 6)) for p, i in zip(best.values.tolist(), best.indices.tolist())]
+        return {"file": name, "top": found}
 
     def _input(self, image: np.ndarray) -> Tensor:
         """The model's input (3, h, w) of an image as the data set stores it, (H, W, 3) uint8."""
@@ -245,10 +247,24 @@ def evaluate(
     batches = build.eval_batches(
         part, replace(data, mean=run.mean, std=run.std), device, run.stored if views == "crops" else run.input[1], precision
     )
-    model = run.model.to(device).to(memory_format=torch.channels_last)
-    logits, targets = predict(model if views == "none" else AveragedViews(model, run.input[1], views), batches, precision)
-    run.model.to("cpu")
+    home = next(run.model.parameters()).device
+    with _eval_mode(run.model):
+        model = run.model.to(device).to(memory_format=torch.channels_last)
+        logits, targets = predict(model if views == "none" else AveragedViews(model, run.input[1], views), batches, precision)
+        run.model.to(home)
     return metrics.evaluate(logits, targets), logits, targets
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode, and each module back into its own mode afterwards: the caller may be training it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def check_classes(run: Run, data: DataSet) -> None:
@@ -262,8 +278,13 @@ def calibrate(run: Run, data: DataSet | None = None) -> tuple[Run, calibration.C
     """Fit a temperature on the run's validation images and store it in the run folder; return the calibrated run and the result.
 
     Raises:
-        DataError: the run has no validation images.
+        DataError: the run has no validation images. ValueError: the weights of ``run.model`` were changed.
     """
+    digests = {name: tensor_files.digest(value) for name, value in run.model.state_dict().items()}
+    if run.weights and calibration.digest_of(digests) != run.weights:
+        raise ValueError(
+            f"run.model has other weights than the run ({run.path}), whose temperature is fitted; use zoo.load(...)"
+        )
     _, logits, targets = evaluate(run, "val", data)
     found = calibration.of(logits * run.temperature, targets, split="val", weights=run.weights)
     calibration.save(run.path, found)

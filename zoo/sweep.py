@@ -139,8 +139,6 @@ def search(
         fixed = {**fixed, "data.val": CARVED}
         base = recipes.resolve(what, fixed)
         print_line(f"data     the recipe has no validation images; the sweep holds out data.val = {CARVED}")
-    if base.select_on == "val" and not base.data.val:
-        raise UsageError("a sweep selects on validation images, but data.val is 0; set a share, e.g. data.val=0.1")
     grid = all(axis.kind == "list" for axis in axes)
     _check(what, axes, fixed)
     with as_disk_error(out):
@@ -186,6 +184,8 @@ def _check(what: str | None, axes: Sequence[Axis], fixed: Mapping[str, Any]) -> 
     known = set()
     for values in itertools.product(*ends):
         point = recipes.resolve(what, {**fixed, **dict(zip((axis.key for axis in axes), values))})
+        if point.select_on == "val" and not point.data.val:
+            raise UsageError("a sweep selects on validation images, but data.val is 0; set a share, e.g. data.val=0.1")
         checks.check_settings(point)
         named = repr((point.model, point.weights, point.freeze, point.unfreeze, point.epochs, point.distil, point.data))
         if named not in known:

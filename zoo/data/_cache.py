@@ -260,7 +260,10 @@ def _content(listing: Listing) -> str:
     ):
         found.update(b"".join(digests))
     content = found.hexdigest()[:24]
-    with contextlib.suppress(DiskError):
+    with (
+        contextlib.suppress(DiskError, OSError),
+        held(_lock(known)),
+    ):  # :func:`_remove_stale` of another process respects the lock
         publish_text(known, f"{content} {_seal(state, content)}\n")
     return content
 

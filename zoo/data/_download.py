@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +16,7 @@ from urllib.parse import urlsplit
 from zoo.console import QUIET_SECONDS, clock, print_line
 from zoo.data._image import shown
 from zoo.errors import DataError, UsageError, ZooError
-from zoo.files import as_disk_error
+from zoo.files import as_disk_error, held
 
 PATIENCE = 20.0
 """Seconds without data after which a download fails."""
@@ -56,6 +58,9 @@ def fetch(url: str, path: Path, sha256: str) -> None:
     part = path.with_name(path.name + ".part")
     with as_disk_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    with as_disk_error(path), _only(path):
+        if path.is_file() and digest(path) == sha256:
+            return
         try:
             _continue(url, part)
         except (ZooError, FileNotFoundError):
@@ -73,6 +78,18 @@ def fetch(url: str, path: Path, sha256: str) -> None:
                 f"download has sha256 {found[:16]}..., expected is {sha256[:16]}... ({url}); removed unopened, run it again"
             )
         part.replace(path)
+
+
+@contextlib.contextmanager
+def _only(path: Path) -> Iterator[None]:
+    """Wait until no other process downloads ``path``."""
+    lock = path.with_name(f".{path.name}.lock")
+    with held(lock, on_wait=lambda: print_line(f"data     another process downloads {path}: waiting for it")):
+        try:
+            yield
+        finally:  # as in :func:`zoo.files.alone`
+            with contextlib.suppress(OSError):
+                lock.unlink()
 
 
 def _continue(url: str, part: Path) -> None:
