@@ -11,12 +11,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo import files
 from zoo.bench._budget import Budget
 from zoo.errors import UsageError, ZooError
 from zoo.export import _child, _guard
+
+if TYPE_CHECKING:
+    from zoo.run import Run
 
 BUSY = 0.25
 """Number of cores in use by other processes above which a benchmark warns: synchronised threads then wait for the scheduler."""
@@ -131,6 +134,44 @@ def command(what: str | Path | Sequence[str] | None = None, request: Request = R
             raise
     _print_result(module, path, began, as_json=request.as_json)
     return path
+
+
+def measure(
+    what: Run | str | Path | Sequence[str | Path] | None = None,
+    *,
+    batches: Sequence[int] = (),
+    devices: Sequence[str] = (),
+    threads: int = 0,
+    seconds: float = 0.0,
+    quick: bool = False,
+    out: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Measure runs (default: the latest), ONNX files or registered models as ``zoo bench`` does; return the rows of the table.
+
+    Args:
+        batches: batch sizes (default: 1, 8 and 64). devices: such as ("cpu", "cuda"). threads: 0 for all cores.
+        seconds: time limit in seconds; 0: none. quick: few rounds. out: the CSV file, next to which the pictures are written.
+
+    Raises:
+        UsageError, FileError, DisagreeError, DiskError: as in the command. TypeError: an argument has the wrong type.
+    """
+    named: Any = getattr(what, "path", what)  # of a run
+    if callable(named):
+        raise TypeError(
+            f"what is {type(what).__name__}; export the module, and measure the file: zoo.export.onnx(module, PATH, ...)"
+        )
+    if isinstance(batches, str) or isinstance(devices, str):
+        raise TypeError("batches and devices are sequences, such as (1, 64) and ('cpu',)")
+    path = command(
+        named if isinstance(named, (str, Path, type(None))) else [str(each) for each in named],
+        Request(
+            batches=",".join(map(str, batches)) or None, devices=",".join(devices) or None, threads=threads, seconds=float(seconds),
+            quick=quick, out=Path(out) if out is not None else None,
+        ),
+    )  # fmt: skip
+    from zoo.bench import _timing
+
+    return _typed(_timing.read_csv(path))
 
 
 def _options(request: Request, budget: Budget) -> dict[str, Any]:

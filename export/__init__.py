@@ -149,7 +149,7 @@ def program(
         images: for a run, the number of test images, from all classes, to compare with PyTorch; for a module, the images:
             (N, \\*input) floats in the form that the module takes, or (N, H, W, 3) uint8 with ``mean`` and ``std``; noise by default.
         full_test: measure the accuracy of fp32 on all test images of a run, not only on ``images``, as the other precisions do.
-        input: shape of one input of a module, such as (3, 224, 224).
+        input: shape of one input of a module, such as (3, 224, 224) (default: that of ``images``).
         targets: (N,) class numbers of a module's images, to measure the accuracy.
         classes: names of a module's outputs (default: their numbers).
 
@@ -164,6 +164,10 @@ def program(
     from zoo.export import _pipeline
 
     target = registry.find_target(fmt, precision)
+    if unknown := [name for name in written if name not in ("external_data", "opset")]:
+        raise TypeError(f"no argument {unknown[0]!r}; the arguments are those of zoo.export.program")
+    if hasattr(input, "dtype"):
+        raise TypeError(f"input is {type(input).__name__}; give the shape of one input, e.g. input=(3, 224, 224)")
     given = {"input": input or None, "targets": targets, "classes": classes, "mean": mean, "std": std}
     out = _out(model, path, target.TARGET.suffix)
     _pipeline.check_free(out, target.TARGET, force=force)
@@ -210,7 +214,13 @@ def _subject(model: Any, images: Any, given: dict[str, Any]) -> Subject:
         if images < 1:
             raise UsageError(f"images = {images} is not allowed; compare at least 1 image with PyTorch")
         return _job.of_run(model, images)
-    if "input" not in given:
+    pictures = None if isinstance(images, int) else images
+    if pictures is None and images != 1000:
+        raise UsageError(f"images = {images} has no effect on a module; give images (N, ...) to compare with PyTorch")
+    if "input" not in given and getattr(pictures, "ndim", 0) < 2:
         raise UsageError(f"no input shape for {type(model).__name__}; give the shape of one input, e.g. input=(3, 224, 224)")
-    shape = given.pop("input")
-    return _job.of_module(model, shape=shape, images=None if isinstance(images, int) else images, **given)
+    shape = given.pop("input", None)
+    if shape is None and pictures is not None:  # channels are last in images of bytes only
+        sizes = tuple(pictures.shape[1:])
+        shape = (sizes[-1], *sizes[:-1]) if str(pictures.dtype).endswith("uint8") else sizes
+    return _job.of_module(model, shape=shape, images=pictures, **given)

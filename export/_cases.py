@@ -94,7 +94,7 @@ def right(exported: Exported) -> Answer:
     def answer(part: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             logits = model(normalised(part, exported).contiguous(memory_format=layout))
-            return np.asarray((logits.softmax(1) if exported.softmax else logits).numpy())
+            return np.asarray(exported.finish(logits).numpy())
 
     return answer
 

@@ -30,6 +30,7 @@ class Exported(nn.Module):
         size: side of the model's input in pixels. stored: length of the shorter side of an image before the centre crop of
             ``size``.
         shape: of one input of the model (default: (3, size, size)).
+        probabilities: whether the model returns probabilities itself.
     """
 
     scale: Tensor
@@ -37,12 +38,13 @@ class Exported(nn.Module):
 
     def __init__(
         self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], *, size: int, stored: int, preprocess: str,
-        softmax: bool = False, shape: tuple[int, ...] = (),
+        softmax: bool = False, shape: tuple[int, ...] = (), probabilities: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.model = copy.deepcopy(model).float().cpu()
         self.mean, self.std, self.shape = mean, std, shape or (3, size, size)
-        self.size, self.stored, self.preprocess, self.softmax = size, stored, preprocess, softmax
+        self.size, self.stored, self.preprocess = size, stored, preprocess
+        self.softmax, self.probabilities = softmax or probabilities, probabilities
         unit = 255 if preprocess == "full" else 1
         channels = (1, len(mean), 1, 1)
         self.register_buffer("scale", torch.tensor([1 / (unit * s) for s in std]).view(channels))
@@ -55,8 +57,11 @@ class Exported(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images in the form of :data:`PREPROCESS` to logits or probabilities (N, classes)."""
-        logits = self.model(self.prepare(images))
-        return logits.softmax(1) if self.softmax else logits
+        return self.finish(self.model(self.prepare(images)))
+
+    def finish(self, outputs: Tensor) -> Tensor:
+        """The model's outputs (N, classes) as those of the file."""
+        return outputs.softmax(1) if self.softmax and not self.probabilities else outputs
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images in the form of :data:`PREPROCESS` to the model's input, (N, 3, size, size) normalised."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -81,6 +81,10 @@ class Subject:
     """Bits of the weights that quantisation-aware training rounded to; 0 without it, or if they are not recorded."""
     accuracy: str = ""
     """Accuracy of the run in its own precision, in words."""
+    probabilities: bool = False
+    """Whether the model returns probabilities, not logits."""
+    normalised: bool = True
+    """Whether the normalisation of its images is known."""
 
     def wrapped(self, preprocess: str, *, softmax: bool) -> _graph.Exported:
         """The model for tracing."""
@@ -94,6 +98,7 @@ class Subject:
             preprocess=preprocess,
             softmax=softmax,
             shape=self.shape,
+            probabilities=self.probabilities,
         )
 
     def check_weights(self) -> None:
@@ -110,8 +115,9 @@ class Subject:
         after = freezing.frozen_digest(self.model, self.frozen)
         if changed := [name for name, digest in self.frozen.items() if after[name] != digest]:
             raise DisagreeError(
-                f"frozen tensors changed in training ({self.folder}, {len(changed)} of {len(self.frozen)}, first "
-                f"{changed[0]}); train again; nothing published"
+                f"frozen tensors differ from those of the run's weights ({self.folder}, {len(changed)} of {len(self.frozen)}, first "
+                f"{changed[0]}); train again, or export a model that you changed: zoo.export.onnx(run.model, PATH, input=run.input, "
+                "classes=run.classes, mean=run.mean, std=run.std); nothing published"
             )
         if self.frozen:
             print_line(f"frozen   verified: {len(self.frozen)} frozen tensors unchanged")
@@ -216,17 +222,20 @@ def of_module(
         UsageError: the module, or an argument, does not fit ``shape``.
     """
     shape = _shape(shape)
-    outputs = _outputs(model, shape)
-    names = tuple(map(str, classes)) if classes is not None else tuple(map(str, range(outputs)))
-    if len(names) != outputs:
-        raise UsageError(f"classes differ (names {len(names)}, model {outputs}); give one name per output of the model")
-    if repeated := next((name for name in names if names.count(name) > 1), ""):
-        raise UsageError(f"class names are not distinct ({repeated!r} is given {names.count(repeated)} times); give each once")
+    outputs, probabilities = _outputs(model, shape)
+    names = _names(classes, outputs)
+    if targets is not None and images is None:
+        raise UsageError("targets without images have no effect; give images= too")
     pixels, source = _pixels(images, shape, stored=mean is not None and std is not None)
     part = _labelled(pixels, targets, outputs) if images is not None else None
     if (mean is None) != (std is None) or (pixels.dtype == np.uint8 and mean is None):
         raise UsageError("uint8 images need mean and std; give both, e.g. mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)")
+    known = mean is not None
     mean, std = ((0.0,) * shape[0], (1.0,) * shape[0]) if mean is None or std is None else (tuple(mean), tuple(std))
+    if not all(0 <= each <= 1 for each in mean) or not all(0 < each <= 2 for each in std):
+        raise UsageError(
+            f"mean {mean} and std {std} are not of pixels from 0 to 1; divide those of pixels from 0 to 255 by 255"
+        )
     if len(mean) != shape[0] or len(std) != shape[0]:
         raise UsageError(
             f"mean and std have {len(mean)} and {len(std)} values, the input {shape[0]} channels; give one per channel"
@@ -235,12 +244,27 @@ def of_module(
     return Subject(
         model, type(model).__name__, names, shape, mean, std, stored, pixels, source,
         at=np.arange(len(pixels)) if targets is not None else None, train=part, val=part,
-        test=part if targets is not None else None, module=True,
+        test=part if targets is not None else None, module=True, probabilities=probabilities, normalised=known,
     )  # fmt: skip
 
 
-def _outputs(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """Number of classes that the module returns for two zero inputs; UsageError unless that is a (2, classes) tensor."""
+def _names(classes: Any, outputs: int) -> tuple[str, ...]:
+    """Names of the outputs, by default their numbers; TypeError for anything without an order, UsageError for another number."""
+    if classes is not None and (isinstance(classes, (str, Mapping, Set)) or not isinstance(classes, Iterable)):
+        raise TypeError(f"classes is {type(classes).__name__}; give a list of the names in the order of the outputs")
+    names = tuple(map(str, range(outputs) if classes is None else classes))
+    if len(names) != outputs:
+        raise UsageError(f"classes differ (names {len(names)}, model {outputs}); give one name per output of the model")
+    if repeated := next((name for name in names if names.count(name) > 1), ""):
+        raise UsageError(f"class names are not distinct ({repeated!r} is given {names.count(repeated)} times); give each once")
+    return names
+
+
+def _outputs(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, bool]:
+    """Number of classes that the module returns for two zero inputs, and whether they are probabilities: at least 0, with a sum of 1.
+
+    UsageError unless that is a (2, classes) tensor.
+    """
     what = f"{type(model).__name__}, input {('N', *shape)}".replace("'", "")
     device = next((each.device for each in model.state_dict().values()), torch.device("cpu"))
     training = model.training
@@ -254,10 +278,13 @@ def _outputs(model: nn.Module, shape: tuple[int, ...]) -> int:
         model.train(training)
     if not isinstance(given, torch.Tensor) or given.ndim != 2 or len(given) != 2:
         found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
-        raise UsageError(f"module returns {found} for two inputs ({what}); expected one tensor of logits, (2, classes)")
+        raise UsageError(
+            f"module returns {found} for two inputs ({what}); expected one tensor of logits, (2, classes): wrap the module in one that "
+            "returns that"
+        )
     if given.shape[1] < 2:
         raise UsageError(f"module returns one number per input ({what}); expected a logit for each of at least two classes")
-    return given.shape[1]
+    return given.shape[1], bool((given >= 0).all() and torch.allclose(given.float().sum(1), torch.ones(2, device=given.device)))
 
 
 def _pixels(images: Any, shape: tuple[int, ...], *, stored: bool) -> tuple[np.ndarray, str]:
@@ -267,6 +294,8 @@ def _pixels(images: Any, shape: tuple[int, ...], *, stored: bool) -> tuple[np.nd
         made = _feed.noise(NOISE, (*shape[1:], 3), "uint8") if pictures else _feed.noise(NOISE, shape, "float32")
         return made, "noise (no images were given)"
     array = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UsageError("images have values that are not finite; give others to compare with PyTorch")
     if array.dtype.kind == "f" and array.shape[1:] == shape and len(array):
         return np.ascontiguousarray(array, np.float32), "the given images"
     square = array.ndim == 4 and array.shape[1] == array.shape[2] >= shape[-1] and array.shape[3] == 3 and len(shape) == 3
@@ -331,6 +360,6 @@ def facts(subject: Subject, exported: _graph.Exported, *, opset: int, frozen: di
         "onnxruntime": runtimes.onnxruntime().__version__,
         "opset": opset,
     }
-    if exported.mean and exported.shape == (3, exported.size, exported.size):
+    if subject.normalised and exported.mean and exported.shape == (3, exported.size, exported.size):
         found["preprocessing"] = json.dumps(steps)
     return {key: str(value) for key, value in (found | dict(subject.facts)).items()}

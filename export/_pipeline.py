@@ -96,7 +96,7 @@ def check_free(out: Path, spec: TargetSpec, *, force: bool) -> None:
         if path.is_dir():
             raise UsageError(f"output is a folder ({path.absolute()}); name a file, e.g. --out {path / f'model{spec.suffix}'}")
         if path.exists() and not force:
-            raise BusyError(f"file exists ({path}); use --force to replace it, or another --out")
+            raise BusyError(f"file exists ({path}); replace it with --force (in Python force=True), or name another file")
         files.check_writable(path)
 
 

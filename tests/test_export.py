@@ -200,7 +200,7 @@ def test_same_run_same_bytes(run: Run) -> None:
 def test_existing_file_is_kept(run: Run) -> None:
     path = run.path / "model.onnx"
     path.write_bytes(b"mine")
-    with pytest.raises(BusyError, match=r"file exists \(.*model.onnx\); use --force"):
+    with pytest.raises(BusyError, match=r"file exists \(.*model.onnx\); replace it with --force"):
         zoo.export.onnx(run)
     assert path.read_bytes() == b"mine"
     assert zoo.export.onnx(run, force=True).bytes > 1000

@@ -174,7 +174,7 @@ def test_frozen_tensors_are_checked_again(run: Run) -> None:
     assert json.loads(facts(zoo.export.onnx(run).path)["frozen_sha256"]) == meta["frozen"]
     with torch.no_grad():
         run.model.bn.running_mean[2] += 1e-6  # type: ignore[union-attr,index,operator]
-    with pytest.raises(DisagreeError, match=r"frozen tensors changed in training .*1 of 2, first bn.running_mean"):
+    with pytest.raises(DisagreeError, match=r"frozen tensors differ from those of the run.*1 of 2, first bn.running_mean"):
         zoo.export.onnx(run, force=True)
     damaged = bytearray((run.path / "weights.safetensors").read_bytes())
     damaged[-5] ^= 1

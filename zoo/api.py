@@ -62,6 +62,9 @@ def data_set(
         DataError: images or labels of another form or range. ValueError: ``val`` is not in [0, 1).
     """
     pairs = {"train": train, "test": test}
+    for split, pair in pairs.items():
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"{split} is {type(pair).__name__}; give a pair of images and labels: arrays, tensors or lists")
     if isinstance(val, tuple):
         pairs["val"] = val
     elif not 0 <= val < 1:

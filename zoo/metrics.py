@@ -83,21 +83,16 @@ class Result:
         return overall | {"shots": [shot._asdict() for shot in found if len(found) > 1], "worst_pairs": named}
 
 
-def evaluate(logits: Tensor, targets: Tensor) -> Result:
-    """Result of logits (N, C) and targets (N,) int64, on any device.
+def evaluate(logits: Tensor | np.ndarray, targets: Tensor | np.ndarray) -> Result:
+    """Result of logits (N, C) and integer targets (N,), tensors on any device or arrays. Of probabilities, give the logarithm.
 
     Raises:
         DataError: N is 0.
         DivergedError: a logit is NaN or infinite.
-        ValueError: shapes or classes do not fit.
+        TypeError, ValueError: types, shapes or classes do not fit.
     """
-    if logits.dim() != 2 or targets.shape != logits.shape[:1]:
-        raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}; expected (N, C) and (N,)")
-    (n, classes), logits, targets = logits.shape, logits.detach().cpu().double(), targets.cpu().long()
-    if not n:
-        raise DataError("no images to evaluate (0 images); choose another split")
-    if targets.min() < 0 or targets.max() >= classes:
-        raise ValueError(f"targets from {targets.min()} to {targets.max()}; expected 0 to {classes - 1}")
+    logits, targets = _checked(logits, targets)
+    n, classes = logits.shape
     if bad := int((~logits.isfinite()).any(1).sum()):
         raise DivergedError(
             f"the model's output is not finite ({bad:,} of {n:,} images); lower the learning rate or use precision=fp32"
@@ -109,6 +104,20 @@ def evaluate(logits: Tensor, targets: Tensor) -> Result:
     macro = float(np.mean([row[2] for row in rows if row[2] is not None]))
     loss = F.cross_entropy(logits, targets).item()
     return Result(n, right / n, *wilson(right, n), macro, loss, calibration_error(logits, targets), confusion, rows)
+
+
+def _checked(logits: Any, targets: Any) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) in float64 and targets (N,) in int64, on the CPU; errors as :func:`evaluate`."""
+    logits, targets = (torch.as_tensor(each).detach().cpu() for each in (logits, targets))
+    if logits.dim() != 2 or targets.shape != logits.shape[:1]:
+        raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}; expected (N, C) and (N,)")
+    if not logits.is_floating_point() or targets.is_floating_point() or targets.dtype == torch.bool:
+        raise TypeError(f"logits are {logits.dtype} and targets {targets.dtype}; expected floats and integers")
+    if not len(logits):
+        raise DataError("no images to evaluate (0 images); choose another split")
+    if targets.min() < 0 or targets.max() >= logits.shape[1]:
+        raise ValueError(f"targets from {targets.min()} to {targets.max()}; expected 0 to {logits.shape[1] - 1}")
+    return logits.double(), targets.long()
 
 
 def worst_pairs(confusion: np.ndarray, k: int = 3) -> list[Pair]:
@@ -123,6 +132,8 @@ def worst_pairs(confusion: np.ndarray, k: int = 3) -> list[Pair]:
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
     """95 % interval of a share of ``n`` > 0 (Wilson 1927). scipy.stats has it too, but takes over a second to import."""
+    if not 0 <= correct <= n or n < 1:
+        raise ValueError(f"{correct} of {n}; expected 0 <= correct <= n and n > 0")
     z = NormalDist().inv_cdf(0.975)
     middle = (correct + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(correct * (n - correct) / n + z * z / 4)
@@ -165,18 +176,26 @@ def shots(rows: Sequence[Row], counts: Sequence[int]) -> list[Shot]:
     return found
 
 
-def calibration_error(logits: Tensor, targets: Tensor, bins: int = 15) -> float:
-    """Mean distance of confidence and accuracy over equal bins of confidence, weighted by their images (Guo et al. 2017, eq. 3)."""
-    confidence, predicted = logits.double().softmax(1).max(1)
+def calibration_error(logits: Tensor | np.ndarray, targets: Tensor | np.ndarray, bins: int = 15) -> float:
+    """Mean distance of confidence and accuracy over equal bins of confidence, weighted by their images (Guo et al. 2017, eq. 3).
+
+    Arguments and errors are those of :func:`evaluate`.
+    """
+    logits, targets = _checked(logits, targets)
+    confidence, predicted = logits.softmax(1).max(1)
     gap = (predicted == targets).double() - confidence
     where = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)  # bin m is ((m - 1) / bins, m / bins]
-    sums = torch.zeros(bins, dtype=torch.float64, device=logits.device).index_add_(0, where, gap)
+    sums = torch.zeros(bins, dtype=torch.float64).index_add_(0, where, gap)
     return float(sums.abs().sum() / len(targets))
 
 
 def mcnemar(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> tuple[int, int, float]:
     """Images only the first got right, only the second, and the exact two-sided p (McNemar 1947) of two models on the same images."""
-    a, b = np.asarray(first, bool), np.asarray(second, bool)
+    a, b = np.asarray(first), np.asarray(second)
+    if a.dtype != bool or b.dtype != bool:
+        raise TypeError(
+            f"results are {a.dtype} and {b.dtype}; give whether each image is classified correctly: predicted == targets"
+        )
     if a.shape != b.shape:
         raise ValueError(f"results have shapes {a.shape} and {b.shape}; McNemar's test needs the same images")
     from scipy.stats import binomtest

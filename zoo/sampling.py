@@ -77,6 +77,10 @@ def pick(seed: int, epoch: int, chances: np.ndarray) -> np.ndarray:
     return np.minimum(np.searchsorted(reach, at, side="right"), np.flatnonzero(chances)[-1])
 
 
+CHANCES = ("class_balanced", "square_root", "progressive", "focal")
+"""Samplers that :func:`chances` computes."""
+
+
 def chances(
     name: str, targets: np.ndarray, *, epoch: int = 0, epochs: int = 1, p: np.ndarray | None = None, exponent: float = 2.0
 ) -> np.ndarray:
@@ -85,8 +89,13 @@ def chances(
     ``class_balanced`` draws every class equally often; ``square_root`` draws class c in proportion to n_c^(1/2); ``progressive``
     changes from n_c to equal probabilities over the ``epochs`` (Kang et al. 2020, "Decoupling", eq. 1 and 2; t/T with ``epoch``
     counted from 0). ``focal`` is proportional to (1 - p_t)^exponent, where ``p`` (n,) is the last p_t of each sample, or 0 if the
-    sample has not been seen yet.
+    sample has not been seen yet. For another training loop: ``torch.utils.data.WeightedRandomSampler(chances(...), n)``.
+
+    Raises:
+        ValueError: another name.
     """
+    if name not in CHANCES:
+        raise ValueError(f"name = {name!r} is not one of {', '.join(CHANCES)}")
     if name == "focal":
         assert p is not None
         raw = np.maximum(1 - p.astype(np.float64), FLOOR) ** exponent
@@ -162,14 +171,20 @@ def class_counts(targets: ArrayLike, classes: int) -> np.ndarray:
         TypeError: the labels are not integers.
         ValueError: the labels are not (N,), or a label is outside of 0 to ``classes`` - 1.
     """
+    labels = _labels(targets)
+    if len(bad := np.flatnonzero((labels < 0) | (labels >= classes))):
+        raise ValueError(f"targets[{bad[0]}] = {labels[bad[0]]} is out of range for {classes} classes")
+    return np.bincount(labels.astype(np.int64), minlength=classes)
+
+
+def _labels(targets: ArrayLike) -> np.ndarray:
+    """Labels (N,); TypeError or ValueError for others than integers, or another shape."""
     labels = np.asarray(targets)
     if not np.issubdtype(labels.dtype, np.integer) and labels.size:
         raise TypeError(f"targets must be integers, not {labels.dtype}; number the classes from 0")
     if labels.ndim != 1:
         raise ValueError(f"targets must be (N,), not {labels.shape}")
-    if len(bad := np.flatnonzero((labels < 0) | (labels >= classes))):
-        raise ValueError(f"targets[{bad[0]}] = {labels[bad[0]]} is out of range for {classes} classes")
-    return np.bincount(labels.astype(np.int64), minlength=classes)
+    return labels
 
 
 def carve(targets: np.ndarray, val: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -198,13 +213,19 @@ def long_tail(targets: ArrayLike, imbalance: str, seed: int) -> np.ndarray:
 
     ``exp:f`` keeps int(n_max f^(i/(C-1))) samples of class i; ``step:f`` keeps n_max samples of each class in the first half of the
     classes and int(n_max f) of each other class (Cui et al. 2019, "Class-balanced loss", section 5.1; Cao et al. 2019, "LDAM",
-    section 4). n_max is the mean number of samples per class. ``none`` keeps all samples. The subset of a larger f contains the
-    subset of a smaller f.
+    section 4). n_max is the mean number of samples per class: the classes should have equally many, and of a class with fewer than its
+    share all are kept. A class whose share is below 1 gets no samples (see :func:`class_counts`). ``none`` keeps all samples. The
+    subset of a larger f contains the subset of a smaller f.
 
     Raises:
         UsageError: ``imbalance`` has another form, or f is outside of (0, 1].
+        TypeError, ValueError: the labels are not integers from 0 on of shape (N,), or ``imbalance`` or ``seed`` has another type.
     """
-    labels = np.asarray(targets, np.int64)
+    if not isinstance(imbalance, str) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"imbalance = {imbalance!r}, seed = {seed!r}; give e.g. 'exp:0.01' and an integer")
+    labels = _labels(targets).astype(np.int64)
+    if labels.min(initial=0) < 0:
+        raise ValueError(f"targets has the label {labels.min()}; number the classes from 0")
     if imbalance == "none" or not len(labels):
         return np.arange(len(labels))
     kind, factor = parse_imbalance(imbalance)

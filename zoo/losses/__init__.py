@@ -1,4 +1,4 @@
-"""Losses: one file per loss, each ending in ``SPECS``."""
+"""Losses: one file per loss, each ending in ``SPECS``. :func:`zoo.create_loss` builds any of them by name."""
 
 from zoo.losses.focal_loss import FocalLoss
 

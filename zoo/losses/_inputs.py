@@ -13,14 +13,28 @@ def prepared(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Ten
     """Logits (N, C) in float32 or float64; labels (N,) in int64, or class shares (N, C) in the logits' type; weight (C,) in that type.
 
     Raises:
-        ValueError: logits or target have another shape.
+        TypeError: logits or target are not such tensors. ValueError: they have another shape.
     """
+    if not isinstance(logits, Tensor) or not isinstance(target, Tensor) or not logits.is_floating_point():
+        kinds = [str(each.dtype) if isinstance(each, Tensor) else type(each).__name__ for each in (logits, target)]
+        raise TypeError(f"logits must be a tensor of floats and target a tensor, not {kinds[0]} and {kinds[1]}")
+    if target.shape in (logits.shape, logits.shape[:1]) and target.is_floating_point() != (target.dim() == 2):
+        raise TypeError(
+            f"labels (N,) must be integers, class shares (N, C) floats; the target is {target.dtype} of {tuple(target.shape)}"
+        )
     wanted = logits.shape if target.is_floating_point() else logits.shape[:1]
     if logits.dim() != 2 or target.shape != wanted:
         raise ValueError(
             f"logits must be (N, C) and target (N,) labels or (N, C) shares, not {tuple(logits.shape)} and {tuple(target.shape)}"
         )
     return converted(logits, target, weight)
+
+
+def per_class(logits: Tensor, values: Tensor) -> Tensor:
+    """A vector (C,) of a loss in the type of the logits (N, C); ValueError if they have another number of classes."""
+    if logits.shape[1] != len(values):
+        raise ValueError(f"the logits have {logits.shape[1]} classes, counts {len(values)}; give the samples of each class")
+    return values.to(logits.dtype)
 
 
 def converted(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.focal_formula import logarithms
-from zoo.losses._inputs import divisor, one_hot, prepared
+from zoo.losses._inputs import divisor, one_hot, per_class, prepared
 from zoo.spec import LossSpec, Option
 
 SMALLEST = 1e-12
@@ -51,7 +51,7 @@ class Dbm(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         wide, target, weight = prepared(logits, target, self.weight)
-        adjusted = wide + self.prior.to(wide.dtype)
+        adjusted = wide + per_class(wide, self.prior)
         if not target.is_floating_point():
             lowered = one_hot(target, logits.shape[1]) * self._lowered(wide)
             return F.cross_entropy(adjusted - lowered, target, weight)

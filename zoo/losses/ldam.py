@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.focal_formula import logarithms
-from zoo.losses._inputs import divisor, one_hot, prepared
+from zoo.losses._inputs import divisor, one_hot, per_class, prepared
 from zoo.spec import LossSpec, Option
 
 
@@ -41,7 +41,7 @@ class Ldam(nn.Module):
         wide, target, weight = prepared(logits, target, self.weight)
         if target.is_floating_point():
             return self._blended(wide, target, weight)
-        taken = one_hot(target, logits.shape[1]) * self.margin.to(wide.dtype)  # (N, C)
+        taken = one_hot(target, logits.shape[1]) * per_class(wide, self.margin)  # (N, C)
         return F.cross_entropy(wide - taken, target, weight)
 
     def divisor(self, target: Tensor) -> float:
@@ -51,7 +51,7 @@ class Ldam(nn.Module):
     def _blended(self, logits: Tensor, shares: Tensor, weight: Tensor | None) -> Tensor:
         """The loss of ``shares`` (N, C): -log of e^(z_c - s m_c) over itself and the others' e^z, for each class c."""
         log_p, log_rest = logarithms(logits)  # (N, C), both over the whole sum
-        own = log_p - self.margin.to(logits.dtype)
+        own = log_p - per_class(logits, self.margin)
         rows = torch.logaddexp(own, log_rest) - own
         amount = shares if weight is None else shares * weight
         return (amount * rows).sum() / amount.sum()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.losses._inputs import divisor, prepared
+from zoo.losses._inputs import divisor, per_class, prepared
 from zoo.spec import LossSpec, Option
 
 
@@ -36,7 +36,7 @@ class LogitAdjustment(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         wide, target, weight = prepared(logits, target, self.weight)
-        return F.cross_entropy(wide + self.shift.to(wide.dtype), target, weight)
+        return F.cross_entropy(wide + per_class(wide, self.shift), target, weight)
 
     def divisor(self, target: Tensor) -> float:
         """The sum of weights by which the batch of ``target`` is divided."""

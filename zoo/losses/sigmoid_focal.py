@@ -22,11 +22,14 @@ class SigmoidFocal(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         wide, target, weight = prepared(logits, target, self.weight)
+        if target.is_floating_point():
+            raise TypeError("target must be labels (N,): this loss has no form for class shares")
         hot = one_hot(target, logits.shape[1])
         counts = target != IGNORED
         signed = torch.where(hot, wide, -wide)  # (N, C)
         # (1 - p)^gamma as exp(gamma log(1 - p)): its slope is finite for gamma < 1 where p rounds to 1
         terms = -(self.gamma * F.logsigmoid(-signed)).exp() * F.logsigmoid(signed)
+        F.nll_loss(terms.detach(), target)  # for its IndexError: a label out of range matches no class
         rows = terms.sum(1) if weight is None else terms.sum(1) * weight[target.where(counts, 0)]
         return rows.where(counts, 0).sum() / counts.sum()
 

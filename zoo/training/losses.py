@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zoo import recipe as recipes
 from zoo import registry, sampling
-from zoo.errors import UsageError
+from zoo.errors import UsageError, did_you_mean
 from zoo.recipe import Recipe
 from zoo.training.processes import Team
 
@@ -36,7 +36,9 @@ def create_loss(name: str, counts: Any = None, weight: Any = None, **options: An
         options: settings of the recipe's table ``[loss]``, such as ``focal_gamma=2.0``, ``class_weights="effective"`` or ``beta=0.999``.
 
     A loss that changes with the epoch (``dynamic_focal``, ``ce_then_focal``) has methods ``set_epoch(epoch)`` or ``end_epoch(epoch)``:
-    call them before and after each epoch, counted from 0. The options and papers of all losses: ``zoo losses``.
+    call them before and after each epoch, counted from 0. ``ldam`` and ``dbm`` take scaled cosines, s cos(theta) with s =
+    ``margin_scale``, as the models named ``*_cosine`` return them. ``sigmoid_focal`` takes labels only. The options and papers of all
+    losses: ``zoo losses``.
 
     Example:
         >>> loss = create_loss("ldam", counts=[5000, 500, 50], max_margin=0.4)
@@ -55,11 +57,15 @@ def create_loss(name: str, counts: Any = None, weight: Any = None, **options: An
         options |= {"class_weights": "given", "given_weights": _numbers("weight", weight).tolist()}
     if options.get("drw_epoch"):
         raise ValueError("drw_epoch is for zoo's own training; in another loop, set the loss's attribute weight at that epoch")
+    if options.get("beta") and options.get("class_weights") != "effective":
+        raise ValueError("beta has no effect without class_weights='effective'; give both, or neither")
+    known = {*registry.entry("losses", name)["options"], "class_weights", "beta", "given_weights", "drw_epoch"}
+    if unknown := [key for key in options if key not in known]:
+        raise UsageError(
+            f"{unknown[0]} is not an option of {name}{did_you_mean(unknown[0], known)}; list them with: zoo losses"
+        )
     recipe = recipes.changed(Recipe(), {"loss.name": name} | {f"loss.{key}": value for key, value in options.items()})
     recipes.check(recipe)
-    if unused := [key for key in options if not recipes.is_field(f"loss.{key}") and key not in recipe.loss.options]:
-        takes = f"options: {', '.join(recipe.loss.options)}" if recipe.loss.options else "it has none"
-        raise UsageError(f"{unused[0]} is not an option of {name}; {takes}")
     if counts is None:
         if registry.entry("losses", name).get("counts") or recipe.loss.class_weights not in ("none", "given"):
             raise ValueError(
