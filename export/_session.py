@@ -6,7 +6,6 @@ Imports no torch, so that ``zoo predict --onnx`` needs only onnxruntime, numpy a
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,17 +16,6 @@ from zoo import runtimes, thread_settings
 from zoo.errors import DisagreeError, FileError, UsageError, ZooError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-
-def cores() -> int:
-    """Cores this process may use: its affinity and its cgroup's share (onnxruntime counts all cores of the machine, which is slow in a container)."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.is_file():
-        limit, period = quota.read_text().split()
-        if limit != "max":
-            count = min(count, max(1, round(int(limit) / int(period))))
-    return count
 
 
 def open_session(
@@ -62,7 +50,7 @@ def open_session(
     kind, _, number = device.partition(":")
     level = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or thread_settings.requested()[0] or cores()
+    options.intra_op_num_threads = threads or thread_settings.requested()[0] or thread_settings.cores()
     options.inter_op_num_threads = 1
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     options.log_severity_level = 4

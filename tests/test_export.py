@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -410,7 +409,3 @@ LOADING = "[ONNXRuntimeError] : 1 : FAIL : Load model from /srv/a b/model.onnx f
 )  # fmt: skip
 def test_the_reason_of_onnxruntime(text: str, reason: str) -> None:
     assert _session.reason(ValueError(text)) == reason
-
-
-def test_threads_are_the_cores_there() -> None:
-    assert 1 <= _session.cores() <= (os.cpu_count() or 1)

@@ -116,7 +116,7 @@ def test_the_reference_computes_in_the_fast_layout_if_it_can(flat: bool, monkeyp
     assert wrapped.model.conv.weight.is_contiguous(), "what is traced keeps its layout"
 
 
-@pytest.mark.parametrize(("variable", "expected"), [("3", 3), ("", _session.cores())])
+@pytest.mark.parametrize(("variable", "expected"), [("3", 3), ("", thread_settings.cores())])
 def test_onnxruntime_has_the_threads_that_are_set(
     variable: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -306,3 +306,21 @@ def test_dbm_enlarges_the_angle_of_the_label() -> None:
         expected[label] = (angles[row, label] + margin).cos()
         own = -(10 * expected).log_softmax(0)[label]
         assert float(loss(10 * cosine[row : row + 1], torch.tensor([label]))) == pytest.approx(float(own), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "ldam", "dbm", "logit_adjustment"])
+@pytest.mark.parametrize("kind", ["labels", "ignored", "shares"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_parts_of_a_batch_make_the_whole_by_their_divisors(name: str, kind: str, weighted: bool) -> None:
+    """loss(batch) divisor(batch) is the sum over its parts."""
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(12, 4, generator=draw, dtype=torch.float64)
+    target = torch.randint(4, (12,), generator=draw)
+    if kind == "ignored":
+        target[3] = -100
+    shares = torch.rand(12, 4, generator=draw, dtype=torch.float64).softmax(1)
+    given = shares if kind == "shares" else target
+    loss: Any = losses.create_loss(name, counts=[40, 30, 20, 10], weight=[0.1, 1.0, 2.0, 5.0] if weighted else None)
+    parts = [slice(0, 5), slice(5, 12)]
+    total = sum(loss(logits[part], given[part]).item() * loss.divisor(given[part]) for part in parts)
+    assert loss(logits, given).item() * loss.divisor(given) == pytest.approx(total, rel=1e-6)

@@ -75,8 +75,8 @@ def test_the_share_of_a_container(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
-    assert machine._quota() == expected
+    monkeypatch.setattr(thread_settings, "CGROUP", tmp_path)
+    assert thread_settings._quota() == expected
     assert machine.cores() >= 1
 
 

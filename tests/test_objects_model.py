@@ -41,7 +41,7 @@ def trained(what: Any, tmp_path: Path, **more: Any) -> zoo.run.Run:
 
 
 @pytest.mark.parametrize("model", [Net, Net(), lambda classes: Net(classes)])
-def test_a_model_from_python_is_trained_loaded_and_exported(model: Any, tmp_path: Path) -> None:
+def test_a_model_from_python_is_trained_loaded_and_exported(model: Any, tmp_path: Path, capsys: Any) -> None:
     run = trained(model, tmp_path)
     name = "object:Net" if "Net" in str(model) else "object:<lambda>"
     assert run.recipe.model == name
@@ -57,6 +57,8 @@ def test_a_model_from_python_is_trained_loaded_and_exported(model: Any, tmp_path
     with pytest.raises(UsageError, match=r"an object from Python \(object:.*\), which no file has; pass it there: zoo.load"):
         zoo.load(run.path)
     assert cli.run(["eval", str(run.path)]) == 2
+    assert cli.run(["train", str(run.path / "recipe.toml"), "--data", "synthetic", "--dry-run"]) == 2
+    assert f"pass them: zoo.train({str(run.path / 'recipe.toml')!r}, model=...)" in capsys.readouterr().err
 
 
 def test_a_module_starts_from_its_weights_and_is_left_as_it_was(tmp_path: Path, capsys: Any) -> None:

@@ -20,29 +20,11 @@ import zoo
 from zoo import thread_settings
 from zoo.console import print_line
 from zoo.errors import UsageError
+from zoo.thread_settings import cores as cores
 
 # glibc's mallopt keys (malloc.h)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-CGROUP = Path("/sys/fs/cgroup")
 C = TypeVar("C", bound=Callable[..., Any])
-
-
-def cores() -> int:
-    """Cores this process may use: its affinity and, in a container, its cgroup's share."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit, period = _quota()
-    return min(count, max(1, round(limit / period))) if limit > 0 else count
-
-
-def _quota() -> tuple[int, int]:
-    """CPU time per period that the cgroup allows, in microseconds, and the period; a limit of 0 for none (cgroup v2, then v1)."""
-    with contextlib.suppress(OSError, ValueError):
-        limit, period = (CGROUP / "cpu.max").read_text().split()
-        return 0 if limit == "max" else int(limit), int(period)
-    with contextlib.suppress(OSError, ValueError):
-        old = CGROUP / "cpu"
-        return int((old / "cpu.cfs_quota_us").read_text()), int((old / "cpu.cfs_period_us").read_text())
-    return 0, 1
 
 
 def threads(processes: int = 1) -> tuple[int, str]:

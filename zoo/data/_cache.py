@@ -30,6 +30,7 @@ from zoo.data._pixels import PRINT_BYTES, Cached, Decoded, View, fingerprint, sq
 from zoo.errors import DataError, DiskError
 from zoo.files import TEMPORARY, as_disk_error, cache_folder, held, publish, publish_text
 from zoo.spec import ImageArray
+from zoo.thread_settings import cores
 
 FORMAT = 2
 """Version of the cache: increased whenever the same file would be decoded to other pixels."""
@@ -179,7 +180,7 @@ def _in_blocks(do: Callable[[range], T], n: int, block: int, done: str) -> Itera
         while waiting:
             yield waiting.popleft().result()
 
-    threads = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
+    threads = cores()
     pool = ThreadPoolExecutor(threads)
     try:
         with warnings.catch_warnings():
@@ -260,11 +261,10 @@ def _content(listing: Listing) -> str:
     ):
         found.update(b"".join(digests))
     content = found.hexdigest()[:24]
-    with (
-        contextlib.suppress(DiskError, OSError),
-        held(_lock(known)),
-    ):  # :func:`_remove_stale` of another process respects the lock
-        publish_text(known, f"{content} {_seal(state, content)}\n")
+    with contextlib.suppress(DiskError), as_disk_error(known):
+        known.parent.mkdir(parents=True, exist_ok=True)
+        with held(_lock(known)):  # :func:`_remove_stale` of another process respects it
+            publish_text(known, f"{content} {_seal(state, content)}\n")
     return content
 
 

@@ -54,6 +54,20 @@ def listed(bad: Sequence[str], name: str) -> str:
     return f"{'; '.join(bad[:3])}{more}"
 
 
+def fixed_fifth(targets: np.ndarray, where: str, without: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """Positions for training and test of a set without a test split, and a note; ``without`` names what is missing.
+
+    The test images are a fixed fifth of each class, whatever the seed of a run.
+
+    Raises:
+        DataError: no class has enough images.
+    """
+    kept, held = sampling.carve(targets, 0.2, 0)
+    if not len(held):
+        raise DataError(f"too few images for a test set ({where}, {len(targets)}); add some")
+    return kept, held, f"no {without}: {len(held):,} images, a fixed fifth of each class, are the test set"
+
+
 def part(images: np.ndarray, targets: np.ndarray, files: Sequence[str]) -> Part:
     """A part that is held in memory."""
     return Part(images, targets, [shown(file) for file in files], fingerprints(images))

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoo import sampling
 from zoo.data import _cache, _folders, _parts
 from zoo.data._image import shown
 from zoo.errors import DataError, UsageError
@@ -14,7 +13,6 @@ from zoo.spec import DataSet, DataSpec
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-TEST_SHARE = 0.2
 SPLITS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
@@ -149,11 +147,8 @@ def _ambiguous(folder: Path, called: dict[str, str], deep: dict[str, bool]) -> D
 def _carved(source: Path) -> tuple[dict[str, _folders.Listing], list[str], list[str]]:
     classes = _classes(source)
     listing, notes = _folders.scan(source, classes)
-    kept, held = sampling.carve(listing.targets, TEST_SHARE, 0)
-    if not len(held):
-        raise DataError(f"too few images for a test set ({shown(source.absolute())}, {len(kept)}); add some")
-    notes.append(f"no test folder: {len(held):,} images, a fixed fifth of each class, are the test set")
-    return {"train": listing.take(kept), "test": listing.take(held)}, classes, notes
+    kept, held, note = _parts.fixed_fifth(listing.targets, shown(source.absolute()), "test folder")
+    return {"train": listing.take(kept), "test": listing.take(held)}, classes, [*notes, note]
 
 
 def _classes(source: Path) -> list[str]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from zoo import sampling
 from zoo.data import _cache, _folders, _parts
 from zoo.data._folders import Listing
 from zoo.data._image import shown
@@ -23,7 +22,6 @@ from zoo.spec import DataSet, DataSpec
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-TEST_SHARE = 0.2
 PATHS = ("path", "file", "filename", "filepath", "file_name", "image", "image_path", "img")
 LABELS = ("label", "class", "target", "category", "labels", "class_name")
 SPLITS = {
@@ -196,11 +194,9 @@ def _split(whole: Listing, splits: Sequence[str], path: Path) -> tuple[dict[str,
         notes.append("no test images in the list: split val is the test set, and validation is split from training")
     if "test" not in found:
         train = found["train"]
-        kept, held = sampling.carve(train.targets, TEST_SHARE, 0)
-        if not len(held):
-            raise DataError(f"too few images for a test set ({shown(path)}, {len(kept)}); add some")
+        kept, held, note = _parts.fixed_fifth(train.targets, shown(path), "split column")
         found |= {"train": train.take(kept), "test": train.take(held)}
-        notes.append(f"no split column: {len(held):,} images, a fixed fifth of each class, are the test set")
+        notes.append(note)
     return found, notes
 
 

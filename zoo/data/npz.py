@@ -10,14 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo import sampling
 from zoo.data import _arrays, _parts
 from zoo.data._folders import stored_side
 from zoo.data._image import shown
 from zoo.errors import DataError, UsageError
 from zoo.spec import DataSet, DataSpec
 
-TEST_SHARE = 0.2
 MAX_BYTES = 64 << 30
 """Largest size of all arrays after unpacking."""
 KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "Y_{}"), ("X_{}", "y_{}"), ("{}_x", "{}_y"))
@@ -66,11 +64,9 @@ def build(folder: Path | None, *, size: int, val: float, seed: int) -> DataSet:
         notes.append("no test arrays: the val arrays are the test set, and validation is split from training")
     if "test" not in read:
         images, targets, grey = read["train"]
-        kept, held = sampling.carve(targets, TEST_SHARE, 0)
-        if not len(held):
-            raise DataError(f"too few images for a test set ({shown(folder)}, {len(targets)}); add some")
+        kept, held, note = _parts.fixed_fifth(targets, shown(folder), "test arrays")
         read = {"train": (images[kept], targets[kept], grey), "test": (images[held], targets[held], grey)}
-        notes.append(f"no test arrays: {len(held):,} images, a fixed fifth of each class, are the test set")
+        notes.append(note)
     parts = {split: _arrays.as_part(images, targets, stored_side(size), split) for split, (images, targets, _) in read.items()}
     return _parts.assemble(
         shown(folder.name), classes, parts["train"], parts["test"], mean=_arrays.MEAN, std=_arrays.STD, val=parts.get("val", val), seed=seed,

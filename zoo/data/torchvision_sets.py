@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zoo import sampling
 from zoo.console import counted, print_line
 from zoo.data import _arrays, _folders, _parts
 from zoo.data._image import shown
@@ -19,7 +18,6 @@ from zoo.spec import DataSet, DataSpec
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-TEST_SHARE = 0.2
 MAX_BYTES = 8 << 30
 """Largest number of pixels in memory."""
 MORE = {"EMNIST": {"split": "balanced"}}
@@ -43,9 +41,9 @@ def build(folder: Path | None, *, size: int, val: float, seed: int, variant: str
         parts[split] = images, targets
     if "test" not in parts:
         images, targets = parts["train"]
-        kept, held = sampling.carve(targets, TEST_SHARE, 0)
+        kept, held, note = _parts.fixed_fifth(targets, variant, "test split")
         parts = {"train": (images[kept], targets[kept]), "test": (images[held], targets[held])}
-        notes.append(f"no test split: {len(held):,} images, a fixed fifth of each class, are the test set")
+        notes.append(note)
     classes = _classes(sets["train"], [targets for _, targets in parts.values()])
     made = [_arrays.as_part(*parts[split], side, split) for split in ("train", "test")]
     return _parts.assemble(variant, classes, *made, mean=MEAN, std=STD, val=val, seed=seed, notes=notes)

@@ -45,15 +45,15 @@ def converted(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Te
 
 
 def divisor(target: Tensor, weight: Tensor | None, *, shares: bool) -> float:
-    """What a weighted mean over a batch is divided by: the sum of the labels' weights, or the rows without weights.
+    """What a weighted mean over a batch is divided by: the sum of the labels' weights, or the number of rows without weights.
 
-    ``shares``: whether a target of class shares is divided by the sum of their weights too, instead of by the rows.
+    Ignored rows do not count. ``shares``: whether a target of class shares is divided by the sum of their weights too, instead of by
+    the number of rows.
     """
-    if weight is None or (target.is_floating_point() and not shares):
-        return float(len(target))
     if target.is_floating_point():
-        return float((target * weight.to(target.dtype)).sum())
-    return float(weight[target[target != IGNORED].long()].double().sum())
+        return float((target * weight.to(target.dtype)).sum()) if shares and weight is not None else float(len(target))
+    labels = target[target != IGNORED].long()
+    return float(len(labels)) if weight is None else float(weight[labels].double().sum())
 
 
 def one_hot(target: Tensor, classes: int) -> Tensor:

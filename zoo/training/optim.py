@@ -178,38 +178,34 @@ class Schedule:
         raise ValueError(f"name = {self.name!r} is not constant, step, multistep, cosine, onecycle or plateau")
 
 
+@dataclass
 class Plateau:
-    """The factor on the learning rate that falls when the score stops rising: torch's ReduceLROnPlateau.
+    """The factor on the learning rate that falls when the score stops rising, as torch's ReduceLROnPlateau with a threshold of 0.
 
-    torch's scheduler changes the rates of an optimizer. Here it has a private one whose rate is the factor, so that the
-    warm-up and the factors of layers work as in every schedule.
+    ``gamma`` multiplies the factor after more than ``epochs`` epochs without a higher score.
     """
 
-    def __init__(self, gamma: float, epochs: int) -> None:
-        """``gamma`` multiplies the factor after more than ``epochs`` epochs without a higher score."""
-        self._optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
-        self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self._optimizer, mode="max", factor=gamma, patience=epochs, threshold=0.0, eps=0.0
-        )
-        self._scheduler.best = -1.0  # below any accuracy, and unlike torch's -inf a number in JSON
-
-    @property
-    def factor(self) -> float:
-        """Factor on the learning rate, 1 at the start."""
-        return self._optimizer.param_groups[0]["lr"]
+    gamma: float
+    epochs: int
+    factor: float = 1.0
+    best: float = -1.0
+    """The highest score, at first below any accuracy."""
+    idle: int = 0
+    """Epochs since then, or since the factor fell."""
 
     def update(self, score: float) -> None:
         """Record the score of an epoch."""
-        self._scheduler.step(score)
+        self.best, self.idle = (score, 0) if score > self.best else (self.best, self.idle + 1)
+        if self.idle > self.epochs:
+            self.factor, self.idle = self.factor * self.gamma, 0
 
     def state_dict(self) -> dict[str, float]:
         """The factor, the best score and the epochs since, as JSON-able numbers."""
-        return {"factor": self.factor, "best": self._scheduler.best, "idle": self._scheduler.num_bad_epochs}
+        return {"factor": self.factor, "best": self.best, "idle": self.idle}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Restore the output of :meth:`state_dict`."""
-        self._optimizer.param_groups[0]["lr"] = state["factor"]
-        self._scheduler.best, self._scheduler.num_bad_epochs = state["best"], int(state["idle"])
+        self.factor, self.best, self.idle = state["factor"], state["best"], int(state["idle"])
 
 
 class Ema:
