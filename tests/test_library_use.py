@@ -187,3 +187,9 @@ def test_benchmarks_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert all(row["images_per_s"] > 0 for row in rows)
     raised(lambda: zoo.bench.measure(NET), TypeError, "what is Sequential; export the module")
     raised(lambda: zoo.bench.measure(tmp_path / "a.onnx", batches="1,2"), TypeError, r"sequences, such as \(1, 64\)")
+
+
+@pytest.mark.parametrize("weight", [[1, 2.0, 3, 4, 5], (1, 2, 3, 4, 5), np.arange(1.0, 6.0)])
+def test_class_weights_may_be_a_list(weight: Any) -> None:
+    expected = zoo.ops.focal_loss(X, Y, 2.0, torch.arange(1.0, 6.0))
+    assert zoo.ops.focal_loss(X, Y, 2.0, weight) == zoo.losses.FocalLoss(2.0, weight)(X, Y) == expected

@@ -335,7 +335,7 @@ WRONG = [
     (dict(target=Y.to("meta")), ValueError, "target must be on cpu like the logits, not on meta"),
     (dict(weight=torch.ones(2)), ValueError, r"weight must be \(3,\) for 3 classes, not \(2,\)"),
     (dict(weight=torch.ones(3, 1)), ValueError, r"weight must be \(3,\)"),
-    (dict(weight=[1, 1, 1]), TypeError, "weight must be a tensor or an array, not list"),
+    (dict(weight=["1", 1, 1]), TypeError, "weight must be a tensor, an array or a list of numbers, not list"),
     (dict(weight=torch.ones(3).long()), TypeError, "weight must be floating point, not int64"),
     (dict(weight=torch.ones(3, device="meta")), ValueError, "weight must be on cpu"),
     (dict(gamma=-0.5), ValueError, "gamma must be finite and >= 0, not -0.5"),

@@ -17,6 +17,7 @@ LABELS = (torch.int64, torch.int32, torch.uint8)
 INTEGERS = (*LABELS, torch.int8, torch.int16, torch.uint16, torch.uint32, torch.uint64)
 
 Target = Tensor | Sequence[Any]
+Weight = Tensor | np.ndarray | Sequence[float]
 Number = float | int
 
 
@@ -159,10 +160,12 @@ def _weight(weight: Any, logits: Tensor) -> Tensor | None:
     """The weight in the form of the kernels, unchanged if it has that form already."""
     if weight is None:
         return None
+    if isinstance(weight, (list, tuple)) and all(isinstance(each, (int, float)) for each in weight):
+        weight = np.array(weight, np.float64)
     if isinstance(weight, np.ndarray):
         weight = torch.as_tensor(weight.astype(weight.dtype.newbyteorder("=")), device=logits.device)
     if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor or an array, not {type(weight).__name__}")
+        raise TypeError(f"weight must be a tensor, an array or a list of numbers, not {type(weight).__name__}")
     if not weight.dtype.is_floating_point:
         raise TypeError(f"weight must be floating point, not {short(weight.dtype)}")
     classes = logits.shape[1] if logits.dim() > 1 else logits.shape[0]

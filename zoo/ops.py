@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from zoo import focal_kernels
-from zoo.focal_arguments import DTYPES, LABELS, Call, Target, check_inplace, prepare, widened
+from zoo.focal_arguments import DTYPES, LABELS, Call, Target, Weight, check_inplace, prepare, widened
 from zoo.focal_formula import check_labels, differentiable, formula, formula_in_place, shapes
 from zoo.focal_kernels import DOUBLE, PLAIN, SINGLE, is_memory, is_watched, unwrapped, versions
 from zoo.focal_options import REDUCTIONS
@@ -64,7 +64,7 @@ def focal_loss(
     logits: Tensor,
     target: Target,
     gamma: float = 2.0,
-    weight: Tensor | None = None,
+    weight: Weight | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
@@ -84,7 +84,7 @@ def focal_loss(
         target: (), (N,) or (N, d1, ...) labels of an integer type in [0, C), or ``ignore_index``; or floating-point class shares
             of the logits' shape; or (labels, other labels, share of the first), mixup without the memory of shares (Zhang et al.
             2018): the share is a number, or a tensor with one value or one per row. A row with an ignored label is ignored.
-        weight: (C,) floating-point weight of each class, a tensor or a NumPy array.
+        weight: (C,) floating-point weight of each class, a tensor, a NumPy array or a list of numbers.
         reduction: "none"; "mean" over the rows that are not ignored; "sum"; "weighted_mean": divided as in ``F.cross_entropy``,
             by the sum of the labels' weights, or by the number of rows if the target is shares or two labels. Without rows, or if
             all are ignored, the loss is 0 with zero gradient.
@@ -118,7 +118,7 @@ def focal_loss_with_stats(
     logits: Tensor,
     target: Target,
     gamma: float = 2.0,
-    weight: Tensor | None = None,
+    weight: Weight | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
