@@ -256,3 +256,8 @@ def test_values_are_converted_in_one_place() -> None:
         if re.search(r"msgspec\.convert\(|decode\(.*type=", path.read_text(encoding="utf-8"))
     }
     assert {path.replace("zoo/export", "export") for path in found} == {"zoo/recipe_types.py"}
+
+
+def test_keys_are_named_as_the_options_of_commands() -> None:
+    named = {"data_dir": "data.dir", "data": "data.name", "lr": "optim.lr", "optim_lr": "optim.lr", "data.val": "data.val"}
+    assert {key: recipes.full_key(key) for key in named} == named

@@ -271,15 +271,14 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def full_key(key: str) -> str:
-    """``lr`` to ``optim.lr``, ``data`` to ``data.name``; UsageError with the nearest keys if there is none."""
+    """``lr`` to ``optim.lr``, ``data`` to ``data.name``, ``data_dir`` to ``data.dir``; UsageError with the nearest keys otherwise."""
     known = keys()
-    if key in known:
-        return key
+    for name in (key, f"{key}.name", key.replace("_", ".", 1)):
+        if name in known:
+            return name
     if key.rpartition(".")[2] == "gamma":
         raise UsageError(BARE_GAMMA)
     leaf = [name for name in known if name.endswith(f".{key}") and name.count(".") == 1 and key != "name"]
-    if f"{key}.name" in known:
-        return f"{key}.name"
     if len(leaf) == 1:
         return leaf[0]
     near = did_you_mean(key, [*known, *(name.rpartition(".")[2] for name in known)])
