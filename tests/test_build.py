@@ -16,7 +16,7 @@ from zoo import run as engine
 from zoo.__main__ import run as zoo
 from zoo.data._read import read
 from zoo.errors import DataError, UsageError
-from zoo.spec import DataSet, Split
+from zoo.spec import DataSet, Given, Split
 from zoo.training import build, checks, lint, losses
 from zoo.training.processes import Team
 
@@ -189,4 +189,6 @@ def _images(**changed: Any) -> DataSet:
 def test_own_data_of_a_wrong_form_is_refused(changed: dict[str, Any], says: str, tmp_path: Path) -> None:
     checks.check_data(_images())
     with pytest.raises(DataError, match=says):
-        training.train(recipe.resolve("cnn_small", {"device": "cpu"}), out=tmp_path / "run", data=_images(**changed))
+        training.train(
+            recipe.resolve("cnn_small", {"device": "cpu"}), out=tmp_path / "run", given=Given(data=_images(**changed))
+        )

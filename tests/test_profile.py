@@ -16,6 +16,7 @@ from torch import nn
 from zoo import csv_files, recipe, run_folders, tables, tensor_files, training
 from zoo.cli import cli
 from zoo.errors import DivergedError
+from zoo.spec import Given
 from zoo.training import profile
 from zoo.training.batches import Batches
 
@@ -108,7 +109,9 @@ class Broken(nn.Module):
 
 def test_a_run_that_ends_early_has_its_profile(tmp_path: Path) -> None:
     with pytest.raises(DivergedError):
-        training.train(recipe.changed(SMALL, {"class_weights": "none"}), out=tmp_path / "run", profile=True, loss=Broken())
+        training.train(
+            recipe.changed(SMALL, {"class_weights": "none"}), out=tmp_path / "run", profile=True, given=Given(loss=Broken())
+        )
     parts = [row["name"] for row in csv_files.read(tmp_path / "run" / "profile.csv")]
     assert "forward" in parts
     assert not (tmp_path / "run" / "profile_trace.json").exists(), "it ended before the traced steps"
