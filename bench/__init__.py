@@ -21,6 +21,8 @@ from zoo.export import _child, _guard
 if TYPE_CHECKING:
     from zoo.run import Run
 
+    Target = Run | str | Path
+
 BUSY = 0.25
 """Number of cores in use by other processes above which a benchmark warns: synchronised threads then wait for the scheduler."""
 
@@ -88,7 +90,7 @@ class Request:
         )
 
 
-def command(what: str | Path | Sequence[str] | None = None, request: Request = Request()) -> Path:
+def command(what: Target | Sequence[Target] | None = None, request: Request = Request()) -> Path:
     """``zoo bench``: measure runs (default: the latest run), models, files, or a part of zoo; print the table and the paths of the files.
 
     Raises:
@@ -101,7 +103,8 @@ def command(what: str | Path | Sequence[str] | None = None, request: Request = R
         print_line(f"expect   at most {request.seconds:g} s (--seconds)")
     from zoo.bench import _timing  # torch is imported here; its time counts
 
-    began, targets = time.time(), [what] if isinstance(what, str | Path) else list(what or ())
+    targets: list[Any]
+    began, targets = time.time(), list(what or ()) if isinstance(what, (list, tuple, type(None))) else [what]
     if request.out is not None:
         _check_out(request.out)
     if (taken := _timing.busy()) > BUSY:
@@ -137,7 +140,7 @@ def command(what: str | Path | Sequence[str] | None = None, request: Request = R
 
 
 def measure(
-    what: Run | str | Path | Sequence[str | Path] | None = None,
+    what: Target | Sequence[Target] | None = None,
     *,
     batches: Sequence[int] = (),
     devices: Sequence[str] = (),
@@ -155,15 +158,14 @@ def measure(
     Raises:
         UsageError, FileError, DisagreeError, DiskError: as in the command. TypeError: an argument has the wrong type.
     """
-    named: Any = getattr(what, "path", what)  # of a run
-    if callable(named):
+    if callable(what):
         raise TypeError(
             f"what is {type(what).__name__}; export the module, and measure the file: zoo.export.onnx(module, PATH, ...)"
         )
     if isinstance(batches, str) or isinstance(devices, str):
         raise TypeError("batches and devices are sequences, such as (1, 64) and ('cpu',)")
     path = command(
-        named if isinstance(named, (str, Path, type(None))) else [str(each) for each in named],
+        what,
         Request(
             batches=",".join(map(str, batches)) or None, devices=",".join(devices) or None, threads=threads, seconds=float(seconds),
             quick=quick, out=Path(out) if out is not None else None,
@@ -220,19 +222,19 @@ def _check_out(out: Path) -> None:
     files.check_writable(out)
 
 
-def _known(targets: Sequence[str | Path], out: Path | None) -> list[str]:
+def _known(targets: Sequence[Target], out: Path | None) -> list[Any]:
     """The targets, by default the latest run; prints the folders of runs. DiskError if the default ``out`` cannot be created."""
     from zoo import hub, run_folders
     from zoo.console import print_line
 
-    found = [str(target) for target in targets] or [str(run_folders.find(None))]
+    found: list[Any] = [each if hasattr(each, "recipe") else str(each) for each in targets] or [str(run_folders.find(None))]
     if not targets:
         print_line(f"run      {found[0]}")
     if out is None:  # checked before measuring, as an --out
         folder = run_folders.root() / "bench"
-        if len(found) == 1 and not hub.is_hub(found[0]):
+        if len(found) == 1 and not hub.is_hub(name := getattr(found[0], "path", found[0])):
             with contextlib.suppress(ZooError):  # a model or a file
-                folder = run_folders.find(found[0])
+                folder = run_folders.find(name)
         files.check_writable(folder / "bench.csv")
     return found
 

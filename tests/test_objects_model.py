@@ -51,6 +51,7 @@ def test_a_model_from_python_is_trained_loaded_and_exported(model: Any, tmp_path
     assert engine.evaluate(again)[0].accuracy == run.metrics[-1]["accuracy"]
     assert all(map(torch.equal, again.model.state_dict().values(), run.model.state_dict().values()))
     assert zoo.export.onnx(again, force=True).n == 9
+    assert zoo.bench.measure(again, batches=(1,), quick=True)[0]["model"] == name
     calibrated, _ = engine.calibrate(again)
     assert calibrated.temperature != 1
     assert calibrated.given.model is model
