@@ -52,7 +52,7 @@ def test_training_images_initialise_a_model_only_without_weights(tmp_path: Path,
     made: list[FirstImages] = []
     spec = build.sized_spec("cnn_small", 0)
 
-    def sized(name: str, size: int, folder: Path | None = None) -> object:
+    def sized(name: str, size: int, folder: Path | None = None, model: object = None) -> object:
         import dataclasses
 
         return dataclasses.replace(spec, build=lambda classes: made.append(FirstImages()) or made[-1], head="linear", stages=())
