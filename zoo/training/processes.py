@@ -2,8 +2,8 @@
 
 The result is that of one process up to rounding, dropout aside: the recipe's batch size counts the images of all processes,
 the order of the images is that of the counter-based generator, split by rank, the loss is taken over the logits of the whole
-batch, and
-BatchNorm's statistics are those of the whole batch. Only rank 0 writes files and prints.
+batch, and BatchNorm's statistics are those of the whole batch. Exception: of a batch with fewer images than processes, every process
+takes all images, and BatchNorm's running variance is corrected for the number with repetitions. Only rank 0 writes files and prints.
 """
 
 from __future__ import annotations
