@@ -196,3 +196,11 @@ def test_evaluation_and_prediction_leave_the_model_as_it_was(small_run: Path) ->
     assert engine.evaluate(run, "val")[0].accuracy == engine.evaluate(zoo.load(small_run), "val")[0].accuracy
     assert [module.training for module in run.model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+
+
+def test_many_images_show_progress(
+    small_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engine, "SILENT_SECONDS", 0.0)
+    zoo.load(small_run).predict(np.zeros((3, 32, 32, 3), np.uint8))
+    assert "predict  classified 1 of 3 · left " in capsys.readouterr().err

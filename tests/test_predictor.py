@@ -49,6 +49,17 @@ def pictures(tmp_path: Path) -> list[Path]:
     return [*found[:1], torn, *found[1:]]
 
 
+def test_many_images_show_progress(
+    exported: tuple[Path, torch.nn.Module],
+    pictures: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(predictor, "SILENT_SECONDS", 0.0)
+    predictor.predict(exported[0], pictures)
+    assert "predict  classified 1 of 4 · left " in capsys.readouterr().err
+
+
 def test_predicts_as_pytorch_does(exported: tuple[Path, torch.nn.Module], pictures: list[Path]) -> None:
     path, model = exported
     answers = predictor.predict(path, pictures, top=4)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.console import SILENT_SECONDS, counted
 from zoo.data._image import listed, read_image
 from zoo.data._pixels import square
 from zoo.errors import DataError, FileError
@@ -103,7 +104,8 @@ def predict(
     budget = _guard.memory(_guard.check(model), max_memory)
     _guard.check_receipt(model)
     request = {"model": str(model), "images": [str(path) for path in images], "top": top}
-    return list(_child.lines("zoo.predictor", request, model, max_memory=budget, timeout=timeout))
+    found = _child.lines("zoo.predictor", request, model, max_memory=budget, timeout=timeout)
+    return list(counted(found, len(images), "predict  classified", quiet=SILENT_SECONDS))
 
 
 def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:

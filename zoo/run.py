@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo import calibration, files, machine, metrics, model_files, run_folders, tensor_files
 from zoo import recipe as recipes
-from zoo.console import print_line
+from zoo.console import SILENT_SECONDS, counted, print_line
 from zoo.data import _augment
 from zoo.data._arrays import checked_ranges, coloured, top_of, untensored
 from zoo.data._image import listed, read_image, shown
@@ -109,7 +109,8 @@ class Run:
         checked_ranges("images", arrays)
         highest = top_of(arrays.values())
         with torch.inference_mode(), _eval_mode(self.model):
-            return [self._answer(image, f"images[{at}]", arrays, highest, top) for at, image in enumerate(given)]
+            numbered = counted(enumerate(given), len(given), "predict  classified", quiet=SILENT_SECONDS)
+            return [self._answer(image, f"images[{at}]", arrays, highest, top) for at, image in numbered]
 
     def _answer(self, image: Any, name: str, arrays: dict[str, np.ndarray], highest: float, top: int) -> dict[str, Any]:
         """The answer of :meth:`predict` for one image, which is in ``arrays`` under its ``name`` or a path or a Pillow image."""
