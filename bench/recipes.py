@@ -70,7 +70,8 @@ def course_of(folders: Sequence[Path]) -> list[dict[str, Any]]:
 def _merged(path: Path, rows: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
     """``rows`` and those of the file that are of other runs: runs trained elsewhere or deleted are kept.
 
-    Rows of a shipped recipe are dropped if a new row has other settings under the same name, as the recipe has changed since.
+    Rows of a shipped recipe are dropped if a new row has other settings under the same name, as the recipe has changed since. The
+    warnings of the linter, which may have had other words, are those of a new row with the same settings.
     """
     new = {(row["digest"], str(row["seed"])) for row in rows}
     settings = {row["recipe"]: row["digest"] for row in rows if row["recipe"].split()[0] in recipes.shipped()}
@@ -79,7 +80,9 @@ def _merged(path: Path, rows: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
         digest = row.get("digest")
         return (digest, row["seed"]) not in new and settings.get(row["recipe"], digest) == digest
 
-    return _timing.merged(path, rows, keep)
+    texts = {row["digest"]: row["lint"] for row in rows if "lint" in row}
+    merged = _timing.merged(path, rows, keep)
+    return [{**row, "lint": texts[row["digest"]]} if row["digest"] in texts else row for row in merged]
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
