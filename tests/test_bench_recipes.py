@@ -28,6 +28,14 @@ def test_rows_of_other_runs_stay(tmp_path: Path) -> None:
     ]
 
 
+def test_seeds_of_one_recipe_have_the_warnings_of_the_newest_run(tmp_path: Path) -> None:
+    fields = ("recipe", "digest", "seed", "lint")
+    old = [("demo", "a", 0, "old words"), ("demo epochs=2", "b", 0, "old words")]
+    path = _timing.write_csv(tmp_path / "r.csv", [dict(zip(fields, row)) for row in old])
+    merged = recipes_bench._merged(path, [dict(zip(fields, ("demo", "a", 1, "new words")))])
+    assert [row["lint"] for row in merged] == ["new words", "old words", "new words"]
+
+
 def test_rows_of_a_changed_recipe_are_dropped(tmp_path: Path) -> None:
     """A name that now stands for other settings; other names, and names of users' runs, do not tell the settings."""
     old = [("demo", "a", 0), ("demo epochs=2", "b", 0), ("s1_ce", "c", 0), ("resnet20 focal", "d", 0)]
