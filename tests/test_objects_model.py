@@ -41,7 +41,7 @@ def trained(what: Any, tmp_path: Path, **more: Any) -> zoo.run.Run:
 
 
 @pytest.mark.parametrize("model", [Net, Net(), lambda classes: Net(classes)])
-def test_a_model_from_python_is_trained_loaded_and_exported(model: Any, tmp_path: Path, capsys: Any) -> None:
+def test_a_model_from_python_is_trained_and_loaded(model: Any, tmp_path: Path) -> None:
     run = trained(model, tmp_path)
     name = "object:Net" if "Net" in str(model) else "object:<lambda>"
     assert run.recipe.model == name
@@ -50,11 +50,15 @@ def test_a_model_from_python_is_trained_loaded_and_exported(model: Any, tmp_path
     again = zoo.load(run.path, data=given(), model=model)
     assert engine.evaluate(again)[0].accuracy == run.metrics[-1]["accuracy"]
     assert all(map(torch.equal, again.model.state_dict().values(), run.model.state_dict().values()))
-    assert zoo.export.onnx(again, force=True).n == 9
-    assert zoo.bench.measure(again, batches=(1,), quick=True)[0]["model"] == name
-    calibrated, _ = engine.calibrate(again)
+
+
+def test_a_run_of_a_model_from_python_is_used_in_python_only(tmp_path: Path, capsys: Any) -> None:
+    run = trained(Net, tmp_path)
+    assert zoo.export.onnx(run, force=True).n == 9
+    assert zoo.bench.measure(run, batches=(1,), quick=True)[0]["model"] == "object:Net"
+    calibrated, _ = engine.calibrate(run)
     assert calibrated.temperature != 1
-    assert calibrated.given.model is model
+    assert calibrated.given.model is Net
     with pytest.raises(UsageError, match=r"an object from Python \(object:.*\), which no file has; pass it there: zoo.load"):
         zoo.load(run.path)
     assert cli.run(["eval", str(run.path)]) == 2
