@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from zoo.console import clock, print_line
 from zoo.errors import UsageError
 
-CALLS = 8
-"""Fewest calls of a contender for one batch: one to check it, three to warm it up and three rounds of one, and one in reserve."""
+CALLS = 11
+"""Fewest calls of a contender for one batch: one to check it, three to warm it up and six rounds of one, and one in reserve."""
 TUNING = 30
 """Additional calls if settings are selected by measurement."""
 OVERHEAD = 2.0

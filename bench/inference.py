@@ -31,7 +31,7 @@ BATCHES, QUICK_BATCHES = (1, 8, 64, 256), (1, 8, 64)
 ACCURACY_BATCH, QUICK_IMAGES, MOST_BYTES = 64, 1000, 400_000_000
 """Accuracy is taken at this batch size or the largest below it, on 1,000 images in a quick run and never on more than 400 MB."""
 
-QUICK_S, QUICK_CALLS = 30.0, 7
+QUICK_S, QUICK_CALLS = 30.0, 10
 """Time limit in seconds per batch size of a quick run, and the number of calls per contender if a call is long."""
 
 TF32 = "NVIDIA_TF32_OVERRIDE"

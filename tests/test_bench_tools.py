@@ -347,7 +347,7 @@ def test_a_quick_look_leaves_out_batches_that_take_long(
     err = capsys.readouterr().err
     assert err.count("skipped  batch") == 3 - len(kept)
     if len(kept) == 2:
-        assert "batch 64 (quick; it would take about 112 s" in err  # 0.05 s x 64 x 7 calls x 5 contenders
+        assert "batch 64 (quick; it would take about 160 s" in err  # 0.05 s x 64 x 10 calls x 5 contenders
 
 
 def test_self_check_finds_an_expensive_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
