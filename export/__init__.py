@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
     from zoo.export._job import Subject
     from zoo.run import Run
+
+
+COMPARED = 1000
+"""Test images that are compared with PyTorch by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +128,7 @@ def program(
     explain: bool = False,
     seed: int = 0,
     force: bool = False,
-    images: Any = 1000,
+    images: Any = COMPARED,
     full_test: bool = False,
     input: Sequence[int] = (),
     targets: Any = None,
@@ -164,17 +168,21 @@ def program(
     from zoo.export import _pipeline
 
     target = registry.find_target(fmt, precision)
-    if unknown := [name for name in written if name not in ("external_data", "opset")]:
-        raise TypeError(f"no argument {unknown[0]!r}; the arguments are those of zoo.export.program")
-    if hasattr(input, "dtype"):
-        raise TypeError(f"input is {type(input).__name__}; give the shape of one input, e.g. input=(3, 224, 224)")
+    _check(input, written)
     given = {"input": input or None, "targets": targets, "classes": classes, "mean": mean, "std": std}
     out = _out(model, path, target.TARGET.suffix)
     _pipeline.check_free(out, target.TARGET, force=force)
     written |= {"full_test": full_test, "seed": seed, "max_drop": max_drop, "reduce_range": reduce_range, "explain": explain}
-    subject = _subject(model, images, given)
-    job = _pipeline.job_of(subject, preprocess, softmax=softmax, **written)
-    return _pipeline.export(target, subject, out, job, force=force)
+    job = _pipeline.job_of(_subject(model, images, given), preprocess, softmax=softmax, **written)
+    return _pipeline.export(target, job.subject, out, job, force=force)
+
+
+def _check(shape: Any, written: Mapping[str, Any]) -> None:
+    """TypeError for an argument that no target has, or an example input in place of its shape."""
+    if unknown := [name for name in written if name not in ("external_data", "opset")]:
+        raise TypeError(f"no argument {unknown[0]!r}; the arguments are those of zoo.export.program")
+    if hasattr(shape, "dtype"):
+        raise TypeError(f"input is {type(shape).__name__}; give the shape of one input, e.g. input=(3, 224, 224)")
 
 
 def _out(model: Any, path: str | Path | None, suffix: str) -> Path:
@@ -215,7 +223,7 @@ def _subject(model: Any, images: Any, given: dict[str, Any]) -> Subject:
             raise UsageError(f"images = {images} is not allowed; compare at least 1 image with PyTorch")
         return _job.of_run(model, images)
     pictures = None if isinstance(images, int) else images
-    if pictures is None and images != 1000:
+    if pictures is None and images != COMPARED:
         raise UsageError(f"images = {images} has no effect on a module; give images (N, ...) to compare with PyTorch")
     if "input" not in given and getattr(pictures, "ndim", 0) < 2:
         raise UsageError(f"no input shape for {type(model).__name__}; give the shape of one input, e.g. input=(3, 224, 224)")

@@ -267,15 +267,12 @@ def _outputs(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, bool]:
     """
     what = f"{type(model).__name__}, input {('N', *shape)}".replace("'", "")
     device = next((each.device for each in model.state_dict().values()), torch.device("cpu"))
-    training = model.training
     try:
-        with torch.no_grad():
-            given = model.eval()(torch.zeros(2, *shape, device=device))
+        with torch.no_grad(), machine.eval_mode(model):
+            given = model(torch.zeros(2, *shape, device=device))
     except Exception as error:  # a caller's module may raise anything
         why = " ".join(str(error).split())[:80]
         raise UsageError(f"module fails ({what}: {type(error).__name__}: {why}); it must accept one float32 tensor") from error
-    finally:
-        model.train(training)
     if not isinstance(given, torch.Tensor) or given.ndim != 2 or len(given) != 2:
         found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
         raise UsageError(

@@ -127,6 +127,14 @@ def test_ordinary_mistakes_in_an_export(tmp_path: Path) -> None:
     raised(lambda: export(NET, path, force=False), BusyError, r"replace it with --force \(in Python force=True\)")
 
 
+def test_an_export_leaves_each_module_in_its_mode(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3)).train()
+    net[1].eval()  # a frozen BatchNorm of a net in training
+    modes = [module.training for module in net.modules()]
+    export(net, tmp_path / "a.onnx")
+    assert [module.training for module in net.modules()] == modes
+
+
 def test_the_shape_of_an_input_is_that_of_the_images(tmp_path: Path) -> None:
     for images, more in ((np.zeros((4, 3, 8, 8), np.float32), {}), (BYTES, {"mean": (0.5,) * 3, "std": (0.25,) * 3})):
         receipt = export(NET, tmp_path / "a.onnx", input=(), images=images, **more)

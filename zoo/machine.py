@@ -126,6 +126,18 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Put a model into eval mode, and each module back into its own mode afterwards: the caller may be training it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextlib.contextmanager
 def torch_defaults() -> Iterator[None]:
     """torch's initial float type, device and gradient mode, which a notebook or program that calls zoo may have changed.
 

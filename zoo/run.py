@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -108,7 +107,7 @@ class Run:
         }
         checked_ranges("images", arrays)
         highest = top_of(arrays.values())
-        with torch.inference_mode(), _eval_mode(self.model):
+        with torch.inference_mode(), machine.eval_mode(self.model):
             numbered = counted(enumerate(given), len(given), "predict  classified", quiet=SILENT_SECONDS)
             return [self._answer(image, f"images[{at}]", arrays, highest, top) for at, image in numbered]
 
@@ -249,23 +248,15 @@ def evaluate(
         part, replace(data, mean=run.mean, std=run.std), device, run.stored if views == "crops" else run.input[1], precision
     )
     home = next(run.model.parameters()).device
-    with _eval_mode(run.model):
-        model = run.model.to(device).to(memory_format=torch.channels_last)
-        logits, targets = predict(model if views == "none" else AveragedViews(model, run.input[1], views), batches, precision)
-        run.model.to(home)
+    with machine.eval_mode(run.model):
+        try:
+            model = run.model.to(device).to(memory_format=torch.channels_last)
+            logits, targets = predict(
+                model if views == "none" else AveragedViews(model, run.input[1], views), batches, precision
+            )
+        finally:
+            run.model.to(home)
     return metrics.evaluate(logits, targets), logits, targets
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode, and each module back into its own mode afterwards: the caller may be training it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def check_classes(run: Run, data: DataSet) -> None:

@@ -139,9 +139,8 @@ class Session:
                 self._halt(stop, save=False)
         if self.at.epoch < self.settings.epochs:
             what = ("macro " if self.settings.select_by == "macro" else "") + ("test" if chosen_on == "test" else "validation")
-            print_line(
-                f"stop     no better {what} accuracy for {self.settings.patience} epochs (best: epoch {self.at.best_epoch})"
-            )
+            idle = f"for {self.settings.patience} epochs (best: epoch {self.at.best_epoch})"
+            print_line(f"stop     no better {what} accuracy {idle}")
 
     def _halt(self, stop: Stop, *, save: bool = True) -> None:
         """After a step, if any process received a signal: save, synchronise, stop."""
@@ -301,9 +300,8 @@ class Session:
         if self.ema:
             tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
         # class weights come from the recipe and the epoch; a loss given in Python may have anything in "weight"
-        tensors |= {
-            f"loss.{key}": each for key, each in self.loss.state_dict().items() if key != "weight" or self.weight is None
-        }
+        state, kept = self.loss.state_dict(), self.weight is None
+        tensors |= {f"loss.{key}": value for key, value in state.items() if kept or key != "weight"}
         if self.sampler:
             tensors |= {f"sampler.{name}": torch.from_numpy(getattr(self.sampler, name)) for name in SAMPLER_STATE}
         totals = self.totals or Totals()
