@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from zoo import files
-from zoo.bench import _timing
+from zoo.bench import _budget, _timing, inference
 from zoo.bench._timing import Sample
 
 
@@ -240,3 +240,9 @@ def test_a_second_benchmark_leaves_the_file_alone_that_a_first_writes(tmp_path: 
     _timing.write_csv(path, [{"a": 1}])
     second.join()
     assert _timing.read_csv(path) == [{"a": "1"}]
+
+
+def test_the_fewest_rounds_fit_into_the_budget() -> None:
+    """One call to check a contender, three to warm it up, one per round and one in reserve; a quick run needs no reserve."""
+    assert 5 + _timing.FEWEST == _budget.CALLS
+    assert 4 + _timing.FEWEST == inference.QUICK_CALLS
