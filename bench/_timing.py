@@ -129,9 +129,8 @@ def interleave(
     """Time ``contenders`` against each other: in each round each takes one turn, in a newly shuffled order.
 
     Slow drifts of the machine (heat, other load) thus affect all equally. Give the number of ``rounds``, or the ``seconds``
-    that
-    all rounds together may take. ``warmup`` calls of each come first, untimed. ``sync`` waits for the device; it is called
-    before the clock is read.
+    that all rounds together may take. ``warmup`` calls of each come first, untimed. ``sync`` waits for the device; it is
+    called before the clock is read.
     """
     if (rounds is None) == (seconds is None):
         raise ValueError("give either rounds or seconds")
