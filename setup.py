@@ -46,6 +46,7 @@ PROBES = {  # tried in this order; the first that does not compile determines th
     "#include <Python.h>\n": "Python.h is missing; install Python's headers (apt install python3-dev) and reinstall",
 }
 OLDEST = "cp311"  # the oldest Python that a wheel supports, as in requires-python
+ONE_GIL = not sysconfig.get_config_var("Py_GIL_DISABLED")  # a free-threaded Python has no stable ABI (abi3)
 UNWRITTEN = "source file missing"
 reasons: dict[str, str] = {}
 
@@ -154,7 +155,7 @@ def _torch(listed: dict[str, list[str]]) -> list[Extension]:
         why = f"torch could not be imported while building ({str(error).splitlines()[0]}); pip install torch and reinstall"
         reasons.update(dict.fromkeys(("_C", "_C_cuda"), why))
         return []
-    common: dict[str, Any] = {"include_dirs": ["csrc"], "py_limited_api": True}
+    common: dict[str, Any] = {"include_dirs": ["csrc"], "py_limited_api": ONE_GIL}
     cxx = [*FLAGS, STABLE_ABI]
     made = [cpp_extension.CppExtension("zoo._C", listed.get("_C", []), extra_compile_args={"cxx": cxx}, **common)]
     if cuda:
@@ -249,12 +250,11 @@ def main() -> None:
         # without ninja: no gain for three files, and it would have to be on PATH
         base = sys.modules["torch.utils.cpp_extension"].BuildExtension.with_options(use_ninja=False)
     asks = "egg_info" in sys.argv and EXT != "off" and not torch_is_here() and not compiler()
-    one_gil = not sysconfig.get_config_var("Py_GIL_DISABLED")  # a free-threaded Python has no abi3
     setup(
         long_description=description(),
         long_description_content_type="text/markdown",
         ext_modules=extensions,
-        options={"bdist_wheel": {"py_limited_api": OLDEST}} if one_gil else {},
+        options={"bdist_wheel": {"py_limited_api": OLDEST}} if ONE_GIL else {},
         cmdclass={"build": Build, "build_ext": type("BuildExt", (Degrade, base), {})},
         setup_requires=["torch>=2.11"] if asks else [],
     )

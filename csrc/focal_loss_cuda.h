@@ -84,6 +84,7 @@ __global__ void few_classes(Problem p, Scratch scratch, typename T::Real* loss, 
   Totals sums{0, 0};
   for (int64_t first = int64_t(blockIdx.x) * tile_rows; first < rows; first += int64_t(gridDim.x) * tile_rows) {
     const int here = int(rows - first < tile_rows ? rows - first : tile_rows);
+    const int64_t mine = first + (me < here ? me : 0), from = row_start(p, mine), to = grad_start(p, mine);
     int r = flat_in ? me / C : me, c = flat_in ? me % C : 0;  // in image-like logits, neighbours in memory are different rows
     for (int begin = 0; begin < C; begin += tile_batch) {
       S got[tile_batch];
@@ -91,7 +92,7 @@ __global__ void few_classes(Problem p, Scratch scratch, typename T::Real* loss, 
 #pragma unroll
       for (int i = 0; i < tile_batch; ++i) {
         at[i] = begin + i < C && r < here ? r * pitch + c : -1;
-        if (at[i] >= 0) got[i] = logits[row_start(p, first + r) + c * p.stride_c];
+        if (at[i] >= 0) got[i] = logits[(flat_in ? row_start(p, first + r) : from) + c * p.stride_c];
         c += flat_in ? dc : 1;
         r += flat_in ? dr : 0;
         if (flat_in && c >= C) c -= C, ++r;
@@ -107,7 +108,7 @@ __global__ void few_classes(Problem p, Scratch scratch, typename T::Real* loss, 
       r = flat_out ? me / C : me;
       c = flat_out ? me % C : 0;
       for (int i = 0; i < C && r < here; ++i) {
-        grad[grad_start(p, first + r) + c * p.grad_c] = stored_of<T>(tile[r * pitch + c]);
+        grad[(flat_out ? grad_start(p, first + r) : to) + c * p.grad_c] = stored_of<T>(tile[r * pitch + c]);
         c += flat_out ? dc : 1;
         r += flat_out ? dr : 0;
         if (flat_out && c >= C) c -= C, ++r;

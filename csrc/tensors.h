@@ -40,10 +40,14 @@ inline zoo::Label label_of(const Tensor& target) {
   }
 }
 
+inline bool together(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && (a.is_cpu() || a.get_device_index() == b.get_device_index());
+}
+
 // Labels of each row, or shares of each row's classes.
 inline void check_target(const Tensor& logits, const Tensor& target, ScalarType accurate) {
   const int64_t dim = logits.dim();
-  STD_TORCH_CHECK(target.is_cpu() == logits.is_cpu(), "zoo::focal_loss: target must be on the device of the logits");
+  STD_TORCH_CHECK(together(target, logits), "zoo::focal_loss: target must be on the device of the logits");
   if (is_float(target)) {
     bool same = target.dim() == dim;
     for (int64_t d = 0; same && d < dim; ++d) same = target.size(d) == logits.size(d);
@@ -63,7 +67,7 @@ inline void check_pair(const Tensor& target, const std::optional<Tensor>& other,
   STD_TORCH_CHECK(!is_float(target) && other->scalar_type() == target.scalar_type() && share->scalar_type() == accurate,
                   "zoo::focal_loss: other must be of the target's type, and share float32 (float64 for float64 logits)");
   for (const Tensor* each : {&*other, &*share})
-    STD_TORCH_CHECK(each->is_cpu() == target.is_cpu() && each->numel() == target.numel() && each->is_contiguous(),
+    STD_TORCH_CHECK(together(*each, target) && each->numel() == target.numel() && each->is_contiguous(),
                     "zoo::focal_loss: other and share must be contiguous, of the target's size and on its device");
 }
 
@@ -80,7 +84,7 @@ inline void check(const Tensor& logits, const Tensor& target, const std::optiona
   check_memory(logits);
   check_memory(target);
   if (weight.has_value())
-    STD_TORCH_CHECK(weight->is_cpu() == logits.is_cpu() && weight->dim() == 1 && weight->size(0) == logits.size(1) &&
+    STD_TORCH_CHECK(together(*weight, logits) && weight->dim() == 1 && weight->size(0) == logits.size(1) &&
                         weight->scalar_type() == accurate && weight->is_contiguous(),
                     "zoo::focal_loss: weight must be (C,), contiguous, float32 (float64 for float64 logits) and on the device of the logits");
 }
