@@ -46,6 +46,8 @@ class Images:
     mean: tuple[float, ...] = ()
     """Channel means and standard deviations of images scaled to [0, 1]."""
     std: tuple[float, ...] = ()
+    skip_bad: bool = False
+    """Skip images that cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,7 @@ def images(given: Images, model: Input) -> Labelled:
     """
     model = _normalised(given, model)
     model = replace(model, side=model.side or model.shape[1])
-    data = _foreign.data_set(given.data, given.folder, model.side, tested=given.split == "test")
+    data = _foreign.data_set(given.data, given.folder, model.side, skip_bad=given.skip_bad, tested=given.split == "test")
     parts = [data.test] if given.split == "test" else [part for part in (data.train, data.val, data.test) if len(part)]
     numbers = np.array(_numbers(given, data, model), np.int64)
     targets = np.concatenate([part.targets for part in parts])
@@ -110,6 +110,8 @@ def _normalised(given: Images, model: Input) -> Input:
 def _names(given: Images, model: Input) -> tuple[str, ...]:
     """The class of each output, if known."""
     names = _foreign.class_names(given.labels) if given.labels else model.classes
+    if model.classes and names != model.classes:
+        raise UsageError(f"--classes {given.labels} differs from the class names in the file ({model.label}); omit it")
     if names and len(names) != model.outputs:
         raise FileError(
             f"{len(names)} class names for {model.outputs} outputs ({given.labels or model.label}); give one line per output"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -165,7 +165,7 @@ def _mb(model: nn.Module) -> float:
 
 
 def _own_of_file(
-    path: Path, session: Any, feed: _feed.Feed, found: Subject, facts: _facts.Facts | None, given: Images
+    path: Path, session: Any, feed: _feed.Feed, found: Subject, written: Mapping[str, str], given: Images
 ) -> _own.Labelled:
     """Labelled images for a file; its scores are computed once, as their declared shape may be open."""
     scores = session.run([feed.output], {feed.name: feed.noise(found.fixed or 1)})[0]
@@ -173,12 +173,19 @@ def _own_of_file(
     if max((*scores.shape[1:], 0)) != outputs:
         sizes = " x ".join(map(str, scores.shape[1:])) or "none"
         raise FileError(f"output is not one score per class ({path}, {feed.output}: {sizes}); omit --data")
-    model = _own.Input(label=path.name, shape=found.shape, dtype=feed.dtype, outputs=outputs)
-    if facts:
+    names = _facts.names(written)
+    model = _own.Input(
+        label=path.name, shape=found.shape, dtype=feed.dtype, outputs=outputs, classes=names if len(names) == outputs else ()
+    )
+    if facts := _of_zoo(written, path):
         steps = facts.preprocessing
         mean, std = (steps.mean, steps.std) if steps.mode == "none" else SCALED
         model = replace(model, side=steps.size, mean=mean, std=std, classes=facts.classes, whole=steps.mode == "full")
     return _own.images(given, model)
+
+
+def _of_zoo(written: Mapping[str, str], path: Path) -> _facts.Facts | None:
+    return _facts.read(written, path) if "preprocessing" in written else None
 
 
 def _of_file(path: Path, trial: _guard.Trial, given: Images | None = None) -> Subject:
@@ -186,7 +193,7 @@ def _of_file(path: Path, trial: _guard.Trial, given: Images | None = None) -> Su
     _guard.check_receipt(path)
     session = _session.open_session(path)
     feed, written = _feed.of(session, path), session.get_modelmeta().custom_metadata_map
-    facts = _facts.read(written, path) if "preprocessing" in written else None
+    facts = _of_zoo(written, path)
     mode, shape = (facts.preprocessing.mode if facts else "none"), feed.shape
     if facts and mode == "full":
         shape = (facts.preprocessing.resize, facts.preprocessing.resize, 3)
@@ -196,7 +203,7 @@ def _of_file(path: Path, trial: _guard.Trial, given: Images | None = None) -> Su
     )  # fmt: skip
     _say(path, session, feed, found)
     if given:
-        found = replace(found, own=_own_of_file(path, session, feed, found, facts, given))
+        found = replace(found, own=_own_of_file(path, session, feed, found, written, given))
     if not (path.parent / "recipe.toml").is_file() or "weights_sha256" not in written:
         return found
     run = engine.load(path.parent)

@@ -55,6 +55,8 @@ class Receipt:
     """For int8: method, number of images, seed, and the accuracy of every method that was tried."""
     run: str = ""
     """Accuracy of the run in its own precision, as text."""
+    scale: float = 1.0
+    """Standard deviation of PyTorch's logits, the unit of ``max_abs``; 1 for probabilities."""
 
     def line(self) -> str:
         """The receipt in one line."""
@@ -76,10 +78,10 @@ class Receipt:
             calibrated = f" · calibrated by {self.calibration['method']} on {self.calibration['images']}"
             calibrated += f" · {len(restored)} layers in float32" if (restored := self.calibration.get("restored")) else ""
         files = f"{len(self.files)} file{'s' if len(self.files) > 1 else ''} {self.bytes / 1e6:.1f} MB"
-        batches = ", ".join(map(str, self.batches))
+        batches, unit = ", ".join(map(str, self.batches)), "" if self.scale == 1.0 else " sd"
         found = {
             "export": f"{self.path}  {files} · {self.precision}{opset}{calibrated}",
-            "verified": f"batch {batches} agree: {self.agree:,}/{self.n:,} classes{ties}, max |difference| {self.max_abs:.1e} · {self.images}",
+            "verified": f"batch {batches} agree: {self.agree:,}/{self.n:,} classes{ties}, max |difference| {self.max_abs:.1e}{unit} · {self.images}",
         }
         return found | ({"test": right} if right else {})
 

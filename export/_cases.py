@@ -22,6 +22,7 @@ from zoo.spec import DataSet, Split
 Answer = Callable[[np.ndarray], np.ndarray]
 """Images (N, H, W, 3) uint8 to outputs (N, classes)."""
 MANY = 64
+NOISE = "images: synthetic noise (the run's data was not found)"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def pictures(run: Run, count: int) -> Pictures:
         data = run.dataset()
     except (DataError, UsageError):
         noise = np.random.default_rng(0).integers(0, 256, (min(count, 64), run.stored, run.stored, 3), np.uint8)
-        return Pictures(noise, "images: synthetic noise (the run's data was not found)", None)
+        return Pictures(noise, NOISE, None)
     at = places(data.test, count)
     return Pictures(
         np.asarray(data.test.images[at]),

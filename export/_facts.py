@@ -58,6 +58,15 @@ def read(written: Mapping[str, str], path: Path) -> Facts:
     return facts
 
 
+def names(written: Mapping[str, str]) -> tuple[str, ...]:
+    """The class names in a file's metadata, also of one that does not state its preprocessing; empty if there are none."""
+    try:
+        found = converted(json.loads(written["classes"]), tuple[str, ...])
+    except (KeyError, ValueError, RecursionError):
+        return ()
+    return found if len(set(found)) == len(found) else ()
+
+
 def _check(facts: Facts) -> None:
     steps = facts.preprocessing
     if not facts.classes or len(set(facts.classes)) != len(facts.classes):

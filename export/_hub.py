@@ -97,10 +97,22 @@ def _card(hub: Any, run: Any, receipt: Receipt) -> str:
         f"---\n{data.to_yaml()}\n---\n\n# {name} on {run.recipe.data.label}\n\n"
         f"{len(run.classes)} classes, input {' x '.join(map(str, run.input))}, accuracy {accuracy}.\n\n"
         f"`model.onnx` is verified against PyTorch: {receipt.agree:,} of {receipt.n:,} classes agree, largest difference of a logit "
-        f"{receipt.max_abs:.1e} standard deviations ({receipt.images}). `recipe.toml` has the settings of the run.\n"
+        f"{receipt.max_abs:.1e} standard deviations ({receipt.images}). `recipe.toml` has the settings of the run.\n\n"
+        f"{_usage(run)}"
         + (
             f"\nThe code of the model ({name}) is not part of this folder: without it, only `model.onnx` can be used.\n"
             if _is_code(run)
             else ""
         )
+    )
+
+
+def _usage(run: Any) -> str:
+    """How the repository is used, with zoo and without, and its classes."""
+    names = ", ".join(run.classes[:100]) + (", ..." if len(run.classes) > 100 else "")
+    return (
+        "## Use\n\n```\nzoo predict --run hf:OWNER/NAME image.jpg\nzoo predict --onnx model.onnx image.jpg\n```\n\n"
+        f"Without zoo: `model.onnx` takes float32 RGB images (N, 3, {run.input[1]}, {run.input[2]}) scaled to 0..1 and returns logits; "
+        "its metadata has the class names (`classes`) and how images are resized (`preprocessing`).\n\n"
+        f"## Classes\n\n{names}\n"
     )

@@ -325,7 +325,11 @@ def need_training_images(subject: Subject, precision: str) -> Split:
     """The images to calibrate on; DataError if there are none."""
     if subject.train is None:
         data = subject.facts.get("data")
-        hint = f"which were not found ({data}); give its data.dir" if data else "which were not given; give images="
+        hint = (
+            f"which were not found ({data}); give its data.dir"
+            if data
+            else "which were not given; give images= (zoo export: --data)"
+        )
         raise DataError(f"{precision} is calibrated on training images, {hint}")
     if not len(subject.train):
         raise DataError(

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo.console import counted, print_line
 from zoo.export import _external
 
-BATCHES = (1, 2, 7)
-ROUNDS = 3
-"""Each case's first images are run this many times at each of :data:`BATCHES`, then all of them :data:`MANY` at a time."""
 MANY = 64
+BATCHES = (1, 2, 7, MANY)
+ROUNDS = 3
+"""All images of a case are run :data:`MANY` at a time, then its first ones this many times at each smaller one of :data:`BATCHES`."""
 CALIBRATED = 0.99
 """Share of the images that must be within the tolerance if ranges are calibrated: a rare image exceeds them and is clipped."""
 
@@ -67,7 +67,8 @@ class Parity:
     """Images beyond the tolerance, each alone or in whole batches of 64."""
     holds: bool
     """Whether the outputs of enough images are within the tolerance. If all are, no class is wrong: two outputs that change order differed by less than twice the tolerance, which is a tie."""
-    batches: tuple[int, ...] = BATCHES
+    batches: tuple[int, ...]
+    """Batch sizes of which the images fill at least one."""
 
     def as_dict(self) -> dict[str, object]:
         """The numbers."""
@@ -77,20 +78,20 @@ class Parity:
 def check(
     cases: Sequence[Case], candidate: Answer, *, tolerance: float, probabilities: bool = False, share: float = 1.0
 ) -> Parity:
-    """Run ``candidate`` on all images, in batches of 1, 2, 7 and 64, against each case's reference.
+    """Run ``candidate`` on all images, at each of :data:`BATCHES`, against each case's reference.
 
     A ``share`` of the images must be within the tolerance, the same ones at every batch size, and every output finite.
     """
     own, made = (sum(len(case.images) for case in cases if case.counted is real) for real in (True, False))
     beside = f" and {made} edge cases" if made else ""
-    print_line(f"parity   {own:,} images{beside}, at batch {', '.join(map(str, BATCHES))} and {MANY}")
+    print_line(f"parity   {own:,} images{beside}, at batch {', '.join(map(str, BATCHES[:-1]))} and {MANY}")
     truths = [case.expected for case in cases]
     unit = scale(np.concatenate(truths), probabilities=probabilities)
     agree, ties, wrong, largest, worst, far, broken = 0, 0, 0, 0.0, cases[0].images[:2], 0, False
     outputs: list[np.ndarray] = []
     for case, truth in zip(cases, truths):
         all_of_it = _slices(len(truth), MANY)
-        turns = [*all_of_it, *(at for size in BATCHES for at in _slices(min(len(truth), size * ROUNDS), size))]
+        turns = [*all_of_it, *(at for size in BATCHES[:-1] for at in _slices(min(len(truth), size * ROUNDS), size))]
         total = sum(at.stop - at.start for at in turns)
         beyond = np.zeros(len(truth), bool)
         for number, at in enumerate(counted(turns, total, "parity   exported file", lambda at: at.stop - at.start)):
@@ -112,7 +113,15 @@ def check(
         far += int(beyond.sum())
     holds = not broken and far <= (1 - share) * (own + made)
     seen = np.concatenate(outputs or [np.zeros((0, 0))])
-    return Parity(own, agree, ties, wrong, largest, unit, worst, seen, tolerance, far, holds)
+    longest = max(len(truth) for truth in truths)
+    batches = tuple(size for size in BATCHES if size <= longest)
+    return Parity(own, agree, ties, wrong, largest, unit, worst, seen, tolerance, far, holds, batches)
+
+
+def words(agree: int, n: int, max_abs: float, *, probabilities: bool) -> str:
+    """The result of a comparison; "sd" are standard deviations of PyTorch's logits."""
+    unit = "" if probabilities else " sd"
+    return f"{agree:,}/{n:,} classes, max |difference| {max_abs:.1e}{unit}"
 
 
 def scale(exact: np.ndarray, *, probabilities: bool) -> float:

@@ -57,7 +57,8 @@ def export(target: Any, subject: Subject, out: Path, job: Job, *, force: bool) -
     return Receipt(
         path=out, bytes=sum(each.stat().st_size for each in written), files=tuple(each.name for each in written), format=spec.format,
         precision=spec.precision, opset=opset, ir_version=made.ir_version if opset else 0, preprocess=exported.preprocess,
-        batches=_parity.BATCHES, agree=parity.agree, n=parity.n, ties=parity.ties, max_abs=parity.max_abs, images=subject.source,
+        batches=parity.batches, agree=parity.agree, n=parity.n, ties=parity.ties, max_abs=parity.max_abs, scale=parity.scale,
+        images=subject.source,
         seconds=round(time.monotonic() - began, 2), test=test, calibration=job.calibration, layers=layers,
         run=subject.accuracy,
     )  # fmt: skip
@@ -105,12 +106,12 @@ def _checked(spec: TargetSpec, made: Any, job: Job, cases: Sequence[_parity.Case
     share = _parity.CALIBRATED if spec.calibrated else 1.0
     parity = _parity.check(cases, answer, tolerance=spec.tolerance, probabilities=job.exported.softmax, share=share)
     if not parity.holds:
-        where = f"{spec.format} {spec.precision}"
+        where, unit = f"{spec.format} {spec.precision}", "" if job.exported.softmax else " sd"
         if isinstance(made, ModelProto):
             where = f"first node that differs: {_first_difference(made, job.subject, job.exported, parity)}"
         kind = TooLossy if spec.calibrated and np.isfinite(parity.max_abs) else DisagreeError
         raise kind(
-            f"exported model differs from PyTorch (max |difference| {parity.max_abs:.2g}, allowed {parity.tolerance:.0e}, "
+            f"exported model differs from PyTorch (max |difference| {parity.max_abs:.2g}{unit}, allowed {parity.tolerance:.0e}, "
             f"exceeded by {parity.far:,} images, other class {parity.wrong:,} times; {where}); nothing published"
         )
     return parity

@@ -18,7 +18,7 @@ import numpy as np
 from onnx import ModelProto
 
 from zoo import runtimes
-from zoo.console import print_line
+from zoo.console import SILENT_SECONDS, counted, print_line
 from zoo.export import _bias, _external, _graph, _onnx
 
 METHODS = ("minmax", "percentile", "entropy")
@@ -77,9 +77,12 @@ def calibrate(graph: ModelProto, images: np.ndarray, *, method: str, counts: Seq
         )  # fmt: skip
         done, chunk = 0, CHUNK if images[0].size <= 3 * 64**2 else CHUNK // 4
         for count in counts:
-            while done < count:  # in chunks: the calibrator keeps every activation of one call
-                found.collect_data(_Reader(graph.graph.input[0].name, images[done : min(done + chunk, count)]))
-                done = min(done + chunk, count)
+            starts = range(done, count, chunk)  # in chunks: the calibrator keeps every activation of one call
+            for start in counted(starts, count - done, f"int8     {method}, ran", chunk, quiet=SILENT_SECONDS):
+                found.collect_data(_Reader(graph.graph.input[0].name, images[start : min(start + chunk, count)]))
+            done = max(done, count)
+            if method == "entropy":
+                print_line(f"int8     {method}, {count}: computing the ranges")
             if method == "entropy" and (name := _grown(found)):
                 print_line(
                     f"int8     entropy, {count}: omitted, the range of {name} is over {MOST_BINS // BINS} times that of the first images"

@@ -89,7 +89,12 @@ def verify(
     if facts.get("precision") and "recipe" not in facts:
         return [
             *checks,
-            Check("parity with PyTorch", "not run", "see metadata", "the file was made from a module, not from a run"),
+            Check(
+                "parity with PyTorch",
+                "not run",
+                "see metadata",
+                "the file was made from a module, not from a run; compare it in Python",
+            ),
         ]
     try:
         known = _facts.read(facts, path)
@@ -155,7 +160,7 @@ def _parity_checks(
     tolerance: float,
     data_dir: Path | None,
 ) -> list[Check]:
-    recorded = f"{claim['agree']:,}/{claim['n']:,} classes, max |difference| {claim['max_abs']:.1e}"
+    recorded = _parity.words(claim["agree"], claim["n"], claim["max_abs"], probabilities=frame.softmax)
     if run is None:
         return [Check("parity with PyTorch", "not run", recorded, "the run was not found; pass it with --run")]
     sha = _graph.weights_sha256(run.model)
@@ -172,7 +177,10 @@ def _parity_checks(
     share = _parity.CALIBRATED if facts["precision"] == "int8" else 1.0
     parity = _parity.check(cases, answer, tolerance=tolerance, probabilities=exported.softmax, share=share)
     fits = parity.holds
-    found = f"{parity.agree:,}/{parity.n:,} classes, max |difference| {parity.max_abs:.1e}"
+    found = _parity.words(parity.agree, parity.n, parity.max_abs, probabilities=exported.softmax)
+    if fits and seen.data is None and claim.get("images") != _cases.NOISE:
+        why = f"only on {parity.n} images of noise ({found}), as the run's data was not found; pass it with --data-dir"
+        return [*frozen, Check("parity with PyTorch", "not run", recorded, why)]
     return [*frozen, Check("parity with PyTorch", "ok" if fits else "differs", recorded, found, 0 if fits else 8)]
 
 

@@ -160,12 +160,38 @@ def test_a_grey_input_gets_the_brightness_of_a_pixel(place: Path) -> None:
     np.testing.assert_allclose(found.mean((1, 2, 3)).view(3, 2).mean(1), expected, atol=0.05)
 
 
+def test_a_file_without_preprocessing_knows_its_classes(place: Path) -> None:
+    """In the order of the file, not in that of the data; a list that contradicts the file is an error."""
+    file = colours(("n", 3, 32, 32))
+    entry = file.metadata_props.add()
+    entry.key, entry.value = "classes", '["red", "green", "blue"]'
+    onnx.save(file, "net.onnx")
+    words = ["net.onnx", "--data", "photos", "--split", "all", *HALVES]
+    found = bench(*words)
+    assert found.exit_code == 0, found.output
+    assert {row["accuracy"] for row in _timing.read_csv(Path("x.csv"))} == {"1.0"}
+    assert "in the order of the data" not in found.stderr
+    assert bench(*words, "--classes", "rgb.txt").exit_code == 0
+    Path("other.txt").write_text("blue\ngreen\nred\n")
+    result = bench(*words, "--classes", "other.txt")
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception) == "--classes other.txt differs from the class names in the file (net.onnx); omit it"
+
+
+def test_unreadable_images_can_be_skipped(place: Path) -> None:
+    onnx.save(colours(("n", 3, 32, 32)), "net.onnx")
+    Path("photos/red/0.png").write_bytes(b"")
+    assert "or use --skip-bad" in str(bench(*WORDS, "--split", "all").exception)
+    assert bench(*WORDS, "--split", "all", "--skip-bad").exit_code == 0
+    assert {row["images"] for row in _timing.read_csv(Path("x.csv"))} == {"29"}
+
+
 def test_a_file_of_zoo_knows_its_classes_and_preprocessing(place: Path) -> None:
     """Its accuracy is that of the run, in each of the three forms of preprocessing; a run accepts other images too."""
     import zoo
     from zoo import run as engine
 
-    run = zoo.train("cnn_small", data__name="photos", epochs=2, out="run")
+    run = zoo.train("cnn_small", data__name="photos", epochs=2, out="run", precision="fp32")
     right = engine.evaluate(run)
     for mode in ("none", "normalize", "full"):
         ran = CliRunner().invoke(cli, ["export", "run", "--preprocess", mode, "--out", f"{mode}.onnx"])

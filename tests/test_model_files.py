@@ -180,8 +180,8 @@ def test_names_that_are_not_there(net: Path) -> None:
     ("old", "new", "says"),
     [
         ("import torch\n", "import torch, no_such_package\n", "cannot be imported .*ModuleNotFoundError"),
-        ("nn.Linear(4, classes)", "nn.Linear(4, 3)", r"returns \(2, 3\) for 2 images"),
-        ("def __init__(self, classes):", "def __init__(self):", "fails on images"),
+        ("self.fc(self.body(x))", "self.body(x)[:, :, None]", r"returns \(2, 4, 1\) for 2 images"),
+        ("def __init__(self, classes):", "def __init__(self, a, b):", "fails on images"),
         ("    def __init__", "    input = (1, 32, 32)\n    def __init__", r"Net has input = \(1, 32, 32\); .*\(3, S, S\)"),
         ("    def __init__", "    input = (3, 48, 64)\n    def __init__", r"Net has input = \(3, 48, 64\)"),
         ("class Net", "SPECS = {'Net': type('', (), {'input': (1, 8, 8)})}\nclass Net", r"Net has input = \(1, 8, 8\)"),
@@ -215,3 +215,13 @@ def test_a_spec_in_a_file_is_tried(net: Path, old: str, new: str, says: str) -> 
     net.write_text((net.read_text() + SPEC).replace(old, new))
     with pytest.raises(UsageError, match=f"model my_net.py:mine {says}"):
         model_specs.model_spec(model_files.named(str(net)))
+
+
+@pytest.mark.parametrize("parameters", ["self, classes", "self, classes=7", "self"])
+def test_a_model_with_a_fixed_number_of_outputs(net: Path, parameters: str) -> None:
+    net.write_text(net.read_text().replace("self, classes", parameters).replace("nn.Linear(4, classes)", "nn.Linear(4, 7)"))
+    spec = model_specs.model_spec(model_files.named(str(net)))
+    assert spec.classes == 7
+    assert spec.build(7)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    with pytest.raises(UsageError, match=r"my_net.py:Net returns 7 logits, but the data has 10 classes; give it 10 outputs"):
+        spec.build(10)

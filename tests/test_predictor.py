@@ -82,6 +82,27 @@ def test_predicts_as_pytorch_does(exported: tuple[Path, torch.nn.Module], pictur
             assert share == pytest.approx(float(shares[CLASSES.index(name)]), abs=2e-6 if exact else 2e-3)
 
 
+def test_the_example_of_the_documentation_predicts_as_zoo_does(
+    exported: tuple[Path, torch.nn.Module], pictures: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8").partition("## Use the file without zoo")[2]
+    code = text.partition("```python\n")[2].partition("```")[0]
+    opened = predictor.load(exported[0])
+    if opened.mode != "normalize":
+        pytest.skip("the example is for the default preprocessing")
+    monkeypatch.chdir(tmp_path)
+    Path("model.onnx").write_bytes(exported[0].read_bytes())
+    for picture in (pictures[0], *pictures[2:]):
+        Image.open(picture).save("cat.jpg", quality=95)
+        scope: dict[str, Any] = {}
+        exec(code, scope)
+        powers = np.exp(scope["logits"] - scope["logits"].max())
+        want = opened.probabilities(np.asarray(Image.open("cat.jpg")))
+        np.testing.assert_allclose(powers / powers.sum(), want, atol=2e-3)
+        assert capsys.readouterr().out.strip() == opened.classes[int(want.argmax())]
+
+
 def test_no_torch(exported: tuple[Path, torch.nn.Module], pictures: list[Path]) -> None:
     code = (
         "import sys, json; from pathlib import Path; from zoo import predictor\n"

@@ -124,6 +124,16 @@ def test_a_check_that_could_not_run_is_no_pass(
     assert CliRunner().invoke(command, [str(path), "--partial"]).exit_code == 0
 
 
+def test_parity_on_noise_alone_is_no_pass(exported: tuple[Path, Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, run = exported
+    for kind in (Run, type(run)):
+        monkeypatch.setattr(kind, "dataset", AwayRun.dataset)
+    (found,) = (each for each in _verify.verify(path, run=run) if each.name == "parity with PyTorch")
+    assert found.state == "not run"
+    assert "only on 64 images of noise (64/64 classes, max |difference| " in found.found
+    assert "data was not found; pass it with --data-dir" in found.found
+
+
 def test_accuracy_is_measured_where_the_runs_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file contains no path of its machine; the accuracy of the run is printed with that of the file."""
     torch.manual_seed(0)

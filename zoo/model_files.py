@@ -3,7 +3,8 @@
 A file is searched without running it, and imported only if it is trusted.
 
 ``NAME`` is a key of the file's ``SPECS`` (as in ``zoo/models``), or a class derived from ``nn.Module`` whose constructor takes the
-number of classes; its ``input``, (3, 32, 32) unless the class has the attribute, is the size of its images.
+number of classes, or has no parameter and a fixed number; its ``input``, (3, 32, 32) unless the class has the attribute, is the
+size of its images.
 
 A file runs only if the user named it, once, on the command line or in a call: its sha256 is then kept in the cache folder.
 Any other file, such as the copy in the folder of someone else's run, needs ``--trust`` (``ZOO_TRUST=1``). What runs is the text with
@@ -17,6 +18,7 @@ import builtins
 import contextlib
 import copy
 import hashlib
+import inspect
 import os
 import re
 import sys
@@ -31,12 +33,16 @@ from zoo.errors import DiskError, FileError, UsageError, did_you_mean
 from zoo.files import cache_folder, expanded, publish_text
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from zoo.spec import ModelSpec
 
 COPY = "model.py"
 """The copy of the file in a run folder."""
 OBJECT = "object:"
 """Begins the name of a model that was passed to :func:`zoo.train` as an object, which no file has."""
+TRIED = 10
+"""Number of classes in the trial of a model that takes any."""
 UNSURE = {"derived": "from an imported class"}
 """Stands for the fields of a class that may be no module."""
 _LOADED: dict[str, Any] = {}
@@ -207,9 +213,38 @@ def _checked(size: Any, name: str) -> tuple[int, int, int]:
 
 
 def _of_class(made: Any, name: str) -> ModelSpec:
-    """The spec of a class or function whose argument is the number of classes."""
+    """The spec of a class or function whose argument is the number of classes, or which has none and a fixed number."""
     advice = "its constructor takes the number of classes, its attribute input is (3, S, S)"
-    return _tried(made, name.rpartition("/")[2], _checked(getattr(made, "input", (3, 32, 32)), name), advice, classes=10)
+    return _of_callable(made, name.rpartition("/")[2], _checked(getattr(made, "input", (3, 32, 32)), name), advice)
+
+
+def _of_callable(made: Any, name: str, size: tuple[int, int, int], advice: str) -> ModelSpec:
+    if not _takes_argument(made):
+        return _fixed(_tried(lambda _: made(), name, size, advice), name)
+    found = _tried(made, name, size, advice, classes=TRIED)
+    return found if found.classes == TRIED else _fixed(found, name)
+
+
+def _takes_argument(made: Any) -> bool:
+    try:
+        return bool(inspect.signature(made).parameters)
+    except (TypeError, ValueError):
+        return True
+
+
+def _fixed(found: ModelSpec, name: str) -> ModelSpec:
+    """The spec of a model with a fixed number of outputs; its ``build`` raises UsageError for another number of classes."""
+    made = found.build
+
+    def build(classes: int) -> nn.Module:
+        if classes != found.classes:
+            raise UsageError(
+                f"{name} returns {found.classes} logits, but the data has {classes} classes; give it {classes} outputs"
+            )
+        model: nn.Module = made(classes)
+        return model
+
+    return replace(found, build=build)
 
 
 def object_name(model: Any) -> str:
@@ -229,26 +264,17 @@ def object_spec(model: Any, size: int = 0) -> ModelSpec:
     name = object_name(model).removeprefix(OBJECT)
     shape = (3, size, size) if size else _checked(getattr(model, "input", (3, 32, 32)), name)
     if not isinstance(model, nn.Module):
-        return _tried(model, name, shape, "it takes the number of classes; its attribute input is (3, S, S)", classes=10)
-    found = _tried(
+        return _of_callable(model, name, shape, "it takes the number of classes; its attribute input is (3, S, S)")
+    copied = _tried(
         lambda _: copy.deepcopy(model).cpu(), name, shape, "its attribute input, or data.size, is the size of its images"
     )
-
-    def build(classes: int) -> nn.Module:
-        if classes != found.classes:
-            raise UsageError(
-                f"{name} returns {found.classes} logits, but the data has {classes} classes; pass a module with {classes} outputs"
-            )
-        made: nn.Module = found.build(classes)
-        return made
-
-    return replace(found, build=build)
+    return _fixed(copied, name)
 
 
 def _tried(made: Any, name: str, size: tuple[int, int, int], advice: str, classes: int = 0) -> ModelSpec:
     """The spec of ``made(classes)``: parameters are counted, the head is its last linear layer, one trial checks the outputs.
 
-    ``classes`` 0 takes what the trial returns.
+    The spec's number of classes is what the trial returns; ``classes`` 0 is no argument.
     """
     import torch
     from torch import nn
@@ -264,7 +290,7 @@ def _tried(made: Any, name: str, size: tuple[int, int, int], advice: str, classe
     except Exception as error:  # a user's class may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:90]
         raise UsageError(f"{call} fails on images {size} ({reason}); {advice}") from error
-    if len(shape) != 2 or shape != (2, classes or shape[1]):
+    if len(shape) != 2 or shape[0] != 2:
         wanted = f"(2, {classes or 'classes'})"
         raise UsageError(f"{call} returns {shape} for 2 images; expected logits (N, classes): {wanted}")
     if lazy:
@@ -273,7 +299,9 @@ def _tried(made: Any, name: str, size: tuple[int, int, int], advice: str, classe
     linear = [path for path, module in layers.items() if isinstance(module, nn.Linear)] or [
         path for path, module in layers.items() if list(module.parameters())
     ]
-    if not linear:
-        raise UsageError(f"{name} has no parameters, so there is nothing to train")
     params = sum(parameter.numel() for parameter in model.parameters())
+    if not params:
+        raise UsageError(f"{name} has no parameters; there is nothing to train or to export")
+    if not linear:
+        raise UsageError(f"{name} has no layer with parameters as its head; end it in one, e.g. nn.Linear")
     return ModelSpec(build=made, input=size, params=params, macs=0, paper=name, head=linear[-1], data=(), classes=shape[1])

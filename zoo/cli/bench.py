@@ -51,6 +51,7 @@ from zoo.cli._shared import Finite, Name, Numbers, UserPath, as_json, limited, r
 @click.option("--mean", type=Numbers(), default="", metavar="R,G,B",
               help="Channel means to subtract from images scaled to 0..1, for a model file without metadata.")  # fmt: skip
 @click.option("--std", type=Numbers(), default="", metavar="R,G,B", help="Channel standard deviations to divide by.")
+@click.option("--skip-bad", is_flag=True, help="Skip images of --data that cannot be read.")
 @click.option("--self-check", is_flag=True, help="Measure the overhead of zoo's timing relative to a bare loop.")
 @click.option("--compare", is_flag=True, help="Compare two CSV files of earlier benchmarks.")
 @click.option(
@@ -78,6 +79,7 @@ def command(
     classes: Path | None,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    skip_bad: bool,
     self_check: bool,
     compare: bool,
     out: Path | None,
@@ -108,7 +110,9 @@ def command(
         return
     if sum(map(bool, (serve, self_check, scenario))) > 1:
         raise click.UsageError("--serve, --scenario and --self-check are mutually exclusive; give one of them")
-    images = zoo.bench.Images(data=data, folder=str(data_dir or ""), split=split, labels=classes, mean=mean, std=std)
+    images = zoo.bench.Images(
+        data=data, folder=str(data_dir or ""), split=split, labels=classes, mean=mean, std=std, skip_bad=skip_bad
+    )
     request = zoo.bench.Request(
         quick=quick, batches=batches, devices=devices, threads=threads or 0, seconds=seconds or 0.0,
         allow_cpu_fallback=allow_cpu_fallback, serve=serve, self_check=self_check, scenario=scenario or "",

@@ -73,7 +73,11 @@ def _precisions() -> list[str]:
 @click.option("--full-test", is_flag=True,
               help="Measure the accuracy of an fp32 file on all test images, as is always done for int8 and fp16.")  # fmt: skip
 @click.option("--explain", is_flag=True, help="Write a table and a figure of each layer's error next to the file.")
-@click.option("--out", type=UserPath(), help="Output file (default: in the run folder, such as model.onnx or model.int8.onnx).")
+@click.option(
+    "--out",
+    type=UserPath(),
+    help="Output file (default: in the run folder, such as model.onnx or model.int8.onnx; with --weights, in the current folder).",
+)
 @click.option("--web", type=UserPath(), metavar="DIR", help="Write a page that classifies images in the browser.")
 @click.option("--triton", type=UserPath(), metavar="DIR", help="Write a model repository for NVIDIA Triton.")
 @click.option("--hub", type=UserPath(), metavar="DIR", help="Write a folder in the layout of the Hugging Face Hub.")
@@ -107,6 +111,8 @@ def command(
         raise UsageError(f"--{place} needs an ONNX file (format {fmt}); omit --format")
     if fmt != "onnx" and any(only_onnx.values()):
         raise UsageError(f"--opset, --target-ort and --external-data apply to ONNX only (format {fmt}); omit them")
+    if options["explain"] and options["precision"] == "fp32" and not fastest:
+        raise UsageError("--explain needs a precision other than fp32, whose layers are exact; add e.g. --precision int8")
     if fastest:
         _check_fastest(fmt, chosen or out, options, only_onnx)
     described = {key: options.pop(key) for key in ("weights", "data", "classes", "mean", "std")}

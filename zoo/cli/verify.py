@@ -56,5 +56,5 @@ def command(
             )
     if not partial and (left := [check for check in checks if check.state == "not run"]):
         raise DisagreeError(
-            f"not verified ({file}, {left[0].name} could not run: {left[0].found}); or accept it with --partial"
+            f"not verified ({file}, {left[0].name} could not run: {left[0].found}), or accept it with --partial"
         )
