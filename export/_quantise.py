@@ -18,7 +18,7 @@ import numpy as np
 from onnx import ModelProto
 
 from zoo import runtimes
-from zoo.console import SILENT_SECONDS, counted, print_line
+from zoo.console import counted, print_line
 from zoo.export import _bias, _external, _graph, _onnx
 
 METHODS = ("minmax", "percentile", "entropy")
@@ -78,7 +78,7 @@ def calibrate(graph: ModelProto, images: np.ndarray, *, method: str, counts: Seq
         done, chunk = 0, CHUNK if images[0].size <= 3 * 64**2 else CHUNK // 4
         for count in counts:
             starts = range(done, count, chunk)  # in chunks: the calibrator keeps every activation of one call
-            for start in counted(starts, count - done, f"int8     {method}, ran", chunk, quiet=SILENT_SECONDS):
+            for start in counted(starts, count - done, f"int8     {method}, ran", chunk):
                 found.collect_data(_Reader(graph.graph.input[0].name, images[start : min(start + chunk, count)]))
             done = max(done, count)
             if method == "entropy":

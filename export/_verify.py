@@ -202,7 +202,7 @@ def _accuracy_checks(
     try:
         data = own.dataset()
     except (DataError, UsageError) as error:
-        why = str(error).partition(";")[0][:60]  # the advice after it is for zoo train
+        why = str(error).partition(";")[0][:120]  # the advice after it is for zoo train
         return [Check("accuracy", "not run", recorded, f"the data was not found ({why}); pass it with --data-dir")]
     if beside := _accuracy.of_run(own):
         recorded += f" ({beside})"

@@ -51,7 +51,7 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def counted(
-    items: Iterable[T], total: int, words: str, each: int | Callable[[T], int] = 1, quiet: float = QUIET_SECONDS
+    items: Iterable[T], total: int, words: str, each: int | Callable[[T], int] = 1, quiet: float = SILENT_SECONDS
 ) -> Iterator[T]:
     """The items; after every ``quiet`` seconds, print a line such as ``data     decoded 512 of 5,784 · left 0:31``.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from zoo.console import QUIET_SECONDS, clock, print_line
+from zoo.console import SILENT_SECONDS, clock, print_line
 from zoo.data._image import shown
 from zoo.errors import DataError, UsageError, ZooError
 from zoo.files import as_disk_error, held
@@ -120,7 +120,7 @@ def _continue(url: str, part: Path) -> None:
             while block := answer.read(BLOCK):
                 file.write(block)
                 at += len(block)
-                if (now := time.monotonic()) - printed > QUIET_SECONDS:
+                if (now := time.monotonic()) - printed > SILENT_SECONDS:
                     printed = now
                     left = (
                         f" of {total / 1e6:.0f} MB · left {clock((total - at) * (now - began) / (at - have))}"

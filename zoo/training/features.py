@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.console import SILENT_SECONDS, counted, print_line
+from zoo.console import counted, print_line
 from zoo.training import feature_runtimes
 from zoo.training.batches import Batches
 from zoo.training.feature_cache import FeatureCache, digest, image_key
@@ -133,7 +133,7 @@ def compute(run: Callable[[Tensor], Tensor], batches: Batches, cache: FeatureCac
         rows = cache.missing(keys)
         chunks = [rows[start : start + batches.batch_size] for start in range(0, len(rows), batches.batch_size)]
         words = "freeze   features of" + (f" view {view + 1} of {views}," if views > 1 else "")
-        for number, chunk in enumerate(counted(chunks, len(rows), words, batches.batch_size, SILENT_SECONDS), 1):
+        for number, chunk in enumerate(counted(chunks, len(rows), words, batches.batch_size), 1):
             cache.add([keys[row] for row in chunk], run(batches.inputs(batches.index[chunk], draws[chunk])))
             if number % CHUNK_BATCHES == 0:
                 cache.write()
