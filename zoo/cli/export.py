@@ -139,11 +139,11 @@ def command(
         receipt = zoo.export.onnx(loaded, out, **only_onnx, **options)
     else:
         receipt = zoo.export.program(loaded, out, fmt=fmt, **options)
-    _show(receipt, side, as_json=as_json)
+    _show(receipt, 0 if chosen else side, as_json=as_json)
 
 
 def _show(receipt: Any, side: int, *, as_json: bool) -> None:
-    """Print the receipt, the table of layers and TensorRT's command, if any."""
+    """Print the receipt, the table of layers and TensorRT's command, if any (for images of ``side`` pixels; 0: none)."""
     from zoo import console, tables
     from zoo.export import _tensorrt
 
@@ -151,7 +151,7 @@ def _show(receipt: Any, side: int, *, as_json: bool) -> None:
         columns = ("layer", "kind", "sqnr", "sqnr_alone")
         heads = ("layer", "kind", "SQNR of output, dB", "SQNR of logits, this layer alone, dB")
         tables.out().print(tables.make(heads, [[str(row[key]) for key in columns] for row in receipt.layers]))
-    if line := _tensorrt.command(receipt, side):
+    if side and (line := _tensorrt.command(receipt, side)):
         console.print_line(f"tensorrt {line}")
     if as_json:
         echo_line(json.dumps(receipt.as_dict()))
