@@ -37,6 +37,8 @@ SETS_AT = ((4096, 10), (65536, 10), (1048576, 10), (4096, 100), (65536, 100))
 LARGE = 1_000_000
 """Logits above which a call takes milliseconds in most contenders."""
 STEP = "training step"
+ASIDE = ("shares", "in place")
+"""Words in the names of contenders that the picture omits."""
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 2e-3}
 """Largest accepted error of zoo's loss and gradient, relative to the largest value."""
 
@@ -73,10 +75,12 @@ def main(
                 case = Case.draw(n, c, dtype, where)
                 able = _able(case, _losses.all_of(where, compiled=not quick))
                 for used in threads:
+                    print_line(f"measure  {n:,} x {c:,}, {dtype}, {used} thread{'s' if used > 1 else ''}")
                     torch.set_num_threads(used)
                     rows += _timed(case, able, used, seconds, compiled=used == max(threads))
         torch.set_num_threads(max(threads))
         for n, c in sizes or (() if quick else _heads.SIZES):
+            print_line(f"measure  {n:,} x {c:,}, last layer and loss")
             rows += _layers(_heads.Head.draw(n, c, where), max(threads), seconds)
         rows += _steps(model, where, max(threads), 5 * seconds)
     finally:
@@ -341,11 +345,12 @@ def figure(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Time per logit of forward and backward against N x C, few and many classes in panels, with the copy as dashed line.
 
     Time per logit spans fewer decades than time, so that close contenders stay apart; later lines are thinner, so that
-    a covered one shows. Kernels of narrower instruction sets are only in the table.
+    a covered one shows. Soft labels, gradients in place and kernels of narrower instruction sets are only in the table.
     """
     most, dtype = max(int(row["threads"]) for row in rows), rows[0]["dtype"]
     shown = [row for row in rows if (int(row["threads"]), row["dtype"], row["pass"]) == (most, dtype, "forward+backward")]
     shown = [row for row in shown if not row["contender"].startswith(f"{OWN_KERNEL} ")]
+    shown = [row for row in shown if not any(word in row["contender"] for word in ASIDE)]
     panels = {"up to 32 classes": (1, 32), "33 to 256 classes": (33, 256), "over 256 classes": (257, 1 << 62)}
     panels = {title: span for title, span in panels.items() if any(span[0] <= int(row["c"]) <= span[1] for row in shown)}
     chart = Figure(figsize=(8, 4.2), dpi=200, layout="constrained")
