@@ -170,7 +170,7 @@ def program(
     from zoo.export import _pipeline
 
     target = registry.find_target(fmt, precision)
-    _check(input, written)
+    _check(input, written, exact=explain and precision == "fp32")
     given = {"input": input or None, "targets": targets, "classes": classes, "mean": mean, "std": std}
     out = _out(model, path, target.TARGET.suffix)
     _pipeline.check_free(out, target.TARGET, force=force)
@@ -179,8 +179,12 @@ def program(
     return _pipeline.export(target, job.subject, out, job, force=force)
 
 
-def _check(shape: Any, written: Mapping[str, Any]) -> None:
-    """TypeError for an argument that no target has, or an example input in place of its shape."""
+def _check(shape: Any, written: Mapping[str, Any], *, exact: bool) -> None:
+    """TypeError for an argument that no target has, or an example input in place of its shape; UsageError if ``exact`` layers are to be explained."""
+    if exact:
+        from zoo.errors import UsageError
+
+        raise UsageError("explain needs a precision other than fp32, whose layers are exact; choose e.g. int8")
     if unknown := [name for name in written if name not in ("external_data", "opset")]:
         raise TypeError(f"no argument {unknown[0]!r}; the arguments are those of zoo.export.program")
     if hasattr(shape, "dtype"):

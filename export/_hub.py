@@ -11,7 +11,7 @@ from typing import Any
 from zoo import calibration, files, model_files, recipe, tensor_files
 from zoo.console import print_line
 from zoo.errors import FileError, UsageError
-from zoo.export import Receipt, _job, _web, onnx
+from zoo.export import Receipt, _guard, _job, _web, _wire, onnx
 
 
 def write(run: Any, folder: Path, *, force: bool = False, **options: Any) -> Receipt:
@@ -98,7 +98,7 @@ def _card(hub: Any, run: Any, receipt: Receipt) -> str:
         f"{len(run.classes)} classes, input {' x '.join(map(str, run.input))}, accuracy {accuracy}.\n\n"
         f"`model.onnx` is verified against PyTorch: {receipt.agree:,} of {receipt.n:,} classes agree, largest difference of a logit "
         f"{receipt.max_abs:.1e} standard deviations ({receipt.images}). `recipe.toml` has the settings of the run.\n\n"
-        f"{_usage(run)}"
+        f"{_usage(run, receipt)}"
         + (
             f"\nThe code of the model ({name}) is not part of this folder: without it, only `model.onnx` can be used.\n"
             if _is_code(run)
@@ -107,12 +107,17 @@ def _card(hub: Any, run: Any, receipt: Receipt) -> str:
     )
 
 
-def _usage(run: Any) -> str:
+def _usage(run: Any, receipt: Receipt) -> str:
     """How the repository is used, with zoo and without, and its classes."""
     names = ", ".join(run.classes[:100]) + (", ..." if len(run.classes) > 100 else "")
+    written = _wire.metadata(memoryview(_guard.read(receipt.path)))
+    takes, returns = (
+        json.loads(written["preprocessing"])["takes"],
+        "probabilities" if written["softmax"] == "true" else "logits",
+    )
     return (
         "## Use\n\n```\nzoo predict --run hf:OWNER/NAME image.jpg\nzoo predict --onnx model.onnx image.jpg\n```\n\n"
-        f"Without zoo: `model.onnx` takes float32 RGB images (N, 3, {run.input[1]}, {run.input[2]}) scaled to 0..1 and returns logits; "
-        "its metadata has the class names (`classes`) and how images are resized (`preprocessing`).\n\n"
+        f"Without zoo: `model.onnx` takes {takes}, and returns {returns}; its metadata has the class names (`classes`) and the sizes "
+        "to which images are resized and cut (`preprocessing`).\n\n"
         f"## Classes\n\n{names}\n"
     )

@@ -143,6 +143,12 @@ def test_outputs_that_differ_too_much_are_repaired_too(known: dict[str, Any]) ->
         _repair.repaired(job, right, tolerance=0)
 
 
+def test_exact_layers_are_not_explained(known: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="explain needs a precision other than fp32, whose layers are exact; choose e.g. int8"):
+        zoo.export.onnx(Outlier(), tmp_path / "x.onnx", explain=True, **known | {"precision": "fp32"})
+    assert not list(tmp_path.iterdir())
+
+
 def test_errors_of_fp16(known: dict[str, Any], tmp_path: Path) -> None:
     receipt = zoo.export.onnx(Outlier(), tmp_path / "x.onnx", explain=True, **known | {"precision": "fp16"})
     assert receipt.layers is not None

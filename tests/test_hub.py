@@ -233,3 +233,20 @@ def test_a_folder_with_the_layout_of_the_hub(written: Path, patched: None, tmp_p
         run.load(written / "partial")
     with pytest.raises(FileError, match=r"foreign was not written by zoo \(config\.json, library_name \"timm\"\)"):
         run.load(written / "foreign")
+
+
+@pytest.mark.parametrize("options", [{}, {"preprocess": "full", "softmax": True}])
+def test_the_card_says_what_the_file_takes_and_returns(small_run: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    from zoo.export import _hub
+
+    loaded = run.load(small_run)
+    _hub.write(loaded, tmp_path / "folder", **options)
+    card = (tmp_path / "folder" / "README.md").read_text(encoding="utf-8")
+    takes, returns = (
+        ("uint8 (N, any height, any width, 3) RGB", "probabilities")
+        if options
+        else ("float32 (N, 3, H, W) RGB in 0..1", "logits")
+    )
+    assert f"`model.onnx` takes {takes}" in card
+    assert f", and returns {returns};" in card
+    assert ", ".join(loaded.classes) in card

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import __main__ as cli
-from zoo import registry
+from zoo import console, registry
 from zoo import run as engine
 from zoo.errors import DataError, FileError, UsageError
 from zoo.spec import LossSpec
@@ -206,6 +206,6 @@ def test_evaluation_and_prediction_leave_the_model_as_it_was(small_run: Path) ->
 def test_many_images_show_progress(
     small_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(engine, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(console, "SILENT_SECONDS", 0.0)
     zoo.load(small_run).predict(np.zeros((3, 32, 32, 3), np.uint8))
     assert "predict  classified 1 of 3 · left " in capsys.readouterr().err

@@ -18,7 +18,7 @@ from PIL import Image
 from test_export import MEAN, STD, Tiny, images, run_of
 
 import zoo.export
-from zoo import predictor
+from zoo import console, predictor
 from zoo.data._pixels import square
 from zoo.errors import FileError
 
@@ -55,7 +55,7 @@ def test_many_images_show_progress(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(predictor, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(console, "SILENT_SECONDS", 0.0)
     predictor.predict(exported[0], pictures)
     assert "predict  classified 1 of 4 · left " in capsys.readouterr().err
 

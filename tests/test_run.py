@@ -17,7 +17,7 @@ import pytest
 import torch
 from tests_support import TINY, digests, resolve
 
-from zoo import metrics, registry, run, run_folders, sampling, training
+from zoo import console, metrics, registry, run, run_folders, sampling, training
 from zoo.errors import BusyError, DataError, DivergedError, FileError, UsageError
 from zoo.training import checkpoint, loop, losses, session
 from zoo.training.batches import Batches
@@ -347,7 +347,7 @@ def test_an_image_is_taken_as_the_data_set_keeps_its_own(tmp_path: Path, data: s
 
 
 def test_a_long_evaluation_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(loop, "SILENT_SECONDS", -1.0)
+    monkeypatch.setattr(console, "SILENT_SECONDS", -1.0)
     data = registry.find("data", "synthetic").build(None, size=24, val=0.1, seed=0)
     made = Batches(data.test, np.arange(5), 2, torch.device("cpu"), data.mean, data.std, 24, augment=())
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 24 * 24, 10))

@@ -50,10 +50,8 @@ def print_lines(lines: Iterable[str]) -> None:
         print_line(line)
 
 
-def counted(
-    items: Iterable[T], total: int, words: str, each: int | Callable[[T], int] = 1, quiet: float = SILENT_SECONDS
-) -> Iterator[T]:
-    """The items; after every ``quiet`` seconds, print a line such as ``data     decoded 512 of 5,784 · left 0:31``.
+def counted(items: Iterable[T], total: int, words: str, each: int | Callable[[T], int] = 1) -> Iterator[T]:
+    """The items; after every :data:`SILENT_SECONDS`, print a line such as ``data     decoded 512 of 5,784 · left 0:31``.
 
     An item counts for ``each`` of ``total``, or for what ``each`` returns for it; the last may count for fewer.
     """
@@ -62,7 +60,7 @@ def counted(
     for item in items:
         yield item
         now, done = time.monotonic(), min(done + (each(item) if callable(each) else each), total)
-        if now - printed > quiet and done < total:
+        if now - printed > SILENT_SECONDS and done < total:
             printed = now
             print_line(f"{words} {done:,} of {total:,} · left {clock((now - began) / done * (total - done))}")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.console import SILENT_SECONDS, counted
+from zoo.console import counted
 from zoo.data._image import listed, read_image
 from zoo.data._pixels import square
 from zoo.errors import DataError, FileError
@@ -105,7 +105,7 @@ def predict(
     _guard.check_receipt(model)
     request = {"model": str(model), "images": [str(path) for path in images], "top": top}
     found = _child.lines("zoo.predictor", request, model, max_memory=budget, timeout=timeout)
-    return list(counted(found, len(images), "predict  classified", quiet=SILENT_SECONDS))
+    return list(counted(found, len(images), "predict  classified"))
 
 
 def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:

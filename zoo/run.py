@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo import calibration, files, machine, metrics, model_files, run_folders, tensor_files
 from zoo import recipe as recipes
-from zoo.console import SILENT_SECONDS, counted, print_line
+from zoo.console import counted, print_line
 from zoo.data import _augment
 from zoo.data._arrays import checked_ranges, coloured, top_of, untensored
 from zoo.data._image import listed, read_image, shown
@@ -108,7 +108,7 @@ class Run:
         checked_ranges("images", arrays)
         highest = top_of(arrays.values())
         with torch.inference_mode(), machine.eval_mode(self.model):
-            numbered = counted(enumerate(given), len(given), "predict  classified", quiet=SILENT_SECONDS)
+            numbered = counted(enumerate(given), len(given), "predict  classified")
             return [self._answer(image, f"images[{at}]", arrays, highest, top) for at, image in numbered]
 
     def _answer(self, image: Any, name: str, arrays: dict[str, np.ndarray], highest: float, top: int) -> dict[str, Any]:

@@ -111,8 +111,6 @@ def command(
         raise UsageError(f"--{place} needs an ONNX file (format {fmt}); omit --format")
     if fmt != "onnx" and any(only_onnx.values()):
         raise UsageError(f"--opset, --target-ort and --external-data apply to ONNX only (format {fmt}); omit them")
-    if options["explain"] and options["precision"] == "fp32" and not fastest:
-        raise UsageError("--explain needs a precision other than fp32, whose layers are exact; add e.g. --precision int8")
     if fastest:
         _check_fastest(fmt, chosen or out, options, only_onnx)
     described = {key: options.pop(key) for key in ("weights", "data", "classes", "mean", "std")}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo import ops
-from zoo.console import SILENT_SECONDS, counted, print_line
+from zoo.console import counted, print_line
 from zoo.errors import DivergedError, UsageError
 from zoo.training.batches import Batch, Batches
 from zoo.training.distil import Distillation
@@ -255,7 +255,7 @@ def predict(
 def _predict(model: nn.Module, batches: Batches, precision: str, poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
     model.eval()
     logits, targets = [], []
-    for batch in counted(batches.epoch(0), len(batches.index), "eval     evaluated", batches.batch_size, SILENT_SECONDS):
+    for batch in counted(batches.epoch(0), len(batches.index), "eval     evaluated", batches.batch_size):
         with autocast(batches.device, precision):
             logits.append(model(batch.inputs).float().cpu())
         targets.append(batch.targets.cpu())
