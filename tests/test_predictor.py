@@ -98,7 +98,9 @@ def test_the_example_of_the_documentation_predicts_as_zoo_does(
         scope: dict[str, Any] = {}
         exec(code, scope)
         powers = np.exp(scope["logits"] - scope["logits"].max())
-        want = opened.probabilities(np.asarray(Image.open("cat.jpg")))
+        image = np.asarray(Image.open("cat.jpg"))
+        np.testing.assert_allclose(scope["batch"], opened.fed(image), atol=1.01 / 255)
+        want = opened.probabilities(image)
         np.testing.assert_allclose(powers / powers.sum(), want, atol=2e-3)
         assert capsys.readouterr().out.strip() == opened.classes[int(want.argmax())]
 
