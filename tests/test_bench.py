@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path.stem for path in (ROOT / "bench").glob("[a-z]*.py"))
 TINY: dict[str, dict[str, Any]] = {
     "depthwise": {"models": [("timm/mobilenetv3_small_050", 32)], "batch": 2},
-    "focal_loss": {"sizes": [(16, 4), (4096, 10)], "seconds": 0.01, "model": "cnn_small"},
+    "focal_loss": {"sizes": [(16, 4), (32, 40), (4096, 10)], "seconds": 0.01, "model": "cnn_small"},
     "inference": {"targets": "cnn_small", "batches": [1, 2], "seconds": 0.01},
     "int8_graph": {"model": "resnet20", "batches": [1], "seconds": 0.01},
     "onnx_graph": {"model": "resnet20", "batches": [1], "seconds": 0.01},
