@@ -242,6 +242,22 @@ def test_mix_blends_in_the_partners_that_are_given() -> None:
     assert torch.equal(with_itself, ones)
 
 
+@pytest.mark.parametrize(("mixup", "cutmix"), [(2.0, 0.0), (0.0, 1.0), (2.0, 1.0)])
+def test_mix_prob_is_the_share_of_samples_that_are_mixed(mixup: float, cutmix: float) -> None:
+    """The other samples keep pixels and label; with mixup and cutmix, half of the mixed ones get each."""
+    n = 4000
+    draws = torch.from_numpy(sampling.uniforms(2, 0, n, _augment.DRAWS))
+    zeros, partners = torch.zeros(n, 3, 16, 16), (torch.ones(n, 3, 16, 16), torch.ones(n, dtype=torch.int64))
+    mixed, soft = _augment.mix(zeros, torch.zeros(n, dtype=torch.int64), 2, draws, partners, mixup=mixup, cutmix=cutmix, prob=0.3)
+    blended = ((mixed > 0) & (mixed < 1)).flatten(1).any(1)
+    pasted = (mixed == 1).flatten(1).any(1)
+    untouched = ~blended & ~pasted
+    assert torch.equal(soft[untouched, 0], torch.ones(int(untouched.sum())))
+    assert 0.67 < untouched.float().mean() < 0.74  # boxes can be smaller than a pixel
+    if mixup and cutmix:
+        assert 0.4 < blended.sum() / (blended | pasted).sum() < 0.6
+
+
 def test_partners_are_rare_classes_in_inverse_proportion_to_their_images() -> None:
     """Classes of 900, 90 and 10 images: the partners' classes are as 1/900 : 1/90 : 1/10, every image of a class equally often."""
     targets = np.repeat([0, 1, 2], [900, 90, 10])

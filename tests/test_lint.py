@@ -50,6 +50,7 @@ FINDINGS = [
     ("beta=0.9", "beta 0.9 changes nothing: class_weights none does not use it"),
     ("steps=[30]", "steps [30] changes nothing: schedule constant does not use it"),
     ("schedule=multistep steps=[30] step_size=10", "step_size 10 changes nothing: schedule multistep does not use it"),
+    ("mix_prob=0.5", "mix_prob 0.5 changes nothing: mixup and cutmix are 0"),
     ("mix_with=rare", "mix_with rare changes nothing: mixup and cutmix are 0"),
     ("sampler.exponent=3", "exponent 3 changes nothing: sampler none does not use it"),
     ("optim=adamw momentum=0.5", "momentum 0.5 changes nothing: optim adamw does not use it"),

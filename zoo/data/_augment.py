@@ -202,30 +202,31 @@ def _torchvision(images: Tensor, draws: Tensor, text: str) -> Tensor:
 
 def mix(
     inputs: Tensor, targets: Tensor, classes: int, draws: Tensor, partners: tuple[Tensor, Tensor] | None = None,
-    *, mixup: float = 0.0, cutmix: float = 0.0,
+    *, mixup: float = 0.0, cutmix: float = 0.0, prob: float = 1.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Blend each sample with a partner: inputs (N, 3, H, W) and soft targets (N, classes) float32.
 
     The partners are inputs and targets of the same shapes; without them, each sample's neighbour in the batch.
 
     Mixup (Zhang et al. 2018) weights the two by Beta(mixup, mixup), cutmix (Yun et al. 2019) pastes a rectangle whose share
-    of the area is Beta(cutmix, cutmix) before clipping at the border; with both, each applies to half of the samples. Every
-    sample has its own draws.
+    of the area is Beta(cutmix, cutmix) before clipping at the border; with both, each applies to half of the mixed samples.
+    Each sample has its own draws and is mixed with probability ``prob``.
     """
     if mixup <= 0 and cutmix <= 0:
         return inputs, torch.nn.functional.one_hot(targets, classes).float()
     at = _COLUMN["mix"]
     choice, share, y, x = draws[:, at : at + 4].T
-    cut = torch.full_like(choice, cutmix > 0, dtype=torch.bool) & ((choice < 0.5) | (mixup <= 0))
-    alpha = torch.where(cut, cutmix, mixup)
-    keep = _beta(alpha, share)
+    mixed = choice < prob
+    cut = mixed & (cutmix > 0) & ((choice < prob / 2) | (mixup <= 0))
+    alpha = torch.where(cut | (mixup <= 0), cutmix, mixup)
+    keep = torch.where(mixed, _beta(alpha, share), 1.0)
     box = _boxes(keep, y, x, inputs.shape[-1]) & cut[:, None, None]
     keep = torch.where(cut, 1 - box.float().mean((1, 2)), keep)
     other, labels = (inputs.roll(1, 0), targets.roll(1, 0)) if partners is None else partners
     blend = torch.where(cut, 1.0, keep).to(inputs.dtype)[:, None, None, None]
-    mixed = torch.where(box[:, None], other, torch.lerp(other, inputs, blend))
+    blended = torch.where(box[:, None], other, torch.lerp(other, inputs, blend))
     hot, hot_other = (torch.nn.functional.one_hot(each, classes).float() for each in (targets, labels))
-    return mixed.contiguous(memory_format=torch.channels_last), torch.lerp(hot_other, hot, keep[:, None])
+    return blended.contiguous(memory_format=torch.channels_last), torch.lerp(hot_other, hot, keep[:, None])
 
 
 def partner(draws: np.ndarray, odds: np.ndarray) -> np.ndarray:

@@ -373,8 +373,9 @@ def _mix(recipe: Recipe, classes: int, device: torch.device) -> Callable[[Batch]
     def mix(batch: Batch) -> tuple[Tensor, Tensor]:
         uniform = torch.from_numpy(batch.draws).to(device)
         return _augment.mix(
-            batch.inputs, batch.targets, classes, uniform, batch.partners, mixup=recipe.mixup, cutmix=recipe.cutmix
-        )
+            batch.inputs, batch.targets, classes, uniform, batch.partners,
+            mixup=recipe.mixup, cutmix=recipe.cutmix, prob=recipe.mix_prob,
+        )  # fmt: skip
 
     return mix
 

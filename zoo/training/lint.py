@@ -145,8 +145,9 @@ def _unused(recipe: Recipe) -> Iterator[str]:
     for key in ("distil.weight", "distil.temperature"):
         if key in changed and not recipe.distil.teacher:
             yield f"{key} {_shown(changed[key])} changes nothing: distil.teacher is empty"
-    if "mix_with" in changed and not (recipe.mixup or recipe.cutmix):
-        yield f"mix_with {recipe.mix_with} changes nothing: mixup and cutmix are 0"
+    for key in ("mix_prob", "mix_with"):
+        if key in changed and not (recipe.mixup or recipe.cutmix):
+            yield f"{key} {_shown(changed[key])} changes nothing: mixup and cutmix are 0"
 
 
 def _shown(value: object) -> str:
