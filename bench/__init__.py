@@ -103,36 +103,39 @@ def command(what: Target | Sequence[Target] | None = None, request: Request = Re
     budget = Budget(request.seconds)
     if request.seconds and not request.scenario:  # whose --seconds are those of one run
         print_line(f"expect   at most {request.seconds:g} s (--seconds)")
-    from zoo.bench import _timing  # torch is imported here; its time counts
-
     targets: list[Any]
     began, targets = time.time(), list(what or ()) if isinstance(what, (list, tuple, type(None))) else [what]
+    part = next((str(target) for target in targets if str(target) in names()), "")
     if request.out is not None:
         _check_out(request.out)
+    if part and request.of_a_model:
+        raise UsageError(f"bench {part} accepts no --batches, --devices or similar options; omit them")
+    if not part:
+        options, targets = _options(request, budget), _known(targets, request.out)
+    from zoo.bench import _timing  # torch is imported here; its time counts
+
     if (taken := _timing.busy()) > BUSY:
         print_line(
             f"warning  other processes keep {taken:.1f} cores busy: figures are unreliable, at small batches by a factor of 10 or more"
         )
-    if part := next((str(target) for target in targets if str(target) in names()), ""):
+    if part:
         module, others = importlib.import_module(f"zoo.bench.{part}"), [str(name) for name in targets if str(name) != part]
         takes_runs = "runs" in inspect.signature(module.main).parameters
-        if (others and not takes_runs) or request.of_a_model:
-            names_too = "" if takes_runs else "no other names and "
-            raise UsageError(f"bench {part} accepts {names_too}no --batches, --devices or similar options; omit them")
+        if others and not takes_runs:
+            raise UsageError(f"bench {part} accepts no other names; omit {others[0]}")
         path = module.main(
             request.quick,
             out=request.out or _timing.default_out(part, quick=request.quick),
             **({"runs": others} if takes_runs else {}),
         )
     else:
-        options = _options(request, budget)
         module = importlib.import_module(f"zoo.bench.{request.kind}")
         budget.imports = budget.elapsed()
         from zoo import machine
 
         try:
             with machine.torch_defaults():
-                path = module.main(request.quick, _known(targets, request.out), **options)
+                path = module.main(request.quick, targets, **options)
         except _child.TooLongError as error:
             if request.seconds and request.seconds < request.timeout:
                 raise UsageError(f"--seconds {request.seconds:g} is too short to run {error.model} once; give more") from error
@@ -225,13 +228,21 @@ def _check_out(out: Path) -> None:
 
 
 def _known(targets: Sequence[Target], out: Path | None) -> list[Any]:
-    """The targets, by default the latest run; prints the folders of runs. DiskError if the default ``out`` cannot be created."""
+    """The targets, by default the latest run; prints its folder.
+
+    Raises:
+        UsageError, FileError: one of them is missing or damaged; DiskError: the default ``out`` cannot be created. Nothing is measured
+            before that, not even those in front of it.
+    """
     from zoo import hub, run_folders
     from zoo.console import print_line
 
     found: list[Any] = [each if hasattr(each, "recipe") else str(each) for each in targets] or [str(run_folders.find(None))]
     if not targets:
         print_line(f"run      {found[0]}")
+    for each in targets:
+        if isinstance(each, str | Path):
+            _check_target(str(each))
     if out is None:  # checked before measuring, as an --out
         folder = run_folders.root() / "bench"
         if len(found) == 1 and not hub.is_hub(name := getattr(found[0], "path", found[0])):
@@ -239,6 +250,29 @@ def _known(targets: Sequence[Target], out: Path | None) -> list[Any]:
                 folder = run_folders.find(name)
         files.check_writable(folder / "bench.csv")
     return found
+
+
+def _check_target(name: str) -> None:
+    """UsageError or FileError unless there is such a run, model or ONNX file."""
+    from zoo import hub, registry, run_folders
+    from zoo.errors import did_you_mean
+
+    if name.endswith(".onnx"):
+        _guard.check(Path(name))
+    elif not is_model(name) and not hub.is_hub(name):
+        try:
+            run_folders.find(name)
+        except UsageError as error:
+            if near := did_you_mean(name, registry.names("models")):
+                raise UsageError(f"no run or model {name!r}{near}; list models with: zoo models") from error
+            raise
+
+
+def is_model(target: object) -> bool:
+    """Whether a target is a model of the registry or of timm, with random weights."""
+    from zoo import registry
+
+    return isinstance(target, str) and (target in registry.names("models") or target.startswith("timm/"))
 
 
 def _print_result(module: Any, path: Path, began: float, *, as_json: bool) -> None:

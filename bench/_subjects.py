@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from zoo import registry
 from zoo import run as engine
-from zoo.bench import Images, _own
+from zoo.bench import Images, _own, is_model
 from zoo.console import print_line
-from zoo.errors import DataError, FileError, UsageError, did_you_mean
-from zoo.export import _facts, _feed, _graph, _guard, _onnx, _quantise, _session, onnx_fp16
+from zoo.errors import DataError, FileError, UsageError
+from zoo.export import _facts, _feed, _graph, _guard, _input, _onnx, _quantise, _session, onnx_fp16
 from zoo.training.model_specs import model_spec
 
 IMAGES = 10_000
@@ -71,12 +71,12 @@ class Subject:
         part = getattr(data, split)
         return _own.Labelled(part.images, part.targets, self.input(self.run)) if len(part) else None
 
-    def input(self, run: engine.Run) -> _own.Input:
+    def input(self, run: engine.Run) -> _input.Input:
         """What the model reads and answers, as its run tells."""
         mean, std = (run.mean, run.std) if self.preprocess == "none" else SCALED
-        return _own.Input(
+        return _input.Input(
             label=self.name, shape=self.shape, dtype=self.dtype, outputs=len(run.classes), side=run.input[1], mean=mean, std=std,
-            classes=run.classes, whole=self.preprocess == "full",
+            classes=run.classes, whole=self.preprocess == "full", advice="omit --data",
         )  # fmt: skip
 
 
@@ -99,21 +99,17 @@ def opened(
     if isinstance(target, str | Path) and str(target).endswith(".onnx"):
         yield _of_file(Path(target), tried(Path(target)), given)
         return
-    if given and _is_model(target):
+    if given and is_model(target):
         raise UsageError(
             f"{target} has random weights, so that its accuracy means nothing; omit --data, or name a run or a file"
         )
     with tempfile.TemporaryDirectory() as name:
         with torch.inference_mode(False):  # the exporter traces, which takes it two attempts with weights made in that mode
-            subject, exported = _of_model(target) if _is_model(target) else _of_run(target, precisions, tried)
+            subject, exported = _of_model(target) if is_model(target) else _of_run(target, precisions, tried)
             files = _files(subject, exported, Path(name), precisions)
         yield replace(
             subject, files=files, own=_own.images(given, subject.input(subject.run)) if given and subject.run else None
         )
-
-
-def _is_model(target: object) -> bool:
-    return isinstance(target, str) and (target in registry.names("models") or target.startswith("timm/"))
 
 
 def _of_model(target: Any) -> tuple[Subject, _graph.Exported]:
@@ -131,12 +127,7 @@ def _of_model(target: Any) -> tuple[Subject, _graph.Exported]:
 
 
 def _of_run(target: Any, precisions: tuple[str, ...], tried: Callable[[Path], _guard.Trial]) -> tuple[Subject, _graph.Exported]:
-    try:
-        run = target if isinstance(target, engine.Run) else engine.load(target)
-    except UsageError as error:
-        if near := did_you_mean(str(target), registry.names("models")):
-            raise UsageError(f"no run or model {str(target)!r}{near}; list models with: zoo models") from error
-        raise
+    run = target if isinstance(target, engine.Run) else engine.load(target)
     there = {
         each: path for each in precisions if (path := run.path / f"model{registry.targets()['onnx', each]['suffix']}").is_file()
     }
@@ -174,8 +165,13 @@ def _own_of_file(
         sizes = " x ".join(map(str, scores.shape[1:])) or "none"
         raise FileError(f"output is not one score per class ({path}, {feed.output}: {sizes}); omit --data")
     names = _facts.names(written)
-    model = _own.Input(
-        label=path.name, shape=found.shape, dtype=feed.dtype, outputs=outputs, classes=names if len(names) == outputs else ()
+    model = _input.Input(
+        label=path.name,
+        shape=found.shape,
+        dtype=feed.dtype,
+        outputs=outputs,
+        classes=names if len(names) == outputs else (),
+        advice="omit --data",
     )
     if facts := _of_zoo(written, path):
         steps = facts.preprocessing

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from zoo import runtimes
-from zoo.errors import FileError, ZooError
+from zoo.errors import FileError, UsageError, ZooError
 
 LONGEST = 1 << 20
 START = 60.0
@@ -39,7 +39,7 @@ def lines(module: str, request: dict[str, Any], model: Path, *, max_memory: int,
     ``max_memory`` are bytes; ``timeout`` seconds may pass from its start until the first line, and between two.
 
     Raises:
-        FileError: out of memory or time, killed, or an error of the model reported by the child.
+        FileError: out of memory or time, killed, or an error of the model reported by the child. UsageError: one that it reported.
     """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     # -P: a Python file next to a downloaded model must not be imported instead of a package
@@ -84,7 +84,7 @@ def _answers(
             if "memory" in answer:
                 raise _too_much(model, max_memory)
             if "fault" in answer:
-                raise FileError(answer["fault"])
+                raise UsageError(answer["fault"]) if answer["usage"] else FileError(answer["fault"])
             yield answer
             deadline = time.monotonic() + timeout
 
@@ -131,7 +131,11 @@ def serve(answers: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]) -> None
     except MemoryError:
         print(json.dumps({"memory": True}), file=out, flush=True)
     except ZooError as error:
-        print(json.dumps({"memory": True} if out_of_memory(error) else {"fault": str(error)}), file=out, flush=True)
+        print(json.dumps({"memory": True} if out_of_memory(error) else _fault(error)), file=out, flush=True)
+
+
+def _fault(error: ZooError) -> dict[str, Any]:
+    return {"fault": str(error), "usage": isinstance(error, UsageError)}
 
 
 def out_of_memory(error: BaseException) -> bool:

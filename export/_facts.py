@@ -46,11 +46,6 @@ def read(written: Mapping[str, str], path: Path) -> Facts:
         facts = converted({name: json.loads(written[name]) for name in Facts.__struct_fields__}, Facts)
         _check(facts)
     except KeyError as error:
-        if "zoo.version" in written and "preprocessing" not in written:
-            raise FileError(
-                f"the file does not state how its images are normalised, or takes others than square colour images ({path}); export "
-                "it with mean= and std=, or run it in onnxruntime"
-            ) from error
         raise FileError(f"no zoo metadata in the model ({path}, {error}); export it with: zoo export --onnx") from error
     except (ValueError, RecursionError) as error:
         why = str(error)[:100]

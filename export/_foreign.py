@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from zoo import model_files, recipe, registry, weights
 from zoo.console import print_line
 from zoo.data._read import read
 from zoo.errors import DataError, FileError, UsageError
-from zoo.export import _cases
-from zoo.files import as_disk_error
+from zoo.export import _cases, _input
 from zoo.spec import DataSet, ModelSpec
 from zoo.training.model_specs import model_spec
 from zoo.weights._names import in_head, renamed
@@ -45,7 +43,7 @@ def model(
         raise UsageError(f"no model {name!r}; --weights needs a model (zoo models), timm/NAME or FILE.py:NAME before it")
     spec = model_spec(model_files.named(name) if model_files.is_file(name) else name)
     found = data_set(data, data_dir, spec.input[1], skip_bad=skip_bad) if data else None
-    classes = class_names(labels) if labels else tuple(found.classes) if found else None
+    classes = _input.class_names(labels) if labels else tuple(found.classes) if found else None
     made = _built(spec, source, classes)
     given: dict[str, Any] = {"input": spec.input, "classes": classes}
     given["mean"], given["std"] = _normalisation(spec, source, mean, std)
@@ -62,16 +60,6 @@ def data_set(name: str, folder: str, size: int, *, skip_bad: bool = False, teste
     if tested and not len(found.test):
         raise DataError(f"no test images ({found.name}); name a data set with a test split")
     return found
-
-
-def class_names(path: Path) -> tuple[str, ...]:
-    """The lines of a text file; FileError if it is none."""
-    with as_disk_error(path):
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise FileError(f"not a text file ({path}); give one class name per line") from error
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _built(spec: ModelSpec, source: str, classes: tuple[str, ...] | None) -> nn.Module:
@@ -97,28 +85,14 @@ def _outputs(spec: ModelSpec, source: str) -> int:
     return len(heads[0]) if heads else spec.classes
 
 
-def check_pair(mean: Sequence[float], std: Sequence[float]) -> None:
-    """UsageError unless both or neither are given."""
-    if bool(mean) != bool(std):
-        raise UsageError("--mean and --std belong together; give both or neither")
-
-
-def unknown_normalisation(what: str, place: str) -> UsageError:
-    """The error where nothing tells how images are normalised for ``what``, read from ``place``."""
-    return UsageError(
-        f"the normalisation that {what} not known ({place}); give it, for values from 0 to 1: "
-        "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
-    )
-
-
 def _normalisation(spec: ModelSpec, source: str, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Any, Any]:
     """Mean and standard deviation per channel of the images that the weights expect."""
-    check_pair(mean, std)
+    _input.check_pair(mean, std)
     if mean:
         return mean, std
     known = weights.statistics(source, spec)
     if known is None:
-        raise unknown_normalisation("the weights expect is", source)
+        raise _input.unknown_normalisation("the weights expect is", source)
     print_line(
         f"images   normalised with mean {known[0]}, std {known[1]}, those of the model's weights (override: --mean, --std)"
     )

@@ -12,6 +12,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
+from zoo import file_kinds
 from zoo.errors import FileError
 from zoo.export import _child, _wire
 
@@ -37,7 +38,7 @@ def check(path: Path) -> int:
         found = _wire.tensors(memoryview(raw))
         _wire.metadata(memoryview(raw))  # readable for later readers
     except ValueError as error:
-        raise FileError(f"not an ONNX model ({path}, {error}); export it again: zoo export --onnx") from error
+        raise _refusal(path, raw[: file_kinds.FIRST], str(error)) from error
     sums: dict[Path, str] = {}
     files: dict[Path, int] = {}
     for tensor in found:
@@ -59,12 +60,24 @@ def read(path: Path) -> bytes:
         raise FileError(f"no model file ({path.absolute()}); make one with: zoo export --onnx") from error
     if not stat.S_ISREG(state.st_mode):
         raise FileError(f"no model file ({path.absolute()}, not a regular file); make one with: zoo export --onnx")
-    if not 0 < state.st_size <= LIMIT:
-        raise FileError(f"not an ONNX model ({path}, {state.st_size:,} bytes); export it again: zoo export --onnx")
+    if not state.st_size:
+        raise _refusal(path, b"", "")
+    if state.st_size > LIMIT:
+        raise FileError(f"not an ONNX model ({path}, {state.st_size:,} bytes); a larger one keeps its weights in a second file")
     try:
         return path.read_bytes()
     except OSError as error:
         raise FileError(f"cannot read the model ({path}, {error.strerror}); change its permissions") from error
+
+
+def _refusal(path: Path, first: bytes, why: str) -> FileError:
+    """The error of a file that is no ONNX model, by its first bytes if they are known, else by what is wrong."""
+    if known := file_kinds.kind(first):
+        return FileError(f"not an ONNX model ({path} is {known[0]}); {known[1]}")
+    if first[8:9] == b"{" or first[:2] == b"PK" or first[:1] == b"\x80":
+        advice = "export the network: zoo export FILE.py:NAME --weights FILE"
+        return FileError(f"not an ONNX model ({path} is a checkpoint: weights without a graph); {advice}")
+    return FileError(f"not an ONNX model ({path}, {why}); copy or export it again")
 
 
 @dataclass(frozen=True)

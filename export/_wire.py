@@ -22,6 +22,7 @@ CHILDREN = {
 """Fields of onnx.proto's messages that lead to tensors."""
 DEPTH = 100
 GRAPH, METADATA = 7, 14
+OTHER = "damaged, or another format"
 
 
 @dataclass
@@ -41,7 +42,7 @@ def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         key, at = _varint(data, at)
         number, kind = key >> 3, key & 7
         if number == 0:
-            raise ValueError("field 0")
+            raise ValueError(OTHER)
         if kind == 0:
             value, at = _varint(data, at)
             yield number, value
@@ -51,7 +52,7 @@ def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
         else:
-            raise ValueError(f"wire type {kind}")
+            raise ValueError(OTHER)
         if size > len(data) - at:
             raise ValueError("cut off")
         yield number, data[at : at + size]
@@ -68,7 +69,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, at
-    raise ValueError("number too long")
+    raise ValueError(OTHER)
 
 
 def tensors(data: memoryview) -> list[Tensor]:
@@ -85,7 +86,7 @@ def tensors(data: memoryview) -> list[Tensor]:
             if child is None:
                 continue
             if not isinstance(value, memoryview):
-                raise ValueError("a number instead of a message")
+                raise ValueError(OTHER)
             graphs += kind == "model" and number == GRAPH
             if child == "tensor":
                 found.append(_tensor(value))

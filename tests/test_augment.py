@@ -248,7 +248,9 @@ def test_mix_prob_is_the_share_of_samples_that_are_mixed(mixup: float, cutmix: f
     n = 4000
     draws = torch.from_numpy(sampling.uniforms(2, 0, n, _augment.DRAWS))
     zeros, partners = torch.zeros(n, 3, 16, 16), (torch.ones(n, 3, 16, 16), torch.ones(n, dtype=torch.int64))
-    mixed, soft = _augment.mix(zeros, torch.zeros(n, dtype=torch.int64), 2, draws, partners, mixup=mixup, cutmix=cutmix, prob=0.3)
+    mixed, soft = _augment.mix(
+        zeros, torch.zeros(n, dtype=torch.int64), 2, draws, partners, mixup=mixup, cutmix=cutmix, prob=0.3
+    )
     blended = ((mixed > 0) & (mixed < 1)).flatten(1).any(1)
     pasted = (mixed == 1).flatten(1).any(1)
     untouched = ~blended & ~pasted

@@ -8,6 +8,8 @@ import importlib.util
 import io
 import json
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import zoo.bench
 from zoo import __main__ as cli
 from zoo import ops
 from zoo.bench import _agreement, _contenders, _losses, _runtimes, _subjects, _tables, _timing, focal_loss, inference
-from zoo.errors import DisagreeError, UsageError
+from zoo.errors import DisagreeError, FileError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path.stem for path in (ROOT / "bench").glob("[a-z]*.py"))
@@ -407,14 +409,35 @@ def test_command_prints_json(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         assert [row[name] for row in printed] == [row[name] for row in read]
     with pytest.raises(UsageError, match="--batches"):
         zoo.bench.command("cnn_small", zoo.bench.Request(batches="1,x"))
-    for what, says in (
-        ("startup", "accepts no other names and no --batches"),
-        ("int8_repair", "int8_repair accepts no --batches"),
-    ):
-        with pytest.raises(UsageError, match=says):
+    for what in ("startup", "int8_repair"):
+        with pytest.raises(UsageError, match=f"{what} accepts no --batches"):
             zoo.bench.command(what, zoo.bench.Request(batches="1"))
-    with pytest.raises(UsageError, match="accepts no other names"):
+    with pytest.raises(UsageError, match="accepts no other names; omit cnn_small"):
         zoo.bench.command(["startup", "cnn_small"])
+
+
+def test_every_name_is_checked_before_the_first_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "main", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "page.onnx").write_bytes(b"<html>")
+    for name, kind, says in (
+        ("resnet33", UsageError, "no run or model 'resnet33' .did you mean resnet32"),
+        ("no-such-run", UsageError, "no run 'no-such-run'"),
+        (str(tmp_path / "gone.onnx"), FileError, "no model file"),
+        (tmp_path / "page.onnx", FileError, "page.onnx is a web page or XML"),
+    ):
+        with pytest.raises(kind, match=says):
+            zoo.bench.command(["cnn_small", name], zoo.bench.Request(out=tmp_path / "x.csv"))
+
+
+@pytest.mark.parametrize("words", ["nope.onnx", "resnet33", "focal_loss --batches 3", "resnet32 --qps 3"])
+def test_a_refusal_does_not_import_torch(tmp_path: Path, words: str) -> None:
+    code = (
+        "import sys; from zoo import __main__ as main\n"
+        f"code = main.run(['bench', *{words.split()}])\n"
+        "print(code, [name for name in ('torch', 'onnx', 'onnxruntime') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert ran.stdout.split(maxsplit=1)[1].strip() == "[]" and ran.stdout[0] in "24", ran.stdout + ran.stderr
 
 
 def test_markdown(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from zoo.bench._budget import Budget
 from zoo.cli import cli
 from zoo.errors import DataError, DiskError, FileError, UsageError
 from zoo.export import _session
+from zoo.export._input import GREY, Input
 
 COLOURS = {"blue": (20, 30, 220), "green": (30, 210, 40), "red": (230, 30, 20)}
 HALVES = ["--mean", "0.5", "--std", "0.5"]
@@ -153,10 +154,10 @@ def test_models_that_do_not_classify_images_are_refused(place: Path) -> None:
 
 def test_a_grey_input_gets_the_brightness_of_a_pixel(place: Path) -> None:
     given = Images(data="photos", mean=(0.5,), std=(0.25,))
-    model = _own.Input(label="x", shape=(1, 32, 32), dtype="float32", outputs=3, side=32)
+    model = Input(label="x", shape=(1, 32, 32), dtype="float32", outputs=3, side=32)
     found, targets = _own.images(given, model).take(100)
     assert found.shape == (6, 1, 32, 32) and targets.tolist() == [0, 0, 1, 1, 2, 2]
-    expected = (np.array(list(COLOURS.values())) @ _own.GREY / 255 - 0.5) / 0.25
+    expected = (np.array(list(COLOURS.values())) @ GREY / 255 - 0.5) / 0.25
     np.testing.assert_allclose(found.mean((1, 2, 3)).view(3, 2).mean(1), expected, atol=0.05)
 
 

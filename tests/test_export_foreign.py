@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from zoo.cli import cli
 from zoo.errors import BusyError, FileError, UsageError
-from zoo.export import _foreign
+from zoo.export import _foreign, _web
 
 NET = """
 from torch import nn
@@ -78,6 +79,30 @@ def test_without_images_names_come_from_a_file_and_noise_is_compared(place: Path
     assert (given["classes"], given["input"], module.fc.out_features) == (None, (3, 32, 32), 3), "as many as the weights have"
 
 
+def test_a_server_gets_the_class_names_of_the_data(place: Path) -> None:
+    words = ["export", "my_net.py:Net", "--weights", "net.pth", "--data", "photos", *SCALE, "--triton", "models"]
+    ran = CliRunner().invoke(cli, words)
+    assert ran.exit_code == 0, ran.output
+    assert Path("models/Net/labels.txt").read_text().split() == ["cat", "dog", "fox"]
+    assert Path("models/Net/config.pbtxt").read_text().startswith('name: "Net"\n')
+    assert Path("models/Net/1/model.onnx").is_file() and not Path("Net.onnx").exists()
+
+
+def test_a_page_of_a_network_without_a_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime, which npm would download, is a file here."""
+    dist = place / "dist"
+    dist.mkdir()
+    for part in _web.RUNTIME:
+        (dist / part).write_text("")
+    monkeypatch.setattr(_web, "_archive", Path)
+    monkeypatch.setattr(_web, "_unpacked", lambda *_: dist)
+    ran = CliRunner().invoke(
+        cli, ["export", "my_net.py:Net", "--weights", "net.pth", "--data", "photos", *SCALE, "--web", "page"]
+    )
+    assert ran.exit_code == 0, ran.output
+    assert json.loads(Path("page/model.json").read_text()) == {"classes": ["cat", "dog", "fox"], "resize": 37, "size": 32}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -87,7 +112,7 @@ def test_without_images_names_come_from_a_file_and_noise_is_compared(place: Path
         (["my_net.py", "--weights", "net.pth", "--classes", "two.txt", *SCALE], 4, "3 classes, expected 2.*--classes FILE or --data"),
         (["my_net.py", "--weights", "gone.pth", *SCALE], 4, "no weights file"),
         (["my_net.py", "--weights", "net.pth", "--data", "nowhere", *SCALE], 2, "no data set 'nowhere'"),
-        (["my_net.py", "--weights", "net.pth", "--web", "x"], 2, "--web needs a run"),
+        (["my_net.py", "--weights", "net.pth", "--hub", "x"], 2, "--hub needs a run"),
         (["my_net.py", "--weights", "net.pth", "--fastest"], 2, "--fastest needs a run"),
         (["nope", "--weights", "net.pth"], 2, "no model 'nope'"),
         (["--weights", "net.pth"], 2, "--weights needs a model"),

@@ -288,8 +288,14 @@ def refusal(use: Callable[[Path], object], path: Path) -> str:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"", "not an ONNX model"),
-        (b"<html>no</html>", "not an ONNX model"),
+        (b"", r"not an ONNX model \(.*x.onnx is empty\); copy it again"),
+        (b"<html>no</html>", r"is a web page or XML\); the download failed"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", r"is a Git LFS pointer.*git lfs pull"),
+        (b"\x1c\0\0\0TFL3\x14\0", "is a TensorFlow Lite model"),
+        (b"PK\x03\x04" + bytes(60), "is a checkpoint: weights without a graph.*zoo export FILE.py:NAME --weights FILE"),
+        (b"\x80\x02}q\x00.", "is a checkpoint"),
+        (b"\x40\0\0\0\0\0\0\0{}", "is a checkpoint"),
+        (b"hello\n", r"x.onnx, damaged, or another format\); copy or export it again"),
         (b"\x08\x07", "no graph"),
         (b"\x0a\xff\xff\xff\xff\x0f", "cut off"),
     ],

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
-    "errors spec files csv_files",
+    "errors spec files csv_files file_kinds",
     "recipe recipe_tables recipe_text recipe_types registry sampling console tables machine runtimes thread_settings run_folders hub model_files recipes _build focal_options focal_formula focal_arguments focal_kernels",
     "ops numpy metrics tensor_files calibration weights doctor",
     "models losses data",

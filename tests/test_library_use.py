@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import metrics, predictor, sampling
-from zoo.errors import BusyError, DataError, FileError, UsageError
+from zoo.errors import BusyError, DataError, UsageError
 
 Call = Callable[[], Any]
 X, Y = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5
@@ -146,7 +146,8 @@ def test_a_normalisation_that_is_not_known_is_not_guessed(tmp_path: Path) -> Non
     path = tmp_path / "a.onnx"
     export(NET, path, classes=["a", "b", "c"])
     assert "preprocessing" not in stored(path)
-    raised(lambda: predictor.load(path), FileError, r"does not state how its images are normalised.*mean= and std=")
+    raised(lambda: predictor.load(path), UsageError, r"the normalisation that the model expects is not known")
+    assert predictor.load(path, mean=(0.5,) * 3, std=(0.25,) * 3).classes == ("a", "b", "c")
     export(NET, path, mean=(0.5,) * 3, std=(0.25,) * 3)
     assert json.loads(stored(path)["preprocessing"])["mean"] == [0.5, 0.5, 0.5]
     predictor.load(path)

@@ -21,6 +21,8 @@ import zoo.export
 from zoo import console, predictor
 from zoo.data._pixels import square
 from zoo.errors import FileError
+from zoo.export._feed import Feed
+from zoo.export._input import Input
 
 pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,7 +91,7 @@ def test_the_example_of_the_documentation_predicts_as_zoo_does(
     text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8").partition("## Use the file without zoo")[2]
     code = text.partition("```python\n")[2].partition("```")[0]
     opened = predictor.load(exported[0])
-    if opened.mode != "normalize":
+    if opened.input.mean != (0, 0, 0) or opened.input.whole:
         pytest.skip("the example is for the default preprocessing")
     monkeypatch.chdir(tmp_path)
     Path("model.onnx").write_bytes(exported[0].read_bytes())
@@ -108,7 +110,7 @@ def test_the_example_of_the_documentation_predicts_as_zoo_does(
 def test_no_torch(exported: tuple[Path, torch.nn.Module], pictures: list[Path]) -> None:
     code = (
         "import sys, json; from pathlib import Path; from zoo import predictor\n"
-        f"answers = list(predictor.answers({{'model': {str(exported[0])!r}, 'images': [{str(pictures[0])!r}], 'top': 3}}))\n"
+        f"answers = list(predictor.answers({{'model': {str(exported[0])!r}, 'images': [{str(pictures[0])!r}], 'top': 3, 'given': {{}}}}))\n"
         "print(json.dumps([len(answers[0]['top']), *(n for n in ('torch', 'onnx', 'scipy', 'torchvision') if n in sys.modules)]))"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -198,8 +200,9 @@ def test_a_model_that_is_not_finite_is_refused(
 
 
 def test_one_output_is_no_probability() -> None:
-    session = SimpleNamespace(get_inputs=lambda: [SimpleNamespace(name="x")], run=lambda *_: [np.array([[0.3]], np.float32)])
-    mean, std = np.zeros(3, np.float32), np.ones(3, np.float32)
-    one = predictor.Predictor(session, ("a",), "none", 4, 4, mean, std, softmax=False)
+    session = SimpleNamespace(run=lambda *_: [np.array([[0.3]], np.float32)])
+    feed = Feed("x", (3, 4, 4), "float32", 0, "y")
+    known = Input(label="x", shape=(3, 4, 4), dtype="float32", outputs=1, side=4, mean=(0,) * 3, std=(1,) * 3, classes=("a",))
+    one = predictor.Predictor(session, feed, known, 4, softmax=False)
     with pytest.raises(FileError, match="model returns one number per image; use a model with an output for each"):
         one.probabilities(np.zeros((4, 4, 3), np.uint8))

@@ -1,36 +1,44 @@
-"""Classify image files with an exported ONNX file; needs onnxruntime, numpy and Pillow, but not torch."""
+"""Classify image files with an ONNX file, of zoo or another tool; needs onnxruntime, numpy and Pillow, but not torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoo.console import counted
+from zoo.console import counted, print_line
+from zoo.data._folders import stored_side
 from zoo.data._image import listed, read_image
 from zoo.data._pixels import square
-from zoo.errors import DataError, FileError
-from zoo.export import _child, _facts, _guard, _session
+from zoo.errors import DataError, FileError, UsageError
+from zoo.export import _child, _facts, _feed, _guard, _input, _session, _wire
+from zoo.export._feed import Feed
+from zoo.export._input import Input
+
+SUM = 1e-2
+"""Outputs of a file that does not say whether they are probabilities are, if none is negative and they add up to 1 within this."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """An opened file with its metadata."""
+    """An opened file with what is known of it."""
 
     session: Any
-    classes: tuple[str, ...]
-    mode: str
-    """``none``, ``normalize`` or ``full``: the preprocessing that the graph includes."""
-    size: int
-    """Side of the model's input; ``resize`` is the length of the shorter side before the centre crop."""
+    feed: Feed
+    input: Input
     resize: int
-    mean: np.ndarray
-    std: np.ndarray
-    softmax: bool
-    """Whether the outputs are probabilities."""
+    """Length of the shorter side before the centre crop."""
+    softmax: bool | None
+    """Whether the outputs are probabilities; None: not stated, seen from their values."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return self.input.classes
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """(classes,) float64 of one image (H, W, 3) uint8 RGB of any size.
@@ -41,76 +49,111 @@ class Predictor:
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
             raise TypeError(f"image is {kind}; give an array (H, W, 3) of uint8, red first")
-        name = self.session.get_inputs()[0].name
-        outputs = np.asarray(self.session.run(None, {name: self.fed(image)})[0][0], np.float64)
+        batch = np.repeat(self.fed(image), self.feed.batch or 1, axis=0)
+        outputs = np.asarray(self.session.run([self.feed.output], {self.feed.name: batch})[0][0], np.float64).reshape(-1)
         if not np.isfinite(outputs).all():
             raise FileError("model's output is not finite; train again, or export in fp32")
         if outputs.size < 2:  # as probabilities, one logit is always 100 %
             raise FileError("model returns one number per image; use a model with an output for each of at least two classes")
-        if self.softmax:
+        if self.softmax or (self.softmax is None and outputs.min() >= 0 and abs(outputs.sum() - 1) < SUM):
             return outputs
         powers = np.exp(outputs - outputs.max())
         return powers / powers.sum()
 
     def fed(self, image: np.ndarray) -> np.ndarray:
-        """The batch of one in the form of the graph: (1, H, W, 3) uint8 for ``full``, else (1, 3, size, size) float32."""
-        if self.mode == "full":
-            return np.ascontiguousarray(image[None])
-        edge = (self.resize - self.size) // 2
-        cut = square(image, self.resize)[edge : edge + self.size, edge : edge + self.size]
-        values = cut.astype(np.float32) / np.float32(255)
-        if self.mode == "none":
-            values = (values - self.mean) / self.std
-        return np.ascontiguousarray(values.transpose(2, 0, 1)[None], np.float32)
+        """The batch of one in the form of the graph: (1, H, W, 3) uint8 if it includes all preprocessing, else resized and cut."""
+        return self.input.fed((image if self.input.whole else square(image, self.resize))[None])
 
 
-def load(path: str | Path, *, device: str = "cpu", threads: int = 0) -> Predictor:
-    """Open a file that zoo exported.
+def load(
+    path: str | Path, *, device: str = "cpu", threads: int = 0, labels: str | Path | None = None, mean: Sequence[float] = (),
+    std: Sequence[float] = (), resize: int = 0,
+) -> Predictor:  # fmt: skip
+    """Open a file that classifies images.
+
+    A file of zoo states how. For another one, give ``mean`` and ``std`` per channel, for values from 0 to 1, unless it reads bytes.
+
+    Args:
+        labels: text file with the class of each output, one per line (default: the file's, else their numbers).
+        resize: pixels of the shorter side before the centre crop (default: 8/7 of the input's, 256 for 224).
 
     Raises:
-        FileError: missing, damaged, not exported by zoo, or its numbers of class names and outputs differ.
+        UsageError: the normalisation is not known, or the file states otherwise. FileError: missing, damaged, not a classifier of
+            square images, or its numbers of class names and outputs differ.
     """
     path = Path(path)
     session = _session.open_session(path, device, threads=threads)
+    feed, written = _feed.of(session, path), session.get_modelmeta().custom_metadata_map
+    found = _of_zoo(session, feed, path) if "preprocessing" in written else _of_other(session, feed, path, written)
+    if resize and found.resize:
+        raise UsageError(f"--resize is known from the model ({path}); omit it")
+    model = _input.normalised(found.input, mean, std)
+    if 0 < resize < model.side:
+        raise UsageError(f"--resize {resize} is below the size of the input ({path}, {model.side}); give at least {model.side}")
+    names = _input.names(model, Path(labels) if labels else None) or tuple(map(str, range(model.outputs)))
+    resize = found.resize or resize or stored_side(model.side)
+    return Predictor(session, feed, replace(model, classes=names), resize, found.softmax)
+
+
+def _of_zoo(session: Any, feed: Feed, path: Path) -> Predictor:
+    """A file with all metadata of zoo, which the graph must match."""
     facts = _facts.read(session.get_modelmeta().custom_metadata_map, path)
     steps = facts.preprocessing
-    found = Predictor(
-        session, facts.classes, steps.mode, steps.size, steps.resize, np.array(steps.mean, np.float32),
-        np.array(steps.std, np.float32), facts.softmax,
-    )  # fmt: skip
-    inputs, outputs = session.get_inputs()[0], session.get_outputs()[0]
-    if len(inputs.shape) != 4 or inputs.type != ("tensor(uint8)" if found.mode == "full" else "tensor(float)"):
+    whole = steps.mode == "full"
+    if len(session.get_inputs()[0].shape) != 4 or feed.dtype != ("uint8" if whole else "float32"):
         raise FileError(f"preprocessing in the metadata does not match the model ({path}); export it again: zoo export --onnx")
-    given = outputs.shape[-1] if outputs.shape else "a scalar"
-    if given != len(found.classes):
-        raise FileError(f"classes differ (names {len(found.classes)}, model {given}, {path}); export it again")
-    return found
+    declared = session.get_outputs()[0].shape
+    if (given := declared[-1] if declared else "a scalar") != len(facts.classes):
+        raise FileError(f"classes differ (names {len(facts.classes)}, model {given}, {path}); export it again")
+    mean, std = (steps.mean, steps.std) if steps.mode == "none" else ((0.0,) * 3, (1.0,) * 3)
+    known = Input(
+        label=str(path), shape=feed.shape, dtype=feed.dtype, outputs=len(facts.classes), side=steps.size, mean=mean, std=std,
+        classes=facts.classes, whole=whole,
+    )  # fmt: skip
+    return Predictor(session, feed, known, steps.resize, facts.softmax)
+
+
+def _of_other(session: Any, feed: Feed, path: Path, written: Mapping[str, str]) -> Predictor:
+    """A file whose preprocessing is not stated."""
+    with _session.boundary(path):
+        scores = np.asarray(session.run([feed.output], {feed.name: feed.noise(feed.batch or 1)})[0])
+    outputs = math.prod(scores.shape[1:])
+    if scores.dtype.kind != "f" or max((*scores.shape[1:], 0)) != outputs:
+        sizes = " x ".join(map(str, scores.shape[1:])) or "none"
+        raise FileError(
+            f"output is not one score per class ({path}, {feed.output}: {scores.dtype} {sizes}); run it in onnxruntime"
+        )
+    known = Input(label=str(path), shape=feed.shape, dtype=feed.dtype, outputs=outputs, classes=_facts.names(written))
+    return Predictor(session, feed, known, 0, {"true": True, "false": False}.get(written.get("softmax", "")))
 
 
 def predict(
-    model: str | Path, images: Sequence[str | Path], *, top: int = 3, max_memory: int = 0, timeout: float = 60.0
+    model: str | Path, images: Sequence[str | Path], *, top: int = 3, max_memory: int = 0, timeout: float = 60.0, **given: Any
 ) -> list[dict[str, Any]]:
     """For each image file ``{"file", "top": [(class, probability), ...]}``, or ``{"file", "error"}`` if it cannot be read.
 
     The model runs in a child process with ``max_memory`` MB (0: 1,024 and four times its size) and ``timeout`` seconds for
-    opening it and for each image.
+    opening it and for each image. ``given`` are ``labels``, ``mean``, ``std`` and ``resize`` of :func:`load`.
 
     Raises:
-        FileError: the model file cannot be used, or not within these limits. TypeError: one path in place of several, or no
-            path (for arrays: :meth:`Predictor.probabilities`). ValueError: ``top`` is below 1.
+        FileError: the model file cannot be used, or not within these limits. UsageError: as :func:`load`. TypeError: one path in
+            place of several, or no path (for arrays: :meth:`Predictor.probabilities`). ValueError: ``top`` is below 1.
     """
     images = listed(images, top)
     model = Path(model)
     budget = _guard.memory(_guard.check(model), max_memory)
     _guard.check_receipt(model)
-    request = {"model": str(model), "images": [str(path) for path in images], "top": top}
+    if not given.get("labels") and not _facts.names(_wire.metadata(memoryview(_guard.read(model)))):
+        print_line(f"classes  {model.name} has no class names: outputs are numbered from 0 (names: --classes FILE)")
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+    request = {"model": str(model), "images": [str(path) for path in images], "top": top, "given": given}
     found = _child.lines("zoo.predictor", request, model, max_memory=budget, timeout=timeout)
     return list(counted(found, len(images), "predict  classified"))
 
 
 def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """:func:`predict` in the child process; yields each answer when it is ready."""
-    opened = load(Path(request["model"]))
+    opened = load(Path(request["model"]), **request["given"])
     for path in request["images"]:
         try:
             image = read_image(Path(path), opened.resize)

@@ -80,7 +80,7 @@ def _precisions() -> list[str]:
 )
 @click.option("--web", type=UserPath(), metavar="DIR", help="Write a page that classifies images in the browser.")
 @click.option("--triton", type=UserPath(), metavar="DIR", help="Write a model repository for NVIDIA Triton.")
-@click.option("--hub", type=UserPath(), metavar="DIR", help="Write a folder in the layout of the Hugging Face Hub.")
+@click.option("--hub", type=UserPath(), metavar="DIR", help="Write a folder in the layout of the Hugging Face Hub (of a run).")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--skip-bad", is_flag=True, help="Skip images that cannot be read; compare on the others.")
 @data_dir
@@ -99,7 +99,7 @@ def command(
     zoo export cifar10-resnet32 --precision int8 --max-drop 0.3
     zoo export my_net.py:Net --weights net.pth --data photos
     """
-    from zoo import console, run_folders
+    from zoo import console, registry, run_folders
 
     fastest = options.pop("fastest")
     folders = {name: options.pop(name) for name in ("web", "triton", "hub")}
@@ -114,7 +114,7 @@ def command(
     if fastest:
         _check_fastest(fmt, chosen or out, options, only_onnx)
     described = {key: options.pop(key) for key in ("weights", "data", "classes", "mean", "std")}
-    _check_described(run, described, "fastest" if fastest else place)
+    _check_described(run, described, "fastest" if fastest else place if place == "hub" else "")
     if not described["weights"]:
         folder = run_folders.find(run)
         console.print_line(f"run      {folder}")
@@ -125,7 +125,9 @@ def command(
     machine.use_threads()
     if described["weights"]:
         loaded, side = _with_weights(str(run), described, options, data_dir, skip_bad=skip_bad)
-        out = out or _default(str(run), fmt, options["precision"])
+        out = out or Path(_stem(str(run)) + registry.targets()[fmt, options["precision"]]["suffix"])
+        if place == "triton":
+            options["name"] = _stem(str(run))
     else:
         loaded = moved(load(folder, skip_bad=skip_bad), data_dir)
         side = loaded.input[1]
@@ -190,21 +192,18 @@ def _with_weights(
     return made, given["input"][1]
 
 
-def _default(name: str, fmt: str, precision: str) -> Path:
-    """The file of a model without a run: its name, in the current folder."""
-    from zoo import registry
-
-    stem = name.rpartition("/")[2].removesuffix(".py").rpartition(":")[2]
-    return Path(stem + registry.targets()[fmt, precision]["suffix"])
+def _stem(name: str) -> str:
+    """The name of a file or folder for a model without a run: the model's, without its place."""
+    return name.rpartition("/")[2].removesuffix(".py").rpartition(":")[2]
 
 
-def _placed(place: str, run: Any, folder: Path, options: dict[str, Any]) -> Any:
+def _placed(place: str, model: Any, folder: Path, options: dict[str, Any]) -> Any:
     """Write the folder for ``place``: web, triton or hub."""
     import importlib
 
     if place == "web":
         del options["preprocess"], options["softmax"]  # the page has its own
-    return importlib.import_module(f"zoo.export._{place}").write(run, folder, **options)
+    return importlib.import_module(f"zoo.export._{place}").write(model, folder, **options)
 
 
 def _check_fastest(fmt: str, out: Path | None, options: dict[str, Any], only_onnx: dict[str, Any]) -> None:

@@ -7,20 +7,31 @@ from typing import Any
 
 import click
 
-from zoo.cli._shared import RUN, UserPath, as_json, limited
+from zoo.cli._shared import RUN, Numbers, UserPath, as_json, limited
 
 
 @click.command("predict")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--run", type=RUN, help="Run to use, or hf:OWNER/NAME (default: the latest run).")
-@click.option("--onnx", type=UserPath(), help="Exported file to use instead of a run; torch is not needed.")
+@click.option("--onnx", type=UserPath(), help="ONNX file to use instead of a run; torch is not needed.")
+@click.option(
+    "--classes",
+    type=UserPath(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Text file with the class of each output, one per line, for a model file without class names.",
+)
+@click.option("--mean", type=Numbers(), default="", metavar="R,G,B",
+              help="Channel means to subtract from images scaled to 0..1, for a model file without metadata.")  # fmt: skip
+@click.option("--std", type=Numbers(), default="", metavar="R,G,B", help="Channel standard deviations to divide by.")
+@click.option("--resize", default=0, type=click.IntRange(0), metavar="N",
+              help="Pixels of the shorter side before the centre crop (default: 8/7 of the input's), for a model file without metadata.")  # fmt: skip
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Number of classes to print per image.")
 @limited("opening a model file, and per image")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, one line per file and class.")
 @as_json
 def command(
-    images: tuple[str, ...], run: str | None, onnx: Path | None, top: int, max_memory: int, timeout: float,
-    as_csv: bool, as_json: bool,
+    images: tuple[str, ...], run: str | None, onnx: Path | None, classes: Path | None, top: int, max_memory: int, timeout: float,
+    as_csv: bool, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Classify images.
 
@@ -30,6 +41,7 @@ def command(
     \b
     zoo predict cat.jpg photos/
     zoo predict --onnx model.onnx *.png --json
+    zoo predict --onnx other.onnx cat.jpg --classes imagenet.txt --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
     """
     from zoo import tables
     from zoo.data import _inputs
@@ -38,22 +50,26 @@ def command(
         raise click.UsageError("--csv and --json are mutually exclusive; give one of them")
     if run is not None and onnx is not None:
         raise click.UsageError("--run and --onnx are mutually exclusive; give one of them")
+    given = {key: value for key, value in (given | {"labels": classes}).items() if value}
+    if given and onnx is None:
+        name = "classes" if next(iter(given)) == "labels" else next(iter(given))
+        raise click.UsageError(f"--{name} describes an ONNX file without metadata; give --onnx too, or omit it")
     with _inputs.gathered(images) as named:
-        answers = _answers([path for _, path in named], run, onnx, top, max_memory, timeout)
+        answers = _answers([path for _, path in named], run, onnx, top=top, max_memory=max_memory, timeout=timeout, **given)
     answers = [answer | {"file": name} for answer, (name, _) in zip(answers, named)]
     tables.predictions(answers, as_json=as_json, as_csv=as_csv)
 
 
-def _answers(
-    images: list[Path], run: str | None, onnx: Path | None, top: int, max_memory: int, timeout: float
-) -> list[dict[str, Any]]:
+def _answers(images: list[Path], run: str | None, onnx: Path | None, *, top: int, **options: Any) -> list[dict[str, Any]]:
+    """Of the run, or of the file, opened with the ``options``."""
     if onnx is not None:
         from zoo import predictor
 
-        return predictor.predict(onnx, images, top=top, max_memory=max_memory, timeout=timeout)
+        return predictor.predict(onnx, images, top=top, **options)
     from zoo import console, run_folders
-    from zoo import run as engine
 
     folder = run_folders.find(run)
     console.print_line(f"run      {folder}")
+    from zoo import run as engine  # torch is imported here
+
     return engine.load(folder).predict(images, top=top)

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from zoo import tensor_files
+from zoo import file_kinds, tensor_files
 from zoo.errors import FileError
 
 FOLDER_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
@@ -26,15 +26,6 @@ FOLDER_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 """First number in a file of torch before version 1.6 (torch.serialization.MAGIC_NUMBER)."""
 STATE_DICT = "torch.save(model.state_dict(), 'net.pth')"
-KNOWN = (
-    (b"", "is empty", "copy it again"),
-    (b"\x89HDF\r\n\x1a\n", "is an HDF5 file (Keras, TensorFlow)", "use the PyTorch version of these weights"),
-    (b"\x1f\x8b", "is compressed with gzip", "decompress it first: gunzip"),
-    (b"version https://git-lfs", "is a Git LFS pointer, not the file", "fetch the file: git lfs pull"),
-    (b"\x93NUMPY", "is one NumPy array", "use a state dict of PyTorch"),
-    (b"<", "is a web page or XML", "the download failed, repeat it"),
-)
-"""First bytes of other file types, description, remedy."""
 
 
 class OfZoo(dict[str, Any]):
@@ -55,7 +46,7 @@ def read_objects(path: Path) -> Any:
         FileError: not a weights file, damaged, compressed, or with objects that are neither tensors nor plain values.
     """
     with path.open("rb") as file:
-        first = file.read(64)
+        first = file.read(file_kinds.FIRST)
     if first[8:9] == b"{" and path.stat().st_size >= 16:
         return _safetensors(path)
     if zipfile.is_zipfile(path):
@@ -67,9 +58,8 @@ def read_objects(path: Path) -> Any:
 
 
 def _refusal(path: Path, first: bytes) -> FileError:
-    for magic, what, advice in KNOWN:
-        if (first.lstrip().startswith(magic) and magic) or first == magic:
-            return FileError(f"not a weights file ({path} {what}); {advice}")
+    if known := file_kinds.kind(first):
+        return FileError(f"not a weights file ({path} is {known[0]}); {known[1]}")
     if first[:1] == b"P":
         return FileError(f"cannot read weights ({path}, a zip file that is cut off); copy it again")
     return FileError(f"not a weights file ({path}, first bytes {first[:8]!r}); write one with {STATE_DICT}")
