@@ -91,9 +91,9 @@ def test_sampling_checks_labels_and_names() -> None:
         (lambda: zoo.long_tail([0, 1], "exp:0.1", None), TypeError, "seed = None"),
         (lambda: sampling.chances("balanced", Y.numpy()), ValueError, "'balanced' is not one of class_balanced"),
         (
-            lambda: zoo.data_set(torch.utils.data.TensorDataset(X), test=(X, Y)),
+            lambda: zoo.data_set(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y)), test=(X, Y)),
             TypeError,
-            "train is TensorDataset; give a pair",
+            "train is DataLoader; give a pair",
         ),
     ):
         raised(call, kind, says)

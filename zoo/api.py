@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo import model_files, run_folders, training
 from zoo import recipe as recipes
-from zoo.data import _arrays
+from zoo.data import _arrays, _datasets
 from zoo.files import expanded
 from zoo.recipe import Recipe
 from zoo.run import ModelLike, Run, load
@@ -43,33 +43,47 @@ def _plain(value: Any) -> Any:
 
 
 def data_set(
-    train: tuple[Any, Any],
-    test: tuple[Any, Any],
-    val: tuple[Any, Any] | float = 0.1,
+    train: Any,
+    test: Any,
+    val: Any = 0.1,
     *,
     classes: Sequence[str] | None = None,
     name: str = "arrays",
+    size: int = 0,
     seed: int = 0,
 ) -> DataSet:
-    """A data set of arrays, tensors or lists for ``zoo.train(..., data=...)``.
+    """A data set of arrays, tensors or lists, or of data sets of PyTorch or Hugging Face, for ``zoo.train(..., data=...)``.
 
-    ``train``, ``test`` and ``val`` are pairs of images and labels; a number for ``val`` is the share of the training images that is
-    held out, chosen by ``seed``. Images are (N, H, W), (N, H, W, 1), (N, H, W, 3) or (N, 3, H, W), of bytes, or of floats of 0 to 1
-    or 0 to 255; images that are not square are cropped to the centre. Labels are numbers (N,) from 0 on, or one-hot (N, C).
-    ``classes`` are their names.
+    ``train``, ``test`` and ``val`` are pairs of images and labels, or data sets with ``len()`` whose items are pairs, or have the
+    columns ``image`` and ``label``. A data set is read once, into memory; a random transform is therefore applied once, and
+    ``data.augment`` takes its place. A number for ``val`` is the share of the training images that is held out, chosen by ``seed``.
+
+    Images are (N, H, W), (N, H, W, 1), (N, H, W, 3) or (N, 3, H, W), of bytes, or of floats of 0 to 1 or 0 to 255, not normalised;
+    images that are not square are cropped to the centre. Labels are numbers (N,) from 0 on, or one-hot (N, C).
+
+    Args:
+        classes: names of the labels (default: those of the data sets, else the numbers).
+        size: side in pixels to which Pillow images of data sets are resized; required if their sizes differ.
 
     Raises:
-        DataError: images or labels of another form or range. ValueError: ``val`` is not in [0, 1).
+        DataError: images or labels of another form or range, or other class names in another split. ValueError: ``val`` is not in
+            [0, 1). TypeError: an iterable without items, such as a DataLoader.
     """
-    pairs = {"train": train, "test": test}
-    for split, pair in pairs.items():
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise TypeError(f"{split} is {type(pair).__name__}; give a pair of images and labels: arrays, tensors or lists")
-    if isinstance(val, tuple):
-        pairs["val"] = val
+    given = {"train": train, "test": test}
+    if not isinstance(val, (int, float)):
+        given["val"] = val
     elif not 0 <= val < 1:
         raise ValueError(f"val = {val} is not allowed; give a share in [0, 1), or a pair of images and labels")
-    return _arrays.data_set(pairs, classes, name, 0.0 if isinstance(val, tuple) else val, seed)
+    sets = {split: each for split, each in given.items() if _datasets.is_dataset(each)}
+    for split, each in given.items():
+        if split not in sets and (not isinstance(each, (tuple, list)) or len(each) != 2):
+            raise TypeError(
+                f"{split} is {type(each).__name__}; give a pair of images and labels (arrays, tensors or lists), or a data set "
+                "whose items are such pairs"
+            )
+    classes = _datasets.class_names(sets) if classes is None else classes
+    pairs = given | {split: _datasets.pair(each, split, size) for split, each in sets.items()}
+    return _arrays.data_set(pairs, classes, name, 0.0 if "val" in given else val, seed)
 
 
 def _objects(what: Any, model: Any, data: Any, loss: Any) -> tuple[Recipe | str, Given, dict[str, str]]:
@@ -85,7 +99,7 @@ def _objects(what: Any, model: Any, data: Any, loss: Any) -> tuple[Recipe | str,
     if not (model is None or isinstance(model, str) or callable(model)):
         raise TypeError(f"model is {type(model).__name__}; give a module, or a class or function of the number of classes")
     if not isinstance(data, (str, Path, DataSet, type(None))):
-        raise TypeError(f"data is {type(data).__name__}; give a name, a folder or a file, or zoo.data_set(...) of arrays")
+        raise TypeError(f"data is {type(data).__name__}; give a name, a folder or a file, or zoo.data_set(...) of it")
     if isinstance(loss, type):
         raise TypeError(f"loss is the class {loss.__name__}; give an instance: {loss.__name__}()")
     if not (loss is None or isinstance(loss, str) or callable(loss)):
