@@ -34,7 +34,7 @@ def names() -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Labelled images for the accuracy of a file or run, instead of the run's own: a data set, and what the file does not tell."""
+    """Labelled images that replace the run's own for measuring accuracy: a data set, and metadata that the model file lacks."""
 
     data: str = ""
     """Name of a data set, or a folder or file that ``--data`` accepts."""
@@ -42,7 +42,7 @@ class Images:
     split: str = "test"
     """``test``, or ``all`` for the images of all splits."""
     labels: Path | None = None
-    """A text file with the class of each output per line."""
+    """Text file with one class name per line, in the order of the outputs."""
     mean: tuple[float, ...] = ()
     """Channel means and standard deviations of images scaled to [0, 1]."""
     std: tuple[float, ...] = ()
@@ -157,8 +157,12 @@ def measure(
     """Measure runs (default: the latest), ONNX files or registered models as ``zoo bench`` does; return the rows of the table.
 
     Args:
-        batches: batch sizes (default: 1, 8 and 64). devices: such as ("cpu", "cuda"). threads: 0 for all cores.
-        seconds: time limit in seconds; 0: none. quick: few rounds. out: the CSV file, next to which the pictures are written.
+        batches: batch sizes (default: those of ``zoo bench``).
+        devices: devices, such as ("cpu", "cuda") (default: all available devices).
+        threads: CPU threads; 0: all available cores.
+        seconds: time limit in seconds; 0: none.
+        quick: measure fewer rounds.
+        out: CSV file; the figures are written next to it.
 
     Raises:
         UsageError, FileError, DisagreeError, DiskError: as in the command. TypeError: an argument has the wrong type.
@@ -231,8 +235,8 @@ def _known(targets: Sequence[Target], out: Path | None) -> list[Any]:
     """The targets, by default the latest run; prints its folder.
 
     Raises:
-        UsageError, FileError: one of them is missing or damaged; DiskError: the default ``out`` cannot be created. Nothing is measured
-            before that, not even those in front of it.
+        UsageError, FileError: a target is missing or damaged. DiskError: the default ``out`` cannot be created. All targets are
+            checked before the first is measured.
     """
     from zoo import hub, run_folders
     from zoo.console import print_line

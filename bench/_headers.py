@@ -6,7 +6,6 @@ recipe has now; other weights of the same model, the share of validation images 
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,15 +37,17 @@ def _changed(name: str, changes: Sequence[str]) -> recipes.Recipe:
 
 
 def _line(changes: str, group: Sequence[Row]) -> str:
-    accuracy = _tables.spread([100 * float(row["accuracy"]) for row in group])
-    minutes = statistics.median(float(row["minutes"]) for row in group)
+    accuracy = _tables.spread([float(f"{100 * float(row['accuracy']):.6g}") for row in group])  # rounded as in the tables
+    minutes = sorted({f"{float(row['minutes']):.3g}" for row in group}, key=float)
     last = max(group, key=lambda row: row["date"])
-    place = last["cpu"] if last["device"] == "cpu" else last["device"]
+    places = {row["cpu"] if row["device"] == "cpu" else row["device"]: None for row in group}
+    precisions = " and ".join(dict.fromkeys(row["precision"] for row in group))
     chosen = ", epoch SELECTED ON TEST" if last["select_on"] == "test" else ""
     given = f" with {changes}" if changes else ""
     return (
-        f"{MARK}{given}: {accuracy} % of {int(last['n']):,} test images (n = {len(group)}{chosen}), {minutes:.3g} minutes, "
-        f"{_show.many(last['threads'], 'core')} of {place}, torch {last['torch']}, commit {last['commit']}."
+        f"{MARK}{given}: {accuracy} % of {int(last['n']):,} test images (n = {len(group)}{chosen}), "
+        f"{' to '.join(dict.fromkeys((minutes[0], minutes[-1])))} minutes, {precisions}, {_show.many(last['threads'], 'core')} of "
+        f"{' and '.join(places)}, torch {last['torch']}, commit {last['commit']}."
     )
 
 

@@ -71,7 +71,8 @@ def _merged(path: Path, rows: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
     """``rows`` and those of the file that are of other runs: runs trained elsewhere or deleted are kept.
 
     Rows of a shipped recipe are dropped if a new row has other settings under the same name, as the recipe has changed since. The
-    warnings of the linter, which may have had other words, are those of a new row with the same settings.
+    warnings of the linter, which may have had other words, are those of a new row with the same settings; the reported results are
+    those that the recipes have now.
     """
     new = {(row["digest"], str(row["seed"])) for row in rows}
     settings = {row["recipe"]: row["digest"] for row in rows if row["recipe"].split()[0] in recipes.shipped()}
@@ -82,7 +83,8 @@ def _merged(path: Path, rows: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
 
     texts = {row["digest"]: row["lint"] for row in rows if "lint" in row}
     merged = _timing.merged(path, rows, keep)
-    return [{**row, "lint": texts[row["digest"]]} if row["digest"] in texts else row for row in merged]
+    linted = [{**row, "lint": texts[row["digest"]]} if row["digest"] in texts else row for row in merged]
+    return [{**row, **_reported(row["recipe"])} if "reported" in row else row for row in linted]
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -119,7 +121,6 @@ def _row(folder: Path) -> dict[str, Any] | None:
     env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
     finished = datetime.datetime.fromtimestamp((folder / "result.json").stat().st_mtime, datetime.UTC)
     name = _name(recipe)
-    found = _shipped(name)
     compiled = "compile=true " if recipe.compile else ""
     command = (
         f"zoo train {name} {compiled}seed={recipe.seed}"
@@ -147,9 +148,7 @@ def _row(folder: Path) -> dict[str, Any] | None:
         "low": round(result["low"], 5),
         "high": round(result["high"], 5),
         "macro": round(result["macro"], 5),
-        "reported": found.accuracy or "",
-        "source": found.source,
-        "note": found.note,
+        **_reported(name),
         "kept_epoch": result["epoch"],
         "images_per_s": round(statistics.median(row["images_per_s"] for row in train), 1),
         "minutes": round(result["seconds"] / 60, 1),
@@ -164,6 +163,11 @@ def _row(folder: Path) -> dict[str, Any] | None:
 def _shipped(name: str) -> recipes.Reported:
     """Reported result of a shipped recipe; empty if the run changed it."""
     return recipes.read(recipes.shipped()[name]).reported if name in recipes.shipped() else recipes.Reported()
+
+
+def _reported(name: str) -> dict[str, Any]:
+    found = _shipped(name)
+    return {"reported": found.accuracy or "", "source": found.source, "note": found.note}
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:

@@ -40,7 +40,8 @@ class Receipt:
     """Number of the ``n`` images that have the same class in the file and in PyTorch."""
     n: int
     ties: int
-    """Number of images with another class within the tolerance: ties in PyTorch, or differences that the precision permits."""
+    """Number of images whose predicted class differs although the outputs agree within the tolerance: ties in PyTorch, or
+    differences that the precision permits."""
     max_abs: float
     """Largest |difference| from PyTorch: of logits in standard deviations of PyTorch's logits, or of probabilities."""
     images: str
@@ -105,7 +106,8 @@ def onnx(
     Args:
         external_data: write the weights to a second file, such as ``model.3f2a90c1.onnx.data`` with the first digits of its SHA-1;
             automatic above 2 GB.
-        opset: operator set; ``target_ort``, such as "1.17", selects the newest operator set that this onnxruntime version reads.
+        opset: operator set, 18 to 23 (default: 20).
+        target_ort: onnxruntime version, such as "1.17": use the newest operator set, up to the default, that it reads.
         options: those of :func:`program`.
 
     Raises:
@@ -139,12 +141,12 @@ def program(
     std: Sequence[float] | None = None,
     **written: Any,
 ) -> Receipt:
-    """Write a model with an export target: ``fmt`` "onnx", "pt2" (PyTorch), "openvino" or another format with a file in this folder.
+    """Write a model in the format ``fmt``: "onnx", "pt2" (torch.export), "openvino" or the format of an installed export target.
 
     Args:
         model: a run, or any module that maps float32 (N, \\*input) to logits (N, classes); the module is not changed.
         path: the file (default: in the run's folder, or in the current folder for a run of the hub; required for a module).
-        preprocess: preprocessing in the file: "none", "normalize" (default for a run) or "full".
+        preprocess: preprocessing in the file: "none" (default for a module), "normalize" (default for a run) or "full".
         softmax: return probabilities instead of logits.
         max_drop: points of test accuracy that a precision other than fp32 may lose against float32; int8 restores its most
             sensitive layers to float32 until the loss of accuracy on validation images is at most half of it.
@@ -156,8 +158,10 @@ def program(
             (N, \\*input) floats in the form that the module takes, or (N, H, W, 3) uint8 with ``mean`` and ``std``; noise by default.
         full_test: measure the accuracy of fp32 on all test images of a run, not only on ``images``, as the other precisions do.
         input: shape of one input of a module, such as (3, 224, 224) (default: that of ``images``).
-        targets: (N,) class numbers of a module's images, to measure the accuracy.
-        classes: names of a module's outputs (default: their numbers).
+        targets: (N,) class indices of a module's images, to measure the accuracy.
+        classes: names of a module's outputs (default: their indices).
+        mean: channel means that normalise a module's images, scaled to [0, 1]; without it, the file states no normalisation.
+        std: channel standard deviations that belong to ``mean``.
 
     Raises:
         BusyError: the file exists and ``force`` is not set.

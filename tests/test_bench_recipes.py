@@ -36,6 +36,16 @@ def test_seeds_of_one_recipe_have_the_warnings_of_the_newest_run(tmp_path: Path)
     assert [row["lint"] for row in merged] == ["new words", "old words", "new words"]
 
 
+def test_kept_rows_have_the_reported_result_of_their_recipe_now(tmp_path: Path) -> None:
+    """Also none, where the recipe has none or was changed by the run."""
+    names = ("s4_a1", "s4_a1 epochs=2", "demo")
+    old = [{"recipe": name, "digest": name, "seed": 0, "reported": 0.5, "source": "old", "note": "old"} for name in names]
+    path = _timing.write_csv(tmp_path / "r.csv", old)
+    merged = recipes_bench._merged(path, [{**old[-1], "digest": "new", "lint": ""}])
+    found = [(row["reported"], row["source"], row["note"]) for row in merged[:3]]
+    assert found == [(0.091946, "one run, 266 of 2,893", ""), ("", "", ""), ("", "", "")]
+
+
 def test_rows_of_a_changed_recipe_are_dropped(tmp_path: Path) -> None:
     """A name that now stands for other settings; other names, and names of users' runs, do not tell the settings."""
     old = [("demo", "a", 0), ("demo epochs=2", "b", 0), ("s1_ce", "c", 0), ("resnet20 focal", "d", 0)]
@@ -130,6 +140,7 @@ def result_row(recipe: str, seed: int, accuracy: float, **changed: str) -> dict[
     facts = {
         "n": "10000",
         "minutes": "20",
+        "precision": "bf16",
         "threads": "1",
         "cpu": "X",
         "device": "cpu",
@@ -155,9 +166,11 @@ def test_results_in_the_comments_of_recipes() -> None:
     rows += [result_row(name, 3, 0.1, digest="of other settings"), result_row("s3_dfl", 0, 0.5)]
     lines = _headers.results(name, rows)
     assert lines == [
-        "# Result: 91 ± 1 % of 10,000 test images (n = 3), 20 minutes, 1 core of X, torch 2, commit c.",
-        "# Result with data.val=0.0: 95 % of 10,000 test images (n = 1), 20 minutes, 1 core of X, torch 2, commit c.",
+        "# Result: 91 ± 1 % of 10,000 test images (n = 3), 20 minutes, bf16, 1 core of X, torch 2, commit c.",
+        "# Result with data.val=0.0: 95 % of 10,000 test images (n = 1), 20 minutes, bf16, 1 core of X, torch 2, commit c.",
     ]
+    apart = [result_row(name, 0, 0.9), result_row(name, 1, 0.9, minutes="80", precision="fp32", cpu="Y")]
+    assert "(n = 2), 20 to 80 minutes, bf16 and fp32, 1 core of X and Y, torch 2" in _headers.results(name, apart)[0]
     assert "SELECTED ON TEST" in _headers.results(name, [result_row(name, 0, 0.5, select_on="test")])[0]
     text = _headers.updated("# a\n# Result: old.\n# b\nmodel = 1 # Result\n", lines)
     assert text == "\n".join(["# a", "# b", *lines, "model = 1 # Result", ""])

@@ -129,12 +129,20 @@ def train(
 ) -> Run:
     """Train as ``zoo train`` does and return the finished run. In a notebook, an interrupt saves the state.
 
-    ``what`` is a :class:`zoo.Recipe` or an argument of ``zoo train``: a model, a recipe, a recipe file or a run; or your own
-    model. ``model``, ``data`` and ``loss`` are names, as on the command line, or objects: a module, whose copy is trained from the
-    module's weights, or a class or function that is called with the number of classes; a data set; and a module or function that is
-    called with logits (N, C) and targets (N,). Objects are not stored in the recipe: pass them again to resume. ``overrides`` are
-    settings by name (``lr=0.05``), with dots written as two underscores (``data__val=0.2``). ``on_epoch`` receives the rows of
-    each epoch. ``profile`` is ``zoo train --profile``.
+    Objects passed as ``model``, ``data`` or ``loss`` are not stored in the recipe: pass them again to resume.
+
+    Args:
+        what: a :class:`zoo.Recipe`, an argument of ``zoo train`` (a model, a recipe, a recipe file or a run), or your own model.
+        on_epoch: function that receives the rows of each epoch.
+        model: a name; a module, of which a copy is trained, starting from its weights; or a class or function that is called with
+            the number of classes.
+        data: a name, folder or file as for ``zoo train --data``, or a data set.
+        loss: a name, or a module or function that is called with logits (N, C) and targets (N,).
+        out: run folder (default: a new folder in the runs folder).
+        resume: resume the run in ``out``.
+        force: replace the run in ``out``.
+        profile: profile the run, as ``zoo train --profile`` does.
+        overrides: settings by name (``lr=0.05``), with dots written as two underscores (``data__val=0.2``).
 
     Raises:
         UsageError, DataError, FileError, DivergedError, DiskError, BusyError: as in :func:`zoo.training.train`.

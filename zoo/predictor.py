@@ -20,12 +20,12 @@ from zoo.export._feed import Feed
 from zoo.export._input import Input
 
 SUM = 1e-2
-"""Outputs of a file that does not say whether they are probabilities are, if none is negative and they add up to 1 within this."""
+"""If a file does not state whether its outputs are probabilities, they are if none is negative and their sum is 1 within this."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """An opened file with what is known of it."""
+    """An open model file with its metadata."""
 
     session: Any
     feed: Feed
@@ -71,7 +71,8 @@ def load(
 ) -> Predictor:  # fmt: skip
     """Open a file that classifies images.
 
-    A file of zoo states how. For another one, give ``mean`` and ``std`` per channel, for values from 0 to 1, unless it reads bytes.
+    A file exported by zoo states its preprocessing. For any other file, pass ``mean`` and ``std`` per channel, for values scaled
+    to [0, 1], unless the file takes bytes.
 
     Args:
         labels: text file with the class of each output, one per line (default: the file's, else their numbers).

@@ -39,7 +39,7 @@ class Recipe(msgspec.Struct, frozen=True):
         str, about("initial weights: none, default (pretrained), a name (zoo models), a file, a run or hf:OWNER/NAME")
     ] = "none"
     head_init: Annotated[
-        Literal["default", "zero"], about("initial values of a head without pretrained weights: the model's, or zero")
+        Literal["default", "zero"], about("initialisation of a head without pretrained weights: the model's own, or zeros")
     ] = "default"
     freeze: Annotated[
         str, about("frozen layers: none, conv, fc, fc:all, backbone, bn, stage<=N or a glob of parameter names; + combines")
@@ -52,7 +52,7 @@ class Recipe(msgspec.Struct, frozen=True):
     device: Annotated[str, about("auto, cpu, cuda, cuda:N or another torch device")] = "auto"
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], about("data type of the forward and backward pass")] = "auto"
     qat: Annotated[
-        bool, about("quantisation-aware training: round the weights and inputs of layers to 8 bits, for export as int8")
+        bool, about("quantisation-aware training: round the weights and inputs of layers as an exported int8 file does")
     ] = False
     qat_bits: Annotated[
         Literal[0, 7, 8],
@@ -65,7 +65,7 @@ class Recipe(msgspec.Struct, frozen=True):
     mix_with: Annotated[
         Literal["any", "rare"],
         about(
-            "partner image in mixup and cutmix: any of the batch, or one with its class drawn in proportion to 1 / class size"
+            "partner image in mixup and cutmix: any of the batch, or one whose class is drawn in proportion to 1 / class size"
         ),
     ] = "any"
     patience: Annotated[int, about("epochs without a better accuracy before training stops; 0: never", ge=0, le=MOST)] = 0
@@ -76,7 +76,7 @@ class Recipe(msgspec.Struct, frozen=True):
         Literal["accuracy", "macro"], about("accuracy that selects the best epoch: overall, or macro (the mean over classes)")
     ] = "accuracy"
     allow_empty_class: Annotated[bool, about("train even if a class has no images")] = False
-    deterministic: Annotated[bool, about("use only deterministic operations, with bit-identical results")] = False
+    deterministic: Annotated[bool, about("use only deterministic operations: repeated runs are bit-identical")] = False
     compile: Annotated[bool, about("train with torch.compile: about a minute at the start, then faster steps")] = False
     features_with: Annotated[
         Literal["torch", "onnxruntime", "openvino"],
@@ -123,8 +123,8 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
     The folder of a run stands for its recipe, with its weights.
 
     ``overrides`` are dotted keys or leaf names that only one table has (``lr`` for ``optim.lr``); ``data``, ``loss``,
-    ``sampler``, ``optim`` and ``schedule`` alone stand for their ``name``. If they choose another loss, the file's options
-    that it does not have are dropped.
+    ``sampler``, ``optim`` and ``schedule`` alone stand for their ``name``. If they select another loss, options in the file that
+    this loss does not have are dropped; each that differs from its default is reported.
 
     Raises:
         UsageError: unknown name, key, type or range. FileError: a repository of the hub that cannot be used.
@@ -346,7 +346,7 @@ def _known(written: Written, *, stored: bool = False) -> Written:
 
 
 def _suited(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that the model and its data set set; ``values`` override them."""
+    """The defaults of the model and its data set; ``values`` override them."""
     timm, own = model.startswith("timm/"), model_files.is_own(model)
     entry: dict[str, Any] = {} if timm else model_files.entry(model) if own else registry.entry("models", model)
     suits = entry.get("data") or ("caltech101" if timm else "cifar10",)

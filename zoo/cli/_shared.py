@@ -138,7 +138,8 @@ def _keep_threads(_: click.Context, __: click.Parameter, value: int | None) -> N
 
 
 threads = click.option("--threads", type=click.IntRange(1, 4096), expose_value=False, callback=_keep_threads,
-                       help="CPU threads (default: OMP_NUM_THREADS, SLURM_CPUS_PER_TASK or all cores).")  # fmt: skip
+                       help="CPU threads (default: OMP_NUM_THREADS, MKL_NUM_THREADS, SLURM_CPUS_PER_TASK or the "
+                       "available cores).")  # fmt: skip
 
 data_dir = click.option("--data-dir", type=UserPath(), help="Folder of the data set (default: the run's).")
 

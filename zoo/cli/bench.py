@@ -27,7 +27,9 @@ from zoo.cli._shared import Finite, Name, Numbers, UserPath, as_json, limited, r
 @click.option(
     "--allow-cpu-fallback", is_flag=True, help="Fall back to the CPU if a GPU cannot run the model; the rows are marked."
 )
-@click.option("--serve", is_flag=True, help="Measure throughput and latency under load, by number of workers and threads.")
+@click.option(
+    "--serve", is_flag=True, help="Measure throughput and latency under load for several numbers of workers and threads."
+)
 @click.option("--scenario", type=click.Choice(["single", "multi", "server", "offline"]),
               help="Run a scenario of MLPerf Inference: for 10 minutes, as its rules require, or for --seconds (marked as not valid).")  # fmt: skip
 @click.option(
@@ -39,7 +41,7 @@ from zoo.cli._shared import Finite, Name, Numbers, UserPath, as_json, limited, r
     "--latency-ms", type=Finite(min=0, min_open=True), help="Latency bound of --scenario server, in ms (default: 15)."
 )
 @click.option("--data", default="", metavar="NAME",
-              help="Data set or folder to measure the accuracy of a file or run on (default: the run's data set).")  # fmt: skip
+              help="Data set or folder for measuring the accuracy of a file or run (default: the run's data set).")  # fmt: skip
 @click.option("--data-dir", type=UserPath(), help="Folder of the data set in --data.")
 @click.option("--split", type=click.Choice(["test", "all"]), default="test", show_default=True, help="Images of --data to use.")
 @click.option(

@@ -22,7 +22,11 @@ from zoo.cli._shared import RUN, UserPath, as_json, data_dir, moved, threads
     help="Folder for result.json and the tables as CSV (default: not written).",
 )
 @click.option("--skip-bad", is_flag=True, help="Skip images that cannot be read; the result reports their number.")
-@click.option("--calibrate", is_flag=True, help="Fit a temperature on the validation images for predict and export.")
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Calibrate the probabilities: fit a softmax temperature on the validation images, which predict and export then use.",
+)
 @data_dir
 @threads
 @click.option(

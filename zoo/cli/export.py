@@ -31,7 +31,7 @@ def _precisions() -> list[str]:
     metavar="FILE",
     help="Export the model RUN (zoo models, timm/NAME or FILE.py:NAME) with these weights, without a run.",
 )
-@click.option("--data", metavar="NAME", help="Data set with the test images to compare and the class names (with --weights).")
+@click.option("--data", metavar="NAME", help="Data set that provides the test images and the class names (with --weights).")
 @click.option(
     "--classes",
     type=UserPath(exists=True, dir_okay=False),
@@ -54,9 +54,11 @@ def _precisions() -> list[str]:
               help="Preprocessing in the file: none, normalisation, or everything (uint8 images of any size).")  # fmt: skip
 @click.option("--softmax", is_flag=True, help="Output probabilities instead of logits.")
 @click.option("--external-data", is_flag=True, help="Write the weights to a second file (automatic above 2 GB).")
-@click.option("--opset", type=int, help="ONNX operator set (default: chosen by the exporter).")
+@click.option("--opset", type=int, help="ONNX operator set, 18 to 23 (default: 20).")
 @click.option(
-    "--target-ort", metavar="VERSION", help="Use the newest operator set that this onnxruntime reads, for example 1.17."
+    "--target-ort",
+    metavar="VERSION",
+    help="Use the newest operator set, up to the default, that this onnxruntime version reads, for example 1.17.",
 )
 @click.option("--max-drop", type=Finite(0), default=0.5, show_default=True,
               help="Largest drop in test accuracy with fp16 or int8, in points; int8 keeps sensitive layers in float32 to stay within it.")  # fmt: skip

@@ -21,8 +21,8 @@ MOST = 20
 def command(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Plot a run, or compare several runs.
 
-    For one run (default: the latest), write its figures and report page again. For several runs, write one page with the results,
-    means over seeds and paired tests.
+    For one run (default: the latest), regenerate its figures and report page. For several runs, write one page with the results,
+    the means over seeds and paired tests.
 
     \b
     zoo report

@@ -47,9 +47,10 @@ def command(
 ) -> None:
     """Train a model and evaluate it on the test images.
 
-    WHAT is a model (zoo models), a recipe (zoo recipes), a recipe file (TOML, YAML, JSON), FILE.py:NAME, hf:OWNER/NAME (the
-    model and weights of a repository on the Hugging Face Hub), or a run (its recipe, starting from its weights). The default
-    is the recipe demo. SETTINGS are key=value pairs that override the recipe, as options do. The defaults below apply if
+    WHAT is a model (zoo models), a recipe (zoo recipes), a recipe file (TOML, YAML, JSON), FILE.py:NAME (your own model),
+    hf:OWNER/NAME (the model and weights of a repository on the Hugging Face Hub), or a run (its recipe, starting from its
+    weights). The default is the recipe demo. SETTINGS are key=value pairs that override the recipe, as the options do. The
+    defaults below apply if
     neither the recipe nor the model sets the key (resnet32 sets cifar10 and 60 epochs); --dry-run prints the resolved values.
     List all settings with: zoo recipes --keys
 

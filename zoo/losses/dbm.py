@@ -20,7 +20,7 @@ SMALLEST = 1e-12
 class Dbm(nn.Module):
     """Cross entropy after the label's angle is enlarged: s cos(theta_y) becomes s cos(theta_y + m_C + m_I).
 
-    m_C = angle n_min / n_y is the margin of the class, with n = ``counts`` (C,). m_I = m_C (1 - cos theta_y) / 2 is the additional
+    m_C = angle n_min / n_y is the margin of the class, with n = ``counts`` (C,) (the paper raises the ratio to a power; here it is 1). m_I = m_C (1 - cos theta_y) / 2 is the additional
     margin of a sample if its largest logit is not the label's, and 0 otherwise. The logits (N, C) are s cos(theta), as returned by
     the ``_cosine`` models, with s = ``margin_scale``; a logit outside of [-s, s] is shifted like the nearest bound. The paper combines
     the margin with balanced softmax (Ren et al. 2020): ``tau`` log n_c is added to the logits; ``tau`` 0 omits this term.

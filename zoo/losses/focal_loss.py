@@ -14,9 +14,8 @@ class FocalLoss(nn.Module):
 
     ``weight`` (C,) is a tensor, an array or a list of numbers, for example :func:`zoo.effective_weights` of the class counts.
 
-    For a target of class shares q, as in mixup and cutmix, l = -sum_c w_c q_c (1 - p_c)^gamma log p_c (Mukhoti et al. 2020). This
-    loss is linear in q, so the loss of a mixture of two samples is the mixture of the losses of their labels (Zhang et al. 2018,
-    the loss of mixup).
+    For soft labels (class probabilities q), as in mixup and cutmix, l = -sum_c w_c q_c (1 - p_c)^gamma log p_c (Mukhoti et al.
+    2020). This loss is linear in q: for a mixture of two labels, it is the mixture of the two losses (Zhang et al. 2018, mixup).
 
     Example:
         >>> loss = FocalLoss(gamma=2.0)

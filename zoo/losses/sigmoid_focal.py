@@ -1,4 +1,4 @@
-"""Sigmoid focal loss: one binary classification per class (Lin et al. 2017, eq. 4; class-balanced: Cui et al. 2019, section 4.2)."""
+"""Sigmoid focal loss: one binary classification per class (Lin et al. 2017, eq. 4; class-balanced: Cui et al. 2019, section 4.3)."""
 
 from __future__ import annotations
 

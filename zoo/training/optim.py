@@ -30,7 +30,7 @@ def groups(
     """Parameter groups of what is trained, for a torch optimizer.
 
     By default everything decays, including norms and biases, as in torch and the reported experiments. ``decay_all=False``
-    excludes tensors of one dimension (Goyal et al. 2017, section 5.3; timm does the same). ``scales`` gives a factor of the
+    excludes tensors of one dimension, i.e. biases and the parameters of normalisation layers, as timm does. ``scales`` gives a factor of the
     learning rate by parameter name, kept in the group as ``lr_scale``. ``norm_bias`` multiplies it for the biases of normalisation
     layers and divides their decay, so that they shrink as before (Page 2018; Jordan 2024, section 3.4).
     """
