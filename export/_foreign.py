@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def model(
     given["mean"], given["std"] = _normalisation(spec, source, mean, std)
     if found:
         chosen = _cases.places(found.test, images)
-        given |= {"images": np.asarray(found.test.images[chosen]), "targets": found.test.targets[chosen]}
+        numbers = _outputs_of(found, classes, labels)
+        given |= {"images": np.asarray(found.test.images[chosen]), "targets": numbers[found.test.targets[chosen]]}
     return made, given
 
 
@@ -60,6 +62,16 @@ def data_set(name: str, folder: str, size: int, *, skip_bad: bool = False, teste
     if tested and not len(found.test):
         raise DataError(f"no test images ({found.name}); name a data set with a test split")
     return found
+
+
+def _outputs_of(data: DataSet, classes: Sequence[str] | None, labels: Path | None) -> np.ndarray:
+    """The output of each class of the data (C,), by its name; DataError for a class that is not in the file ``labels``."""
+    names = list(classes or ())
+    if missing := [each for each in data.classes if each not in names]:
+        raise DataError(
+            f"class of the data is not in --classes ({data.name}, {missing[0]!r}; {labels}: {', '.join(names[:3])}, ...); use the same names"
+        )
+    return np.array([names.index(each) for each in data.classes], np.int64)
 
 
 def _built(spec: ModelSpec, source: str, classes: tuple[str, ...] | None) -> nn.Module:

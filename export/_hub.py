@@ -95,7 +95,9 @@ def _card(hub: Any, run: Any, receipt: Receipt) -> str:
         accuracy = f"{100 * found['accuracy']:.2f} % [{100 * found['low']:.2f}, {100 * found['high']:.2f}] on {found['n']:,} test images"
     return (
         f"---\n{data.to_yaml()}\n---\n\n# {name} on {run.recipe.data.label}\n\n"
-        f"{len(run.classes)} classes, input {' x '.join(map(str, run.input))}, accuracy {accuracy}.\n\n"
+        f"{len(run.classes)} classes, input {' x '.join(map(str, run.input))}, accuracy {accuracy}."
+        + (f" The training was not finished ({run.unfinished})." if run.unfinished else "")
+        + "\n\n"
         f"`model.onnx` is verified against PyTorch: {receipt.agree:,} of {receipt.n:,} classes agree, largest difference of a logit "
         f"{receipt.max_abs:.1e} standard deviations ({receipt.images}). `recipe.toml` has the settings of the run.\n\n"
         f"{_usage(run, receipt)}"

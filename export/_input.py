@@ -83,6 +83,10 @@ def normalised(model: Input, mean: Sequence[float], std: Sequence[float]) -> Inp
             )
     if min(std) <= 0:
         raise UsageError(f"--std must be above 0 ({min(std):g})")
+    if not 0 <= min(mean) <= max(mean) <= 1 or max(std) > 2:
+        raise UsageError(
+            f"--mean {mean[0]:g} and --std {std[0]:g} are not of pixels from 0 to 1; divide those of 0 to 255 by 255"
+        )
     mean, std = (tuple(values) * (3 if len(values) == 1 else 1) for values in (mean, std))
     return replace(model, mean=mean, std=std)
 
@@ -94,6 +98,8 @@ def names(model: Input, labels: Path | None) -> tuple[str, ...]:
         UsageError: the file contradicts the model. FileError: it is no text, or there are more or fewer names than outputs.
     """
     found = class_names(labels) if labels else model.classes
+    if labels and not found:
+        raise FileError(f"no class names ({labels} is empty); give one per line")
     if model.classes and found != model.classes:
         raise UsageError(f"--classes {labels} differs from the class names in the file ({model.label}); omit it")
     if found and len(found) != model.outputs:

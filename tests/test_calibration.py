@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from zoo import calibration, run, run_folders
 from zoo.__main__ import run as zoo
-from zoo.errors import FileError
+from zoo.errors import DataError, FileError
 
 
 @pytest.mark.parametrize("wanted", [0.3, 1.0, 4.0])
@@ -27,6 +27,15 @@ def test_the_fit_finds_the_temperature_that_made_the_labels(wanted: float) -> No
 def test_logits_that_separate_the_classes_stay_within_bounds() -> None:
     targets = torch.arange(4).repeat(5)
     assert calibration.LEAST <= calibration.fit(9.0 * F.one_hot(targets), targets) <= calibration.MOST
+
+
+def test_images_that_do_not_determine_a_temperature_change_nothing() -> None:
+    """All of them correct: ever more confident outputs would be better."""
+    targets = torch.arange(4).repeat(5)
+    with pytest.raises(
+        DataError, match=r"20 val images do not determine a temperature \(20 are classified correctly.*data.val=0.2"
+    ):
+        calibration.of(9.0 * F.one_hot(targets), targets, split="val", weights="w")
 
 
 @pytest.mark.parametrize(("wanted", "n"), [(0.5, 200), (3.0, 1000)])

@@ -86,6 +86,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "twice.toml").write_text("seed = 1\nseed = 2\n")
     (folder / "text.toml").write_text("[optim]\nlr = 'abc'\n")
     (folder / "recipe.yaml").write_text("lr: 1e-3\n")
+    (folder / "used").mkdir()
+    (folder / "used" / "recipe.toml").write_text('model = "cnn_small"\n')
     (folder / "full").mkdir()
     (folder / "full" / "something.txt").write_text("mine")
     (folder / "empty").mkdir()
@@ -112,7 +114,7 @@ FAULTS = [
     ("negative gamma", "train demo --focal-gamma -1", 2, ["loss.focal_gamma = -1.0", ">= 0"]),
     ("beta 1", "train demo --beta 1", 2, ["loss.beta = 1.0", "< 1"]),
     ("unknown loss", "train demo --loss focl", 2, ["no loss 'focl'", "focal"]),
-    ("unknown data", "train demo --data cifar11", 2, ["no data set 'cifar11'", "cifar10"]),
+    ("unknown data", "train demo --data cifar11", 2, ["no data set, folder or file 'cifar11'", "cifar10"]),
     ("bad imbalance", "train demo --imbalance exq:0.1", 2, ["exq:0.1", "exp"]),
     ("bad augmentation", "train demo data.augment=['crap']", 2, ["crap", "crop"]),
     ("missing data folder", "train demo --data cifar10 --data-dir gone", 3, ["gone"]),
@@ -121,7 +123,12 @@ FAULTS = [
     ("no GPU", "train demo --device cuda:7", 2, ["cuda:7", "CUDA devices found"]),
     ("unknown device", "train demo --device gpu", 2, ["'gpu'", "cpu"]),
     ("fp16 on the CPU", "train demo --device cpu --precision fp16", 2, ["fp16", "bf16"]),
-    ("folder in use", "train demo --out full", 7, ["--resume", "--force"]),
+    ("folder in use", "train demo --out used", 7, ["--resume", "--force"]),
+    ("folder that is no run", "train demo --out full --force", 7, ["not a run", "something.txt", "another --out"]),
+    ("misspelt run", "train --resume cifar", 2, ["no run 'cifar'"]),
+    ("model to resume", "train cnn_small --resume", 2, ["not a run (cnn_small, a model)"]),
+    ("flag and setting", "train demo --epochs 3 epochs=4", 2, ["--epochs 3 and epochs=4 contradict each other"]),
+    ("model after a model", "train cnn_small model=nope", 2, ["no model 'nope'"]),
     ("output is a file", "train demo --out afile", 6, ["afile", "--out"]),
     ("nothing to resume", "train demo --resume --out gone", 4, ["no run to resume"]),
     ("no run yet", "export --onnx", 4, ["no run yet", "zoo train"]),

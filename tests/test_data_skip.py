@@ -55,6 +55,7 @@ def test_what_the_data_option_stands_for(text: str, source: tuple[str, str], lab
     assert registry.data_source(text) == source
     data = Data(name=source[0], dir=source[1])
     assert data.label == label
+    assert run_folders.new_name(recipe.Recipe(data=Data(name="folder", dir="データ"))).startswith("cnn_small-")
     if label != "cifra10":
         assert run_folders.new_name(recipe.Recipe(data=data)).startswith(f"{label}-cnn_small-")
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from zoo.cli import cli
-from zoo.errors import BusyError, FileError, UsageError
+from zoo.errors import BusyError, DataError, FileError, UsageError
 from zoo.export import _foreign, _web
 
 NET = """
@@ -79,6 +79,19 @@ def test_without_images_names_come_from_a_file_and_noise_is_compared(place: Path
     assert (given["classes"], given["input"], module.fc.out_features) == (None, (3, 32, 32), 3), "as many as the weights have"
 
 
+def test_class_names_in_another_order_belong_to_the_outputs(place: Path) -> None:
+    """The accuracy is of the names, so that an order which the weights do not have is seen; names that the data lacks are an error."""
+    Path("order.txt").write_text("fox\ncat\ndog\n")
+    _, given = _foreign.model("my_net.py", "net.pth", data="photos", labels=Path("order.txt"), mean=(0.5,) * 3, std=(0.2,) * 3)
+    _, plain = _foreign.model("my_net.py", "net.pth", data="photos", mean=(0.5,) * 3, std=(0.2,) * 3)
+    assert [given["classes"][number] for number in given["targets"]] == [
+        plain["classes"][number] for number in plain["targets"]
+    ]
+    Path("order.txt").write_text("fox\ncat\nwolf\n")
+    with pytest.raises(DataError, match=r"class of the data is not in --classes \(photos, 'dog'"):
+        _foreign.model("my_net.py", "net.pth", data="photos", labels=Path("order.txt"), mean=(0.5,) * 3, std=(0.2,) * 3)
+
+
 def test_a_server_gets_the_class_names_of_the_data(place: Path) -> None:
     words = ["export", "my_net.py:Net", "--weights", "net.pth", "--data", "photos", *SCALE, "--triton", "models"]
     ran = CliRunner().invoke(cli, words)
@@ -111,7 +124,7 @@ def test_a_page_of_a_network_without_a_run(place: Path, monkeypatch: pytest.Monk
         (["my_net.py", "--weights", "net.pth", "--mean", "a"], 2, "not a list of numbers"),
         (["my_net.py", "--weights", "net.pth", "--classes", "two.txt", *SCALE], 4, "3 classes, expected 2.*--classes FILE or --data"),
         (["my_net.py", "--weights", "gone.pth", *SCALE], 4, "no weights file"),
-        (["my_net.py", "--weights", "net.pth", "--data", "nowhere", *SCALE], 2, "no data set 'nowhere'"),
+        (["my_net.py", "--weights", "net.pth", "--data", "nowhere", *SCALE], 2, "no data set, folder or file 'nowhere'"),
         (["my_net.py", "--weights", "net.pth", "--hub", "x"], 2, "--hub needs a run"),
         (["my_net.py", "--weights", "net.pth", "--fastest"], 2, "--fastest needs a run"),
         (["nope", "--weights", "net.pth"], 2, "no model 'nope'"),

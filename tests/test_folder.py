@@ -304,3 +304,14 @@ def test_names_that_are_no_files_do_not_hang(tmp_path: Path, kind: str) -> None:
     assert str(path) in refused("dangling link" if kind == "link" else "not a regular file", "folder", root)
     with pytest.raises(DataError, match="dangling link" if kind == "link" else "not a regular file"):
         read_image(path)
+
+
+def test_classes_without_test_images_are_named(tmp_path: Path) -> None:
+    """A fifth of two images is none."""
+    for name, count in (("cat", 12), ("dog", 12), ("fox", 2)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            pixels = np.random.default_rng([count, number, len(name)]).integers(0, 256, (12, 12, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    made = build("folder", tmp_path, val=0.0)
+    assert "warning: 1 of 3 classes have no test images (fox); the macro accuracy leaves them out" in made.notes

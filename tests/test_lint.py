@@ -50,6 +50,9 @@ FINDINGS = [
     ("beta=0.9", "beta 0.9 changes nothing: class_weights none does not use it"),
     ("steps=[30]", "steps [30] changes nothing: schedule constant does not use it"),
     ("schedule=multistep steps=[30] step_size=10", "step_size 10 changes nothing: schedule multistep does not use it"),
+    ("qat_bits=7", "qat_bits 7 changes nothing: qat is off"),
+    ("data.views=4", "views 4 changes nothing: no layer is frozen"),
+    ("features_with=onnxruntime", "features_with onnxruntime changes nothing: no layer is frozen"),
     ("mix_prob=0.5", "mix_prob 0.5 changes nothing: mixup and cutmix are 0"),
     ("mix_with=rare", "mix_with rare changes nothing: mixup and cutmix are 0"),
     ("sampler.exponent=3", "exponent 3 changes nothing: sampler none does not use it"),
@@ -58,6 +61,7 @@ FINDINGS = [
     ("distil.temperature=2", "distil.temperature 2 changes nothing: distil.teacher is empty"),
     ("distil.weight=0.5", "distil.weight 0.5 changes nothing: distil.teacher is empty"),
     ("patience=5 data.val=0", "patience 5 changes nothing: there are no validation images (data.val 0)"),
+    ("select_by=macro data.val=0", "select_by macro changes nothing: there are no validation images (data.val 0)"),
     ("loss=ce_then_focal loss.switch_epoch=50", "switch_epoch 50 is not reached in 50 epochs: all epochs use cross entropy"),
     (
         "loss=balanced_softmax class_weights=inverse sampler=class_balanced",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import zoo_command
 from PIL import Image
+from torch import nn
 
 from zoo import model_files, recipe
 from zoo.errors import FileError, UsageError
@@ -225,3 +226,10 @@ def test_a_model_with_a_fixed_number_of_outputs(net: Path, parameters: str) -> N
     assert spec.build(7)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
     with pytest.raises(UsageError, match=r"my_net.py:Net returns 7 logits, but the data has 10 classes; give it 10 outputs"):
         spec.build(10)
+
+
+def test_a_network_that_ends_in_softmax_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for layers, warned in (((), False), ((nn.Softmax(1),), True)):
+        net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5), *layers)
+        model_files.object_spec(net)
+        assert ("Sequential returns probabilities, but the losses take logits" in capsys.readouterr().err) == warned

@@ -261,3 +261,9 @@ def test_values_are_converted_in_one_place() -> None:
 def test_keys_are_named_as_the_options_of_commands() -> None:
     named = {"data_dir": "data.dir", "data": "data.name", "lr": "optim.lr", "optim_lr": "optim.lr", "data.val": "data.val"}
     assert {key: recipes.full_key(key) for key in named} == named
+
+
+def test_a_model_given_twice_is_the_one_of_the_setting() -> None:
+    """As for a recipe; in a sweep, each model is a point."""
+    assert recipes.resolve("cnn_small", {"model": "resnet20"}).model == "resnet20"
+    assert recipes.resolve("cnn_small", {"model": "resnet20"}) == recipes.resolve("resnet20", {})

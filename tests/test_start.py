@@ -15,6 +15,7 @@ import pytest
 from tests_support import small
 
 from zoo import recipe, run_folders, training
+from zoo import run as engine
 from zoo.__main__ import run as zoo
 from zoo.errors import BusyError, DiskError, FileError
 from zoo.spec import Given
@@ -24,7 +25,9 @@ from zoo.training.signals import Interrupted
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_a_resumed_run_is_finished_only_with_its_own_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_is_finished_only_with_its_own_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = training.train(small("epochs=1"), out=tmp_path / "run")
     assert run_folders.is_finished(folder)
     with monkeypatch.context() as patch:
@@ -32,8 +35,9 @@ def test_a_resumed_run_is_finished_only_with_its_own_result(tmp_path: Path, monk
         with pytest.raises(Interrupted):
             training.train(small("epochs=2"), out=folder, resume=True)
     assert not run_folders.is_finished(folder), "the result is that of one epoch"
+    assert engine.load(folder).unfinished == "epoch 2 of 2" and "is not finished (epoch 2 of 2)" in capsys.readouterr().err
     training.train(small("epochs=2"), out=folder, resume=True)
-    assert run_folders.is_finished(folder)
+    assert run_folders.is_finished(folder) and not engine.load(folder).unfinished
     rows = checkpoint.read_rows(folder)
     assert [row["split"] for row in rows].count("test") == 1
     assert json.loads((folder / "result.json").read_text())["trained"] == {"epochs": 2, "patience": 0}

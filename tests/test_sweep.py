@@ -228,6 +228,23 @@ def test_the_command_prints_numbers_as_numbers(trainer: Trainer, tmp_path: Path)
     assert [tables.value(cell) for cell in cells] == [1000, -0.5, 9.4, 1e-9, "nan", "inf", None, "0,1,2"], "JSON has no NaN"
 
 
+def test_a_sweep_is_of_one_folder_of_data(trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another folder of one's own images is another sweep; a known data set may be in another place on each machine."""
+    for name in ("a", "b"):
+        for part in ("train/x", "train/y", "test/x", "test/y"):
+            (tmp_path / name / part).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    where = {"seeds": 1, "what": "cnn_small"}
+    search(tmp_path / "s", "loss.beta=0,0.9", "data.name=folder", "data.dir=a", **where)
+    calls = len(trainer.calls)
+    search(tmp_path / "s", "loss.beta=0,0.9", "data.name=folder", f"data.dir={tmp_path / 'a'}", **where)
+    assert len(trainer.calls) == calls
+    with pytest.raises(UsageError, match=r"the folder has another sweep \(.*, different recipe\)"):
+        search(tmp_path / "s", "loss.beta=0,0.9", "data.name=folder", "data.dir=b", **where)
+    for name in ("a", "b"):
+        search(tmp_path / "t", "loss.beta=0,0.9", "data.name=cifar10", f"data.dir={name}", **where)
+
+
 def test_what_cannot_be_swept(trainer: Trainer, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"loss.beta = 1.5"):
         search(tmp_path / "s", "loss.beta=0,1.5")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.console import print_line
-from zoo.errors import FileError
+from zoo.errors import DataError, FileError
 from zoo.files import publish_text
 from zoo.recipe_types import converted
 
@@ -73,8 +73,18 @@ def interval(logits: Tensor, targets: Tensor, temperature: float) -> tuple[float
 
 
 def of(logits: Tensor, targets: Tensor, *, split: str, weights: str) -> Calibration:
-    """The calibration of uncalibrated logits (N, C) of one split; ``weights`` is the digest of the weights that computed them."""
+    """The calibration of uncalibrated logits (N, C) of one split; ``weights`` is the digest of the weights that computed them.
+
+    Raises:
+        DataError: the images do not determine a temperature, as the best one is at a bound.
+    """
     temperature = fit(logits, targets)
+    if not 1.01 * LEAST < temperature < MOST / 1.01:
+        right = int((logits.argmax(1) == targets).sum())
+        raise DataError(
+            f"{len(targets):,} {split} images do not determine a temperature ({right:,} are classified correctly, best temperature "
+            f"{temperature:.3g}); hold out more, e.g. data.val=0.2"
+        )
     before, after = (F.cross_entropy(logits.double() / t, targets.long()).item() for t in (1.0, temperature))
     low, high = interval(logits, targets, temperature)
     return Calibration(temperature, split, len(targets), before, after, weights, low, high)

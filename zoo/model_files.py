@@ -71,11 +71,16 @@ def named(what: str) -> str:
     if not names:
         raise UsageError(f"no model in {file}; write a class derived from nn.Module, or SPECS = {{'name': ModelSpec(...)}}")
     if wanted and wanted not in names:
-        raise UsageError(f"no model {wanted!r} in {file}{did_you_mean(wanted, names)}; it has {', '.join(names[:6])}")
+        raise UsageError(f"no model {wanted!r} in {file}{did_you_mean(wanted, names)}; it has {_listed(names)}")
     if not wanted and len(names) > 1:
-        raise UsageError(f"several models in {file} ({', '.join(names[:6])}); name one, e.g. {file.name}:{names[-1]}")
+        raise UsageError(f"several models in {file} ({_listed(names)}); name one, e.g. {file.name}:{names[-1]}")
     _remember(_digest(file))
     return f"{file}:{wanted or names[0]}"
+
+
+def _listed(names: list[str]) -> str:
+    """Up to six names; the last is among them."""
+    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])} and {len(names) - 6} more to {names[-1]}"
 
 
 def is_own(name: str) -> bool:
@@ -286,7 +291,8 @@ def _tried(made: Any, name: str, size: tuple[int, int, int], advice: str, classe
         model = made(classes).eval()
         lazy = [path for path, module in model.named_modules() if hasattr(module, "has_uninitialized_params")]
         with torch.inference_mode():
-            shape = tuple(model(torch.zeros(2, *size)).shape)
+            outputs = model(torch.zeros(2, *size))
+            shape = tuple(outputs.shape)
     except Exception as error:  # a user's class may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:90]
         raise UsageError(f"{call} fails on images {size} ({reason}); {advice}") from error
@@ -299,6 +305,8 @@ def _tried(made: Any, name: str, size: tuple[int, int, int], advice: str, classe
     linear = [path for path, module in layers.items() if isinstance(module, nn.Linear)] or [
         path for path, module in layers.items() if list(module.parameters())
     ]
+    if outputs.is_floating_point() and outputs.min() >= 0 and (outputs.sum(1) - 1).abs().max() < 1e-3:
+        print_line(f"warning  {name} returns probabilities, but the losses take logits; to train it, remove its last softmax")
     params = sum(parameter.numel() for parameter in model.parameters())
     if not params:
         raise UsageError(f"{name} has no parameters; there is nothing to train or to export")

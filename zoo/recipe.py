@@ -175,8 +175,8 @@ def _resolved(what: str | None, values: dict[str, Any]) -> Recipe:
             return _continued(path, values)
         names = [*registry.names("models"), *shipped()]
         raise UsageError(f"no model {what!r}{did_you_mean(what, names)}; list them with: zoo models")
-    values["model"] = what
-    return _typed(_suited(what, values) | values)
+    values.setdefault("model", what)
+    return _typed(_suited(str(values["model"]), values) | values)
 
 
 def _continued(folder: Path, values: Mapping[str, Any]) -> Recipe:

@@ -81,7 +81,10 @@ def entry(kind: str, name: str) -> dict[str, Any]:
     known = table(kind)
     name = name.partition(":")[0]
     if name not in known:
-        raise UsageError(f"no {_SINGULAR[kind]} {name!r}{did_you_mean(name, known)}; list them with: zoo {kind}")
+        what, near = _SINGULAR[kind], [*known]
+        if kind == "data":
+            what, near = "data set, folder or file", [*known, *(path.name for path in Path().iterdir())]
+        raise UsageError(f"no {what} {name!r}{did_you_mean(name, near)}; list them with: zoo {kind}")
     return known[name]
 
 

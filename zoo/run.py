@@ -58,6 +58,13 @@ class Run:
     """Its model and data set if they are objects from Python, which no file has."""
 
     @property
+    def unfinished(self) -> str:
+        """How far a run is whose training has not finished, such as ``epoch 97 of 400``; empty for a finished one."""
+        if not self.metrics or not (self.path / "recipe.toml").is_file() or run_folders.is_finished(self.path):
+            return ""
+        return f"epoch {self.metrics[-1]['epoch']} of {self.recipe.epochs}"
+
+    @property
     def stored(self) -> int:
         """Side length in pixels of the data set's stored images: that of the model's input, or larger (then centre-cropped)."""
         return stored(self.recipe.data.name, self.input[1])
@@ -211,6 +218,8 @@ def load(
     run = Run(
         path, net.eval(), recipe, header.classes, header.input, header.mean, header.std, rows, env, temperature, digest, Given(model)
     )  # fmt: skip
+    if run.unfinished:
+        print_line(f"warning  training of {path.name} is not finished ({run.unfinished}); these are its best weights so far")
     if data is None:
         return run
     check_classes(run, data)
@@ -270,7 +279,7 @@ def calibrate(run: Run, data: DataSet | None = None) -> tuple[Run, calibration.C
     """Fit a temperature on the run's validation images and store it in the run folder; return the calibrated run and the result.
 
     Raises:
-        DataError: the run has no validation images. ValueError: the weights of ``run.model`` were changed.
+        DataError: the run has no validation images, or these do not determine a temperature. ValueError: the weights of ``run.model`` were changed.
     """
     digests = {name: tensor_files.digest(value) for name, value in run.model.state_dict().items()}
     if run.weights and calibration.digest_of(digests) != run.weights:

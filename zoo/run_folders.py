@@ -127,7 +127,7 @@ def new_name(recipe: Recipe, when: datetime.date | None = None) -> str:
     when = when or datetime.date.today()
     model = Path(recipe.model).name if ".py:" in recipe.model else recipe.model.removeprefix(model_files.OBJECT)
     stem = f"{recipe.data.label}-{model}-{recipe.loss.name}-s{recipe.seed}-{when:%m%d}"
-    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).lstrip("-.")  # a leading - would be an option
     return next(stem + letter for letter in _letters() if not (root() / (stem + letter)).exists())
 
 
@@ -219,7 +219,11 @@ def _check(folder: Path, *, resume: bool, force: bool) -> None:
             raise FileError(f"no run to resume ({folder.absolute()}); name its folder with --out")
         for name in INSIDE:
             check_own(folder / name)
-    elif not force and any(path.name not in (LOCK, HOLDER) for path in folder.iterdir()):
+        return
+    inside = sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, HOLDER))
+    if inside and "recipe.toml" not in inside and not (folder / LOCK).is_file():
+        raise BusyError(f"output folder is not a run ({folder} has {inside[0]}); choose another --out")
+    if inside and not force:
         raise BusyError(
             f"output folder is not empty ({folder}); use --resume to continue it, --force to replace it, or another --out"
         )

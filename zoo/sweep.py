@@ -41,7 +41,7 @@ MOST = 10_000
 CARVED = 0.1
 """Share of the training images to select on if the recipe has no validation images."""
 PLACE = ("data.dir", "device")
-"""Settings that may differ between the machines of one sweep."""
+"""Settings that may differ between the machines of one sweep; the folder of a user's own data may not, as nothing else names it."""
 
 
 class _Twice(Exception):
@@ -195,8 +195,9 @@ def _check(what: str | None, axes: Sequence[Axis], fixed: Mapping[str, Any]) -> 
 
 def _same(out: Path, base: Recipe, axes: Sequence[Axis], seeds: int, study: Study) -> None:
     """Store the sweep's definition, or check that the stored one is the same; more trials are allowed."""
+    own, base = base.data.own, run_folders.located(base)
     definition = {
-        "recipe": {key: value for key, value in settings(base).items() if key not in PLACE},
+        "recipe": {key: value for key, value in settings(base).items() if key not in PLACE or (key == "data.dir" and own)},
         "seeds": seeds,
         "axes": [f"{a.key} {a.kind} {list(a.values) or [a.low, a.high]}" for a in axes],
     }

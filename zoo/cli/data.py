@@ -69,7 +69,7 @@ def _verify(name: str, data_dir: Path | None, layout: str, as_json: bool) -> Non
     from zoo import console, registry, tables
     from zoo.data._parts import UnreadableImages
     from zoo.data._read import read
-    from zoo.errors import did_you_mean
+    from zoo.errors import DataError, did_you_mean
     from zoo.files import expanded
 
     name, place = registry.data_source(name)
@@ -94,5 +94,5 @@ def _verify(name: str, data_dir: Path | None, layout: str, as_json: bool) -> Non
         for fault in bad:
             click.echo(fault)
         tables.checked(data)
-    if failed:
-        raise failed
+    if failed:  # this command has no --skip-bad
+        raise DataError(str(failed).replace("use --skip-bad", "train with --skip-bad")) from failed

@@ -94,16 +94,20 @@ def command(
 
 def _calibrated(loaded: Any, split: str, data: Any) -> Any:
     """The run with a temperature fitted on its validation images; prints the effect on ``split``."""
+    from zoo import calibration, metrics
     from zoo import run as engine
     from zoo.console import print_line
 
-    before, _, _ = engine.evaluate(loaded, split, data)
+    _, logits, targets = engine.evaluate(loaded, split, data)
+    before = metrics.evaluate(logits * loaded.temperature, targets)  # without an earlier calibration
     loaded, found = engine.calibrate(loaded, data)
     after, _, _ = engine.evaluate(loaded, split, data)
     print_line(
         f"calibrate temperature {found.temperature:.3f} [{found.low:.3f}, {found.high:.3f}] from {found.n:,} validation images · {split}: "
         f"loss {before.loss:.4f} -> {after.loss:.4f}, calibration error {before.ece:.4f} -> {after.ece:.4f}"
     )
+    if after.loss > before.loss:
+        print_line(f"warning  the {split} loss rises; to undo the calibration, remove {loaded.path / calibration.FILE}")
     return loaded
 
 

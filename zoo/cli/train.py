@@ -70,8 +70,8 @@ def command(
     if what and "=" in what and not exists(what):  # runs of a sweep have = in their names
         settings, what = (what, *settings), None
     overrides = _overrides(settings, flags)
-    if resume and out is None and (what is None or Path(what).is_dir()):
-        out, what = (Path(what) if what else run_folders.find(None)), None
+    if resume and out is None:
+        out, what = run_folders.find(what), None
     if resume and what is None and out is not None:
         what = str(run_folders.stored_recipe(out))
     recipe = recipes.resolve(what, overrides)
@@ -112,6 +112,14 @@ def _check(recipe: Any) -> None:
 
 def _overrides(settings: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
     from zoo import recipe as recipes
+    from zoo.errors import UsageError
 
     found = dict(recipes.parse_override(text) for text in settings)
-    return found | {name.replace("__", "."): value for name, value in flags.items() if value is not None}
+    for name, value in flags.items():
+        key = recipes.full_key(name.replace("__", "."))
+        if value is None:
+            continue
+        if (first := found.setdefault(key, value)) is not value and first != value:
+            option = "--" + name.rpartition("__")[2].replace("_", "-")
+            raise UsageError(f"{option} {value} and {key}={first} contradict each other; give one of them")
+    return found

@@ -59,7 +59,7 @@ def check_folder(folder: Path) -> None:
     """DataError unless ``folder`` is a readable folder that is not empty."""
     full = shown(folder.absolute())
     if not folder.exists():
-        raise DataError(f"no data folder ({full}); check --data-dir")
+        raise DataError(f"no data folder ({full}); check --data and --data-dir")
     if not folder.is_dir():
         raise DataError(f"data folder is a file ({full}); give a folder, or a file that ends in {', '.join(registry.READERS)}")
     try:
@@ -67,7 +67,7 @@ def check_folder(folder: Path) -> None:
     except OSError as error:
         raise DataError(f"cannot read the data folder ({full}, {error.strerror}); check its permissions") from error
     if empty:
-        raise DataError(f"data folder is empty ({full}); check --data-dir")
+        raise DataError(f"data folder is empty ({full}); check --data and --data-dir")
 
 
 def class_names(folder: Path) -> list[str]:

@@ -109,7 +109,7 @@ def assemble(
         found.update(np.ascontiguousarray(each.prints).data)
         found.update(each.targets.astype("<i8").data)
     learn, held, last = (Split(each.images, each.targets, each.files) for each in splits)
-    remarks = (*notes, *leaks(*splits), *_contradictions(*splits))
+    remarks = (*notes, *leaks(*splits), *_contradictions(*splits), *_untested(classes, train, test))
     named = tuple(shown(c) for c in classes)
     if len(set(named)) < len(named):
         twice = next(each for each in named if named.count(each) > 1)
@@ -123,6 +123,17 @@ def assemble(
         error.bad, error.data, error.carved = bad, data, bool(train.bad) and not isinstance(val, Part)
         raise error
     return data
+
+
+def _untested(classes: Sequence[str], train: Part, test: Part) -> list[str]:
+    """A warning for classes with training images that have no test images."""
+    without = sorted({*train.targets.tolist()} - {*test.targets.tolist()}) if len(test.targets) else []
+    if not without:
+        return []
+    names = ", ".join(shown(classes[number]) for number in without[:3]) + (", ..." if len(without) > 3 else "")
+    return [
+        f"warning: {len(without)} of {len(classes)} classes have no test images ({names}); the macro accuracy leaves them out"
+    ]
 
 
 def _manifest(parts: Sequence[Part]) -> np.ndarray:

@@ -51,6 +51,10 @@ def check(
         found.append(
             f"patience {recipe.patience} changes nothing: there are no validation images (data.val {recipe.data.val:g})"
         )
+    if recipe.select_by != "accuracy" and held == 0 and recipe.select_on == "val":
+        found.append(
+            f"select_by {recipe.select_by} changes nothing: there are no validation images (data.val {recipe.data.val:g})"
+        )
     if random_frozen:
         found.append(
             f"freeze {recipe.freeze} keeps {len(random_frozen)} tensors at random values ({random_frozen[0]}, ...): no weights were loaded for them"
@@ -145,6 +149,11 @@ def _unused(recipe: Recipe) -> Iterator[str]:
     for key in ("distil.weight", "distil.temperature"):
         if key in changed and not recipe.distil.teacher:
             yield f"{key} {_shown(changed[key])} changes nothing: distil.teacher is empty"
+    if "qat_bits" in changed and not recipe.qat:
+        yield f"qat_bits {recipe.qat_bits} changes nothing: qat is off"
+    for key in ("data.views", "features_with"):
+        if key in changed and recipe.freeze == "none":
+            yield f"{key.partition('.')[2] or key} {_shown(changed[key])} changes nothing: no layer is frozen"
     for key in ("mix_prob", "mix_with"):
         if key in changed and not (recipe.mixup or recipe.cutmix):
             yield f"{key} {_shown(changed[key])} changes nothing: mixup and cutmix are 0"
