@@ -48,9 +48,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
-    for name in ("empty", "full", "x.png", "one/train/cat"):
+    for name in ("empty", "full", "used", "x.png", "one/train/cat"):
         (folder / name).mkdir(parents=True)
     (folder / "full" / "something.txt").write_text("mine")
+    (folder / "used" / "recipe.toml").write_text('model = "cnn_small"\n')
     (folder / "dangling.png").symlink_to(folder / "gone.png")
     os.mkfifo(folder / "pipe.png")
     os.mkfifo(folder / "pipe.toml")
@@ -80,7 +81,7 @@ ROWS = [
     (1, "train resnet20 --freeze conv --data folder --data-dir gone", 2, "random tensors|weights=default or a file"),
     (1, "train resnet20 unfreeze=['2:none'] --data folder --data-dir gone", 2, "unfreeze 2:none|roles of this model"),
     (1, "train demo --loss focl", 2, "no loss 'focl'|did you mean focal"),
-    (1, "train demo --data cifar11", 2, "no data set 'cifar11'|cifar10"),
+    (1, "train demo --data cifar11", 2, "no data set, folder or file 'cifar11'|cifar10"),
     (2, "train typo.toml", 2, "optim.learning_rate|line 3"),
     (2, "train demo optim.lrr=1", 2, "optim.lrr|optim.lr"),
     (2, "trian", 2, "no command 'trian' (did you mean train?)"),
@@ -102,7 +103,8 @@ ROWS = [
     (7, "train demo --data folder --data-dir empty", 3, "data folder is empty|/empty"),
     (7, "train demo --data folder --data-dir afile", 3, "data folder is a file|/afile"),
     (8, "train demo --out afile", 6, "output is a file|/afile|--out"),
-    (9, "train demo --out full", 7, "not empty|--resume|--force"),
+    (9, "train demo --out used", 7, "not empty|--resume|--force"),
+    (9, "train demo --out full --force", 7, "not a run|something.txt|another --out"),
     (12, "train demo --data folder --data-dir one", 3, "/one"),
     (12, "train resnet20 --data holed", 3, "1 class has no training image|holed, c|--allow-empty-class"),
     (20, "train demo --device cuda:7", 2, "cuda:7|CUDA devices found"),

@@ -12,6 +12,7 @@ import pytest
 from data_cases import noise
 from PIL import Image
 
+from zoo.data import _image
 from zoo.data._image import read_image
 from zoo.errors import DataError
 
@@ -127,3 +128,15 @@ def test_a_missing_and_a_locked_file(tmp_path: Path) -> None:
         pytest.skip("this user may read everything")
     with pytest.raises(DataError, match="no permission"):
         read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(("top", "bits"), [(255, 8), (4095, 12), (60_000, 0), (0, 0)])
+def test_a_16_bit_file_with_few_bits_is_named_once(
+    top: int, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_image, "_DARK", set())
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.linspace(0, top, 64).astype(np.uint16).reshape(8, 8)).save(tmp_path / name)
+        _image.read_image(tmp_path / name)
+    said = [line for line in capsys.readouterr().err.splitlines() if "almost black" in line]
+    assert len(said) == bool(bits) and all(f"values of {bits} bits" in line and "a.png" in line for line in said)

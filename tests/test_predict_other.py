@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +128,13 @@ def test_a_map_of_scores_is_no_classifier(place: Path) -> None:
 def test_a_run_states_all_of_it(place: Path) -> None:
     ran = predict("red.png", *HALVES)
     assert ran.exit_code == 2 and "--mean describes an ONNX file without metadata; give --onnx too" in ran.output
+
+
+def test_an_interrupt_keeps_the_rows_of_a_csv(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> Iterator[dict[str, object]]:
+        yield {"file": "red.png", "top": [("red", 0.9)]}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predictor, "stream", interrupted)
+    ran = predict("red.png", "red.png", "--onnx", "net.onnx", "--csv")
+    assert ran.stdout.splitlines() == ["file,rank,class,probability", "red.png,1,red,0.9"] and ran.exit_code

@@ -140,7 +140,13 @@ def predict(
         FileError: the model file cannot be used, or not within these limits. UsageError: as :func:`load`. TypeError: one path in
             place of several, or no path (for arrays: :meth:`Predictor.probabilities`). ValueError: ``top`` is below 1.
     """
-    images = listed(images, top)
+    return list(stream(model, listed(images, top), top=top, max_memory=max_memory, timeout=timeout, **given))
+
+
+def stream(
+    model: str | Path, images: Sequence[str | Path], *, top: int = 3, max_memory: int = 0, timeout: float = 60.0, **given: Any
+) -> Iterator[dict[str, Any]]:
+    """The answers of :func:`predict`, one by one."""
     model = Path(model)
     budget = _guard.memory(_guard.check(model), max_memory)
     _guard.check_receipt(model)
@@ -149,7 +155,7 @@ def predict(
     given = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     request = {"model": str(model), "images": [str(path) for path in images], "top": top, "given": given}
     found = _child.lines("zoo.predictor", request, model, max_memory=budget, timeout=timeout)
-    return list(counted(found, len(images), "predict  classified"))
+    yield from counted(found, len(images), "predict  classified")
 
 
 def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:

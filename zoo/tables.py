@@ -188,20 +188,24 @@ def checked(data: DataSet) -> None:
     console.print(f"digest {data.digest}")
 
 
-def predictions(answers: Sequence[Mapping[str, Any]], *, as_json: bool, as_csv: bool = False) -> None:
-    """A line per image, in CSV per class; DataError after them if a file could not be read."""
-    bad = [answer for answer in answers if "error" in answer]
-    for answer in bad:
-        print(f"{plain(answer['file'])}: error: {plain(answer['error'])}", file=sys.stderr)
-    if as_json:
-        print(json.dumps(list(answers)))
-    elif as_csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
+def predictions(each: Iterable[Mapping[str, Any]], *, as_json: bool, as_csv: bool = False) -> None:
+    """A line per image, in CSV per class and as soon as it is known; DataError after them if a file could not be read."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if as_csv:
         writer.writerow(("file", "rank", "class", "probability"))
-        for answer in answers:
-            for rank, (name, share) in enumerate(answer.get("top", ()), 1):
-                writer.writerow((csv_files.quoted(plain(answer["file"])), rank, csv_files.quoted(plain(name)), share))
-    else:
+    answers = []
+    for answer in each:
+        answers.append(answer)
+        if "error" in answer:
+            print(f"{plain(answer['file'])}: error: {plain(answer['error'])}", file=sys.stderr)
+        for rank, (name, share) in enumerate(answer.get("top", ()) if as_csv else (), 1):
+            writer.writerow((csv_files.quoted(plain(answer["file"])), rank, csv_files.quoted(plain(name)), share))
+        if as_csv:
+            sys.stdout.flush()  # an interrupt loses none of them
+    bad = [answer for answer in answers if "error" in answer]
+    if as_json:
+        print(json.dumps(answers))
+    elif not as_csv:
         rows = [(a["file"], "  ".join(f"{name} {percent(p)} %" for name, p in a["top"])) for a in answers if "top" in a]
         out().print(make(("file", "class and probability"), rows))
     if bad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +57,22 @@ def command(
         raise click.UsageError(f"--{name} describes an ONNX file without metadata; give --onnx too, or omit it")
     with _inputs.gathered(images) as named:
         answers = _answers([path for _, path in named], run, onnx, top=top, max_memory=max_memory, timeout=timeout, **given)
-    answers = [answer | {"file": name} for answer, (name, _) in zip(answers, named)]
-    tables.predictions(answers, as_json=as_json, as_csv=as_csv)
+        named_answers = (answer | {"file": name} for answer, (name, _) in zip(answers, named))
+        tables.predictions(named_answers, as_json=as_json, as_csv=as_csv)
 
 
-def _answers(images: list[Path], run: str | None, onnx: Path | None, *, top: int, **options: Any) -> list[dict[str, Any]]:
-    """Of the run, or of the file, opened with the ``options``."""
+def _answers(images: list[Path], run: str | None, onnx: Path | None, *, top: int, **options: Any) -> Iterator[dict[str, Any]]:
+    """Of the run, or of the file, opened with the ``options``, one by one."""
     if onnx is not None:
         from zoo import predictor
 
-        return predictor.predict(onnx, images, top=top, **options)
+        yield from predictor.stream(onnx, images, top=top, **options)
+        return
     from zoo import console, run_folders
 
     folder = run_folders.find(run)
     console.print_line(f"run      {folder}")
     from zoo import run as engine  # torch is imported here
 
-    return engine.load(folder).predict(images, top=top)
+    loaded = engine.load(folder)
+    yield from (loaded.predict([image], top=top)[0] for image in console.counted(images, len(images), "predict  classified"))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from zoo.console import print_line
 from zoo.errors import DataError
 
 MAX_PIXELS = 64_000_000
@@ -25,6 +26,8 @@ CANDIDATES = (
     "PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "PCX", "QOI", "SGI",
 )  # fmt: skip
 """Pillow's readers of plain images. Those that run programs (EPS), read other files or have no signature (TGA) are excluded."""
+_DARK: set[int] = set()
+"""Numbers of bits of dark 16-bit images that a warning has named."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -218,9 +221,20 @@ def _rgb(image: Image.Image, path: str | Path) -> np.ndarray:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
+def _warn_dark(bits: int, path: str | Path) -> None:
+    """Warn, once for each number of bits, of a 16-bit file that uses few of them."""
+    if bits not in _DARK:
+        _DARK.add(bits)
+        print_line(
+            f"warning  16-bit image with values of {bits} bits is almost black ({shown(path)}); scale such images to 16 bits"
+        )
+
+
 def _eight_bits(values: np.ndarray, path: str | Path) -> np.ndarray:
     """Grey values (H, W) as uint8. 16-bit files are divided by 257; 32 bits and floats, which have no fixed white level, by range."""
     if values.dtype == np.uint16 or values.dtype == np.dtype(">u2"):
+        if 0 < (top := int(values.max(initial=0))) < 4096:
+            _warn_dark(top.bit_length(), path)
         return np.rint(values / 257).astype(np.uint8)  # 65535 / 257 = 255
     wide = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
     top = wide.max(initial=0)

@@ -63,7 +63,7 @@ def freeze(model: nn.Module, selector: str, spec: ModelSpec, *, fresh: Collectio
         raise UsageError(f"freeze={selector} leaves nothing to train; {_roles_line(model, spec)}")
     if random := [name for name in names if name in set(fresh)]:
         raise UsageError(
-            f"freeze={selector} would keep {len(random)} random tensors ({random[0]}, ...); start from weights=default or a file"
+            f"freeze={selector} would keep {len(random)} random tensors ({random[0]}, ...); start from weights=default or a file that has them"
         )
     for name, parameter in model.named_parameters():
         if name in frozen:
