@@ -315,3 +315,13 @@ def test_classes_without_test_images_are_named(tmp_path: Path) -> None:
             Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
     made = build("folder", tmp_path, val=0.0)
     assert "warning: 1 of 3 classes have no test images (fox); the macro accuracy leaves them out" in made.notes
+
+
+@pytest.mark.parametrize(
+    ("encoding", "says"),
+    [("utf-16", r"UTF-16\); save it as CSV in UTF-8"), ("latin-1", r"byte 0xe9 is not UTF-8, perhaps Latin-1\)")],
+)
+def test_a_list_in_another_encoding_is_named(encoding: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_bytes("path,label\na.png,caf\u00e9\n".encode(encoding))
+    refused(says, "list", path)

@@ -27,7 +27,9 @@ def parse(text: str) -> tuple[str, str]:
         return name, argument
     if name not in NUMBER or (colon and not (argument.isdecimal() and int(argument) > 0)):
         known = [*NUMBER, "v2:NAME"]
-        raise UsageError(f"no augmentation {text[:40]!r}{did_you_mean(name, known)}; use {', '.join(known)}, or crop:4")
+        raise UsageError(
+            f"no augmentation {text[:40]!r}{did_you_mean(name, known)}; use {', '.join(known)}, or crop:4; for none: []"
+        )
     return name, argument or str(NUMBER[name])
 
 

@@ -113,7 +113,8 @@ def assemble(
     named = tuple(shown(c) for c in classes)
     if len(set(named)) < len(named):
         twice = next(each for each in named if named.count(each) > 1)
-        raise DataError(f"two classes have one name ({name}, {twice}, as line breaks are written as \\n); rename one")
+        why = ", as line breaks are written as \\n" if len(set(classes)) == len(classes) else ""
+        raise DataError(f"two classes have one name ({name}, {twice}{why}); rename one")
     data = DataSet(name, named, learn, held, last, mean, std, found.hexdigest(), remarks, manifest=_manifest(parts))
     if bad := [fault for each in parts for fault in each.bad]:
         n = len(bad) + sum(len(each.targets) for each in parts)

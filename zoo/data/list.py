@@ -82,7 +82,12 @@ def _csv(path: Path) -> list[dict[str, Any]]:
             file.seek(0)
             mark = next((mark for mark in (",", "\t", ";") if mark in start), ",")
             rows = [row for row in csv.reader(file, delimiter=mark, strict=True) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        with path.open("rb") as binary:
+            wide = binary.read(2) in (b"\xff\xfe", b"\xfe\xff")
+        found = "UTF-16" if wide else f"byte 0x{error.object[error.start]:02x} is not UTF-8, perhaps Latin-1"
+        raise DataError(f"cannot read the list ({shown(path)}, {found}); save it as CSV in UTF-8") from error
+    except (OSError, csv.Error) as error:
         raise DataError(f"cannot read the list ({shown(path)}, {shown(str(error))[:60]}); it must be CSV in UTF-8") from error
     head = [name.strip().lower() for name in rows[0]] if rows else []
     named = set(head) & set(PATHS), set(head) & set(LABELS)
