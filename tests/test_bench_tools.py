@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
+import zoo.bench
 from zoo import __main__ as cli
 from zoo import registry
 from zoo.bench import (
@@ -391,6 +392,7 @@ def test_the_option_that_set_the_limit_is_named(monkeypatch: pytest.MonkeyPatch,
         raise _child.TooLongError(Path("net.onnx"), timeout)
 
     monkeypatch.setattr(inference, "main", slow)
+    monkeypatch.setattr(zoo.bench, "_check_target", lambda name: None)  # there is no file
     assert cli.run(["bench", "net.onnx", "--seconds", "0.1"]) == 2
     assert "--seconds 0.1 is too short to run net.onnx once; give more" in capsys.readouterr().err
     assert cli.run(["bench", "net.onnx", "--seconds", "9", "--timeout", "5"]) == 4

@@ -120,6 +120,5 @@ def _overrides(settings: tuple[str, ...], flags: dict[str, Any]) -> dict[str, An
         if value is None:
             continue
         if (first := found.setdefault(key, value)) is not value and first != value:
-            option = "--" + name.rpartition("__")[2].replace("_", "-")
-            raise UsageError(f"{option} {value} and {key}={first} contradict each other; give one of them")
+            raise UsageError(f"{key} is {value} as an option and {first} as a setting; give it once")
     return found
