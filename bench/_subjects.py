@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -159,11 +158,7 @@ def _own_of_file(
     path: Path, session: Any, feed: _feed.Feed, found: Subject, written: Mapping[str, str], given: Images
 ) -> _own.Labelled:
     """Labelled images for a file; its scores are computed once, as their declared shape may be open."""
-    scores = session.run([feed.output], {feed.name: feed.noise(found.fixed or 1)})[0]
-    outputs = math.prod(scores.shape[1:])
-    if max((*scores.shape[1:], 0)) != outputs:
-        sizes = " x ".join(map(str, scores.shape[1:])) or "none"
-        raise FileError(f"output is not one score per class ({path}, {feed.output}: {sizes}); omit --data")
+    outputs = _feed.scores(session, replace(feed, batch=found.fixed), path, "omit --data")[0].size
     names = _facts.names(written)
     model = _input.Input(
         label=path.name,

@@ -152,23 +152,21 @@ def program(
             sensitive layers to float32 until the loss of accuracy on validation images is at most half of it.
         reduce_range: store int8 weights with 7 bits, for x86 CPUs without VNNI; by default only if 8 bits give wrong outputs on this CPU.
         explain: measure the error of each layer of an ONNX file, and write it to ``NAME.layers.csv`` and ``.png`` next to it.
-        seed: seed of the choice of calibration images for int8.
-        force: replace an existing file.
+        seed, force: seed of the choice of calibration images for int8; replace an existing file.
         images: for a run, the number of test images, from all classes, to compare with PyTorch; for a module, the images:
             (N, \\*input) floats in the form that the module takes, or (N, H, W, 3) uint8 with ``mean`` and ``std``; noise by default.
         full_test: measure the accuracy of fp32 on all test images of a run, not only on ``images``, as the other precisions do.
         input: shape of one input of a module, such as (3, 224, 224) (default: that of ``images``).
         targets: (N,) class indices of a module's images, to measure the accuracy.
         classes: names of a module's outputs (default: their indices).
-        mean: channel means that normalise a module's images, scaled to [0, 1]; without it, the file states no normalisation.
-        std: channel standard deviations that belong to ``mean``.
+        mean, std: per channel, normalise a module's images, scaled to [0, 1]; without them, the file states no normalisation.
 
     Raises:
         BusyError: the file exists and ``force`` is not set.
         UsageError: an unknown format, precision or preprocess, a module that does not accept ``input``, or a missing package.
-        FileError: a weight is not finite, or the model cannot be traced. DataError: int8 without images.
-        DisagreeError: the file and PyTorch differ, the accuracy drops too far, or frozen weights have changed.
-        DiskError: the file cannot be written. In each case, nothing is published and an existing file is unchanged.
+        FileError: a weight is not finite, or the model cannot be traced. DataError: int8 without images. DiskError: the file cannot
+            be written. DisagreeError: the file and PyTorch differ, the accuracy drops too far, or frozen weights have changed.
+            In each case, nothing is published and an existing file is unchanged.
     """
     from zoo import registry
     from zoo.export import _pipeline

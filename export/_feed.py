@@ -5,6 +5,7 @@ Used by the trial in a child process and by the measurement; imports no torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,15 @@ def of(session: Any, path: Path) -> Feed:
     shape = tuple(size if isinstance(size, int) and size > 0 else FREE for size in rest)
     batch = first if isinstance(first, int) and first > 0 else 0
     return Feed(entry.name, shape, TYPES[entry.type], batch, output(session, path), open=shape != tuple(rest))
+
+
+def scores(session: Any, feed: Feed, path: Path, advice: str) -> np.ndarray:
+    """Outputs (batch, classes) for noise, perhaps with axes of size 1; FileError, ended by ``advice``, if they are not a score per class."""
+    found = np.asarray(session.run([feed.output], {feed.name: feed.noise(feed.batch or 1)})[0])
+    if max((*found.shape[1:], 0)) != math.prod(found.shape[1:]):
+        sizes = " x ".join(map(str, found.shape[1:])) or "none"
+        raise FileError(f"output is not one score per class ({path}, {feed.output}: {found.dtype} {sizes}); {advice}")
+    return found
 
 
 def output(session: Any, path: Path) -> str:

@@ -125,6 +125,17 @@ def test_a_map_of_scores_is_no_classifier(place: Path) -> None:
         predictor.load("net.onnx", mean=MEAN, std=STD)
 
 
+def test_labels_are_no_classifier(place: Path) -> None:
+    """A file that returns numbers of classes instead of scores."""
+    file = colours(("n", 3, 32, 32))
+    file.graph.node[-1].output[0] = "scores"
+    file.graph.node.append(helper.make_node("Cast", ["scores"], ["y"], to=TensorProto.INT64))
+    file.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.INT64, None))
+    onnx.save(file, "net.onnx")
+    with pytest.raises(FileError, match=r"outputs are not floats \(net.onnx, y: int64\)"):
+        predictor.load("net.onnx", mean=MEAN, std=STD)
+
+
 def test_a_run_states_all_of_it(place: Path) -> None:
     ran = predict("red.png", *HALVES)
     assert ran.exit_code == 2 and "--mean describes an ONNX file without metadata; give --onnx too" in ran.output

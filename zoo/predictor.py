@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,14 +116,10 @@ def _of_zoo(session: Any, feed: Feed, path: Path) -> Predictor:
 def _of_other(session: Any, feed: Feed, path: Path, written: Mapping[str, str]) -> Predictor:
     """A file whose preprocessing is not stated."""
     with _session.boundary(path):
-        scores = np.asarray(session.run([feed.output], {feed.name: feed.noise(feed.batch or 1)})[0])
-    outputs = math.prod(scores.shape[1:])
-    if scores.dtype.kind != "f" or max((*scores.shape[1:], 0)) != outputs:
-        sizes = " x ".join(map(str, scores.shape[1:])) or "none"
-        raise FileError(
-            f"output is not one score per class ({path}, {feed.output}: {scores.dtype} {sizes}); run it in onnxruntime"
-        )
-    known = Input(label=str(path), shape=feed.shape, dtype=feed.dtype, outputs=outputs, classes=_facts.names(written))
+        scores = _feed.scores(session, feed, path, "run it in onnxruntime")
+    if scores.dtype.kind != "f":
+        raise FileError(f"outputs are not floats ({path}, {feed.output}: {scores.dtype}); run it in onnxruntime")
+    known = Input(label=str(path), shape=feed.shape, dtype=feed.dtype, outputs=scores[0].size, classes=_facts.names(written))
     return Predictor(session, feed, known, 0, {"true": True, "false": False}.get(written.get("softmax", "")))
 
 

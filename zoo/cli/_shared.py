@@ -132,6 +132,16 @@ def limited(until: str) -> Callable[[Any], Any]:
     return add
 
 
+def described(command: Any) -> Any:
+    """The options ``--classes``, ``--mean`` and ``--std`` of a command that takes model files without zoo's metadata."""
+    classes = click.option("--classes", type=UserPath(exists=True, dir_okay=False), metavar="FILE",
+                           help="Text file with the class of each output, one per line, for a model file without class names.")  # fmt: skip
+    mean = click.option("--mean", type=Numbers(), default="", metavar="R,G,B",
+                        help="Channel means to subtract from images scaled to 0..1, for a model file without metadata.")  # fmt: skip
+    std = click.option("--std", type=Numbers(), default="", metavar="R,G,B", help="Channel standard deviations to divide by.")
+    return classes(mean(std(command)))
+
+
 def _keep_threads(_: click.Context, __: click.Parameter, value: int | None) -> None:
     if value is not None:
         os.environ["ZOO_THREADS"] = str(value)  # child processes inherit it

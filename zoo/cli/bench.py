@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli._shared import Finite, Name, Numbers, UserPath, as_json, limited, registered, run_names
+from zoo.cli._shared import Finite, Name, UserPath, as_json, described, limited, registered, run_names
 
 
 @click.command("bench")
@@ -44,15 +44,7 @@ from zoo.cli._shared import Finite, Name, Numbers, UserPath, as_json, limited, r
               help="Data set or folder for measuring the accuracy of a file or run (default: the run's data set).")  # fmt: skip
 @click.option("--data-dir", type=UserPath(), help="Folder of the data set in --data.")
 @click.option("--split", type=click.Choice(["test", "all"]), default="test", show_default=True, help="Images of --data to use.")
-@click.option(
-    "--classes",
-    type=UserPath(exists=True, dir_okay=False),
-    metavar="FILE",
-    help="Text file with the class of each output, one per line, for a model file without class names.",
-)
-@click.option("--mean", type=Numbers(), default="", metavar="R,G,B",
-              help="Channel means to subtract from images scaled to 0..1, for a model file without metadata.")  # fmt: skip
-@click.option("--std", type=Numbers(), default="", metavar="R,G,B", help="Channel standard deviations to divide by.")
+@described
 @click.option("--skip-bad", is_flag=True, help="Skip images of --data that cannot be read.")
 @click.option("--self-check", is_flag=True, help="Measure the overhead of zoo's timing relative to a bare loop.")
 @click.option("--compare", is_flag=True, help="Compare two CSV files of earlier benchmarks.")

@@ -8,22 +8,14 @@ from typing import Any
 
 import click
 
-from zoo.cli._shared import RUN, Numbers, UserPath, as_json, limited
+from zoo.cli._shared import RUN, UserPath, as_json, described, limited
 
 
 @click.command("predict")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--run", type=RUN, help="Run to use, or hf:OWNER/NAME (default: the latest run).")
 @click.option("--onnx", type=UserPath(), help="ONNX file to use instead of a run; torch is not needed.")
-@click.option(
-    "--classes",
-    type=UserPath(exists=True, dir_okay=False),
-    metavar="FILE",
-    help="Text file with the class of each output, one per line, for a model file without class names.",
-)
-@click.option("--mean", type=Numbers(), default="", metavar="R,G,B",
-              help="Channel means to subtract from images scaled to 0..1, for a model file without metadata.")  # fmt: skip
-@click.option("--std", type=Numbers(), default="", metavar="R,G,B", help="Channel standard deviations to divide by.")
+@described
 @click.option("--resize", default=0, type=click.IntRange(0), metavar="N",
               help="Pixels of the shorter side before the centre crop (default: 8/7 of the input's), for a model file without metadata.")  # fmt: skip
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Number of classes to print per image.")
