@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 import zoo
 from zoo import console
+from zoo.data import _datasets
 from zoo.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -108,9 +109,24 @@ class Uneven(Photos):
         return (PIXELS[at] / np.float32(255) if at else PIXELS[at]), int(LABELS[at])
 
 
+class Boxes(Photos):
+    """One class in the first image, two in the others; the third cannot be read."""
+
+    def __init__(self, broken: int = -1) -> None:
+        super().__init__()
+        self.broken = broken
+
+    def __getitem__(self, at: int) -> tuple[Any, Any]:
+        if at == self.broken:
+            raise OSError("cannot identify image file 'c.jpg'\nmore")
+        return PIXELS[at], [0] * (1 if at == 0 else 2)
+
+
 @pytest.mark.parametrize(
     ("train", "test", "says"),
     [
+        (Boxes(), Photos(), r"labels of several lengths \(train, items 0 and 1\)"),
+        (Boxes(0), Photos(), r"cannot read an image \(train\[0\], cannot identify image file 'c.jpg'\); correct"),
         (Photos(), Other(["cat", "cow", "dog"]), r"classes of train and test differ \(cow\)"),
         (Photos(), Other(["dog", "cat", "fox"]), r"differ \(the same names in another order\)"),
         (Photos(lambda image: to_tensor(image) - 0.5), Photos(), r"pixels below 0 \(train\[0\], -0.5\); remove Normalize"),
@@ -123,3 +139,9 @@ class Uneven(Photos):
 def test_what_cannot_be_read_is_named(train: Any, test: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):
         zoo.data_set(train, test=test)
+
+
+def test_images_that_exceed_the_memory_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_datasets, "MAX_BYTES", 24 * 12 * 12 * 3 - 1)
+    with pytest.raises(DataError, match=r"24 images of 12 x 12 x 3 uint8 do not fit into memory \(train, 0.0 GB"):
+        zoo.data_set(Photos(), test=Photos())

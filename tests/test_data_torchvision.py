@@ -43,6 +43,13 @@ class Pictures:
         return Image.fromarray(noise(at + 20 * len(self.split), 12)), at % 3
 
 
+class Boxes(Pictures):
+    """As VOCDetection: the label of an image is a description."""
+
+    def __getitem__(self, at: int) -> tuple[Image.Image, Any]:
+        return super().__getitem__(at)[0], {"boxes": [at]}
+
+
 class Whole:
     """As Caltech256: no splits."""
 
@@ -64,7 +71,7 @@ class Broken:
 def sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from torchvision import datasets
 
-    known = {each.__name__: each for each in (Arrays, Pictures, Whole, Demanding, Broken)}
+    known = {each.__name__: each for each in (Arrays, Pictures, Boxes, Whole, Demanding, Broken)}
     for name, kind in known.items():
         monkeypatch.setattr(datasets, name, kind, raising=False)
     monkeypatch.setattr(datasets, "__all__", (*datasets.__all__, *known))
@@ -88,6 +95,11 @@ def test_pictures_and_splits(tmp_path: Path) -> None:
     assert data.classes == ("0", "1", "2")
     assert len(data.test) == 12
     assert data.notes == ()
+
+
+def test_a_set_without_class_numbers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"not labels \(Boxes-train, shape \(12,\), object\); give 12 class numbers"):
+        read("torchvision:Boxes", tmp_path, size=7, val=0.25, seed=0)
 
 
 def test_a_set_without_splits_has_a_fifth_carved(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from PIL import Image
 
 from zoo.console import counted
 from zoo.data._arrays import untensored
-from zoo.data._image import read_image
+from zoo.data._image import read_image, shown
 from zoo.data._pixels import square
 from zoo.errors import DataError
 
 IMAGE, LABEL = ("image", "img"), "label"
 """Names of the columns in items of Hugging Face."""
+MAX_BYTES = 8 << 30
+"""Largest number of pixels in memory, in bytes."""
 
 
 def is_dataset(what: Any) -> bool:
@@ -33,14 +35,21 @@ def pair(dataset: Any, where: str, size: int = 0) -> tuple[np.ndarray, np.ndarra
     Pillow images become (N, H, W, 3) uint8 and, with ``size``, square; arrays and tensors keep their form.
 
     Raises:
-        DataError: items of another form, images of several sizes, or normalised ones.
+        DataError: items of another form or that cannot be read, images of several sizes, normalised ones, or more than
+            :data:`MAX_BYTES` of them.
     """
     if not len(dataset):
         raise DataError(f"no images ({where} is empty); give a data set with at least one image per class")
-    first, _ = _pair(dataset[0], f"{where}[0]", size)
+    first, number = _pair(dataset, 0, where, size)
+    if (need := len(dataset) * first.nbytes) > MAX_BYTES:
+        form = f"{' x '.join(map(str, first.shape))} {first.dtype}"
+        raise DataError(
+            f"{len(dataset):,} images of {form} do not fit into memory ({where}, {need / 1e9:.1f} GB, at most "
+            f"{MAX_BYTES / 1e9:.1f}); reduce their size, return bytes instead of floats, or write a CSV list of the files"
+        )
     images, labels = np.empty((len(dataset), *first.shape), first.dtype), []
     for at in counted(range(len(dataset)), len(dataset), f"data     {where}: read"):
-        image, label = _pair(dataset[at], f"{where}[{at}]", size)
+        image, label = _pair(dataset, at, where, size)
         if image.dtype != first.dtype:
             raise DataError(f"images of several types ({where}, {first.dtype} and {image.dtype}); return one type")
         if image.shape != first.shape:
@@ -48,12 +57,20 @@ def pair(dataset: Any, where: str, size: int = 0) -> tuple[np.ndarray, np.ndarra
             raise DataError(
                 f"images of several sizes ({where}, {shapes}); give size=, such as size=224, for Pillow images, or resize them"
             )
+        if label.shape != number.shape:
+            raise DataError(f"labels of several lengths ({where}, items 0 and {at}); return one class number per image")
         images[at] = image
         labels.append(label)
     return images, np.stack(labels)
 
 
-def _pair(item: Any, where: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _pair(dataset: Any, at: int, where: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    where = f"{where}[{at}]"
+    try:
+        item = dataset[at]
+    except Exception as error:  # the data set's own code, which reads files
+        why = shown(str(error).partition("\n")[0] or type(error).__name__)[:80]
+        raise DataError(f"cannot read an image ({where}, {why}); correct the data set or its files") from error
     if isinstance(item, Mapping):
         image = next((item[key] for key in IMAGE if key in item), None)
         if image is None or LABEL not in item:

@@ -7,19 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from zoo.console import counted, print_line
-from zoo.data import _arrays, _folders, _parts
+from zoo.console import print_line
+from zoo.data import _arrays, _datasets, _folders, _parts
 from zoo.data._image import shown
-from zoo.data._pixels import square
 from zoo.errors import DataError, UsageError, did_you_mean
 from zoo.spec import DataSet, DataSpec
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-MAX_BYTES = 8 << 30
-"""Largest number of pixels in memory."""
 MORE = {"EMNIST": {"split": "balanced"}}
 """Required arguments of a set."""
 
@@ -103,24 +99,11 @@ def _read(opened: Any, side: int, name: str) -> tuple[np.ndarray, np.ndarray, bo
     """Images (n, s, s, 3) uint8, targets (n,) and whether all are grey."""
     data, targets = getattr(opened, "data", None), getattr(opened, "targets", getattr(opened, "labels", None))
     if data is not None and targets is not None and len(data) == len(targets) and np.ndim(data) >= 3:
-        array = np.asarray(data)
-        images, grey = _arrays.coloured(array, name, _arrays.top_of([array]))
-        return images, _arrays.labels(np.asarray(targets), len(images), name), grey
-    n = len(opened)
-    if n * side**2 * 3 > MAX_BYTES:
-        raise DataError(f"{n:,} images at {side} pixels do not fit into memory ({name}); write a CSV list of its files")
-    images, found, grey = np.empty((n, side, side, 3), np.uint8), np.empty(n, np.int64), True
-    for at in counted(range(n), n, "data     decoded"):
-        try:
-            image, target = opened[at]
-            found[at] = int(target)
-        except Exception as error:  # torchvision's reader, or a target that is not a class
-            raise DataError(
-                f"image {at} of {name} is not an image with a class ({shown(str(error))[:60]}); write a CSV list"
-            ) from error
-        grey &= image.mode in ("L", "1", "I;16")
-        images[at] = square(np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image), side)
-    return images, found, grey
+        found, numbers = np.asarray(data), np.asarray(targets)
+    else:
+        found, numbers = _datasets.pair(opened, name, side)
+    images, grey = _arrays.coloured(found, name, _arrays.top_of([found]))
+    return images, _arrays.labels(numbers, len(images), name), grey
 
 
 def _classes(opened: Any, targets: list[np.ndarray]) -> list[str]:
