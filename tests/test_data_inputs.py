@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from data_cases import noise, tree
 from PIL import Image
 
@@ -110,3 +113,14 @@ def test_no_cell_of_the_csv_is_a_formula(capsys: pytest.CaptureFixture[str]) -> 
     tables.predictions(answers, as_json=False, as_csv=True)
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
     assert rows[1:] == [["'=a.png", "1", "'@b", "0.5"], ["'=a.png", "2", "'+c", "0.25"], ["'=a.png", "3", "'-d", "0.25"]]
+
+
+def test_csv_is_written_as_images_are_classified(tmp_path: Path) -> None:
+    """What an interrupt would leave in a file: the rows of all images before it, outside of any buffer."""
+    code = "import os\nfrom zoo import tables\n" \
+        "def answers():\n    yield {'file': 'a.png', 'top': [('cat', 0.5)]}\n    os._exit(0)\n" \
+        "tables.predictions(answers(), as_json=False, as_csv=True)\n"  # fmt: skip
+    with (tmp_path / "rows.csv").open("wb") as file:
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+        subprocess.run([sys.executable, "-c", code], stdout=file, env=env, check=True)
+    assert (tmp_path / "rows.csv").read_text().splitlines() == ["file,rank,class,probability", "a.png,1,cat,0.5"]
