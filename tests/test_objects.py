@@ -238,7 +238,7 @@ def test_a_given_loss_is_named_and_class_weights_are_not_for_it(tmp_path: Path, 
     assert describe.objects(Given(loss=zoo.losses.FocalLoss()))["kernel"] == ops.kernel()
     assert env["kernel"] == "PyTorch"
     with pytest.raises(UsageError, match="class_weights = effective has no effect on a loss given in Python"):
-        losses.given(small("class_weights=effective"), Learned(), Team())
+        losses.given(small("class_weights=effective"), Learned(), Team(), 3)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +252,37 @@ def test_a_given_loss_is_named_and_class_weights_are_not_for_it(tmp_path: Path, 
 def test_losses_that_cannot_be_trained_on(tmp_path: Path, loss: Any, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         zoo.train(small(), out=tmp_path / "run", loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("loss", "classes", "says"),
+    [
+        (nn.MSELoss(), 2, r"MSELoss fails on logits \(3, 2\) and class numbers \(3,\) \(The size of tensor a"),
+        (
+            nn.CrossEntropyLoss(weight=torch.ones(5)),
+            3,
+            r"CrossEntropyLoss fails on logits \(4, 3\) and class numbers \(4,\) \(weight",
+        ),
+    ],
+)
+def test_a_loss_of_other_arguments_is_named_before_training(loss: nn.Module, classes: int, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        losses.given(small(), loss, Team(), classes)
+    assert losses.given(small("mixup=0.2"), nn.MSELoss(), Team(), 3)[0], "class shares have the shape of the logits"
+    with pytest.raises(UsageError, match=r"NLLLoss fails on logits \(4, 3\) and class shares \(4, 3\)"):
+        losses.given(small("mixup=0.2"), nn.NLLLoss(), Team(), 3)
+
+
+def test_a_loss_of_log_probabilities_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    losses.given(small(), nn.NLLLoss(), Team(), 3)
+    assert "warning  the loss NLLLoss is negative for images that are classified correctly (-10)" in capsys.readouterr().err
+    learned = Learned()
+    before = {name: value.clone() for name, value in learned.state_dict().items()}
+    losses.given(small(), learned, Team(), 10)
+    losses.given(small(), nn.CrossEntropyLoss(), Team(), 3)
+    assert capsys.readouterr().err == "" and all(
+        torch.equal(before[name], value) for name, value in learned.state_dict().items()
+    )
 
 
 def test_batchnorm_and_one_image(tmp_path: Path) -> None:

@@ -116,7 +116,9 @@ def session(
     data = _normalised(recipe, spec, data)
     model = _placed(recipe, start.model, place)
     sampler = build_sampler(recipe, data.train.targets, index)
-    built, weight = losses.given(recipe, given.loss, team) if given.loss is not None else losses.build(recipe, counts)
+    built, weight = (
+        losses.given(recipe, given.loss, team, len(data.classes)) if given.loss is not None else losses.build(recipe, counts)
+    )
     batches, val, test = _batches(recipe, data, index, sampler, spec.input[1], place, team)
     if start.tensors is None:
         initialise(model, batches)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,8 @@ from torch import Tensor, nn
 
 from zoo import recipe as recipes
 from zoo import registry, sampling
+from zoo.console import print_line
+from zoo.data._image import shown
 from zoo.errors import UsageError, did_you_mean
 from zoo.recipe import Recipe
 from zoo.training.processes import Team
@@ -89,8 +94,12 @@ def _numbers(name: str, values: Any) -> np.ndarray:
     return found
 
 
-def given(recipe: Recipe, loss: nn.Module, team: Team) -> tuple[nn.Module, None]:
-    """A loss given in Python, without class weights; UsageError if class weights of the recipe would have no effect on it."""
+def given(recipe: Recipe, loss: nn.Module, team: Team, classes: int) -> tuple[nn.Module, None]:
+    """A loss given in Python, without class weights; it is called once, on a copy, with the logits and targets of a few images.
+
+    Raises:
+        UsageError: the loss fails on them, or class weights of the recipe would have no effect on it.
+    """
     if recipe.loss.class_weights != "none" or recipe.loss.drw_epoch:
         raise UsageError(
             f"class_weights = {recipe.loss.class_weights} has no effect on a loss given in Python; pass the weights to the loss, and "
@@ -98,4 +107,35 @@ def given(recipe: Recipe, loss: nn.Module, team: Team) -> tuple[nn.Module, None]
         )
     if team.size > 1 and any(each.requires_grad for each in loss.parameters()):
         raise UsageError(f"a loss with parameters supports one process (found {team.size}); start without torchrun")
+    _call_once(loss, classes, soft=bool(recipe.mixup or recipe.cutmix))
     return loss, None
+
+
+def _call_once(loss: nn.Module, classes: int, *, soft: bool) -> None:
+    name = loss._get_name()
+    try:
+        tried: Any = copy.deepcopy(loss)
+    except Exception:  # it holds what cannot be copied, such as a generator; its first step will show errors
+        return
+    held = next(itertools.chain(tried.parameters(), tried.buffers()), torch.empty(0))
+    n = classes + 1  # no shape that is broadcast by accident
+    labels = torch.arange(n, device=held.device) % classes
+    shares = nn.functional.one_hot(labels, classes).float()
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if hasattr(tried, "set_epoch"):
+                tried.set_epoch(0)
+            value = tried((10 * shares).requires_grad_(), shares if soft else labels)
+    except Exception as error:  # torch raises many types, and a loss of a user any
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        targets = f"class shares ({n}, {classes})" if soft else f"class numbers ({n},)"
+        raise UsageError(
+            f"the loss {name} fails on logits ({n}, {classes}) and {targets} ({shown(why)[:160]}); give a loss of these, or a function "
+            "that converts them and calls yours"
+        ) from error
+    if isinstance(value, Tensor) and value.numel() == 1 and value.item() < 0:
+        print_line(
+            f"warning  the loss {name} is negative for images that are classified correctly ({value.item():.3g}): losses are given "
+            "logits, not log-probabilities; use CrossEntropyLoss instead of NLLLoss"
+        )
