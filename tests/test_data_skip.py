@@ -60,6 +60,20 @@ def test_what_the_data_option_stands_for(text: str, source: tuple[str, str], lab
         assert run_folders.new_name(recipe.Recipe(data=data)).startswith(f"{label}-cnn_small-")
 
 
+def test_a_folder_has_no_second_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("pets", "others"):
+        (tmp_path / name).mkdir()
+    for command in (["train", "cnn_small", "--data", "pets", "--dry-run"], ["data", "verify", "pets"]):
+        assert zoo([*command, "--data-dir", "others"]) == 2
+        assert "data is the folder or file pets, so data-dir others has no effect" in capsys.readouterr().err
+    same = {"data": "pets", "data_dir": str(tmp_path / "pets")}
+    assert recipe.resolve("cnn_small", same).data.name == "folder"
+    assert recipe.resolve("cnn_small", {"data": "cifar10", "data_dir": "others"}).data.dir == "others"
+
+
 @pytest.mark.parametrize("name", ["x.npy", "list.txt"])
 def test_a_file_of_another_type_is_refused_with_those_that_are_read(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

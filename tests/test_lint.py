@@ -53,6 +53,7 @@ FINDINGS = [
     ("qat_bits=7", "qat_bits 7 changes nothing: qat is off"),
     ("data.views=4", "views 4 changes nothing: no layer is frozen"),
     ("features_with=onnxruntime", "features_with onnxruntime changes nothing: no layer is frozen"),
+    ("data.per_class=60", "per_class 60 is more than class 9 has: 50 images"),
     ("mix_prob=0.5", "mix_prob 0.5 changes nothing: mixup and cutmix are 0"),
     ("mix_with=rare", "mix_with rare changes nothing: mixup and cutmix are 0"),
     ("sampler.exponent=3", "exponent 3 changes nothing: sampler none does not use it"),
@@ -82,6 +83,14 @@ def test_what_is_found(settings: str, line: str) -> None:
 def test_the_rarest_class_is_named_once_its_name_is_known() -> None:
     names = [f"name {number}" for number in range(10)]
     assert "batch 128 sees class 9 (name 9) in 40 % of steps" in lint.check(recipe(), COUNTS, classes=names)
+
+
+def test_a_share_that_holds_out_no_image_is_named() -> None:
+    line = "data.val 0.001 of 360 images is none: the last epoch is kept"
+    small = recipe("data.val=0.001")
+    assert line in lint.check(small, COUNTS.clip(max=36), held=0)
+    assert line not in lint.check(small, COUNTS.clip(max=36), held=1) + lint.check(small, COUNTS.clip(max=36))
+    assert not [each for each in lint.check(recipe("data.val=0"), COUNTS, held=0) if "is none" in each]
 
 
 def test_equal_classes_of_a_long_tail_are_named() -> None:

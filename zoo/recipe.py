@@ -130,6 +130,7 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
         UsageError: unknown name, key, type or range. FileError: a repository of the hub that cannot be used.
     """
     values = {full_key(key): value for key, value in overrides.items()}
+    registry.check_place(str(values.get("data.name", "")), values.get("data.dir") or "")
     if hub.is_hub(what):
         _, stored = of_hub(str(what))
         what, values = stored.model, {"weights": what, "data.size": stored.data.size, **values}

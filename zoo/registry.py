@@ -135,6 +135,13 @@ def placed(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "data.name": name, "data.dir": place} if place else dict(settings)
 
 
+def check_place(text: str, folder: str | Path) -> None:
+    """UsageError if ``--data TEXT`` is a folder or file already and ``--data-dir`` names another."""
+    _, place = data_source(text)
+    if place and folder and Path(place).absolute() != Path(folder).absolute():
+        raise UsageError(f"data is the folder or file {place}, so data-dir {folder} has no effect; give one of them")
+
+
 @cache
 def targets() -> dict[tuple[str, str], dict[str, Any]]:
     """All export targets by (format, precision): the literal fields of each ``TARGET`` in ``zoo/export``, plus ``module``."""

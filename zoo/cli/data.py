@@ -72,6 +72,7 @@ def _verify(name: str, data_dir: Path | None, layout: str, as_json: bool) -> Non
     from zoo.errors import DataError, did_you_mean
     from zoo.files import expanded
 
+    registry.check_place(name, data_dir or "")
     name, place = registry.data_source(name)
     if name.partition(":")[0] not in registry.table("data") or (place and not expanded(place).exists()):
         wanted = place or name

@@ -55,6 +55,8 @@ def check(
         found.append(
             f"select_by {recipe.select_by} changes nothing: there are no validation images (data.val {recipe.data.val:g})"
         )
+    if held == 0 and recipe.data.val and counts is not None:
+        found.append(f"data.val {recipe.data.val:g} of {counts.sum():,} images is none: the last epoch is kept")
     if random_frozen:
         found.append(
             f"freeze {recipe.freeze} keeps {len(random_frozen)} tensors at random values ({random_frozen[0]}, ...): no weights were loaded for them"
@@ -71,6 +73,11 @@ def check(
         if recipe.data.per_class and recipe.data.imbalance != "none" and counts.min() == counts.max():
             found.append(
                 f"per_class {recipe.data.per_class} makes all classes equal: nothing is left of imbalance {recipe.data.imbalance}"
+            )
+        few = int(counts.argmin())
+        if counts[few] < recipe.data.per_class and recipe.data.imbalance == "none":
+            found.append(
+                f"per_class {recipe.data.per_class} is more than class {_named(few, classes)} has: {counts[few]} images"
             )
     return found
 
@@ -190,8 +197,11 @@ def _batches(recipe: Recipe, counts: np.ndarray, classes: Sequence[str]) -> Iter
     rarest = int(np.where(counts > 0, shares, np.inf).argmin())
     met = 1 - (1 - shares[rarest]) ** recipe.batch_size
     if met < 0.5:
-        name = f"{rarest} ({classes[rarest]})" if classes else rarest
-        yield f"batch {recipe.batch_size} sees class {name} in {100 * met:.0f} % of steps"
+        yield f"batch {recipe.batch_size} sees class {_named(rarest, classes)} in {100 * met:.0f} % of steps"
+
+
+def _named(number: int, classes: Sequence[str]) -> str:
+    return f"{number} ({classes[number]})" if classes else str(number)
 
 
 def _shares(recipe: Recipe, counts: np.ndarray) -> np.ndarray:

@@ -134,7 +134,7 @@ def _restored(session: Session) -> bool:
     """Load the state to resume from; returns whether the run is complete."""
     session.restore()
     if session.complete and run_folders.is_finished(session.folder):
-        print_line(f"run      {session.folder} is complete: nothing to do")
+        print_line(f"run      {session.folder} is complete after {session.at.epoch} epochs: nothing to do")
         return True
     left = f", step {session.at.skip} of {session.batches.steps} of the next" if session.at.skip else ""
     print_line(f"resume   epoch {session.at.epoch} of {session.settings.epochs} done{left}")
