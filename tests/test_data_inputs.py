@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,16 @@ def test_csv_is_written_as_images_are_classified(tmp_path: Path) -> None:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
         subprocess.run([sys.executable, "-c", code], stdout=file, env=env, check=True)
     assert (tmp_path / "rows.csv").read_text().splitlines() == ["file,rank,class,probability", "a.png,1,cat,0.5"]
+
+
+def test_an_interrupt_leaves_the_answers_so_far(capsys: pytest.CaptureFixture[str]) -> None:
+    def answers() -> Iterator[dict[str, Any]]:
+        yield {"file": "a.png", "top": [("cat", 0.5)]}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tables.predictions(answers(), as_json=True)
+    assert json.loads(capsys.readouterr().out) == [{"file": "a.png", "top": [["cat", 0.5]]}]
+    with pytest.raises(KeyboardInterrupt):
+        tables.predictions(answers(), as_json=False)
+    assert "a.png" in capsys.readouterr().out

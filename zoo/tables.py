@@ -189,26 +189,30 @@ def checked(data: DataSet) -> None:
 
 
 def predictions(each: Iterable[Mapping[str, Any]], *, as_json: bool, as_csv: bool = False) -> None:
-    """A line per image, in CSV per class and as soon as it is known; DataError after them if a file could not be read."""
+    """A line per image, in CSV per class and as soon as it is known; DataError after them if a file could not be read.
+
+    After an interrupt, the answers so far are printed.
+    """
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if as_csv:
         writer.writerow(("file", "rank", "class", "probability"))
-    answers = []
-    for answer in each:
-        answers.append(answer)
-        if "error" in answer:
-            print(f"{plain(answer['file'])}: error: {plain(answer['error'])}", file=sys.stderr)
-        for rank, (name, share) in enumerate(answer.get("top", ()) if as_csv else (), 1):
-            writer.writerow((csv_files.quoted(plain(answer["file"])), rank, csv_files.quoted(plain(name)), share))
-        if as_csv:
-            sys.stdout.flush()  # an interrupt loses none of them
-    bad = [answer for answer in answers if "error" in answer]
-    if as_json:
-        print(json.dumps(answers))
-    elif not as_csv:
-        rows = [(a["file"], "  ".join(f"{name} {percent(p)} %" for name, p in a["top"])) for a in answers if "top" in a]
-        out().print(make(("file", "class and probability"), rows))
-    if bad:
+    answers: list[Mapping[str, Any]] = []
+    try:
+        for answer in each:
+            answers.append(answer)
+            if "error" in answer:
+                print(f"{plain(answer['file'])}: error: {plain(answer['error'])}", file=sys.stderr)
+            for rank, (name, share) in enumerate(answer.get("top", ()) if as_csv else (), 1):
+                writer.writerow((csv_files.quoted(plain(answer["file"])), rank, csv_files.quoted(plain(name)), share))
+            if as_csv:
+                sys.stdout.flush()  # an interrupt loses none of them
+    finally:
+        if answers and as_json:
+            print(json.dumps(answers))
+        elif answers and not as_csv:
+            rows = [(a["file"], "  ".join(f"{name} {percent(p)} %" for name, p in a["top"])) for a in answers if "top" in a]
+            out().print(make(("file", "class and probability"), rows))
+    if bad := [answer for answer in answers if "error" in answer]:
         raise DataError(
             f"{len(bad)} of {len(answers)} images cannot be read ({bad[0]['file']!r} first); the other results are above"
         )
