@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests_support import resolve
 from torch import nn
 
 from zoo import registry
 from zoo.errors import UsageError
 from zoo.spec import ModelSpec
-from zoo.training import freezing, optim
+from zoo.training import checks, freezing, optim
 
 STEPS, EPOCHS = 7, 6
 RATES = {"lion": 0.001}
@@ -68,6 +69,19 @@ def test_warm_up_is_linear_and_reaches_the_peak(schedule: str) -> None:
 def test_onecycle_falls_to_zero_in_a_straight_line() -> None:
     found = rates(name="onecycle", warmup=2.0)[2 * STEPS :]
     assert found == pytest.approx([0.5 * (1 - i / len(found)) for i in range(len(found))])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
+def test_the_rate_begins_and_ends_at_its_factors(schedule: str) -> None:
+    """The shape of the schedule between 20 % and 100 %, and between 100 % and 7 % of the peak; torch's cosine has the same minimum."""
+    found = rates(name=schedule, warmup=2.0, start_factor=0.2, end_factor=0.07)
+    plain = rates(name=schedule, warmup=2.0)
+    ramp = 2 * STEPS
+    assert found[:ramp] == pytest.approx([0.5 * (0.2 + 0.8 * each / 0.5) for each in plain[:ramp]])
+    assert found[ramp:] == pytest.approx([0.5 * (0.07 + 0.93 * each / 0.5) for each in plain[ramp:]])
+    if schedule == "cosine":
+        wanted = torch_rates(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, STEPS * EPOCHS, eta_min=0.035), False)
+        assert rates(name="cosine", end_factor=0.07) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_plateau_is_the_one_of_torch_and_continues_from_its_state() -> None:
@@ -185,6 +199,29 @@ def test_ema_is_the_average() -> None:
     assert torch.equal(ema.averaged(model).weight, again.averaged(model).weight)
 
 
+def test_lookahead_returns_to_the_slow_weights() -> None:
+    """Against the formula, with steps of 1: the model goes on from the slow weights, whose share rises with the cube of the progress."""
+    model, steps = nn.BatchNorm1d(1), 12
+    look, slow = optim.Lookahead(model, 0.9, steps), 0.0
+    fast = slow
+    for step in range(1, steps + 1):
+        fast += 1
+        with torch.no_grad():
+            model.bias += 1
+            model.running_mean += 1
+            model.num_batches_tracked += 1
+        look.update(model)
+        if step in (5, 10, 12):
+            keep = 0.9**5 * (step / steps) ** 3
+            slow = fast = keep * slow + (1 - keep) * fast
+        assert model.bias.item() == model.running_mean.item() == pytest.approx(fast, rel=1e-6)
+        assert look.averaged(model).bias.item() == pytest.approx(slow, rel=1e-6)
+    assert int(look.averaged(model).num_batches_tracked) == steps
+    again = optim.Lookahead(model, 0.9, steps)
+    again.load_state_dict({name: value.clone() for name, value in look.state_dict().items()})
+    assert torch.equal(again.averaged(model).bias, model.bias) and int(again.count) == steps
+
+
 def test_ema_takes_buffers_along() -> None:
     model, _ = net()
     ema = optim.Ema(model, 0.5)
@@ -296,3 +333,8 @@ def test_digest_sees_one_bit() -> None:
 def test_a_warm_up_longer_than_the_run_is_continued_by_a_longer_run() -> None:
     short, long = (optim.Schedule(lr=1.0, epochs=epochs, steps_per_epoch=10, warmup=2.0) for epochs in (1, 4))
     assert [short.lr_at(step) for step in range(10)] == [long.lr_at(step) for step in range(10)]
+
+
+def test_two_averages_of_the_weights_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match=r"ema = 0.9 and lookahead = 0.5 both average the weights; set one of them to 0"):
+        checks.check_settings(resolve("cnn_small", "ema=0.9", "lookahead=0.5"))

@@ -61,7 +61,7 @@ def test_a_loaded_run_gives_the_recorded_result(small_run: Path) -> None:
         pytest.param("optim.name=adamw lr=0.001 ema=0.9", marks=pytest.mark.slow),
         pytest.param("mixup=0.2 cutmix=1.0 mix_with=rare data.augment=['crop','flip','cutout:8']", marks=pytest.mark.slow),
         "loss=dynamic_focal loss.rescale_every=1 class_weights=effective loss.drw_epoch=1 sampler=focal",
-        "optim.name=muon lr=0.01 optim.accumulate=2 batch_size=25",
+        "optim.name=muon lr=0.01 optim.accumulate=2 batch_size=25 lookahead=0.9",
         pytest.param("optim.name=lion lr=0.001", marks=pytest.mark.slow),
         pytest.param("optim.name=nadamw lr=0.001", marks=pytest.mark.slow),
         pytest.param("optim.name=cadamw lr=0.001", marks=pytest.mark.slow),

@@ -59,6 +59,7 @@ class Recipe(msgspec.Struct, frozen=True):
         about("bits of the weights with qat: 8, or 7 for x86 CPUs without VNNI; 0: as this CPU requires"),
     ] = 0
     ema: Annotated[float, about("decay of the exponential moving average of the weights; 0: none", ge=0, lt=1)] = 0.0
+    lookahead: Annotated[float, about("final decay per step of Lookahead's slow weights; 0: none", ge=0, lt=1)] = 0.0
     mixup: Annotated[float, about("parameter of mixup's Beta distribution; 0: no mixup", ge=0, le=1000)] = 0.0
     cutmix: Annotated[float, about("parameter of cutmix's Beta distribution; 0: no cutmix", ge=0, le=1000)] = 0.0
     mix_prob: Annotated[float, about("probability with which mixup and cutmix change an image", gt=0, le=1)] = 1.0

@@ -140,6 +140,8 @@ class Schedule(msgspec.Struct, frozen=True):
         Literal["constant", "step", "multistep", "cosine", "onecycle", "plateau"], about("learning-rate schedule")
     ] = "cosine"
     warmup: Annotated[float, about("epochs of linear warm-up", ge=0, le=MOST)] = 0.0
+    start_factor: Annotated[float, about("learning rate at the start of the warm-up, as a share of lr", ge=0, le=1)] = 0.0
+    end_factor: Annotated[float, about("learning rate at the end of cosine and onecycle, as a share of lr", ge=0, le=1)] = 0.0
     steps: Annotated[
         list[Annotated[int, msgspec.Meta(ge=1, le=MOST)]], about("epochs at which multistep lowers the learning rate")
     ] = msgspec.field(default_factory=list)

@@ -94,8 +94,9 @@ def airbench94(classes: int = 10) -> AirNet:
 
 
 RECIPE: dict[str, Any] = {
-    "epochs": 10, "batch_size": 1024, "ema": 0.98, "optim.lr": 1.5, "optim.momentum": 0.85, "optim.weight_decay": 1.33e-3,
-    "optim.norm_bias_lr": 64.0, "schedule.name": "onecycle", "schedule.warmup": 2.3, "data.augment": ["altflip", "crop:2"],
+    "epochs": 10, "batch_size": 1024, "lookahead": 0.95, "optim.lr": 1.5, "optim.momentum": 0.85, "optim.weight_decay": 1.33e-3,
+    "optim.norm_bias_lr": 64.0, "schedule.name": "onecycle", "schedule.warmup": 2.3, "schedule.start_factor": 0.2, "schedule.end_factor": 0.07,
+    "data.augment": ["altflip", "crop:2"],
     "loss.label_smoothing": 0.2,
 }  # fmt: skip
 

@@ -123,7 +123,7 @@ def session(
     if start.tensors is None:
         initialise(model, batches)
     learned = _teachers(recipe, data, spec.input[1], place)
-    ema = optim.Ema(model, recipe.ema) if recipe.ema else None
+    ema = _average(recipe, model, batches.steps * recipe.epochs)
     make_optimizer = partial(_optimizer, recipe, model, spec, built)
     after = partial(ema.update, model) if ema else None
     lr, plateau = _rates(recipe, batches.steps, watched=val is not None)
@@ -149,6 +149,12 @@ def session(
         team=team,
     )
     return made, lint.check(recipe, counts, start.random, held=len(data.val), classes=data.classes)
+
+
+def _average(recipe: Recipe, model: nn.Module, steps: int) -> optim.Ema | None:
+    if recipe.lookahead:
+        return optim.Lookahead(model, recipe.lookahead, steps)
+    return optim.Ema(model, recipe.ema) if recipe.ema else None
 
 
 def _placed(recipe: Recipe, model: nn.Module, place: Place) -> nn.Module:
@@ -308,7 +314,7 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> optim.Schedule:
     s = recipe.schedule
     return optim.Schedule(
         lr=recipe.optim.lr, epochs=recipe.epochs, steps_per_epoch=steps_per_epoch, name=s.name, warmup=s.warmup, steps=s.steps,
-        step_size=s.step_size, lr_gamma=s.lr_gamma,
+        step_size=s.step_size, lr_gamma=s.lr_gamma, start_factor=s.start_factor, end_factor=s.end_factor,
     )  # fmt: skip
 
 

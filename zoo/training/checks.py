@@ -25,6 +25,10 @@ def check_settings(recipe: Recipe, *, given: bool = False) -> None:
     """UsageError unless the settings are consistent; ``given``: the data is an object, so that its settings do not count."""
     recipes.check(recipe)
     _ops.check(recipe.data.augment)
+    if recipe.ema and recipe.lookahead:
+        raise UsageError(
+            f"ema = {recipe.ema:g} and lookahead = {recipe.lookahead:g} both average the weights; set one of them to 0"
+        )
     if (recipe.mixup or recipe.cutmix) and not registry.find("losses", recipe.loss.name).soft:
         soft = ", ".join(name for name, fields in registry.table("losses").items() if fields.get("soft"))
         raise UsageError(

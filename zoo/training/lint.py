@@ -21,6 +21,7 @@ SMALL_SHARE = 0.4
 USERS = {
     "schedule.steps": ("schedule.name", ("multistep",)),
     "schedule.step_size": ("schedule.name", ("step",)),
+    "schedule.end_factor": ("schedule.name", ("cosine", "onecycle")),
     "schedule.plateau_epochs": ("schedule.name", ("plateau",)),
     "schedule.lr_gamma": ("schedule.name", ("step", "multistep", "plateau")),
     "sampler.exponent": ("sampler.name", ("focal",)),

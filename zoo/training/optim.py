@@ -140,11 +140,11 @@ def carry_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> torch.
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The learning rate over a run: a linear warm-up of ``warmup`` epochs, then the schedule ``name``.
+    """The learning rate over a run: a linear warm-up of ``warmup`` epochs from ``start_factor * lr``, then the schedule ``name``.
 
-    ``step`` multiplies by ``lr_gamma`` every ``step_size`` epochs, ``multistep`` at each epoch in ``steps``, ``cosine`` falls to 0
-    at the end (Loshchilov and Hutter 2017), ``onecycle`` is a straight line to 0 after the warm-up, whose default is 30 % of
-    the run (after Smith 2018), ``plateau`` is constant at the peak, which :class:`Plateau` lowers.
+    ``step`` multiplies by ``lr_gamma`` every ``step_size`` epochs, ``multistep`` at each epoch in ``steps``, ``cosine`` falls to
+    ``end_factor * lr`` at the end (Loshchilov and Hutter 2017), ``onecycle`` is a straight line to it after the warm-up, whose
+    default is 30 % of the run (after Smith 2018), ``plateau`` is constant at the peak, which :class:`Plateau` lowers.
     """
 
     lr: float
@@ -156,6 +156,8 @@ class Schedule:
     steps: Sequence[int] = ()
     step_size: int = 30
     lr_gamma: float = 0.1
+    start_factor: float = 0.0
+    end_factor: float = 0.0
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a global step, counted from 0; ValueError if no schedule has that name."""
@@ -163,7 +165,7 @@ class Schedule:
         warmup = 0.3 * self.epochs if self.name == "onecycle" and self.warmup == 0 else self.warmup
         ramp = warmup * self.steps_per_epoch  # longer than the run: it ends below the peak, as a resumed run continues it
         if step < ramp:
-            return self.lr * (step + 1) / (ramp + 1)
+            return _above(self.start_factor, (step + 1) / (ramp + 1)) * self.lr
         done = (step - ramp) / max(total - ramp, 1)
         if self.name in ("constant", "plateau"):
             return self.lr
@@ -172,10 +174,15 @@ class Schedule:
         if self.name == "multistep":
             return self.lr * self.lr_gamma ** sum(at >= epoch for epoch in self.steps)
         if self.name == "cosine":
-            return self.lr * (1 + math.cos(math.pi * done)) / 2
+            return _above(self.end_factor, (1 + math.cos(math.pi * done)) / 2) * self.lr
         if self.name == "onecycle":
-            return self.lr * (1 - done)
+            return _above(self.end_factor, 1 - done) * self.lr
         raise ValueError(f"name = {self.name!r} is not constant, step, multistep, cosine, onecycle or plateau")
+
+
+def _above(low: float, share: float) -> float:
+    """The point between ``low`` and 1 at ``share`` of the way."""
+    return low + (1 - low) * share
 
 
 @dataclass
@@ -246,3 +253,33 @@ class Ema:
         self.count = state["count"].clone()
         for name, value in self.values.items():
             value.copy_(state[f"values.{name}"])
+
+
+LOOKAHEAD_STEPS = 5
+"""Steps between two updates of the slow weights (Zhang et al. 2019 use 5 to 10)."""
+
+
+class Lookahead(Ema):
+    """Slow weights, to which the model returns every five steps (Zhang et al. 2019); they are the result.
+
+    After step t of ``steps`` they keep ``decay ** 5 (t / steps) ** 3`` of themselves: almost nothing at first, so that training
+    begins as without them, and most at the end (Jordan 2024, section 3.4). Buffers are treated alike.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, steps: int) -> None:
+        super().__init__(model, decay)
+        self.steps = steps
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """After a step: update the slow weights and return to them, if it is a fifth one or the last."""
+        self.count += 1
+        count = min(int(self.count), self.steps)
+        if count % LOOKAHEAD_STEPS and count < self.steps:
+            return
+        keep = self.decay**LOOKAHEAD_STEPS * (count / self.steps) ** 3
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                value.copy_(self.values[name].lerp_(value, 1 - keep))
+            else:
+                self.values[name].copy_(value)
