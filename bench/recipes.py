@@ -148,6 +148,7 @@ def _row(folder: Path) -> dict[str, Any] | None:
         "low": round(result["low"], 5),
         "high": round(result["high"], 5),
         "macro": round(result["macro"], 5),
+        **_views(folder),
         **_reported(name),
         "kept_epoch": result["epoch"],
         "images_per_s": round(statistics.median(row["images_per_s"] for row in train), 1),
@@ -158,6 +159,15 @@ def _row(folder: Path) -> dict[str, Any] | None:
         "lint": "; ".join(env.get("lint", [])),
         **{name: facts[name] for name in _timing.ENVIRONMENT},
     }
+
+
+def _views(folder: Path) -> dict[str, Any]:
+    """The result with averaged views that ``zoo eval RUN --views KIND --out RUN/views`` wrote; empty without one."""
+    path = folder / "views" / "result.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if found.get("split") != "test" or "views" not in found:
+        return {"views": "", "views_accuracy": ""}
+    return {"views": found["views"], "views_accuracy": round(found["accuracy"], 5)}
 
 
 def _shipped(name: str) -> recipes.Reported:

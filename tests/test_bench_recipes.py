@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from zoo import csv_files
 from zoo import recipe as recipes
+from zoo.__main__ import run as zoo
 from zoo.bench import _analogues, _few, _headers, _tables, _timing
 from zoo.bench import recipes as recipes_bench
 
@@ -44,6 +47,21 @@ def test_kept_rows_have_the_reported_result_of_their_recipe_now(tmp_path: Path) 
     merged = recipes_bench._merged(path, [{**old[-1], "digest": "new", "lint": ""}])
     found = [(row["reported"], row["source"], row["note"]) for row in merged[:3]]
     assert found == [(0.091946, "one run, 266 of 2,893", ""), ("", "", ""), ("", "", "")]
+
+
+def test_a_row_has_the_accuracy_with_averaged_views(small_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    assert recipes_bench._views(run) == {"views": "", "views_accuracy": ""}
+    assert zoo(["eval", str(run), "--out", str(run / "views")]) == 0
+    assert recipes_bench._views(run) == {"views": "", "views_accuracy": ""}, "one view per image"
+    assert zoo(["eval", str(run), "--views", "flip", "--out", str(run / "views")]) == 0
+    found = recipes_bench.rows_of([run])[0]
+    assert (found["views"], found["views_accuracy"]) == (
+        "flip",
+        json.loads((run / "views/result.json").read_text())["accuracy"],
+    )
+    assert zoo(["eval", str(run), "--views", "flip", "--split", "train", "--out", str(run / "views")]) == 0
+    assert recipes_bench._views(run) == {"views": "", "views_accuracy": ""}, "training images"
 
 
 def test_rows_of_a_changed_recipe_are_dropped(tmp_path: Path) -> None:
