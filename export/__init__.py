@@ -211,8 +211,9 @@ def _out(model: Any, path: str | Path | None, suffix: str) -> Path:
 def default_folder(run: Run) -> Path:
     """Where the files of a run are written unless a path is given: its folder, or the current folder for a run of the hub."""
     from zoo import hub
+    from zoo.files import near
 
-    return Path() if run.path.parent == hub.root() else run.path
+    return Path() if run.path.parent == hub.root() else near(run.path)
 
 
 def _subject(model: Any, images: Any, given: dict[str, Any]) -> Subject:

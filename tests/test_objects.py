@@ -59,9 +59,10 @@ def test_data_given_in_python_is_named_and_never_replaced(tmp_path: Path, capsys
         zoo.train(str(run.path), out=tmp_path / "on")
     again = f"zoo.train({str(run.path / 'recipe.toml')!r}, data=...)"
     assert again in (run.path / "README.md").read_text()
-    for words in ((str(run.path / "recipe.toml"),), ("--resume", "--out", str(run.path))):
+    resumed = again.replace(")", f", out={str(run.path)!r}, resume=True)")
+    for words, call in (((str(run.path / "recipe.toml"),), again), (("--resume", "--out", str(run.path)), resumed)):
         assert cli.run(["train", *words]) == 2
-        assert f"objects given in Python (data mine), which no file has; pass them: {again}" in capsys.readouterr().err
+        assert f"objects given in Python (data mine), which no file has; pass them: {call}" in capsys.readouterr().err
     assert cli.run(["train", str(run.path / "recipe.toml"), "--data", "synthetic", "--val", "0.2", "--dry-run"]) == 0
     assert zoo.train(str(run.path), data=given(), out=tmp_path / "on", epochs=1).env["data_given"] == "mine"
 
@@ -283,6 +284,52 @@ def test_a_loss_of_log_probabilities_is_warned_of(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == "" and all(
         torch.equal(before[name], value) for name, value in learned.state_dict().items()
     )
+
+
+def test_a_run_is_resumed_with_its_own_objects_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def hundredfold(logits: Tensor, target: Tensor) -> Tensor:
+        return 100 * F.cross_entropy(logits, target)
+
+    more = {"data": given(), "out": tmp_path / "run", **SMALL, "val": 0.0}
+    run = zoo.train("cnn_small", loss=hundredfold, **more)
+    again = {**more, "resume": True, "epochs": 2}
+    for other, says in (
+        (
+            {},
+            r"the loss of the run was hundredfold given in Python \(.*run, now none\); resume with loss=\.\.\., the same object",
+        ),
+        ({"loss": nn.CrossEntropyLoss()}, r"hundredfold given in Python \(.*, now CrossEntropyLoss\)"),
+        (
+            {"loss": hundredfold, "data": None},
+            r"the data of the run was mine given in Python \(.*, now none\); resume with data=",
+        ),
+    ):
+        with pytest.raises(UsageError, match=says):
+            zoo.train("cnn_small", **{**again, **other})
+    assert json.loads((run.path / "env.json").read_text())["loss_given"] == "hundredfold"
+    assert zoo.train("cnn_small", **again, loss=hundredfold).metrics[-1]["split"] == "test"
+    with pytest.raises(UsageError, match=r"objects given in Python \(loss hundredfold\), which no file has; pass them"):
+        zoo.train(str(run.path / "recipe.toml"), data=given(), out=tmp_path / "other")
+    capsys.readouterr()
+    zoo.train(str(run.path), data=given(), out=tmp_path / "on", epochs=1)
+    assert (
+        "warning  the run was trained with a loss given in Python (hundredfold); this one uses cross_entropy"
+        in capsys.readouterr().err
+    )
+    plain = zoo.train("cnn_small", **{**more, "out": tmp_path / "plain"})
+    with pytest.raises(
+        UsageError, match=r"the loss of the run was not given in Python \(.*, now hundredfold\); resume without loss="
+    ):
+        zoo.train("cnn_small", **{**again, "out": plain.path}, loss=hundredfold)
+
+
+def test_a_run_keeps_its_place_if_the_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    run = zoo.train("cnn_small", data=given(), **{**SMALL, "out": "run"})
+    monkeypatch.chdir(tmp_path)
+    assert run.path == tmp_path / "a" / "run" and run.reloaded().path == run.path
+    assert zoo.export.onnx(run).path == Path("a/run/model.onnx")
 
 
 def test_batchnorm_and_one_image(tmp_path: Path) -> None:

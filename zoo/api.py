@@ -153,6 +153,9 @@ def train(
         raise TypeError(f"on_epoch is {type(on_epoch).__name__}; give a function of the rows of an epoch")
     changes = names | {key.replace("__", "."): _plain(value) for key, value in overrides.items()}
     recipe = recipes.changed(what, changes) if isinstance(what, Recipe) else recipes.resolve(run_folders.named(what), changes)
+    if isinstance(what, str):
+        objects = {"model": given.model, "data": given.data, "loss": given.loss}
+        run_folders.check_objects(run_folders.named(what), recipe, [name for name, each in objects.items() if each is not None])
     place = expanded(out) if out is not None else None
     more: dict[str, Any] = {"on_epoch": on_epoch, "given": given, "profile": profile}
     try:

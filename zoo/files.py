@@ -38,6 +38,15 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
+def near(path: Path) -> Path:
+    """The path relative to the current folder if it is inside it, so that what is printed is short and names no home folder."""
+    try:
+        relative = os.path.relpath(path)
+    except OSError:  # the current folder was removed
+        return path
+    return path if relative.startswith(os.pardir) else Path(relative)
+
+
 def cache_folder() -> Path:
     """``$ZOO_CACHE``, else ``$XDG_CACHE_HOME/zoo``, else ``~/.cache/zoo``; DiskError for a user without a home folder."""
     if found := os.environ.get("ZOO_CACHE"):

@@ -310,6 +310,5 @@ def _tried(made: Any, name: str, size: tuple[int, int, int], advice: str, classe
     params = sum(parameter.numel() for parameter in model.parameters())
     if not params:
         raise UsageError(f"{name} has no parameters; there is nothing to train or to export")
-    if not linear:
-        raise UsageError(f"{name} has no layer with parameters as its head; end it in one, e.g. nn.Linear")
-    return ModelSpec(build=made, input=size, params=params, macs=0, paper=name, head=linear[-1], data=(), classes=shape[1])
+    head = linear[-1] if linear else ""  # none: all parameters are the model's own
+    return ModelSpec(build=made, input=size, params=params, macs=0, paper=name, head=head, data=(), classes=shape[1])

@@ -196,7 +196,7 @@ def load(
         raise TypeError(
             f"name is {type(name).__name__}, data {type(data).__name__}; give a run's folder or name (None: the latest), and a DataSet"
         )
-    path = run_folders.find(name)
+    path = run_folders.find(name).absolute()  # the process may change its folder
     recipe = recipes.read(path / "recipe.toml")
     if skip_bad:
         recipe = structs.replace(recipe, data=structs.replace(recipe.data, skip_bad=True))

@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 import string
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from msgspec import structs
@@ -245,16 +245,24 @@ def stored_recipe(folder: Path) -> Path:
     return path
 
 
-def check_objects(what: str | None, recipe: Recipe) -> None:
-    """UsageError for the recipe of a run that was trained with objects from Python, which ``recipe`` does not replace by names."""
+def check_objects(what: str | None, recipe: Recipe, now: Collection[str] = (), *, resume: bool = False) -> None:
+    """UsageError for the recipe of a run that was trained with objects from Python, which ``recipe`` does not replace by names.
+
+    ``now`` are the names of the objects that are given again. A run that is trained on may have another loss; a warning names it.
+    """
     path = Path(what or "")
+    if (path / "recipe.toml").is_file():
+        loss = read_facts(path / "env.json").get("loss_given")
+        if loss and "loss" not in now:
+            print_line(f"warning  the run was trained with a loss given in Python ({loss}); this one uses {recipe.loss.name}")
     if path.name != "recipe.toml":
         return
     facts, stored = read_facts(path.parent / "env.json"), read(path)
-    kept = {key: getattr(stored, key) == getattr(recipe, key) for key in ("model", "data", "loss")}
+    kept = {key: getattr(stored, key) == getattr(recipe, key) and key not in now for key in ("model", "data", "loss")}
     if given := [name for name in kept if kept[name] and facts.get(f"{name}_given")]:
         objects = ", ".join(f"{name} {facts[f'{name}_given']}" for name in given)
-        call = f"zoo.train({str(path)!r}, {', '.join(f'{name}=...' for name in given)})"
+        again = f", out={str(path.parent)!r}, resume=True" if resume else ""
+        call = f"zoo.train({str(path)!r}, {', '.join(f'{name}=...' for name in given)}{again})"
         raise UsageError(f"the run was trained with objects given in Python ({objects}), which no file has; pass them: {call}")
 
 

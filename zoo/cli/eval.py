@@ -97,6 +97,7 @@ def _calibrated(loaded: Any, split: str, data: Any) -> Any:
     from zoo import calibration, metrics
     from zoo import run as engine
     from zoo.console import print_line
+    from zoo.files import near
 
     _, logits, targets = engine.evaluate(loaded, split, data)
     before = metrics.evaluate(logits * loaded.temperature, targets)  # without an earlier calibration
@@ -107,7 +108,7 @@ def _calibrated(loaded: Any, split: str, data: Any) -> Any:
         f"loss {before.loss:.4f} -> {after.loss:.4f}, calibration error {before.ece:.4f} -> {after.ece:.4f}"
     )
     if after.loss > before.loss:
-        print_line(f"warning  the {split} loss rises; to undo the calibration, remove {loaded.path / calibration.FILE}")
+        print_line(f"warning  the {split} loss rises; to undo the calibration, remove {near(loaded.path) / calibration.FILE}")
     return loaded
 
 

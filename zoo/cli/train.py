@@ -75,7 +75,7 @@ def command(
     if resume and what is None and out is not None:
         what = str(run_folders.stored_recipe(out))
     recipe = recipes.resolve(what, overrides)
-    run_folders.check_objects(what, recipe)
+    run_folders.check_objects(what, recipe, resume=resume)
     if dry_run:
         _check(recipe)
         click.echo(recipes.dump(recipe), nl=False)

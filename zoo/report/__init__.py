@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from itertools import chain
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 from zoo import metrics, sampling
 from zoo.console import plain
 from zoo.errors import UsageError
-from zoo.files import publish_text
+from zoo.files import near, publish_text
 from zoo.report import _blocks, _compare, _draw, _profile
 from zoo.report._blocks import Block, Code, Heading, Picture, Table, Text
 from zoo.report._csv import write_tables as write_tables
@@ -143,15 +142,9 @@ def _story(run: Folder, classes: int) -> list[Block]:
 
 def _again(run: Folder) -> str:
     """The command, or the call if the run was trained with objects from Python."""
-    path = str(_near(run.path) / "recipe.toml")
+    path = str(near(run.path) / "recipe.toml")
     objects = [f"{name}=..." for name in ("data", "loss") if run.env.get(f"{name}_given")]
     return f"zoo.train({path!r}, {', '.join(objects)})" if objects else f"zoo train {shlex.quote(path)}"
-
-
-def _near(path: Path) -> Path:
-    """The path relative to the current folder if it is inside it, so that the command to copy is short and names no home folder."""
-    relative = os.path.relpath(path)
-    return path if relative.startswith(os.pardir) else Path(relative)
 
 
 def _what(run: Folder) -> str:

@@ -46,6 +46,8 @@ def train_in(
         folder = team.broadcast(lambda: folder)
         assert folder is not None
         place = build.place(recipe, team, files.read_facts(folder / "env.json") if resume else None)
+        if resume:
+            _check_resumed(folder, describe.objects(given))
         old = _resumable(recipe, folder) if resume else recipe
         _check_continued(recipe, given.data)
         stop.saved = resume
@@ -91,6 +93,18 @@ def _check_continued(recipe: Recipe, data: DataSet | None) -> None:
         raise UsageError(
             f"the run was trained on a DataSet given in Python ({run}, {given}); name the data: zoo train MODEL --weights RUN --data FOLDER"
         )
+
+
+def _check_resumed(folder: Path, now: Mapping[str, str]) -> None:
+    """UsageError unless the run is resumed with the objects that it was started with, which only their names tell."""
+    facts = files.read_facts(folder / "env.json")
+    for name in ("model", "data", "loss") if facts else ():
+        was, given = facts.get(f"{name}_given", ""), now.get(f"{name}_given", "")
+        if was != given:
+            how = f"resume with {name}=..., the same object" if was else f"resume without {name}="
+            raise UsageError(
+                f"the {name} of the run was {was or 'not'} given in Python ({folder}, now {given or 'none'}); {how}, or train a new run"
+            )
 
 
 def _resumable(recipe: Recipe, folder: Path) -> Recipe:
