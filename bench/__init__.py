@@ -165,7 +165,7 @@ def measure(
         out: CSV file; the figures are written next to it.
 
     Raises:
-        UsageError, FileError, DisagreeError, DiskError: as in the command. TypeError: an argument has the wrong type.
+        UsageError, FileError, DisagreeError, DiskError: as in the command. TypeError, ValueError: an argument has the wrong type or range.
     """
     if callable(what):
         raise TypeError(
@@ -173,6 +173,10 @@ def measure(
         )
     if isinstance(batches, str) or isinstance(devices, str):
         raise TypeError("batches and devices are sequences, such as (1, 64) and ('cpu',)")
+    if not isinstance(batches, Sequence) or not isinstance(devices, Sequence):
+        raise TypeError(f"batches is {batches!r} and devices {devices!r}; give sequences, such as (1, 64) and ('cpu',)")
+    if not isinstance(threads, int) or threads < 0 or not seconds >= 0:
+        raise ValueError(f"threads is {threads!r} and seconds {seconds!r}; give numbers of at least 0, threads a whole one")
     path = command(
         what,
         Request(

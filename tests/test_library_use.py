@@ -34,7 +34,7 @@ def loss(name: str) -> nn.Module:
     return zoo.create_loss(name, counts=COUNTS)
 
 
-PLAIN = ("balanced_softmax", "logit_adjustment", "ldam", "dbm", "sigmoid_focal")
+PLAIN = ("cross_entropy", "balanced_softmax", "logit_adjustment", "ldam", "dbm", "sigmoid_focal")
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -50,10 +50,33 @@ def test_wrong_targets_of_a_loss_are_named(name: str) -> None:
     for wrong in (Y + 5, torch.full((8,), -1)):
         with pytest.raises(IndexError):
             loss(name)(X, wrong)
-    if name != "sigmoid_focal":
+    weighted = zoo.create_loss(name, counts=COUNTS, weight=[1.0, 2.0, 3.0, 4.0, 5.0])
+    raised(
+        lambda: weighted(torch.randn(8, 6), Y),
+        ValueError,
+        r"have 6 classes, counts 5|weight must be \(6,\) for 6 classes, not \(5,\)",
+    )
+    if name not in ("sigmoid_focal", "cross_entropy"):
         raised(lambda: loss(name)(torch.randn(8, 6), Y), ValueError, "the logits have 6 classes, counts 5")
-    else:
+    elif name == "sigmoid_focal":
         raised(lambda: loss(name)(X, torch.eye(5)[Y]), TypeError, "no form for class shares")
+
+
+def test_options_of_numpy_types_are_numbers() -> None:
+    assert zoo.create_loss("focal", focal_gamma=np.float64(1.5)).gamma == 1.5
+    made = zoo.create_loss("focal", counts=COUNTS, class_weights="given", given_weights=sampling.effective_weights(COUNTS, 0.9))
+    assert made.weight.tolist() == pytest.approx(sampling.effective_weights(COUNTS, 0.9).tolist())
+
+
+def test_focal_chances_need_the_probabilities() -> None:
+    raised(lambda: sampling.chances("focal", Y.numpy()), ValueError, "focal needs p, the last p_t of each of the 8 samples")
+    assert sampling.chances("focal", Y.tolist(), p=torch.zeros(8)).tolist() == [1 / 8] * 8
+
+
+def test_bad_numbers_of_a_benchmark_are_named() -> None:
+    raised(lambda: zoo.bench.measure(batches=1), TypeError, "batches is 1 and devices")
+    raised(lambda: zoo.bench.measure(threads=-1), ValueError, "threads is -1 and seconds 0.0; give numbers of at least 0")
+    raised(lambda: zoo.bench.measure(seconds=-5), ValueError, "threads is 0 and seconds -5")
 
 
 def test_class_weights_that_would_not_be_used_are_an_error() -> None:

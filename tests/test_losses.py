@@ -12,7 +12,7 @@ import torch
 
 from zoo import recipe as recipes
 from zoo import registry
-from zoo.losses import focal_loss
+from zoo.losses import FocalLoss, focal_loss
 from zoo.losses.dbm import Dbm
 from zoo.losses.dynamic_focal import DynamicFocal
 from zoo.losses.hybrid import Hybrid
@@ -172,6 +172,30 @@ def test_a_class_without_samples_has_a_finite_loss(kind: str) -> None:
         assert torch.isfinite(torch.autograd.grad(value, logits)[0]).all()
 
 
+@pytest.mark.parametrize("kind", ["balanced_softmax", "ldam", "dbm", "hybrid", "focal"])
+def test_a_masked_class_with_a_share_of_zero_has_no_loss(kind: str) -> None:
+    """As labels (N,), for which a logit of -inf is a probability of 0."""
+    logits = torch.tensor([[1.0, -torch.inf, 2.0], [0.5, 0.0, -1.0]], requires_grad=True)
+    loss, target = build(kind, classes=3), torch.tensor([0, 2])
+    value, wanted = loss(logits, torch.eye(3)[target]), loss(logits, target)
+    torch.testing.assert_close(value, wanted)
+    grads = [torch.autograd.grad(each, logits)[0] for each in (value, wanted)]
+    torch.testing.assert_close(*grads)
+
+
+def test_a_masked_class_in_the_sigmoid_focal_loss_is_a_certain_no() -> None:
+    loss = build("sigmoid_focal", classes=3, focal_gamma=0.0)
+    assert loss(torch.tensor([[1.0, -torch.inf, 2.0]]), torch.tensor([2])) == loss(
+        torch.tensor([[1.0, -1e4, 2.0]]), torch.tensor([2])
+    )
+
+
+def test_dynamic_focal_counts_a_single_row_of_shares() -> None:
+    loss = DynamicFocal()
+    loss(torch.zeros(3), torch.tensor([0.2, 0.3, 0.5]))
+    assert int(loss.rows) == 1
+
+
 def test_dynamic_focal_counts_the_rows_that_count() -> None:
     logits, target = torch.randn(8, 5), torch.randint(5, (8,))
     expected = float(((1 - logits.softmax(1).gather(1, target[:, None])) ** 2).mean())
@@ -308,7 +332,7 @@ def test_dbm_enlarges_the_angle_of_the_label() -> None:
         assert float(loss(10 * cosine[row : row + 1], torch.tensor([label]))) == pytest.approx(float(own), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "ldam", "dbm", "logit_adjustment"])
+@pytest.mark.parametrize("name", ["cross_entropy", "ldam", "dbm", "logit_adjustment", "mean", "weighted_mean"])
 @pytest.mark.parametrize("kind", ["labels", "ignored", "shares"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_parts_of_a_batch_make_the_whole_by_their_divisors(name: str, kind: str, weighted: bool) -> None:
@@ -320,7 +344,8 @@ def test_parts_of_a_batch_make_the_whole_by_their_divisors(name: str, kind: str,
         target[3] = -100
     shares = torch.rand(12, 4, generator=draw, dtype=torch.float64).softmax(1)
     given = shares if kind == "shares" else target
-    loss: Any = losses.create_loss(name, counts=[40, 30, 20, 10], weight=[0.1, 1.0, 2.0, 5.0] if weighted else None)
+    weight = [0.1, 1.0, 2.0, 5.0] if weighted else None
+    loss: Any = FocalLoss(weight=weight, reduction=name) if "mean" in name else losses.create_loss(name, COUNTS[:4], weight)
     parts = [slice(0, 5), slice(5, 12)]
     total = sum(loss(logits[part], given[part]).item() * loss.divisor(given[part]) for part in parts)
     assert loss(logits, given).item() * loss.divisor(given) == pytest.approx(total, rel=1e-6)

@@ -94,6 +94,13 @@ def test_targets_that_do_not_fit(targets: list) -> None:
         metrics.evaluate(torch.zeros(2, 3), torch.tensor(targets))
 
 
+def test_unsigned_targets() -> None:
+    for kind in (np.uint16, np.uint32, np.uint64):
+        assert metrics.evaluate(np.eye(3), np.arange(3, dtype=kind)).accuracy == 1
+    with pytest.raises(ValueError, match="bins is 0; expected at least 1"):
+        metrics.calibration_error(np.eye(3), np.arange(3), bins=0)
+
+
 def test_half_precision_logits() -> None:
     logits, targets = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)).bfloat16(), torch.arange(64) % 10
     assert metrics.evaluate(logits, targets).loss == pytest.approx(metrics.evaluate(logits.float(), targets).loss, abs=1e-12)

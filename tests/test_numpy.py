@@ -225,7 +225,7 @@ def wrong(says: str, kind: type[Exception] = ValueError, **change: Any) -> Any:
         wrong("target of shares must be (4, 3) for logits (4, 3), not (4,)", target=np.zeros(4)),
         wrong("target must be of an integer type (labels) or a float type (shares), not bool", TypeError, target=np.zeros(4, bool)),
         wrong("weight must be (3,) for 3 classes, not (4,)", weight=np.ones(4)),
-        wrong("weight must be floating point, not int64", TypeError, weight=np.ones(3, np.int64)),
+        wrong("weight must be floating point or integers, not bool", TypeError, weight=np.ones(3, bool)),
         wrong("gamma must be finite and >= 0, not -1.0", gamma=-1),
         wrong("gamma must be a number, not ndarray; pass it as weight=gamma", TypeError, gamma=np.ones(3)),
         wrong("label_smoothing must be in [0, 1], not 1.5", label_smoothing=1.5),

@@ -126,6 +126,42 @@ def test_an_interrupt_is_that_of_python_and_names_the_run(tmp_path: Path, monkey
     assert zoo.train("cnn_small", data=given(), out=tmp_path / "run", resume=True, **SMALL | {"epochs": 2}).metrics
 
 
+def test_another_signal_ends_the_process_with_its_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        zoo.train(
+            "cnn_small",
+            data=given(),
+            out=tmp_path / "run",
+            on_epoch=lambda _: os.kill(os.getpid(), signal.SIGTERM),
+            **SMALL | {"epochs": 2},
+        )
+    assert caught.value.code == 143
+    assert "zoo.train: stopped by SIGTERM; the state is saved; resume with the same arguments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"data__val": 0.5}, "data.val has no effect on a data set given in Python; give it to zoo.data_set"),
+        ({"data__dir": "elsewhere"}, "data.dir has no effect on a data set given in Python"),
+        (
+            {"loss": nn.CrossEntropyLoss(), "label_smoothing": 0.2},
+            "loss.label_smoothing has no effect on a loss given in Python",
+        ),
+        ({"loss": nn.CrossEntropyLoss(), "loss__beta": 0.5}, "loss.beta has no effect on a loss given in Python"),
+    ],
+)
+def test_settings_of_what_is_an_object_are_an_error(more: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        zoo.train("cnn_small", data=given(), **more)
+
+
+def test_a_loss_of_zoo_is_described_by_its_kernel() -> None:
+    for name in ("focal", "dynamic_focal", "hybrid", "ce_then_focal"):
+        assert describe.objects(Given(loss=zoo.create_loss(name)))["kernel"] == ops.kernel()
+    assert describe.objects(Given(loss=zoo.create_loss("cross_entropy")))["kernel"] == "PyTorch"
+
+
 @pytest.mark.parametrize("form", ["tensors", "grey", "floats", "one-hot", "wide"])
 def test_arrays_become_a_data_set(form: str) -> None:
     x, y = split(40, 0).images, np.arange(40) % 3
@@ -155,6 +191,14 @@ def test_arrays_of_another_form_are_named() -> None:
     pair = split(9, 0).images, np.arange(9) % 3
     with pytest.raises(ValueError, match=r"val = 1.5 is not allowed"):
         zoo.data_set(pair, pair, 1.5)
+    with pytest.raises(DataError, match=r"lists of several lengths \(arrays, train\); give a pair: all images, all labels"):
+        zoo.data_set([(pair[0][0], 0), (pair[0][1], 1)], pair)
+    for wrong in ({"size": "16"}, {"size": -3}, {"size": (16, 16)}, {"seed": "a"}):
+        with pytest.raises(TypeError, match="give whole numbers, size >= 0"):
+            zoo.data_set(pair, pair, **wrong)
+    assert zoo.data_set(pair, pair, np.float32(0), classes=[1, 2, 3]).classes == ("1", "2", "3")
+    half = zoo.data_set((torch.tensor(pair[0]).bfloat16(), pair[1]), pair, val=0)
+    assert np.abs(half.train.images[np.arange(9)].astype(int) - pair[0]).max() <= 1
     with pytest.raises(DataError, match=r"not labels \(arrays, test"):
         zoo.data_set(pair, (pair[0], [0.5] * 9))
     with pytest.raises(DataError, match=r"arrays have different ranges \(arrays, train up to 1, test up to 255\)"):
@@ -290,7 +334,7 @@ def test_a_run_is_resumed_with_its_own_objects_only(tmp_path: Path, capsys: pyte
     def hundredfold(logits: Tensor, target: Tensor) -> Tensor:
         return 100 * F.cross_entropy(logits, target)
 
-    more = {"data": given(), "out": tmp_path / "run", **SMALL, "val": 0.0}
+    more = {"data": given(), "out": tmp_path / "run", **SMALL}
     run = zoo.train("cnn_small", loss=hundredfold, **more)
     again = {**more, "resume": True, "epochs": 2}
     for other, says in (

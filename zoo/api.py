@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,17 @@ from torch import Tensor, nn
 
 from zoo import model_files, run_folders, training
 from zoo import recipe as recipes
+from zoo.console import print_line
 from zoo.data import _arrays, _datasets
+from zoo.errors import UsageError
 from zoo.files import expanded
 from zoo.recipe import Recipe
 from zoo.run import ModelLike, Run, load
 from zoo.spec import DataSet, Given
 from zoo.training.signals import Interrupted
+
+OF_NAMED_DATA = ("data.name", "data.dir", "data.layout", "data.val", "data.skip_bad")
+"""Settings that do not apply to a data set given as an object."""
 
 
 class _Function(nn.Module):
@@ -35,11 +40,17 @@ class _Function(nn.Module):
         return getattr(self.function, "__name__", type(self.function).__name__)
 
 
-def _plain(value: Any) -> Any:
-    """A NumPy number, a path or a device, converted to the type that a recipe uses."""
-    if isinstance(value, (Path, torch.device)):
-        return str(value)
-    return value.item() if isinstance(value, np.generic) else value
+def _changes(overrides: Mapping[str, Any], given: Given) -> dict[str, Any]:
+    """The settings by dotted name; UsageError for those of data or of a loss that an object replaces."""
+    found = {recipes.full_key(key.replace("__", ".")): recipes.plain(value) for key, value in overrides.items()}
+    found = {key: str(value) if isinstance(value, torch.device) else value for key, value in found.items()}
+    if given.data is not None and (unused := next((key for key in found if key in OF_NAMED_DATA), "")):
+        raise UsageError(f"{unused} has no effect on a data set given in Python; give it to zoo.data_set, or omit it")
+    if given.loss is not None:
+        kept = ("loss.name", "loss.class_weights", "loss.drw_epoch")  # which another message explains
+        if unused := next((key for key in found if key.startswith("loss.") and key not in kept), ""):
+            raise UsageError(f"{unused} has no effect on a loss given in Python; give it to the loss, or omit it")
+    return found
 
 
 def data_set(
@@ -70,6 +81,9 @@ def data_set(
             [0, 1). TypeError: an iterable without items, such as a DataLoader.
     """
     given = {"train": train, "test": test}
+    if not isinstance(size, (int, np.integer)) or size < 0 or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"size is {size!r} and seed {seed!r}; give whole numbers, size >= 0")
+    val = val.item() if isinstance(val, np.generic) else val
     if not isinstance(val, (int, float)):
         given["val"] = val
     elif not 0 <= val < 1:
@@ -82,8 +96,9 @@ def data_set(
                 "whose items are such pairs"
             )
     classes = _datasets.class_names(sets) if classes is None else classes
-    pairs = given | {split: _datasets.pair(each, split, size) for split, each in sets.items()}
-    return _arrays.data_set(pairs, classes, name, 0.0 if "val" in given else val, seed)
+    pairs = given | {split: _datasets.pair(each, split, int(size)) for split, each in sets.items()}
+    names = None if classes is None else [str(each) for each in classes]
+    return _arrays.data_set(pairs, names, name, 0.0 if "val" in given else val, int(seed))
 
 
 def _objects(what: Any, model: Any, data: Any, loss: Any) -> tuple[Recipe | str, Given, dict[str, str]]:
@@ -146,12 +161,13 @@ def train(
 
     Raises:
         UsageError, DataError, FileError, DivergedError, DiskError, BusyError: as in :func:`zoo.training.train`.
-        TypeError: an argument has the wrong type. KeyboardInterrupt: after an interrupt, with the state saved.
+        TypeError: an argument has the wrong type. KeyboardInterrupt: after an interrupt, with the state saved. SystemExit: after
+            another signal that ends the process, such as SIGTERM, likewise.
     """
     what, given, names = _objects(what, model, data, loss)
     if on_epoch is not None and not callable(on_epoch):
         raise TypeError(f"on_epoch is {type(on_epoch).__name__}; give a function of the rows of an epoch")
-    changes = names | {key.replace("__", "."): _plain(value) for key, value in overrides.items()}
+    changes = names | _changes(overrides, given)
     recipe = recipes.changed(what, changes) if isinstance(what, Recipe) else recipes.resolve(run_folders.named(what), changes)
     if isinstance(what, str):
         objects = {"model": given.model, "data": given.data, "loss": given.loss}
@@ -161,8 +177,9 @@ def train(
     try:
         return load(training.train(recipe, out=place, resume=resume, force=force, **more), data=given.data, model=given.model)
     except Interrupted as error:
-        if error.number != signal.SIGINT or not error.saved:
-            raise
         folder = str(getattr(error, "run", out))
-        stopped = KeyboardInterrupt(f"the state is saved; resume with the same arguments and out={folder!r}, resume=True")
-        raise stopped from error
+        again = f"the state is saved; resume with the same arguments and out={folder!r}, resume=True"
+        if error.number == signal.SIGINT:
+            raise KeyboardInterrupt(again if error.saved else "there is nothing to resume") from error
+        print_line(f"zoo.train: stopped by {error}; {again if error.saved else 'there is nothing to resume'}")
+        raise SystemExit(error.code) from error

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo import focal_options
+from zoo import focal_kernels, focal_options
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LABELS = (torch.int64, torch.int32, torch.uint8)
@@ -125,6 +125,8 @@ def _check_tensors(logits: Any, target: Any, other: Any) -> None:
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
+        if tensor.layout is not torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, not {short(tensor.layout)}")
     if logits.dtype not in DTYPES:
         raise TypeError(f"logits must be float32, float64, bfloat16 or float16, not {short(logits.dtype)}")
     if logits.dim() == 0 or logits.shape[min(1, logits.dim() - 1)] == 0:
@@ -166,8 +168,10 @@ def _weight(weight: Any, logits: Tensor) -> Tensor | None:
         weight = torch.as_tensor(weight.astype(weight.dtype.newbyteorder("=")), device=logits.device)
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor, an array or a list of numbers, not {type(weight).__name__}")
+    if weight.dtype in INTEGERS:
+        weight = weight.to(accurate(logits.dtype))
     if not weight.dtype.is_floating_point:
-        raise TypeError(f"weight must be floating point, not {short(weight.dtype)}")
+        raise TypeError(f"weight must be floating point or integers, not {short(weight.dtype)}")
     classes = logits.shape[1] if logits.dim() > 1 else logits.shape[0]
     if weight.dim() != 1 or weight.shape[0] != classes:
         raise ValueError(f"weight must be ({classes},) for {classes} classes, not {tuple(weight.shape)}")
@@ -198,8 +202,14 @@ def _share(share: Any, target: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.full_like(target, number, dtype=accurate(dtype))
     if not share.is_floating_point():
         raise TypeError(f"share of the first label must be floating point, not {short(share.dtype)}")
+    share = share.reshape(()) if share.shape == (1,) else share
     if share.dim() and share.shape != target.shape:
         raise ValueError(f"share of the first label must be () or {tuple(target.shape)}, not {tuple(share.shape)}")
+    readable = share.device.type == "cpu" and share.numel() and not torch.compiler.is_compiling()
+    if readable and not focal_kernels.is_watched() and focal_kernels.is_memory(share):
+        low, high = share.aminmax()
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"share of the first label must be in [0, 1], not {low:g} to {high:g}")
     return share.to(target.device, accurate(dtype)).expand(target.shape)
 
 
@@ -208,5 +218,5 @@ def accurate(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def short(dtype: torch.dtype) -> str:
+def short(dtype: torch.dtype | torch.layout) -> str:
     return str(dtype).removeprefix("torch.")

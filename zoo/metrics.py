@@ -115,9 +115,10 @@ def _checked(logits: Any, targets: Any) -> tuple[Tensor, Tensor]:
         raise TypeError(f"logits are {logits.dtype} and targets {targets.dtype}; expected floats and integers")
     if not len(logits):
         raise DataError("no images to evaluate (0 images); choose another split")
+    targets = targets.long()  # torch has no minimum of unsigned types
     if targets.min() < 0 or targets.max() >= logits.shape[1]:
         raise ValueError(f"targets from {targets.min()} to {targets.max()}; expected 0 to {logits.shape[1] - 1}")
-    return logits.double(), targets.long()
+    return logits.double(), targets
 
 
 def worst_pairs(confusion: np.ndarray, k: int = 3) -> list[Pair]:
@@ -179,9 +180,11 @@ def shots(rows: Sequence[Row], counts: Sequence[int]) -> list[Shot]:
 def calibration_error(logits: Tensor | np.ndarray, targets: Tensor | np.ndarray, bins: int = 15) -> float:
     """Mean distance of confidence and accuracy over equal bins of confidence, weighted by their images (Guo et al. 2017, eq. 3).
 
-    Arguments and errors are those of :func:`evaluate`.
+    Arguments and errors are those of :func:`evaluate`; ValueError also if ``bins`` is below 1.
     """
     logits, targets = _checked(logits, targets)
+    if bins < 1:
+        raise ValueError(f"bins is {bins}; expected at least 1")
     confidence, predicted = logits.softmax(1).max(1)
     gap = (predicted == targets).double() - confidence
     where = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)  # bin m is ((m - 1) / bins, m / bins]

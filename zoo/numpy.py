@@ -46,7 +46,7 @@ def focal_loss(
     Args:
         logits: (N, C) float32, float64 or float16, any strides; or anything that ``numpy.asarray`` converts, such as a JAX array.
         target: (N,) labels of an integer type in [0, C), or ``ignore_index``; or (N, C) floating-point class shares.
-        weight: (C,) floating-point weight of each class, for example :func:`zoo.effective_weights` of the class counts.
+        weight: (C,) weight of each class, for example :func:`zoo.effective_weights` of the class counts.
         reduction: "none"; "mean" over the rows that are not ignored; "sum"; "weighted_mean": divided by the sum of the labels'
             weights, or by the number of rows if the target is shares. Without rows, or if all are ignored, the loss is 0.
         scale: factor of the loss and gradient.
@@ -162,8 +162,8 @@ def _weight(weight: Any, logits: NDArray[Any]) -> NDArray[Any] | None:
     if weight is None:
         return None
     weight, classes = _array("weight", weight), logits.shape[1]
-    if weight.dtype.kind != "f":
-        raise TypeError(f"weight must be floating point, not {weight.dtype}")
+    if weight.dtype.kind not in "fiu":
+        raise TypeError(f"weight must be floating point or integers, not {weight.dtype}")
     if weight.shape != (classes,):
         raise ValueError(f"weight must be ({classes},) for {classes} classes, not {weight.shape}")
     return np.ascontiguousarray(weight, _accurate(logits))

@@ -150,7 +150,8 @@ def stream(
     given = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     request = {"model": str(model), "images": [str(path) for path in images], "top": top, "given": given}
     found = _child.lines("zoo.predictor", request, model, max_memory=budget, timeout=timeout)
-    yield from counted(found, len(images), "predict  classified")
+    for answer in counted(found, len(images), "predict  classified"):
+        yield answer | {"top": [tuple(each) for each in answer["top"]]} if "top" in answer else answer
 
 
 def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:

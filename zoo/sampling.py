@@ -92,13 +92,15 @@ def chances(
     sample has not been seen yet. For another training loop: ``torch.utils.data.WeightedRandomSampler(chances(...), n)``.
 
     Raises:
-        ValueError: another name.
+        ValueError: another name, or ``focal`` without ``p``.
     """
+    targets, p = np.asarray(targets), None if p is None else np.asarray(p, np.float64)
     if name not in CHANCES:
         raise ValueError(f"name = {name!r} is not one of {', '.join(CHANCES)}")
     if name == "focal":
-        assert p is not None
-        raw = np.maximum(1 - p.astype(np.float64), FLOOR) ** exponent
+        if p is None or p.shape != targets.shape:
+            raise ValueError(f"focal needs p, the last p_t of each of the {len(targets):,} samples (0 if not seen yet)")
+        raw = np.maximum(1 - p, FLOOR) ** exponent
         return raw / raw.sum()
     counts = np.bincount(targets)
     present = counts > 0

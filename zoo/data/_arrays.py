@@ -112,7 +112,7 @@ def numbered(targets: Sequence[np.ndarray], where: str = "") -> list[str]:
 
 def data_set(pairs: Mapping[str, tuple[Any, Any]], classes: Sequence[str] | None, name: str, val: float, seed: int) -> DataSet:
     """The data set of the pairs of images and labels named ``train``, ``test`` and perhaps ``val``; errors as :func:`coloured`."""
-    given = {split: tuple(np.asarray(untensored(each)) for each in pair) for split, pair in pairs.items()}
+    given = {split: tuple(_array(each, f"{name}, {split}") for each in pair) for split, pair in pairs.items()}
     images = {split: pair[0] for split, pair in given.items()}
     notes, top, parts = checked_ranges(name, images), top_of(images.values()), {}
     for split, (values, numbers) in given.items():
@@ -126,5 +126,16 @@ def data_set(pairs: Mapping[str, tuple[Any, Any]], classes: Sequence[str] | None
 
 
 def untensored(values: Any) -> Any:
-    """A tensor as an array; anything else unchanged."""
-    return values.numpy(force=True) if hasattr(values, "numpy") else values
+    """A tensor as an array, bfloat16 as float32; anything else unchanged."""
+    if not hasattr(values, "numpy"):
+        return values
+    return (values.float() if str(values.dtype) == "torch.bfloat16" else values).numpy(force=True)
+
+
+def _array(values: Any, where: str) -> np.ndarray:
+    try:
+        return np.asarray(untensored(values))
+    except ValueError as error:  # NumPy's words for lists of several lengths
+        raise DataError(
+            f"images or labels are lists of several lengths ({where}); give a pair: all images, all labels"
+        ) from error

@@ -257,6 +257,6 @@ def listed(images: Iterable[Any], top: int, kinds: tuple[type, ...] = (str, Path
     found = list(images)
     if other := [each for each in found if not isinstance(each, kinds)]:
         raise TypeError(f"images has a {type(other[0]).__name__}; give {what}")
-    if top < 1:
-        raise ValueError(f"top = {top} is not allowed; give at least 1")
+    if not isinstance(top, (int, np.integer)) or top < 1:
+        raise ValueError(f"top = {top} is not allowed; give a whole number of at least 1")
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -12,22 +14,19 @@ IGNORED = -100
 def prepared(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Logits (N, C) in float32 or float64; labels (N,) in int64, or class shares (N, C) in the logits' type; weight (C,) in that type.
 
+    Logits of -inf, a class that is masked, become the lowest finite ones if the target is shares: a share of 0 times infinity is NaN.
+
     Raises:
-        TypeError: logits or target are not such tensors. ValueError: they have another shape.
+        TypeError: logits or target are not such tensors. ValueError: they, or the weight, have another shape.
     """
-    if not isinstance(logits, Tensor) or not isinstance(target, Tensor) or not logits.is_floating_point():
-        kinds = [str(each.dtype) if isinstance(each, Tensor) else type(each).__name__ for each in (logits, target)]
-        raise TypeError(f"logits must be a tensor of floats and target a tensor, not {kinds[0]} and {kinds[1]}")
-    if target.shape in (logits.shape, logits.shape[:1]) and target.is_floating_point() != (target.dim() == 2):
-        raise TypeError(
-            f"labels (N,) must be integers, class shares (N, C) floats; the target is {target.dtype} of {tuple(target.shape)}"
-        )
-    wanted = logits.shape if target.is_floating_point() else logits.shape[:1]
-    if logits.dim() != 2 or target.shape != wanted:
-        raise ValueError(
-            f"logits must be (N, C) and target (N,) labels or (N, C) shares, not {tuple(logits.shape)} and {tuple(target.shape)}"
-        )
-    return converted(logits, target, weight)
+    wide, target, weight = converted(logits, target, weight, dims=(2,))
+    return (finite(wide) if target.is_floating_point() else wide), target, weight
+
+
+def finite(values: Tensor) -> Tensor:
+    """``values`` with infinities replaced by numbers whose sums and differences are finite."""
+    most = torch.finfo(values.dtype).max / 8
+    return values.clamp(-most, most)
 
 
 def per_class(logits: Tensor, values: Tensor) -> Tensor:
@@ -37,8 +36,25 @@ def per_class(logits: Tensor, values: Tensor) -> Tensor:
     return values.to(logits.dtype)
 
 
-def converted(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Conversion to the same types, for any shapes that ``F.cross_entropy`` takes."""
+def converted(
+    logits: Tensor, target: Tensor, weight: Tensor | None, *, dims: Collection[int] = range(1, 9)
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Conversion to the same types, for shapes that ``F.cross_entropy`` takes, with ``dims`` dimensions; errors as :func:`prepared`."""
+    if not isinstance(logits, Tensor) or not isinstance(target, Tensor) or not logits.is_floating_point():
+        kinds = [str(each.dtype) if isinstance(each, Tensor) else type(each).__name__ for each in (logits, target)]
+        raise TypeError(f"logits must be a tensor of floats and target a tensor, not {kinds[0]} and {kinds[1]}")
+    rows = logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else logits.shape[:0]
+    if target.shape in (logits.shape, rows) and target.is_floating_point() != (target.dim() == logits.dim()):
+        raise TypeError(
+            f"labels (N,) must be integers, class shares (N, C) floats; the target is {target.dtype} of {tuple(target.shape)}"
+        )
+    if logits.dim() not in dims or target.shape != (logits.shape if target.is_floating_point() else rows):
+        raise ValueError(
+            f"logits must be (N, C) and target (N,) labels or (N, C) shares, not {tuple(logits.shape)} and {tuple(target.shape)}"
+        )
+    classes = logits.shape[min(1, logits.dim() - 1)]
+    if weight is not None and weight.shape != (classes,):
+        raise ValueError(f"weight must be ({classes},) for {classes} classes, not {tuple(weight.shape)}")
     wide = logits if logits.dtype == torch.float64 else logits.float()
     target = target.to(wide.dtype) if target.is_floating_point() else target.long()
     return wide, target, None if weight is None else weight.to(wide.dtype)

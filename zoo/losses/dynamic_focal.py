@@ -76,7 +76,7 @@ def _counted(target: ops.Target) -> Tensor | int:
     """The number of rows of a target that are not ignored."""
     labels = target[:2] if isinstance(target, (tuple, list)) else (target,)
     if labels[0].is_floating_point():
-        return int(labels[0].numel() // labels[0].shape[1])
+        return int(labels[0].numel() // labels[0].shape[min(1, labels[0].dim() - 1)])
     return torch.stack([each.long() != IGNORED for each in labels]).all(0).sum()
 
 

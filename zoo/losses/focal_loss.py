@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo import ops
+from zoo.losses._inputs import divisor
 from zoo.spec import LossSpec, Option
 
 
@@ -50,6 +51,10 @@ class FocalLoss(nn.Module):
     def with_stats(self, logits: Tensor, target: ops.Target) -> ops.WithStats:
         """The loss, p_t of each row and the mean modulating factor."""
         return ops.focal_loss_with_stats(logits, target, **self._options())
+
+    def divisor(self, target: Tensor) -> float:
+        """By what the sum over the rows of ``target`` is divided, unless ``reduction`` is ``sum`` or ``none``."""
+        return divisor(target, self.weight if self.reduction == "weighted_mean" else None, shares=False)
 
     def _options(self) -> dict:
         names = ("gamma", "weight", "ignore_index", "label_smoothing", "reduction", "scale")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.losses._inputs import IGNORED, one_hot, prepared
+from zoo.losses._inputs import IGNORED, finite, one_hot, prepared
 from zoo.spec import LossSpec, Option
 
 
@@ -26,7 +26,7 @@ class SigmoidFocal(nn.Module):
             raise TypeError("target must be labels (N,): this loss has no form for class shares")
         hot = one_hot(target, logits.shape[1])
         counts = target != IGNORED
-        signed = torch.where(hot, wide, -wide)  # (N, C)
+        signed = finite(torch.where(hot, wide, -wide))  # (N, C)
         # (1 - p)^gamma as exp(gamma log(1 - p)): its slope is finite for gamma < 1 where p rounds to 1
         terms = -(self.gamma * F.logsigmoid(-signed)).exp() * F.logsigmoid(signed)
         F.nll_loss(terms.detach(), target)  # for its IndexError: a label out of range matches no class

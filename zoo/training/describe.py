@@ -10,7 +10,6 @@ from typing import Any
 from zoo import machine, model_files, ops, registry, sampling
 from zoo.console import first_ten, print_line, print_lines
 from zoo.files import publish_text
-from zoo.losses.focal_loss import FocalLoss
 from zoo.recipe import Recipe
 from zoo.spec import Given
 from zoo.training import build, freezing
@@ -42,7 +41,8 @@ def choices(recipe: Recipe, made: Session, place: build.Place) -> dict[str, Any]
 def objects(given: Given) -> dict[str, str]:
     """Facts of ``env.json`` about objects given in Python instead of those that the recipe names."""
     name = "" if given.loss is None else given.loss._get_name()
-    kernel = ops.kernel() if isinstance(given.loss, FocalLoss) else "PyTorch"
+    fused = {f"zoo.losses.{each['module']}" for each in registry.table("losses").values() if each.get("fused")}
+    kernel = ops.kernel() if type(given.loss).__module__ in fused else "PyTorch"
     of_model = {} if given.model is None else {"model_given": model_files.object_name(given.model)}
     of_loss = {"loss": name, "loss_given": name, "kernel": kernel} if name else {}
     return of_model | ({} if given.data is None else {"data_given": given.data.name, "data_dir": ""}) | of_loss

@@ -98,7 +98,7 @@ def _check_continued(recipe: Recipe, data: DataSet | None) -> None:
 def _check_resumed(folder: Path, now: Mapping[str, str]) -> None:
     """UsageError unless the run is resumed with the objects that it was started with, which only their names tell."""
     facts = files.read_facts(folder / "env.json")
-    for name in ("model", "data", "loss") if facts else ():
+    for name in ("data", "loss") if facts else ():  # the recipe names the model
         was, given = facts.get(f"{name}_given", ""), now.get(f"{name}_given", "")
         if was != given:
             how = f"resume with {name}=..., the same object" if was else f"resume without {name}="
