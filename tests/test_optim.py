@@ -200,7 +200,7 @@ def test_ema_is_the_average() -> None:
 
 
 def test_lookahead_returns_to_the_slow_weights() -> None:
-    """Against the formula, with steps of 1: the model goes on from the slow weights, whose share rises with the cube of the progress."""
+    """Against the formula, with steps of 1: the model continues from the slow weights, whose share rises with the cube of the progress."""
     model, steps = nn.BatchNorm1d(1), 12
     look, slow = optim.Lookahead(model, 0.9, steps), 0.0
     fast = slow
