@@ -84,6 +84,13 @@ def test_a_module_starts_from_its_weights_and_is_left_as_it_was(tmp_path: Path, 
     assert torch.equal(on.model.norm.weight, net.norm.weight), "what the user froze stays frozen"
 
 
+class Pairs(Net):
+    """Logits and features."""
+
+    def forward(self, images: Any) -> Any:
+        return super().forward(images), images
+
+
 def test_a_run_of_a_model_from_python_resumes_bit_identically(tmp_path: Path) -> None:
     net = Net()
     whole = trained(net, tmp_path / "a", epochs=2)
@@ -106,6 +113,7 @@ def test_a_run_of_a_model_from_python_resumes_bit_identically(tmp_path: Path) ->
         (lambda out: trained(nn.Conv2d(3, 3, 3), out), UsageError, r"Conv2d returns \(2, 3, 30, 30\) for 2 images"),
         (lambda out: trained(nn.Linear(5, 3), out), UsageError, r"Linear fails on images \(3, 32, 32\) \(RuntimeError"),
         (lambda out: trained(lambda: Net(*range(9)), out), UsageError, "<lambda> fails on images .*TypeError"),
+        (lambda out: trained(Pairs(), out), UsageError, r"Pairs returns tuple; expected one tensor: logits \(N, classes\)"),
         (lambda out: trained(lambda: Net(4), out), UsageError, "<lambda> returns 4 logits, but the data has 3 classes"),
         (lambda out: trained("demo", out, model=3), TypeError, "model is int; give a module"),
         (lambda out: trained("demo", out, model="resnet20"), TypeError, r"is the first argument: zoo.train\('resnet20'"),

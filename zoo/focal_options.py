@@ -49,7 +49,7 @@ def number(name: str, value: Any) -> float:
     if type(value) is float:
         return value
     if isinstance(value, bool) or not isinstance(value, Real):
-        hint = f"; pass it as weight={name}" if name == "gamma" and hasattr(value, "__array__") else ""
+        hint = f"; pass it as weight={name}" if name == "gamma" and getattr(value, "ndim", 0) > 0 else ""
         raise TypeError(f"{name} must be a number, not {type(value).__name__}{hint}")
     return float(value)
 

@@ -292,10 +292,12 @@ def _tried(made: Any, name: str, size: tuple[int, int, int], advice: str, classe
         lazy = [path for path, module in model.named_modules() if hasattr(module, "has_uninitialized_params")]
         with torch.inference_mode():
             outputs = model(torch.zeros(2, *size))
-            shape = tuple(outputs.shape)
+            shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else ()
     except Exception as error:  # a user's class may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:90]
         raise UsageError(f"{call} fails on images {size} ({reason}); {advice}") from error
+    if not isinstance(outputs, torch.Tensor):
+        raise UsageError(f"{call} returns {type(outputs).__name__}; expected one tensor: logits (N, classes)")
     if len(shape) != 2 or shape[0] != 2:
         wanted = f"(2, {classes or 'classes'})"
         raise UsageError(f"{call} returns {shape} for 2 images; expected logits (N, classes): {wanted}")
