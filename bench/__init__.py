@@ -265,7 +265,7 @@ def _check_target(name: str) -> None:
     from zoo import hub, registry, run_folders
     from zoo.errors import did_you_mean
 
-    if name.endswith(".onnx"):
+    if _guard.is_onnx(name):
         _guard.check(Path(name))
     elif not is_model(name) and not hub.is_hub(name):
         try:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zoo import registry
 from zoo import run as engine
 from zoo.bench import Images, _own, is_model
-from zoo.console import print_line
+from zoo.console import print_line, print_lines
 from zoo.errors import DataError, FileError, UsageError
 from zoo.export import _facts, _feed, _graph, _guard, _input, _onnx, _quantise, _session, onnx_fp16
 from zoo.training.model_specs import model_spec
@@ -95,7 +95,7 @@ def opened(
         UsageError: no such run or model. FileError: a file that cannot be used.
     """
     tried = partial(_guard.trial, max_memory=max_memory, timeout=timeout)
-    if isinstance(target, str | Path) and str(target).endswith(".onnx"):
+    if isinstance(target, str | Path) and _guard.is_onnx(target):
         yield _of_file(Path(target), tried(Path(target)), given)
         return
     if given and is_model(target):
@@ -211,12 +211,9 @@ def _of_file(path: Path, trial: _guard.Trial, given: Images | None = None) -> Su
 
 def _say(path: Path, session: Any, feed: _feed.Feed, found: Subject) -> None:
     """Choices for a file with open dimensions or several outputs."""
-    if any(not isinstance(axis, int) for axis in session.get_inputs()[0].shape[1:]):
-        print_line(f"input    {path.name} leaves sizes open: measured at {' x '.join(map(str, found.shape))}")
+    print_lines(_feed.remarks(session, feed, path))
     if found.fixed:
         print_line(f"batch    {path.name} accepts only batches of {found.fixed}")
-    if len(session.get_outputs()) > 1:
-        print_line(f"output   {path.name} has {len(session.get_outputs())} outputs: {feed.output} is compared")
 
 
 def own_preprocessing(path: Path) -> tuple[str, bool]:

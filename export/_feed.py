@@ -18,6 +18,7 @@ TYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(uint8)": "uint8",
     "tensor(int8)": "int8", "tensor(int32)": "int32", "tensor(int64)": "int64", "tensor(bool)": "bool",
 }  # fmt: skip
+FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 FREE = 224
 """Pixels of a free height or width."""
 
@@ -48,8 +49,8 @@ def noise(batch: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     return rng.integers(0, 256 if dtype == "uint8" else 2, (batch, *shape)).astype(dtype)
 
 
-def of(session: Any, path: Path) -> Feed:
-    """The input description of an opened model.
+def of(session: Any, path: Path, *, size: int = 0, classes: int = 0) -> Feed:
+    """The input description of an opened model; ``size`` replaces free heights and widths, ``classes`` chooses among several outputs.
 
     Raises:
         FileError: several inputs, none, one without a batch or of a type that noise cannot fill; no tensor as output.
@@ -62,26 +63,44 @@ def of(session: Any, path: Path) -> Feed:
     if entry.type not in TYPES or not entry.shape:
         raise FileError(f"input is not a batch of numbers ({path}, {entry.name}: {entry.type} {entry.shape}); export it again")
     first, *rest = entry.shape
-    shape = tuple(size if isinstance(size, int) and size > 0 else FREE for size in rest)
+    shape = tuple(each if isinstance(each, int) and each > 0 else size or FREE for each in rest)
     batch = first if isinstance(first, int) and first > 0 else 0
-    return Feed(entry.name, shape, TYPES[entry.type], batch, output(session, path), open=shape != tuple(rest))
+    return Feed(entry.name, shape, TYPES[entry.type], batch, output(session, path, classes), open=shape != tuple(rest))
 
 
 def scores(session: Any, feed: Feed, path: Path, advice: str) -> np.ndarray:
     """Outputs (batch, classes) for noise, perhaps with axes of size 1; FileError, ended by ``advice``, if they are not a score per class."""
     found = np.asarray(session.run([feed.output], {feed.name: feed.noise(feed.batch or 1)})[0])
+    if feed.batch and found.shape[:1] != (feed.batch,):
+        raise FileError(f"input has no batch axis ({path}, {feed.batch} x {' x '.join(map(str, feed.shape))}); {advice}")
     if max((*found.shape[1:], 0)) != math.prod(found.shape[1:]):
         sizes = " x ".join(map(str, found.shape[1:])) or "none"
         raise FileError(f"output is not one score per class ({path}, {feed.output}: {found.dtype} {sizes}); {advice}")
     return found
 
 
-def output(session: Any, path: Path) -> str:
-    """The output that is compared: the first tensor of floats (class scores), else of any numbers; FileError if there is none."""
+def remarks(session: Any, feed: Feed, path: Path) -> list[str]:
+    """Choices for a file with open sizes or several outputs, as lines to print."""
+    found = []
+    if feed.open:
+        found.append(f"input    {path.name} leaves sizes open: {' x '.join(map(str, feed.shape))} is used")
+    if len(session.get_outputs()) > 1:
+        found.append(f"output   {path.name} has {len(session.get_outputs())} outputs: {feed.output} is used")
+    return found
+
+
+def output(session: Any, path: Path, classes: int = 0) -> str:
+    """The output that is compared or has the class scores: the first tensor of floats, with ``classes`` of them if they are known.
+
+    Else the first of any numbers; FileError if there is none.
+    """
+    if classes:
+        fitting = [
+            each.name for each in session.get_outputs() if each.type in FLOATS and each.shape and each.shape[-1] == classes
+        ]
+        if fitting:
+            return str(fitting[0])
     found = {each.name: each.type for each in session.get_outputs() if each.type in TYPES}
     if not found:
         raise FileError(f"no output is a tensor of numbers ({path}); export it without ZipMap and the like")
-    return next(
-        (name for name, kind in found.items() if kind in ("tensor(float)", "tensor(float16)", "tensor(double)")),
-        next(iter(found)),
-    )
+    return next((name for name, kind in found.items() if kind in FLOATS), next(iter(found)))

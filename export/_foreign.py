@@ -83,6 +83,8 @@ def _built(spec: ModelSpec, source: str, classes: tuple[str, ...] | None) -> nn.
         print_line(f"weights  {note}")
     if notes.fresh:
         there = _outputs(spec, source)
+        if there == count:
+            raise FileError(f"{' and '.join(notes.fresh[:3])} missing in the weights ({source}); use the complete file")
         raise FileError(
             f"the last layer of the weights does not fit ({source}: {there} classes, expected {count}); "
             "name the classes that it was trained on by --classes FILE or --data"

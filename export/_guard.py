@@ -26,6 +26,11 @@ BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12:
 """Size of an element by TensorProto.DataType; strings (8) cannot be external."""
 
 
+def is_onnx(path: str | Path) -> bool:
+    """Whether a target names an ONNX file, by its ending."""
+    return Path(path).suffix.lower() == ".onnx"
+
+
 def check(path: Path) -> int:
     """Size in bytes of the model with its external data, which must be regular files inside the model's folder.
 
@@ -47,7 +52,8 @@ def check(path: Path) -> int:
                 file = _external(path.parent, tensor, sums)
             except ValueError as error:
                 where = f"{path}, tensor {_shown(tensor.name)}, {_shown(tensor.external.get('location', ''))}"
-                raise FileError(f"external data rejected ({where}: {error}); download the model again") from error
+                advice = "copy the file that it names there" if str(error) == "symbolic link" else "download the model again"
+                raise FileError(f"external data rejected ({where}: {error}); {advice}") from error
             files[file] = file.stat().st_size
     return len(raw) + sum(files.values())
 

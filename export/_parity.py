@@ -160,7 +160,7 @@ def first_difference(graph: ModelProto, fed: np.ndarray, model: nn.Module, input
         value = values[node.output[0]]
         if node.output[0] not in right and value.dtype.kind == "f" and value.ndim > 1:
             return f"{node.name} ({node.op_type}){_module(model, node.name)}"
-    return "none without onnxruntime's optimisations"
+    return "none: the difference depends on the batch size or on onnxruntime's optimisations"
 
 
 def _module(model: nn.Module, node: str) -> str:

@@ -56,7 +56,7 @@ def check_free(folder: Path, *, force: bool) -> None:
     """UsageError if ``folder`` is a file, BusyError if it is not empty and must not be replaced."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"output is a file ({folder.absolute()}); name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
+    if any(not path.is_dir() for path in folder.rglob("*")) and not force:  # an export that failed leaves empty folders
         raise BusyError(f"output folder is not empty ({folder}); use --force to replace its files, or another folder")
 
 

@@ -128,3 +128,29 @@ def test_weights_that_were_changed_are_not_calibrated(small_run: Path, tmp_path:
     with pytest.raises(ValueError, match=r"run.model has other weights than the run"):
         run.calibrate(loaded)
     assert not (folder / "calibration.json").exists()
+
+
+def test_a_run_without_validation_images_cannot_be_calibrated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        zoo(
+            [
+                "train",
+                "cnn_small",
+                "--data",
+                "synthetic",
+                "--val",
+                "0",
+                "--epochs",
+                "1",
+                "data.per_class=10",
+                "--out",
+                str(tmp_path / "r"),
+            ]
+        )
+        == 0
+    )
+    for words in ([], ["--split", "train"]):
+        assert zoo(["eval", str(tmp_path / "r"), "--calibrate", *words]) == 3
+        assert (
+            "calibration needs validation images (synthetic has none); train with data.val above 0" in capsys.readouterr().err
+        )

@@ -41,6 +41,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     exec(NET, names)
     torch.manual_seed(3)
     torch.save(names["Net"](3).state_dict(), "net.pth")
+    torch.save({name: value for name, value in torch.load("net.pth").items() if name != "fc.bias"}, "part.pth")
     rng = np.random.default_rng(0)
     for name in ("cat", "dog", "fox"):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -124,6 +125,7 @@ def test_a_page_of_a_network_without_a_run(place: Path, monkeypatch: pytest.Monk
         (["my_net.py", "--weights", "net.pth", "--mean", "a"], 2, "not a list of numbers"),
         (["my_net.py", "--weights", "net.pth", "--classes", "two.txt", *SCALE], 4, "3 classes, expected 2.*--classes FILE or --data"),
         (["my_net.py", "--weights", "gone.pth", *SCALE], 4, "no weights file"),
+        (["my_net.py", "--weights", "part.pth", *SCALE], 4, r"fc.bias missing in the weights \(part.pth\); use the complete file"),
         (["my_net.py", "--weights", "net.pth", "--data", "nowhere", *SCALE], 2, "no data set, folder or file 'nowhere'"),
         (["my_net.py", "--weights", "net.pth", "--hub", "x"], 2, "--hub needs a run"),
         (["my_net.py", "--weights", "net.pth", "--fastest"], 2, "--fastest needs a run"),

@@ -233,3 +233,11 @@ def test_a_network_that_ends_in_softmax_is_named(capsys: pytest.CaptureFixture[s
         net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5), *layers)
         model_files.object_spec(net)
         assert ("Sequential returns probabilities, but the losses take logits" in capsys.readouterr().err) == warned
+
+
+def test_a_sigmoid_at_the_end_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
+    nn.init.constant_(net[1].bias, 0.5)  # logits of black images are between 0 and 1 too
+    for model, warned in ((net, False), (nn.Sequential(net, nn.Sigmoid()), True)):
+        model_files.object_spec(model, 8)
+        assert ("warning  Sequential returns numbers from 0 to 1, as a sigmoid does" in capsys.readouterr().err) == warned

@@ -14,9 +14,11 @@ from PIL import Image
 from test_bench_own import colours
 
 from zoo import predictor
+from zoo.bench import _subjects as benching
 from zoo.cli import cli
 from zoo.data._pixels import square
 from zoo.errors import FileError, UsageError
+from zoo.export import _guard
 from zoo.export._input import GREY
 
 pytest.importorskip("onnxruntime")
@@ -149,3 +151,69 @@ def test_an_interrupt_keeps_the_rows_of_a_csv(place: Path, monkeypatch: pytest.M
     monkeypatch.setattr(predictor, "stream", interrupted)
     ran = predict("red.png", "red.png", "--onnx", "net.onnx", "--csv")
     assert ran.stdout.splitlines() == ["file,rank,class,probability", "red.png,1,red,0.9"] and ran.exit_code
+
+
+def test_of_several_outputs_the_one_with_the_classes_is_used(place: Path) -> None:
+    file = colours(("n", 3, 32, 32))
+    file.graph.node.append(helper.make_node("Concat", ["y", "y"], ["more"], axis=1))
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ("n", n)) for name, n in (("more", 6), ("y", 3))]
+    del file.graph.output[:]
+    file.graph.output.extend(outputs)
+    onnx.save(file, "net.onnx")
+    named = predict("red.png", "--onnx", "net.onnx", "--classes", "rgb.txt", *HALVES, "--csv")
+    assert "red.png,1,red," in named.stdout and "output   net.onnx has 2 outputs: y is used" in named.stderr
+    first = predictor.load("net.onnx", mean=(0.5,), std=(0.25,))
+    assert len(first.classes) == 6 and first.remarks == ("output   net.onnx has 2 outputs: more is used",)
+
+
+def test_open_sizes_are_said_and_can_be_set(place: Path) -> None:
+    onnx.save(colours(("n", 3, "h", "w")), "net.onnx")
+    ran = predict("red.png", "--onnx", "net.onnx", *HALVES)
+    assert ran.exit_code == 0 and "input    net.onnx leaves sizes open: 3 x 224 x 224 is used" in ran.stderr
+    assert predictor.load("net.onnx", mean=MEAN, std=STD, size=32).fed(image()).shape == (1, 3, 32, 32)
+    ran = predict("red.png", "--onnx", "net.onnx", *HALVES, "--size", "32", "--resize", "70")
+    assert ran.exit_code == 0 and "3 x 32 x 32 is used" in ran.stderr
+    onnx.save(colours(("n", 3, 32, 32)), "net.onnx")
+    with pytest.raises(UsageError, match=r"--size is known from the model \(net.onnx\)"):
+        predictor.load("net.onnx", mean=MEAN, std=STD, size=64)
+
+
+def test_metadata_of_another_tool_is_not_that_of_zoo(place: Path) -> None:
+    file = colours(("n", 3, 32, 32))
+    helper.set_model_props(file, {"preprocessing": "[1", "classes": '["red", "green", "blue"]'})
+    onnx.save(file, "net.onnx")
+    assert predictor.load("net.onnx", mean=MEAN, std=STD).classes == ("red", "green", "blue")
+
+
+def test_bytes_are_not_normalised(place: Path) -> None:
+    onnx.save(colours(("n", 3, 32, 32), TensorProto.UINT8), "net.onnx")
+    with pytest.raises(
+        UsageError, match=r"the model reads bytes, which are not normalised \(net.onnx\); omit --mean and --std"
+    ):
+        predictor.load("net.onnx", mean=MEAN, std=STD)
+
+
+def test_one_image_is_no_batch(place: Path) -> None:
+    """The channels of an input (3, H, W) were taken for a batch of three."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[1, 2], keepdims=0),
+        helper.make_node("Unsqueeze", ["m", "zero"], ["y"]),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", (3, 32, 32)), ("y", (1, 3)))
+    ]
+    zero = helper.make_tensor("zero", TensorProto.INT64, (1,), [0])
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [zero])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "net.onnx")
+    says = r"input has no batch axis \(net.onnx, 3 x 32 x 32\)"
+    with pytest.raises(FileError, match=says):
+        predictor.load("net.onnx", mean=MEAN, std=STD)
+    with pytest.raises(FileError, match=says):
+        _guard.trial(Path("net.onnx"))
+
+
+def test_the_ending_of_a_file_in_capitals(place: Path) -> None:
+    onnx.save(colours(("n", 3, 32, 32)), "net.ONNX")
+    assert _guard.is_onnx("net.ONNX") and not _guard.is_onnx("resnet32")
+    with benching.opened("net.ONNX", ("fp32",)) as subject:
+        assert subject.shape == (3, 32, 32)

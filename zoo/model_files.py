@@ -276,6 +276,18 @@ def object_spec(model: Any, size: int = 0) -> ModelSpec:
     return _fixed(copied, name)
 
 
+def _bounded(outputs: Any) -> bool:
+    return bool(outputs.min() >= 0 and outputs.max() <= 1)
+
+
+def _of_noise(model: Any, size: tuple[int, int, int]) -> Any:
+    """Outputs for images of a large variance, for which logits are large too."""
+    import torch
+
+    with torch.inference_mode():
+        return model(30 * torch.randn(4, *size, generator=torch.Generator().manual_seed(0)))
+
+
 def _tried(made: Any, name: str, size: tuple[int, int, int], advice: str, classes: int = 0) -> ModelSpec:
     """The spec of ``made(classes)``: parameters are counted, the head is its last linear layer, one trial checks the outputs.
 
@@ -309,6 +321,10 @@ def _tried(made: Any, name: str, size: tuple[int, int, int], advice: str, classe
     ]
     if outputs.is_floating_point() and outputs.min() >= 0 and (outputs.sum(1) - 1).abs().max() < 1e-3:
         print_line(f"warning  {name} returns probabilities, but the losses take logits; to train it, remove its last softmax")
+    elif outputs.is_floating_point() and _bounded(outputs) and _bounded(_of_noise(model, size)):
+        print_line(
+            f"warning  {name} returns numbers from 0 to 1, as a sigmoid does, but logits are expected; remove its last activation"
+        )
     params = sum(parameter.numel() for parameter in model.parameters())
     if not params:
         raise UsageError(f"{name} has no parameters; there is nothing to train or to export")

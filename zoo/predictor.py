@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.console import counted, print_line
+from zoo.console import counted, print_line, print_lines
 from zoo.data._folders import stored_side
 from zoo.data._image import listed, read_image
 from zoo.data._pixels import square
@@ -33,6 +33,8 @@ class Predictor:
     """Length of the shorter side before the centre crop."""
     softmax: bool | None
     """Whether the outputs are probabilities; None: not stated, seen from their values."""
+    remarks: tuple[str, ...] = ()
+    """Choices for a file that leaves sizes open or has several outputs, as lines to print."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ class Predictor:
 
 def load(
     path: str | Path, *, device: str = "cpu", threads: int = 0, labels: str | Path | None = None, mean: Sequence[float] = (),
-    std: Sequence[float] = (), resize: int = 0,
+    std: Sequence[float] = (), resize: int = 0, size: int = 0,
 ) -> Predictor:  # fmt: skip
     """Open a file that classifies images.
 
@@ -76,6 +78,7 @@ def load(
     Args:
         labels: text file with the class of each output, one per line (default: the file's, else their numbers).
         resize: pixels of the shorter side before the centre crop (default: 8/7 of the input's, 256 for 224).
+        size: pixels of the input of a file that leaves them open (default: 224).
 
     Raises:
         UsageError: the normalisation is not known, or the file states otherwise. FileError: missing, damaged, not a classifier of
@@ -83,8 +86,13 @@ def load(
     """
     path = Path(path)
     session = _session.open_session(path, device, threads=threads)
-    feed, written = _feed.of(session, path), session.get_modelmeta().custom_metadata_map
-    found = _of_zoo(session, feed, path) if "preprocessing" in written else _of_other(session, feed, path, written)
+    written = session.get_modelmeta().custom_metadata_map
+    own = "preprocessing" in written and "zoo.version" in written
+    expected = len(_input.class_names(Path(labels)) if labels else _facts.names(written))
+    feed = _feed.of(session, path, size=size, classes=0 if own else expected)
+    if size and not (feed.open and not own):
+        raise UsageError(f"--size is known from the model ({path}); omit it")
+    found = _of_zoo(session, feed, path) if own else _of_other(session, feed, path, written)
     if resize and found.resize:
         raise UsageError(f"--resize is known from the model ({path}); omit it")
     model = _input.normalised(found.input, mean, std)
@@ -92,7 +100,8 @@ def load(
         raise UsageError(f"--resize {resize} is below the size of the input ({path}, {model.side}); give at least {model.side}")
     names = _input.names(model, Path(labels) if labels else None) or tuple(map(str, range(model.outputs)))
     resize = found.resize or resize or stored_side(model.side)
-    return Predictor(session, feed, replace(model, classes=names), resize, found.softmax)
+    remarks = () if own else tuple(_feed.remarks(session, feed, path))
+    return Predictor(session, feed, replace(model, classes=names), resize, found.softmax, remarks)
 
 
 def _of_zoo(session: Any, feed: Feed, path: Path) -> Predictor:
@@ -150,6 +159,7 @@ def stream(
     given = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     request = {"model": str(model), "images": [str(path) for path in images], "top": top, "given": given}
     found = _child.lines("zoo.predictor", request, model, max_memory=budget, timeout=timeout)
+    print_lines(next(found)["remarks"])
     for answer in counted(found, len(images), "predict  classified"):
         yield answer | {"top": [tuple(each) for each in answer["top"]]} if "top" in answer else answer
 
@@ -157,6 +167,7 @@ def stream(
 def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """:func:`predict` in the child process; yields each answer when it is ready."""
     opened = load(Path(request["model"]), **request["given"])
+    yield {"remarks": opened.remarks}
     for path in request["images"]:
         try:
             image = read_image(Path(path), opened.resize)

@@ -286,6 +286,11 @@ def calibrate(run: Run, data: DataSet | None = None) -> tuple[Run, calibration.C
         raise ValueError(
             f"run.model has other weights than the run ({run.path}), whose temperature is fitted; use zoo.load(...)"
         )
+    data = run.dataset() if data is None else data
+    if not len(data.val):
+        raise DataError(
+            f"calibration needs validation images ({data.name} has none); train with data.val above 0, or pass a data set"
+        )
     _, logits, targets = evaluate(run, "val", data)
     found = calibration.of(logits * run.temperature, targets, split="val", weights=run.weights)
     calibration.save(run.path, found)

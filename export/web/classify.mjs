@@ -23,12 +23,12 @@ export async function load(base = new URL("./", import.meta.url), providers = ["
   throw failure ?? new Error("no execution provider");
 }
 
-// ImageData of anything that can be drawn on a canvas; white shows behind transparent pixels.
+// ImageData of anything that can be drawn on a canvas; transparent parts are black, as in zoo predict.
 function pixels(source) {
   const width = source.videoWidth || source.naturalWidth || source.width;
   const height = source.videoHeight || source.naturalHeight || source.height;
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
-  context.fillStyle = "white";
+  context.fillStyle = "black";
   context.fillRect(0, 0, width, height);
   context.drawImage(source, 0, 0);
   return context.getImageData(0, 0, width, height);

@@ -76,9 +76,8 @@ def _verify(name: str, data_dir: Path | None, layout: str, as_json: bool) -> Non
     name, place = registry.data_source(name)
     if name.partition(":")[0] not in registry.table("data") or (place and not expanded(place).exists()):
         wanted = place or name
-        raise click.UsageError(
-            f"no data set or folder {wanted!r}{did_you_mean(wanted, registry.names('data'))}; list them with: zoo data"
-        )
+        named = [each for each in registry.names("data") if each not in ("list", "folder", "npz")]
+        raise click.UsageError(f"no data set or folder {wanted!r}{did_you_mean(wanted, named)}; list them with: zoo data")
     failed = None
     try:
         size = registry.entry("data", name)["shape"][1]
