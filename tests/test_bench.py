@@ -78,6 +78,7 @@ MAY_BE_EMPTY = {
     *("resident_per_s", "resident_low", "resident_high"),  # on a GPU
     *("accuracy", "accuracy_low", "accuracy_high", "images"),  # with a run's data
     *("reported", "source", "note"),  # for recipes with reported results
+    *("views", "views_accuracy"),  # for runs that were evaluated with several views
 }
 
 
