@@ -171,10 +171,8 @@ def measure(
         raise TypeError(
             f"what is {type(what).__name__}; export the module, and measure the file: zoo.export.onnx(module, PATH, ...)"
         )
-    if isinstance(batches, str) or isinstance(devices, str):
-        raise TypeError("batches and devices are sequences, such as (1, 64) and ('cpu',)")
-    if not isinstance(batches, Sequence) or not isinstance(devices, Sequence):
-        raise TypeError(f"batches is {batches!r} and devices {devices!r}; give sequences, such as (1, 64) and ('cpu',)")
+    if any(isinstance(each, str) or not isinstance(each, Sequence) for each in (batches, devices)):
+        raise TypeError(f"batches is {batches!r} and devices {devices!r}; they are sequences, such as (1, 64) and ('cpu',)")
     if not isinstance(threads, int) or threads < 0 or not seconds >= 0:
         raise ValueError(f"threads is {threads!r} and seconds {seconds!r}; give numbers of at least 0, threads a whole one")
     path = command(

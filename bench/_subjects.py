@@ -176,7 +176,7 @@ def _own_of_file(
 
 
 def _of_zoo(written: Mapping[str, str], path: Path) -> _facts.Facts | None:
-    return _facts.read(written, path) if "preprocessing" in written else None
+    return _facts.read(written, path) if _facts.of_zoo(written) else None
 
 
 def _of_file(path: Path, trial: _guard.Trial, given: Images | None = None) -> Subject:

@@ -36,6 +36,11 @@ class Facts(msgspec.Struct, frozen=True):
     softmax: bool
 
 
+def of_zoo(written: Mapping[str, str]) -> bool:
+    """Whether a file's metadata states its preprocessing as zoo does; other tools may use the same keys."""
+    return "preprocessing" in written and "zoo.version" in written
+
+
 def read(written: Mapping[str, str], path: Path) -> Facts:
     """The facts in a file's metadata.
 

@@ -71,12 +71,17 @@ def of(session: Any, path: Path, *, size: int = 0, classes: int = 0) -> Feed:
 def scores(session: Any, feed: Feed, path: Path, advice: str) -> np.ndarray:
     """Outputs (batch, classes) for noise, perhaps with axes of size 1; FileError, ended by ``advice``, if they are not a score per class."""
     found = np.asarray(session.run([feed.output], {feed.name: feed.noise(feed.batch or 1)})[0])
-    if feed.batch and found.shape[:1] != (feed.batch,):
-        raise FileError(f"input has no batch axis ({path}, {feed.batch} x {' x '.join(map(str, feed.shape))}); {advice}")
+    check_batch(feed, found, path, advice)
     if max((*found.shape[1:], 0)) != math.prod(found.shape[1:]):
         sizes = " x ".join(map(str, found.shape[1:])) or "none"
         raise FileError(f"output is not one score per class ({path}, {feed.output}: {found.dtype} {sizes}); {advice}")
     return found
+
+
+def check_batch(feed: Feed, answer: np.ndarray, path: Path, advice: str) -> None:
+    """FileError, ended by ``advice``, for a model of one image (C, H, W), whose channels would be taken for a batch."""
+    if feed.batch > 1 and len(feed.shape) == 2 and answer.shape[:1] == (1,):
+        raise FileError(f"input has no batch axis ({path}, {feed.batch} x {' x '.join(map(str, feed.shape))}); {advice}")
 
 
 def remarks(session: Any, feed: Feed, path: Path) -> list[str]:

@@ -67,10 +67,10 @@ def normalised(model: Input, mean: Sequence[float], std: Sequence[float]) -> Inp
     check_pair(mean, std)
     channels = 3 if model.whole else model.shape[model.channel]
     known = model.whole or bool(model.mean) or model.dtype == "uint8"
-    if known and mean and not model.mean and not model.whole:
-        raise UsageError(f"the model reads bytes, which are not normalised ({model.label}); omit --mean and --std")
     if known and mean:
-        raise UsageError(f"--mean and --std are known from the model ({model.label}); omit them")
+        stated = model.whole or model.mean
+        why = "--mean and --std are known from the model" if stated else "the model reads bytes, which are not normalised"
+        raise UsageError(f"{why} ({model.label}); omit {'them' if stated else '--mean and --std'}")
     model = replace(model, side=model.side or model.shape[1])
     if known:
         return model

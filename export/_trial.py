@@ -34,10 +34,7 @@ def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     start, images = time.perf_counter(), feed.batch or 1
     first = run(images)
     _check_answer(first, path)
-    if feed.batch > 1 and len(feed.shape) == 2 and first.shape[:1] == (1,):
-        raise FileError(
-            f"input has no batch axis ({path}, {feed.batch} x {' x '.join(map(str, feed.shape))}); export it with one"
-        )
+    _feed.check_batch(feed, first, path, "export it with one")
     seconds = time.perf_counter() - start
     batch = feed.batch
     if seconds < PATIENCE:

@@ -179,6 +179,14 @@ def test_a_file_without_preprocessing_knows_its_classes(place: Path) -> None:
     assert str(result.exception) == "--classes other.txt differs from the class names in the file (net.onnx); omit it"
 
 
+def test_metadata_of_another_tool_is_not_that_of_zoo(place: Path) -> None:
+    file = colours(("n", 3, 32, 32))
+    helper.set_model_props(file, {"preprocessing": "[1"})
+    onnx.save(file, "net.onnx")
+    ran = bench(*WORDS)
+    assert ran.exit_code == 0, ran.output
+
+
 def test_unreadable_images_can_be_skipped(place: Path) -> None:
     onnx.save(colours(("n", 3, 32, 32)), "net.onnx")
     Path("photos/red/0.png").write_bytes(b"")

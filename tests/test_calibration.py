@@ -151,6 +151,4 @@ def test_a_run_without_validation_images_cannot_be_calibrated(tmp_path: Path, ca
     )
     for words in ([], ["--split", "train"]):
         assert zoo(["eval", str(tmp_path / "r"), "--calibrate", *words]) == 3
-        assert (
-            "calibration needs validation images (synthetic has none); train with data.val above 0" in capsys.readouterr().err
-        )
+        assert "the val split is empty (synthetic, data.val 0.0); train with data.val above 0" in capsys.readouterr().err

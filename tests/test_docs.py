@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tokenize
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -174,18 +175,15 @@ def result(file: str, column: str, **where: str) -> float:
 def transfer(layers: str, more: str = "") -> float:
     """Mean accuracy over seeds, in per cent, of EfficientNet-Lite0 trained on all images, with ``frozen`` layers or ``finetuned``."""
     name = f"caltech101_lite0_{layers} weights=tf_efficientnet_lite0.safetensors data.val=0.0{more}"
-    with (ROOT / "bench/results/recipes.csv").open(encoding="utf-8", newline="") as rows:
-        found = [float(row["accuracy"]) for row in csv.DictReader(rows) if row["recipe"] == name]
-    assert len(found) == 3
-    return 100 * sum(found) / 3
+    return 100 * mean_of(name, "accuracy", seeds=3)
 
 
-def speed(column: str) -> float:
-    """Mean over the seeds of ``cifar10_speed``."""
+def mean_of(recipe: str, column: str, *, seeds: int) -> float:
+    """Mean of a recipe over its seeds, whose number is checked."""
     with (ROOT / "bench/results/recipes.csv").open(encoding="utf-8", newline="") as rows:
-        found = [row for row in csv.DictReader(rows) if row["recipe"] == "cifar10_speed"]
-    assert len(found) == 8 and {row["views"] for row in found} == {"shift"}
-    return sum(float(row[column]) for row in found) / len(found)
+        found = [float(row[column]) for row in csv.DictReader(rows) if row["recipe"] == recipe]
+    assert len(found) == seeds
+    return sum(found) / seeds
 
 
 def test_numbers_in_the_readme_are_those_of_the_results() -> None:
@@ -193,6 +191,7 @@ def test_numbers_in_the_readme_are_those_of_the_results() -> None:
     focal = {"n": "65536", "c": "10", "dtype": "fp32", "threads": "2", "pass": "forward+backward", "contender": "zoo"}
     textbook = result("focal_loss.csv", "ratio", **focal)
     compiled = result("focal_loss.csv", "ratio", **focal | {"contender": "torch.compile"})
+    speed = partial(mean_of, "cifar10_speed", seeds=8)
     numbers = [
         f"{result('inference.csv', 'ratio', batch='64', contender='openvino int8'):.1f} times as fast",
         f"about {round(textbook, -1):.0f} times as fast as the textbook formula and {textbook / compiled:.0f} times as fast as torch.compile",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from zoo import model_files, run_folders, training
@@ -42,8 +41,7 @@ class _Function(nn.Module):
 
 def _changes(overrides: Mapping[str, Any], given: Given) -> dict[str, Any]:
     """The settings by dotted name; UsageError for those of data or of a loss that an object replaces."""
-    found = {recipes.full_key(key.replace("__", ".")): recipes.plain(value) for key, value in overrides.items()}
-    found = {key: str(value) if isinstance(value, torch.device) else value for key, value in found.items()}
+    found = {recipes.full_key(key.replace("__", ".")): value for key, value in overrides.items()}
     if given.data is not None and (unused := next((key for key in found if key in OF_NAMED_DATA), "")):
         raise UsageError(f"{unused} has no effect on a data set given in Python; give it to zoo.data_set, or omit it")
     if given.loss is not None:

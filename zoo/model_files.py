@@ -277,15 +277,7 @@ def object_spec(model: Any, size: int = 0) -> ModelSpec:
 
 
 def _bounded(outputs: Any) -> bool:
-    return bool(outputs.min() >= 0 and outputs.max() <= 1)
-
-
-def _of_noise(model: Any, size: tuple[int, int, int]) -> Any:
-    """Outputs for images of a large variance, for which logits are large too."""
-    import torch
-
-    with torch.inference_mode():
-        return model(30 * torch.randn(4, *size, generator=torch.Generator().manual_seed(0)))
+    return bool(outputs.numel() and outputs.min() >= 0 and outputs.max() <= 1)
 
 
 def _tried(made: Any, name: str, size: tuple[int, int, int], advice: str, classes: int = 0) -> ModelSpec:
@@ -303,7 +295,9 @@ def _tried(made: Any, name: str, size: tuple[int, int, int], advice: str, classe
         model = made(classes).eval()
         lazy = [path for path, module in model.named_modules() if hasattr(module, "has_uninitialized_params")]
         with torch.inference_mode():
-            outputs = model(torch.zeros(2, *size))
+            outputs = loud = model(torch.zeros(2, *size))
+            if isinstance(outputs, torch.Tensor) and _bounded(outputs):  # logits are large for images of a large variance
+                loud = model(30 * torch.randn(2, *size, generator=torch.Generator().manual_seed(0)))
             shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else ()
     except Exception as error:  # a user's class may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:90]
@@ -321,7 +315,7 @@ def _tried(made: Any, name: str, size: tuple[int, int, int], advice: str, classe
     ]
     if outputs.is_floating_point() and outputs.min() >= 0 and (outputs.sum(1) - 1).abs().max() < 1e-3:
         print_line(f"warning  {name} returns probabilities, but the losses take logits; to train it, remove its last softmax")
-    elif outputs.is_floating_point() and _bounded(outputs) and _bounded(_of_noise(model, size)):
+    elif outputs.is_floating_point() and _bounded(loud):
         print_line(
             f"warning  {name} returns numbers from 0 to 1, as a sigmoid does, but logits are expected; remove its last activation"
         )

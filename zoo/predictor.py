@@ -87,7 +87,7 @@ def load(
     path = Path(path)
     session = _session.open_session(path, device, threads=threads)
     written = session.get_modelmeta().custom_metadata_map
-    own = "preprocessing" in written and "zoo.version" in written
+    own = _facts.of_zoo(written)
     expected = len(_input.class_names(Path(labels)) if labels else _facts.names(written))
     feed = _feed.of(session, path, size=size, classes=0 if own else expected)
     if size and not (feed.open and not own):

@@ -130,20 +130,13 @@ def resolve(what: str | None, overrides: Mapping[str, Any]) -> Recipe:
     Raises:
         UsageError: unknown name, key, type or range. FileError: a repository of the hub that cannot be used.
     """
-    values = {full_key(key): plain(value) for key, value in overrides.items()}
+    values = {full_key(key): recipe_text.plain(value) for key, value in overrides.items()}
     registry.check_place(str(values.get("data.name", "")), values.get("data.dir") or "")
     if hub.is_hub(what):
         _, stored = of_hub(str(what))
         what, values = stored.model, {"weights": what, "data.size": stored.data.size, **values}
     found = _resolved(what, values)
     return msgspec.structs.replace(found, weights=hub.pinned(found.weights)) if hub.is_hub(found.weights) else found
-
-
-def plain(value: Any) -> Any:
-    """A path, or a number, array or tensor of NumPy or PyTorch, as the type that a recipe has for it."""
-    if isinstance(value, Path):
-        return str(value)
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def of_hub(name: str) -> tuple[Path, Recipe]:
@@ -214,7 +207,7 @@ def _continued(folder: Path, values: Mapping[str, Any]) -> Recipe:
 
 def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """The recipe with other settings, by dotted key or leaf name; UsageError as :func:`resolve`."""
-    values = {full_key(key): value for key, value in overrides.items()}
+    values = {full_key(key): recipe_text.plain(value) for key, value in overrides.items()}
     return _typed(_of_loss(flatten(_tree(recipe)), values.get("loss.name")) | values)
 
 

@@ -107,6 +107,13 @@ def listed(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
+def plain(value: Any) -> Any:
+    """A path, a device, or a number, array or tensor of NumPy or PyTorch, as the type that a recipe has for it."""
+    if isinstance(value, Path) or type(value).__name__ == "device":
+        return str(value)
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as one, by dotted key."""
     flat: dict[str, Any] = {}

@@ -250,7 +250,8 @@ def evaluate(
     check_classes(run, data)
     part: Split = getattr(data, split)
     if not len(part):
-        raise DataError(f"the {split} split is empty ({data.name}, data.val {run.recipe.data.val}); choose another --split")
+        advice = "train with data.val above 0" if split == "val" else "choose another --split"
+        raise DataError(f"the {split} split is empty ({data.name}, data.val {run.recipe.data.val}); {advice}")
     device = machine.device(run.recipe.device if run.recipe.device != "cuda" else "auto")
     precision = machine.precision(run.recipe.precision, device)
     batches = build.eval_batches(
@@ -285,11 +286,6 @@ def calibrate(run: Run, data: DataSet | None = None) -> tuple[Run, calibration.C
     if run.weights and calibration.digest_of(digests) != run.weights:
         raise ValueError(
             f"run.model has other weights than the run ({run.path}), whose temperature is fitted; use zoo.load(...)"
-        )
-    data = run.dataset() if data is None else data
-    if not len(data.val):
-        raise DataError(
-            f"calibration needs validation images ({data.name} has none); train with data.val above 0, or pass a data set"
         )
     _, logits, targets = evaluate(run, "val", data)
     found = calibration.of(logits * run.temperature, targets, split="val", weights=run.weights)

@@ -17,7 +17,7 @@ from zoo.errors import DataError
 IMAGE, LABEL = ("image", "img"), "label"
 """Names of the columns in items of Hugging Face."""
 MAX_BYTES = 8 << 30
-"""Largest number of pixels in memory, in bytes."""
+"""Largest size of the images in memory."""
 
 
 def is_dataset(what: Any) -> bool:

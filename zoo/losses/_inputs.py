@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import torch
 from torch import Tensor
 
@@ -19,7 +17,7 @@ def prepared(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Ten
     Raises:
         TypeError: logits or target are not such tensors. ValueError: they, or the weight, have another shape.
     """
-    wide, target, weight = converted(logits, target, weight, dims=(2,))
+    wide, target, weight = converted(logits, target, weight, flat=True)
     return (finite(wide) if target.is_floating_point() else wide), target, weight
 
 
@@ -37,9 +35,9 @@ def per_class(logits: Tensor, values: Tensor) -> Tensor:
 
 
 def converted(
-    logits: Tensor, target: Tensor, weight: Tensor | None, *, dims: Collection[int] = range(1, 9)
+    logits: Tensor, target: Tensor, weight: Tensor | None, *, flat: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Conversion to the same types, for shapes that ``F.cross_entropy`` takes, with ``dims`` dimensions; errors as :func:`prepared`."""
+    """Conversion to the same types, for shapes that ``F.cross_entropy`` takes, or only (N, C) if ``flat``; errors as :func:`prepared`."""
     if not isinstance(logits, Tensor) or not isinstance(target, Tensor) or not logits.is_floating_point():
         kinds = [str(each.dtype) if isinstance(each, Tensor) else type(each).__name__ for each in (logits, target)]
         raise TypeError(f"logits must be a tensor of floats and target a tensor, not {kinds[0]} and {kinds[1]}")
@@ -48,7 +46,11 @@ def converted(
         raise TypeError(
             f"labels (N,) must be integers, class shares (N, C) floats; the target is {target.dtype} of {tuple(target.shape)}"
         )
-    if logits.dim() not in dims or target.shape != (logits.shape if target.is_floating_point() else rows):
+    if (
+        logits.dim() == 0
+        or (flat and logits.dim() != 2)
+        or target.shape != (logits.shape if target.is_floating_point() else rows)
+    ):
         raise ValueError(
             f"logits must be (N, C) and target (N,) labels or (N, C) shares, not {tuple(logits.shape)} and {tuple(target.shape)}"
         )

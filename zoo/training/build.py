@@ -123,7 +123,7 @@ def session(
     if start.tensors is None:
         initialise(model, batches)
     learned = _teachers(recipe, data, spec.input[1], place)
-    ema = _average(recipe, model, batches.steps * recipe.epochs)
+    ema = optim.average(model, recipe.ema, recipe.lookahead, batches.steps * recipe.epochs)
     make_optimizer = partial(_optimizer, recipe, model, spec, built)
     after = partial(ema.update, model) if ema else None
     lr, plateau = _rates(recipe, batches.steps, watched=val is not None)
@@ -149,12 +149,6 @@ def session(
         team=team,
     )
     return made, lint.check(recipe, counts, start.random, held=len(data.val), classes=data.classes)
-
-
-def _average(recipe: Recipe, model: nn.Module, steps: int) -> optim.Ema | None:
-    if recipe.lookahead:
-        return optim.Lookahead(model, recipe.lookahead, steps)
-    return optim.Ema(model, recipe.ema) if recipe.ema else None
 
 
 def _placed(recipe: Recipe, model: nn.Module, place: Place) -> nn.Module:

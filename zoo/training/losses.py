@@ -69,9 +69,7 @@ def create_loss(name: str, counts: Any = None, weight: Any = None, **options: An
         raise UsageError(
             f"{unknown[0]} is not an option of {name}{did_you_mean(unknown[0], known)}; list them with: zoo losses"
         )
-    recipe = recipes.changed(
-        Recipe(), {"loss.name": name} | {f"loss.{key}": recipes.plain(value) for key, value in options.items()}
-    )
+    recipe = recipes.changed(Recipe(), {"loss.name": name} | {f"loss.{key}": value for key, value in options.items()})
     recipes.check(recipe)
     if counts is None:
         if registry.entry("losses", name).get("counts") or recipe.loss.class_weights not in ("none", "given"):

@@ -283,3 +283,10 @@ class Lookahead(Ema):
                 value.copy_(self.values[name].lerp_(value, 1 - keep))
             else:
                 self.values[name].copy_(value)
+
+
+def average(model: nn.Module, ema: float, lookahead: float, steps: int) -> Ema | None:
+    """The averaged weights of a run of ``steps`` steps, by the decay that is not 0, if any."""
+    if lookahead:
+        return Lookahead(model, lookahead, steps)
+    return Ema(model, ema) if ema else None

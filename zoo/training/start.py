@@ -46,9 +46,8 @@ def train_in(
         folder = team.broadcast(lambda: folder)
         assert folder is not None
         place = build.place(recipe, team, files.read_facts(folder / "env.json") if resume else None)
-        if resume:
-            _check_resumed(folder, describe.objects(given))
-        old = _resumable(recipe, folder) if resume else recipe
+        objects = describe.objects(given)
+        old = _resumable(recipe, folder, objects) if resume else recipe
         _check_continued(recipe, given.data)
         stop.saved = resume
         with team.leader_first():
@@ -60,7 +59,6 @@ def train_in(
         if resume and _restored(session):
             return folder
         print_lines(build.resumed_schedule(old, recipe, session))
-        objects = describe.objects(given)
         team.broadcast(lambda: _write_recipe(session, recipe, objects))
         choices = describe.choices(recipe, session, place) | objects
         team.broadcast(lambda: describe.announce(session, choices, findings, command))
@@ -107,8 +105,9 @@ def _check_resumed(folder: Path, now: Mapping[str, str]) -> None:
             )
 
 
-def _resumable(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe that the run was started with; UsageError if the new one differs in a setting that may not change."""
+def _resumable(recipe: Recipe, folder: Path, objects: Mapping[str, str]) -> Recipe:
+    """The recipe that the run was started with; UsageError if the new one, or an object, differs in what may not change."""
+    _check_resumed(folder, objects)
     old = run_folders.located(recipes.read(folder / "recipe.toml"))
     changed = [line for line in recipes.differences(old, recipe) if line.partition(":")[0] not in RESUMABLE]
     if other := [line for line in changed if line.partition(":")[0] in IDENTITY]:
