@@ -18,6 +18,7 @@ from torch import nn
 from zoo import machine, model_files, runtimes, sampling, tensor_files
 from zoo import recipe as recipes
 from zoo.console import print_line
+from zoo.data._image import shown
 from zoo.data._pixels import View
 from zoo.errors import DataError, DisagreeError, FileError, UsageError
 from zoo.export import _accuracy, _cases, _feed, _graph
@@ -231,7 +232,7 @@ def of_module(
     if (mean is None) != (std is None) or (pixels.dtype == np.uint8 and mean is None):
         raise UsageError("uint8 images need mean and std; give both, e.g. mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)")
     known = mean is not None
-    mean, std = ((0.0,) * shape[0], (1.0,) * shape[0]) if mean is None or std is None else (tuple(mean), tuple(std))
+    mean, std = _numbers("mean", mean, (0.0,) * shape[0]), _numbers("std", std, (1.0,) * shape[0])
     if not all(0 <= each <= 1 for each in mean) or not all(0 < each <= 2 for each in std):
         raise UsageError(
             f"mean {mean} and std {std} are not of pixels from 0 to 1; divide those of pixels from 0 to 255 by 255"
@@ -246,6 +247,14 @@ def of_module(
         at=np.arange(len(pixels)) if targets is not None else None, train=part, val=part,
         test=part if targets is not None else None, module=True, probabilities=probabilities, normalised=known,
     )  # fmt: skip
+
+
+def _numbers(name: str, values: Any, default: tuple[float, ...]) -> tuple[float, ...]:
+    """A number per channel; TypeError for anything else."""
+    try:
+        return default if values is None else tuple(map(float, values))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} is {shown(repr(values))[:40]}; give a number per channel, e.g. (0.5, 0.5, 0.5)") from error
 
 
 def _names(classes: Any, outputs: int) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 from zoo import create_model, run_folders, training
 from zoo import recipe as recipes
 from zoo.errors import FileError, UsageError, ZooError
+from zoo.spec import Given
 from zoo.training import build, distil
 from zoo.training.processes import Team
 
@@ -107,6 +109,12 @@ def test_a_teacher_that_does_not_fit(teachers: list[Path], tmp_path: Path) -> No
     (broken / "weights.safetensors").unlink()
     with pytest.raises(FileError, match=r"teacher has no weights \(.*unfinished\); finish its training"):
         training.train(learning([broken]), out=tmp_path / "b")
+    data = build.dataset(learning(teachers), 32)
+    swapped = dataclasses.replace(data, classes=[*data.classes[:8], data.classes[9], data.classes[8]])
+    with pytest.raises(
+        UsageError, match=r"teacher has other classes \(.*10 classes, the data 10, number 8 is '.+', there '.+'\); choose a run"
+    ):
+        training.train(learning(teachers), out=tmp_path / "c", given=Given(None, swapped, None))
 
 
 def test_a_teacher_that_learned_the_validation_images(teachers: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,6 +139,7 @@ def test_hub_of_a_run_without_weights(tmp_path: Path) -> None:
         (["--format", "pt2", "--triton", "a"], "--triton needs an ONNX file .format pt2."),
         (["--format", "pt2", "--opset", "20"], "--opset, --target-ort and --external-data apply to ONNX"),
         (["--fastest", "--precision", "int8"], "--fastest chooses format, precision and file name"),
+        (["--max-drop", "0.5"], "--max-drop applies to --precision fp16 or int8 and to --fastest"),
         (["--fastest", "--web", "a"], "--fastest chooses format, precision and file name"),
     ],
 )

@@ -142,6 +142,8 @@ def test_ordinary_mistakes_in_an_export(tmp_path: Path) -> None:
         ({"images": nan}, UsageError, "values that are not finite"),
         ({"images": 500}, UsageError, "images = 500 has no effect"),
         ({"targets": [0, 1]}, UsageError, "targets without images"),
+        ({"mean": 0.5, "std": 0.25}, TypeError, r"mean is 0.5; give a number per channel, e.g. \(0.5, 0.5, 0.5\)"),
+        ({"mean": (0.5,) * 3, "std": "abc"}, TypeError, "std is 'abc'; give a number per channel"),
         ({"mean": (123.0,) * 3, "std": (58.0,) * 3}, UsageError, "not of pixels from 0 to 1; divide"),
     ):
         raised(lambda options=options: export(NET, path, **options), kind, says)

@@ -24,8 +24,9 @@ from zoo import ops, report, training
 from zoo import run as engine
 from zoo.errors import DataError, FileError, UsageError
 from zoo.spec import DataSet, Given, Split
-from zoo.training import build, checks, describe, losses
+from zoo.training import checks, describe, losses, start
 from zoo.training.processes import Team
+from zoo.training.signals import Stop
 
 SMALL = {"epochs": 1, "batch_size": 16, "data__augment": [], "device": "cpu"}
 
@@ -377,7 +378,10 @@ def test_a_run_keeps_its_place_if_the_folder_changes(tmp_path: Path, monkeypatch
 
 
 def test_batchnorm_and_one_image(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="BatchNorm needs at least 2 images per step"), build.conditions(small("batch_size=1")):
+    with (
+        pytest.raises(UsageError, match="BatchNorm needs at least 2 images per step"),
+        start.conditions(small("batch_size=1"), Stop()),
+    ):
         nn.BatchNorm1d(3)(torch.ones(1, 3))
 
 

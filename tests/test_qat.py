@@ -101,7 +101,9 @@ def test_activations_that_are_not_part_of_a_layer_round_their_input(activation: 
         torch.testing.assert_close(activation(inputs), copy.deepcopy(activation).eval()(rounded), rtol=0, atol=0)
 
 
-def test_a_run_stands_for_its_recipe_and_weights(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stands_for_its_recipe_and_weights(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     old, made = recipes.read(finished / "recipe.toml"), recipes.resolve(str(finished), {})
     changed = {line.partition(":")[0] for line in recipes.differences(old, made)}
     assert (changed, made.weights) == ({"weights"}, str(finished))
@@ -111,6 +113,14 @@ def test_a_run_stands_for_its_recipe_and_weights(finished: Path, monkeypatch: py
     assert run_folders.named("none such") == "none such"
     assert run_folders.named(None) is None
     assert run_folders.named("latest") == str(finished)
+    later = finished.parent / "stopped-before-its-first-epoch"
+    later.mkdir()
+    for name in ("recipe.toml", "env.json"):
+        (later / name).write_bytes((finished / name).read_bytes())
+    assert run_folders.find(None) == finished
+    assert f"latest run has no weights yet ({later.name})" in capsys.readouterr().err
+    assert run_folders.find("latest", untrained=True) == later
+    shutil.rmtree(later)
     long = "a" * 300
     assert run_folders.named(long) == long
     with pytest.raises(UsageError, match="no model 'aaa"):

@@ -19,9 +19,9 @@ from tests_support import TINY, digests, resolve
 
 from zoo import console, metrics, registry, run, run_folders, sampling, training
 from zoo.errors import BusyError, DataError, DivergedError, FileError, UsageError
-from zoo.training import checkpoint, loop, losses, session
+from zoo.training import checkpoint, loop, losses, session, start
 from zoo.training.batches import Batches
-from zoo.training.signals import Interrupted
+from zoo.training.signals import Interrupted, Stop
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -137,6 +137,10 @@ def test_a_model_that_cannot_be_compiled_is_a_usage_error(tmp_path: Path, monkey
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
     with pytest.raises(UsageError, match=r"torch.compile failed \(cnn_small: .*no-such-compiler.*omit --compile"):
         training.train(resolve("cnn_small", "compile=true"), out=tmp_path / "run")
+    stop = Stop()
+    stop.number = signal.SIGTERM  # of a whole process group: it ends the compiler too
+    with pytest.raises(Interrupted, match="SIGTERM"), start.conditions(resolve("cnn_small", "compile=true"), stop):
+        torch.compile(torch.nn.Linear(2, 2))(torch.ones(1, 2))
 
 
 def test_kill_9_then_resume_ends_on_the_same_bits(tmp_path: Path) -> None:

@@ -166,6 +166,13 @@ def test_resuming_with_more_epochs_says_what_the_schedule_does(tmp_path: Path, c
     err = capsys.readouterr().err
     assert "resume   schedule cosine now ends at epoch 2 (was 1): rate 0 -> 0.005 from epoch 2 on" in err
     assert "warning  the learning rate jumps to 0.005 on resuming" in err
+    assert "Lookahead" not in err
+
+
+def test_resuming_with_more_epochs_says_what_lookahead_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = training.train(small("epochs=1", "lookahead=0.9"), out=tmp_path / "run")
+    training.train(small("epochs=2", "lookahead=0.9"), out=folder, resume=True)
+    assert "warning  the slow weights of Lookahead are stretched from 1 to 2 epochs too" in capsys.readouterr().err
 
 
 def test_epochs_are_handed_out_as_they_end_and_objects_replace_what_the_recipe_names(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 import string
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from msgspec import structs
@@ -42,8 +42,10 @@ def sweeps() -> Path:
     return root() / "sweeps"
 
 
-def find(name: str | Path | None) -> Path:
+def find(name: str | Path | None, *, untrained: bool = False) -> Path:
     """The folder of a run: a path, a name, a unique prefix of one, ``hf:owner/name``, a folder with its layout, or the latest for None and ``latest``.
+
+    The latest is the latest with weights, if there is one, unless ``untrained`` is set.
 
     Raises:
         FileError: no run yet, or not a run folder. UsageError: unknown name, or an ambiguous prefix. Both also as
@@ -55,7 +57,7 @@ def find(name: str | Path | None) -> Path:
     if name is None or str(name) == "latest":
         if not known:
             raise FileError(f"no run yet ({root().absolute()}); make one with: zoo train, or zoo demo")
-        return known[0]
+        return known[0] if untrained else _latest_trained(known)
     path = expanded(name)
     if hub.is_local(path):
         return hub.local_run(path)
@@ -75,6 +77,14 @@ def find(name: str | Path | None) -> Path:
     if advice := _not_a_run(str(name)):
         raise UsageError(advice)
     raise UsageError(f"no run {str(name)!r}{did_you_mean(str(name), names)}; list them with: ls {root()}")
+
+
+def _latest_trained(known: Sequence[Path]) -> Path:
+    """The first of these runs that has weights, or the first; a line names a later run that has none."""
+    found = next((run for run in known if (run / "weights.safetensors").is_file()), known[0])
+    if found != known[0]:
+        print_line(f"notice   the latest run has no weights yet ({known[0].name}); the latest with weights is used")
+    return found
 
 
 def _not_a_run(name: str) -> str:

@@ -60,8 +60,8 @@ def _precisions() -> list[str]:
     metavar="VERSION",
     help="Use the newest operator set, up to the default, that this onnxruntime version reads, for example 1.17.",
 )
-@click.option("--max-drop", type=Finite(0), default=0.5, show_default=True,
-              help="Largest drop in test accuracy with fp16 or int8, in points; int8 keeps sensitive layers in float32 to stay within it.")  # fmt: skip
+@click.option("--max-drop", type=Finite(0),
+              help="Largest drop in test accuracy with fp16 or int8, in points (default: 0.5); int8 keeps sensitive layers in float32 to stay within it.")  # fmt: skip
 @click.option(
     "--reduce-range",
     is_flag=True,
@@ -115,6 +115,9 @@ def command(
         raise UsageError(f"--opset, --target-ort and --external-data apply to ONNX only (format {fmt}); omit them")
     if fastest:
         _check_fastest(fmt, chosen or out, options, only_onnx)
+    elif options["precision"] == "fp32" and options["max_drop"] is not None:
+        raise UsageError("--max-drop applies to --precision fp16 or int8 and to --fastest; give one of them, or omit it")
+    options["max_drop"] = 0.5 if options["max_drop"] is None else options["max_drop"]
     described = {key: options.pop(key) for key in ("weights", "data", "classes", "mean", "std")}
     _check_described(run, described, "fastest" if fastest else place if place == "hub" else "")
     if not described["weights"]:

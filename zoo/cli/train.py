@@ -71,7 +71,7 @@ def command(
         settings, what = (what, *settings), None
     overrides = _overrides(settings, flags)
     if resume and out is None:
-        out, what = run_folders.find(what), None
+        out, what = run_folders.find(what, untrained=True), None
     if resume and what is None and out is not None:
         what = str(run_folders.stored_recipe(out))
     recipe = recipes.resolve(what, overrides)

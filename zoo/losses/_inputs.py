@@ -62,15 +62,15 @@ def converted(
     return wide, target, None if weight is None else weight.to(wide.dtype)
 
 
-def divisor(target: Tensor, weight: Tensor | None, *, shares: bool) -> float:
+def divisor(target: Tensor, weight: Tensor | None, *, shares: bool, ignored: int = IGNORED) -> float:
     """What a weighted mean over a batch is divided by: the sum of the labels' weights, or the number of rows without weights.
 
-    Ignored rows do not count. ``shares``: whether a target of class shares is divided by the sum of their weights too, instead of by
+    Rows labelled ``ignored`` do not count. ``shares``: whether a target of class shares is divided by the sum of their weights too, instead of by
     the number of rows.
     """
     if target.is_floating_point():
         return float((target * weight.to(target.dtype)).sum()) if shares and weight is not None else float(len(target))
-    labels = target[target != IGNORED].long()
+    labels = target[target != ignored].long()
     return float(len(labels)) if weight is None else float(weight[labels].double().sum())
 
 

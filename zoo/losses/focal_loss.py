@@ -54,7 +54,8 @@ class FocalLoss(nn.Module):
 
     def divisor(self, target: Tensor) -> float:
         """By what the sum over the rows of ``target`` is divided, unless ``reduction`` is ``sum`` or ``none``."""
-        return divisor(target, self.weight if self.reduction == "weighted_mean" else None, shares=False)
+        weight = self.weight if self.reduction == "weighted_mean" else None
+        return divisor(target, weight, shares=False, ignored=self.ignore_index)
 
     def _options(self) -> dict:
         names = ("gamma", "weight", "ignore_index", "label_smoothing", "reduction", "scale")

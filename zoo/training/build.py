@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from zoo import console, machine, registry, sampling, weights
 from zoo.console import print_line
 from zoo.data import _augment
 from zoo.data._read import read, stored
-from zoo.errors import DiskError, UsageError
+from zoo.errors import UsageError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, Given, ModelSpec, Split
 from zoo.training import checks, depthwise, distil, freezing, lint, losses, optim, qat
@@ -42,34 +41,6 @@ class Place:
     allocator: str
     qat_bits: int = 0
     """Bits of the weights in quantisation-aware training; 0 without it."""
-
-
-@contextlib.contextmanager
-def conditions(recipe: Recipe) -> Iterator[None]:
-    """Context in which a recipe is trained; converts errors of torch.
-
-    Raises:
-        DiskError: not enough memory on the device or machine.
-        UsageError: a model that torch cannot compile.
-    """
-    try:
-        with machine.torch_defaults(), machine.deterministic(recipe.deterministic):
-            yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise UsageError(
-            f"BatchNorm needs at least 2 images per step (batch_size {recipe.batch_size}); raise batch_size"
-        ) from error
-    except RuntimeError as error:
-        if recipe.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            why = str(error.__cause__ or error).strip().splitlines()[0]
-            raise UsageError(f"torch.compile failed ({recipe.model}: {why}); omit --compile") from error
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
-            raise
-        raise DiskError(
-            f"out of memory (batch_size {recipe.batch_size}); lower it, e.g. --batch-size {max(1, recipe.batch_size // 2)}; all files on disk are complete"
-        ) from error
 
 
 def place(recipe: Recipe, team: Team, env: Mapping[str, Any] | None = None) -> Place:
@@ -336,6 +307,11 @@ def resumed_schedule(old: Recipe, new: Recipe, made: Session) -> list[str]:
         lines.append(
             f"warning  the learning rate jumps to {after:.3g} on resuming, because the schedule is stretched; "
             "schedule=constant with a small optim.lr avoids that in a new run"
+        )
+    if new.lookahead:
+        lines.append(
+            f"warning  the slow weights of Lookahead are stretched from {old.epochs} to {new.epochs} epochs too: they follow the model faster "
+            "than before at first"
         )
     return lines
 

@@ -77,9 +77,11 @@ def read(
         folder = checks.teacher(name)
         path = folder / "weights.safetensors"
         tensors, header = tensor_files.load_weights(path)
-        if tuple(map(as_utf8, header.classes)) != tuple(map(as_utf8, data.classes)):
+        theirs, ours = (tuple(map(as_utf8, names)) for names in (header.classes, data.classes))
+        if theirs != ours:
+            first = next((f", number {i} is {a!r}, there {b!r}" for i, (a, b) in enumerate(zip(theirs, ours)) if a != b), "")
             raise UsageError(
-                f"teacher has other classes (distil.teacher, {folder}, {len(header.classes)} classes, the data {len(data.classes)}); "
+                f"teacher has other classes (distil.teacher, {folder}, {len(theirs)} classes, the data {len(ours)}{first}); "
                 "choose a run on the same classes in the same order"
             )
         if header.input[1] != size:
@@ -89,8 +91,8 @@ def read(
             )
         model = make(header.model, folder, len(header.classes))
         tensor_files.load_into(model, tensors, path)
-        theirs, ours = _statistics(header.mean, header.std), _statistics(data.mean, data.std)
-        factor, shift = ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]
+        there, here = _statistics(header.mean, header.std), _statistics(data.mean, data.std)
+        factor, shift = here[1] / there[1], (here[0] - there[0]) / there[1]
         digest = hashlib.sha256("\n".join(sorted(header.digests.values())).encode()).hexdigest()[:16]
         _warn_of_other_splits(folder, held)
         model = model.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)

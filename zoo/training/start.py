@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo import files, metrics, model_files, report, run_folders, tensor_files
+from zoo import files, machine, metrics, model_files, report, run_folders, tensor_files
 from zoo import recipe as recipes
 from zoo.console import plain, print_line, print_lines
-from zoo.errors import FileError, UsageError
+from zoo.errors import DiskError, FileError, UsageError
 from zoo.files import publish, publish_text
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, Given
@@ -42,7 +42,7 @@ def train_in(
 ) -> Path:  # fmt: skip
     """Train in a folder that this process has locked (None in all processes but the first); see :func:`zoo.training.train`."""
     recipe = run_folders.located(recipe)
-    with processes.joined() as team, signals.handled() as stop, build.conditions(recipe):
+    with processes.joined() as team, signals.handled() as stop, conditions(recipe, stop):
         folder = team.broadcast(lambda: folder)
         assert folder is not None
         place = build.place(recipe, team, files.read_facts(folder / "env.json") if resume else None)
@@ -70,6 +70,37 @@ def train_in(
         logits, targets, header = session.tested()
         team.broadcast(lambda: _finish(session, recipe, logits, targets, header))
     return folder
+
+
+@contextlib.contextmanager
+def conditions(recipe: Recipe, stop: signals.Stop) -> Iterator[None]:
+    """Context in which a recipe is trained; converts errors of torch.
+
+    Raises:
+        DiskError: not enough memory on the device or machine.
+        UsageError: a model that torch cannot compile. Interrupted: its compilation failed because of a signal, which the compiler's
+            processes receive too.
+    """
+    try:
+        with machine.torch_defaults(), machine.deterministic(recipe.deterministic):
+            yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError(
+            f"BatchNorm needs at least 2 images per step (batch_size {recipe.batch_size}); raise batch_size"
+        ) from error
+    except RuntimeError as error:
+        if recipe.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            if stop.number:
+                raise signals.Interrupted(stop.number, saved=stop.saved) from error
+            why = str(error.__cause__ or error).strip().splitlines()[0]
+            raise UsageError(f"torch.compile failed ({recipe.model}: {why}); omit --compile") from error
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        raise DiskError(
+            f"out of memory (batch_size {recipe.batch_size}); lower it, e.g. --batch-size {max(1, recipe.batch_size // 2)}; all files on disk are complete"
+        ) from error
 
 
 @contextlib.contextmanager
