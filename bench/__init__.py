@@ -67,6 +67,8 @@ class Request:
     """Queries per second of scenario ``server``."""
     latency_ms: float = 0.0
     images: Images = Images()
+    size: int = 0
+    """Pixels of the input of ONNX files that leave them open."""
     out: Path | None = None
     max_memory: int = 0
     timeout: float = _guard.TIMEOUT
@@ -89,6 +91,7 @@ class Request:
             or self.kind != "inference"
             or limited
             or self.images != Images()
+            or self.size
         )
 
 
@@ -194,6 +197,7 @@ def _options(request: Request, budget: Budget) -> dict[str, Any]:
         "out": request.out,
         "threads": request.threads,
         "max_memory": request.max_memory,
+        "size": request.size,
         "timeout": min(request.timeout, request.seconds or request.timeout),
     }
     if (request.rate or request.latency_ms) and request.scenario != "server":

@@ -228,6 +228,7 @@ def main(
     max_memory: int = 0,
     timeout: float = _guard.TIMEOUT,
     given: Images | None = None,
+    size: int = 0,
 ) -> Path:
     """Run one scenario for onnxruntime and OpenVINO in fp32 and int8; returns the CSV, with a LoadGen summary per row next to it.
 
@@ -244,7 +245,9 @@ def main(
     folders: list[Path | None] = []
     logs: dict[str, str] = {}
     for number, target in enumerate(targets, 1):
-        with _subjects.opened(target, ("fp32", "int8"), max_memory=max_memory, timeout=timeout, given=given) as subject:
+        with _subjects.opened(
+            target, ("fp32", "int8"), max_memory=max_memory, timeout=timeout, given=given, size=size
+        ) as subject:
             _check_batch(subject, rules, scenario)
             folders.append(subject.folder)
             tested = subject.images("test", SAMPLES)

@@ -23,7 +23,7 @@ ALLOWED = 0.01
 
 def main(
     quick: bool = False, targets: Sequence[str] = (), *, out: Path | None = None, batches: Sequence[int] = (), threads: int = 0,
-    seconds: float = 0.0, budget: Budget | None = None, max_memory: int = 0, timeout: float = _guard.TIMEOUT,
+    seconds: float = 0.0, budget: Budget | None = None, max_memory: int = 0, timeout: float = _guard.TIMEOUT, size: int = 0,
 ) -> Path:  # fmt: skip
     """Measure both ways in turns, for each model and batch (default 1 and 8); returns the CSV.
 
@@ -34,7 +34,7 @@ def main(
     budget.places = len(targets)
     folders: list[Path | None] = []
     for target in targets:
-        with _subjects.opened(target, ("fp32",), max_memory=max_memory, timeout=timeout) as subject:
+        with _subjects.opened(target, ("fp32",), max_memory=max_memory, timeout=timeout, size=size) as subject:
             folders.append(subject.folder)
             path = next(iter(subject.files.values()))
             session = _session.open_session(path, threads=used)

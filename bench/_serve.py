@@ -51,14 +51,14 @@ def setups(cores: int) -> list[Setup]:
 
 def main(
     quick: bool = False, targets: Sequence[str] = (), *, out: Path | None = None, batches: Sequence[int] = (), threads: int = 0,
-    seconds: float = 0.0, budget: Budget | None = None, max_memory: int = 0, timeout: float = _guard.TIMEOUT,
+    seconds: float = 0.0, budget: Budget | None = None, max_memory: int = 0, timeout: float = _guard.TIMEOUT, size: int = 0,
 ) -> Path:  # fmt: skip
     """Measure every setup in shuffled rounds; ``threads`` are the cores to use, ``seconds`` those of one turn, unless a ``budget`` for the command sets them. Returns the CSV."""
     cores, rows, budget = inference.checked_threads(threads), [], budget or Budget()
     budget.places = len(targets)
     folders: list[Path | None] = []
     for target in targets:
-        with _subjects.opened(target, ("fp32",), max_memory=max_memory, timeout=timeout) as subject:
+        with _subjects.opened(target, ("fp32",), max_memory=max_memory, timeout=timeout, size=size) as subject:
             folders.append(subject.folder)
             file, rounds = next(iter(subject.files.values())), QUICK_ROUNDS if quick else ROUNDS
             wanted, sizes = setups(cores), inference.fitting(subject, (1,), inference.checked_batches(batches))

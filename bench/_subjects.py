@@ -82,22 +82,25 @@ class Subject:
 @contextlib.contextmanager
 def opened(
     target: str | Path | engine.Run | None, precisions: tuple[str, ...], *, max_memory: int = 0, timeout: float = _guard.TIMEOUT,
-    given: Images | None = None,
+    given: Images | None = None, size: int = 0,
 ) -> Iterator[Subject]:  # fmt: skip
     """A run (None: the latest), a ``FILE.onnx`` or a model's name, with a file for each of ``precisions``.
 
-    ``given`` are labelled images for the accuracy of a file or a run, instead of the run's own.
+    ``given`` are labelled images for the accuracy of a file or a run, instead of the run's own; ``size`` are the pixels of the
+    input of a file that leaves them open.
 
     Existing files are tried in a child process first (:func:`zoo.export._guard.trial`, by its ``max_memory`` MB and
     ``timeout`` s), also those of a run, which may be from an unknown source. Missing ones are created temporarily.
 
     Raises:
-        UsageError: no such run or model. FileError: a file that cannot be used.
+        UsageError: no such run or model, or a size that it does not leave open. FileError: a file that cannot be used.
     """
-    tried = partial(_guard.trial, max_memory=max_memory, timeout=timeout)
+    tried = partial(_guard.trial, size=size, max_memory=max_memory, timeout=timeout)
     if isinstance(target, str | Path) and _guard.is_onnx(target):
-        yield _of_file(Path(target), tried(Path(target)), given)
+        yield _of_file(Path(target), tried(Path(target)), given, size)
         return
+    if size:
+        raise UsageError(f"--size applies to an ONNX file that leaves sizes open ({target} is none); omit it")
     if given and is_model(target):
         raise UsageError(
             f"{target} has random weights, so that its accuracy means nothing; omit --data, or name a run or a file"
@@ -179,12 +182,13 @@ def _of_zoo(written: Mapping[str, str], path: Path) -> _facts.Facts | None:
     return _facts.read(written, path) if _facts.of_zoo(written) else None
 
 
-def _of_file(path: Path, trial: _guard.Trial, given: Images | None = None) -> Subject:
+def _of_file(path: Path, trial: _guard.Trial, given: Images | None = None, size: int = 0) -> Subject:
     """A file; with its run in the same folder, PyTorch is included too."""
     _guard.check_receipt(path)
     session = _session.open_session(path)
-    feed, written = _feed.of(session, path), session.get_modelmeta().custom_metadata_map
+    feed, written = _feed.of(session, path, size=size), session.get_modelmeta().custom_metadata_map
     facts = _of_zoo(written, path)
+    _feed.check_size(feed, path, size, known=facts is not None)
     mode, shape = (facts.preprocessing.mode if facts else "none"), feed.shape
     if facts and mode == "full":
         shape = (facts.preprocessing.resize, facts.preprocessing.resize, 3)

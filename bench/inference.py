@@ -54,11 +54,13 @@ def main(
     max_memory: int = 0,
     timeout: float = _guard.TIMEOUT,
     given: Images | None = None,
+    size: int = 0,
 ) -> Path:
     """Benchmark runs (None: the latest), models by name and ONNX files; returns the CSV, with pictures next to it.
 
     ``threads`` 0: all available cores; ``seconds``: time per batch size, overridden by a ``budget`` for the command. Empty
-    ``devices``: the CPU and, if there is one, the GPU. ``given`` are images for the accuracy, instead of those of the run.
+    ``devices``: the CPU and, if there is one, the GPU. ``given`` are images for the accuracy, instead of those of the run; ``size``
+    are the pixels of the input of files that leave them open.
 
     Raises:
         UsageError: a missing device or runtime, or too short a budget. FileError: a model that does not run.
@@ -75,7 +77,9 @@ def main(
     budget.places = len(targets) * len(places)
     with _settings(checked_threads(threads), places) as used:
         for target in targets:
-            with _subjects.opened(target, _precisions(places), max_memory=max_memory, timeout=timeout, given=given) as subject:
+            with _subjects.opened(
+                target, _precisions(places), max_memory=max_memory, timeout=timeout, given=given, size=size
+            ) as subject:
                 names.append(subject.name)
                 folders.append(subject.folder)
                 sizes = fitting(subject, batches, asked)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.errors import FileError
+from zoo.errors import FileError, UsageError
 
 TYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(uint8)": "uint8",
@@ -66,6 +66,12 @@ def of(session: Any, path: Path, *, size: int = 0, classes: int = 0) -> Feed:
     shape = tuple(each if isinstance(each, int) and each > 0 else size or FREE for each in rest)
     batch = first if isinstance(first, int) and first > 0 else 0
     return Feed(entry.name, shape, TYPES[entry.type], batch, output(session, path, classes), open=shape != tuple(rest))
+
+
+def check_size(feed: Feed, path: Path, size: int, *, known: bool) -> None:
+    """UsageError for a ``size`` of a file that does not leave it open, or whose metadata states it (``known``)."""
+    if size and (known or not feed.open):
+        raise UsageError(f"--size is known from the model ({path}); omit it")
 
 
 def scores(session: Any, feed: Feed, path: Path, advice: str) -> np.ndarray:

@@ -6,6 +6,7 @@ external data is therefore checked here, and a first run happens in a child proc
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import stat
@@ -15,9 +16,12 @@ from pathlib import Path, PureWindowsPath
 from zoo import file_kinds
 from zoo.errors import FileError
 from zoo.export import _child, _wire
+from zoo.files import exists
 
 LIMIT = 2**31 - 1
 """Size limit of protobuf in bytes."""
+IR_VERSION = b"\x08"
+"""First byte of an ONNX file: the field of its version."""
 TIMEOUT = 60.0
 """Time limit of a first run in seconds."""
 BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16} | {
@@ -27,8 +31,13 @@ BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12:
 
 
 def is_onnx(path: str | Path) -> bool:
-    """Whether a target names an ONNX file, by its ending."""
-    return Path(path).suffix.lower() == ".onnx"
+    """Whether a target names an ONNX file, by its ending or, without any, by the first field of its content."""
+    path = Path(path)
+    if path.suffix or not exists(path) or not path.is_file():
+        return path.suffix.lower() == ".onnx"
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(1) == IR_VERSION
+    return False
 
 
 def check(path: Path) -> int:
@@ -94,17 +103,18 @@ class Trial:
     seconds: float
 
 
-def trial(path: Path, *, max_memory: int = 0, timeout: float = TIMEOUT) -> Trial:
+def trial(path: Path, *, size: int = 0, max_memory: int = 0, timeout: float = TIMEOUT) -> Trial:
     """:func:`check`, then open the file and run it on noise in a child process.
 
     Args:
+        size: pixels of a height and width that the file leaves open (0: 224).
         max_memory: MB that the child may use (0: 1,024 and four times the file). timeout: seconds that it may take.
 
     Raises:
         FileError: it does not run within the limits, or its outputs are not finite or not repeatable.
     """
     budget = memory(check(path), max_memory)
-    found = [*_child.lines("zoo.export._trial", {"model": str(path)}, path, max_memory=budget, timeout=timeout)]
+    found = [*_child.lines("zoo.export._trial", {"model": str(path), "size": size}, path, max_memory=budget, timeout=timeout)]
     return Trial(found[-1]["batch"], found[-1]["seconds"] / found[-1]["images"])
 
 

@@ -21,11 +21,14 @@ def answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     ``images`` images (that batch size, or 1)."""
     path = Path(request["model"])
     session = _session.open_session(path)
-    feed = _feed.of(session, path)
+    feed = _feed.of(session, path, size=request["size"])
 
     where, advice = str(path), "export it again"
     if feed.open:
-        where, advice = f"{path}, open sizes set to {' x '.join(map(str, feed.shape))}", "export it with fixed sizes"
+        where, advice = (
+            f"{path}, open sizes set to {' x '.join(map(str, feed.shape))}",
+            "set another with --size, or export it with fixed sizes",
+        )
 
     def run(batch: int) -> np.ndarray:
         with _session.boundary(where, advice):

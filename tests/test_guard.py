@@ -253,14 +253,18 @@ def test_a_loop_without_end(tmp_path: Path) -> None:
 
 
 def test_the_size_that_was_tried_is_named(tmp_path: Path) -> None:
-    """A linear layer for images of 8 x 8, whose file leaves height and width open."""
+    """A linear layer for images of 3 x 3, whose file leaves height and width open."""
     model = reads_onnx.net(shape=("n", 3, "h", "w"))
     model.graph.node[1].CopyFrom(helper.make_node("Identity", ["c"], ["p"]))
     onnx.save(model, tmp_path / "x.onnx")
     with pytest.raises(
-        FileError, match=r"does not run \(.*, open sizes set to 3 x 224 x 224, MatMul node.*\); export it with fixed"
+        FileError,
+        match=r"does not run \(.*, open sizes set to 3 x 224 x 224, MatMul node.*\); set another with --size, or export it with fixed",
     ):
         _guard.trial(tmp_path / "x.onnx")
+    assert _guard.trial(tmp_path / "x.onnx", size=3).batch == 0
+    with _subjects.opened(tmp_path / "x.onnx", ("fp32",), size=3) as subject:
+        assert subject.shape == (3, 3, 3)
 
 
 def test_mutated_files(tmp_path: Path) -> None:

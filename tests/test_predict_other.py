@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +18,7 @@ from test_bench_own import colours
 from zoo import predictor
 from zoo.bench import _subjects as benching
 from zoo.cli import cli
+from zoo.cli.bench import command as bench
 from zoo.data._pixels import square
 from zoo.errors import FileError, UsageError
 from zoo.export import _guard
@@ -210,6 +213,39 @@ def test_one_image_is_no_batch(place: Path) -> None:
         predictor.load("net.onnx", mean=MEAN, std=STD)
     with pytest.raises(FileError, match=says):
         _guard.trial(Path("net.onnx"))
+
+
+@pytest.mark.parametrize("kind", [[], ["--serve"], ["--scenario", "single"], ["--self-check"]])
+def test_a_benchmark_of_another_size(place: Path, kind: list[str]) -> None:
+    onnx.save(colours(("n", 3, "h", "w")), "net.onnx")
+    onnx.save(colours(("n", 3, 32, 32)), "fixed.onnx")
+    sizes: list[tuple[int, ...]] = []
+    plain, request = benching.opened, [*kind, "--quick", "--seconds", "5", "--out", "out.csv"]
+    with pytest.MonkeyPatch.context() as patch:
+
+        @contextlib.contextmanager
+        def seen(*given: Any, **named: Any) -> Iterator[Any]:
+            with plain(*given, **named) as subject:
+                sizes.append(subject.shape)
+                yield None  # nothing is measured
+
+        patch.setattr(benching, "opened", seen)
+        with contextlib.suppress(AttributeError):
+            bench.main(["net.onnx", "--size", "48", *request], standalone_mode=False)
+        with pytest.raises(UsageError, match=r"--size is known from the model \(fixed.onnx\)"):
+            bench.main(["fixed.onnx", "--size", "48", *request], standalone_mode=False)
+        with pytest.raises(UsageError, match=r"--size applies to an ONNX file that leaves sizes open \(cnn_small is none\)"):
+            bench.main(["cnn_small", "--size", "48", *request], standalone_mode=False)
+    assert sizes == [(3, 48, 48)]
+
+
+def test_a_file_without_an_ending_is_known_by_its_content(place: Path) -> None:
+    """As in the cache of the Hugging Face hub, whose files are named by their digest."""
+    onnx.save(colours(("n", 3, 32, 32)), "0a1b2c", format="protobuf")
+    Path("text").write_text("no model")
+    assert _guard.is_onnx("0a1b2c") and not _guard.is_onnx("text") and not _guard.is_onnx(".") and not _guard.is_onnx("none")
+    with benching.opened("0a1b2c", ("fp32",)) as subject:
+        assert subject.shape == (3, 32, 32)
 
 
 def test_the_ending_of_a_file_in_capitals(place: Path) -> None:

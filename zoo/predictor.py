@@ -90,8 +90,7 @@ def load(
     own = _facts.of_zoo(written)
     expected = len(_input.class_names(Path(labels)) if labels else _facts.names(written))
     feed = _feed.of(session, path, size=size, classes=0 if own else expected)
-    if size and not (feed.open and not own):
-        raise UsageError(f"--size is known from the model ({path}); omit it")
+    _feed.check_size(feed, path, size, known=own)
     found = _of_zoo(session, feed, path) if own else _of_other(session, feed, path, written)
     if resize and found.resize:
         raise UsageError(f"--resize is known from the model ({path}); omit it")

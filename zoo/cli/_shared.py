@@ -142,6 +142,10 @@ def described(command: Any) -> Any:
     return classes(mean(std(command)))
 
 
+input_size = click.option("--size", default=0, type=click.IntRange(0), metavar="N",
+                          help="Pixels of the input of a model file that leaves them open (default: 224).")  # fmt: skip
+
+
 def _keep_threads(_: click.Context, __: click.Parameter, value: int | None) -> None:
     if value is not None:
         os.environ["ZOO_THREADS"] = str(value)  # child processes inherit it

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zoo.cli._shared import Finite, Name, UserPath, as_json, described, limited, registered, run_names
+from zoo.cli._shared import Finite, Name, UserPath, as_json, described, input_size, limited, registered, run_names
 
 
 @click.command("bench")
@@ -45,6 +45,7 @@ from zoo.cli._shared import Finite, Name, UserPath, as_json, described, limited,
 @click.option("--data-dir", type=UserPath(), help="Folder of the data set in --data.")
 @click.option("--split", type=click.Choice(["test", "all"]), default="test", show_default=True, help="Images of --data to use.")
 @described
+@input_size
 @click.option("--skip-bad", is_flag=True, help="Skip images of --data that cannot be read.")
 @click.option("--self-check", is_flag=True, help="Measure the overhead of zoo's timing relative to a bare loop.")
 @click.option("--compare", is_flag=True, help="Compare two CSV files of earlier benchmarks.")
@@ -73,6 +74,7 @@ def command(
     classes: Path | None,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    size: int,
     skip_bad: bool,
     self_check: bool,
     compare: bool,
@@ -110,7 +112,7 @@ def command(
     request = zoo.bench.Request(
         quick=quick, batches=batches, devices=devices, threads=threads or 0, seconds=seconds or 0.0,
         allow_cpu_fallback=allow_cpu_fallback, serve=serve, self_check=self_check, scenario=scenario or "",
-        rate=qps or 0.0, latency_ms=latency_ms or 0.0, images=images, out=out, max_memory=max_memory,
+        rate=qps or 0.0, latency_ms=latency_ms or 0.0, images=images, size=size, out=out, max_memory=max_memory,
         timeout=timeout, as_json=as_json,
     )  # fmt: skip
     zoo.bench.command(what, request)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from zoo.cli._shared import RUN, UserPath, as_json, described, limited
+from zoo.cli._shared import RUN, UserPath, as_json, described, input_size, limited
 
 
 @click.command("predict")
@@ -18,8 +18,7 @@ from zoo.cli._shared import RUN, UserPath, as_json, described, limited
 @described
 @click.option("--resize", default=0, type=click.IntRange(0), metavar="N",
               help="Pixels of the shorter side before the centre crop (default: 8/7 of the input's), for a model file without metadata.")  # fmt: skip
-@click.option("--size", default=0, type=click.IntRange(0), metavar="N",
-              help="Pixels of the input of a model file that leaves them open (default: 224).")  # fmt: skip
+@input_size
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Number of classes to print per image.")
 @limited("opening a model file, and per image")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, one line per file and class.")
