@@ -152,14 +152,16 @@ def program(
             sensitive layers to float32 until the loss of accuracy on validation images is at most half of it.
         reduce_range: store int8 weights with 7 bits, for x86 CPUs without VNNI; by default only if 8 bits give wrong outputs on this CPU.
         explain: measure the error of each layer of an ONNX file, and write it to ``NAME.layers.csv`` and ``.png`` next to it.
-        seed, force: seed of the choice of calibration images for int8; replace an existing file.
+        seed: seed of the choice of calibration images for int8.
+        force: replace an existing file.
         images: for a run, the number of test images, from all classes, to compare with PyTorch; for a module, the images:
             (N, \\*input) floats in the form that the module takes, or (N, H, W, 3) uint8 with ``mean`` and ``std``; noise by default.
         full_test: measure the accuracy of fp32 on all test images of a run, not only on ``images``, as the other precisions do.
         input: shape of one input of a module, such as (3, 224, 224) (default: that of ``images``).
         targets: (N,) class indices of a module's images, to measure the accuracy.
         classes: names of a module's outputs (default: their indices).
-        mean, std: per channel, normalise a module's images, scaled to [0, 1]; without them, the file states no normalisation.
+        mean: channel means that normalise a module's images, scaled to [0, 1]; without them, the file states no normalisation.
+        std: channel standard deviations of these images.
 
     Raises:
         BusyError: the file exists and ``force`` is not set.

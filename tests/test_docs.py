@@ -57,6 +57,22 @@ def test_options_in_the_readme_exist() -> None:
     assert named - options <= {"--no-build-isolation", "--index-url"}  # of pip
 
 
+def test_described_arguments_are_parameters() -> None:
+    """``make docs`` rejects a docstring that describes two parameters in one entry, or one that does not exist."""
+    wrong, described = [], 0
+    for path in (path for folder in ("zoo", "export", "bench") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            section = re.search(r"^Args:\n((?:    .*\n?|\n)+)", ast.get_docstring(node) or "", re.M)
+            names = re.findall(r"^    (\S[^:]*):", section[1], re.M) if section else []
+            args = node.args
+            known = [each.arg for each in (*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg) if each]
+            described += len(names)
+            wrong += [(path.name, node.name, name) for name in names if name not in known]
+    assert described > 50 and wrong == []
+
+
 def test_make_targets_in_documents_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     named = set(re.findall(r"(?:^|`)make ([a-z]+)", "".join(page.read_text() for page in PAGES), re.M))
