@@ -4,7 +4,7 @@
 ``<!-- table:inference batch=64 contender images_per_s ratio -->`` and ``<!-- /table:inference -->``: the named columns of the rows of
 ``bench/results/inference.csv`` that have these values (``*`` stands for anything, ``?`` for a character, ``|`` separates alternatives). With columns such as ``mean:accuracy``
 rows that agree in the other columns are combined: their number, mean and standard deviation. ``accuracy%`` shows a
-share in per cent.
+share in per cent. The rows are ordered by a column with a minus, ``-mean:accuracy%``, the largest first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MARKED = re.compile(r"(<!-- table:([\w-]+)([^>\n]*?) -->\n).*?(<!-- /table:\2 -
 
 
 def render(path: Path, columns: Sequence[str] = (), where: dict[str, str] | None = None) -> str:
-    """Markdown of a CSV: ``columns`` (default: all but the environment) of the rows that match ``where``, and one line with machine, versions and command.
+    """Markdown of a CSV: ``columns`` (default: all but the environment) of the rows that match ``where``, and one line with machines, versions and a command.
 
     Raises:
         ValueError: no such column, or no matching row.
@@ -34,15 +34,18 @@ def render(path: Path, columns: Sequence[str] = (), where: dict[str, str] | None
     rows = [row for row in _timing.read_csv(path) if all(_fits(row.get(key, ""), value) for key, value in fits)]
     if not rows:
         raise ValueError(f"{path.name} has no rows with {where}")
-    columns = columns or [name for name in rows[0] if name not in _timing.ENVIRONMENT]
+    order = next((name for name in columns if name.startswith("-")), "")[1:]
+    columns = [name.removeprefix("-") for name in columns] or [name for name in rows[0] if name not in _timing.ENVIRONMENT]
     if missing := [name for name in columns if _bare(name) not in rows[0]]:
         raise ValueError(f"{path.name} has no column {missing[0]!r}; it has {', '.join(rows[0])}")
     for name in (name for name in columns if name.endswith("%")):
         for row in rows:
             row[name.removeprefix(MEAN)] = f"{100 * float(text):.6g}" if (text := row[_bare(name)]) else ""
-    source = _source(rows[0])
+    source = _source(rows)
     if any(name.startswith(MEAN) for name in columns):
         columns, rows = _means(columns, rows)
+    if order:
+        rows = sorted(rows, key=lambda row: float(row[order.removeprefix(MEAN)].split(" ")[0] or "-inf"), reverse=True)
     number = [all(_is_number(row[name]) for row in rows if row[name]) for name in columns]
     lines = [
         " | ".join(name.replace("_", " ").replace("%", " %") for name in columns),
@@ -91,12 +94,22 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
 
 
-def _source(row: dict[str, str]) -> str:
-    facts = {key: row.get(key, "") for key in _timing.ENVIRONMENT}
-    place = facts["cpu"] if facts["device"] == "cpu" else facts["device"]
-    parts = [place, facts["cores"] and _show.many(facts["cores"], "core")]
-    parts += [facts[name] and f"{name} {facts[name]}" for name in ("python", "torch", "onnxruntime", "zoo", "commit")]
-    return f"<sub>{', '.join(filter(None, [*parts, facts['date']]))}: `{facts['command']}`</sub>"
+def _source(rows: Sequence[dict[str, str]]) -> str:
+    """Machines, versions, commits and dates of the rows, and the command of the first."""
+
+    def of(name: str) -> list[str]:
+        return list(dict.fromkeys(row[name] for row in rows if row.get(name)))
+
+    places = list(dict.fromkeys(row["cpu"] if row.get("device") == "cpu" else row.get("device", "") for row in rows))
+    parts = [
+        " and ".join(filter(None, (", ".join(places[:-1]), *places[-1:]))),
+        " or ".join(_show.many(each, "core") for each in of("cores")),
+    ]
+    parts += [f"{name} {' and '.join(of(name))}" for name in ("python", "torch", "onnxruntime", "zoo") if of(name)]
+    commits, dates = of("commit"), sorted(of("date"))
+    parts += [f"commit {commits[0]}" if len(commits) == 1 else f"{len(commits)} commits" if commits else ""]
+    parts += [" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else []
+    return f"<sub>{', '.join(filter(None, parts))}: `{rows[0].get('command', '')}`</sub>"
 
 
 def _is_number(text: str) -> bool:

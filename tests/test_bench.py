@@ -470,6 +470,25 @@ def test_markdown(tmp_path: Path) -> None:
     assert "| ratio | runs | images per s |\n| ---: | ---: | ---: |\n| 1.23 | 2 | 617.5 ± 8.7e+02 |\n" in means
     shares = _tables.render(tmp_path / "t.csv", ["contender", "ratio%"])
     assert "| contender | ratio % |\n| --- | ---: |\n| a | 123 |\n" in shares
+    _timing.write_csv(tmp_path / "t.csv", rows[::-1])
+    assert "| b | 0.5 |\n| a | 1,234 |" in _tables.render(tmp_path / "t.csv", ["contender", "images_per_s"])
+    for column in ("-images_per_s", "-mean:images_per_s"):
+        ordered = _tables.render(tmp_path / "t.csv", ["contender", column])
+        assert ordered.index("| a |") < ordered.index("| b |")
+
+
+def test_the_source_of_a_table_names_all_machines_and_days(tmp_path: Path) -> None:
+    plain = dict.fromkeys(_timing.ENVIRONMENT, "") | {"device": "cpu", "command": "zoo train"}
+    places = [("A", "1", "c1", "2026-11-24"), ("B", "2", "c2", "2026-11-29"), ("C", "2", "c2", "2026-11-26")]
+    rows = [
+        {"seed": at, "accuracy": 0.5} | plain | {"cpu": cpu, "cores": cores, "commit": commit, "date": date}
+        for at, (cpu, cores, commit, date) in enumerate(places)
+    ]
+    _timing.write_csv(tmp_path / "t.csv", rows)
+    made = _tables.render(tmp_path / "t.csv", ["-mean:accuracy%"])
+    assert "<sub>A, B and C, 1 core or 2 cores, 2 commits, 2026-11-24 to 2026-11-29: `zoo train`</sub>" in made
+    one = _tables.render(tmp_path / "t.csv", ["accuracy"], {"seed": "1"})
+    assert "<sub>B, 2 cores, commit c2, 2026-11-29: `zoo train`</sub>" in one
 
 
 def test_tables_in_documents_are_those_of_the_results() -> None:
