@@ -117,7 +117,7 @@ def _row(folder: Path) -> dict[str, Any] | None:
     if not run_folders.is_finished(folder):
         return None
     recipe = recipes.read(folder / "recipe.toml")
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result = run_folders.result(folder, "n", "accuracy", "low", "high", "macro", "epoch", "seconds")
     env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
     finished = datetime.datetime.fromtimestamp((folder / "result.json").stat().st_mtime, datetime.UTC)
     name = _name(recipe)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from zoo.errors import FileError, ZooError
+from zoo.errors import FileError, ZooError, interruption
 
 PACKAGES = ("torch", "onnxscript", "onnx_ir")
 """Packages whose log messages are suppressed."""
@@ -35,6 +35,8 @@ def tracing() -> Iterator[None]:
     except (ZooError, MemoryError, OSError, ImportError):
         raise
     except Exception as error:
+        if (stopped := interruption(error)) is not None:
+            raise stopped from None
         raise _explained(error) from error
 
 

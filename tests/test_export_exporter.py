@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import zoo.export
 from zoo.errors import DisagreeError, FileError
-from zoo.export import _onnx, onnx_fp32
+from zoo.export import _onnx, _tracing, onnx_fp32
 from zoo.training import signals
 
 pytest.importorskip("onnxruntime")
@@ -190,3 +190,16 @@ def test_a_signal_while_pytorch_exports_is_no_failure_of_it(tmp_path: Path) -> N
     with signals.handled(), pytest.raises(signals.Interrupted, match="SIGTERM"):
         zoo.export.onnx(Signalled(), tmp_path / "model.onnx", input=(3, 8, 8))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_while_pytorch_imports_its_tracer_is_no_failure_of_the_model() -> None:
+    """The half-imported module raises an AttributeError over the signal."""
+
+    def half_imported() -> None:
+        try:
+            raise signals.Interrupted(signal.SIGINT)
+        except signals.Interrupted:
+            raise AttributeError("module 'torch._dynamo' has no attribute 'exc'")  # noqa: B904
+
+    with pytest.raises(signals.Interrupted, match="SIGINT"), _tracing.tracing():
+        half_imported()

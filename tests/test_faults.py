@@ -7,11 +7,14 @@ key, nesting, size, a file of another type). Rows on data workers do not apply: 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,9 @@ import torch
 from PIL import Image
 from tests_support import digests, small
 
-from zoo import machine, recipe, registry, tensor_files, training
+from zoo import machine, recipe, registry, report, run_folders, tensor_files, training
 from zoo.__main__ import run as zoo
-from zoo.errors import DataError, FileError
+from zoo.errors import DataError, DiskError, FileError
 from zoo.training import build, session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +105,12 @@ ROWS = [
     (7, "train demo --data cifar10 --data-dir gone", 3, "/gone"),
     (7, "train demo --data folder --data-dir empty", 3, "data folder is empty|/empty"),
     (7, "train demo --data folder --data-dir afile", 3, "data folder is a file|/afile"),
+    (8, "eval --out afile", 6, "afile/result.json|Not a directory|--out"),
+    (8, "sweep demo lr=0.1,0.2 --out afile", 6, "afile|--out"),
+    (8, "report --out page.html", 2, "--out names the page of several runs|omit --out"),
+    (46, "eval " + "a" * 300, 2, "no file can have this name|File name too long"),
+    (46, "train demo --weights " + "a" * 300, 2, "no file can have this name"),
+    (46, "bench --compare " + "a" * 300 + " a.csv", 2, "no file can have this name|aaa"),
     (8, "train demo --out afile", 6, "output is a file|/afile|--out"),
     (9, "train demo --out used", 7, "not empty|--resume|--force"),
     (9, "train demo --out full --force", 7, "not a run|something.txt|another --out"),
@@ -227,13 +236,86 @@ def test_42_to_48_bad_images_are_named_and_the_rest_go_on(
     shutil.copy(good, tmp_path / raw)
     names = ["page.png", "zero.png", "x.png", "dangling.png", "pipe.png"]
     paths = [*(str(place / name) for name in names), str(tmp_path / "cut.png"), "/dev/zero"]
+    paths.append(str(tmp_path / ("a" * 300 + ".png")))
     fine = [str(good), str(tmp_path / "cmyk.jpg"), str(tmp_path / raw)]
     assert zoo(["predict", *paths, *fine, "--run", str(small_plain), "--json"]) == 3
     out, err = capsys.readouterr()
     assert out.count('"top"') == 3
     assert all(Path(path).name in err for path in paths)
-    assert "7 of 10 images" in err.strip().splitlines()[-1]
+    assert "8 of 11 images" in err.strip().splitlines()[-1]
     assert zoo(["predict", *fine, "--run", str(small_plain)]) == 0
+
+
+def test_7_46_names_in_a_list_that_no_file_can_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A column of images as text, a NUL, and a label of thousands of digits."""
+    rows = []
+    for number in range(8):
+        Image.new("RGB", (8, 8), (number * 9, 0, 0)).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{number % 2 or '9' * 5000}")
+    for name, bad in (("long.csv", "x" * 5000), ("nul.csv", "x\0y.png")):
+        (tmp_path / name).write_text("\n".join(["image,label", *rows, f"{bad},1"]))
+        assert zoo(["data", "verify", str(tmp_path / name)]) == 3
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "1 of 9 images cannot be read" in last and len(last) < 1000
+    (tmp_path / "fine.csv").write_text("\n".join(["image,label", *rows]))
+    assert zoo(["data", "verify", str(tmp_path / "fine.csv")]) == 0
+
+
+def test_33_a_damaged_list_of_files_is_no_list(small_plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(small_plain, tmp_path / "run")
+    data = tmp_path / "data"
+    for number in range(40):
+        (data / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(data / "ab"[number % 2] / f"{number}.png")
+    out = tmp_path / "own"
+    assert zoo(["train", "cnn_small", "--data", str(data), "--epochs", "1", "--device", "cpu", "--out", str(out)]) == 0
+    (data / "a" / "0.png").unlink()
+    whole = (out / "last" / "manifest.npy").read_bytes()
+    assert zoo(["eval", str(out)]) == 3
+    assert "0 added, 1 removed, 0 changed" in capsys.readouterr().err
+    for content in (b"garbage", b"", whole[:200], b"\x80\x04N."):
+        (out / "last" / "manifest.npy").write_bytes(content)
+        for words in (["eval", str(out)], ["train", "--resume", "--out", str(out), "--epochs", "2"]):
+            assert zoo(words) == 3
+            line = capsys.readouterr().err.strip().splitlines()[-1]
+            assert "data changed since" in line and "digest" in line and "unsafe" not in line
+
+
+def test_a_result_without_a_number(small_plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(small_plain, tmp_path / "run")
+    path = tmp_path / "run" / "result.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "low"}))
+    assert zoo(["report", str(tmp_path / "run")]) == 4
+    assert f"damaged file ({path}, no number 'low')" in capsys.readouterr().err
+
+
+def test_8_a_result_that_cannot_be_written_is_printed(
+    small_plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*given: Any) -> None:
+        raise DiskError("no space left")
+
+    monkeypatch.setattr(report, "write_tables", full)
+    assert zoo(["eval", str(small_plain), "--out", str(tmp_path / "a"), "--json"]) == 6
+    assert json.loads(capsys.readouterr().out)["split"] == "test"
+
+
+def test_16_a_signal_below_another_error_is_an_interruption(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a signal arrives while torch imports its compiler: the half-imported module raises an AttributeError."""
+
+    def stopped(name: Any) -> Path:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            raise FileError("model cannot be traced (AttributeError)")
+        return Path()
+
+    monkeypatch.setattr(run_folders, "find", stopped)
+    assert zoo(["eval"]) == 143
+    assert "stopped by SIGTERM" in capsys.readouterr().err
 
 
 def test_an_internal_error_leaves_its_traceback_in_the_run(

@@ -50,7 +50,7 @@ def test_a_failing_check_keeps_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EFBIG])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EBUSY])
 def test_a_full_disk_is_reported_even_when_hidden_in_a_context(tmp_path: Path, number: int) -> None:
     def write(temporary: Path) -> None:
         try:
@@ -100,12 +100,23 @@ def test_a_file_in_place_of_a_folder_and_a_name_that_is_too_long(tmp_path: Path)
 
 def test_another_place_for_the_cache_is_not_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ZOO_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.toml").touch()
     for path, advice in (
         (tmp_path / "cache" / "data" / "a.bin", "set ZOO_CACHE to another folder"),
-        (tmp_path / "a", "another --out"),
+        (tmp_path / "a", "; choose another --out$"),
+        (tmp_path / "runs", "; choose another --out, or set ZOO_RUNS to another folder$"),
+        (tmp_path / "runs" / "a", "; choose another --out, or set ZOO_RUNS to another folder$"),
+        (tmp_path / "run", "; change its permissions$"),
+        (tmp_path / "run" / "report.html", "; change its permissions$"),
+        (tmp_path / "run" / "last" / "a.bin", "; change its permissions$"),
+        (tmp_path / "run" / "model.onnx", "; choose another --out$"),
     ):
         with pytest.raises(DiskError, match=advice), as_disk_error(path):
             raise OSError(errno.EACCES, "no")
+    with pytest.raises(DiskError, match="free some space$"), as_disk_error(tmp_path / "run" / "report.html"):
+        raise OSError(errno.ENOSPC, "no")
 
 
 def test_a_run_folder_that_takes_no_lock_is_not_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

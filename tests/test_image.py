@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from pathlib import Path
@@ -117,6 +118,22 @@ def test_damaged_files_give_an_array_or_a_data_error(tmp_path: Path, suffix: str
             refusals.append(str(error))
     assert all(str(path) in text for text in refusals)
     assert len(refusals) >= 25
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.9])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "gif", "ico", "avif", "jp2", "qoi", "bmp"])
+def test_a_file_that_ends_too_early_is_called_truncated(tmp_path: Path, suffix: str, share: float) -> None:
+    path = tmp_path / f"a.{suffix}"
+    try:
+        Image.fromarray(noise(0)).save(path, **({"compression": "tiff_lzw"} if suffix == "tif" else {}))
+    except (KeyError, OSError, ValueError):
+        pytest.skip(f"this Pillow cannot write {suffix}")
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with contextlib.suppress(DataError):
+        read_image(path)  # some decoders take a picture whose last lines are missing
+        return
+    with pytest.raises(DataError, match=r"truncated (or damaged )?image"):
+        read_image(path)
 
 
 def test_a_missing_and_a_locked_file(tmp_path: Path) -> None:

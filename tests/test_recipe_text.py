@@ -75,6 +75,7 @@ def test_words_that_yaml_1_1_takes_for_booleans_are_text(tmp_path: Path) -> None
 BOMB = "a: &a [x, x]\n" + "".join(f"b{n}: &b{n} [*a, *a]\n" for n in range(9))
 FAULTS = [
     ("twice", "r.yaml", "seed: 1\nepochs: 2\nseed: 3\n", "seed is given twice, lines 1 and 3"),
+    ("a table twice", "r.toml", "seed = 1\n[optim]\nlr = 1\n[optim]\nmomentum = 0\n", r"\[optim\] is given twice, lines 2 and 4"),
     ("twice in a table", "r.yaml", "optim:\n  lr: 1\n  lr: 2\n", "optim.lr is given twice, lines 2 and 3"),
     ("twice, json", "r.json", '{"seed": 1,\n"seed": 2}', "seed is given twice, lines 1 and 2"),
     ("python tag", "r.yaml", "model: !!python/object/apply:os.system ['touch pwned']\n", "a tag .*python.*, line 1"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from click.testing import CliRunner
 
 from zoo import recipe, report, run_folders, sweep, tables, training
 from zoo.cli import cli
-from zoo.errors import BusyError, DivergedError, UsageError, ZooError
+from zoo.errors import BusyError, DiskError, DivergedError, FileError, UsageError, ZooError
 from zoo.recipe import Recipe
 from zoo.training.signals import Interrupted
 
@@ -258,6 +260,36 @@ def test_what_cannot_be_swept(trainer: Trainer, tmp_path: Path) -> None:
         search(tmp_path / "s", "loss.beta=0,0.6", seeds=1)
     with pytest.raises(UsageError, match=r"cannot open the storage"):
         search(tmp_path / "t", "loss.beta=0,0.5", storage="nonsense://x")
+    with pytest.raises(DiskError, match=r"cannot write the study \(sqlite:.*unable to open.*\); name another --storage"):
+        search(tmp_path / "t", "loss.beta=0,0.5", storage=f"sqlite:///{tmp_path}/gone/x.db")
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_study_that_is_damaged_or_has_no_room(trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "study.db").write_text("no database " * 100)
+    with pytest.raises(
+        FileError, match=r"cannot read the study \(.*study.db, file is not a database\); restore the file, or remove"
+    ):
+        search(tmp_path / "s", "loss.beta=0,0.5")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))  # type: ignore[attr-defined]
+    with pytest.raises(DiskError, match=r"no space left \(.*need 1.0 MB, 0.0 MB free\)"):
+        search(tmp_path / "t", "loss.beta=0,0.5")
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_disk_that_fills_while_a_sweep_runs(trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from optuna import Study
+    from optuna.exceptions import StorageInternalError
+
+    def full(*given: Any, **options: Any) -> None:
+        raise StorageInternalError("An exception is raised during the commit.") from sqlite3.OperationalError(
+            "database or disk is full"
+        )
+
+    monkeypatch.setattr(Study, "optimize", full)
+    with pytest.raises(DiskError, match=r"cannot write the study \(.*study.db, database or disk is full\); free some space"):
+        search(tmp_path / "s", "loss.beta=0,0.5")
 
 
 def test_every_recipe_key_can_vary() -> None:

@@ -11,9 +11,19 @@ import time
 from pathlib import Path
 
 from zoo.console import plain
-from zoo.errors import DiskError, ZooError
+from zoo.errors import DiskError, UsageError, ZooError, interruption
 
-DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG}
+DISK_FAULTS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.EFBIG,
+    errno.EBUSY,
+    errno.ESTALE,
+}
 
 PRINTING = {"click", "rich", "json", "tables.py", "__main__.py"}
 """Files and packages that write to stdout; writing to other files is handled where it happens."""
@@ -72,6 +82,7 @@ def _outcome(argv: list[str], error: BaseException) -> tuple[str, int]:
 
     from zoo.training.signals import Interrupted
 
+    error = interruption(error) or error
     if isinstance(error, click.ClickException):
         return error.format_message().replace("\n", " "), 2
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
@@ -81,6 +92,8 @@ def _outcome(argv: list[str], error: BaseException) -> tuple[str, int]:
     if isinstance(error, Interrupted):
         go_on = f"resume with: {getattr(error, 'resume', 'zoo train --resume')}"
         return f"stopped by {error}; {go_on if error.saved else 'there is nothing to resume, start it again'}", error.code
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # pathlib's tests for existence raise it
+        return f"no file can have this name ({str(error.filename)[:60]}..., {error.strerror}); check it", UsageError.code
     if isinstance(error, OSError) and error.errno in DISK_FAULTS:
         where = f" ({error.filename}, {error.strerror})" if error.filename else f" ({error.strerror})"
         return f"cannot read or write{where}; free some space or change the permissions", DiskError.code

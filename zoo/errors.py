@@ -53,6 +53,14 @@ class DisagreeError(ZooError):
     code = 8
 
 
+def interruption(error: BaseException) -> BaseException | None:
+    """The interruption that led to an error, if any: a library that a signal stops, such as a half-imported one, may raise another error over it."""
+    below: BaseException | None = error
+    while below is not None and isinstance(below, Exception):
+        below = below.__cause__ or below.__context__
+    return below
+
+
 def did_you_mean(word: str, known: Iterable[str], n: int = 3) -> str:
     """`` (did you mean a, b?)`` with up to ``n`` similar names, or an empty string.
 

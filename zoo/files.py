@@ -18,16 +18,25 @@ from zoo.errors import DiskError, FileError
 
 TEMPORARY = ".zoo-tmp"
 """Part of the name of every temporary file, so that leftovers of a killed process can be recognised."""
+RESULTS = ("model.", "bench", "serve")
+"""Beginnings of the names of files in a run folder that can be written elsewhere."""
 LOCK = ".zoo.lock"
 """The file that :func:`alone` locks in a folder."""
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is a file or folder of that name; False also for a name that is too long for one."""
-    try:
-        return Path(path).exists()
-    except OSError:
-        return False
+    """Whether there is a file or folder of that name; False also for a name that no file can have, such as one that is too long."""
+    return os.path.exists(path)  # noqa: PTH110 - pathlib raises
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is a folder of that name, as :func:`exists`."""
+    return os.path.isdir(path)  # noqa: PTH112 - pathlib raises
+
+
+def is_link(path: str | Path) -> bool:
+    """Whether there is a symbolic link of that name, as :func:`exists`."""
+    return os.path.islink(path)  # noqa: PTH114 - pathlib raises
 
 
 def expanded(path: str | Path) -> Path:
@@ -204,9 +213,9 @@ def check_room(folder: Path, need: int) -> None:
         raise DiskError(f"no space left ({folder.absolute()}, {_space(need, free)}); free some space or choose another --out")
 
 
-# EEXIST: a file stands where a folder is to be made
+# EEXIST: a file stands where a folder is to be made; EBUSY: the file is a mount point, which no other can replace
 _PERMISSION, _NAME = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}, {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
-UNWRITABLE = _PERMISSION | _NAME | {errno.ENOTDIR, errno.EEXIST}
+UNWRITABLE = _PERMISSION | _NAME | {errno.ENOTDIR, errno.EEXIST, errno.EBUSY, errno.ESTALE}
 
 
 @contextlib.contextmanager
@@ -218,13 +227,17 @@ def as_disk_error(path: Path, need: int = 0) -> Iterator[None]:
         number = _errno(error)
         if number in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(_existing(path.absolute())).free
-            raise DiskError(f"no space left ({path}, {_space(need, free)}); free some space or {_elsewhere(path)}") from error
+            raise DiskError(
+                f"no space left ({path}, {_space(need, free)}); {' or '.join(filter(None, ('free some space', _elsewhere(path))))}"
+            ) from error
         if number == errno.EFBIG:
             raise DiskError(f"file exceeds the size limit ({path}, ulimit -f); raise the limit") from error
         # a folder in which no other can be made, such as /proc; a missing input of the writer is no fault of this path
         no_folder = isinstance(error, FileNotFoundError) and Path(error.filename or "") in (path, *path.parents)
         if number and (no_folder or number in UNWRITABLE):
-            raise DiskError(f"cannot write ({path}, {os.strerror(number)}); {_elsewhere(path)}") from error
+            raise DiskError(
+                f"cannot write ({path}, {os.strerror(number)}); {_elsewhere(path) or 'change its permissions'}"
+            ) from error
         raise
 
 
@@ -239,10 +252,15 @@ def _errno(error: BaseException | None) -> int | None:
 
 
 def _elsewhere(path: Path) -> str:
-    """How to choose another place for this file."""
+    """How to choose another place for this file; empty for a file that belongs into its run folder."""
+    place = path.absolute()
     with contextlib.suppress(DiskError):
-        if cache_folder().absolute() in path.absolute().parents:
+        if cache_folder().absolute() in place.parents:
             return "set ZOO_CACHE to another folder"
+    if any(exists(folder / "recipe.toml") for folder in (place, *place.parents[:2])) and not place.name.startswith(RESULTS):
+        return ""
+    if Path(os.environ.get("ZOO_RUNS", "runs")).absolute() in (place, *place.parents):
+        return "choose another --out, or set ZOO_RUNS to another folder"
     return "choose another --out"
 
 

@@ -255,13 +255,14 @@ def _course(path: Path, text: str, written: dict[str, Any], lines: dict[str, int
 
 
 def _twice(text: str, message: str) -> str:
-    """TOML's message for a key that is given twice, with both lines."""
-    found = re.match(r"Cannot overwrite a value \(at line (\d+)", message)
+    """TOML's message for a key or a table that is given twice, with both lines."""
+    found = re.match(r"Cannot (?:overwrite a value|declare \('.*'\,?\) twice) \(at line (\d+)", message)
     if not found:
         return message
-    lines, second = text.splitlines(), int(found[1])
-    key = lines[second - 1].partition("=")[0].strip()
-    first = next((n for n in range(second - 1, 0, -1) if lines[n - 1].partition("=")[0].strip() == key), second)
+    written = [line.partition("=")[0].strip() for line in text.splitlines()]
+    second = int(found[1])
+    key = written[second - 1]
+    first = next((n for n in range(second - 1, 0, -1) if written[n - 1] == key), second)
     return f"{key} is given twice, lines {first} and {second}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -43,8 +42,7 @@ def finished(name: str, *, any_weights: bool = False) -> list[Path]:
 
 def accuracies(name: str, *, any_weights: bool = False) -> list[float]:
     """Test accuracies of the finished runs of an experiment."""
-    paths = finished(name, any_weights=any_weights)
-    return [json.loads((path / "result.json").read_text(encoding="utf-8"))["accuracy"] for path in paths]
+    return [run_folders.result(path, "accuracy")["accuracy"] for path in finished(name, any_weights=any_weights)]
 
 
 def download(recipe: Recipe) -> str:

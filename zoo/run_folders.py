@@ -12,6 +12,7 @@ import socket
 import string
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from msgspec import structs
 
@@ -22,6 +23,8 @@ from zoo.files import as_disk_error, check_own, exists, expanded, read_facts, re
 from zoo.recipe import Recipe, of_hub, read, same, shipped
 
 LOCK, HOLDER = ".lock", ".holder"
+LABEL = 80
+"""Most characters of the names of data and model in the name of a run."""
 
 
 def root() -> Path:
@@ -136,7 +139,7 @@ def new_name(recipe: Recipe, when: datetime.date | None = None) -> str:
     """
     when = when or datetime.date.today()
     model = Path(recipe.model).name if ".py:" in recipe.model else recipe.model.removeprefix(model_files.OBJECT)
-    stem = f"{recipe.data.label}-{model}-{recipe.loss.name}-s{recipe.seed}-{when:%m%d}"
+    stem = f"{recipe.data.label[:LABEL]}-{model[:LABEL]}-{recipe.loss.name}-s{recipe.seed}-{when:%m%d}"
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).lstrip("-.")  # a leading - would be an option
     return next(stem + letter for letter in _letters() if not (root() / (stem + letter)).exists())
 
@@ -178,6 +181,15 @@ def is_finished(folder: Path) -> bool:
         return bool(result["trained"] == wanted(read(folder / "recipe.toml")))
     except (OSError, ValueError, LookupError, TypeError, UsageError):
         return False
+
+
+def result(folder: Path, *numbers: str) -> dict[str, Any]:
+    """The test result of a run, ``result.json``; empty without one, FileError if it is damaged or does not have these numbers."""
+    path = folder / "result.json"
+    found = read_facts(path)
+    if absent := [key for key in numbers if found and not isinstance(found.get(key), (int, float))]:
+        raise FileError(f"damaged file ({path}, no number {absent[0]!r}); restore it, or repeat the run")
+    return found
 
 
 @contextlib.contextmanager
@@ -326,7 +338,8 @@ def locked(folder: Path) -> Iterator[None]:
     with _taken(folder):
         if before := _holder(folder):
             print_line(f"notice   the last process of the run ended without finishing it ({before}); the lock is taken over")
-        (folder / HOLDER).write_text(f"pid {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        with as_disk_error(folder):
+            (folder / HOLDER).write_text(f"pid {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         try:
             for place in (folder, *(folder / name for name in INSIDE)):
                 remove_stale(place)

@@ -16,7 +16,7 @@ import socket
 import statistics
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from zoo import recipe as recipes
 from zoo import report, run_folders, training
 from zoo.console import print_line
-from zoo.errors import BusyError, DivergedError, UsageError
-from zoo.files import as_disk_error
+from zoo.errors import BusyError, DiskError, DivergedError, FileError, UsageError, ZooError
+from zoo.files import as_disk_error, check_room
 from zoo.recipe import Recipe, settings
 from zoo.report import Point
 from zoo.training import checks
@@ -40,6 +40,8 @@ MOST = 10_000
 """Largest grid that is accepted."""
 CARVED = 0.1
 """Share of the training images to select on if the recipe has no validation images."""
+ROOM = 1_000_000
+"""Bytes that a study needs at least."""
 PLACE = ("data.dir", "device")
 """Settings that may differ between the machines of one sweep; the folder of a user's own data may not, as nothing else names it."""
 
@@ -133,6 +135,7 @@ def search(
     Raises:
         UsageError: settings that are not a valid recipe, or a folder with another sweep.
         BusyError: other processes train all remaining settings, and none is finished. Interrupted: after a signal.
+        DiskError, FileError: the study cannot be written, or is damaged.
     """
     base = recipes.resolve(what, fixed)
     if base.select_on == "val" and not base.data.val and "data.val" not in {*fixed, *(axis.key for axis in axes)}:
@@ -141,12 +144,15 @@ def search(
         print_line(f"data     the recipe has no validation images; the sweep holds out data.val = {CARVED}")
     grid = all(axis.kind == "list" for axis in axes)
     _check(what, axes, fixed)
+    if not storage:
+        check_room(out, ROOM)
     with as_disk_error(out):
         out.mkdir(parents=True, exist_ok=True)
-    study = _study(out, storage)
-    _same(out, base, axes, seeds, study)
-    _again(study)
-    wanted = _enqueue(study, axes) if grid else trials or TRIALS
+    with _stored(out, storage):
+        study = _study(out, storage)
+        _same(out, base, axes, seeds, study)
+        _again(study)
+        wanted = _enqueue(study, axes) if grid else trials or TRIALS
     print_line(f"sweep    {out} · {wanted} settings x {seeds} seeds · selected on {measure(base)} accuracy")
 
     from optuna.samplers import TPESampler
@@ -160,9 +166,10 @@ def search(
             raise _Twice
         return _train(what, {**fixed, **changes}, changes, seeds, out, trial, command)
 
-    while _left(study, wanted):
-        study.optimize(objective, n_trials=1, catch=(_Twice,))
-        _again(study)
+    with _stored(out, storage):
+        while _left(study, wanted):
+            study.optimize(objective, n_trials=1, catch=(_Twice,))
+            _again(study)
     points, elsewhere = _points(study), _running(study)
     if elsewhere:
         print_line(
@@ -219,6 +226,35 @@ def _study(out: Path, storage: str) -> Study:
     return _opened(storage or f"sqlite:///{(out / 'study.db').absolute()}", out.name)
 
 
+@contextlib.contextmanager
+def _stored(out: Path, storage: str) -> Iterator[None]:
+    """Convert errors of the database; a folder that this sweep could not use is removed if it is empty."""
+    try:
+        yield
+    except ZooError:
+        with contextlib.suppress(OSError):
+            out.rmdir()
+        raise
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("optuna", "sqlalchemy", "sqlite3"):
+            raise
+        raise _of_database(storage or str(out / "study.db"), error) from error
+
+
+def _of_database(where: str, error: Exception) -> ZooError:
+    """The error of a database in one line: of every driver's own type, with several lines."""
+    below: BaseException = error
+    while (cause := below.__cause__ or below.__context__) is not None:
+        below = cause
+    first = (str(below) or type(below).__name__).splitlines()[0][:90]
+    if any(words in first for words in ("disk is full", "unable to open", "readonly", "disk I/O error")):
+        place = "name another --storage" if "://" in where else "free some space, or choose another --out"
+        return DiskError(f"cannot write the study ({where}, {first}); {place}")
+    if "://" in where:
+        return UsageError(f"cannot open the storage ({where}, {first}); give an SQLAlchemy URL")
+    return FileError(f"cannot read the study ({where}, {first}); restore the file, or remove it to start the sweep again")
+
+
 def _opened(url: str, name: str) -> Study:
     import optuna
 
@@ -230,8 +266,7 @@ def _opened(url: str, name: str) -> Study:
             return optuna.create_study(study_name=name, storage=kept, direction="maximize", load_if_exists=True)
         except Exception as error:  # every database driver raises its own types
             if not left:
-                first = str(error).splitlines()[0][:90]
-                raise UsageError(f"cannot open the storage ({url}, {first}); give an SQLAlchemy URL") from error
+                raise _of_database(url.removeprefix("sqlite:///") if url.endswith("study.db") else url, error) from error
             time.sleep(0.5)  # another process may be creating the same tables
     raise AssertionError
 
@@ -333,7 +368,7 @@ def _train(
                 with contextlib.suppress(Exception):
                     trial.study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
                 raise
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = run_folders.result(folder, "chosen_accuracy", "accuracy")
         scores[folder.name] = result["chosen_accuracy"]
         tested.append(result["accuracy"])
         env = json.loads((folder / "env.json").read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from zoo import csv_files, files
+from zoo import csv_files, files, run_folders
 from zoo.console import plain
 from zoo.errors import DataError
 from zoo.spec import DataSet
@@ -111,14 +111,14 @@ def evaluation(
 
 def result(folder: Path) -> None:
     """The test result of a run folder, from its files."""
-    path = folder / "result.json"
-    if not path.is_file():
+    found = run_folders.result(folder, "n", "accuracy", "low", "high", "macro", "ece")
+    if not found:
         return
     rows = [
         (r["class"], int(r["n"]), int(r["correct"]), *(float(r[k]) if r[k] else None for k in ("accuracy", "low", "high")))
         for r in csv_files.read(folder / "per_class.csv")
     ]
-    _evaluation("test", files.read_facts(path), rows, files.read_facts(folder / "env.json").get("counts", ()))
+    _evaluation("test", found, rows, files.read_facts(folder / "env.json").get("counts", ()))
 
 
 def profile(folder: Path) -> None:

@@ -11,6 +11,9 @@ import click
 
 from zoo.cli._shared import RUN, UserPath, as_json, data_dir, moved, threads
 
+ROOM = 1_000_000
+"""Bytes that the files of --out need at least."""
+
 
 @click.command("eval")
 @click.argument("run", required=False, type=RUN)
@@ -18,7 +21,7 @@ from zoo.cli._shared import RUN, UserPath, as_json, data_dir, moved, threads
               help="Images to evaluate.")  # fmt: skip
 @click.option(
     "--out",
-    type=UserPath(file_okay=False),
+    type=UserPath(),
     help="Folder for result.json and the tables as CSV (default: not written).",
 )
 @click.option("--skip-bad", is_flag=True, help="Skip images that cannot be read; the result reports their number.")
@@ -50,8 +53,11 @@ def command(
     zoo eval --calibrate
     """
     from zoo import console, run_folders, tables
-    from zoo.files import publish_text
+    from zoo.files import check_room, check_writable, publish_text
 
+    if out is not None:
+        check_writable(out / "result.json")
+        check_room(out, ROOM)
     folder = run_folders.find(run)
     console.print_line(f"run      {folder}")
     from zoo import machine, report
@@ -81,14 +87,13 @@ def command(
         chosen["views"] = views
         console.print_line(f"views    probabilities averaged over {KINDS[views]} views of each image ({views})")
     story = {"run": str(folder), "split": split, **chosen, **skipped, **result.summary(loaded.classes, counts)}
+    if as_json:
+        click.echo(json.dumps(story | _classes(loaded.classes, result)))
+    else:
+        tables.evaluation(split, loaded.classes, result, counts, chosen)
     if out is not None:
         report.write_tables(out, result, logits, targets, getattr(data, split).files, loaded.classes)
         publish_text(out / "result.json", json.dumps(story, indent=1) + "\n")
-    if as_json:
-        click.echo(json.dumps(story | _classes(loaded.classes, result)))
-        return
-    tables.evaluation(split, loaded.classes, result, counts, chosen)
-    if out is not None:
         console.print_line(f"written  {out}/result.json  per_class.csv  confusion.csv  predictions.csv")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from zoo.cli._shared import RUN, UserPath, as_json
+from zoo.errors import UsageError
 
 MOST = 20
 """Largest number of pairs of runs to print; the page lists all."""
@@ -33,6 +34,8 @@ def command(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     from zoo import tables
     from zoo.console import print_line
 
+    if out is not None and len(runs) < 2:
+        raise UsageError("--out names the page of several runs; that of one run is report.html in its folder: omit --out")
     found = [folders.find(name) for name in runs or (None,)]
     print_line("run      " + "  ".join(map(str, found)))
     if len(found) > 1:

@@ -23,7 +23,7 @@ from zoo.cli._shared import Name, UserPath, as_json, echo_line, headline, recipe
     type=click.Choice(["val", "test"]),
     help="Split that selects the setting (default: val); the result is marked if it is test.",
 )
-@click.option("--out", type=UserPath(file_okay=False), help="Folder of the sweep (default: in runs/sweeps).")
+@click.option("--out", type=UserPath(), help="Folder of the sweep (default: in runs/sweeps).")
 @as_json
 def command(
     what: str,

@@ -141,7 +141,7 @@ def state_of(file: os.DirEntry[str] | Path) -> State:
     """The state of an image file; its size is -1 if it is not a regular file, which decoding then reports."""
     try:
         state = file.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a NUL
         return -1, 0, 0, 0
     if not stat.S_ISREG(state.st_mode):
         return -1, 0, 0, 0

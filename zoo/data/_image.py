@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from zoo.console import print_line
 from zoo.errors import DataError
+from zoo.files import is_link
 
 MAX_PIXELS = 64_000_000
 MAX_JPEG_PIXELS = 1_000_000_000
@@ -26,6 +27,10 @@ CANDIDATES = (
     "PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "PCX", "QOI", "SGI",
 )  # fmt: skip
 """Pillow's readers of plain images. Those that run programs (EPS), read other files or have no signature (TGA) are excluded."""
+LONGEST = 500
+"""Most characters of a path in a message; a column of a list that holds images as text would print thousands."""
+UNFINISHED = ("decoder object", "broken data stream", "not enough image data")
+"""Errors of the decoders of WebP, JPEG 2000 and QOI for a file that ends too early."""
 _DARK: set[int] = set()
 """Numbers of bits of dark 16-bit images that a warning has named."""
 _TURNS = {
@@ -81,12 +86,13 @@ def _accepts(check: object, prefix: bytes) -> bool:
 
 
 def shown(path: str | Path) -> str:
-    """A path for a message or a table; escaped if it has line breaks, control or undecodable characters."""
+    """A path for a message or a table; escaped if it has line breaks, control or undecodable characters, shortened above 500."""
     text = str(path)
     if not text.isprintable():
         with contextlib.suppress(UnicodeError):  # UTF-8 names in another locale
             text = os.fsencode(text).decode("utf-8", "surrogateescape")
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    text = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    return text if len(text) <= LONGEST else f"{text[:200]}...{text[-50:]}"
 
 
 def read_image(source: str | Path | Image.Image, need: int = 0, name: str = "") -> np.ndarray:
@@ -117,7 +123,7 @@ def decode(path: str | Path, need: int = 0) -> np.ndarray:
     try:
         state = Path(path).stat()
     except (OSError, ValueError) as error:
-        why = "dangling link" if Path(path).is_symlink() else getattr(error, "strerror", None) or str(error)
+        why = "dangling link" if is_link(path) else getattr(error, "strerror", None) or str(error)
         raise DataError(f"cannot read image ({shown(path)}, {why})") from error
     if not stat.S_ISREG(state.st_mode):
         raise DataError(f"not a regular file ({shown(path)}, {_kind(state.st_mode)})")
@@ -205,10 +211,15 @@ def _reason(path: str | Path, size: int, error: Exception) -> str:
         return f"empty file ({shown(path)}, 0 bytes)"
     if isinstance(error, UnidentifiedImageError):
         with Path(path).open("rb") as file:
-            page = file.read(512).lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<svg"))
+            first = file.read(512)
+        if begins_as_image(first[:16]):
+            return f"truncated or damaged image ({shown(path)}, {size:,} bytes)"
+        page = first.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<svg"))
         return f"not an image ({shown(path)}, {'a web page' if page else f'{size:,} bytes of another format'})"
     if "truncated" in str(error).lower():
         return f"truncated image ({shown(path)}, {size:,} bytes)"
+    if any(words in str(error).lower() for words in UNFINISHED):
+        return f"truncated or damaged image ({shown(path)}, {size:,} bytes)"
     return f"damaged image ({shown(path)}, {shown(str(error) or type(error).__name__)[:60]})"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from zoo.data._image import begins_as_image, is_image, shown, suffixes
 from zoo.errors import DataError, UsageError
-from zoo.files import as_utf8
+from zoo.files import as_utf8, exists, is_folder, is_link
 
 MAX_BYTES = 1 << 30
 """Of standard input."""
@@ -48,9 +48,9 @@ def _of(word: str, folder: Path) -> list[tuple[str, Path]]:
     if "://" in word:
         raise UsageError(f"cannot fetch {shown(word)}; download it, e.g. with curl -O, and name the file")
     path = Path(word)
-    if path.is_dir():
+    if is_folder(path):
         return _named(_below(path), f"no images in the folder ({shown(path.absolute())})")
-    if not path.exists() and not path.is_symlink() and glob.has_magic(word):
+    if not exists(path) and not is_link(path) and glob.has_magic(word):
         found = sorted(Path(name) for name in glob.glob(word, recursive=True))  # noqa: PTH207  (takes absolute patterns)
         return _named([name for name in found if not name.is_dir()], f"no file matches {shown(word)!r}")
     return [(word, path)]

@@ -305,10 +305,20 @@ class Changes(NamedTuple):
 
 
 def data_changes(folder: Path, data: DataSet) -> Changes:
-    """The changes since the run's manifest was written."""
+    """The changes since the run's manifest was written; unknown if it is missing or damaged."""
     path = folder / "last" / "manifest.npy"
-    if not path.is_file() or data.manifest is None:
+    stored = _manifest(path) if path.is_file() else None
+    if stored is None or data.manifest is None:
         return Changes(None, None, None, data.digest)
-    before, now = (dict(each.tolist()) for each in (np.load(path), data.manifest))
+    before, now = (dict(each.tolist()) for each in (stored, data.manifest))
     changed = sum(now[name] != content for name, content in before.items() if name in now)
     return Changes(len(now.keys() - before.keys()), len(before.keys() - now.keys()), changed, data.digest)
+
+
+def _manifest(path: Path) -> np.ndarray | None:
+    """Digests of the names and contents of a data set's files (n, 2), or None if the file is damaged."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if isinstance(found, np.ndarray) and found.ndim == 2 and found.shape[1] == 2 else None
