@@ -27,11 +27,12 @@ CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tensorrt
 HEAVY = ("Conv", "Gemm", "MatMul")
 """In the names of operators that no small shape computation needs (NhwcFusedConv too): one of them on the CPU is a fallback."""
 FELL = " (on the cpu)"
-_KINDS = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(float16)": np.float16}
 
 
-def contenders(files: Mapping[str, Path], device: torch.device, threads: int, *, allow_cpu: bool) -> list[Contender]:
-    """The CUDA provider (fp32, fp16), and TensorRT if it starts.
+def contenders(
+    files: Mapping[str, Path], device: torch.device, threads: int, *, example: np.ndarray, allow_cpu: bool
+) -> list[Contender]:
+    """The CUDA provider (fp32, fp16), and TensorRT if it starts; ``example`` is a batch that the files accept.
 
     Raises:
         UsageError: the CUDA provider does not run the model, and ``allow_cpu`` is not set.
@@ -43,7 +44,7 @@ def contenders(files: Mapping[str, Path], device: torch.device, threads: int, *,
                 continue
             full = name if precision == "fp32" else f"{name} {precision}"
             try:
-                proof = prove(path, provider, device, threads)
+                proof = prove(path, provider, device, threads, example)
             except UsageError:
                 if provider == TENSORRT:
                     continue
@@ -138,17 +139,15 @@ def _why(provider: str, error: object) -> str:
     return f"onnxruntime cannot start {provider} ({first}; available: {CPU}); use --devices cpu, or --allow-cpu-fallback"
 
 
-def prove(path: Path, provider: str, device: torch.device, threads: int) -> str:
-    """Profile one batch of one image and return the placement of nodes, e.g. ``cuda 40 nodes, cpu 2 (Shape, Gather)``.
+def prove(path: Path, provider: str, device: torch.device, threads: int, example: np.ndarray) -> str:
+    """Profile one batch, ``example``, and return the placement of nodes, e.g. ``cuda 40 nodes, cpu 2 (Shape, Gather)``.
 
     Raises:
         UsageError: the provider is missing, or a Conv, Gemm or MatMul ran on the CPU.
     """
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(path, provider, device, threads, Path(folder) / "profile")
-        entry = session.get_inputs()[0]
-        shape = [axis if isinstance(axis, int) else 1 if place == 0 else 64 for place, axis in enumerate(entry.shape)]
-        session.run(None, {entry.name: np.zeros(shape, _KINDS[entry.type])})
+        session.run(None, {session.get_inputs()[0].name: example})
         counts = placed(Path(session.end_profiling()))
     return judged(counts, provider)
 

@@ -23,15 +23,24 @@ SPLIT_FROM = 16
 
 
 def of_onnxruntime(
-    files: Mapping[str, Path], device: torch.device, threads: int, *, tune: bool = False, allow_cpu: bool = False
+    files: Mapping[str, Path],
+    device: torch.device,
+    threads: int,
+    *,
+    tune: bool = False,
+    allow_cpu: bool = False,
+    example: np.ndarray | None = None,
 ) -> list[Contender]:
     """onnxruntime on the CPU (fp32, int8) or the GPU (fp32, fp16; there with TensorRT too, if available).
 
+    ``example``, a batch that the files accept, is needed for a GPU.
+
     Raises:
-        UsageError: onnxruntime is missing or cannot run on ``where`` (it would fall back to the CPU silently).
+        UsageError: onnxruntime is missing or cannot run on ``device`` (it would fall back to the CPU silently).
     """
     if device.type != "cpu":
-        return _gpu.contenders(files, device, threads, allow_cpu=allow_cpu)
+        assert example is not None
+        return _gpu.contenders(files, device, threads, example=example, allow_cpu=allow_cpu)
     return [
         loaded(
             _name("onnxruntime cpu", precision), precision, partial(Tuned, path, threads, tune=tune),

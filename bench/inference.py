@@ -221,7 +221,10 @@ class _Bench:
                 found = [replace(each, name=each.name + _gpu.FELL) for each in found]
         try:
             device = torch.device("cuda") if self.place.fell else self.device
-            found += _runtimes.of_onnxruntime(subject.files, device, self.threads, tune=not self.quick, allow_cpu=allow_cpu)
+            example = subject.noise(subject.fixed or 1).numpy()
+            found += _runtimes.of_onnxruntime(
+                subject.files, device, self.threads, tune=not self.quick, allow_cpu=allow_cpu, example=example
+            )
         except UsageError as error:
             if must or not found:
                 raise

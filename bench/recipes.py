@@ -114,7 +114,7 @@ def digest(recipe: recipes.Recipe) -> str:
 
 
 def _row(folder: Path) -> dict[str, Any] | None:
-    if not run_folders.is_finished(folder):
+    if not run_folders.is_finished(folder) or run_folders.objects(folder):
         return None
     recipe = recipes.read(folder / "recipe.toml")
     result = run_folders.result(folder, "n", "accuracy", "low", "high", "macro", "epoch", "seconds")

@@ -139,6 +139,7 @@ def program(
     classes: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    calibration: Any = None,
     **written: Any,
 ) -> Receipt:
     """Write a model in the format ``fmt``: "onnx", "pt2" (torch.export), "openvino" or the format of an installed export target.
@@ -162,20 +163,30 @@ def program(
         classes: names of a module's outputs (default: their indices).
         mean: channel means that normalise a module's images, scaled to [0, 1]; without them, the file states no normalisation.
         std: channel standard deviations of these images.
+        calibration: images to calibrate and select the int8 file of a module by, in the form of ``images`` (default: ``images``, which
+            makes the accuracy on them optimistic).
 
     Raises:
         BusyError: the file exists and ``force`` is not set.
         UsageError: an unknown format, precision or preprocess, a module that does not accept ``input``, or a missing package.
         FileError: a weight is not finite, or the model cannot be traced. DataError: int8 without images. DiskError: the file cannot
             be written. DisagreeError: the file and PyTorch differ, the accuracy drops too far, or frozen weights have changed.
-            In each case, nothing is published and an existing file is unchanged.
+            In each case, nothing is published and an existing file is unchanged; but a disk that fills between OpenVINO's two files
+            leaves neither.
     """
     from zoo import registry
     from zoo.export import _pipeline
 
     target = registry.find_target(fmt, precision)
     _check(input, written, exact=explain and precision == "fp32")
-    given = {"input": input or None, "targets": targets, "classes": classes, "mean": mean, "std": std}
+    given = {
+        "input": input or None,
+        "targets": targets,
+        "classes": classes,
+        "mean": mean,
+        "std": std,
+        "calibration": calibration,
+    }
     out = _out(model, path, target.TARGET.suffix)
     _pipeline.check_free(out, target.TARGET, force=force)
     written |= {"full_test": full_test, "seed": seed, "max_drop": max_drop, "reduce_range": reduce_range, "explain": explain}

@@ -66,9 +66,14 @@ def choose(job: _job.Job) -> Chosen:
         answer(np.asarray(val.images[:1]))
         exact = _cases.outputs(answer, val)
     val = Split(val.images, np.where(val.targets < 0, exact.argmax(1), val.targets), [])
-    held = "training" if subject.val is subject.train else "validation"
+    kind = {"train": "training"}.get(subject.split, subject.split)
+    held = kind if subject.val is subject.train else "validation"
     tried_on = f"{len(val):,} {held} images"
-    print_line(f"int8     calibrating by {', '.join(_quantise.METHODS)} on {', '.join(map(str, counts))} training images")
+    print_line(f"int8     calibrating by {', '.join(_quantise.METHODS)} on {', '.join(map(str, counts))} {kind} images")
+    if subject.split == "given" and subject.test is not None:
+        print_line(
+            "warning  int8 is calibrated on the images that it is tested on: its accuracy is optimistic (in Python: calibration=)"
+        )
     tried: list[dict[str, Any]] = []
     narrow: bool | None = None
     means = _bias.input_means(job.exact, given)
@@ -87,7 +92,7 @@ def choose(job: _job.Job) -> Chosen:
                 best = ((right, -apart), ranges, made, difference(got, exact, exported), tried[-1])
     assert best is not None
     facts = {
-        "method": best[4]["method"], "images": best[4]["images"], "seed": job.seed, "split": "train", "activations": "uint8",
+        "method": best[4]["method"], "images": best[4]["images"], "seed": job.seed, "split": subject.split, "activations": "uint8",
         "weights": f"{7 if narrow else 8} bits per channel", "chosen_on": tried_on, "tried": tried,
     }  # fmt: skip
     reference = float((exact.argmax(1) == val.targets).mean())

@@ -18,6 +18,9 @@ from zoo.spec import DataSet, ModelSpec
 from zoo.training.model_specs import model_spec
 from zoo.weights._names import in_head, renamed
 
+CALIBRATION = 2000
+"""Most training images to calibrate and select an int8 file by."""
+
 
 def model(
     name: str,
@@ -30,11 +33,13 @@ def model(
     std: tuple[float, ...] = (),
     images: int = 1000,
     skip_bad: bool = False,
+    calibrated: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A model with its weights, and the arguments of :func:`zoo.export.program` that describe it.
 
     ``name`` is a model of the registry, ``timm/NAME`` or ``FILE.py:NAME``; ``data`` names a data set, whose test images are compared
-    and whose classes name the outputs; ``labels`` is a text file with a class per line instead.
+    and whose classes name the outputs; ``labels`` is a text file with a class per line instead. If the file will be ``calibrated``,
+    training images of the data are added.
 
     Raises:
         UsageError: no such model or data set, or another number of channels than ``mean`` and ``std`` have.
@@ -52,6 +57,8 @@ def model(
         chosen = _cases.places(found.test, images)
         numbers = _outputs_of(found, classes, labels)
         given |= {"images": np.asarray(found.test.images[chosen]), "targets": numbers[found.test.targets[chosen]]}
+        if calibrated and len(found.train):
+            given["calibration"] = np.asarray(found.train.images[_cases.places(found.train, CALIBRATION)])
     return made, given
 
 

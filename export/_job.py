@@ -70,6 +70,8 @@ class Subject:
     """Images to select by: validation images, or training images if there are none."""
     test: Split | None = None
     """Images to measure accuracy on."""
+    split: str = "train"
+    """Which images ``train`` are: ``train``, ``calibration`` (given besides those to compare on), or ``given`` (the latter)."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Metadata specific to this kind of subject."""
     folder: Path = Path()
@@ -211,13 +213,14 @@ def _shape(shape: Any) -> tuple[int, ...]:
 @machine.torch_defaults()
 def of_module(
     model: nn.Module, *, shape: Sequence[int], images: Any = None, targets: Any = None, classes: Sequence[str] | None = None,
-    mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+    mean: Sequence[float] | None = None, std: Sequence[float] | None = None, calibration: Any = None,
 ) -> Subject:  # fmt: skip
     """Any module that maps float32 (N, \\*shape) to (N, classes).
 
     Args:
         images: (N, \\*shape) floats as the module takes them, or (N, H, W, 3) uint8 with ``mean`` and ``std``; noise if None.
         targets: (N,) class numbers of the images, to measure accuracy.
+        calibration: images of the same form, to calibrate and select int8 by (default: ``images``).
 
     Raises:
         UsageError: the module, or an argument, does not fit ``shape``.
@@ -228,7 +231,14 @@ def of_module(
     if targets is not None and images is None:
         raise UsageError("targets without images have no effect; give images= too")
     pixels, source = _pixels(images, shape, stored=mean is not None and std is not None)
-    part = _labelled(pixels, targets, outputs) if images is not None else None
+    part = learned = _labelled(pixels, targets, outputs) if images is not None else None
+    if calibration is not None:
+        held, _ = _pixels(calibration, shape, stored=True)
+        if images is None or held.dtype != pixels.dtype or held.shape[1:] != pixels.shape[1:]:
+            raise UsageError(
+                f"calibration does not fit the images ({held.dtype} {held.shape}, images {pixels.dtype} {pixels.shape}); give both in one form"
+            )
+        learned = _labelled(held, None, outputs)
     if (mean is None) != (std is None) or (pixels.dtype == np.uint8 and mean is None):
         raise UsageError("uint8 images need mean and std; give both, e.g. mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)")
     known = mean is not None
@@ -244,8 +254,8 @@ def of_module(
     stored = pixels.shape[1] if pixels.dtype == np.uint8 else shape[-1]
     return Subject(
         model, type(model).__name__, names, shape, mean, std, stored, pixels, source,
-        at=np.arange(len(pixels)) if targets is not None else None, train=part, val=part,
-        test=part if targets is not None else None, module=True, probabilities=probabilities, normalised=known,
+        at=np.arange(len(pixels)) if targets is not None else None, train=learned, val=learned,
+        split="given" if calibration is None else "calibration", test=part if targets is not None else None, module=True, probabilities=probabilities, normalised=known,
     )  # fmt: skip
 
 

@@ -131,8 +131,14 @@ def net() -> nn.Module:
     return model.eval()
 
 
+def test_the_model_of_the_caller_stays_as_it_is() -> None:
+    model = net()
+    local_affine.local_affine(model, torch.randn(2, 8, 8))
+    assert model(torch.randn(1, 2, 8, 8)).dtype == torch.float32
+
+
 def test_the_first_kink_is_where_the_function_bends() -> None:
-    model, x = net(), torch.randn(2, 8, 8)
+    model, x = net().double(), torch.randn(2, 8, 8)
 
     def bend(found: local_affine.Affine, t: float) -> float:
         point = found.x + t * found.direction
@@ -186,6 +192,7 @@ def test_dead_units_are_counted_over_all_batches() -> None:
     assert first.dead.tolist() == [False, True, False, True], "the third is on for the second batch alone"
     assert second.dead.tolist() == [True, False, True]
     assert (first.units, first.channels) == (4, 2)
+    assert net.training, "the caller's model stays as it is"
     with pytest.raises(ValueError, match="no ReLU"):
         dead_relu.census(nn.Linear(2, 2), batches)
 

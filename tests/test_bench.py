@@ -260,7 +260,7 @@ def test_onnxruntime_does_not_fall_back_to_the_cpu(tmp_path: Path) -> None:
         _subjects.opened("cnn_small", ("fp32",)) as subject,
         pytest.raises(UsageError, match="CPUExecutionProvider"),
     ):
-        _runtimes.of_onnxruntime(subject.files, torch.device("cuda"), 1)
+        _runtimes.of_onnxruntime(subject.files, torch.device("cuda"), 1, example=subject.noise(1).numpy())
 
 
 @pytest.mark.parametrize("batches", [[0], [-1, 8]])

@@ -191,6 +191,13 @@ def test_speed_and_place_make_no_method(seeds: list[Path]) -> None:
     ]
 
 
+def test_a_loss_from_python_is_a_method_of_its_own(seeds: list[Path]) -> None:
+    runs = [_read.read(path) for path in seeds]
+    own = dataclasses.replace(runs[1], env={**runs[1].env, "loss_given": "MyLoss"})
+    assert _methods.numbers([runs[0], own])[1] == 1 and _methods.numbers(runs[:2]) == [0, 0]
+    assert "MyLoss (1 seed)" in _methods.names([runs[0], own])
+
+
 def test_other_test_images_are_not_paired(three: list[Path], tmp_path: Path) -> None:
     other = fake_run(tmp_path / "other", n=50, data="cifar100", val=0)
     page = report.compare([three[0], other], tmp_path / "c.html").page.read_text()

@@ -119,3 +119,9 @@ def test_the_range_of_floats_is_one_for_all_arrays_of_a_file(tmp_path: Path) -> 
     assert "floats of 0 to 1.01: 1 is white, values above it are cut off" in data.notes
     assert np.array_equal(data.test.images[:19], data.train.images[:19])
     assert data.test.images[19].max() == 255
+
+
+def test_numbers_of_equal_value_keep_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_list, "set", list, raising=False)  # the order of a set changes with each start of Python
+    for names in (["01", "1", "2"], ["1", "2", "01"], ["2", "01", "1"]):
+        assert image_list._in_order(names) == ["01", "1", "2"]

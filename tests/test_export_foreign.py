@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+import zoo
 from zoo.cli import cli
 from zoo.errors import BusyError, DataError, FileError, UsageError
 from zoo.export import _foreign, _web
@@ -67,6 +68,36 @@ def test_weights_and_photos_make_a_file_that_answers_like_the_network(place: Pat
     np.testing.assert_allclose(logits, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
     again = CliRunner().invoke(cli, ["export", "my_net.py:Net", "--weights", "net.pth", *SCALE])
     assert isinstance(again.exception, BusyError) and "--force" in str(again.exception)
+
+
+def test_an_int8_file_is_calibrated_on_training_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "export",
+        "my_net.py:Net",
+        "--weights",
+        "net.pth",
+        "--data",
+        "photos",
+        *SCALE,
+        "--precision",
+        "int8",
+        "--max-drop",
+        "100",
+    ]
+    ran = CliRunner().invoke(cli, [*words, "--json"])
+    assert ran.exit_code == 0, ran.output
+    found = json.loads(ran.stdout)["calibration"]
+    assert found["split"] == "calibration" and "calibration images" in found["chosen_on"]
+    assert "optimistic" not in ran.stderr
+    module, given = _foreign.model("my_net.py", "net.pth", data="photos", mean=(0.5,) * 3, std=(0.2,) * 3, calibrated=True)
+    learned, tested = ({each.tobytes() for each in given[key]} for key in ("calibration", "images"))
+    assert learned and tested and not learned & tested
+    del given["calibration"]
+    receipt = zoo.export.onnx(module, "own.onnx", precision="int8", preprocess="normalize", max_drop=100, **given)
+    assert receipt.calibration["split"] == "given"
+    assert "int8 is calibrated on the images that it is tested on: its accuracy is optimistic" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"calibration does not fit the images \(uint8 \(4, 50, 50, 3\), images uint8 \("):
+        zoo.export.onnx(module, "no.onnx", precision="int8", calibration=np.zeros((4, 50, 50, 3), np.uint8), **given)
 
 
 def test_without_images_names_come_from_a_file_and_noise_is_compared(place: Path) -> None:

@@ -229,6 +229,10 @@ def test_a_folder_with_the_layout_of_the_hub(written: Path, patched: None, tmp_p
     assert found.path.parent == tmp_path / "zoo" / "hub"
     assert found.temperature != 1
     assert run.load(written / "small").path == found.path
+    again = tmp_path / "again"
+    shutil.copytree(written / "small", again)
+    (again / "calibration.json").unlink()
+    assert run.load(again).temperature == 1, "its calibration is its own"
     with pytest.raises(FileError, match=r"not a run folder \(.*partial, no recipe\.toml"):
         run.load(written / "partial")
     with pytest.raises(FileError, match=r"foreign was not written by zoo \(config\.json, library_name \"timm\"\)"):

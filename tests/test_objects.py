@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -366,6 +367,54 @@ def test_a_run_is_resumed_with_its_own_objects_only(tmp_path: Path, capsys: pyte
         UsageError, match=r"the loss of the run was not given in Python \(.*, now hundredfold\); resume without loss="
     ):
         zoo.train("cnn_small", **{**again, "out": plain.path}, loss=hundredfold)
+
+
+def test_a_loss_from_python_is_not_judged_by_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = resolve("cnn_small", "loss=sigmoid_focal", "mixup=0.2", "deterministic=true")
+    held = iter("a generator cannot be copied")
+
+    class Shares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = held
+
+        def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+            assert target.shape == logits.shape
+            return -(target * logits.log_softmax(1)).sum(1).mean()
+
+    assert zoo.train(recipe, loss=Shares(), out=tmp_path / "a").metrics
+    zoo.train(recipe, loss=lambda logits, target: Shares()(logits, target), out=tmp_path / "b")
+    capsys.readouterr()
+    ldam = resolve("cnn_small", "loss=ldam")
+    zoo.train(ldam, loss=nn.CrossEntropyLoss(), out=tmp_path / "c")
+    assert "margins in cosines" not in capsys.readouterr().err
+    zoo.train(ldam, out=tmp_path / "d")
+    assert "margins in cosines" in capsys.readouterr().err
+
+
+def test_a_run_of_another_machine_is_evaluated_on_this_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = zoo.train("cnn_small", data=given(), out=tmp_path / "run", **SMALL)
+    for device, precision in (("cuda:7", "fp16"), ("mps", "fp32"), ("cuda", "fp16")):
+        there = msgspec.structs.replace(run.recipe, device=device, precision=precision)
+        assert engine.evaluate(dataclasses.replace(run, recipe=there))[0].n == 9
+        assert ("eval     fp16 is not available on cpu" in capsys.readouterr().err) == (precision == "fp16")
+
+
+def test_every_label_has_a_name() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    with pytest.raises(DataError, match=r"labels up to 2 for 2 classes \(arrays\); name every class"):
+        zoo.data_set((images, np.arange(12) % 3), (images[:4], np.arange(4) % 2), classes=["a", "b"])
+
+
+def test_images_that_are_almost_black_are_named_in_prediction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = zoo.train("cnn_small", data=given(), out=tmp_path / "run", **SMALL)
+    run.predict([np.ones((32, 32, 3), np.uint8)])
+    assert "warning  images[0] has integers up to 1, almost black" in capsys.readouterr().err
+
+
+def test_the_report_names_the_accuracy_that_selected_the_epoch(tmp_path: Path) -> None:
+    run = zoo.train("cnn_small", data=given(), out=tmp_path / "run", select_by="macro", **SMALL)
+    assert "the best on validation (macro " in (run.path / "README.md").read_text()
 
 
 def test_a_run_keeps_its_place_if_the_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,18 @@ def test_a_run_under_any_name_counts_and_another_recipe_does_not(trained: list[t
     assert [path.name for path in reproduce.finished("s0_4")] == ["mine"]
 
 
+@pytest.mark.parametrize("name", ["data", "loss", "model"])
+def test_a_run_with_an_object_from_python_is_no_run_of_the_recipe(trained: list[tuple[str, int, bool]], name: str) -> None:
+    """Its recipe does not name the object, and equals that of the experiment."""
+    leave(run_folders.root() / "own", recipes.resolve("s0_4", {}), accuracy=0.9)
+    path = run_folders.root() / "own" / "env.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {f"{name}_given": "Mine"}))
+    assert reproduce.accuracies("s0_4") == [] and bench.rows_of([path.parent]) == []
+    path.write_text("damaged")
+    repeat()
+    assert reproduce.accuracies("s0_4") == [0.4]
+
+
 def test_an_interrupted_run_goes_on_where_it_was_begun(trained: list[tuple[str, int, bool]]) -> None:
     leave(run_folders.root() / "begun", recipes.resolve("s0_4", {}), finished=False)
     repeat()

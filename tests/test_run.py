@@ -258,6 +258,53 @@ def test_accumulated_batches_make_the_step_of_a_large_batch(name: str | None) ->
     assert small.loss == pytest.approx(large.loss, rel=1e-5)
 
 
+def test_accumulated_batches_that_learn_from_teachers_too() -> None:
+    """The teachers' distance is a mean over rows, whatever the weights of the classes are."""
+
+    class Teachers:
+        weight, temperature = 1.0, 1.0
+
+        def targets(self, inputs: torch.Tensor) -> torch.Tensor:
+            return torch.eye(10).double()[torch.arange(len(inputs)) % 10]
+
+        def blend(self, value: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return -(targets * logits.log_softmax(1)).sum(1).mean()
+
+    loss = losses.create_loss("cross_entropy", weight=[1.0, 9.0] + [1.0] * 8)
+    data = registry.find("data", "synthetic").build(None, size=32, val=0.1, seed=0)
+
+    def trained(batch_size: int, accumulate: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10)).double()
+        made = Batches(
+            data.train, np.arange(100), batch_size, torch.device("cpu"), data.mean, data.std, 32, torch.float64,
+            accumulate=accumulate,
+        )  # fmt: skip
+        sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        step = loop.Step(sgd, lambda at: 0.1, torch.device("cpu"), distil=Teachers())  # type: ignore[arg-type]
+        loop.train_epoch(net, loss, made, step, epoch=0)
+        return net[1].weight.detach()
+
+    torch.testing.assert_close(trained(20, 5), trained(100, 1), rtol=1e-5, atol=1e-7)
+
+
+def test_parameters_of_a_loss_are_clipped_and_scaled_with_the_others() -> None:
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(1000.0, dtype=torch.float64))
+
+        def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(logits, target) * self.scale**2
+
+    loss, data = Scaled(), registry.find("data", "synthetic").build(None, size=32, val=0.1, seed=0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10)).double()
+    made = Batches(data.train, np.arange(50), 50, torch.device("cpu"), data.mean, data.std, 32, torch.float64)
+    sgd = torch.optim.SGD([*net.parameters(), *loss.parameters()], lr=1.0)
+    loop.train_epoch(net, loss, made, loop.Step(sgd, lambda at: 1.0, torch.device("cpu"), clip=1.0), epoch=0)
+    assert 1000 - 1.0001 < float(loss.scale.detach()) < 1000
+
+
 def test_batches_do_not_depend_on_how_they_are_cut() -> None:
     data = registry.find("data", "synthetic").build(None, size=32, val=0.1, seed=0)
     index = np.arange(500)

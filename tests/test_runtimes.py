@@ -13,6 +13,23 @@ from conftest import ROOT
 
 from zoo import runtimes
 
+FEATURES = """
+import importlib, os, torch
+from zoo.training import feature_runtimes
+plain = importlib.import_module
+
+
+def seen(name, *more):
+    assert name != "onnxruntime" or "ORT_DISABLE_TELEMETRY" in os.environ, "it reads the variable when it is imported"
+    return plain(name, *more)
+
+
+importlib.import_module = seen
+feature_runtimes._graph = lambda *given: b""
+feature_runtimes._onnxruntime = lambda graph: None
+feature_runtimes.runner("onnxruntime", torch.nn.Identity(), "", torch.zeros(2, 3, 4, 4))
+print(os.environ["ORT_DISABLE_TELEMETRY"])
+"""
 CODE = "from zoo import runtimes; runtimes.onnxruntime(); import os; print(os.environ[runtimes.TELEMETRY])"
 
 
@@ -36,11 +53,12 @@ def test_one_file_imports_onnxruntime() -> None:
     assert len(importers("torch")) > 20, "the walk finds imports"
 
 
+@pytest.mark.parametrize("code", [CODE, FEATURES])
 @pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({runtimes.TELEMETRY: "0"}, "0")])
-def test_telemetry_is_off_unless_the_user_set_it(tmp_path: Path, given: dict[str, str], expected: str) -> None:
+def test_telemetry_is_off_unless_the_user_set_it(tmp_path: Path, given: dict[str, str], expected: str, code: str) -> None:
     kept = {key: value for key, value in os.environ.items() if key not in (runtimes.TELEMETRY, "XDG_CACHE_HOME")}
     env = kept | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)} | given
-    ran = subprocess.run([sys.executable, "-c", CODE], env=env, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout.strip()) == (0, expected), ran.stderr
     if expected == "1":
         assert not list(tmp_path.rglob("*onnxruntime*")), "a device id or a queue of events"

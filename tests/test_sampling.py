@@ -132,8 +132,15 @@ def test_draws_of_a_place_are_its_sample_s_and_its_turn_s() -> None:
     assert len(np.unique(drawn[:, 0])) == 6  # repeated draws of a sample are augmented differently
     shuffled = np.array([2, 5, 2, 0, 5, 5])
     again = sampling.slots(3, 4, shuffled, 9, 6)
-    assert np.array_equal(again[[1, 4, 5]], drawn[[0, 2, 3]])  # independent of the position in the epoch
+    assert np.array_equal(again[[0, 1, 3]], drawn[[1, 0, 4]])  # of a first draw: independent of the position in the epoch
     assert np.array_equal(sampling.slots(3, 4, order[:3], 9, 6), drawn[:3])
+
+
+def test_a_sample_that_is_drawn_very_often_has_other_draws_each_time() -> None:
+    """Few images of a class that is drawn as often as all others: each repetition costs one row of numbers."""
+    order = np.zeros(70_000, np.int64)
+    drawn = sampling.slots(0, 0, order, 100_000, 2)
+    assert len(np.unique(drawn[:, 0])) > 69_000 and drawn[0].tolist() == sampling.uniforms(0, 0, 1, 2)[0].tolist()
 
 
 def test_class_chances_follow_the_formulas() -> None:

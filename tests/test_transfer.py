@@ -252,6 +252,21 @@ def test_another_runtime_is_for_fp32_on_the_cpu_and_must_be_there(monkeypatch: p
         feature_runtimes.runner("openvino", model, "0", torch.zeros(1, 3, 4, 4))
 
 
+def test_features_of_layers_that_cannot_be_traced() -> None:
+    class Branch(torch.nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3)) if images.sum() > 0 else images.amax((2, 3))
+
+    model = torch.nn.Sequential(Branch(), torch.nn.Linear(3, 2))
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(
+        UsageError, match=r"features_with = onnxruntime: the frozen layers cannot be traced \(\w+\); use features_with"
+    ):
+        feature_runtimes.runner("onnxruntime", model, "1", torch.rand(2, 3, 4, 4))
+    with pytest.raises(DisagreeError, match=r"features of onnxruntime have the shape \(2, 3\), PyTorch's \(2, 4\)"):
+        feature_runtimes.check("onnxruntime", torch.zeros(2, 3), torch.zeros(2, 4))
+
+
 class Corner(torch.nn.Module):
     """Logits (N, 2) from the top left pixel of an image."""
 

@@ -76,7 +76,8 @@ def is_local(folder: Path) -> bool:
 def local_run(folder: Path) -> Path:
     """:func:`run_folder` of a folder in the layout of a repository, such as ``zoo export --hub`` wrote; FileError if it did not."""
     with files.as_disk_error(folder):
-        digest = hashlib.sha256(b"".join((folder / file).read_bytes() for file in LAYOUT))
+        content = (folder / file for file in (*LAYOUT, CALIBRATION))
+        digest = hashlib.sha256(b"".join(file.read_bytes() for file in content if file.is_file()))
     return _copied(str(folder), folder, f"{folder.absolute().name}@{digest.hexdigest()[:12]}")
 
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from zoo import calibration, files, machine, metrics, model_files, run_folders, tensor_files
 from zoo import recipe as recipes
-from zoo.console import counted, print_line
+from zoo.console import counted, note, print_line
 from zoo.data import _augment
 from zoo.data._arrays import checked_ranges, coloured, top_of, untensored
 from zoo.data._image import listed, read_image, shown
 from zoo.data._pixels import square
 from zoo.data._read import stored
-from zoo.errors import DataError, FileError
+from zoo.errors import DataError, FileError, UsageError
 from zoo.recipe import Recipe
 from zoo.spec import DataSet, Given, Split
 from zoo.training import build, checkpoint, checks, freezing, model_specs
@@ -112,7 +112,8 @@ class Run:
             for at, each in enumerate(given)
             if isinstance(each, (np.ndarray, Tensor))
         }
-        checked_ranges("images", arrays)
+        for line in checked_ranges("images", arrays):
+            note("data", line)
         highest = top_of(arrays.values())
         with torch.inference_mode(), machine.eval_mode(self.model):
             numbered = counted(enumerate(given), len(given), "predict  classified")
@@ -252,8 +253,7 @@ def evaluate(
     if not len(part):
         advice = "train with data.val above 0" if split == "val" else "choose another --split"
         raise DataError(f"the {split} split is empty ({data.name}, data.val {run.recipe.data.val}); {advice}")
-    device = machine.device(run.recipe.device if run.recipe.device != "cuda" else "auto")
-    precision = machine.precision(run.recipe.precision, device)
+    device, precision = _place(run)
     batches = build.eval_batches(
         part, replace(data, mean=run.mean, std=run.std), device, run.stored if views == "crops" else run.input[1], precision
     )
@@ -267,6 +267,20 @@ def evaluate(
         finally:
             run.model.to(home)
     return metrics.evaluate(logits, targets), logits, targets
+
+
+def _place(run: Run) -> tuple[torch.device, str]:
+    """Device and precision of the run, or what this machine has instead; a line names another precision."""
+    try:
+        device = machine.device(run.recipe.device)
+    except UsageError:  # trained on another machine
+        device = machine.device("auto")
+    try:
+        return device, machine.precision(run.recipe.precision, device)
+    except UsageError:
+        precision = machine.precision("auto", device)
+        print_line(f"eval     {run.recipe.precision} is not available on {device}: {precision} is used")
+        return device, precision
 
 
 def check_classes(run: Run, data: DataSet) -> None:

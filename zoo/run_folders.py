@@ -158,15 +158,24 @@ def _letters() -> Iterator[str]:
 def like(recipe: Recipe, *, any_weights: bool = False) -> list[tuple[int, Path]]:
     """Seed and folder of every run that differs from ``recipe`` at most in its seed and in :data:`zoo.recipe.NOT_THE_RECIPE`.
 
-    Finished runs come first. A folder whose recipe cannot be read is skipped. ``any_weights`` ignores the initial weights too.
+    Finished runs come first. A folder whose recipe cannot be read is skipped, and a run with objects that no recipe names.
+    ``any_weights`` ignores the initial weights too.
     """
     found = []
     for path in all_runs():
-        with contextlib.suppress(UsageError):
+        with contextlib.suppress(UsageError, FileError):
+            if objects(path):
+                continue
             other = read(path / "recipe.toml")
             if same(structs.replace(other, weights=recipe.weights) if any_weights else other, recipe):
                 found.append((other.seed, path))
     return sorted(found, key=lambda run: not is_finished(run[1]))
+
+
+def objects(folder: Path) -> list[str]:
+    """What was given in Python to train a run: ``model``, ``data`` or ``loss``; the recipe does not name it."""
+    facts = read_facts(folder / "env.json")
+    return [name for name in ("model", "data", "loss") if facts.get(f"{name}_given")]
 
 
 def wanted(recipe: Recipe) -> dict[str, int]:

@@ -58,15 +58,13 @@ def order(seed: int, epoch: int, n: int) -> np.ndarray:
 def slots(seed: int, epoch: int, order: np.ndarray, n: int, k: int) -> np.ndarray:
     """Random numbers (len(order), k), float32 in [0, 1), for each position in ``order``, which lists samples below ``n``.
 
-    They depend on (seed, epoch, sample, number of earlier occurrences of the sample), so a sample that is drawn twice is augmented
-    differently each time; the numbers of the first occurrence equal :func:`uniforms`.
+    Those of a sample's first occurrence depend on (seed, epoch, sample) and equal :func:`uniforms`; later ones, which depend on
+    (seed, epoch, number of earlier repetitions of any sample), differ from them, so that a repeated sample is augmented anew.
     """
-    again = _rank(order, np.arange(len(order)))
-    drawn = np.empty((len(order), k), np.float32)
-    for time in range(int(again.max(initial=0)) + 1):
-        here = again == time
-        # repeated draws use epoch numbers far above any real one
-        drawn[here] = uniforms(seed, epoch + (time << 32), n, k)[order[here]]
+    drawn = uniforms(seed, epoch, n, k)[order]
+    repeated = _rank(order, np.arange(len(order))) > 0
+    # with epoch numbers far above any real one
+    drawn[repeated] = uniforms(seed, epoch + (1 << 32), int(repeated.sum()), k)
     return drawn
 
 

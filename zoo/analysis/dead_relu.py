@@ -93,11 +93,11 @@ def census(model: nn.Module, batches: Iterable[Tensor]) -> list[Layer]:
     """
     import torch
 
+    from zoo import machine
     from zoo.analysis._watch import Watch
 
     alive: list[Tensor] = []
-    model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), machine.eval_mode(model):
         for batch in batches:
             with Watch() as seen:
                 model(batch)

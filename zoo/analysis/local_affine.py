@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -59,7 +60,7 @@ def local_affine(model: nn.Module, x: Tensor, direction: Tensor | None = None) -
         raise ValueError(
             "the model is in training mode, where dropout and batch statistics are not a function of the input; call eval()"
         )
-    model, x = model.double(), x.detach().double()
+    model, x = copy.deepcopy(model).double(), x.detach().double()
 
     def outputs(flat: Tensor) -> Tensor:
         return model(flat.view(1, *x.shape)).flatten()

@@ -49,7 +49,7 @@ def _precisions() -> list[str]:
 @click.option("--onnx", "fmt", flag_value="onnx", default="onnx", help="Write ONNX (default).")
 @click.option("--format", "fmt", type=Listed(_formats), help="File format (default: onnx).")
 @click.option("--precision", type=Listed(_precisions), default="fp32", show_default=True,
-              help="Data type; int8 is calibrated on the run's training images.")  # fmt: skip
+              help="Data type; int8 is calibrated on training images.")  # fmt: skip
 @click.option("--preprocess", type=click.Choice(["none", "normalize", "full"]), default="normalize", show_default=True,
               help="Preprocessing in the file: none, normalisation, or everything (uint8 images of any size).")  # fmt: skip
 @click.option("--softmax", is_flag=True, help="Output probabilities instead of logits.")
@@ -191,7 +191,13 @@ def _with_weights(
     }
     place = str(data_dir) if data_dir else ""
     made, given = _foreign.model(
-        name, described["weights"], data_dir=place, images=options["images"], skip_bad=skip_bad, **known
+        name,
+        described["weights"],
+        data_dir=place,
+        images=options["images"],
+        skip_bad=skip_bad,
+        calibrated=options["precision"] == "int8",
+        **known,
     )
     options |= given
     return made, given["input"][1]

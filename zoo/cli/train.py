@@ -114,7 +114,7 @@ def _overrides(settings: tuple[str, ...], flags: dict[str, Any]) -> dict[str, An
     from zoo import recipe as recipes
     from zoo.errors import UsageError
 
-    found = dict(recipes.parse_override(text) for text in settings)
+    found = dict(recipes.parse_override(text) for text in settings)  # a later one replaces those of a script's $OPTIONS
     for name, value in flags.items():
         key = recipes.full_key(name.replace("__", "."))
         if value is None:

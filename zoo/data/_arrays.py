@@ -121,6 +121,10 @@ def data_set(pairs: Mapping[str, tuple[Any, Any]], classes: Sequence[str] | None
         targets = labels(numbers, len(pixels), f"{name}, {split}")
         parts[split] = as_part(pixels, targets, min(pixels.shape[1:3]), split)
     found = list(classes) if classes is not None else numbered([each.targets for each in parts.values()], name)
+    if (top_label := max(int(each.targets.max(initial=0)) for each in parts.values())) >= len(found):
+        raise DataError(
+            f"labels up to {top_label} for {len(found)} classes ({name}); name every class, in the order of the labels"
+        )
     held = parts.get("val", val)
     return assemble(name, found, parts["train"], parts["test"], mean=MEAN, std=STD, val=held, seed=seed, notes=notes)
 

@@ -170,7 +170,11 @@ def _columns(rows: Sequence[dict[str, Any]], path: Path) -> tuple[list[str], lis
 def _in_order(names: Iterable[str]) -> list[str]:
     """The classes: numbers by their value, names by the alphabet."""
     found = set(names)
-    return sorted(found, key=int) if all(name.isdecimal() and len(name) < 20 for name in found) else sorted(found)
+    return (
+        sorted(found, key=lambda name: (int(name), name))
+        if all(name.isdecimal() and len(name) < 20 for name in found)
+        else sorted(found)
+    )
 
 
 def _listing(base: Path, paths: Sequence[str], targets: np.ndarray) -> Listing:

@@ -174,9 +174,10 @@ def _outcome(run: Folder) -> str:
 def _chosen(run: Folder) -> str:
     """Selection of the weights, and their calibration."""
     at = run.test["epoch"]
-    best = next((row["accuracy"] for row in run.held if row["epoch"] == at), None)
+    by = run.recipe.select_by
+    best = next((row.get(by) for row in run.held if row["epoch"] == at), None)
     how = (
-        f"Weights of epoch {at}, the best on {run.held_name} ({percent(best)} %)."
+        f"Weights of epoch {at}, the best on {run.held_name} ({'macro ' * (by == 'macro')}{percent(best)} %)."
         if best is not None
         else f"Weights of the last epoch, {at}."
     )

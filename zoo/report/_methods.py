@@ -19,7 +19,8 @@ LEVEL = 0.05
 def numbers(runs: Sequence[Folder]) -> list[int]:
     """For each run the number of its method, in order of appearance."""
     recipes = [{key: value for key, value in settings(run.recipe).items() if key not in NOT_THE_RECIPE} for run in runs]
-    keys = [repr((recipe, data)) for recipe, data in zip(recipes, set_names(runs))]
+    losses = [run.env.get("loss_given") for run in runs]
+    keys = [repr(each) for each in zip(recipes, set_names(runs), losses)]
     order = list(dict.fromkeys(keys))
     return [order.index(key) for key in keys]
 

@@ -80,7 +80,7 @@ def session(
         DataError: data that cannot be used for training.
     """
     given = given or Given()
-    checks.check_settings(recipe, given=given.data is not None)
+    checks.check_settings(recipe, given)
     spec = sized_spec(recipe.model, recipe.data.size, folder if resume else None, given.model)
     start, data = _started(recipe, spec, given)
     index, counts = _training_part(recipe, data)
@@ -119,7 +119,8 @@ def session(
         sampler=sampler,
         team=team,
     )
-    return made, lint.check(recipe, counts, start.random, held=len(data.val), classes=data.classes)
+    own = given.loss is not None
+    return made, lint.check(recipe, counts, start.random, held=len(data.val), classes=data.classes, own_loss=own)
 
 
 def _placed(recipe: Recipe, model: nn.Module, place: Place) -> nn.Module:

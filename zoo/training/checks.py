@@ -18,23 +18,24 @@ from zoo.data._parts import leaks, part
 from zoo.errors import DataError, FileError, UsageError
 from zoo.files import exists, expanded
 from zoo.recipe import Recipe
-from zoo.spec import DataSet
+from zoo.spec import DataSet, Given
 
 
-def check_settings(recipe: Recipe, *, given: bool = False) -> None:
-    """UsageError unless the settings are consistent; ``given``: the data is an object, so that its settings do not count."""
+def check_settings(recipe: Recipe, given: Given | None = None) -> None:
+    """UsageError unless the settings are consistent; those that an object of ``given`` replaces do not count."""
+    given = given or Given()
     recipes.check(recipe)
     _ops.check(recipe.data.augment)
     if recipe.ema and recipe.lookahead:
         raise UsageError(
             f"ema = {recipe.ema:g} and lookahead = {recipe.lookahead:g} both average the weights; set one of them to 0"
         )
-    if (recipe.mixup or recipe.cutmix) and not registry.find("losses", recipe.loss.name).soft:
+    if (recipe.mixup or recipe.cutmix) and given.loss is None and not registry.find("losses", recipe.loss.name).soft:
         soft = ", ".join(name for name, fields in registry.table("losses").items() if fields.get("soft"))
         raise UsageError(
             f"mixup and cutmix need soft targets, which loss {recipe.loss.name!r} does not support; losses that do: {soft}"
         )
-    if not given:
+    if given.data is None:
         known = registry.entry("data", recipe.data.name)["classes"]  # a user's data may have its own validation images
         if recipe.schedule.name == "plateau" and recipe.select_on == "val" and not recipe.data.val and known:
             raise no_validation()

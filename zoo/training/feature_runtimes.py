@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo import runtimes
-from zoo.errors import DisagreeError, UsageError
+from zoo.errors import DisagreeError, UsageError, interruption
 
 TOLERANCE = 1e-3
 """Largest accepted difference of features, relative to the largest feature."""
@@ -34,10 +34,17 @@ def runner(runtime: str, model: nn.Module, head: str, inputs: Tensor) -> Compute
             "use features_with=torch"
         )
     try:
-        importlib.import_module(runtime)
+        runtimes.onnxruntime() if runtime == "onnxruntime" else importlib.import_module(runtime)
     except ImportError as error:
         raise UsageError(f"features_with = {runtime} needs a package; install it: pip install {runtime}") from error
-    graph = _graph(model, head, inputs[:2] if len(inputs) > 1 else inputs.repeat(2, 1, 1, 1))
+    try:
+        graph = _graph(model, head, inputs[:2] if len(inputs) > 1 else inputs.repeat(2, 1, 1, 1))
+    except Exception as error:  # torch's tracers raise dozens of types, with pages of text
+        if (stopped := interruption(error)) is not None:
+            raise stopped from None
+        raise UsageError(
+            f"features_with = {runtime}: the frozen layers cannot be traced ({type(error).__name__}); use features_with=torch"
+        ) from error
     return {"onnxruntime": _onnxruntime, "openvino": _openvino}[runtime](graph)
 
 
@@ -47,8 +54,12 @@ def check(runtime: str, found: Tensor, expected: Tensor) -> str:
     Raises:
         DisagreeError: they differ by more than :data:`TOLERANCE`.
     """
+    if found.shape != expected.shape:
+        raise DisagreeError(
+            f"features of {runtime} have the shape {tuple(found.shape)}, PyTorch's {tuple(expected.shape)}; use features_with=torch"
+        )
     difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
-    if found.shape != expected.shape or not difference <= TOLERANCE:
+    if not difference <= TOLERANCE:
         raise DisagreeError(
             f"features of {runtime} differ from PyTorch's (largest relative difference {difference:.2g}, allowed {TOLERANCE:g}); "
             "use features_with=torch"

@@ -39,13 +39,15 @@ def check(
     *,
     held: int | None = None,
     classes: Sequence[str] = (),
+    own_loss: bool = False,
 ) -> list[str]:
     """One line for each finding. ``counts`` (C,) are the training samples of each class; without them, checks that need them are skipped.
 
     ``random_frozen`` are frozen tensors without loaded weights. ``held``, the number of validation images, and ``classes``, the
-    names of the classes, are None and empty before the data is read.
+    names of the classes, are None and empty before the data is read. ``own_loss``: a loss given in Python replaces the recipe's.
     """
-    found = [*_schedule(recipe.schedule, recipe.epochs, recipe.optim.lr), *_loss(recipe), *_unused(recipe)]
+    found = [*_schedule(recipe.schedule, recipe.epochs, recipe.optim.lr), *_unused(recipe)]
+    found += [] if own_loss else _loss(recipe)
     if held is None and not recipe.data.val and not recipe.data.own:  # only a user's data may have its own validation images
         held = 0
     if recipe.patience and held == 0 and recipe.select_on == "val":

@@ -144,11 +144,11 @@ def _update(model: nn.Module, loss: nn.Module, step: Step, at: int, batches: Seq
         total += amount
     if total != samples:  # each batch was divided by its own sum of weights
         found.loss *= samples / total
-        for parameter in model.parameters():
+        for parameter in _trained(step):
             if parameter.grad is not None:
                 parameter.grad.mul_(samples / total)
     with step.part("update"):
-        _apply(model, step)
+        _apply(step)
         if step.after is not None:
             step.after()
     return found
@@ -185,7 +185,7 @@ def _gradients(model: nn.Module, loss: nn.Module, step: Step, batch: Batch, samp
         if value.is_cuda:
             ops.raise_wrong_label()
         return None, 0, 0.0
-    divisor: Any = getattr(loss, "divisor", None)
+    divisor: Any = getattr(loss, "divisor", None) if step.distil is None else None  # the teachers' distance is a plain mean
     amount = divisor(wanted) if n < samples and callable(divisor) else float(n)
     with step.part("backward"):
         value = step.team.scaled(value if n == samples else value * (amount / samples), n)
@@ -210,12 +210,17 @@ def _loss(loss: Any, logits: Tensor, wanted: Tensor, targets: Tensor) -> tuple[T
     return loss(logits, wanted), logits.detach().softmax(1).gather(1, targets[:, None]).squeeze(1)
 
 
-def _apply(model: nn.Module, step: Step) -> None:
+def _trained(step: Step) -> list[Tensor]:
+    """All parameters of the optimizer: those of the model, and of a loss that has some."""
+    return [parameter for group in step.optimizer.param_groups for parameter in group["params"]]
+
+
+def _apply(step: Step) -> None:
     """Update the weights with the gradients."""
     if step.scaler is not None:
         step.scaler.unscale_(step.optimizer)
     if step.clip > 0:
-        nn.utils.clip_grad_norm_(model.parameters(), step.clip)
+        nn.utils.clip_grad_norm_(_trained(step), step.clip)
     if step.scaler is None:
         step.optimizer.step()
     else:

@@ -152,12 +152,19 @@ def _resumable(recipe: Recipe, folder: Path, objects: Mapping[str, str]) -> Reci
 
 def _check_deterministic(session: Session) -> None:
     """Take one step with a copy of the model; UsageError naming the operation that has no deterministic implementation."""
-    model, loss, step = copy.deepcopy(session.model), copy.deepcopy(session.loss), session.step
+    step = session.step
+    try:
+        model, loss = copy.deepcopy(session.model), copy.deepcopy(session.loss)
+    except Exception:  # a loss of the user may hold what cannot be copied; the first step then names the operation
+        return
     inputs = torch.zeros(2, *session.spec.input, device=step.device, dtype=DTYPES[step.precision])
+    targets = torch.zeros(2, dtype=torch.int64, device=step.device)
+    if step.mix is not None:
+        targets = torch.nn.functional.one_hot(targets, len(session.data.classes)).float()
     try:
         with autocast(step.device, step.precision):
             logits = model(inputs)
-        loss(logits.float(), torch.zeros(2, dtype=torch.int64, device=step.device)).backward()
+        loss(logits.float(), targets).backward()
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise
