@@ -75,7 +75,7 @@ def loaded(
 
 
 def of_pytorch(build: Callable[[], Exported], device: torch.device, *, compiled: bool, file_mb: float) -> list[Contender]:
-    """PyTorch's contenders for the model from ``build`` on ``where``, eager float32 first."""
+    """PyTorch's contenders for the model from ``build`` on ``device``, eager float32 first."""
     half = _half(device)
     ways = [
         (BASE, "fp32", torch.contiguous_format, False),
@@ -105,7 +105,7 @@ class _Typed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """As :class:`Exported`."""
         logits = self.exported.model(self.exported.prepare(images).to(self.dtype, memory_format=self.layout))
-        return logits.softmax(1) if self.exported.softmax else logits
+        return self.exported.finish(logits)
 
 
 def _half(device: torch.device) -> str:

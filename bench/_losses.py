@@ -148,7 +148,7 @@ def absent(device: str) -> list[str]:
 
 
 def all_of(device: torch.device, *, compiled: bool) -> list[Contender]:
-    """Those that can run on ``where``; compiling takes half a minute per size and is optional."""
+    """Those that can run on ``device``; compiling takes half a minute per size and is optional."""
     found = [Contender(BASE, textbook), Contender("eager stable", stable)]
     if compiled:
         torch._dynamo.reset()

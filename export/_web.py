@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -88,7 +87,7 @@ def _archive() -> Path:
             raise UsageError(
                 f"cannot download onnxruntime-web {VERSION} ({why}); install npm, or save the package's archive as {path}"
             )
-    if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != SHA256:
+    if (found := files.digest(path)) != SHA256:
         raise FileError(
             f"archive is damaged or another version ({path}, sha256 {found[:12]}, expected {SHA256[:12]}); remove it"
         )

@@ -41,6 +41,7 @@ def test_a_head_that_the_weights_do_not_fill_starts_at_zero(donors: Path, tmp_pa
     tensors = torch.load(donors / "cnn_small.pth")
     spec = registry.find("models", "cnn_small")
     head = {name: value[:4] for name, value in tensors.items() if freezing.inside(name, freezing.new_head(spec))}
+    assert head
     torch.save(tensors | head, tmp_path / "four.pth")  # four classes, so that the head stays random
     mine = frozen(donors, f"weights={tmp_path / 'four.pth'}", "head_init=zero")
     model = build._model(mine, spec, 10).model

@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     "errors spec files csv_files file_kinds",
-    "recipe recipe_tables recipe_text recipe_types registry sampling console tables machine runtimes thread_settings run_folders hub model_files recipes _build focal_options focal_formula focal_arguments focal_kernels",
-    "ops numpy metrics tensor_files calibration weights doctor",
+    "recipe recipe_tables recipe_text recipe_types registry sampling console tables runtimes thread_settings run_folders hub model_files recipes _build focal_options",
+    "machine focal_formula focal_arguments focal_kernels ops numpy metrics tensor_files calibration weights doctor",
     "models losses data",
     "training.model_specs training.freezing training.checkpoint training.processes training.signals training.lint training.profile",
     "training.optim training.batches training.distil training.feature_cache training.feature_runtimes training.views training.qat training.depthwise training.losses training.checks",
@@ -89,6 +89,17 @@ def test_every_file_has_a_layer() -> None:
 @pytest.mark.parametrize(("module", "path"), files(), ids=lambda value: value if isinstance(value, str) else "")
 def test_imports_go_down(module: str, path: Path) -> None:
     assert violations(module, ast.parse(path.read_text(encoding="utf-8"))) == []
+
+
+def test_the_lower_layers_do_not_import_torch() -> None:
+    """At the top of a file, except under ``if TYPE_CHECKING``."""
+    low = [path for module, path in files() if LEVEL.get(part_of(module), 9) < 2]
+    tops = {
+        path.name: [node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        for path in low
+    }
+    imported = {name: " ".join(map(ast.unparse, nodes)) for name, nodes in tops.items()}
+    assert len(low) > 15 and [name for name, text in imported.items() if "torch" in text.replace("torchrun", "")] == []
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from zoo.console import plain
+from zoo.console import leading, plain
 from zoo.errors import DiskError, UsageError, ZooError, interruption
 
 DISK_FAULTS = {
@@ -103,7 +103,7 @@ def _outcome(argv: list[str], error: BaseException) -> tuple[str, int]:
 def _print_error(argv: list[str], message: str, code: int) -> int:
     command = next((word for word in argv if not word.startswith("-")), "")
     # under torchrun all processes stop for the same reason: only rank 0 prints it
-    if os.environ.get("RANK", "0") == "0":
+    if leading():
         line = plain(f"zoo {command}: {message}" if command else f"zoo: {message}")
         with contextlib.suppress(OSError, ValueError):
             print(line, file=sys.stderr, flush=True)

@@ -41,7 +41,7 @@ class Calibration(msgspec.Struct, frozen=True):
 def fit(logits: Tensor, targets: Tensor) -> float:
     """The temperature T in [0.05, 20] that minimises the cross entropy of logits (N, C) / T on targets (N,).
 
-    The loss is convex in 1 / T, so that golden-section search finds it.
+    The loss is convex in 1 / T, so that a bounded search finds it (Brent 1973).
     """
     from scipy.optimize import minimize_scalar
 

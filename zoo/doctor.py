@@ -36,17 +36,9 @@ def report() -> list[Row]:
     ]
 
 
-def _version(name: str) -> str:
-    """The installed version, or an empty string."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
 def _package(name: str) -> Row:
     """A package is active if it can be imported: torchvision built for another torch has a version but fails to import."""
-    if not (version := _version(name)):
+    if not (version := runtimes.version(name)):
         return name, "absent", f"pip install {name}"
     try:
         importlib.import_module(name)
@@ -56,7 +48,7 @@ def _package(name: str) -> Row:
 
 
 def _onnxruntime() -> Row:
-    found = [name for name in ("onnxruntime-gpu", "onnxruntime") if _version(name)]
+    found = [name for name in ("onnxruntime-gpu", "onnxruntime") if runtimes.version(name)]
     if not found:
         return "onnxruntime", "absent", "pip install onnxruntime-gpu (or onnxruntime: CPU only, and macOS)"
     if len(found) == 2:
@@ -70,7 +62,7 @@ def _onnxruntime() -> Row:
         runtimes.onnxruntime()
     except Exception as error:
         return "onnxruntime", "broken", f"it does not import ({_first(error)}); pip install --force-reinstall {found[0]}"
-    return "onnxruntime", "ok", f"{found[0]} {_version(found[0])}"
+    return "onnxruntime", "ok", f"{found[0]} {runtimes.version(found[0])}"
 
 
 def _kernels() -> list[Row]:

@@ -58,7 +58,7 @@ def interruption(error: BaseException) -> BaseException | None:
     below: BaseException | None = error
     while below is not None and isinstance(below, Exception):
         below = below.__cause__ or below.__context__
-    return below
+    return None if isinstance(below, (SystemExit, GeneratorExit)) else below
 
 
 def did_you_mean(word: str, known: Iterable[str], n: int = 3) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import os
 import re
@@ -106,6 +107,12 @@ def publish(
 def publish_text(path: Path, text: str) -> None:
     """:func:`publish` for a string, as UTF-8."""
     publish(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Call(NamedTuple):
     """Of the loss of each row, as the caller sees rows."""
 
     def arguments(self, *wanted: bool) -> tuple[Any, ...]:
-        """Arguments of the op, and whether the differentiable formula is needed instead."""
+        """Arguments of the op; ``wanted`` are its flags, whether to return the gradient and the values of the rows."""
         settings = self.gamma, self.label_smoothing, self.scale, self.ignore_index, self.reduction
         return self.logits, self.target, self.weight, *settings, *wanted, self.other, self.share
 

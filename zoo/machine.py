@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.metadata
 import logging
 import os
 import platform
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 import zoo
-from zoo import thread_settings
+from zoo import runtimes, thread_settings
 from zoo.console import print_line
 from zoo.errors import UsageError
 from zoo.thread_settings import cores as cores
@@ -186,16 +185,9 @@ def facts(device: torch.device) -> dict[str, Any]:
         "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "onnxruntime": _version("onnxruntime-gpu") or _version("onnxruntime"),
+        "onnxruntime": runtimes.version("onnxruntime-gpu") or runtimes.version("onnxruntime"),
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -13,13 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo import spec
 from zoo.errors import DataError, DivergedError
 
 Row = tuple[int, int, float | None, float | None, float | None]
 """n, correct, accuracy in [0, 1] and its 95 % interval; None where n is 0."""
-
-SHOTS: Mapping[str, tuple[float, float]] = {"many": (101, np.inf), "medium": (20, 100), "few": (0, 19)}
-"""Training images of a class, first and last, of Liu et al. 2019's splits (section 4.1: above 100, 20 to 100, below 20)."""
 
 
 class Pair(NamedTuple):
@@ -167,7 +165,7 @@ def shots(rows: Sequence[Row], counts: Sequence[int]) -> list[Shot]:
     if len(rows) != len(counts):
         raise ValueError(f"{len(rows)} classes, {len(counts)} training counts; expected one count per class")
     found = []
-    for name, (first, last) in SHOTS.items():
+    for name, (first, last) in spec.SHOTS.items():
         members = [row for row, count in zip(rows, counts) if first <= count <= last]
         shares = [row[2] for row in members if row[2] is not None]
         if members:

@@ -137,7 +137,7 @@ def predict(
     """For each image file ``{"file", "top": [(class, probability), ...]}``, or ``{"file", "error"}`` if it cannot be read.
 
     The model runs in a child process with ``max_memory`` MB (0: 1,024 and four times its size) and ``timeout`` seconds for
-    opening it and for each image. ``given`` are ``labels``, ``mean``, ``std`` and ``resize`` of :func:`load`.
+    opening it and for each image. ``given`` are ``labels``, ``mean``, ``std``, ``resize`` and ``size`` of :func:`load`.
 
     Raises:
         FileError: the model file cannot be used, or not within these limits. UsageError: as :func:`load`. TypeError: one path in

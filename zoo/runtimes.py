@@ -16,6 +16,16 @@ def disable_telemetry() -> None:
     os.environ.setdefault(TELEMETRY, "1")
 
 
+def version(package: str) -> str:
+    """The installed version of a package, or an empty string."""
+    import importlib.metadata  # slow to import
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 def onnxruntime(part: str = "") -> Any:
     """The package, or a part of it such as ``.quantization``, without telemetry.
 

@@ -6,6 +6,7 @@ without importing the file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -228,3 +229,13 @@ class TargetSpec:
     """Suffixes of the files that are written next to the first."""
     calibrated: bool = False
     """Whether activation ranges are calibrated on training images, so that saturated and constant images are out of range."""
+
+
+SHOTS: Mapping[str, tuple[float, float]] = {"many": (101, math.inf), "medium": (20, 100), "few": (0, 19)}
+"""Training images of a class, first and last, of Liu et al. 2019's splits (section 4.1: above 100, 20 to 100, below 20)."""
+
+
+def shots_text(name: str) -> str:
+    """``over 100``, ``20 to 100``, ``under 20``."""
+    first, last = SHOTS[name]
+    return f"over {first - 1}" if last == math.inf else f"under {last + 1}" if first == 0 else f"{first} to {last}"

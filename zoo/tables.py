@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from zoo import csv_files, files, run_folders
+from zoo import csv_files, files, run_folders, spec
 from zoo.console import plain
 from zoo.errors import DataError
 from zoo.spec import DataSet
@@ -22,7 +22,6 @@ from zoo.spec import DataSet
 WEAKEST = 20
 """Most classes that are printed, the weakest first if there are more."""
 OPTIMISTIC = "selected on these test images (select_on=test): optimistic"
-SHOTS = {"many": "over 100", "medium": "20 to 100", "few": "under 20"}
 
 
 SLOWEST = 12
@@ -164,7 +163,7 @@ def _shots(console: Console, shots: Sequence[Mapping[str, Any]]) -> None:
     for s in shots:
         low, high = s.get("macro_low"), s.get("macro_high")  # missing in older runs, None without images
         ends = "" if low is None else f"{percent(low)} to {percent(high)}"
-        cells.append((s["name"], SHOTS[s["name"]], s["classes"], f"{s['n']:,}", percent(s["macro"]), ends))
+        cells.append((s["name"], spec.shots_text(s["name"]), s["classes"], f"{s['n']:,}", percent(s["macro"]), ends))
     if cells:
         console.print(make(("shots", "training images", ">classes", ">n", ">mean %", "95 % interval"), cells))
 

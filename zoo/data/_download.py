@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import time
 import urllib.error
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 from zoo.console import SILENT_SECONDS, clock, print_line
 from zoo.data._image import shown
 from zoo.errors import DataError, UsageError, ZooError
-from zoo.files import as_disk_error, held
+from zoo.files import as_disk_error, digest, held
 
 PATIENCE = 20.0
 """Seconds without data after which a download fails."""
@@ -130,9 +129,3 @@ def _continue(url: str, part: Path) -> None:
                     print_line(f"data     downloaded {at / 1e6:.0f}{left}")
         if at < total:
             raise http.client.IncompleteRead(b"", total - at)
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file's content, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

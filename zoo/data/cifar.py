@@ -16,6 +16,7 @@ from zoo.console import print_line
 from zoo.data import _cache, _download, _folders, _parts, _pixels
 from zoo.data._image import shown
 from zoo.errors import DataError, UsageError
+from zoo.files import digest
 from zoo.spec import DataSet, DataSpec
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -107,7 +108,7 @@ def _official(name: str, root: Path, size: int) -> tuple[list[str], list[_parts.
     # The files are pickles: none is opened before the digests of all are verified.
     for file, expected in SHA256[name].items():
         path = root / stem / file
-        if not path.is_file() or _download.digest(path) != expected:
+        if not path.is_file() or digest(path) != expected:
             what = "differs from its published checksum" if path.is_file() else "is missing"
             raise DataError(f"{name} is damaged: {file} {what} ({shown(path.absolute())}); remove {stem} and download it again")
     classes: list[str] = []

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo import metrics, sampling
+from zoo import metrics, sampling, spec
 from zoo.console import plain
 from zoo.errors import UsageError
 from zoo.files import near, publish_text
@@ -206,7 +206,8 @@ def _shots(run: Folder) -> list[Block]:
     head = (
         "split", ">classes", ">test images", ">mean over classes %", "95 % interval", ">over images %", "95 % interval"
     )  # fmt: skip
-    return [Heading("Many, medium and few shots (over 100, 20 to 100, under 20 training images)"), Table(head, rows)]
+    images = ", ".join(map(spec.shots_text, spec.SHOTS))
+    return [Heading(f"Many, medium and few shots ({images} training images)"), Table(head, rows)]
 
 
 def _confused(run: Folder) -> list[Block]:

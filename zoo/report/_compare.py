@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo import metrics
+from zoo import metrics, spec
 from zoo.recipe import aligned
 from zoo.report import _draw, _methods
 from zoo.report._blocks import Block, Heading, Picture, Table, Text
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 COLOURS = (_draw.BLUE, _draw.ORANGE, _draw.GREEN, _draw.RED, _draw.PINK, _draw.SKY, _draw.BLACK, "#808080")
 DASHES, HATCHES = ("-", "--", ":", "-."), ("", "///", "...", "xxx")
 """Line styles of the second eight methods and so on."""
-LEVEL = 0.05
 HEAT_MAPS = 6
 """Largest number of confusion matrices in a comparison: the first run of each method."""
 ALL_PAIRS = 4
@@ -82,7 +81,7 @@ def _results(runs: Sequence[Folder], names: Sequence[str]) -> Table:
             interval(test.get("low"), test.get("high")),
             percent(test.get("macro")),
         ]
-        row += [shots.get(key, "") for key in metrics.SHOTS]
+        row += [shots.get(key, "") for key in spec.SHOTS]
         rows.append([*row, percent(test.get("ece")), len(run.split("train"))])
     head: Sequence[str] = (
         "run",
@@ -131,7 +130,7 @@ def _paired(runs: Sequence[Folder], names: Sequence[str]) -> list[Block]:
     rows = []
     for (a, b), (only_a, only_b, p), q in zip(pairs, tests, corrected):
         better = names[a] if only_a > only_b else names[b]
-        verdict = f"{better} is better" if q < LEVEL else "no difference shown"
+        verdict = f"{better} is better" if q < _methods.LEVEL else "no difference shown"
         rows.append((names[a], names[b], f"{only_a:,}", f"{only_b:,}", _p(p), *([_p(q)] if len(pairs) > 1 else []), verdict))
     head = [
         "first",

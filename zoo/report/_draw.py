@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo import metrics
+from zoo import metrics, spec
 from zoo.files import publish
 from zoo.report._read import Folder, percent, shown
 
@@ -210,7 +210,7 @@ def per_class(run: Folder) -> Figure:
     axes.set_ylabel("class, training images" if counts else "class", fontsize=9)
     axes.axvline(100 * run.test["accuracy"], color=BLACK, linewidth=1, linestyle="--", label="all test images")
     for shot in run.shots if len(run.shots) > 1 else []:
-        first, last = metrics.SHOTS[shot.name]
+        first, last = spec.SHOTS[shot.name]
         span = f"{first} to {last}" if last < np.inf and first else f"over {first - 1}" if first else f"under {last + 1}"
         axes.bar(0, 0, color=SHOT_COLOURS[shot.name], label=f"{shot.name} ({span} training images): {percent(shot.macro)} %")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
@@ -220,7 +220,7 @@ def per_class(run: Folder) -> Figure:
 
 
 def _colour(count: int) -> str:
-    return next(SHOT_COLOURS[name] for name, (first, last) in metrics.SHOTS.items() if first <= count <= last)
+    return next(SHOT_COLOURS[name] for name, (first, last) in spec.SHOTS.items() if first <= count <= last)
 
 
 def bars(

@@ -15,6 +15,7 @@ from zoo import recipe as recipes
 from zoo.console import plain
 from zoo.errors import DataError, FileError
 from zoo.recipe import Recipe
+from zoo.tables import percent as percent
 from zoo.training import checkpoint
 
 T = TypeVar("T")
@@ -186,11 +187,6 @@ def _predictions(text: str) -> list[dict[str, str]]:
     if rows and not {"file", "target", "predicted"} <= set(rows[0]):
         raise ValueError("expected the columns file, target and predicted")
     return rows
-
-
-def percent(share: float | None) -> str:
-    """0.9412 as ``94.1``; nothing for None."""
-    return "" if share is None else f"{100 * share:.1f}"
 
 
 def interval(low: float | None, high: float | None) -> str:

@@ -46,7 +46,7 @@ class FreezeTable:
 
 
 def freeze(model: nn.Module, selector: str, spec: ModelSpec, *, fresh: Collection[str] = ()) -> FreezeTable:
-    """Freeze parameters and buffers by role; call it before :func:`make`, which skips frozen parameters.
+    """Freeze parameters and buffers by role; call it before :func:`zoo.training.optim.make`, which skips frozen parameters.
 
     Selectors: ``conv`` freezes all but the classifier layers, ``fc`` the classifier layers except the new head, ``fc:all``
     every classifier layer, ``backbone`` all but the new head, ``bn`` every BatchNorm, ``stage<=N`` the stages 0

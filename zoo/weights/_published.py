@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 import urllib.request
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zoo import files
 from zoo.console import print_line
 from zoo.errors import FileError, UsageError
 from zoo.spec import Download, ModelSpec
@@ -46,7 +46,7 @@ def _check_cached(place: Download, path: Path) -> None:
         wanted = None
     if wanted is None:
         print_line(f"weights  {path.name} is not checked: the sha256 of {place.url} cannot be retrieved")
-    elif not (found := _sha256(path)).startswith(wanted):
+    elif not (found := files.digest(path)).startswith(wanted):
         more = "..." if len(wanted) < len(found) else ""
         raise FileError(
             f"weights are not the published file ({path}, sha256 {found}, published {wanted}{more}); "
@@ -79,8 +79,3 @@ def _hash(place: Download, patience: float = 30) -> str | None:
 def _hash_in_name(file: str) -> str | None:
     found = re.search(r"-([0-9a-f]{8,64})\.", file)
     return found[1] if found else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
