@@ -234,7 +234,7 @@ def test_balanced_softmax_is_logit_adjustment_of_strength_one() -> None:
 
 
 def test_dynamic_focal_rescales_by_the_mean_factor_of_its_epoch() -> None:
-    loss, logits, target = DynamicFocal(gamma=2.0, every=2), torch.randn(40, 7), torch.randint(7, (40,))
+    loss, logits, target = DynamicFocal(gamma=2.0, rescale_every=2), torch.randn(40, 7), torch.randint(7, (40,))
     factor = (1 - logits.softmax(1).gather(1, target[:, None])) ** 2
     plain = loss(logits, target)
     assert loss.end_epoch(0) == {"mean_factor": pytest.approx(float(factor.mean())), "focal_scale": 1.0}
@@ -248,7 +248,7 @@ def test_the_scale_is_capped_only_if_asked() -> None:
     logits, target = torch.eye(3) * 12, torch.arange(3)  # a trained model: the factor is tiny
     scales = []
     for cap in (0.0, 10.0):
-        loss = DynamicFocal(gamma=2.0, every=1, cap=cap)
+        loss = DynamicFocal(gamma=2.0, rescale_every=1, max_scale=cap)
         loss(logits, target)
         scales.append(loss.end_epoch(0)["focal_scale"])
     assert scales[0] > 1e6
@@ -256,11 +256,11 @@ def test_the_scale_is_capped_only_if_asked() -> None:
 
 
 def test_dynamic_focal_goes_on_from_its_saved_state() -> None:
-    first, logits, target = DynamicFocal(every=1), torch.randn(40, 7), torch.randint(7, (40,))
+    first, logits, target = DynamicFocal(rescale_every=1), torch.randn(40, 7), torch.randint(7, (40,))
     first(logits, target)
     first.end_epoch(0)
     first(logits, target)
-    second = DynamicFocal(every=1)
+    second = DynamicFocal(rescale_every=1)
     second.load_state_dict(first.state_dict())
     assert first.end_epoch(1) == second.end_epoch(1)
 

@@ -15,10 +15,11 @@ SUMS = ("total", "rows", "scale")
 
 
 class DynamicFocal(nn.Module):
-    """l = -s w_y (1 - p_t)^gamma log p_t; every ``every`` epochs, s becomes 1 / E[(1 - p_t)^gamma] of the epoch that has just ended.
+    """l = -s w_y (1 - p_t)^gamma log p_t; every ``rescale_every`` epochs, s becomes 1 / E[(1 - p_t)^gamma] of the epoch that has just ended.
 
     Without s, the focal loss and therefore its gradient shrink as the model learns. E is the mean over the rows of that epoch that
-    are not ignored; the value of each row is from the pass that computed its loss in training mode. ``cap`` limits s; 0: no limit.
+    are not ignored; the value of each row is from the pass that computed its loss in training mode. ``max_scale`` limits s; 0: no
+    limit.
 
     For a target of class shares q, from mixup or cutmix, the loss is the focal loss of a distribution (see
     :func:`zoo.ops.focal_loss`), and E is the mean of sum_c q_c (1 - p_c)^gamma: the factor of a mixed sample is the mixture of the
@@ -31,13 +32,18 @@ class DynamicFocal(nn.Module):
     rows: Tensor
 
     def __init__(
-        self, gamma: float = 2.0, weight: Tensor | None = None, label_smoothing: float = 0.0, every: int = 5, cap: float = 0.0
+        self,
+        gamma: float = 2.0,
+        weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        rescale_every: int = 5,
+        max_scale: float = 0.0,
     ) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         for name in SUMS:
             self.register_buffer(name, torch.full((), float(name == "scale"), dtype=torch.float64))
-        self.gamma, self.label_smoothing, self.every, self.cap = gamma, label_smoothing, every, cap
+        self.gamma, self.label_smoothing, self.rescale_every, self.max_scale = gamma, label_smoothing, rescale_every, max_scale
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         return self.with_stats(logits, target).loss
@@ -64,9 +70,9 @@ class DynamicFocal(nn.Module):
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Update the scale if due (``epoch`` counts from 0); return the mean factor of this epoch and the new scale."""
         mean = float(self.total / self.rows.clamp(min=1))
-        if (epoch + 1) % self.every == 0 and mean > 0:
+        if (epoch + 1) % self.rescale_every == 0 and mean > 0:
             scale = 1 / mean
-            self.scale.fill_(min(scale, self.cap) if self.cap else scale)
+            self.scale.fill_(min(scale, self.max_scale) if self.max_scale else scale)
         self.total.zero_()
         self.rows.zero_()
         return {"mean_factor": mean, "focal_scale": float(self.scale)}

@@ -27,7 +27,7 @@ class LogitAdjustment(nn.Module):
     weight: Tensor | None
     shift: Tensor
 
-    def __init__(self, counts: Sequence[int], tau: float = 1.0, weight: Tensor | None = None) -> None:
+    def __init__(self, counts: Sequence[int], weight: Tensor | None = None, tau: float = 1.0) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         number = torch.tensor(counts, dtype=torch.float64)
@@ -56,7 +56,7 @@ def reference(
 
 def balanced_softmax(counts: Sequence[int], weight: Tensor | None = None) -> LogitAdjustment:
     """Balanced softmax, which equals logit adjustment with tau = 1; ``counts`` (C,) training samples, ``weight`` (C,)."""
-    return LogitAdjustment(counts, 1.0, weight)
+    return LogitAdjustment(counts, weight)
 
 
 def balanced_softmax_reference(
