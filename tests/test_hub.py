@@ -229,7 +229,7 @@ def test_a_folder_with_the_layout_of_the_hub(written: Path, patched: None, tmp_p
     assert found.path.parent == tmp_path / "zoo" / "hub"
     assert found.temperature != 1
     assert run.load(written / "small").path == found.path
-    again = tmp_path / "again"
+    again = tmp_path / "again" / "small"
     shutil.copytree(written / "small", again)
     (again / "calibration.json").unlink()
     assert run.load(again).temperature == 1, "its calibration is its own"

@@ -141,6 +141,7 @@ def test_a_sample_that_is_drawn_very_often_has_other_draws_each_time() -> None:
     order = np.zeros(70_000, np.int64)
     drawn = sampling.slots(0, 0, order, 100_000, 2)
     assert len(np.unique(drawn[:, 0])) > 69_000 and drawn[0].tolist() == sampling.uniforms(0, 0, 1, 2)[0].tolist()
+    assert drawn[1].tolist() != drawn[0].tolist()
 
 
 def test_class_chances_follow_the_formulas() -> None:
