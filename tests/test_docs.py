@@ -207,14 +207,14 @@ def test_numbers_in_the_readme_are_those_of_the_results() -> None:
     focal = {"n": "65536", "c": "10", "dtype": "fp32", "threads": "2", "pass": "forward+backward", "contender": "zoo"}
     textbook = result("focal_loss.csv", "ratio", **focal)
     compiled = result("focal_loss.csv", "ratio", **focal | {"contender": "torch.compile"})
-    speed = partial(mean_of, "cifar10_speed", seeds=8)
+    speed = partial(mean_of, "cifar10_speed", seeds=10)
     numbers = [
         f"{result('inference.csv', 'ratio', batch='64', contender='openvino int8'):.1f} times as fast",
         f"about {round(textbook, -1):.0f} times as fast as the textbook formula and {textbook / compiled:.0f} times as fast as torch.compile",
         f"{result('training.csv', 'ratio', contender='zoo bf16'):.2f} times the usual",
         f"{result('training.csv', 'ratio', contender='zoo bf16 compiled'):.2f} times with",
         f"In {speed('minutes'):.0f} minutes on one core of an AMD EPYC, `zoo train cifar10_speed` reaches {100 * speed('views_accuracy'):.1f} % on "
-        f"CIFAR-10 (eight seeds, six views per test image; {100 * speed('accuracy'):.1f} % with one view)",
+        f"CIFAR-10 (ten seeds, six views per test image; {100 * speed('accuracy'):.1f} % with one view)",
         f"{100 * result('recipes.csv', 'accuracy', recipe='cifar10lt_resnet32_strong'):.1f} % (one seed) on CIFAR-10",
         f"{transfer('frozen'):.1f} % on Caltech-101 with frozen layers, {transfer('finetuned'):.1f} % fine-tuned, "
         f"and {transfer('frozen', ' data.per_class=10'):.1f} % with 10 images",
