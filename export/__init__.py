@@ -120,28 +120,12 @@ def onnx(
 
 
 def program(
-    model: Run | nn.Module,
-    path: str | Path | None = None,
-    *,
-    fmt: str = "pt2",
-    precision: str = "fp32",
-    preprocess: str | None = None,
-    softmax: bool = False,
-    max_drop: float = 0.5,
-    reduce_range: bool = False,
-    explain: bool = False,
-    seed: int = 0,
-    force: bool = False,
-    images: Any = COMPARED,
-    full_test: bool = False,
-    input: Sequence[int] = (),
-    targets: Any = None,
-    classes: Sequence[str] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    calibration: Any = None,
-    **written: Any,
-) -> Receipt:
+    model: Run | nn.Module, path: str | Path | None = None, *, fmt: str = "pt2", precision: str = "fp32", preprocess: str | None = None,
+    softmax: bool = False, max_drop: float = 0.5, reduce_range: bool = False, explain: bool = False, seed: int = 0,
+    force: bool = False, images: Any = COMPARED, full_test: bool = False, input: Sequence[int] = (), targets: Any = None,
+    classes: Sequence[str] | None = None, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+    calibration: Any = None, **written: Any,
+) -> Receipt:  # fmt: skip
     """Write a model in the format ``fmt``: "onnx", "pt2" (torch.export), "openvino" or the format of an installed export target.
 
     Args:

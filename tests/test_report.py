@@ -234,7 +234,7 @@ def test_code_in_markdown_is_fenced() -> None:
 
 
 def test_recipe_values_by_key() -> None:
-    flat, every = recipe.settings(recipe.Recipe()), recipe.keys()
+    flat, every = recipe.settings(recipe.Recipe()), list(recipe.options())
     assert flat["loss.beta"] == 0.9999
     plain = {key for key in every if not key.startswith("reported.") and (not key.startswith("loss.") or recipe.is_field(key))}
     own = {f"loss.{name}" for name in recipe.Recipe().loss.options}  # it has no options of other losses

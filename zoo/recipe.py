@@ -107,11 +107,6 @@ def options() -> dict[str, Option]:
     return declared(Recipe, {"loss.options": losses})
 
 
-def keys() -> list[str]:
-    """Every dotted key of a recipe file, e.g. ``optim.lr``."""
-    return list(options())
-
-
 def shipped() -> dict[str, Path]:
     """The recipes included in zoo, by name."""
     return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
@@ -275,7 +270,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def full_key(key: str) -> str:
     """``lr`` to ``optim.lr``, ``data`` to ``data.name``, ``data_dir`` to ``data.dir``; UsageError with the nearest keys otherwise."""
-    known = keys()
+    known = list(options())
     for name in (key, f"{key}.name", key.replace("_", ".", 1)):
         if name in known:
             return name
@@ -332,7 +327,7 @@ def _of_loss(values: dict[str, Any], loss: str | None, file: str = "") -> dict[s
 
 def _known(written: Written, *, stored: bool = False) -> Written:
     """The same values; UsageError for an unknown key (with ``stored``: except for options of a loss that is not installed)."""
-    known = keys()
+    known = list(options())
     foreign = stored and written.values.get("loss.name", Loss().name) not in registry.table("losses")
     for key in written.values:
         if key in known or (foreign and key.startswith("loss.")):

@@ -144,10 +144,6 @@ def search(
         print_line(f"data     the recipe has no validation images; the sweep holds out data.val = {CARVED}")
     grid = all(axis.kind == "list" for axis in axes)
     _check(what, axes, fixed)
-    if not storage:
-        check_room(out, ROOM)
-    with as_disk_error(out):
-        out.mkdir(parents=True, exist_ok=True)
     with _stored(out, storage):
         study = _study(out, storage)
         _same(out, base, axes, seeds, study)
@@ -216,6 +212,10 @@ def _same(out: Path, base: Recipe, axes: Sequence[Axis], seeds: int, study: Stud
 
 
 def _study(out: Path, storage: str) -> Study:
+    if not storage:
+        check_room(out, ROOM)
+    with as_disk_error(out):
+        out.mkdir(parents=True, exist_ok=True)
     try:
         import optuna
     except ImportError as error:
