@@ -17,6 +17,7 @@ from PIL import Image
 from report_cases import Reader, cells, fake_run
 
 from zoo import metrics, report
+from zoo import recipe as recipes
 from zoo.cli import cli
 from zoo.errors import UsageError
 from zoo.report import _blocks, _compare, _draw, _methods, _read
@@ -189,6 +190,37 @@ def test_speed_and_place_make_no_method(seeds: list[Path]) -> None:
         1,
         1,
     ]
+
+
+def test_data_that_was_moved_is_the_same_data(three: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The digest tells, and the images are compared by their paths inside the folder."""
+    one, two = (shutil.copytree(three[0], tmp_path / name) for name in ("one", "two"))
+    for place, name in ((one, "photos"), (two, "copy of photos")):
+        env = json.loads((place / "env.json").read_text()) | {"data_digest": "abc", "data_dir": f"/x/{name}"}
+        (place / "env.json").write_text(json.dumps(env))
+        recipe = recipes.changed(recipes.read(place / "recipe.toml"), {"data.name": "folder", "data.dir": f"/x/{name}"})
+        (place / "recipe.toml").write_text(recipes.dump(recipe))
+        text = (place / "predictions.csv").read_text().splitlines()
+        (place / "predictions.csv").write_text("\n".join([text[0], *(f"/x/{name}/{line}" for line in text[1:])]) + "\n")
+    a, b = _read.read(one), _read.read(two)
+    assert a.same_set(b) and _compare.same_images(a, b)
+    made = report.compare([one, two], tmp_path / "c.html")
+    assert not [text for text in made.remarks if "different data" in text or "not tested" in text]
+
+
+def test_the_command_prints_the_remarks(three: list[Path], tmp_path: Path) -> None:
+    other = fake_run(tmp_path / "other", n=50, data="cifar100", val=0)
+    ran = CliRunner().invoke(cli, ["report", str(three[0]), str(other), "--out", str(tmp_path / "c.html")])
+    assert ran.exit_code == 0 and "note     The runs use different data (cifar10, cifar100)" in ran.stderr
+    assert "1 of 1 pairs are not tested" in ran.stderr
+
+
+def test_tables_of_a_replaced_run_are_not_shown(three: list[Path], tmp_path: Path) -> None:
+    run = shutil.copytree(three[0], tmp_path / "run")
+    rows = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"test"' not in line]
+    (run / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    found = _read.read(run)
+    assert (found.test, found.classes, found.confusion, found.predictions) == ({}, (), None, [])
 
 
 def test_a_loss_from_python_is_a_method_of_its_own(seeds: list[Path]) -> None:

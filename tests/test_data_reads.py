@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_cases import check
-from PIL import features
+from PIL import Image, features
 from reads_cases import Case
 from reads_data import CASES, FILES, IMAGES, NAMES, READ, SETS, parquet
 
@@ -125,3 +125,41 @@ def test_numbers_of_equal_value_keep_one_order(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(image_list, "set", list, raising=False)  # the order of a set changes with each start of Python
     for names in (["01", "1", "2"], ["1", "2", "01"], ["2", "01", "1"]):
         assert image_list._in_order(names) == ["01", "1", "2"]
+
+
+def pictures(folder: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("head", "line", "names", "end"),
+    [
+        ("path;label;notes, free", "a/{}.png;{};x", ("ant, adult", "bee"), ""),
+        ("", "a/{}.png;{}", ("ant, adult", "bee"), ""),
+        ("path,label", "a/{}.png,{}", ("ant", "bee"), "\n,\n , \n"),
+        ("path;label", "a\\{}.png;{}", ("ant", "bee"), "\n;\n"),
+        ("path,label", "a/{}.png,{}", ("K\u00e4fer", "bee", "Ka\u0308fer"), ""),
+    ],
+    ids=["a comma in the header", "a comma in a label", "empty lines", "backslashes", "two spellings of an accent"],
+)
+def test_lists_as_spreadsheets_write_them(tmp_path: Path, head: str, line: str, names: tuple[str, ...], end: str) -> None:
+    pictures(tmp_path, *(f"a/{number}.png" for number in range(12)))
+    lines = [head] * bool(head) + [line.format(number, names[number % len(names)]) for number in range(12)]
+    (tmp_path / "list.csv").write_text("\n".join(lines) + end, encoding="utf-8-sig")
+    listings, found, _ = image_list.listed(tmp_path / "list.csv")
+    assert found == sorted(names[:2])
+    assert sum(len(each.paths) for each in listings.values()) == 12
+    assert all(Path(path).is_file() for each in listings.values() for path in each.paths)
+
+
+def test_an_unknown_header_is_no_class_if_the_first_image_is_missing(tmp_path: Path) -> None:
+    pictures(tmp_path, *(f"a/{number}.png" for number in range(12)))
+    rest = "".join(f"a/{number}.png;{'ant' if number % 2 else 'bee'}\n" for number in range(12))
+    for first in ("a/gone.png", "a\\gone.png"):
+        (tmp_path / "list.csv").write_text(f"Dateiname;Klasse\n{first};ant\n{rest}")
+        with pytest.raises(DataError, match=r"no columns path and label \(.*list.csv, Dateiname, Klasse\)"):
+            image_list.listed(tmp_path / "list.csv")
+    (tmp_path / "list.csv").write_text(f"a/gone.png;ant\n{rest}")
+    assert image_list.listed(tmp_path / "list.csv")[1] == ["ant", "bee"], "a missing first image is no header"

@@ -261,6 +261,19 @@ def test_7_46_names_in_a_list_that_no_file_can_have(tmp_path: Path, capsys: pyte
     assert zoo(["data", "verify", str(tmp_path / "fine.csv")]) == 0
 
 
+def test_42_files_that_are_no_images_are_named(small_plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = b"\0\0\0\x18ftypheic" + bytes(100)
+    (tmp_path / "new").mkdir()
+    Image.new("RGB", (40, 50)).save(tmp_path / "new" / "a.png")
+    (tmp_path / "new" / "b.HEIC").write_bytes(photo)
+    (tmp_path / "new" / ".DS_Store").write_bytes(b"x")
+    assert zoo(["predict", str(tmp_path / "new"), "--run", str(small_plain)]) == 0
+    assert "1 entries of" in (err := capsys.readouterr().err) and ".HEIC 1" in err
+    assert zoo(["predict", str(tmp_path / "new" / "b.HEIC"), "--run", str(small_plain)]) == 3
+    out, err = capsys.readouterr()
+    assert "cannot read HEIC" in err and "convert it to JPEG" in err and "above" not in err and out == ""
+
+
 def test_33_a_damaged_list_of_files_is_no_list(small_plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(small_plain, tmp_path / "run")
     data = tmp_path / "data"

@@ -44,7 +44,7 @@ class Recipe(msgspec.Struct, frozen=True):
     freeze: Annotated[
         str, about("frozen layers: none, conv, fc, fc:all, backbone, bn, stage<=N or a glob of parameter names; + combines")
     ] = "none"
-    unfreeze: Annotated[list[str], about("frozen layers from epoch N on, as N:SELECTION")] = msgspec.field(default_factory=list)
+    unfreeze: Annotated[list[str], about("frozen layers after N epochs, as N:SELECTION")] = msgspec.field(default_factory=list)
     allow_random_frozen: Annotated[bool, about("allow freezing randomly initialised layers")] = False
     epochs: Annotated[int, about("passes over the training images", ge=1, le=MOST)] = 10
     batch_size: Annotated[int, about("images per batch, over all processes", ge=1, le=MOST)] = 128

@@ -313,6 +313,11 @@ WRITTEN = (
     "profile.png",
     "profile.svg",
     "profile_trace.json",
+    "per_class.csv",
+    "confusion.csv",
+    "README.md",
+    "report.html",
+    *(f"{name}.{suffix}" for name in ("curves", "confusion", "per_class") for suffix in ("png", "svg")),
 )
 """Files of a run that are removed before another run uses the folder."""
 INSIDE = ("last", "tensorboard")

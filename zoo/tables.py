@@ -181,7 +181,7 @@ def _pairs(console: Console, pairs: Sequence[Mapping[str, Any]]) -> None:
 def checked(data: DataSet) -> None:
     """The readable images of a data set by split, and its digest."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
-    rows = [(split, f"{len(part):,}", len(data.classes)) for split, part in splits.items() if len(part)]
+    rows = [(split, f"{len(part):,}", len(set(part.targets.tolist()))) for split, part in splits.items() if len(part)]
     console = out()
     console.print(make((data.name, ">images read", ">classes"), rows))
     console.print(f"digest {data.digest}")
@@ -210,11 +210,11 @@ def predictions(each: Iterable[Mapping[str, Any]], *, as_json: bool, as_csv: boo
             print(json.dumps(answers))
         elif answers and not as_csv:
             rows = [(a["file"], "  ".join(f"{name} {percent(p)} %" for name, p in a["top"])) for a in answers if "top" in a]
-            out().print(make(("file", "class and probability"), rows))
+            if rows:
+                out().print(make(("file", "class and probability"), rows))
     if bad := [answer for answer in answers if "error" in answer]:
-        raise DataError(
-            f"{len(bad)} of {len(answers)} images cannot be read ({bad[0]['file']!r} first); the other results are above"
-        )
+        rest = "the other results are above" if len(bad) < len(answers) else "replace them"
+        raise DataError(f"{len(bad)} of {len(answers)} images cannot be read ({bad[0]['file']!r} first); {rest}")
 
 
 def doctor(rows: Iterable[tuple[str, str, str]]) -> None:

@@ -32,15 +32,16 @@ def command(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     from zoo import report as reports
     from zoo import run_folders as folders
     from zoo import tables
-    from zoo.console import print_line
+    from zoo.console import print_line, print_lines
 
     if out is not None and len(runs) < 2:
         raise UsageError("--out names the page of several runs; that of one run is report.html in its folder: omit --out")
     found = [folders.find(name) for name in runs or (None,)]
     print_line("run      " + "  ".join(map(str, found)))
     if len(found) > 1:
-        page, parts = reports.compare(found, out or Path("compare.html"))
+        page, parts, remarks = reports.compare(found, out or Path("compare.html"))
         _compared(parts, as_json)
+        print_lines(f"note     {text}" for text in remarks)
     else:
         reports.figures(found[0])
         reports.summary(found[0])

@@ -105,6 +105,7 @@ def _check(recipe: Any) -> None:
     if counts is not None:
         print_line(f"data     {recipe.data.label} · {counts.sum():,} train ({first_ten(counts.tolist())})")
         checks.check_counts(recipe, counts, [recipe.data.label])
+        frozen = checks.freeze_lines(recipe, len(counts)) if frozen else frozen
     for finding in lint.check(recipe, counts):
         print_line(f"warning  {finding}")
     print_lines(frozen)

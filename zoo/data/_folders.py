@@ -103,7 +103,7 @@ def scan(folder: Path, classes: Sequence[str]) -> tuple[Listing, list[str]]:
         labels += [number] * len(found)
     if not paths:
         raise DataError(f"no images in the class folders ({shown(folder.absolute())}); add some or remove the folder")
-    notes = _note(folder, other)
+    notes = not_images(folder, other)
     if deep:
         place = shown(Path(deep[0]).parent)
         notes.append(f"{len(deep):,} images of {shown(folder)} are in subfolders of class folders (e.g. {place}): read too")
@@ -148,7 +148,7 @@ def state_of(file: os.DirEntry[str] | Path) -> State:
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
-def _note(folder: Path, other: Sequence[str]) -> list[str]:
+def not_images(folder: Path, other: Sequence[str]) -> list[str]:
     if not other:
         return []
     kinds = Counter(

@@ -27,6 +27,8 @@ CANDIDATES = (
     "PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "PCX", "QOI", "SGI",
 )  # fmt: skip
 """Pillow's readers of plain images. Those that run programs (EPS), read other files or have no signature (TGA) are excluded."""
+HEIC = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+"""Brands of the photos of iPhones, which Pillow does not read."""
 LONGEST = 500
 """Most characters of a path in a message; a column of a list that holds images as text would print thousands."""
 UNFINISHED = ("decoder object", "broken data stream", "not enough image data")
@@ -214,6 +216,8 @@ def _reason(path: str | Path, size: int, error: Exception) -> str:
             first = file.read(512)
         if begins_as_image(first[:16]):
             return f"truncated or damaged image ({shown(path)}, {size:,} bytes)"
+        if first[4:8] == b"ftyp" and first[8:12] in HEIC:
+            return f"cannot read HEIC ({shown(path)}); convert it to JPEG"
         page = first.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<svg"))
         return f"not an image ({shown(path)}, {'a web page' if page else f'{size:,} bytes of another format'})"
     if "truncated" in str(error).lower():

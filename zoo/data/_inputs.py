@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from zoo.console import note
+from zoo.data import _folders
 from zoo.data._image import begins_as_image, is_image, shown, suffixes
 from zoo.errors import DataError, UsageError
 from zoo.files import as_utf8, exists, is_folder, is_link
@@ -63,12 +65,18 @@ def _named(paths: Sequence[Path], nothing: str) -> list[tuple[str, Path]]:
 
 
 def _below(folder: Path) -> list[Path]:
-    """Image files in a folder and its subfolders, without hidden ones, sorted."""
-    found = []
+    """Image files in a folder and its subfolders, without hidden ones, sorted; a line names other files."""
+    found, other = [], []
     for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and not path.is_dir() and (path.name.lower().endswith(suffixes()) or is_image(path)):
+        inside = path.relative_to(folder)
+        if any(part.startswith(".") for part in inside.parts) or path.is_dir():
+            continue
+        if path.name.lower().endswith(suffixes()) or is_image(path):
             found.append(path)
+        else:
+            other.append(str(inside))
+    for line in _folders.not_images(folder, other):
+        note("data", line)
     return found
 
 

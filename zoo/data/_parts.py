@@ -139,7 +139,7 @@ def _untested(classes: Sequence[str], train: Part, test: Part) -> list[str]:
 
 def _manifest(parts: Sequence[Part]) -> np.ndarray:
     """(n, 2) uint64: for each sample 8 bytes of blake2b of its path inside the set, and 8 of its content."""
-    tails = _inside([file for each in parts for file in each.files])
+    tails = inside([file for each in parts for file in each.files])
     names = b"".join(hashlib.blake2b(tail.encode("utf-8", "surrogateescape"), digest_size=8).digest() for tail in tails)
     contents = [
         np.ascontiguousarray(each.prints[:, :8]).view(np.uint64)[:, 0] ^ each.targets.astype(np.uint64) for each in parts
@@ -190,7 +190,7 @@ def _tail(file: str) -> str:
     return "/".join(file.rsplit("/", 3)[-3:])
 
 
-def _inside(files: Sequence[str]) -> list[str]:
+def inside(files: Sequence[str]) -> list[str]:
     """Paths without the folders that all have in common, so that they do not depend on the place of the set."""
     first, last = min(files, default=""), max(files, default="")  # what these two begin with, all between begin with
     alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last)))

@@ -7,6 +7,7 @@ header the first two columns are path and label.
 from __future__ import annotations
 
 import csv
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ import numpy as np
 
 from zoo.data import _cache, _folders, _parts
 from zoo.data._folders import Listing
-from zoo.data._image import shown
+from zoo.data._image import shown, suffixes
 from zoo.errors import DataError, UsageError
+from zoo.files import exists
 from zoo.spec import DataSet, DataSpec
 
 MEAN = (0.485, 0.456, 0.406)
@@ -36,6 +38,8 @@ SPLITS = {
 """Values of the column ``split``."""
 NESTED = ("struct", "list", "map", "binary", "large_binary", "fixed_size", "large_list")
 """Types of Parquet columns that cannot hold names."""
+LOOKED_AT = 100
+"""Rows among which one names a file, if the first row is a header without known names."""
 MOST_ROWS = 50_000_000
 """Largest number of rows of a Parquet list: a few bytes can encode any number of equal rows."""
 
@@ -80,8 +84,8 @@ def _csv(path: Path) -> list[dict[str, Any]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             start = file.read(4096).partition("\n")[0]
             file.seek(0)
-            mark = next((mark for mark in (",", "\t", ";") if mark in start), ",")
-            rows = [row for row in csv.reader(file, delimiter=mark, strict=True) if row]
+            mark = _mark(start, path)
+            rows = [row for row in csv.reader(file, delimiter=mark, strict=True) if any(cell.strip() for cell in row)]
     except UnicodeDecodeError as error:
         with path.open("rb") as binary:
             wide = binary.read(2) in (b"\xff\xfe", b"\xfe\xff")
@@ -94,7 +98,7 @@ def _csv(path: Path) -> list[dict[str, Any]]:
     if not rows or (all(named) and len(rows) == 1):
         raise DataError(f"list is empty ({shown(path)}); write path,label on each line")
     if not all(named):
-        if not _names_file(rows[0], path) and (any(named) or _names_file(rows[1 % len(rows)], path)):
+        if not _of_image(rows[0], path) and (any(named) or any(_of_image(row, path) for row in rows[1:LOOKED_AT])):
             raise _unnamed(path, rows[0])
         head, rows = ["path", "label", "split"], [[], *rows]
     if short := next((number for number, row in enumerate(rows[1:], 1) if len(row) < min(len(head), 2)), None):
@@ -102,9 +106,33 @@ def _csv(path: Path) -> list[dict[str, Any]]:
     return [dict(zip(head, row)) for row in rows[1:]]
 
 
+def _mark(start: str, path: Path) -> str:
+    """What separates the cells of a list, by its first line: the mark that gives a header, else a file's name, else most cells."""
+
+    def cells(mark: str) -> tuple[bool, bool, int]:
+        row = next(csv.reader([start], delimiter=mark), [])
+        names = {cell.strip().lower() for cell in row}
+        return bool(names & {*PATHS} and names & {*LABELS}), _names_file(row, path), len(row)
+
+    return max((",", "\t", ";"), key=cells)
+
+
 def _names_file(row: Sequence[str], path: Path) -> bool:
-    """Whether a cell of a row of the list at ``path`` names a file that exists, so that the row is no header."""
-    return any(_folders.state_of(path.absolute().parent / cell.strip())[0] >= 0 for cell in row)
+    """Whether a cell of a row of the list at ``path`` names a file that exists."""
+    return any(_folders.state_of(Path(_place(path.absolute().parent, cell.strip())))[0] >= 0 for cell in row)
+
+
+def _of_image(row: Sequence[str], path: Path) -> bool:
+    """Whether a row names a file, perhaps one that is missing, so that it is no header."""
+    return _names_file(row, path) or any(cell.strip().lower().endswith(suffixes()) for cell in row)
+
+
+def _place(base: Path, path: str) -> str:
+    """An image of a list in the folder ``base``; of a path with the backslashes of Windows, the file that it means."""
+    place = base / path
+    if "\\" in path and not exists(place) and exists(other := base / path.replace("\\", "/")):
+        return str(other)
+    return str(place)
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:
@@ -156,6 +184,7 @@ def _columns(rows: Sequence[dict[str, Any]], path: Path) -> tuple[list[str], lis
     found: tuple[list[str], list[str], list[str]] = [], [], []
     for number, row in enumerate(rows, 1):
         values = [str(row.get(key) if row.get(key) is not None else "").strip() for key in (file, label, "split")]
+        values[1] = unicodedata.normalize("NFC", values[1])  # macOS writes an accent as a character after its letter
         if not values[0] or not values[1]:
             raise DataError(
                 f"no {'path' if not values[0] else 'label'} ({shown(path)}, image {number}); fill it in or remove the line"
@@ -178,7 +207,7 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def _listing(base: Path, paths: Sequence[str], targets: np.ndarray) -> Listing:
-    full = [str(base / path) for path in paths]
+    full = [_place(base, path) for path in paths]
     seen: dict[str, int] = {}
     for number, path in enumerate(full, 1):
         if seen.setdefault(path, number) != number:

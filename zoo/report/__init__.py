@@ -101,6 +101,8 @@ class Comparison(NamedTuple):
 
     page: Path
     tables: dict[str, list[Table]]
+    remarks: tuple[str, ...] = ()
+    """What the page says about the tables, such as why runs are not tested."""
 
 
 def compare(run_dirs: Sequence[Path], out: Path) -> Comparison:
@@ -118,7 +120,8 @@ def compare(run_dirs: Sequence[Path], out: Path) -> Comparison:
     tables = _compare.numbers(runs)
     title, blocks = _compare.story(runs, chain(*tables.values()), out)
     publish_text(out, _blocks.page(title, blocks))
-    return Comparison(out, {name: [block for block in part if isinstance(block, Table)] for name, part in tables.items()})
+    texts = tuple(block.text for part in tables.values() for block in part if isinstance(block, Text))
+    return Comparison(out, {name: [each for each in part if isinstance(each, Table)] for name, part in tables.items()}, texts)
 
 
 def _story(run: Folder, classes: int) -> list[Block]:

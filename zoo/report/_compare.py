@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo import metrics, spec
+from zoo.data._parts import inside
 from zoo.recipe import aligned
 from zoo.report import _draw, _methods
 from zoo.report._blocks import Block, Heading, Picture, Table, Text
@@ -116,8 +117,9 @@ def same_images(a: Folder, b: Folder) -> bool:
     """Whether both have predictions for the same test images in the same order; files of the same name may differ in data given in Python."""
     if (a.given or b.given) and not a.same_set(b):
         return False
-    keys = [[(row["file"], row["target"]) for row in run.predictions] for run in (a, b)]
-    return bool(keys[0]) and keys[0] == keys[1]
+    files = [inside([row["file"] for row in run.predictions]) for run in (a, b)]
+    targets = [[row["target"] for row in run.predictions] for run in (a, b)]
+    return bool(files[0]) and files[0] == files[1] and targets[0] == targets[1]
 
 
 def _paired(runs: Sequence[Folder], names: Sequence[str]) -> list[Block]:

@@ -105,6 +105,9 @@ class Folder:
 
     def same_set(self, other: Folder) -> bool:
         """Whether both use the same data set. The digest depends on the size of the images, so it may differ for one folder."""
+        digest, own = self.env.get("data_digest"), self.recipe.data.own and other.recipe.data.own
+        if own and digest and digest == other.env.get("data_digest"):  # a folder that was moved or renamed
+            return True
         if self.set_name(1) != other.set_name(1):
             return False
         digests, places = ({run.env.get(key, "") for run in (self, other)} for key in ("data_digest", "data_dir"))
@@ -158,7 +161,10 @@ def read(path: Path) -> Folder:
             f"confusion.csv does not match the {len(classes)} classes of per_class.csv ({path}); restore both, or repeat the run"
         )
     predictions = _parsed(path / "predictions.csv", _predictions, list)
-    return Folder(path, recipes.read(path / "recipe.toml"), env, rows, test, classes, per_class, confusion, predictions)
+    recipe = recipes.read(path / "recipe.toml")
+    if not test:  # the tables are of an earlier training in this folder
+        return Folder(path, recipe, env, rows, test, (), [], None, [])
+    return Folder(path, recipe, env, rows, test, classes, per_class, confusion, predictions)
 
 
 def _parsed(path: Path, parse: Callable[[str], T], absent: Callable[[], Any]) -> T:

@@ -80,8 +80,11 @@ def check_names(recipe: Recipe) -> Sequence[str]:
     return frozen
 
 
-def freeze_lines(recipe: Recipe) -> list[str]:
-    """Frozen layers at the start of a recipe, part by part, without reading weights or data (:func:`zoo.training.freezing.lines`)."""
+def freeze_lines(recipe: Recipe, classes: int = 0) -> list[str]:
+    """Frozen layers at the start of a recipe, part by part, without reading weights or data (:func:`zoo.training.freezing.lines`).
+
+    ``classes`` is the number of classes of a user's data, if it is known.
+    """
     import torch
 
     from zoo.training import freezing
@@ -89,7 +92,7 @@ def freeze_lines(recipe: Recipe) -> list[str]:
 
     spec = sized_spec(recipe.model, recipe.data.size)
     with torch.device("meta"):
-        model = spec.build(registry.entry("data", recipe.data.name)["classes"] or spec.classes)
+        model = spec.build(classes or registry.entry("data", recipe.data.name)["classes"] or spec.classes)
     plan = freezing.plan(model, spec, recipe.freeze, recipe.unfreeze, recipe.epochs)
     random = recipe.weights == "none" and not recipe.allow_random_frozen
     table = freezing.freeze(model, recipe.freeze, spec, fresh=tuple(model.state_dict()) if random else ())
