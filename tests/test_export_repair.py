@@ -138,7 +138,7 @@ def test_outputs_that_differ_too_much_are_repaired_too(known: dict[str, Any]) ->
     answer = _quantise.outputs(graph, chosen.val.images)
     assert _choose.difference(answer, chosen.exact, job.exported) <= _repair.NEAR * chosen.apart
     with pytest.raises(
-        DisagreeError, match=r"outputs differ by .*, more than 1\.5 and 0 on 200 training images with 2 of 5 layers"
+        DisagreeError, match=r"outputs differ by .*, more than 1\.5 and 0 on 200 given images with 2 of 5 layers"
     ):
         _repair.repaired(job, right, tolerance=0)
 

@@ -124,10 +124,10 @@ def test_14_a_scaler_that_only_skips_has_diverged(tmp_path: Path) -> None:
     model = torch.nn.Linear(1, 1)
     step = Step(torch.optim.SGD(model.parameters(), 0.1), lambda at: 0.1, torch.device("cpu"), scaler=Scaler())
     for _ in range(SKIPS):
-        _apply(model, step)
+        _apply(step)
     assert step.skipped[0] == SKIPS
     step.scaler.update = lambda: None
-    _apply(model, step)
+    _apply(step)
     assert step.skipped[0] == 0
 
 
