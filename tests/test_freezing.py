@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tests_support import resolve
 from torch import nn
 
 import zoo.export
+from zoo import __main__ as cli
 from zoo import registry, run, tensor_files, training
 from zoo.errors import DisagreeError, UsageError
 from zoo.training import build, checkpoint, features, freezing, session
@@ -280,3 +282,20 @@ def test_a_frozen_tensor_that_moves_fails_the_run(
     with pytest.raises(DisagreeError, match=rf"frozen tensors changed in training \(1, {name} first\)"):
         training.train(mine, out=tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_dry_run_counts_the_parameters_of_a_users_classes(
+    donors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(24):
+        (tmp_path / "photos" / "abc"[number % 3]).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / "photos" / "abc"[number % 3] / f"{number}.png")
+    words = ["cnn_small", "--data", str(tmp_path / "photos"), "--weights", str(donors / "cnn_small.pth"), "--freeze", "conv"]
+    assert cli.run(["train", *words, "--dry-run"]) == 0
+    head = registry.find("models", "cnn_small").build(3).state_dict()
+    trained = sum(
+        value.numel()
+        for name, value in head.items()
+        if freezing.inside(name, freezing.new_head(registry.find("models", "cnn_small")))
+    )
+    assert f"{trained:,} trained" in capsys.readouterr().err

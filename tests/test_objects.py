@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import __main__ as cli
-from zoo import ops, report, training
+from zoo import ops, report, run_folders, training
 from zoo import run as engine
 from zoo.errors import DataError, FileError, UsageError
 from zoo.spec import DataSet, Given, Split
@@ -398,6 +398,15 @@ def test_a_run_of_another_machine_is_evaluated_on_this_one(tmp_path: Path, capsy
         there = msgspec.structs.replace(run.recipe, device=device, precision=precision)
         assert engine.evaluate(dataclasses.replace(run, recipe=there))[0].n == 9
         assert ("eval     fp16 is not available on cpu" in capsys.readouterr().err) == (precision == "fp16")
+
+
+def test_a_run_that_is_replaced_with_force_leaves_no_results(tmp_path: Path) -> None:
+    """A run that is stopped before its end would otherwise show those of the run before it."""
+    run = zoo.train("cnn_small", data=given(), out=tmp_path / "run", **SMALL)
+    kept = {path.name for path in run.path.iterdir() if path.is_file()}
+    assert {"README.md", "report.html", "per_class.csv", "confusion.csv", "curves.png", "confusion.svg"} <= kept
+    run_folders.clear(run.path)
+    assert {path.name for path in run.path.iterdir() if path.is_file()} <= {"recipe.toml", ".lock", ".holder"}
 
 
 def test_every_label_has_a_name() -> None:
