@@ -206,6 +206,8 @@ def test_data_that_was_moved_is_the_same_data(three: list[Path], tmp_path: Path,
     assert a.same_set(b) and _compare.same_images(a, b)
     made = report.compare([one, two], tmp_path / "c.html")
     assert not [text for text in made.remarks if "different data" in text or "not tested" in text]
+    other = dataclasses.replace(b, env={**b.env, "data_digest": "other"})
+    assert not _compare.same_images(a, other), "other images, whose files have the same names"
 
 
 def test_the_command_prints_the_remarks(three: list[Path], tmp_path: Path) -> None:
